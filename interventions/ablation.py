@@ -1,0 +1,44 @@
+"""Directional ablation: remove a direction from the activation (Arditi et al. 2024, arXiv:2406.11717)."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+
+from subvene.interventions.base import ActivationIntervention, unit
+from subvene.interventions.tensors import Sizes, TensorTable
+from subvene.specs import AblationSpec, tensor_name
+
+
+class AblationIntervention(ActivationIntervention):
+    """h ← h − ⟨h, v̂⟩·v̂.
+
+    Args:
+        direction: any vector of shape [width]; it is brought to unit length.
+        **kwargs: see `ActivationIntervention`; `strength` 1 removes the direction wholly.
+    """
+
+    kind = "ablation"
+    buffer_names = ("direction",)
+
+    def __init__(self, direction: torch.Tensor | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        direction = torch.zeros(0) if direction is None else unit(direction.detach().float())
+        self.register_buffer("direction", direction)
+
+    @classmethod
+    def build(
+        cls, spec: AblationSpec, table: TensorTable | None, sizes: Sizes
+    ) -> list[tuple[str, int | None, Self]]:
+        width = sizes.site_width(spec.site)
+        direction = table.get(spec.direction.key, spec.site, spec.layer, shape=(width,), nonzero=True)
+        edit = cls(direction, strength=torch.tensor(spec.strength), positions=spec.positions)
+        return [(spec.site, spec.layer, edit)]
+
+    def stored(self, key: str, site: str, layer: int | None) -> dict[str, torch.Tensor]:
+        return {tensor_name(key, site, layer): self.direction}
+
+    def delta(self, h: torch.Tensor) -> torch.Tensor:
+        direction = self.direction.to(h.dtype)
+        return -(h @ direction).unsqueeze(-1) * direction

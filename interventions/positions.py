@@ -1,0 +1,144 @@
+"""Which tokens of a forward call are edited.
+
+One definition for every code path (generation, chunked prefill, assisted decoding, scoring): a token is
+judged by its absolute position in its own sequence, never by how many tokens the call carries. Where those
+positions come from is the runner's business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from pydantic import TypeAdapter
+
+from subvene.specs import FirstTokens, LastTokens, Positions, TokenIndices
+
+_ADAPTER: TypeAdapter[Positions] = TypeAdapter(Positions)
+
+
+def parse_positions(declared: object) -> Positions:
+    """Validate a declared position rule (`"response"`, `{"first": 4, "of": "prompt"}`, …)."""
+    return _ADAPTER.validate_python(declared)
+
+
+def positions_from_json(text: str | bytes) -> Positions:
+    """The inverse of :func:`positions_to_json`."""
+    return _ADAPTER.validate_json(text)
+
+
+def positions_to_json(rule: Positions) -> str:
+    """One line of JSON for a rule."""
+    return _ADAPTER.dump_json(rule).decode()
+
+
+def is_within_prompt(rule: Positions) -> bool:
+    """Whether the rule can never select a token after the prompt."""
+    if isinstance(rule, str):
+        return rule in ("prompt", "last_prompt_token")
+    return rule.of == "prompt"
+
+
+def needs_prompt_length(rule: Positions) -> bool:
+    """Whether the rule cannot be decided without knowing where the prompt ends."""
+    return rule != "all"
+
+
+def needs_length(rule: Positions) -> bool:
+    """Whether the rule counts from the end of the response, which generation cannot know in advance."""
+    if isinstance(rule, LastTokens):
+        return rule.of == "response"
+    return isinstance(rule, TokenIndices) and rule.of == "response" and min(rule.indices) < 0
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Where the tokens of one forward call stand in their sequences.
+
+    Attributes:
+        index: Long[batch, tokens], the 0-based position of each token in its own sequence, padding excluded.
+        real: Bool[batch, tokens], false on padding (and on what follows a finished row in generation).
+        prompt_length: Long[batch], tokens in each row's prompt; None where nobody said.
+        length: Long[batch], tokens in each whole sequence; None while it is still being generated.
+        after_prompt: True if it is known on the host that every token here comes after the prompt.
+        start: slot of the first token of this call in the padded rows (the cache's length before the call).
+    """
+
+    index: torch.Tensor
+    real: torch.Tensor
+    prompt_length: torch.Tensor | None
+    length: torch.Tensor | None = None
+    after_prompt: bool = False
+    start: int = 0
+    _masks: dict[tuple[Positions, torch.device], torch.Tensor] = field(default_factory=dict, repr=False)
+
+    def mask(self, rule: Positions, device: torch.device | None = None) -> torch.Tensor:
+        """Bool[batch, tokens]: the tokens that `rule` selects, padding never among them."""
+        device = device or self.index.device
+        key = (rule, device)
+        if key not in self._masks:
+            self._masks[key] = (_select(rule, self) & self.real).to(device)
+        return self._masks[key]
+
+
+def _select(rule: Positions, tokens: Tokens) -> torch.Tensor:
+    index = tokens.index
+    if rule == "all":
+        return torch.ones_like(tokens.real)
+    if tokens.prompt_length is None:
+        raise ValueError(f"positions {rule!r} need the prompts' lengths, and none were given")
+    prompt = tokens.prompt_length.unsqueeze(1)
+    if isinstance(rule, str):
+        match rule:
+            case "prompt":
+                return index < prompt
+            case "response":
+                return index >= prompt - 1
+            case "last_prompt_token":
+                return index == prompt - 1
+    if needs_length(rule) and tokens.length is None:
+        raise ValueError(
+            f"positions {rule!r} count from the end of the response, which is not known while it is generated; "
+            "use them in a teacher-forced pass only"
+        )
+    within = index < prompt if rule.of == "prompt" else index >= prompt
+    first = torch.zeros_like(prompt) if rule.of == "prompt" else prompt
+    end = prompt if rule.of == "prompt" else tokens.length
+    if end is not None and rule.of == "response":
+        end = end.unsqueeze(1)
+    if isinstance(rule, FirstTokens):
+        return within & (index < first + rule.first)
+    if isinstance(rule, LastTokens):
+        return within & (index >= end - rule.last)
+    selected = torch.zeros_like(tokens.real)
+    for position in rule.indices:
+        selected |= index == (first + position if position >= 0 else end + position)
+    return within & selected
+
+
+class FirstCallIsPrompt:
+    """The documented fallback for stock pyvene, which tells an intervention nothing about positions.
+
+    The first call is taken as the prompt (no padding, every token real); later calls of one token continue
+    it; a later call of several tokens starts a new prompt. Chunked prefill, padding and one-token prompts
+    after the first are therefore wrong here, and right under subvene's own runner.
+    """
+
+    def __init__(self) -> None:
+        self.prompt_length = 0
+        self.seen = 0
+
+    def next(self, base: torch.Tensor) -> Tokens:
+        """Positions of the next call, whose activation is `base` [batch, tokens, width]."""
+        batch, count = base.shape[:2]
+        if count > 1 or self.seen == 0:
+            self.prompt_length, self.seen = count, 0
+        index = torch.arange(self.seen, self.seen + count, device=base.device).expand(batch, count)
+        self.seen += count
+        return Tokens(
+            index=index,
+            real=torch.ones_like(index, dtype=torch.bool),
+            prompt_length=torch.full((batch,), self.prompt_length, device=base.device),
+            length=torch.full((batch,), self.seen, device=base.device),
+            after_prompt=self.seen > self.prompt_length,
+        )

@@ -1,0 +1,97 @@
+"""The stored tensors that interventions are built from, looked up by key, site and layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from subvene.specs import SubveneError, parse_tensor_name, tensor_name
+
+
+class TensorError(SubveneError, ValueError):
+    """A tensor is missing, or has another shape than its intervention needs."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What of a model's anatomy an intervention's tensors depend on (all counts, 0-based indices)."""
+
+    n_layers: int
+    width: int
+    n_heads: int
+    head_dim: int
+
+    def site_width(self, site: str) -> int:
+        """Width of the activation at `site`: `n_heads * head_dim` for attention heads, else the residual's."""
+        return self.n_heads * self.head_dim if site == "attention_heads" else self.width
+
+
+class TensorTable:
+    """Tensors of one safetensors file (or of a fit that has just been made).
+
+    Args:
+        tensors: name → tensor; names as `subvene.specs.tensor_name` makes them, or plain ones.
+        origin: what error messages call the table (a file's path).
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], origin: str) -> None:
+        self.tensors = dict(tensors)
+        self.origin = origin
+
+    def layers(self, key: str, site: str) -> list[int]:
+        """The layers for which `key` is stored at `site`, ascending."""
+        parsed = (parse_tensor_name(name) for name in self.tensors)
+        return sorted({p[2] for p in parsed if p and p[0] == key and p[1] == site and p[3] is None})
+
+    def get(
+        self,
+        key: str,
+        site: str,
+        layer: int,
+        *,
+        shape: tuple[int, ...],
+        part: str | None = None,
+        nonzero: bool = False,
+    ) -> torch.Tensor:
+        """The tensor of `key` at `site[layer]`, float32, of exactly `shape`.
+
+        A plain key that names no site is taken at its word; a key that names another site or layer than the
+        spec does is refused, because that is how an off-by-one gets in.
+        """
+        full = tensor_name(key, site, layer, part)
+        name = full if full in self.tensors else (key if part is None else f"{key}.{part}")
+        if name not in self.tensors:
+            raise TensorError(f"{self.origin}: no tensor {full!r}; {self._what_there_is(key)}")
+        parsed = parse_tensor_name(name)
+        if parsed and (parsed[1], parsed[2]) != (site, layer):
+            raise TensorError(
+                f"{self.origin}: tensor {name!r} was made for {parsed[1]}[{parsed[2]}], and the spec puts it at "
+                f"{site}[{layer}]; name the same site and layer, or refit"
+            )
+        tensor = self.checked(name, shape)
+        if nonzero and not tensor.any():
+            raise TensorError(f"{self.origin}: tensor {name!r} is zero everywhere, so it has no direction")
+        return tensor
+
+    def checked(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """The tensor called `name` in float32; its shape must be `shape` and every value finite."""
+        if name not in self.tensors:
+            raise TensorError(f"{self.origin}: no tensor {name!r}; {self._what_there_is(name)}")
+        tensor = self.tensors[name]
+        if tuple(tensor.shape) != shape:
+            raise TensorError(
+                f"{self.origin}: tensor {name!r} has shape {list(tensor.shape)}, expected {list(shape)} for this model"
+            )
+        if not tensor.is_floating_point():
+            raise TensorError(f"{self.origin}: tensor {name!r} is {tensor.dtype}, expected floating point")
+        if not torch.isfinite(tensor).all():
+            raise TensorError(f"{self.origin}: tensor {name!r} holds NaN or infinite values")
+        return tensor.detach().to(torch.float32).clone()
+
+    def _what_there_is(self, key: str) -> str:
+        names = sorted(self.tensors)
+        related = [n for n in names if n.startswith(key)] or names
+        shown = ", ".join(related[:6]) + (f", … ({len(related)} in all)" if len(related) > 6 else "")
+        return f"there is: {shown}" if names else "it holds no tensors"

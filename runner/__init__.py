@@ -1,0 +1,46 @@
+"""What makes it run: models, compilation, generation, receipts, artifacts, recipes, and the command line.
+
+The names here are imported when they are first used, so that commands which need no model start at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from subvene.runner.artifact import ArtifactError
+    from subvene.runner.experiment import run_experiment
+    from subvene.runner.fit import fit
+    from subvene.runner.intervened import IntervenedModel
+    from subvene.runner.model import load_model
+    from subvene.runner.positions import PositionError
+    from subvene.runner.receipt import NotSteeredError, Receipt
+
+_HOME = {
+    "ArtifactError": "artifact",
+    "IntervenedModel": "intervened",
+    "NotSteeredError": "receipt",
+    "PositionError": "positions",
+    "Receipt": "receipt",
+    "fit": "fit",
+    "load_model": "model",
+    "run_experiment": "experiment",
+}
+
+__all__ = [
+    "ArtifactError",
+    "IntervenedModel",
+    "NotSteeredError",
+    "PositionError",
+    "Receipt",
+    "fit",
+    "load_model",
+    "run_experiment",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,257 @@
+"""The artifact: a folder with a spec and its tensors, which is what is saved, shared and reloaded.
+
+Reading executes nothing: YAML by the spec loader, safetensors, JSON. `config.json` and `intkey_*.bin` are
+written for stock pyvene and never read here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from subvene.interventions._pyvene import pyvene
+from subvene.runner.anatomy import Anatomy, sizes_from_config, text_config
+from subvene.runner.cache import atomic_folder
+from subvene.runner.card import model_card
+from subvene.runner.intervenable import IntervenableModel
+from subvene.runner.receipt import Receipt
+from subvene.specs import InterventionSpec, SubveneError, TensorRef, dump_spec, parse_spec
+
+SPEC, TENSORS, FINGERPRINT, CARD = "intervention.yaml", "tensors.safetensors", "fingerprint.json", "README.md"
+FORMAT = "1"
+
+
+class ArtifactError(SubveneError):
+    """An artifact is incomplete, altered, or made for another model."""
+
+
+class RevisionWarning(UserWarning):
+    """The model is of the right make, and of another revision than the artifact was made with."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A checked artifact.
+
+    Attributes:
+        folder: where it was read from.
+        spec: its spec; tensor references carry no file, they mean `tensors`.
+        tensors: every stored tensor by full name.
+        fingerprint: the model it was made for, file hashes, versions.
+        provenance: how the tensors came about.
+    """
+
+    folder: Path
+    spec: InterventionSpec
+    tensors: dict[str, torch.Tensor]
+    fingerprint: dict[str, Any]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def check_config(self, config: Any) -> None:
+        """Check a model's config against the fingerprint; nothing of the model need be loaded.
+
+        Raises:
+            ArtifactError: another architecture or size, both values named.
+        """
+        made_for = self.fingerprint["model"]
+        found = _config_fingerprint(config)
+        differing = [key for key in found if key not in ("revision", "name") and found[key] != made_for.get(key)]
+        # A config only guesses head_dim where it does not say it; the loaded model decides.
+        differing = [key for key in differing if key != "head_dim"]
+        self._refuse(differing, made_for, found)
+        if made_for.get("revision") and found["revision"] and made_for["revision"] != found["revision"]:
+            warnings.warn(
+                f"{self.folder}: made with revision {made_for['revision']} of the model, and this is {found['revision']}",
+                RevisionWarning,
+                stacklevel=3,
+            )
+
+    def check_model(self, model: torch.nn.Module) -> None:
+        """Check a loaded model against the fingerprint, `head_dim` and heads as its modules have them."""
+        self.check_config(model.config)
+        made_for, found = self.fingerprint["model"], _model_fingerprint(model)
+        self._refuse([key for key in ("n_heads", "head_dim") if found[key] != made_for.get(key)], made_for, found)
+
+    def _refuse(self, keys: list[str], made_for: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+        if keys:
+            differences = "; ".join(f"{key}: the artifact has {made_for.get(key)!r}, the model {found[key]!r}" for key in keys)
+            raise ArtifactError(f"{self.folder} was made for another model ({differences}); load it onto {made_for.get('name')}")
+
+
+def write(
+    folder: Path,
+    spec: InterventionSpec,
+    intervenable: IntervenableModel,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    receipt: Receipt | None = None,
+) -> Path:
+    """Write the artifact of a compiled spec, atomically: an interrupted save leaves the old one."""
+    if folder.exists() and not (folder / SPEC).is_file() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise ArtifactError(f"{folder} exists and is no artifact; choose another place, or remove it first")
+    stored_spec, tensors = _self_contained(spec, intervenable)
+    listed = type(intervenable.model) in pyvene.models.intervenable_modelcard.type_to_dimension_mapping
+    fingerprint: dict[str, Any] = {
+        "format": FORMAT,
+        "model": {"name": spec.model.name, **_model_fingerprint(intervenable.model)},
+        "stock_pyvene": listed,
+        "versions": {name: version(name) for name in ("subvene", "pyvene", "torch", "transformers", "safetensors")},
+    }
+    metadata = {
+        "format": FORMAT,
+        "sites": json.dumps(sorted(tensors)),
+        "provenance": json.dumps(dict(provenance or {}), sort_keys=True),
+    }
+    with atomic_folder(folder) as temporary:
+        (temporary / SPEC).write_text(dump_spec(stored_spec), encoding="utf-8")
+        safetensors.torch.save_file(tensors, temporary / TENSORS, metadata=metadata)
+        with contextlib.redirect_stdout(io.StringIO()):
+            intervenable.save(str(temporary))
+        card = model_card(stored_spec, fingerprint, provenance or {}, receipt)
+        (temporary / CARD).write_text(card, encoding="utf-8")
+        files = sorted(p for p in temporary.iterdir() if p.is_file())
+        fingerprint["sha256"] = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+        (temporary / FINGERPRINT).write_text(json.dumps(fingerprint, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return folder
+
+
+def read(folder: Path) -> Artifact:
+    """Read and check an artifact; each file is read once, so that what was checked is what is used.
+
+    Raises:
+        ArtifactError: naming the file that is missing, truncated, altered or not what it should be.
+        SpecError: the spec is not valid.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: no such artifact folder")
+    try:
+        fingerprint = json.loads(_bytes(folder, FINGERPRINT))
+        hashes, _ = fingerprint["sha256"], fingerprint["model"]["n_layers"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder / FINGERPRINT}: not a fingerprint ({error!r})") from error
+    if fingerprint.get("format") != FORMAT:
+        raise ArtifactError(f"{folder / FINGERPRINT}: format {fingerprint.get('format')!r}, this subvene reads {FORMAT!r}")
+    content = {}
+    for name in sorted({SPEC, TENSORS, *hashes}):
+        if Path(name).name != name:
+            raise ArtifactError(f"{folder / FINGERPRINT}: {name!r} is not a plain file name")
+        content[name] = _bytes(folder, name)
+        # People edit a card on the Hub, and nothing here reads it; everything else is as it was saved, or refused.
+        if name != CARD and hashlib.sha256(content[name]).hexdigest() != hashes.get(name):
+            raise ArtifactError(f"{folder / name}: its sha256 is not the one in {FINGERPRINT}; truncated or altered")
+    spec = parse_spec(content[SPEC].decode("utf-8"), file=str(folder / SPEC))
+    for loc, ref in spec.tensor_refs():
+        if ref.file != TENSORS:
+            raise ArtifactError(f"{folder / SPEC}: {_path(loc)}.file: expected {TENSORS!r}, found {ref.file!r}")
+    try:
+        tensors = safetensors.torch.load(content[TENSORS])
+        header = json.loads(content[TENSORS][8 : 8 + int.from_bytes(content[TENSORS][:8], "little")])
+        provenance = json.loads(header.get("__metadata__", {}).get("provenance", "{}"))
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ArtifactError(f"{folder / TENSORS}: not a readable safetensors file ({error})") from error
+    return Artifact(folder, _with_file(spec, None), tensors, fingerprint, provenance)
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a path looks like an artifact's folder."""
+    return path.is_dir() and (path / SPEC).is_file()
+
+
+def _self_contained(
+    spec: InterventionSpec, intervenable: IntervenableModel
+) -> tuple[InterventionSpec, dict[str, torch.Tensor]]:
+    """The spec with every reference in the artifact's own file, and the tensors as they are now."""
+    tensors: dict[str, torch.Tensor] = {}
+    stored = []
+    for declared, entry in zip(spec.interventions, intervenable.entries, strict=True):
+        refs = dict(declared.tensor_refs())
+        key = next((ref.key for ref in refs.values()), entry.name).removesuffix(".state")
+        own = _stored(declared, key, intervenable, entry)
+        if any(name in tensors and not torch.equal(tensors[name], value) for name, value in own.items()):
+            key = f"{key}_{len(stored)}"
+            own = _stored(declared, key, intervenable, entry)
+        tensors |= own
+        stored.append(declared.model_copy(update=_references(declared, key, own)))
+    fields = {name: getattr(spec, name) for name in InterventionSpec.model_fields} | {"interventions": tuple(stored)}
+    return InterventionSpec(**fields), {name: value.contiguous().cpu() for name, value in tensors.items()}
+
+
+def _stored(declared: Any, key: str, intervenable: IntervenableModel, entry: Any) -> dict[str, torch.Tensor]:
+    own: dict[str, torch.Tensor] = {}
+    for place, pyvene_key in zip(entry.sites, entry.keys, strict=True):
+        site, _, layer = place.rpartition("[")
+        index = int(layer.rstrip("]")) if site and place.endswith("]") else None
+        own |= intervenable.interventions[pyvene_key].stored(key, site if index is not None else place, index)
+    return own
+
+
+def _references(declared: Any, key: str, own: Mapping[str, torch.Tensor]) -> dict[str, TensorRef]:
+    """The reference fields of an entry, pointing into the artifact."""
+    fields = {}
+    for name, annotation in type(declared).model_fields.items():
+        if "TensorRef" not in str(annotation.annotation):
+            continue
+        if name == "state":
+            if any(tensor.startswith(f"{key}.state.") for tensor in own):
+                fields[name] = TensorRef(file=TENSORS, key=f"{key}.state")
+        elif name != "source" or getattr(declared, name) is not None:
+            fields[name] = TensorRef(file=TENSORS, key=key)
+    return fields
+
+
+def _with_file(spec: InterventionSpec, file: str | None) -> InterventionSpec:
+    interventions = tuple(
+        declared.model_copy(
+            update={name: TensorRef(file=file, key=ref.key) for name, ref in declared.tensor_refs()}
+        )
+        for declared in spec.interventions
+    )
+    return spec.model_copy(update={"interventions": interventions})
+
+
+def _config_fingerprint(config: Any) -> dict[str, Any]:
+    sizes = sizes_from_config(config)
+    return {
+        "model_type": text_config(config).model_type,
+        "n_layers": sizes.n_layers,
+        "width": sizes.width,
+        "n_heads": sizes.n_heads,
+        "head_dim": sizes.head_dim,
+        "vocab_size": text_config(config).vocab_size,
+        "revision": getattr(config, "_commit_hash", None),
+    }
+
+
+def _model_fingerprint(model: torch.nn.Module) -> dict[str, Any]:
+    sizes = Anatomy.of(model).sizes
+    return _config_fingerprint(model.config) | {
+        "architecture": type(model).__name__,
+        "n_layers": sizes.n_layers,
+        "n_heads": sizes.n_heads,
+        "head_dim": sizes.head_dim,
+    }
+
+
+def _bytes(folder: Path, name: str) -> bytes:
+    path = folder / name
+    if not path.is_file():
+        raise ArtifactError(f"{path}: missing; the artifact is incomplete")
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        raise ArtifactError(f"{path}: a link that leaves the artifact's folder")
+    return path.read_bytes()
+
+
+def _path(loc: tuple[Any, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")

@@ -1,0 +1,75 @@
+"""The model card of an artifact: what it edits, how it was made, how to load it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from subvene.runner.receipt import Receipt
+from subvene.specs import InterventionSpec, dump_spec
+
+
+def model_card(
+    spec: InterventionSpec,
+    fingerprint: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    receipt: Receipt | None = None,
+) -> str:
+    """Markdown with the Hub's YAML front matter."""
+    kinds = list(dict.fromkeys(declared.kind for declared in spec.interventions))
+    base = None if spec.model.name.startswith(("package:", "/", ".", "~")) else spec.model.name
+    data = ModelCardData(
+        library_name="subvene",
+        base_model=base,
+        base_model_relation="adapter" if base else None,
+        pipeline_tag="text-generation",
+        tags=["pyvene", "activation-steering", *kinds],
+    )
+    model = fingerprint["model"]
+    parts = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# Interventions on {spec.model.name}",
+        "Declared edits of the model's activations while it runs; the model's weights are not part of this folder.",
+        "## What it does",
+        f"```yaml\n{dump_spec(spec)}```",
+        f"Made for {model['architecture']}: {model['n_layers']} layers, width {model['width']}, {model['n_heads']} "
+        f"heads of {model['head_dim']}. Layers and heads count from 0; `block_output[l]` is the output of block l.",
+        "## How to load it",
+        "```python\nfrom subvene.runner import IntervenedModel\n\n"
+        'm = IntervenedModel.from_pretrained("this-folder")\nprint(m.generate(["Hello"], max_new_tokens=64)[0])\n'
+        "print(m.receipt[0].edited)   # tokens edited, by role\n```",
+        _stock(fingerprint),
+    ]
+    if receipt is not None:
+        parts += ["## Receipt of the last run before saving", _receipt_table(receipt)]
+    if provenance:
+        parts += ["## Provenance", f"```json\n{json.dumps(dict(provenance), indent=2, sort_keys=True)}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _stock(fingerprint: Mapping[str, Any]) -> str:
+    if not fingerprint["stock_pyvene"]:
+        return (
+            f"Stock pyvene does not list {fingerprint['model']['architecture']} and cannot rebuild interventions for it; "
+            "load this folder with subvene."
+        )
+    return (
+        "Stock pyvene reloads it too, with subvene installed: `pyvene.IntervenableModel.load(folder, model)`, then "
+        "`unit_locations=None` and, in `generate`, `intervene_on_prompt=True`. Stock pyvene knows no positions: there "
+        "the first call counts as the prompt, and padding is not recognised."
+    )
+
+
+def _receipt_table(receipt: Receipt) -> str:
+    lines = [
+        "| intervention | sites | positions | prompt | cursor | response | mean ‖Δ‖/‖h‖ |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in receipt:
+        sites = r.sites[0] if len(r.sites) == 1 else f"{len(r.sites)} sites"
+        counts = " | ".join(str(r.edited[role]) for role in ("prompt", "cursor", "response"))
+        lines.append(f"| {r.name} | {sites} | {r.positions} | {counts} | {r.mean_relative:.3f} |")
+    return "\n".join(lines)

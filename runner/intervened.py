@@ -1,0 +1,255 @@
+"""What users hold: a model with declared interventions, text in and text out."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from subvene.runner import artifact
+from subvene.runner.anatomy import sizes_from_config
+from subvene.runner.compile import check_sizes, compile_spec
+from subvene.runner.intervenable import IntervenableModel
+from subvene.runner.model import load_config, load_model
+from subvene.runner.receipt import Receipt
+from subvene.runner.text import Messages, pad, pad_id_of, prompt_ids
+from subvene.specs import InterventionSpec, load_spec
+
+
+class IntervenedModel:
+    """A language model whose activations are edited as a spec declares.
+
+    Make one with `from_spec` or `from_pretrained`. The model is edited only while one of the methods here
+    runs it; in between, and in `disabled()`, it is the model that was loaded.
+
+    Attributes:
+        spec: the spec.
+        model: the transformers model.
+        tokenizer: its tokenizer; None if none was given, and then only token ids are accepted.
+        intervenable: the pyvene `IntervenableModel`, for pyvene users.
+        provenance: how the tensors came about, for an artifact; empty otherwise.
+    """
+
+    def __init__(
+        self,
+        spec: InterventionSpec,
+        model: torch.nn.Module,
+        tokenizer: Any = None,
+        *,
+        intervenable: IntervenableModel,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.spec = spec
+        self.model = model
+        self.tokenizer = tokenizer
+        self.intervenable = intervenable
+        self.provenance = dict(provenance or {})
+        self._disabled = 0
+
+    @classmethod
+    def from_spec(
+        cls,
+        spec: InterventionSpec | str | os.PathLike[str],
+        *,
+        model: torch.nn.Module | None = None,
+        tokenizer: Any = None,
+        tensors: Mapping[str, torch.Tensor] | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """Load the model that a spec names and compile the interventions onto it.
+
+        Args:
+            spec: a spec, or the path of a YAML or JSON file.
+            model: an already loaded model to use instead of the one the spec names.
+            tokenizer: its tokenizer.
+            tensors: tensors for references without a file, by full name (`cheerful.block_output[14]`).
+            folder: where relative tensor files are; default: the folder of the spec's file.
+            **overrides: fields of the spec's `model:` to replace (`dtype="bfloat16"`, `device="cuda"`).
+
+        Raises:
+            SpecError: the file is not a valid spec; nothing has been loaded.
+            CompileError: the spec does not fit the model's config; no weights have been loaded.
+        """
+        if not isinstance(spec, InterventionSpec):
+            folder = Path(folder) if folder is not None else Path(spec).parent
+            spec = load_spec(Path(spec))
+        if model is None:
+            check_sizes(spec, sizes_from_config(load_config(spec.model, **overrides)))
+            model, tokenizer = load_model(spec.model, **overrides)
+        folder = None if folder is None else Path(folder)
+        intervenable = compile_spec(spec, model, folder=folder, own_tensors=tensors)
+        return cls(spec, model, tokenizer, intervenable=intervenable)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        model: torch.nn.Module | None = None,
+        tokenizer: Any = None,
+        **overrides: Any,
+    ) -> Self:
+        """Reload an artifact that `save_pretrained` wrote.
+
+        Nothing in the folder is executed: the spec is plain YAML, the tensors are safetensors, and no class
+        path or pickle is read. The artifact's files are checked against their hashes, and the model against
+        the artifact's fingerprint, before the model is touched.
+
+        Args:
+            folder: the artifact's folder.
+            model: an already loaded model to use instead of the one the artifact names.
+            tokenizer: its tokenizer.
+            **overrides: fields of the model reference to replace.
+
+        Raises:
+            ArtifactError: a file is missing, truncated or altered, or the model is another one.
+        """
+        loaded = artifact.read(Path(folder))
+        if model is None:
+            loaded.check_config(load_config(loaded.spec.model, **overrides))
+            model, tokenizer = load_model(loaded.spec.model, **overrides)
+        loaded.check_model(model)
+        intervenable = compile_spec(loaded.spec, model, own_tensors=loaded.tensors)
+        return cls(loaded.spec, model, tokenizer, intervenable=intervenable, provenance=loaded.provenance)
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What each intervention did in the last run; None before the first."""
+        return self.intervenable.receipt
+
+    @property
+    def is_disabled(self) -> bool:
+        """Whether we are inside `disabled()`."""
+        return self._disabled > 0
+
+    def generate(
+        self,
+        prompts: str | Sequence[str | Messages],
+        *,
+        system: str | None = None,
+        chat: bool | None = None,
+        strengths: Mapping[str, Any] | float | Sequence[float] | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Answer prompts in one batch.
+
+        Args:
+            prompts: user turns (put into the chat template if the tokenizer has one), or lists of messages.
+            system: a system prompt for every string prompt.
+            chat: False for raw text, True to insist on the template.
+            strengths: replaces the spec's strengths for this call: by intervention name, or one value if
+                there is one intervention; each a number, or one per prompt (0: that row is unedited).
+            **kwargs: any keyword of transformers' `generate` (`max_new_tokens`, `do_sample`, `streamer`, …).
+
+        Returns:
+            The responses, without special tokens, one per prompt (times `num_return_sequences`).
+        """
+        if self.tokenizer is None:
+            raise ValueError("generate needs a tokenizer for text; pass one to from_spec, or use generate_ids")
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts:
+            return []
+        rows = [prompt_ids(self.tokenizer, prompt, system=system, chat=chat) for prompt in prompts]
+        kwargs.setdefault("pad_token_id", pad_id_of(self.tokenizer))
+        batch = pad(rows, [len(row) for row in rows], pad_id_of(self.tokenizer), "left")
+        output = self.generate_ids(batch.input_ids, batch.attention_mask, strengths=strengths, **kwargs)
+        sequences = output if isinstance(output, torch.Tensor) else output.sequences
+        return self.tokenizer.batch_decode(sequences[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+
+    def generate_ids(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        strengths: Mapping[str, Any] | float | Sequence[float] | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `generate`, for token ids [batch, tokens] padded on the left; returns what the model's does."""
+        device = self.model.device
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        base = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
+        if self.is_disabled:
+            return self.model.generate(**base, **kwargs)
+        return self.intervenable.generate(base, strengths=self._named(strengths), **kwargs)[1]
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        prompt_lengths: Sequence[int] | torch.Tensor | None = None,
+        strengths: Mapping[str, Any] | float | Sequence[float] | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """A teacher-forced pass: the model's own output, edited at the tokens that generation would edit.
+
+        Args:
+            input_ids: [batch, tokens], prompt followed by response, padded on either side.
+            attention_mask: [batch, tokens], 1 on real tokens; all real if None.
+            prompt_lengths: [batch], real tokens of each row that are prompt; needed by every position rule
+                except `all`.
+            strengths: as for `generate`.
+            **kwargs: further arguments of the model's forward (`labels`, `logits_to_keep`, …).
+
+        Raises:
+            PositionError: a position rule cannot be decided.
+            NotSteeredError: an intervention that should have acted did not.
+        """
+        device = self.model.device
+        base: dict[str, Any] = {"input_ids": input_ids.to(device), **kwargs}
+        if attention_mask is not None:
+            base["attention_mask"] = attention_mask.to(device)
+            base.setdefault("position_ids", self._position_ids(base["attention_mask"], input_ids.shape[1]))
+            if base["position_ids"] is None:
+                del base["position_ids"]
+        if self.is_disabled:
+            return self.model(**base)
+        if prompt_lengths is not None:
+            prompt_lengths = torch.as_tensor(prompt_lengths, device=device)
+            lengths = base["attention_mask"].sum(1) if attention_mask is not None else torch.tensor(input_ids.shape[1])
+            if prompt_lengths.shape != input_ids.shape[:1] or (prompt_lengths < 1).any():
+                raise ValueError(f"prompt_lengths must be {input_ids.shape[0]} positive numbers, found {prompt_lengths.tolist()}")
+            if (prompt_lengths > lengths.to(device)).any() and base.get("past_key_values") is None:
+                raise ValueError(f"prompt_lengths {prompt_lengths.tolist()} exceed the rows' {lengths.tolist()} tokens")
+        named = self._named(strengths)
+        return self.intervenable(base, prompt_lengths=prompt_lengths, strengths=named)[1]
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[Self]:
+        """The same methods without any edit, for a baseline; may be nested."""
+        self._disabled += 1
+        try:
+            yield self
+        finally:
+            self._disabled -= 1
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the artifact: spec, tensors, fingerprint, model card, and pyvene's own files; atomically.
+
+        Returns:
+            The folder.
+        """
+        return artifact.write(
+            Path(folder), self.spec, self.intervenable, provenance=self.provenance, receipt=self.receipt
+        )
+
+    def _named(self, strengths: Any) -> Mapping[str, Any] | None:
+        if strengths is None or isinstance(strengths, Mapping):
+            return strengths
+        entries = self.intervenable.entries
+        if len(entries) != 1:
+            names = ", ".join(entry.name for entry in entries)
+            raise ValueError(f"there are several interventions, so strengths must be by name: {{{names}}}")
+        return {entries[0].name: strengths}
+
+    def _position_ids(self, mask: torch.Tensor, count: int) -> torch.Tensor | None:
+        """Position ids that skip padding, as `generate` makes them, for models that take them."""
+        if mask.ndim != 2 or "position_ids" not in inspect.signature(self.model.forward).parameters:
+            return None
+        return (mask.long().cumsum(1) - 1).clamp_min(0)[:, -count:]

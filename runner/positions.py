@@ -1,0 +1,139 @@
+"""Token roles in generation and in scoring: who is prompt, cursor, response or padding.
+
+The only place that turns a batch and a cache into absolute positions. It never looks at how many tokens a
+forward call carries to decide what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from subvene.interventions import Tokens
+from subvene.specs import SubveneError
+
+_PACKED_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "block_table", "read_index", "write_index", "seq_idx")
+
+
+class PositionError(SubveneError, ValueError):
+    """The positions of the tokens of a forward call cannot be told."""
+
+
+class TokenTracker:
+    """Follows one run (a `generate`, or a teacher-forced pass) and says where each call's tokens stand.
+
+    Args:
+        attention_mask: [batch, slots], 1 on real tokens, of the whole input of the run.
+        prompt_lengths: [batch], real tokens in each row's prompt; None where it is not known.
+        generating: further slots will follow those of the mask.
+        end_ids: token ids that end a row; what follows them in a generated row is padding.
+        pad_id: the id that fills up a finished row.
+    """
+
+    def __init__(
+        self,
+        attention_mask: torch.Tensor,
+        prompt_lengths: torch.Tensor | None,
+        *,
+        generating: bool,
+        end_ids: Iterable[int] = (),
+        pad_id: int | None = None,
+    ) -> None:
+        mask = attention_mask.bool()
+        self.slots = mask.shape[1]
+        self.generating = generating
+        self.real = mask
+        self.index = mask.long().cumsum(1) - 1
+        self.length = mask.sum(1)
+        self.prompt_lengths = prompt_lengths
+        ends = sorted(set(end_ids))
+        self._ends = torch.tensor(ends, device=mask.device) if ends else None
+        self._pad_id = pad_id if pad_id is not None and pad_id not in ends else None
+        self._end_slot: torch.Tensor | None = None
+        self.current: Tokens | None = None
+
+    def observe(self, _model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward pre-hook on the whole model: reads the call's extent from its inputs and cache."""
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        inputs = ids if ids is not None else kwargs.get("inputs_embeds")
+        if inputs is None:
+            raise PositionError("a forward call carries neither input_ids nor inputs_embeds, so nothing can be placed")
+        cache = kwargs.get("past_key_values")
+        start = 0 if cache is None else int(cache.get_seq_length())
+        self._refuse_packed(kwargs)
+        self.current = self.place(start, inputs.shape[0], inputs.shape[1], ids)
+
+    def place(self, start: int, batch: int, count: int, ids: torch.Tensor | None = None) -> Tokens:
+        """Positions of `count` tokens that begin at slot `start` of every row."""
+        rows = self.real.shape[0]
+        if batch % rows:
+            raise PositionError(
+                f"the run has {rows} rows and a forward call has {batch}; rows packed or dropped on the way cannot "
+                "be told apart, so the edit would reach the wrong request"
+            )
+        repeat = batch // rows
+        end = start + count
+        if end > self.slots and not self.generating:
+            raise PositionError(f"a forward call reaches slot {end} of a sequence of {self.slots}")
+        if start >= self.slots:
+            ahead = torch.arange(start - self.slots, end - self.slots, device=self.index.device)
+            index = self.length.unsqueeze(1) + ahead
+            real = torch.ones_like(index, dtype=torch.bool)
+        else:
+            index, real = self.index[:, start:end], self.real[:, start:end]
+            if end > self.slots:
+                ahead = torch.arange(end - self.slots, device=self.index.device)
+                index = torch.cat([index, self.length.unsqueeze(1) + ahead], 1)
+                real = torch.cat([real, real.new_ones(rows, end - self.slots)], 1)
+        prompt, length = self.prompt_lengths, None if self.generating else self.length
+        if repeat > 1:
+            index, real = index.repeat_interleave(repeat, 0), real.repeat_interleave(repeat, 0)
+            prompt = None if prompt is None else prompt.repeat_interleave(repeat)
+        elif self.generating and ids is not None:
+            real = real & self._unfinished(start, ids)
+        return Tokens(
+            index=index,
+            real=real,
+            prompt_length=prompt,
+            length=length,
+            after_prompt=self.generating and start >= self.slots,
+            start=start,
+        )
+
+    def _unfinished(self, start: int, ids: torch.Tensor) -> torch.Tensor:
+        """Bool[batch, tokens], false on the filling after a row's end.
+
+        The slot of each row's end is kept rather than a flag, so that a call which goes back (a rejected
+        draft, a pass without cache) overwrites what an earlier one saw.
+        """
+        slot = torch.arange(start, start + ids.shape[1], device=ids.device).unsqueeze(0)
+        generated = slot >= self.slots
+        filling = torch.zeros_like(ids, dtype=torch.bool)
+        if self._ends is not None:
+            never = torch.iinfo(torch.long).max
+            ended = torch.where(torch.isin(ids, self._ends) & generated, slot, never).amin(1)
+            if self._end_slot is not None:
+                ended = torch.minimum(ended, torch.where(self._end_slot < start, self._end_slot, never))
+            self._end_slot = ended
+            filling = slot > ended.unsqueeze(1)
+        if self._pad_id is not None:
+            filling = filling | ((ids == self._pad_id) & generated)
+        return ~filling
+
+    def _refuse_packed(self, kwargs: dict[str, Any]) -> None:
+        packed = [key for key in _PACKED_KEYWORDS if kwargs.get(key) is not None]
+        ids = kwargs.get("position_ids")
+        if ids is not None and ids.ndim == 2 and ids.shape[1] > 1 and ids.shape[0] in (1, self.real.shape[0]):
+            start = 0 if kwargs.get("past_key_values") is None else int(kwargs["past_key_values"].get_seq_length())
+            real = self.real[:, start : start + ids.shape[1]]
+            if real.shape[1] == ids.shape[1]:
+                both_real = real[:, 1:] & real[:, :-1]
+                if ((ids.diff(dim=1) <= 0) & both_real).any():
+                    packed.append("position_ids that start again within a row")
+        if packed:
+            raise PositionError(
+                f"this forward call packs several requests into a row ({', '.join(packed)}); subvene places tokens by "
+                "row and would edit the wrong request: use padded batches (plain generate, not continuous batching)"
+            )

@@ -1,0 +1,251 @@
+"""Receipts: what each intervention did in a run, measured where it acted.
+
+The norms are taken from the activation before and after the edit, in the model's own precision, so an edit
+that rounds away in bfloat16 shows as no change. Everything stays on the device until the run is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from subvene.interventions import Tokens
+from subvene.specs import Positions, SubveneError
+
+ROLES = ("prompt", "cursor", "response")
+
+
+class NotSteeredError(SubveneError):
+    """An intervention was declared with a strength, and the run was not steered by it."""
+
+
+@dataclass(frozen=True)
+class InterventionReceipt:
+    """What one declared intervention did in one run.
+
+    Attributes:
+        name: the intervention's name in its spec (or its kind and place in the file).
+        kind: its kind.
+        sites: where it acted, as `site[layer]`.
+        positions: its position rule.
+        strengths: the strengths in force, one, or one per row of the batch.
+        calls: forward calls in which it ran, over all its sites.
+        edited: tokens edited at each site, by role (`prompt` without the cursor, `cursor`, `response`); a
+            token that a run passes twice (no cache, rejected drafts) counts once, padding never.
+        changed: tokens whose activation differs after the edit, at the site where fewest do.
+        mean_relative: mean of ‖Δ‖/‖h‖ over the edited tokens and sites.
+        max_relative: its maximum.
+        first: smallest 0-based position (padding excluded) edited in any row; None if no token was.
+        last: largest such position.
+        rows: rows in the batch.
+        rows_edited: rows in which at least one token was edited.
+        expects_change: whether a run without any changed token counts as not steered.
+    """
+
+    name: str
+    kind: str
+    sites: tuple[str, ...]
+    positions: Positions
+    strengths: tuple[float, ...]
+    calls: int
+    edited: dict[str, int]
+    changed: int
+    mean_relative: float
+    max_relative: float
+    first: int | None
+    last: int | None
+    rows: int
+    rows_edited: int
+    expects_change: bool
+
+    @property
+    def is_off(self) -> bool:
+        """Whether every strength was 0, so that nothing had to happen."""
+        return not any(self.strengths)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens edited at each site, all roles together."""
+        return sum(self.edited.values())
+
+    def problem(self) -> str | None:
+        """Why this run was not steered by the intervention; None if it was, or did not have to be."""
+        if self.is_off:
+            return None
+        what = f"{self.name!r} ({self.kind} at {', '.join(self.sites)}, positions {_words(self.positions)})"
+        if self.tokens == 0:
+            return f"{what} edited no token: no position of this run matches the rule"
+        if self.changed == 0 and self.expects_change:
+            return (
+                f"{what} ran on {self.tokens} tokens and changed no activation: its tensor is zero, or the edit is "
+                "too small for the model's dtype"
+            )
+        return None
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The receipts of a run, one per declared intervention in the file's order."""
+
+    interventions: tuple[InterventionReceipt, ...]
+
+    def __getitem__(self, which: int | str) -> InterventionReceipt:
+        if isinstance(which, int):
+            return self.interventions[which]
+        for receipt in self.interventions:
+            if receipt.name == which:
+                return receipt
+        raise KeyError(f"no intervention is called {which!r}; there are: {[r.name for r in self.interventions]}")
+
+    def __iter__(self) -> Any:
+        return iter(self.interventions)
+
+    def __len__(self) -> int:
+        return len(self.interventions)
+
+    def check(self) -> None:
+        """Raise `NotSteeredError` if an intervention with a strength did not act."""
+        if problems := [p for r in self.interventions if (p := r.problem())]:
+            raise NotSteeredError("this run was not steered as declared: " + "; ".join(problems))
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Plain values for JSON."""
+        return [asdict(r) | {"positions": _plain(r.positions)} for r in self.interventions]
+
+
+class Recorder:
+    """Gathers the measurements of one run without waiting for the device.
+
+    Args:
+        edits: key → (what the receipt calls the declared intervention, site as text, the intervention).
+        strengths: key → strength in force, scalar or [rows].
+        slots: how many slots of a row to expect; more are allocated as they come.
+    """
+
+    def __init__(self, strengths: dict[str, torch.Tensor], slots: int) -> None:
+        self.strengths = strengths
+        self.calls = dict.fromkeys(strengths, 0)
+        self._capacity = slots
+        self._norms: dict[str, torch.Tensor] = {}
+        self._masks: dict[Positions, torch.Tensor] = {}
+        self._index: torch.Tensor | None = None
+        self._prompt: torch.Tensor | None = None
+        self._last: Tokens | None = None
+        self.collected: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    @torch.no_grad()
+    def record(self, key: str, rule: Positions, before: torch.Tensor, after: torch.Tensor, tokens: Tokens) -> None:
+        """Measure one edit: `before` and `after` are [batch, tokens, width]."""
+        start, end = tokens.start, tokens.start + before.shape[1]
+        rows = before.shape[0]
+        if end > self._capacity:
+            self._grow(end)
+        if tokens is not self._last:
+            self._last = tokens
+            self._index = self._slots(self._index, rows, torch.long, tokens.index.device)
+            self._index[:, start:end] = tokens.index
+            self._prompt = tokens.prompt_length
+            for mask in self._masks.values():
+                # A slot that is passed again is judged again: the last pass is the one that counts.
+                mask[:, start:end] = False
+            self._seen: set[Positions] = set()
+        if rule not in self._seen:
+            self._seen.add(rule)
+            self._masks[rule] = self._slots(self._masks.get(rule), rows, torch.bool, tokens.real.device)
+            self._masks[rule][:, start:end] = tokens.mask(rule)
+        norms = self._norms.get(key)
+        if norms is None:
+            norms = self._norms[key] = torch.zeros(2, rows, self._capacity, device=before.device)
+        before, after = before.detach(), after.detach()
+        wide = torch.promote_types(before.dtype, torch.float32)
+        norms[0, :, start:end] = torch.linalg.vector_norm(before, dim=-1, dtype=wide)
+        norms[1, :, start:end] = torch.linalg.vector_norm(after.to(wide) - before.to(wide), dim=-1)
+        self.calls[key] += 1
+
+    def collect(self, key: str, activation: torch.Tensor, mask: torch.Tensor) -> None:
+        """Keep an activation [batch, tokens, width] that a reading intervention saw."""
+        self.collected.setdefault(key, []).append((activation.detach().clone(), mask))
+
+    def finish(self, entries: Iterable[tuple[str, Sequence[str], Sequence[str], Any]]) -> Receipt:
+        """The receipt, as (name, keys, sites, one of the interventions) per declared intervention."""
+        return Receipt(tuple(self._summary(*entry) for entry in entries))
+
+    def _summary(self, name: str, keys: Sequence[str], sites: Sequence[str], edit: Any) -> InterventionReceipt:
+        strength = self.strengths[keys[0]]
+        mask = self._masks.get(edit.positions)
+        common = {
+            "name": name,
+            "kind": edit.kind,
+            "sites": tuple(sites),
+            "positions": edit.positions,
+            "strengths": tuple(strength.reshape(-1).tolist()),
+            "calls": sum(self.calls[key] for key in keys),
+            "expects_change": edit.expects_change,
+        }
+        measured = [self._norms[key] for key in keys if key in self._norms]
+        if mask is None or self._index is None or len(measured) < len(keys):
+            rows = 0 if self._index is None else self._index.shape[0]
+            return InterventionReceipt(
+                **common,
+                edited=dict.fromkeys(ROLES, 0),
+                changed=0,
+                mean_relative=0.0,
+                max_relative=0.0,
+                first=None,
+                last=None,
+                rows=rows,
+                rows_edited=0,
+            )
+        rows = mask.shape[0]
+        on = strength.to(mask.device) != 0
+        on = on.expand(rows) if on.ndim == 0 else on.repeat_interleave(rows // on.shape[0])
+        mask = mask & on.unsqueeze(1)
+        if self._prompt is None:
+            role = {"prompt": mask, "cursor": torch.zeros_like(mask), "response": torch.zeros_like(mask)}
+        else:
+            offset = self._index - (self._prompt.unsqueeze(1) - 1)
+            role = {"prompt": mask & (offset < 0), "cursor": mask & (offset == 0), "response": mask & (offset > 0)}
+        relative, changed = [], []
+        for norms in measured:
+            here = mask.to(norms.device)
+            relative.append((norms[1] / norms[0].clamp_min(1e-12))[here])
+            changed.append(int((here & (norms[1] > 0)).sum()))
+        ratios = torch.cat([r.cpu() for r in relative])
+        positions = self._index[mask]
+        return InterventionReceipt(
+            **common,
+            edited={name: int(tokens.sum()) for name, tokens in role.items()},
+            changed=min(changed),
+            mean_relative=float(ratios.mean()) if len(ratios) else 0.0,
+            max_relative=float(ratios.max()) if len(ratios) else 0.0,
+            first=int(positions.min()) if len(positions) else None,
+            last=int(positions.max()) if len(positions) else None,
+            rows=rows,
+            rows_edited=int(mask.any(1).sum()),
+        )
+
+    def _slots(
+        self, buffer: torch.Tensor | None, rows: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        return torch.zeros(rows, self._capacity, dtype=dtype, device=device) if buffer is None else buffer
+
+    def _grow(self, needed: int) -> None:
+        extra = max(needed, 2 * self._capacity) - self._capacity
+        self._capacity += extra
+        pad = torch.nn.functional.pad
+        self._norms = {key: pad(value, (0, extra)) for key, value in self._norms.items()}
+        self._masks = {rule: pad(value, (0, extra)) for rule, value in self._masks.items()}
+        self._index = None if self._index is None else pad(self._index, (0, extra))
+
+
+def _plain(positions: Positions) -> Any:
+    return positions if isinstance(positions, str) else positions.model_dump(mode="json")
+
+
+def _words(positions: Positions) -> str:
+    if isinstance(positions, str):
+        return positions
+    return ", ".join(f"{key}: {value}" for key, value in positions.model_dump(mode="json").items())

@@ -1,0 +1,80 @@
+"""Text to token ids and back: chat templates, exact prompt boundaries, padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Messages = Sequence[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A padded batch.
+
+    Attributes:
+        input_ids: Long[batch, slots].
+        attention_mask: Long[batch, slots], 1 on real tokens.
+        prompt_lengths: Long[batch], real tokens of each row that are prompt.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    prompt_lengths: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(*(t.to(device) for t in (self.input_ids, self.attention_mask, self.prompt_lengths)))
+
+
+def prompt_ids(
+    tokenizer: Any, prompt: str | Messages, *, system: str | None = None, chat: bool | None = None
+) -> list[int]:
+    """Token ids of a prompt, ready for the model to answer.
+
+    Args:
+        tokenizer: the model's.
+        prompt: a user's turn (or raw text), or a list of messages with `role` and `content`.
+        system: a system prompt; chat only.
+        chat: put a string into the chat template; None means: if the tokenizer has one.
+
+    Raises:
+        ValueError: a chat was asked for and the tokenizer has no template, or the prompt is empty.
+    """
+    has_template = getattr(tokenizer, "chat_template", None) is not None
+    if not isinstance(prompt, str) or system is not None or (has_template if chat is None else chat):
+        if not has_template:
+            raise ValueError("this tokenizer has no chat template; pass plain text with chat=False and no system prompt")
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        if system is not None:
+            messages = [{"role": "system", "content": system}, *messages]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    else:
+        ids = tokenizer(prompt)["input_ids"]
+    if not ids:
+        raise ValueError(f"the prompt {prompt!r} is empty: there is no token whose output could be continued")
+    return list(ids)
+
+
+def response_ids(tokenizer: Any, response: str) -> list[int]:
+    """Token ids of a response, tokenised on its own, so that the boundary to the prompt is exact."""
+    return list(tokenizer(response, add_special_tokens=False)["input_ids"])
+
+
+def pad(rows: Sequence[Sequence[int]], prompt_lengths: Sequence[int], pad_id: int, side: str) -> Batch:
+    """A batch of token ids padded on `side` ("left" for generation, "right" for scoring)."""
+    stack = torch.nn.utils.rnn.pad_sequence
+    ids = stack([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad_id, padding_side=side)
+    mask = stack([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True, padding_side=side)
+    return Batch(ids, mask, torch.tensor(list(prompt_lengths)))
+
+
+def pad_id_of(tokenizer: Any) -> int:
+    """The id that fills up rows: the tokenizer's own, or its end-of-sequence (masked either way)."""
+    for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
+        if (found := getattr(tokenizer, name, None)) is not None:
+            return int(found)
+    return 0

@@ -1,0 +1,23 @@
+"""Contrast: how the model's preference between two answers moves with the coefficient, without a judge."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from subvene.specs._fields import Count
+from subvene.specs.evaluations.base import BaseEvaluation
+from subvene.specs.pairs import ContrastTextPairs
+
+
+class ContrastSpec(BaseEvaluation):
+    """Mean log-probability of the trait-consistent answers minus that of the opposed ones."""
+
+    kind: Literal["contrast"] = Field(
+        default="contrast", description="Log-probability of trait-consistent minus trait-opposed answers."
+    )
+    pairs: ContrastTextPairs = Field(
+        description="`texts`, or a `file` that holds them; `positive` is the trait-consistent answer."
+    )
+    batch_size: Count = Field(default=16, description="Texts per forward pass.")

@@ -1,0 +1,27 @@
+"""Ablation: remove a direction."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from subvene.specs._fields import Index, Strength
+from subvene.specs.interventions.base import LAYER, STRENGTH, BaseIntervention
+from subvene.specs.sites import Site
+from subvene.specs.tensors import TensorRef
+
+
+class AblationSpec(BaseIntervention):
+    """Removes a direction from the activations: h ← h − s·⟨h, v̂⟩·v̂."""
+
+    also_called: ClassVar[dict[str, str]] = {**BaseIntervention.also_called, "vector": "direction"}
+
+    kind: Literal["ablation"] = Field(default="ablation", description="Remove a direction.")
+    site: Site = Field(default="block_output", description="The tensor that the direction is removed from.")
+    layer: Index = Field(description=LAYER)
+    direction: TensorRef = Field(
+        description="The direction, `{key}.{site}[{layer}]` of shape [width of the site]; its length does "
+        "not matter."
+    )
+    strength: Strength = Field(default=1.0, description=f"s; 1 removes the direction wholly. {STRENGTH}")

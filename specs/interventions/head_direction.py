@@ -1,0 +1,40 @@
+"""Head directions: shift chosen attention heads, as inference-time intervention (ITI) does."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import MinLen
+from pydantic import Field
+
+from subvene.specs._fields import Indices, LayerKey, Strength
+from subvene.specs._flaws import Expect
+from subvene.specs.interventions.base import STRENGTH, BaseIntervention
+from subvene.specs.sites import Site
+from subvene.specs.tensors import TensorRef
+
+
+class HeadDirectionSpec(BaseIntervention):
+    """Inference-time intervention: o_h ← o_h + α·σ_h·θ̂_h at chosen heads (Li et al., 2023)."""
+
+    kind: Literal["head_direction"] = Field(default="head_direction", description="Head directions (ITI).")
+    directions: TensorRef = Field(
+        description="Directions per layer, `{key}.attention_heads[{layer}]` of shape [n_heads, head_dim], "
+        "with the standard deviations σ folded in or stored beside them as `….sigma` of shape [n_heads]."
+    )
+    strength: Strength = Field(description=f"α. {STRENGTH}")
+    heads: (
+        Annotated[
+            dict[LayerKey, Indices], MinLen(1), Expect("a non-empty mapping from layers to lists of heads")
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="The heads that are edited: 0-based layer → list of 0-based query heads. Left out: every "
+        "stored layer and head.",
+    )
+
+    @property
+    def site(self) -> Site:
+        """Head directions always act on the input of the output projection."""
+        return "attention_heads"

@@ -1,0 +1,40 @@
+"""Steering: add a vector, as persona vectors and contrastive activation addition do."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from subvene.specs._fields import Index, Strength
+from subvene.specs.interventions.base import LAYER, STRENGTH, BaseIntervention
+from subvene.specs.sites import Site
+from subvene.specs.tensors import TensorRef
+
+
+class SteeringSpec(BaseIntervention):
+    """Adds a vector to the activations: h ← h + c·v."""
+
+    also_called: ClassVar[dict[str, str]] = {
+        "strength": "coefficient",
+        "scale": "coefficient",
+        "layers": "layer",
+        "direction": "vector",
+    }
+
+    kind: Literal["steering"] = Field(default="steering", description="Add a vector.")
+    site: Site = Field(default="block_output", description="The tensor that the vector is added to.")
+    layer: Index = Field(description=LAYER)
+    vector: TensorRef = Field(
+        description="The vector v, `{key}.{site}[{layer}]` of shape [width of the site]."
+    )
+    coefficient: Strength = Field(description=f"c. {STRENGTH}")
+    normalize: Literal["none", "unit"] = Field(
+        default="none",
+        description="`unit` divides v by its norm first; `none` keeps the norm it is stored with.",
+    )
+
+    @property
+    def strength(self) -> float | tuple[float, ...]:
+        """The coefficient, by the name that the other kinds give to it."""
+        return self.coefficient

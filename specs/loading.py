@@ -1,0 +1,176 @@
+"""From a file to a checked spec, every problem of the file reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from subvene.specs._flaws import Flaw, Loc, nearest, one_of, refuse
+from subvene.specs.document import Document, Format, parse_document, read_document
+from subvene.specs.errors import Problem, SpecError
+from subvene.specs.experiment import OWN_FIELDS, SOURCE_OF_TENSORS, ExperimentSpec, InterventionSpec
+from subvene.specs.pairs import ContrastSystems, ContrastTexts, InlinePairs
+from subvene.specs.tensors import TensorRef
+
+_SHOWN = 60
+_T = TypeVar("_T")
+
+# pydantic's own words are about Python types; these are the ones of a file.
+_PLAIN_WORDS = {
+    "string_type": "text",
+    "string_unicode": "text without lone surrogates",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "bool_type": "true or false",
+}
+
+
+def load_spec(path: str | Path, *, own_tensors: bool = False) -> InterventionSpec | ExperimentSpec:
+    """Reads and checks a spec; an ExperimentSpec if the file has any of an experiment's own fields.
+
+    Args:
+        path: A ``.yaml``, ``.yml`` or ``.json`` file.
+        own_tensors: The file belongs to an artifact: a tensor reference may leave its ``file`` out, and
+            may name no file outside the artifact's folder.
+
+    Raises:
+        SpecError: With every problem of the file.
+    """
+    return _spec(read_document(path), own_tensors)
+
+
+def parse_spec(
+    text: str, file: str = "<string>", format: Format = "yaml", *, own_tensors: bool = False
+) -> InterventionSpec | ExperimentSpec:
+    """Checks the text of a spec.
+
+    Args:
+        text: YAML or JSON.
+        file: What problems call the file.
+        format: ``yaml`` or ``json``.
+        own_tensors: As in ``load_spec``.
+
+    Raises:
+        SpecError: With every problem of the text.
+    """
+    return _spec(parse_document(text, file, format), own_tensors)
+
+
+def load_pairs(path: str | Path) -> ContrastTexts | ContrastSystems:
+    """Reads and checks a file of contrast pairs.
+
+    Args:
+        path: A ``.yaml``, ``.yml`` or ``.json`` file with ``texts``, or with ``systems`` and ``questions``.
+
+    Raises:
+        SpecError: With every problem of the file.
+    """
+    return _checked(read_document(path), _validate_pairs)
+
+
+@cache
+def _pairs_adapter() -> TypeAdapter[ContrastTexts | ContrastSystems]:
+    return TypeAdapter(InlinePairs)
+
+
+def _validate_pairs(data: object) -> ContrastTexts | ContrastSystems:
+    return _pairs_adapter().validate_python(data)
+
+
+def _spec(document: Document, own_tensors: bool) -> InterventionSpec | ExperimentSpec:
+    kind = ExperimentSpec if _is_experiment(document.data) else InterventionSpec
+    spec = _checked(document, kind.model_validate)
+    flaws = list(_tensor_flaws(spec, own_tensors))
+    if flaws:
+        try:
+            refuse("spec", flaws)
+        except ValidationError as error:
+            raise _located(error, document) from None
+    return spec
+
+
+def _is_experiment(data: Mapping[str | int, object]) -> bool:
+    fields = tuple(ExperimentSpec.model_fields)
+    return any(
+        name in OWN_FIELDS or (name not in fields and nearest(name, fields) in OWN_FIELDS) for name in data
+    )
+
+
+def _tensor_flaws(spec: InterventionSpec, own_tensors: bool) -> Iterator[Flaw]:
+    for loc, ref in spec.tensor_refs():
+        if not own_tensors:
+            if ref.file is None and not isinstance(spec, ExperimentSpec):
+                yield Flaw((*loc, "file"), SOURCE_OF_TENSORS, ref, "missing_field")
+        elif ref.file is not None and _leaves_folder(ref.file):
+            yield Flaw((*loc, "file"), "a path within the artifact's folder", ref.file)
+
+
+def _leaves_folder(file: str) -> bool:
+    posix, windows = PurePosixPath(file), PureWindowsPath(file)
+    # An artifact is made on one system and opened on another: a path must stay inside on both.
+    return posix.is_absolute() or bool(windows.anchor) or ".." in windows.parts
+
+
+def _checked(document: Document, validate: Callable[[object], _T]) -> _T:
+    try:
+        return validate(document.data)
+    except ValidationError as error:
+        raise _located(error, document) from None
+
+
+def _located(error: ValidationError, document: Document) -> SpecError:
+    problems = [_problem(details, document) for details in error.errors(include_url=False)]
+    return SpecError(sorted(problems, key=lambda problem: (problem.line or 0, problem.column or 0)))
+
+
+def _problem(error: ErrorDetails, document: Document) -> Problem:
+    loc: Loc = error["loc"]
+    at_key = error["type"] == "unknown_field"
+    if loc and loc[-1] == "[key]":
+        loc, at_key = loc[:-1], True
+    place = document.locate(loc)
+    mark = place.value
+    if error["type"] == "missing_field":
+        mark = document.locate(loc[:-1]).value
+    elif at_key and place.key is not None:
+        mark = place.key
+    context = error.get("ctx", {})
+    expected, hint = _expectation(error)
+    found = context.get("found") or (
+        "nothing" if error["type"] == "missing_field" else _shown(error["input"])
+    )
+    return Problem(document.file, mark.line, mark.column, place.path, expected, found, hint)
+
+
+def _expectation(error: ErrorDetails) -> tuple[str, str | None]:
+    context = error.get("ctx", {})
+    if error["type"] == "literal_error":
+        options = [option.strip("'") for option in context["expected"].replace(" or ", ", ").split(", ")]
+        given = error["input"]
+        return one_of(options), nearest(given, options) if isinstance(given, str) else None
+    if "expected" in context:
+        return context["expected"], context.get("hint")
+    return _PLAIN_WORDS.get(error["type"], error["msg"]), None
+
+
+def _shown(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, TensorRef):
+        value = value.model_dump(exclude_none=True)
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number of very many digits"
+    if len(text) > _SHOWN:
+        text = text[: _SHOWN - 1] + "…"
+    if isinstance(value, dict):
+        return f"the mapping {text}" if value else "an empty mapping"
+    if isinstance(value, list | tuple):
+        return f"the list {text}" if value else "an empty list"
+    return text

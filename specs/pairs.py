@@ -1,0 +1,128 @@
+"""Contrast pairs: what should and what should not be, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+from annotated_types import MinLen
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+from subvene.specs._base import SpecModel
+from subvene.specs._fields import Text
+from subvene.specs._flaws import Expect, Shaped, nearest
+
+
+class TextPair(SpecModel):
+    """Two texts that differ in the trait, after the same prompt or on their own."""
+
+    expects: ClassVar[str] = "a mapping with `positive`, `negative` and perhaps `prompt`"
+
+    prompt: Text | None = Field(
+        default=None,
+        description="The user's turn, put into the model's chat template; the two texts are then the "
+        "assistant's replies. Left out: the two texts stand as they are, without a template.",
+    )
+    positive: Text = Field(description="The text that shows the trait.")
+    negative: Text = Field(description="The text that shows its opposite.")
+
+
+class SystemPair(SpecModel):
+    """Two system prompts that ask for the trait and for its opposite."""
+
+    expects: ClassVar[str] = "a mapping with `positive` and `negative`"
+
+    positive: Text = Field(description="The system prompt that asks for the trait.")
+    negative: Text = Field(description="The system prompt that asks for its opposite.")
+
+
+class ContrastTexts(SpecModel):
+    """Pairs of texts, written out."""
+
+    expects: ClassVar[str] = "a mapping with `texts`"
+
+    texts: Annotated[tuple[TextPair, ...], MinLen(1), Expect("a non-empty list of pairs")] = Field(
+        description="The pairs, each with `positive`, `negative` and perhaps `prompt`."
+    )
+
+
+class ContrastSystems(SpecModel):
+    """Pairs of system prompts, each asked every question."""
+
+    expects: ClassVar[str] = "a mapping with `systems` and `questions`"
+
+    systems: Annotated[tuple[SystemPair, ...], MinLen(1), Expect("a non-empty list of pairs")] = Field(
+        description="The pairs of system prompts, each with `positive` and `negative`."
+    )
+    questions: Annotated[tuple[Text, ...], MinLen(1), Expect("a non-empty list of questions")] = Field(
+        description="The user's turns; every question is asked under both prompts of every pair."
+    )
+
+
+def _data_file(file: str) -> str:
+    stem, dot, suffix = file.rpartition(".")
+    if not stem or f"{dot}{suffix}" not in (".yaml", ".yml", ".json") or not file.isprintable():
+        raise PydanticCustomError("data_file", "data_file")
+    return file
+
+
+DataPath = Annotated[str, AfterValidator(_data_file), Expect("a path that ends in .yaml, .yml or .json")]
+
+
+class PairsFile(SpecModel):
+    """Pairs that stand in a file of their own."""
+
+    expects: ClassVar[str] = "a mapping with `file`"
+
+    file: DataPath = Field(
+        description="A YAML or JSON file, relative to the folder of this spec, that holds just what could "
+        "stand here: `texts`, or `systems` and `questions`."
+    )
+
+
+_BY_KEY: dict[str, type] = {
+    "file": PairsFile,
+    "texts": ContrastTexts,
+    "systems": ContrastSystems,
+    "questions": ContrastSystems,
+}
+
+
+class _ByKey:
+    """Chooses among classes by the keys that a mapping has."""
+
+    def __init__(self, *classes: type) -> None:
+        self.classes = classes
+        self.keys = {key: kind for key, kind in _BY_KEY.items() if kind in classes}
+
+    def __call__(self, value: object) -> int | None:
+        chosen: type | None = type(value)
+        if isinstance(value, Mapping):
+            chosen = next((self.keys[key] for key in value if key in self.keys), None)
+            if chosen is None:
+                chosen = next((self.keys[hint] for key in value if (hint := nearest(key, self.keys))), None)
+        return self.classes.index(chosen) if chosen in self.classes else None
+
+
+_INLINE = "a mapping with `texts`, or with `systems` and `questions`"
+
+InlinePairs = Annotated[
+    ContrastTexts | ContrastSystems, Shaped(_ByKey(ContrastTexts, ContrastSystems), _INLINE)
+]
+"""What a file of pairs holds."""
+
+ContrastPairs = Annotated[
+    PairsFile | ContrastTexts | ContrastSystems,
+    Shaped(
+        _ByKey(PairsFile, ContrastTexts, ContrastSystems),
+        "a mapping with `file`, with `texts`, or with `systems` and `questions`",
+    ),
+]
+"""Pairs in a file, or written out in one of two forms."""
+
+ContrastTextPairs = Annotated[
+    PairsFile | ContrastTexts,
+    Shaped(_ByKey(PairsFile, ContrastTexts), "a mapping with `file` or with `texts`"),
+]
+"""Pairs of texts, in a file or written out."""

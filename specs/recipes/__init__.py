@@ -1,0 +1,14 @@
+"""The recipes. A new one is a new file here and one line in ``AnyRecipe``."""
+
+from typing import Annotated
+
+from subvene.specs._flaws import Named
+from subvene.specs.recipes.base import BaseRecipe
+from subvene.specs.recipes.mean_difference import MeanDifferenceSpec
+
+AnyRecipe = Annotated[
+    MeanDifferenceSpec,
+    Named("recipe"),
+]
+
+__all__ = ["AnyRecipe", "BaseRecipe", "MeanDifferenceSpec"]
