@@ -6,6 +6,7 @@ architecture that is new tomorrow works, or fails here with a clear error.
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from subvene.specs import SubveneError
 
 # Children of an attention module that are not its output projection, whatever their shapes.
 _INPUT_PROJECTION = re.compile(r"(^|_)(q|k|v|qkv|query|key|value)(_|$)")
+_FEED_FORWARD = re.compile(r"mlp|ffn|feed_?forward|moe|experts")
 
 
 class AnatomyError(SubveneError):
@@ -47,12 +49,13 @@ class Anatomy:
             AnatomyError: the decoder blocks cannot be found, or there are several candidates.
         """
         text = text_config(model.config)
-        blocks_path = _find_blocks(model, text.num_hidden_layers)
-        n_heads = text.num_attention_heads
+        sizes = sizes_from_config(model.config)
+        n_heads = sizes.n_heads
+        blocks_path = _find_blocks(model, sizes.n_layers)
         blocks = model.get_submodule(blocks_path)
         for block in blocks:
-            attention = _attention_of(block)
-            if attention is not None and (projection := _output_projection(attention[1], text.hidden_size)):
+            if attention := _attention_of(block, text.hidden_size):
+                projection = _output_projection(attention[1], text.hidden_size)
                 head_dim, rest = divmod(_features(projection[1])[0], n_heads)
                 if rest:
                     raise AnatomyError(
@@ -83,12 +86,11 @@ class Anatomy:
             return f"{path}.output"
         if site == "mlp_output":
             return f"{path}.{_mlp_of(block, self.sizes.width, path)}.output"
-        if (attention := _attention_of(block)) is None:
+        if (attention := _attention_of(block, self.sizes.width)) is None:
             raise AnatomyError(f"{path} has no attention module, so the site {site} does not exist there")
         if site == "attention_output":
-            return f"{path}.{attention[0]}.output"
-        if (projection := _output_projection(attention[1], self.sizes.width)) is None:
-            raise AnatomyError(f"{path}.{attention[0]} has no output projection that could be told from the others")
+            return f"{path}.{_before_residual(*attention, self.sizes.width)}.output"
+        projection = _output_projection(attention[1], self.sizes.width)
         if _features(projection[1])[0] != self.sizes.n_heads * self.sizes.head_dim:
             raise AnatomyError(
                 f"{path}.{attention[0]}.{projection[0]} reads {_features(projection[1])[0]} features, and other layers "
@@ -108,10 +110,20 @@ def text_config(config: Any) -> Any:
 
 
 def sizes_from_config(config: Any) -> Sizes:
-    """Sizes as far as a config alone tells them, so that a spec can be checked before weights are fetched."""
+    """Sizes as far as a config alone tells them, so that a spec can be checked before weights are fetched.
+
+    Raises:
+        AnatomyError: the config does not describe a model of attention blocks.
+    """
     text = text_config(config)
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return Sizes(text.num_hidden_layers, text.hidden_size, text.num_attention_heads, head_dim)
+    found = {name: getattr(text, name, None) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads")}
+    if missing := [name for name, value in found.items() if not isinstance(value, int) or value < 1]:
+        raise AnatomyError(
+            f"{type(text).__name__} ({text.model_type}) has no {' and no '.join(missing)}; subvene edits models that "
+            "are made of attention blocks"
+        )
+    n_layers, width, n_heads = found.values()
+    return Sizes(n_layers, width, n_heads, getattr(text, "head_dim", None) or width // n_heads)
 
 
 def _find_blocks(model: nn.Module, count: int) -> str:
@@ -143,19 +155,23 @@ def _is_linear(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and getattr(module, "weight", torch.empty(0)).ndim == 2
 
 
-def _attention_of(block: nn.Module) -> tuple[str, nn.Module] | None:
-    for name, child in block.named_children():
-        looks_like_it = re.search(r"att(ention|n)", name) or type(child).__name__.endswith("Attention")
-        if looks_like_it and not re.search(r"norm", name) and any(_is_linear(m) for m in child.modules()):
-            return name, child
+def _attention_of(block: nn.Module, width: int) -> tuple[str, nn.Module] | None:
+    """Path within the block, and module: called attention, and holding the output projection itself."""
+    for path, module in block.named_modules():
+        name = path.rpartition(".")[2]
+        looks_like_it = re.search(r"att(ention|n)", name) or type(module).__name__.endswith("Attention")
+        # What is called linear attention is a recurrence with a short convolution: it has no attention heads.
+        recurrent = any(isinstance(child, nn.Conv1d) for child in module.children())
+        if path and looks_like_it and "norm" not in name and not recurrent and _output_projection(module, width):
+            return path, module
     return None
 
 
-def _output_projection(attention: nn.Module, width: int) -> tuple[str, nn.Module] | None:
+def _output_projection(module: nn.Module, width: int) -> tuple[str, nn.Module] | None:
     """The last linear child that maps to the residual width and is not one of the input projections."""
     candidates = [
         (name, child)
-        for name, child in attention.named_children()
+        for name, child in module.named_children()
         if _is_linear(child) and _features(child)[1] == width and not _INPUT_PROJECTION.search(name)
     ]
     return candidates[-1] if candidates else None
@@ -163,16 +179,25 @@ def _output_projection(attention: nn.Module, width: int) -> tuple[str, nn.Module
 
 def _mlp_of(block: nn.Module, width: int, path: str) -> str:
     """The child that is neither attention nor norm; or the last bare linear map back to the residual width."""
-    attention = _attention_of(block)
+    attention = _attention_of(block, width)
     rest = [
         (name, child)
         for name, child in block.named_children()
-        if (attention is None or child is not attention[1]) and any(p.ndim > 1 for p in child.parameters())
+        if not (attention and attention[0].partition(".")[0] == name) and any(p.ndim > 1 for p in child.parameters())
     ]
-    if len(rest) == 1:
-        return rest[0][0]
-    linear = [name for name, child in rest if _is_linear(child) and _features(child)[1] == width]
-    if rest and len(linear) and all(_is_linear(child) for _, child in rest):
-        return linear[-1]
+    if len(rest) > 1 and all(_is_linear(child) for _, child in rest):
+        if projection := _output_projection(nn.ModuleDict(dict(rest)), width):
+            return projection[0]
+    elif len(rest) == 1 or len(rest := [(name, m) for name, m in rest if _FEED_FORWARD.search(name)]) == 1:
+        return _before_residual(*rest[0], width)
     found = ", ".join(name for name, _ in rest) or "none"
     raise AnatomyError(f"{path}: cannot tell which module is the MLP; candidates: {found}")
+
+
+def _before_residual(path: str, module: nn.Module, width: int) -> str:
+    """`path`; or the projection in it, for a module that takes the residual stream and adds it itself."""
+    if "residual" not in inspect.signature(module.forward).parameters:
+        return path
+    if (projection := _output_projection(module, width)) is None:
+        raise AnatomyError(f"{path} adds the residual stream itself, and what it adds to cannot be told")
+    return f"{path}.{projection[0]}"

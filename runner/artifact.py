@@ -95,13 +95,24 @@ def write(
     spec: InterventionSpec,
     intervenable: IntervenableModel,
     *,
+    tensors: Mapping[str, torch.Tensor] | None = None,
     provenance: Mapping[str, Any] | None = None,
     receipt: Receipt | None = None,
 ) -> Path:
-    """Write the artifact of a compiled spec, atomically: an interrupted save leaves the old one."""
+    """Write the artifact of a compiled spec, atomically: an interrupted save leaves the old one.
+
+    Args:
+        folder: where; a folder that is there and no artifact is left alone.
+        spec: what was compiled.
+        intervenable: its interventions, whose tensors are stored as they are now.
+        tensors: further tensors to keep, such as the layers that were fitted and are not used.
+        provenance: how the tensors came about.
+        receipt: of a run, for the card.
+    """
     if folder.exists() and not (folder / SPEC).is_file() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise ArtifactError(f"{folder} exists and is no artifact; choose another place, or remove it first")
-    stored_spec, tensors = _self_contained(spec, intervenable)
+    stored_spec, used = _self_contained(spec, intervenable)
+    tensors = {name: value.contiguous().cpu() for name, value in {**(tensors or {}), **used}.items()}
     listed = type(intervenable.model) in pyvene.models.intervenable_modelcard.type_to_dimension_mapping
     fingerprint: dict[str, Any] = {
         "format": FORMAT,
@@ -185,7 +196,7 @@ def _self_contained(
         tensors |= own
         stored.append(declared.model_copy(update=_references(declared, key, own)))
     fields = {name: getattr(spec, name) for name in InterventionSpec.model_fields} | {"interventions": tuple(stored)}
-    return InterventionSpec(**fields), {name: value.contiguous().cpu() for name, value in tensors.items()}
+    return InterventionSpec(**fields), tensors
 
 
 def _stored(declared: Any, key: str, intervenable: IntervenableModel, entry: Any) -> dict[str, torch.Tensor]:

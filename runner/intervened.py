@@ -32,7 +32,8 @@ class IntervenedModel:
         model: the transformers model.
         tokenizer: its tokenizer; None if none was given, and then only token ids are accepted.
         intervenable: the pyvene `IntervenableModel`, for pyvene users.
-        provenance: how the tensors came about, for an artifact; empty otherwise.
+        tensors: what a fit or an artifact holds, by full name; more than the interventions use, perhaps.
+        provenance: how the tensors came about; empty if nobody said.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class IntervenedModel:
         tokenizer: Any = None,
         *,
         intervenable: IntervenableModel,
+        tensors: Mapping[str, torch.Tensor] | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.spec = spec
         self.model = model
         self.tokenizer = tokenizer
         self.intervenable = intervenable
+        self.tensors = dict(tensors or {})
         self.provenance = dict(provenance or {})
         self._disabled = 0
 
@@ -59,6 +62,7 @@ class IntervenedModel:
         model: torch.nn.Module | None = None,
         tokenizer: Any = None,
         tensors: Mapping[str, torch.Tensor] | None = None,
+        provenance: Mapping[str, Any] | None = None,
         folder: str | os.PathLike[str] | None = None,
         **overrides: Any,
     ) -> Self:
@@ -69,6 +73,7 @@ class IntervenedModel:
             model: an already loaded model to use instead of the one the spec names.
             tokenizer: its tokenizer.
             tensors: tensors for references without a file, by full name (`cheerful.block_output[14]`).
+            provenance: how those came about, to be kept in an artifact.
             folder: where relative tensor files are; default: the folder of the spec's file.
             **overrides: fields of the spec's `model:` to replace (`dtype="bfloat16"`, `device="cuda"`).
 
@@ -84,7 +89,9 @@ class IntervenedModel:
             model, tokenizer = load_model(spec.model, **overrides)
         folder = None if folder is None else Path(folder)
         intervenable = compile_spec(spec, model, folder=folder, own_tensors=tensors)
-        return cls(spec, model, tokenizer, intervenable=intervenable)
+        return cls(
+            spec, model, tokenizer, intervenable=intervenable, tensors=tensors, provenance=provenance
+        )
 
     @classmethod
     def from_pretrained(
@@ -116,7 +123,14 @@ class IntervenedModel:
             model, tokenizer = load_model(loaded.spec.model, **overrides)
         loaded.check_model(model)
         intervenable = compile_spec(loaded.spec, model, own_tensors=loaded.tensors)
-        return cls(loaded.spec, model, tokenizer, intervenable=intervenable, provenance=loaded.provenance)
+        return cls(
+            loaded.spec,
+            model,
+            tokenizer,
+            intervenable=intervenable,
+            tensors=loaded.tensors,
+            provenance=loaded.provenance,
+        )
 
     @property
     def receipt(self) -> Receipt | None:
@@ -236,7 +250,12 @@ class IntervenedModel:
             The folder.
         """
         return artifact.write(
-            Path(folder), self.spec, self.intervenable, provenance=self.provenance, receipt=self.receipt
+            Path(folder),
+            self.spec,
+            self.intervenable,
+            tensors=self.tensors,
+            provenance=self.provenance,
+            receipt=self.receipt,
         )
 
     def _named(self, strengths: Any) -> Mapping[str, Any] | None:

@@ -5,12 +5,11 @@ Strict because YAML already tells numbers from text: ``layer: "3"`` is a mistake
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable
 from typing import Annotated, Literal, TypeVar
 
-from annotated_types import Ge, MinLen
-from pydantic import AfterValidator, AllowInfNan, Strict
+from annotated_types import Ge, Le, MinLen
+from pydantic import AfterValidator, AllowInfNan, Strict, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from subvene.specs._flaws import Expect, Shaped
@@ -21,42 +20,31 @@ _LARGEST = 2**63 - 1
 _Values = TypeVar("_Values", bound=tuple[Hashable, ...])
 
 
-def _bounded(value: int) -> int:
-    if abs(value) > _LARGEST:
-        raise PydanticCustomError("too_large", "too large")
-    return value
-
-
 def _different(values: _Values) -> _Values:
     if len(set(values)) != len(values):
         raise PydanticCustomError("repeated", "repeated")
     return values
 
 
-def full_match(pattern: str) -> AfterValidator:
-    compiled = re.compile(pattern)
-
-    def check(text: str) -> str:
-        if not compiled.fullmatch(text):
-            raise PydanticCustomError("pattern", "pattern")
-        return text
-
-    return AfterValidator(check)
+def full_match(pattern: str) -> StringConstraints:
+    """Returns the constraint that the whole text matches; ``$`` is the very end in pydantic's regexes."""
+    return StringConstraints(pattern=f"^(?:{pattern})$")
 
 
 def _list_or_scalar(value: object) -> int:
     return 1 if isinstance(value, list | tuple) else 0
 
 
-_RawInt = Annotated[int, Strict(), AfterValidator(_bounded)]
 _RawFloat = Annotated[float, Strict(), AllowInfNan(False)]
 
-Index = Annotated[_RawInt, Ge(0), Expect("an integer >= 0")]
-Count = Annotated[_RawInt, Ge(1), Expect("an integer >= 1")]
-Seed = Annotated[_RawInt, Ge(0), Expect("an integer >= 0 and < 2**63")]
-AnyIndex = Annotated[_RawInt, Expect("an integer (negative counts from the end)")]
+Index = Annotated[int, Strict(), Ge(0), Le(_LARGEST), Expect("an integer >= 0")]
+Count = Annotated[int, Strict(), Ge(1), Le(_LARGEST), Expect("an integer >= 1")]
+Seed = Annotated[int, Strict(), Ge(0), Le(_LARGEST), Expect("an integer >= 0 and < 2**63")]
+AnyIndex = Annotated[
+    int, Strict(), Ge(-_LARGEST), Le(_LARGEST), Expect("an integer (negative counts from the end)")
+]
 # Keys of a JSON mapping are always text, hence not strict.
-LayerKey = Annotated[int, AfterValidator(_bounded), Ge(0), Expect("a layer, an integer >= 0")]
+LayerKey = Annotated[int, Ge(0), Le(_LARGEST), Expect("a layer, an integer >= 0")]
 Finite = Annotated[_RawFloat, Expect("a finite number")]
 
 Text = Annotated[str, MinLen(1), Expect("non-empty text")]

@@ -18,10 +18,18 @@ Loc = tuple[str | int, ...]
 FlawType = Literal["expected", "missing_field", "unknown_field"]
 
 
+# Nothing longer is a misspelt name, and comparing takes time that grows with the square of the length.
+_LONGEST_NAME = 80
+
+
 def nearest(name: object, valid: Iterable[str]) -> str | None:
     """Returns the valid name closest to a misspelt one, None when nothing is close."""
-    matches = get_close_matches(str(name).lower(), list(valid), n=1)
-    return matches[0] if matches else None
+    text = str(name).lower()
+    if len(text) > _LONGEST_NAME:
+        return None
+    by_lower = {option.lower(): option for option in reversed(list(valid))}
+    matches = get_close_matches(text, list(by_lower), n=1)
+    return by_lower[matches[0]] if matches else None
 
 
 def one_of(names: Iterable[object]) -> str:

@@ -14,6 +14,8 @@ from subvene.specs.errors import Problem, SpecError
 MAX_BYTES = 8 * 2**20
 MAX_NODES = 200_000
 MAX_DEPTH = 48
+# Beyond this many a file is not a spec with mistakes but something else.
+MAX_PROBLEMS = 100
 
 Scalar = str | int | float | bool | None
 Key = str | int
@@ -81,6 +83,8 @@ class Complaints:
         """Keeps a problem after which reading can go on."""
         line, column = (mark.line, mark.column) if mark else (None, None)
         self.problems.append(Problem(self.file, line, column, "", expected, found))
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise SpecError(self.problems)
 
     def fail(self, mark: Mark | None, expected: str, found: str) -> SpecError:
         """Returns the error to raise for a problem after which reading cannot go on."""

@@ -75,7 +75,9 @@ class YamlReader:
         except yaml.reader.ReaderError as error:
             before = self.text[: error.position]
             mark = Mark(before.count("\n") + 1, error.position - (before.rfind("\n") + 1) + 1)
-            raise self.complaints.fail(mark, "text", f"the control character {error.character!r}") from None
+            raise self.complaints.fail(
+                mark, "text", f"the control character {_named(error.character)}"
+            ) from None
         except yaml.MarkedYAMLError as error:
             at = error.problem_mark or error.context_mark
             place = Mark(at.line + 1, at.column + 1) if at else None
@@ -185,6 +187,10 @@ class YamlReader:
         found = repr(value) if isinstance(node, ScalarNode) else "a list or mapping"
         self.complaints.note(mark, "a key that is text or an integer", found)
         return found
+
+
+def _named(character: int | str | bytes) -> str:
+    return f"U+{character if isinstance(character, int) else ord(character):04X}"
 
 
 def _mark(event: yaml.Event) -> Mark:

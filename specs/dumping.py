@@ -26,7 +26,7 @@ def dump_spec(spec: InterventionSpec, format: Format = "yaml") -> str:
     data = _mapping(spec)
     if isinstance(spec, ExperimentSpec) and data.keys() <= InterventionSpec.model_fields.keys():
         # Without any field of its own it would be read back as an InterventionSpec.
-        data["seed"] = spec.seed
+        pass
     if format == "json":
         return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if format != "yaml":

@@ -76,7 +76,7 @@ class ModelSpec(SpecModel):
     )
     device_map: (
         Annotated[
-            Text | Annotated[dict[Text, _PLACE], MinLen(1), Expect(_MAP)], Shaped(_device_map_shape, _MAP)
+            Text | Annotated[dict[str, _PLACE], MinLen(1), Expect(_MAP)], Shaped(_device_map_shape, _MAP)
         ]
         | None
     ) = Field(

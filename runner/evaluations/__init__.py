@@ -1,0 +1,11 @@
+"""Measuring an edited model: model in, records out. A new evaluation is a new file and one line here."""
+
+from subvene.runner.evaluations.contrast import run_contrast
+from subvene.runner.evaluations.samples import run_samples
+
+EVALUATIONS = {
+    "contrast": run_contrast,
+    "samples": run_samples,
+}
+
+__all__ = ["EVALUATIONS"]

@@ -73,7 +73,9 @@ class PyveneSpec(BaseIntervention):
     component: (
         Annotated[
             str,
-            full_match(r"[A-Za-z_]\w*(\[[0-9]+\])*(\.[A-Za-z_]\w*(\[[0-9]+\])*)*\.(input|output)"),
+            full_match(
+                r"[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])*(\.[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])*)*\.(input|output)"
+            ),
             Expect("a module path that ends in .input or .output, such as model.layers[3].mlp.act_fn.output"),
         ]
         | None

@@ -1,0 +1,54 @@
+"""Contrast: how much likelier trait-consistent answers are than trait-opposed ones, without a judge."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from subvene.runner.evaluations.base import sweep_strengths
+from subvene.runner.intervened import IntervenedModel
+from subvene.runner.scoring import log_probs
+from subvene.runner.text import prompt_ids, response_ids
+from subvene.specs import ContrastSpec, PairsFile, SubveneError, load_pairs
+
+
+def run_contrast(m: IntervenedModel, spec: ContrastSpec, folder: Path) -> dict[str, Any]:
+    """log p(positive | prompt) − log p(negative | prompt), summed over tokens, by coefficient.
+
+    Args:
+        m: the model.
+        spec: the evaluation.
+        folder: where a file of pairs is looked for.
+
+    Returns:
+        `records`: per coefficient the mean over pairs in nats, its standard error, and the share of pairs in
+        which the positive answer is the likelier one; and `pairs`, the values by coefficient and pair.
+    """
+    pairs = load_pairs(folder / spec.pairs.file) if isinstance(spec.pairs, PairsFile) else spec.pairs
+    if not hasattr(pairs, "texts"):
+        raise SubveneError(f"evaluate contrast: {spec.pairs.file} holds `systems`; it needs `texts` with answers to score")
+    scored, coefficients = [], []
+    for c in spec.coefficients:
+        for i, pair in enumerate(pairs.texts):
+            if pair.prompt is None:
+                raise SubveneError(f"evaluate contrast: texts[{i}].prompt is missing; answers are scored after a prompt")
+            prompt = prompt_ids(m.tokenizer, pair.prompt)
+            for side in (pair.positive, pair.negative):
+                scored.append((prompt, response_ids(m.tokenizer, side)))
+                coefficients.append(c)
+    strengths = sweep_strengths(m, coefficients)
+    totals, receipts = log_probs(m, scored, strengths=strengths, batch_size=spec.batch_size, description="contrast")
+    differences = (totals[0::2] - totals[1::2]).view(len(spec.coefficients), -1).tolist()
+    records = [
+        {
+            "coefficient": c,
+            "mean_difference": statistics.fmean(row),
+            "standard_error": statistics.stdev(row) / math.sqrt(len(row)) if len(row) > 1 else None,
+            "positive_preferred": sum(d > 0 for d in row) / len(row),
+        }
+        for c, row in zip(spec.coefficients, differences, strict=True)
+    ]
+    tokens = sum(r.tokens for receipt in receipts for r in receipt)
+    return {"kind": spec.kind, "records": records, "pairs": differences, "tokens_edited": tokens}

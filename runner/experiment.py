@@ -1,0 +1,114 @@
+"""An experiment file from end to end: fit, evaluate, save, and prove that what was saved reloads."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from subvene.runner.cache import atomic_folder
+from subvene.runner.evaluations import EVALUATIONS
+from subvene.runner.fit import fit
+from subvene.runner.intervened import IntervenedModel
+from subvene.runner.reload import reload_difference
+from subvene.specs import ExperimentSpec, SamplesSpec, SubveneError, dump_spec, load_spec
+
+
+@dataclass(frozen=True)
+class ExperimentResult:
+    """What an experiment gave.
+
+    Attributes:
+        output: the folder with `results.json`, `experiment.yaml` and the artifact.
+        artifact: the artifact's folder in it.
+        evaluations: the records of each evaluation, in the file's order.
+        reload_difference: max |Δ logit| between this process and a fresh one that loaded the artifact.
+        model: the model, for further use.
+    """
+
+    output: Path
+    artifact: Path
+    evaluations: tuple[dict[str, Any], ...]
+    reload_difference: float
+    model: IntervenedModel
+
+
+def run_experiment(
+    spec: ExperimentSpec | str | os.PathLike[str],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    on_step: Callable[[str, Any], None] | None = None,
+    **overrides: Any,
+) -> ExperimentResult:
+    """Run an experiment file.
+
+    Args:
+        spec: an experiment spec or its path.
+        output: folder for the results; default: the spec's `output`, or `runs/<file name>`.
+        folder: where relative files are looked for; default: the spec's folder.
+        on_step: called as things are done: ("fitted", model), ("evaluated", records), ("saved", path),
+            ("reloaded", difference).
+        **overrides: fields of the spec's `model:` to replace.
+
+    Raises:
+        SpecError: the file is not valid; nothing has been loaded.
+        NotSteeredError: an intervention did not act.
+    """
+    stem = "experiment"
+    if not isinstance(spec, ExperimentSpec):
+        stem, folder = Path(spec).stem, Path(spec).parent if folder is None else folder
+        loaded = load_spec(Path(spec))
+        if not isinstance(loaded, ExperimentSpec):
+            raise SubveneError(f"{spec}: this is no experiment: it has neither `fit:` nor `evaluate:`; try `subvene generate`")
+        spec = loaded
+    folder = Path(folder or ".")
+    target = Path(output or spec.output or Path("runs") / stem)
+    if target.exists() and not (target / "results.json").is_file() and any(target.iterdir()):
+        raise SubveneError(f"{target} exists and holds no results of an experiment; choose another --output")
+    step = on_step or (lambda what, value: None)
+    transformers.set_seed(spec.seed)
+
+    if spec.fit is not None:
+        m = fit(spec, folder=folder, **overrides)
+    else:
+        m = IntervenedModel.from_spec(spec, folder=folder, **overrides)
+    step("fitted", m)
+    evaluations = []
+    for declared in spec.evaluate:
+        evaluations.append(EVALUATIONS[declared.kind](m, declared, folder))
+        step("evaluated", evaluations[-1])
+    with atomic_folder(target) as temporary:
+        m.save_pretrained(temporary / "artifact")
+        (temporary / "experiment.yaml").write_text(dump_spec(spec), encoding="utf-8")
+        prompts = next((e.prompts for e in spec.evaluate if isinstance(e, SamplesSpec)), ("Hello, who are you?",))
+        difference = reload_difference(m, temporary / "artifact", prompts)
+        results = {
+            "evaluations": evaluations,
+            "provenance": m.provenance,
+            "reload_max_logit_difference": difference,
+            "environment": environment(),
+        }
+        (temporary / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    step("saved", target)
+    step("reloaded", difference)
+    return ExperimentResult(target, target / "artifact", tuple(evaluations), difference, m)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, to stand beside every measured number."""
+    packages = ("subvene", "pyvene", "torch", "transformers")
+    return {
+        "versions": {name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,70 @@
+"""Fitting: run a spec's recipe and compile its interventions with the tensors that come out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from subvene.runner.anatomy import Anatomy, sizes_from_config
+from subvene.runner.compile import CompileError, check_sizes
+from subvene.runner.intervened import IntervenedModel
+from subvene.runner.model import load_config, load_model
+from subvene.runner.recipes import RECIPES
+from subvene.specs import ExperimentSpec, PairsFile, SubveneError, load_pairs, load_spec
+
+
+def fit(
+    spec: ExperimentSpec | str | os.PathLike[str],
+    *,
+    model: torch.nn.Module | None = None,
+    tokenizer: Any = None,
+    folder: str | os.PathLike[str] | None = None,
+    **overrides: Any,
+) -> IntervenedModel:
+    """Run the `fit:` block of a spec.
+
+    Args:
+        spec: an experiment spec with a `fit:` block, or its path.
+        model: an already loaded model to fit on, with its `tokenizer`.
+        tokenizer: the model's.
+        folder: where relative files are looked for; default: the spec's folder.
+        **overrides: fields of the spec's `model:` to replace.
+
+    Returns:
+        The model with its interventions, whose `save_pretrained` writes every fitted layer.
+
+    Raises:
+        SpecError: the spec or its file of pairs is not valid; no model has been loaded.
+        CompileError: a layer is out of the model's range; no weights have been loaded.
+    """
+    if not isinstance(spec, ExperimentSpec):
+        folder = Path(spec).parent if folder is None else Path(folder)
+        loaded = load_spec(Path(spec))
+        if not isinstance(loaded, ExperimentSpec) or loaded.fit is None:
+            raise SubveneError(f"{spec}: there is no `fit:` block, so there is nothing to fit")
+        spec = loaded
+    if spec.fit is None:
+        raise SubveneError("this spec has no `fit:` block, so there is nothing to fit")
+    folder = Path() if folder is None else Path(folder)
+    recipe = spec.fit
+    pairs = load_pairs(folder / recipe.pairs.file) if isinstance(recipe.pairs, PairsFile) else recipe.pairs
+    if model is None:
+        sizes = sizes_from_config(load_config(spec.model, **overrides))
+        check_sizes(spec, sizes)
+        if recipe.layers != "all" and max(recipe.layers) >= sizes.n_layers:
+            raise CompileError(
+                f"fit.layers: expected layers from 0 to {sizes.n_layers - 1} for this model, found {max(recipe.layers)}"
+            )
+        model, tokenizer = load_model(spec.model, **overrides)
+    fitted = RECIPES[recipe.recipe](recipe, pairs, Anatomy.of(model), tokenizer)
+    return IntervenedModel.from_spec(
+        spec,
+        model=model,
+        tokenizer=tokenizer,
+        tensors=fitted.tensors,
+        folder=folder,
+        provenance={"model": spec.model.name, **fitted.provenance},
+    )

@@ -1,0 +1,89 @@
+"""Mean difference of contrast pairs (contrastive activation addition, Rimsky et al. 2024; persona vectors).
+
+v[l] = mean over pairs of (ā⁺[l] − ā⁻[l]), ā the mean (or last) activation of the contrasted tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from subvene.runner.activations import Text, weighted_sums
+from subvene.runner.anatomy import Anatomy
+from subvene.runner.recipes.base import Fitted
+from subvene.runner.text import pad_id_of, prompt_ids, response_ids
+from subvene.specs import ContrastSystems, ContrastTexts, MeanDifferenceSpec, SubveneError, tensor_name
+
+
+def fit_mean_difference(
+    spec: MeanDifferenceSpec, pairs: ContrastTexts | ContrastSystems, anatomy: Anatomy, tokenizer: Any
+) -> Fitted:
+    """Fit one vector per layer.
+
+    Args:
+        spec: the recipe; `pairs` in it have been read into `pairs`.
+        pairs: texts against texts, or system prompts against system prompts.
+        anatomy: of the model.
+        tokenizer: the model's.
+
+    Raises:
+        SubveneError: a contrasted text is empty, or cut away by `max_tokens`.
+    """
+    # 1. Both sides of every pair, tokenised with the contrasted tokens marked.
+    sides = list(_sides(spec, pairs, tokenizer))
+    # 2. One forward pass over all of them; a positive text adds to the sum, a negative one subtracts.
+    n_pairs = len(sides) // 2
+    weights = [sign / n_pairs for _ in range(n_pairs) for sign in (1.0, -1.0)]
+    layers = list(range(anatomy.sizes.n_layers)) if spec.layers == "all" else sorted(spec.layers)
+    vectors = weighted_sums(
+        anatomy,
+        spec.site,
+        layers,
+        sides,
+        weights,
+        pad_id=pad_id_of(tokenizer),
+        batch_size=spec.batch_size,
+        description=f"fitting {spec.key}",
+    )
+    # 3. Each layer's vector under its full name, and where it came from.
+    tensors = {tensor_name(spec.key, spec.site, layer): vector for layer, vector in vectors.items()}
+    return Fitted(
+        tensors,
+        {
+            "recipe": spec.recipe,
+            "key": spec.key,
+            "site": spec.site,
+            "tokens": spec.tokens,
+            "form": "texts" if isinstance(pairs, ContrastTexts) else "systems",
+            "pairs": n_pairs,
+            "pairs_sha256": hashlib.sha256(pairs.model_dump_json().encode()).hexdigest(),
+            "tokens_read": sum(side.end - side.start for side in sides),
+            "norm_by_layer": {str(layer): round(float(v.norm()), 4) for layer, v in vectors.items()},
+        },
+    )
+
+
+def _sides(spec: MeanDifferenceSpec, pairs: ContrastTexts | ContrastSystems, tokenizer: Any) -> Any:
+    """Positive and negative texts in turn."""
+    if isinstance(pairs, ContrastSystems):
+        for system in pairs.systems:
+            for question in pairs.questions:
+                for side in (system.positive, system.negative):
+                    ids = prompt_ids(tokenizer, question, system=side)
+                    yield _text(ids, 0, spec, question)
+        return
+    for pair in pairs.texts:
+        prompt = [] if pair.prompt is None else prompt_ids(tokenizer, pair.prompt)
+        for side in (pair.positive, pair.negative):
+            reply = response_ids(tokenizer, side) if pair.prompt is not None else tokenizer(side)["input_ids"]
+            yield _text([*prompt, *reply], len(prompt), spec, side)
+
+
+def _text(ids: list[int], start: int, spec: MeanDifferenceSpec, what: str) -> Text:
+    ids = ids[: spec.max_tokens]
+    if len(ids) <= start:
+        raise SubveneError(
+            f"recipe {spec.recipe}: no token of {what[:60]!r} is left to read"
+            + (f" within max_tokens: {spec.max_tokens}" if spec.max_tokens else "")
+        )
+    return Text(tuple(ids), start if spec.tokens == "mean" else len(ids) - 1, len(ids))

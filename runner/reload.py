@@ -1,0 +1,53 @@
+"""The proof that an artifact is complete: reload it in a fresh process and compare logits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from subvene.runner.intervened import IntervenedModel
+from subvene.runner.text import pad, pad_id_of, prompt_ids
+from subvene.specs import SubveneError
+
+
+def reload_difference(m: IntervenedModel, folder: Path, prompts: Sequence[str]) -> float:
+    """max |Δ logit| between `m` and the artifact in `folder` as a new Python process loads it.
+
+    Both run the same token ids teacher-forced; the last half of each row counts as response, so that every
+    position rule has something to act on.
+    """
+    rows = [prompt_ids(m.tokenizer, prompt) for prompt in prompts]
+    batch = pad(rows, [max(1, len(row) // 2) for row in rows], pad_id_of(m.tokenizer), "right")
+    inputs = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "prompt_lengths": batch.prompt_lengths,
+    }
+    with tempfile.TemporaryDirectory(prefix="subvene-reload-") as scratch:
+        given, answer = Path(scratch, "inputs.safetensors"), Path(scratch, "logits.safetensors")
+        safetensors.torch.save_file(inputs, given)
+        command = [sys.executable, "-m", "subvene.runner.reload", str(folder), str(given), str(answer)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SubveneError(f"{folder} did not reload in a fresh process:\n{done.stderr.strip()[-2000:]}")
+        there = safetensors.torch.load_file(answer)["logits"]
+    here = _logits(m, inputs)
+    return float((here - there).abs().max())
+
+
+@torch.no_grad()
+def _logits(m: IntervenedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    output = m(inputs["input_ids"], inputs["attention_mask"], prompt_lengths=inputs["prompt_lengths"])
+    return output.logits.float()[inputs["attention_mask"].bool()].cpu()
+
+
+if __name__ == "__main__":
+    _folder, _given, _answer = sys.argv[1:]
+    _reloaded = IntervenedModel.from_pretrained(_folder)
+    safetensors.torch.save_file({"logits": _logits(_reloaded, safetensors.torch.load_file(_given))}, _answer)

@@ -1,0 +1,62 @@
+"""Log-probabilities of given responses, batched, under the same edits that generation makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from subvene.runner.intervened import IntervenedModel
+from subvene.runner.progress import track
+from subvene.runner.receipt import Receipt
+from subvene.runner.text import pad, pad_id_of
+
+
+@torch.no_grad()
+def log_probs(
+    m: IntervenedModel,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    strengths: Mapping[str, Sequence[float]] | None = None,
+    batch_size: int = 16,
+    description: str = "scoring",
+) -> tuple[torch.Tensor, list[Receipt]]:
+    """Σ log p(response token | what precedes it), for each (prompt ids, response ids).
+
+    Args:
+        m: the model; its edits act unless it is disabled.
+        pairs: token ids; prompts and responses must not be empty.
+        strengths: by intervention name, one value per pair.
+        batch_size: pairs per forward pass; pairs of like length share one.
+        description: what the progress bar says.
+
+    Returns:
+        Summed log-probabilities in nats, float64 [pairs], and the receipt of each batch.
+    """
+    for i, (prompt, response) in enumerate(pairs):
+        if not prompt or not response:
+            raise ValueError(f"pair {i}: the {'prompt' if not prompt else 'response'} holds no token to score")
+    totals = torch.zeros(len(pairs), dtype=torch.float64)
+    receipts: list[Receipt] = []
+    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
+    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    for chosen in track(chunks, description):
+        rows = [[*pairs[i][0], *pairs[i][1]] for i in chosen]
+        lengths = [len(pairs[i][0]) for i in chosen]
+        batch = pad(rows, lengths, pad_id_of(m.tokenizer), "right")
+        # Logits only from the first cursor of the batch on: the vocabulary is the largest tensor here.
+        first = min(lengths) - 1
+        options: dict[str, Any] = {"use_cache": False, "logits_to_keep": batch.input_ids.shape[1] - first}
+        if strengths is not None:
+            options["strengths"] = {name: [values[i] for i in chosen] for name, values in strengths.items()}
+        output = m(batch.input_ids, batch.attention_mask, prompt_lengths=batch.prompt_lengths, **options)
+        if m.receipt is not None and not m.is_disabled:
+            receipts.append(m.receipt)
+        log_p = output.logits[:, :-1].float().log_softmax(-1)
+        targets = batch.input_ids[:, first + 1 :].to(log_p.device)
+        token_log_p = log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1).cpu()
+        slots = torch.arange(first + 1, batch.input_ids.shape[1])
+        is_response = (slots >= batch.prompt_lengths.unsqueeze(1)) & batch.attention_mask[:, first + 1 :].bool()
+        totals[chosen] = (token_log_p.double() * is_response).sum(1)
+    return totals, receipts
