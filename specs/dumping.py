@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import yaml
@@ -26,7 +27,7 @@ def dump_spec(spec: InterventionSpec, format: Format = "yaml") -> str:
     data = _mapping(spec)
     if isinstance(spec, ExperimentSpec) and data.keys() <= InterventionSpec.model_fields.keys():
         # Without any field of its own it would be read back as an InterventionSpec.
-        pass
+        data["seed"] = spec.seed
     if format == "json":
         return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if format != "yaml":
@@ -73,8 +74,20 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:int", INTEGER, list("-+0123456789"))
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
+# PyYAML asks a resolver whether a text begins like a number, hence the closing anchor.
+for _tag, _pattern in (("int", INTEGER), ("float", FLOAT)):
+    _Dumper.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern.pattern})\Z"), list("-+.0123456789")
+    )
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # PyYAML writes breaks such as U+0085 bare, and they read back as a newline; double quotes escape them.
+    style = None if text.replace("\n", "").isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
 _Dumper.add_representer(
     _Flow, lambda dumper, data: dumper.represent_mapping("tag:yaml.org,2002:map", data, flow_style=True)
 )

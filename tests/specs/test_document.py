@@ -114,6 +114,7 @@ def test_json_with_tabs_has_places_too() -> None:
         ("a: 1\n---\nb: 1", 2, 1, "a second one"),
         ("a: &x [*x]", 1, 8, "*x"),
         ("a: &x\n  b: {<<: *x}", 2, 11, "*x"),
+        ("a: &x 1\nb: &x [*x]", 2, 8, "*x"),
         ("a: *nowhere", 1, 4, "*nowhere"),
         ("", 1, 1, "an empty file"),
         ("# only\n", 1, 1, "an empty file"),

@@ -203,6 +203,51 @@ seed: 3
     assert list(json.loads(dump_spec(spec, "json"))) == ["subvene", "model", "interventions", "seed"]
 
 
+@pytest.mark.parametrize(
+    "text", ["a\x85b", "\u2028", "\u2029x", "\ufeff", "a\r\nb", "\ta ", "a\n\n b\n", "\x7f", "😀", " a"]
+)
+def test_odd_characters_read_back(text: str) -> None:
+    edit = LowRankEditSpec(layer=1, write_heads="all")
+    samples = SamplesSpec(prompts=(text,), coefficients=(1e-5, -0.0))
+    spec = ExperimentSpec(subvene=1, model=ModelSpec(name="a"), interventions=(edit,), evaluate=(samples,))
+    assert parse_spec(dump_spec(spec)) == spec
+    assert parse_spec(dump_spec(spec, "json"), format="json") == spec
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1e-4",
+        "1E5",
+        "0o17",
+        "0x1F",
+        "+1",
+        ".5",
+        "-1.",
+        ".inf",
+        "true",
+        "on",
+        "No",
+        "~",
+        "1_0",
+        "12:30",
+        "2001-01-01",
+    ],
+)
+def test_text_that_looks_like_something_else_stays_text(text: str) -> None:
+    model = ModelSpec(name="a", revision=text)
+    edit = LowRankEditSpec(layer=1, write_heads="all")
+    written = dump_spec(InterventionSpec(subvene=1, model=model, interventions=(edit,)))
+    assert parse_spec(written).model.revision == text
+    assert yaml.safe_load(written)["model"]["revision"] == text
+
+
+def test_text_that_only_begins_like_a_number_is_not_quoted() -> None:
+    model = ModelSpec(name="a", revision="7b-v1")
+    edit = LowRankEditSpec(layer=1, write_heads="all")
+    assert "revision: 7b-v1\n" in dump_spec(InterventionSpec(subvene=1, model=model, interventions=(edit,)))
+
+
 def test_an_experiment_stays_one() -> None:
     edit = LowRankEditSpec(layer=1, write_heads="all")
     bare = ExperimentSpec(subvene=1, model=ModelSpec(name="a"), interventions=(edit,))
