@@ -54,7 +54,11 @@ def main() -> None:
         tensors=tensors,
     )
     iti = IntervenedModel.from_spec(
-        spec(HeadDirectionSpec(directions=TensorRef(key="iti"), strength=1.0, heads=heads, positions="response")),
+        spec(
+            HeadDirectionSpec(
+                directions=TensorRef(key="iti"), strength=1.0, heads=heads, positions="response"
+            )
+        ),
         model=model,
         tokenizer=tokenizer,
         tensors=tensors,

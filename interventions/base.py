@@ -51,7 +51,7 @@ class ActivationIntervention(
         self._fallback = FirstCallIsPrompt()
 
     @classmethod
-    def build(cls, spec: Any, table: TensorTable | None, sizes: Sizes) -> list[tuple[str, int | None, Self]]:
+    def build(cls, spec: Any, table: TensorTable, sizes: Sizes) -> list[tuple[str, int | None, Self]]:
         """The interventions that one spec entry declares, as (site, layer, intervention).
 
         Raises:
@@ -91,41 +91,58 @@ class ActivationIntervention(
         """Edit `base` [batch, tokens, width] and return it in its own dtype.
 
         Args:
+            base: the activation.
+            source: not used; pyvene passes None.
+            subspaces: not used; pyvene passes None.
             tokens: where these tokens stand in their sequences; subvene's runner passes it.
             positions: for stock pyvene, Bool[batch, tokens] of the tokens to edit
-                (`intervention_additional_kwargs={"positions": mask}`).
+                (`intervention_additional_kwargs={"positions": mask}`): this call's tokens if it is as wide as
+                the call; else column j is token j of the sequence, and what lies beyond is not edited.
             strength: replaces the stored strength for this call; scalar or [batch].
+            **kwargs: passed on to `edit`.
         """
-        if positions is None:
-            if tokens is None:
-                tokens = self._fallback.next(base)
-            positions = tokens.mask(self.positions, base.device)
-        scale = per_row(self.strength if strength is None else strength, base) * positions.unsqueeze(-1)
+        if tokens is None:
+            # Also where a mask was given: it has to be known where a decoding step stands in it.
+            tokens = self._fallback.next(base)
+        mask = (
+            tokens.mask(self.positions, base.device)
+            if positions is None
+            else _of_call(positions, base, tokens)
+        )
+        scale = per_row(self.strength if strength is None else strength, base) * mask.unsqueeze(-1)
         # One operation precision for every model: half-precision activations are widened, edited, cast once.
         wide = torch.promote_types(base.dtype, torch.float32)
-        h = base.to(wide)
-        return self.edit(h, scale.to(wide), **kwargs).to(base.dtype)
+        scale = scale.to(wide)
+        edited = self.edit(base.to(wide), scale, **kwargs).to(base.dtype)
+        # Not left to h + 0·Δ(h): where Δ overflows, 0·inf would put NaN into a token that is not selected.
+        return torch.where(scale != 0, edited, base)
 
     def edit(self, h: torch.Tensor, scale: torch.Tensor, **context: Any) -> torch.Tensor:
-        """h + scale·Δ(h); `scale` [batch, tokens, 1] is the strength, 0 at tokens that are not selected.
+        """Returns h + scale·Δ(h); `scale` [batch, tokens, 1] is the strength, 0 at unselected tokens.
 
         `context` is what the caller passed beside positions; most kinds need none of it.
         """
         return torch.addcmul(h, scale, self.delta(h).to(h.dtype))
 
     def _read_settings(self) -> None:
-        settings = json.loads(bytes(self.settings.tolist()))
+        settings = unpack(self.settings)
         self.positions: Positions = parse_positions(settings["positions"])
         self.options: dict[str, Any] = settings["options"]
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        # pyvene builds the class without arguments, so shapes are known only now.
-        for name in ("strength", "settings", *self.buffer_names):
-            if (value := state_dict.get(prefix + name)) is not None:
-                self.register_buffer(name, torch.empty_like(value))
-        for name in self.parameter_names:
-            if (value := state_dict.get(prefix + name)) is not None:
-                self.register_parameter(name, torch.nn.Parameter(torch.empty_like(value)))
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # pyvene builds the class without arguments, so shapes are known only now. A tensor that fits
+        # stays the object that it is, because an optimizer may hold it.
+        for name in ("strength", "settings", *self.buffer_names, *self.parameter_names):
+            value, present = state_dict.get(prefix + name), getattr(self, name)
+            if value is None or value.shape == present.shape:
+                continue
+            fitting = torch.empty_like(value, device=present.device)
+            if name in self.parameter_names:
+                self.register_parameter(name, torch.nn.Parameter(fitting, present.requires_grad))
+            else:
+                self.register_buffer(name, fitting)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._read_settings()
 
@@ -155,14 +172,35 @@ def unit(vector: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: a vector of length zero has no direction.
     """
-    norm = torch.linalg.vector_norm(vector.float(), dim=-1, keepdim=True)
+    # float64, so that the squares of very small or large entries neither vanish nor overflow.
+    norm = torch.linalg.vector_norm(vector, dim=-1, keepdim=True, dtype=torch.float64)
     if (norm == 0).any():
         raise ValueError("a vector of length zero has no direction")
-    return vector / norm
+    return (vector / norm).to(vector.dtype)
+
+
+def _of_call(mask: torch.Tensor, base: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+    """The columns of a mask [rows, columns] that are this call's, as Bool[batch or 1, tokens]."""
+    batch, count = base.shape[:2]
+    mask = torch.atleast_2d(mask.to(base.device, torch.bool))
+    if mask.shape[1] != count:
+        # One column more, never selected, stands for everything beyond the mask.
+        index = tokens.index[0].clamp_max(mask.shape[1])
+        mask = torch.nn.functional.pad(mask, (0, 1))[:, index]
+    if mask.shape[0] in (1, batch):
+        return mask
+    if batch % mask.shape[0]:
+        raise ValueError(f"positions has {mask.shape[0]} rows, and the batch has {batch}")
+    return mask.repeat_interleave(batch // mask.shape[0], 0)
 
 
 def _jsonable(positions: Positions) -> Any:
     return positions if isinstance(positions, str) else positions.model_dump(mode="json")
+
+
+def unpack(settings: torch.Tensor) -> dict[str, Any]:
+    """What a `settings` buffer says: the position rule and the kind's options."""
+    return dict(json.loads(bytes(settings.tolist())))
 
 
 def _pack(settings: dict[str, Any]) -> torch.Tensor:

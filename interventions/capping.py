@@ -8,8 +8,8 @@ from typing import Any, Self
 import torch
 
 from subvene.interventions.base import ActivationIntervention, unit
-from subvene.interventions.tensors import Sizes, TensorTable
-from subvene.specs import CappingSpec, tensor_name
+from subvene.interventions.tensors import Sizes, TensorTable, stored_name
+from subvene.specs import CappingSpec
 
 
 class CappingIntervention(ActivationIntervention):
@@ -35,13 +35,11 @@ class CappingIntervention(ActivationIntervention):
         super().__init__(**kwargs)
         direction = torch.zeros(0) if direction is None else unit(direction.detach().float())
         self.register_buffer("direction", direction)
-        self.register_buffer("ceiling", torch.tensor(math.inf if ceiling is None else ceiling))
-        self.register_buffer("floor", torch.tensor(-math.inf if floor is None else floor))
+        self.register_buffer("ceiling", torch.tensor(math.inf if ceiling is None else float(ceiling)))
+        self.register_buffer("floor", torch.tensor(-math.inf if floor is None else float(floor)))
 
     @classmethod
-    def build(
-        cls, spec: CappingSpec, table: TensorTable | None, sizes: Sizes
-    ) -> list[tuple[str, int | None, Self]]:
+    def build(cls, spec: CappingSpec, table: TensorTable, sizes: Sizes) -> list[tuple[str, int | None, Self]]:
         width = sizes.site_width(spec.site)
         direction = table.get(spec.direction.key, spec.site, spec.layer, shape=(width,), nonzero=True)
         strength = torch.tensor(spec.strength)
@@ -49,7 +47,7 @@ class CappingIntervention(ActivationIntervention):
         return [(spec.site, spec.layer, edit)]
 
     def stored(self, key: str, site: str, layer: int | None) -> dict[str, torch.Tensor]:
-        return {tensor_name(key, site, layer): self.direction}
+        return {stored_name(key, site, layer): self.direction}
 
     def delta(self, h: torch.Tensor) -> torch.Tensor:
         direction = self.direction.to(h.dtype)

@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 
 from subvene.interventions.base import ActivationIntervention
-from subvene.interventions.tensors import Sizes, TensorError, TensorTable
+from subvene.interventions.tensors import Sizes, TensorError, TensorTable, stored_name
 from subvene.specs import HeadDirectionSpec, tensor_name
 
 
@@ -36,7 +36,7 @@ class HeadDirectionIntervention(ActivationIntervention):
 
     @classmethod
     def build(
-        cls, spec: HeadDirectionSpec, table: TensorTable | None, sizes: Sizes
+        cls, spec: HeadDirectionSpec, table: TensorTable, sizes: Sizes
     ) -> list[tuple[str, int | None, Self]]:
         key = spec.directions.key
         layers = sorted(spec.heads) if spec.heads is not None else table.layers(key, spec.site)
@@ -49,20 +49,33 @@ class HeadDirectionIntervention(ActivationIntervention):
         for layer in layers:
             directions = table.get(key, spec.site, layer, shape=(sizes.n_heads, sizes.head_dim))
             sigma = None
-            if tensor_name(key, spec.site, layer, "sigma") in table.tensors:
+            if table.find(key, spec.site, layer, "sigma") is not None:
                 sigma = table.get(key, spec.site, layer, part="sigma", shape=(sizes.n_heads,))
             if spec.heads is not None:
                 chosen = torch.zeros(sizes.n_heads, 1)
                 chosen[list(spec.heads[layer])] = 1.0
+                if zero := [head for head in spec.heads[layer] if not directions[head].any()]:
+                    name = table.find(key, spec.site, layer)
+                    raise TensorError(
+                        f"{table.origin}: tensor {name!r} is zero at the chosen heads {zero}, "
+                        "so they have no direction"
+                    )
                 directions = directions * chosen
+            elif not directions.any():
+                # A fit may store every layer and leave those without a chosen head zero: nothing to do there.
+                continue
             strength = torch.tensor(spec.strength)
-            built.append((spec.site, layer, cls(directions, sigma, strength=strength, positions=spec.positions)))
+            built.append(
+                (spec.site, layer, cls(directions, sigma, strength=strength, positions=spec.positions))
+            )
+        if not built:
+            raise TensorError(f"{table.origin}: the directions {key!r} are zero at every layer and head")
         return built
 
     def stored(self, key: str, site: str, layer: int | None) -> dict[str, torch.Tensor]:
         return {
-            tensor_name(key, site, layer): self.directions,
-            tensor_name(key, site, layer, "sigma"): self.sigma,
+            stored_name(key, site, layer): self.directions,
+            stored_name(key, site, layer, "sigma"): self.sigma,
         }
 
     def delta(self, h: torch.Tensor) -> torch.Tensor:

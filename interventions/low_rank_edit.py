@@ -9,8 +9,8 @@ from typing import Any, Self
 import torch
 
 from subvene.interventions.base import ActivationIntervention
-from subvene.interventions.tensors import Sizes, TensorTable
-from subvene.specs import LowRankEditSpec, tensor_name
+from subvene.interventions.tensors import Sizes, TensorTable, stored_name
+from subvene.specs import LowRankEditSpec
 
 
 class LowRankEditIntervention(ActivationIntervention):
@@ -49,11 +49,11 @@ class LowRankEditIntervention(ActivationIntervention):
 
     @classmethod
     def build(
-        cls, spec: LowRankEditSpec, table: TensorTable | None, sizes: Sizes
+        cls, spec: LowRankEditSpec, table: TensorTable, sizes: Sizes
     ) -> list[tuple[str, int | None, Self]]:
         width = sizes.n_heads * sizes.head_dim
         if spec.factors is None:
-            # Kaiming-uniform A and zero B, as LoRA starts; both zero would be a saddle that training cannot leave.
+            # Kaiming-uniform A and zero B, as LoRA starts; both zero would be a saddle without a gradient.
             a = torch.empty(spec.rank, width)
             generator = torch.Generator().manual_seed(spec.seed)
             torch.nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
@@ -75,8 +75,8 @@ class LowRankEditIntervention(ActivationIntervention):
 
     def stored(self, key: str, site: str, layer: int | None) -> dict[str, torch.Tensor]:
         return {
-            tensor_name(key, site, layer, "a"): self.a.detach() * self.read_mask,
-            tensor_name(key, site, layer, "b"): self.b.detach() * self.write_mask,
+            stored_name(key, site, layer, "a"): self.a.detach() * self.read_mask,
+            stored_name(key, site, layer, "b"): self.b.detach() * self.write_mask,
         }
 
     def delta(self, h: torch.Tensor) -> torch.Tensor:

@@ -96,16 +96,16 @@ def _select(rule: Positions, tokens: Tokens) -> torch.Tensor:
                 return index >= prompt - 1
             case "last_prompt_token":
                 return index == prompt - 1
-    if needs_length(rule) and tokens.length is None:
+    length = None if tokens.length is None else tokens.length.unsqueeze(1)
+    if length is None and needs_length(rule):
         raise ValueError(
-            f"positions {rule!r} count from the end of the response, which is not known while it is generated; "
-            "use them in a teacher-forced pass only"
+            f"positions {rule!r} count from the end of the response, which is not known while it is "
+            "generated; use them in a teacher-forced pass only"
         )
     within = index < prompt if rule.of == "prompt" else index >= prompt
     first = torch.zeros_like(prompt) if rule.of == "prompt" else prompt
-    end = prompt if rule.of == "prompt" else tokens.length
-    if end is not None and rule.of == "response":
-        end = end.unsqueeze(1)
+    # Without a length the rule counts from the beginning only, and the end is not looked at.
+    end = prompt if rule.of == "prompt" or length is None else length
     if isinstance(rule, FirstTokens):
         return within & (index < first + rule.first)
     if isinstance(rule, LastTokens):

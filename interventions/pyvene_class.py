@@ -7,16 +7,19 @@ the class is applied to each token on its own, and the tokens that are not selec
 from __future__ import annotations
 
 import types
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 
 from subvene.interventions._pyvene import pyvene
-from subvene.interventions.base import ActivationIntervention
-from subvene.interventions.tensors import Sizes, TensorError, TensorTable
-from subvene.specs import PyveneSpec, tensor_name
+from subvene.interventions.base import ActivationIntervention, unpack
+from subvene.interventions.tensors import Sizes, TensorError, TensorTable, stored_name
+from subvene.specs import PyveneSpec, parse_tensor_name
+from subvene.specs.interventions import PyveneClass
 
 _PCA_STATE = ("pca_components", "pca_mean", "pca_std")
+# pyvene registers these sizes as state; here they follow from the spec, so they are neither stored nor read.
+_SIZES = ("embed_dim", "interchange_dim")
 
 
 class PyveneIntervention(ActivationIntervention):
@@ -39,20 +42,23 @@ class PyveneIntervention(ActivationIntervention):
         self.register_buffer("source", torch.zeros(0) if source is None else source.detach().float())
 
     @classmethod
-    def build(
-        cls, spec: PyveneSpec, table: TensorTable | None, sizes: Sizes
-    ) -> list[tuple[str, int | None, Self]]:
-        source = None
-        if spec.site is not None:
-            site, width = spec.site, sizes.site_width(spec.site)
+    def build(cls, spec: PyveneSpec, table: TensorTable, sizes: Sizes) -> list[tuple[str, int | None, Self]]:
+        width = source = None
+        if spec.site is not None and spec.layer is not None:
+            site, width = str(spec.site), sizes.site_width(spec.site)
             if spec.source is not None:
                 source = table.get(spec.source.key, spec.site, spec.layer, shape=(width,))
         else:
-            # Only the source knows how wide a module named by its path is; classes without one take any width.
-            site, width = spec.component, None
+            # Only the source knows how wide a module named by its path is; other classes take any width.
+            site = str(spec.component)
             if spec.source is not None:
-                source = table.checked(spec.source.key, tuple(table.tensors.get(spec.source.key, torch.empty(0)).shape))
-                width = source.shape[-1]
+                source = table.checked(spec.source.key, None)
+                if source.ndim != 1:
+                    shape = list(source.shape)
+                    raise TensorError(
+                        f"{table.origin}: tensor {spec.source.key!r} has shape {shape}, expected [width]"
+                    )
+                width = len(source)
         options = {
             "class": spec.class_name,
             "width": width,
@@ -61,49 +67,70 @@ class PyveneIntervention(ActivationIntervention):
             "subspaces": spec.subspaces,
             "subspace_partition": spec.subspace_partition,
         }
-        state = {}
-        if spec.state is not None:
-            prefix = spec.state.key + "."
-            state = {n.removeprefix(prefix): t for n, t in table.tensors.items() if n.startswith(prefix)}
-            if not state:
-                raise TensorError(f"{table.origin}: no parameters stored as {prefix}<parameter>")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(spec.seed)
-            inner = make_inner(options, state)
-        if state:
-            try:
-                inner.load_state_dict(inner.state_dict() | state)
-            except RuntimeError as error:
-                raise TensorError(f"{table.origin}: {spec.state.key!r} does not fit {spec.class_name}: {error}") from error
-        edit = cls(inner, source, strength=torch.tensor(spec.strength), positions=spec.positions, options=options)
+        state = {} if spec.state is None else _stored_state(table, spec.state.key)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(spec.seed)
+                inner = make_inner(options, state)
+            if state:
+                # Every parameter has to be there: one that is not would stay at its random beginning.
+                inner.load_state_dict(state | {n: t for n, t in inner.state_dict().items() if n in _SIZES})
+        except (RuntimeError, ValueError) as error:
+            at = f"{table.origin}: {spec.state.key!r}" if spec.state is not None else spec.class_name
+            raise TensorError(f"{at} does not fit {spec.class_name}: {error}") from error
+        strength = torch.tensor(spec.strength)
+        edit = cls(inner, source, strength=strength, positions=spec.positions, options=options)
         return [(site, spec.layer, edit)]
 
     def stored(self, key: str, site: str, layer: int | None) -> dict[str, torch.Tensor]:
-        stored = {f"{key}.state.{name}": value for name, value in self.inner.state_dict().items()}
+        parameters = {n: t for n, t in self._made().state_dict().items() if n not in _SIZES}
+        stored = {f"{key}.state.{name}": value for name, value in parameters.items()}
         if self.source.numel():
-            stored[key if layer is None else tensor_name(key, site, layer)] = self.source
+            stored[stored_name(key, site, layer)] = self.source
         return stored
 
     def edit(
-        self, h: torch.Tensor, scale: torch.Tensor, *, module_input: torch.Tensor | None = None, **context: Any
+        self,
+        h: torch.Tensor,
+        scale: torch.Tensor,
+        *,
+        module_input: torch.Tensor | None = None,
+        **context: Any,
     ) -> torch.Tensor:
         if self.collects:
             return h
         source = self.source.to(h.dtype).expand_as(h) if self.source.numel() else None
         if self.needs_module_input:
             if module_input is None:
-                raise ValueError("SkipIntervention needs the module's input, which only subvene's runner passes on")
+                raise ValueError(
+                    "SkipIntervention needs the module's input, which only subvene's runner passes on"
+                )
             source = module_input.to(h.dtype)
-        rows = h.reshape(-1, h.shape[-1])
-        subspaces = self.options["subspaces"]
-        # pyvene's classes expect one unit a row and write into their argument.
-        edited = self.inner(
-            rows.clone(),
-            None if source is None else source.reshape(-1, h.shape[-1]),
+        inner, subspaces = self._made(), self.options["subspaces"]
+        # pyvene's classes expect one unit a row, write into their argument, and mix dtypes only by accident:
+        # those with parameters work in theirs.
+        dtype = next((p.dtype for p in inner.parameters() if p.is_floating_point()), h.dtype)
+        rows = h.to(dtype, copy=True).reshape(-1, h.shape[-1])
+        edited = inner(
+            rows,
+            None if source is None else source.to(dtype).reshape(-1, h.shape[-1]),
             None if subspaces is None else [subspaces] * len(rows),
         )
         # lerp returns either end exactly, so that strength 1 is pyvene's own result bit for bit.
         return torch.lerp(h, edited.to(h.dtype).view_as(h), scale.expand_as(h))
+
+    def _made(self) -> torch.nn.Module:
+        if self.inner is None:
+            raise ValueError("this intervention has no pyvene class yet; load its state first")
+        return self.inner
+
+    def collected(self, h: torch.Tensor) -> torch.Tensor:
+        """What a class that only reads keeps of `h` [batch, tokens, width]: all of it, or its subspaces."""
+        if self.options["subspaces"] is None:
+            return h
+        rows = h.reshape(-1, h.shape[-1])
+        kept = self._made()(rows, None, [self.options["subspaces"]] * len(rows))
+        return kept.view(*h.shape[:-1], -1)
 
     @property
     def collects(self) -> bool:
@@ -119,12 +146,35 @@ class PyveneIntervention(ActivationIntervention):
     def expects_change(self) -> bool:
         return not self.collects
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # The inner class is made before its parent is loaded, which would take its state for a stranger's.
+        if (settings := state_dict.get(f"{prefix}settings")) is not None:
+            inner_prefix = f"{prefix}inner."
+            inner = {n: t for n, t in state_dict.items() if n.startswith(inner_prefix)}
+            state = {n.removeprefix(inner_prefix): t for n, t in inner.items()}
+            shapes = {n: t.shape for n, t in state.items()}
+            options = unpack(settings)["options"]
+            made_for = None if self.inner is None else self.options
+            if made_for != options or {n: t.shape for n, t in self._made().state_dict().items()} != shapes:
+                self.inner = make_inner(options, state)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        # Children are loaded after their parent, so the inner class can still be made here.
-        inner_prefix = prefix + "inner."
-        state = {n.removeprefix(inner_prefix): t for n, t in state_dict.items() if n.startswith(inner_prefix)}
-        self.inner = make_inner(self.options, state)
+
+
+def _stored_state(table: TensorTable, key: str) -> dict[str, torch.Tensor]:
+    """The stored parameters `{key}.{parameter}` of a pyvene class, without its sizes."""
+    prefix = f"{key}."
+    state = {}
+    for name, tensor in table.tensors.items():
+        # `key` may also be that of the source, which is named by site and layer.
+        own = name.startswith(prefix) and parse_tensor_name(name) is None
+        if own and (parameter := name.removeprefix(prefix)) not in _SIZES:
+            # Boundless subspaces keep their population as integers.
+            state[parameter] = table.checked(name, None) if tensor.is_floating_point() else tensor.clone()
+    if not state:
+        raise TensorError(f"{table.origin}: no parameters stored as {prefix}<parameter>")
+    return state
 
 
 def make_inner(options: dict[str, Any], state: dict[str, torch.Tensor]) -> torch.nn.Module:
@@ -133,14 +183,21 @@ def make_inner(options: dict[str, Any], state: dict[str, torch.Tensor]) -> torch
     `state` is looked at only for PCA, whose components are constructor arguments; load it afterwards.
     """
     name = options["class"]
-    if name not in PyveneSpec.allowed_classes():
+    if name not in get_args(PyveneClass):
         raise ValueError(f"{name!r} is not one of pyvene's intervention classes that subvene allows")
-    kwargs: dict[str, Any] = {"embed_dim": options["width"], "subspace_partition": options["subspace_partition"]}
+    kwargs: dict[str, Any] = {
+        "embed_dim": options["width"],
+        "subspace_partition": options["subspace_partition"],
+    }
     kwargs |= {k: options[k] for k in ("low_rank_dimension", "latent_dim") if options[k] is not None}
     if name == "PCARotatedSpaceIntervention":
         if missing := [part for part in _PCA_STATE if part not in state]:
-            raise TensorError(f"PCARotatedSpaceIntervention needs {', '.join(_PCA_STATE)}; missing: {', '.join(missing)}")
-        components, mean, std = (state[part].numpy() for part in _PCA_STATE)
+            raise TensorError(
+                f"PCARotatedSpaceIntervention needs {', '.join(_PCA_STATE)}; missing: {', '.join(missing)}"
+            )
+        if {state[part].shape[-1] for part in _PCA_STATE} - {options["width"]}:
+            raise ValueError(f"{', '.join(_PCA_STATE)} need rows of the site's width {options['width']}")
+        components, mean, std = (state[part].detach().cpu().numpy() for part in _PCA_STATE)
         kwargs |= {"pca": types.SimpleNamespace(components_=components), "pca_mean": mean, "pca_std": std}
     inner = getattr(pyvene, name)(**kwargs)
     if name == "AutoencoderIntervention":

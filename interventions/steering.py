@@ -7,8 +7,8 @@ from typing import Any, Self
 import torch
 
 from subvene.interventions.base import ActivationIntervention, unit
-from subvene.interventions.tensors import Sizes, TensorTable
-from subvene.specs import SteeringSpec, tensor_name
+from subvene.interventions.tensors import Sizes, TensorTable, stored_name
+from subvene.specs import SteeringSpec
 
 
 class SteeringIntervention(ActivationIntervention):
@@ -28,16 +28,22 @@ class SteeringIntervention(ActivationIntervention):
 
     @classmethod
     def build(
-        cls, spec: SteeringSpec, table: TensorTable | None, sizes: Sizes
+        cls, spec: SteeringSpec, table: TensorTable, sizes: Sizes
     ) -> list[tuple[str, int | None, Self]]:
         width, unit_length = sizes.site_width(spec.site), spec.normalize == "unit"
         vector = table.get(spec.vector.key, spec.site, spec.layer, shape=(width,), nonzero=unit_length)
         if unit_length:
             vector = unit(vector)
-        return [(spec.site, spec.layer, cls(vector, strength=torch.tensor(spec.coefficient), positions=spec.positions))]
+        return [
+            (
+                spec.site,
+                spec.layer,
+                cls(vector, strength=torch.tensor(spec.coefficient), positions=spec.positions),
+            )
+        ]
 
     def stored(self, key: str, site: str, layer: int | None) -> dict[str, torch.Tensor]:
-        return {tensor_name(key, site, layer): self.vector}
+        return {stored_name(key, site, layer): self.vector}
 
     def delta(self, h: torch.Tensor) -> torch.Tensor:
         return self.vector

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
-from subvene.specs import SubveneError, parse_tensor_name, tensor_name
+from subvene.specs import Site, SubveneError, parse_tensor_name, tensor_name
 
 
 class TensorError(SubveneError, ValueError):
@@ -24,12 +25,19 @@ class Sizes:
     head_dim: int
 
     def site_width(self, site: str) -> int:
-        """Width of the activation at `site`: `n_heads * head_dim` for attention heads, else the residual's."""
+        """Width of the activation at `site`: `n_heads * head_dim` for attention heads, else `width`."""
         return self.n_heads * self.head_dim if site == "attention_heads" else self.width
 
 
+def stored_name(key: str, site: str, layer: int | None, part: str | None = None) -> str:
+    """The name that an artifact gives to a tensor; `layer` is None where the site is a module's path."""
+    if layer is None:
+        return key if part is None else f"{key}.{part}"
+    return tensor_name(key, cast(Site, site), layer, part)
+
+
 class TensorTable:
-    """Tensors of one safetensors file (or of a fit that has just been made).
+    """Tensors of one safetensors file (or of a fit that has just been made); it may hold none.
 
     Args:
         tensors: name → tensor; names as `subvene.specs.tensor_name` makes them, or plain ones.
@@ -45,10 +53,15 @@ class TensorTable:
         parsed = (parse_tensor_name(name) for name in self.tensors)
         return sorted({p[2] for p in parsed if p and p[0] == key and p[1] == site and p[3] is None})
 
+    def find(self, key: str, site: Site, layer: int, part: str | None = None) -> str | None:
+        """The name under which a tensor of `key` is stored: in full, or the plain key; None if it is not."""
+        names = (tensor_name(key, site, layer, part), stored_name(key, site, None, part))
+        return next((name for name in names if name in self.tensors), None)
+
     def get(
         self,
         key: str,
-        site: str,
+        site: Site,
         layer: int,
         *,
         shape: tuple[int, ...],
@@ -60,35 +73,37 @@ class TensorTable:
         A plain key that names no site is taken at its word; a key that names another site or layer than the
         spec does is refused, because that is how an off-by-one gets in.
         """
-        full = tensor_name(key, site, layer, part)
-        name = full if full in self.tensors else (key if part is None else f"{key}.{part}")
-        if name not in self.tensors:
+        name = self.find(key, site, layer, part)
+        if name is None:
+            full = tensor_name(key, site, layer, part)
             raise TensorError(f"{self.origin}: no tensor {full!r}; {self._what_there_is(key)}")
         parsed = parse_tensor_name(name)
         if parsed and (parsed[1], parsed[2]) != (site, layer):
             raise TensorError(
-                f"{self.origin}: tensor {name!r} was made for {parsed[1]}[{parsed[2]}], and the spec puts it at "
-                f"{site}[{layer}]; name the same site and layer, or refit"
+                f"{self.origin}: tensor {name!r} was made for {parsed[1]}[{parsed[2]}], and the spec puts it "
+                f"at {site}[{layer}]; name the same site and layer, or refit"
             )
         tensor = self.checked(name, shape)
         if nonzero and not tensor.any():
             raise TensorError(f"{self.origin}: tensor {name!r} is zero everywhere, so it has no direction")
         return tensor
 
-    def checked(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """The tensor called `name` in float32; its shape must be `shape` and every value finite."""
+    def checked(self, name: str, shape: tuple[int, ...] | None) -> torch.Tensor:
+        """The tensor called `name` in float32; its shape must be `shape` (if given), every value finite."""
         if name not in self.tensors:
             raise TensorError(f"{self.origin}: no tensor {name!r}; {self._what_there_is(name)}")
         tensor = self.tensors[name]
-        if tuple(tensor.shape) != shape:
+        if shape is not None and tuple(tensor.shape) != shape:
             raise TensorError(
-                f"{self.origin}: tensor {name!r} has shape {list(tensor.shape)}, expected {list(shape)} for this model"
+                f"{self.origin}: tensor {name!r} has shape {list(tensor.shape)}, "
+                f"expected {list(shape)} for this model"
             )
         if not tensor.is_floating_point():
             raise TensorError(f"{self.origin}: tensor {name!r} is {tensor.dtype}, expected floating point")
+        tensor = tensor.detach().to(torch.float32, copy=True)
         if not torch.isfinite(tensor).all():
             raise TensorError(f"{self.origin}: tensor {name!r} holds NaN or infinite values")
-        return tensor.detach().to(torch.float32).clone()
+        return tensor
 
     def _what_there_is(self, key: str) -> str:
         names = sorted(self.tensors)

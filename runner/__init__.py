@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from subvene.runner.artifact import ArtifactError
     from subvene.runner.experiment import run_experiment
-    from subvene.runner.fit import fit
+    from subvene.runner.fitting import fit
     from subvene.runner.intervened import IntervenedModel
     from subvene.runner.model import load_model
     from subvene.runner.positions import PositionError
@@ -23,7 +23,7 @@ _HOME = {
     "NotSteeredError": "receipt",
     "PositionError": "positions",
     "Receipt": "receipt",
-    "fit": "fit",
+    "fit": "fitting",
     "load_model": "model",
     "run_experiment": "experiment",
 }

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +20,7 @@ from subvene.interventions import Sizes
 from subvene.specs import SubveneError
 
 # Children of an attention module that are not its output projection, whatever their shapes.
-_INPUT_PROJECTION = re.compile(r"(^|_)(q|k|v|qkv|query|key|value)(_|$)")
+_INPUT_PROJECTION = re.compile(r"(^|_)(q|k|v|qkv|query|key|value)(_|$)|^W(q|k|v|qkv)$|gate")
 _FEED_FORWARD = re.compile(r"mlp|ffn|feed_?forward|moe|experts")
 
 
@@ -48,24 +49,25 @@ class Anatomy:
         Raises:
             AnatomyError: the decoder blocks cannot be found, or there are several candidates.
         """
-        text = text_config(model.config)
-        sizes = sizes_from_config(model.config)
-        n_heads = sizes.n_heads
+        text, sizes = text_config(model.config), sizes_from_config(model.config)
         blocks_path = _find_blocks(model, sizes.n_layers)
         blocks = model.get_submodule(blocks_path)
         for block in blocks:
-            if attention := _attention_of(block, text.hidden_size):
-                projection = _output_projection(attention[1], text.hidden_size)
-                head_dim, rest = divmod(_features(projection[1])[0], n_heads)
-                if rest:
+            if attention := _attention_of(block, sizes.width):
+                features = _features(attention.projection)[0]
+                head_dim, rest = divmod(features, sizes.n_heads)
+                stated = [_of_all_layers(text, field) for field in ("head_dim", "v_head_dim")]
+                # Where a config says how wide heads are, another width is something else than heads:
+                # the rank of an output projection in two steps, for one.
+                if rest or (any(stated) and head_dim not in (*stated, sizes.width // sizes.n_heads)):
                     raise AnatomyError(
-                        f"{type(model).__name__}: the output projection reads {_features(projection[1])[0]} features, "
-                        f"which {n_heads} heads do not divide"
+                        f"{type(model).__name__}: {attention.projection_path} reads {features} features, "
+                        f"which are not those of the config's {sizes.n_heads} heads"
                     )
-                return cls(model, blocks_path, Sizes(len(blocks), text.hidden_size, n_heads, head_dim))
+                return cls(model, blocks_path, replace(sizes, n_layers=len(blocks), head_dim=head_dim))
         raise AnatomyError(
-            f"{type(model).__name__}: no block of {blocks_path} holds an attention module with an output projection "
-            f"to the residual width {text.hidden_size}"
+            f"{type(model).__name__}: no block of {blocks_path} holds an attention module with an output "
+            f"projection to the residual width {sizes.width}"
         )
 
     @cached_property
@@ -80,7 +82,9 @@ class Anatomy:
             AnatomyError: the layer is out of range, or this block has no such part.
         """
         if not 0 <= layer < self.sizes.n_layers:
-            raise AnatomyError(f"layer {layer} is out of range: this model has layers 0 to {self.sizes.n_layers - 1}")
+            raise AnatomyError(
+                f"layer {layer} is out of range: this model has layers 0 to {self.sizes.n_layers - 1}"
+            )
         block, path = self.blocks[layer], f"{self.blocks_path}[{layer}]"
         if site == "block_output":
             return f"{path}.output"
@@ -89,14 +93,14 @@ class Anatomy:
         if (attention := _attention_of(block, self.sizes.width)) is None:
             raise AnatomyError(f"{path} has no attention module, so the site {site} does not exist there")
         if site == "attention_output":
-            return f"{path}.{_before_residual(*attention, self.sizes.width)}.output"
-        projection = _output_projection(attention[1], self.sizes.width)
-        if _features(projection[1])[0] != self.sizes.n_heads * self.sizes.head_dim:
+            return f"{path}.{_before_residual(attention.path, attention.module, self.sizes.width)}.output"
+        features = _features(attention.projection)[0]
+        if features != self.sizes.n_heads * self.sizes.head_dim:
             raise AnatomyError(
-                f"{path}.{attention[0]}.{projection[0]} reads {_features(projection[1])[0]} features, and other layers "
-                f"have {self.sizes.n_heads} heads of {self.sizes.head_dim}"
+                f"{path}.{attention.projection_path} reads {features} features, "
+                f"and other layers have {self.sizes.n_heads} heads of {self.sizes.head_dim}"
             )
-        return f"{path}.{attention[0]}.{projection[0]}.input"
+        return f"{path}.{attention.projection_path}.input"
 
     def output_projection(self, layer: int) -> nn.Module:
         """The module whose input is `attention_heads[layer]`: an `nn.Linear`, or GPT-2's `Conv1D`."""
@@ -116,14 +120,23 @@ def sizes_from_config(config: Any) -> Sizes:
         AnatomyError: the config does not describe a model of attention blocks.
     """
     text = text_config(config)
-    found = {name: getattr(text, name, None) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads")}
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    found = {name: _of_all_layers(text, name) for name in names}
     if missing := [name for name, value in found.items() if not isinstance(value, int) or value < 1]:
         raise AnatomyError(
-            f"{type(text).__name__} ({text.model_type}) has no {' and no '.join(missing)}; subvene edits models that "
-            "are made of attention blocks"
+            f"{type(text).__name__} ({text.model_type}) has no {' and no '.join(missing)} that all layers "
+            "share; subvene edits models that are made of attention blocks"
         )
     n_layers, width, n_heads = found.values()
-    return Sizes(n_layers, width, n_heads, getattr(text, "head_dim", None) or width // n_heads)
+    return Sizes(n_layers, width, n_heads, _of_all_layers(text, "head_dim") or width // n_heads)
+
+
+def _of_all_layers(config: Any, name: str) -> Any:
+    """A config's attribute; None where there is none, or where transformers says that layers differ in it."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        return None
 
 
 def _find_blocks(model: nn.Module, count: int) -> str:
@@ -138,7 +151,9 @@ def _find_blocks(model: nn.Module, count: int) -> str:
     candidates = siblings or [name for name, _ in lists]
     if len(candidates) != 1:
         found = ", ".join(candidates) or "none"
-        raise AnatomyError(f"{type(model).__name__}: expected one list of {count} decoder blocks, found: {found}")
+        raise AnatomyError(
+            f"{type(model).__name__}: expected one list of {count} decoder blocks, found: {found}"
+        )
     return candidates[0]
 
 
@@ -155,43 +170,68 @@ def _is_linear(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and getattr(module, "weight", torch.empty(0)).ndim == 2
 
 
-def _attention_of(block: nn.Module, width: int) -> tuple[str, nn.Module] | None:
-    """Path within the block, and module: called attention, and holding the output projection itself."""
+@dataclass(frozen=True)
+class _Attention:
+    """An attention module and its output projection, with their paths within the block."""
+
+    path: str
+    module: nn.Module
+    projection_path: str
+    projection: nn.Module
+
+
+def _attention_of(block: nn.Module, width: int) -> _Attention | None:
+    """The module that is called attention and holds the output projection itself."""
     for path, module in block.named_modules():
         name = path.rpartition(".")[2]
         looks_like_it = re.search(r"att(ention|n)", name) or type(module).__name__.endswith("Attention")
-        # What is called linear attention is a recurrence with a short convolution: it has no attention heads.
-        recurrent = any(isinstance(child, nn.Conv1d) for child in module.children())
-        if path and looks_like_it and "norm" not in name and not recurrent and _output_projection(module, width):
-            return path, module
+        if not path or not looks_like_it or "norm" in name:
+            continue
+        if not _is_recurrent(module) and (projection := _output_projection(module, width)):
+            return _Attention(path, module, f"{path}.{projection[0]}", projection[1])
     return None
 
 
-def _output_projection(module: nn.Module, width: int) -> tuple[str, nn.Module] | None:
-    """The last linear child that maps to the residual width and is not one of the input projections."""
-    candidates = [
+def _output_projection(attention: nn.Module, width: int) -> tuple[str, nn.Module] | None:
+    """The one linear child that maps to the residual width and is not one of the input projections."""
+    candidates = _projections(attention.named_children(), width)
+    if len(candidates) > 1:
+        names = ", ".join(name for name, _ in candidates)
+        raise AnatomyError(f"{type(attention).__name__}: cannot tell which is the output projection: {names}")
+    return candidates[0] if candidates else None
+
+
+def _projections(children: Iterable[tuple[str, nn.Module]], width: int) -> list[tuple[str, nn.Module]]:
+    return [
         (name, child)
-        for name, child in module.named_children()
+        for name, child in children
         if _is_linear(child) and _features(child)[1] == width and not _INPUT_PROJECTION.search(name)
     ]
-    return candidates[-1] if candidates else None
 
 
 def _mlp_of(block: nn.Module, width: int, path: str) -> str:
-    """The child that is neither attention nor norm; or the last bare linear map back to the residual width."""
+    """The child that is neither attention nor norm; or the last bare linear map to the residual width."""
     attention = _attention_of(block, width)
+    holds_attention = attention.path.partition(".")[0] if attention else None
     rest = [
         (name, child)
         for name, child in block.named_children()
-        if not (attention and attention[0].partition(".")[0] == name) and any(p.ndim > 1 for p in child.parameters())
+        if name != holds_attention
+        and any(p.ndim > 1 for p in child.parameters())
+        and not _is_recurrent(child)
     ]
     if len(rest) > 1 and all(_is_linear(child) for _, child in rest):
-        if projection := _output_projection(nn.ModuleDict(dict(rest)), width):
-            return projection[0]
-    elif len(rest) == 1 or len(rest := [(name, m) for name, m in rest if _FEED_FORWARD.search(name)]) == 1:
-        return _before_residual(*rest[0], width)
+        if projections := _projections(rest, width):
+            return projections[-1][0]
+    elif len(named := [(name, child) for name, child in rest if _FEED_FORWARD.search(name)] or rest) == 1:
+        return _before_residual(*named[0], width)
     found = ", ".join(name for name, _ in rest) or "none"
     raise AnatomyError(f"{path}: cannot tell which module is the MLP; candidates: {found}")
+
+
+def _is_recurrent(module: nn.Module) -> bool:
+    """Whether this mixes tokens by a recurrence (Mamba, linear attention): those hold a convolution."""
+    return any(isinstance(child, nn.Conv1d) for child in module.children())
 
 
 def _before_residual(path: str, module: nn.Module, width: int) -> str:

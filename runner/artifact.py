@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -25,9 +26,19 @@ from subvene.interventions._pyvene import pyvene
 from subvene.runner.anatomy import Anatomy, sizes_from_config, text_config
 from subvene.runner.cache import atomic_folder
 from subvene.runner.card import model_card
-from subvene.runner.intervenable import IntervenableModel
+from subvene.runner.intervenable import Entry, IntervenableModel
 from subvene.runner.receipt import Receipt
-from subvene.specs import InterventionSpec, SubveneError, TensorRef, dump_spec, parse_spec
+from subvene.specs import (
+    AnyIntervention,
+    HeadDirectionSpec,
+    InterventionSpec,
+    PyveneSpec,
+    SubveneError,
+    TensorRef,
+    dump_spec,
+    parse_spec,
+    parse_tensor_name,
+)
 
 SPEC, TENSORS, FINGERPRINT, CARD = "intervention.yaml", "tensors.safetensors", "fingerprint.json", "README.md"
 FORMAT = "1"
@@ -65,29 +76,53 @@ class Artifact:
         Raises:
             ArtifactError: another architecture or size, both values named.
         """
-        made_for = self.fingerprint["model"]
-        found = _config_fingerprint(config)
-        differing = [key for key in found if key not in ("revision", "name") and found[key] != made_for.get(key)]
         # A config only guesses head_dim where it does not say it; the loaded model decides.
-        differing = [key for key in differing if key != "head_dim"]
-        self._refuse(differing, made_for, found)
-        if made_for.get("revision") and found["revision"] and made_for["revision"] != found["revision"]:
-            warnings.warn(
-                f"{self.folder}: made with revision {made_for['revision']} of the model, and this is {found['revision']}",
-                RevisionWarning,
-                stacklevel=3,
-            )
+        self._refuse(_config_fingerprint(config), ("model_type", "n_layers", "width", "n_heads"))
 
     def check_model(self, model: torch.nn.Module) -> None:
-        """Check a loaded model against the fingerprint, `head_dim` and heads as its modules have them."""
-        self.check_config(model.config)
-        made_for, found = self.fingerprint["model"], _model_fingerprint(model)
-        self._refuse([key for key in ("n_heads", "head_dim") if found[key] != made_for.get(key)], made_for, found)
+        """Check a loaded model against the fingerprint, `head_dim` and heads as its modules have them.
 
-    def _refuse(self, keys: list[str], made_for: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-        if keys:
-            differences = "; ".join(f"{key}: the artifact has {made_for.get(key)!r}, the model {found[key]!r}" for key in keys)
-            raise ArtifactError(f"{self.folder} was made for another model ({differences}); load it onto {made_for.get('name')}")
+        A vocabulary of another size warns only: a padding token may have been added.
+
+        Raises:
+            ArtifactError: another architecture or size, both values named.
+        """
+        made_for, found = self.fingerprint["model"], _model_fingerprint(model)
+        self._refuse(found, ("model_type", "n_layers", "width", "n_heads", "head_dim"))
+        for key in ("revision", "vocab_size"):
+            if made_for.get(key) and found[key] and made_for[key] != found[key]:
+                warnings.warn(
+                    f"{self.folder}: made with {key} {made_for[key]} of the model, and this is {found[key]}",
+                    RevisionWarning,
+                    stacklevel=3,
+                )
+
+    def _refuse(self, found: Mapping[str, Any], keys: Sequence[str]) -> None:
+        made_for = self.fingerprint["model"]
+        differences = [
+            f"{key}: the artifact has {made_for.get(key)!r}, the model {found[key]!r}"
+            for key in keys
+            if found[key] != made_for.get(key)
+        ]
+        if differences:
+            raise ArtifactError(
+                f"{self.folder} was made for another model ({'; '.join(differences)}); "
+                f"load it onto {made_for.get('name')}"
+            )
+
+
+def check_free(folder: Path) -> None:
+    """Check that an artifact may be written at `folder`: nothing is there, or an artifact to be replaced.
+
+    Raises:
+        ArtifactError: something else is there.
+    """
+    if (
+        folder.exists()
+        and not (folder / SPEC).is_file()
+        and any(folder.iterdir() if folder.is_dir() else [folder])
+    ):
+        raise ArtifactError(f"{folder} exists and is no artifact; choose another place, or remove it first")
 
 
 def write(
@@ -109,16 +144,19 @@ def write(
         provenance: how the tensors came about.
         receipt: of a run, for the card.
     """
-    if folder.exists() and not (folder / SPEC).is_file() and any(folder.iterdir() if folder.is_dir() else [folder]):
-        raise ArtifactError(f"{folder} exists and is no artifact; choose another place, or remove it first")
+    check_free(folder)
     stored_spec, used = _self_contained(spec, intervenable)
     tensors = {name: value.contiguous().cpu() for name, value in {**(tensors or {}), **used}.items()}
     listed = type(intervenable.model) in pyvene.models.intervenable_modelcard.type_to_dimension_mapping
+    # Its load reads the width from the top of the config, where a multimodal model does not have it.
+    listed = listed and hasattr(intervenable.model.config, "hidden_size")
     fingerprint: dict[str, Any] = {
         "format": FORMAT,
         "model": {"name": spec.model.name, **_model_fingerprint(intervenable.model)},
         "stock_pyvene": listed,
-        "versions": {name: version(name) for name in ("subvene", "pyvene", "torch", "transformers", "safetensors")},
+        "versions": {
+            name: version(name) for name in ("subvene", "pyvene", "torch", "transformers", "safetensors")
+        },
     }
     metadata = {
         "format": FORMAT,
@@ -134,7 +172,9 @@ def write(
         (temporary / CARD).write_text(card, encoding="utf-8")
         files = sorted(p for p in temporary.iterdir() if p.is_file())
         fingerprint["sha256"] = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-        (temporary / FINGERPRINT).write_text(json.dumps(fingerprint, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (temporary / FINGERPRINT).write_text(
+            json.dumps(fingerprint, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
     return folder
 
 
@@ -149,28 +189,38 @@ def read(folder: Path) -> Artifact:
         raise ArtifactError(f"{folder}: no such artifact folder")
     try:
         fingerprint = json.loads(_bytes(folder, FINGERPRINT))
-        hashes, _ = fingerprint["sha256"], fingerprint["model"]["n_layers"]
-    except (ValueError, KeyError, TypeError) as error:
+        hashes, _ = dict(fingerprint["sha256"]), fingerprint["model"]["n_layers"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{folder / FINGERPRINT}: not a fingerprint ({error!r})") from error
     if fingerprint.get("format") != FORMAT:
-        raise ArtifactError(f"{folder / FINGERPRINT}: format {fingerprint.get('format')!r}, this subvene reads {FORMAT!r}")
+        raise ArtifactError(
+            f"{folder / FINGERPRINT}: format {fingerprint.get('format')!r}, this subvene reads {FORMAT!r}"
+        )
     content = {}
     for name in sorted({SPEC, TENSORS, *hashes}):
-        if Path(name).name != name:
+        if Path(name).name != name or not name.isprintable():
             raise ArtifactError(f"{folder / FINGERPRINT}: {name!r} is not a plain file name")
         content[name] = _bytes(folder, name)
-        # People edit a card on the Hub, and nothing here reads it; everything else is as it was saved, or refused.
+        # People edit a card on the Hub, and nothing here reads it; everything else is as it was saved.
         if name != CARD and hashlib.sha256(content[name]).hexdigest() != hashes.get(name):
-            raise ArtifactError(f"{folder / name}: its sha256 is not the one in {FINGERPRINT}; truncated or altered")
-    spec = parse_spec(content[SPEC].decode("utf-8"), file=str(folder / SPEC))
+            raise ArtifactError(
+                f"{folder / name}: its sha256 is not the one in {FINGERPRINT}; truncated or altered"
+            )
+    try:
+        text = content[SPEC].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{folder / SPEC}: not UTF-8 text ({error})") from error
+    spec = parse_spec(text, file=str(folder / SPEC), own_tensors=True)
     for loc, ref in spec.tensor_refs():
-        if ref.file != TENSORS:
-            raise ArtifactError(f"{folder / SPEC}: {_path(loc)}.file: expected {TENSORS!r}, found {ref.file!r}")
+        if ref.file not in (TENSORS, None):
+            raise ArtifactError(
+                f"{folder / SPEC}: {_path(loc)}.file: expected {TENSORS!r}, found {ref.file!r}"
+            )
     try:
         tensors = safetensors.torch.load(content[TENSORS])
         header = json.loads(content[TENSORS][8 : 8 + int.from_bytes(content[TENSORS][:8], "little")])
-        provenance = json.loads(header.get("__metadata__", {}).get("provenance", "{}"))
-    except (safetensors.SafetensorError, ValueError) as error:
+        provenance = dict(json.loads(header.get("__metadata__", {}).get("provenance", "{}")))
+    except (safetensors.SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{folder / TENSORS}: not a readable safetensors file ({error})") from error
     return Artifact(folder, _with_file(spec, None), tensors, fingerprint, provenance)
 
@@ -185,27 +235,53 @@ def _self_contained(
 ) -> tuple[InterventionSpec, dict[str, torch.Tensor]]:
     """The spec with every reference in the artifact's own file, and the tensors as they are now."""
     tensors: dict[str, torch.Tensor] = {}
-    stored = []
+    taken: dict[str, _Claim] = {}
+    stored: list[Any] = []
     for declared, entry in zip(spec.interventions, intervenable.entries, strict=True):
-        refs = dict(declared.tensor_refs())
-        key = next((ref.key for ref in refs.values()), entry.name).removesuffix(".state")
-        own = _stored(declared, key, intervenable, entry)
-        if any(name in tensors and not torch.equal(tensors[name], value) for name, value in own.items()):
-            key = f"{key}_{len(stored)}"
-            own = _stored(declared, key, intervenable, entry)
+        wanted = next((ref.key for _, ref in declared.tensor_refs()), entry.name).removesuffix(".state")
+        # A reference may name one tensor in full; names are made from its first part.
+        wanted = parsed.key if (parsed := parse_tensor_name(wanted)) else wanted
+        for key in itertools.chain([wanted], (f"{wanted}_{n}" for n in itertools.count(2))):
+            own = _stored(key, intervenable, entry)
+            same = all(torch.equal(tensors[name], own[name]) for name in tensors.keys() & own.keys())
+            claim = _Claim(frozenset(own), _reads_whole_key(declared))
+            if same and claim.goes_with(taken.get(key)):
+                break
+        taken[key] = claim | taken.get(key)
         tensors |= own
         stored.append(declared.model_copy(update=_references(declared, key, own)))
-    fields = {name: getattr(spec, name) for name in InterventionSpec.model_fields} | {"interventions": tuple(stored)}
-    return InterventionSpec(**fields), tensors
+    fields = {name: getattr(spec, name) for name in InterventionSpec.model_fields}
+    return InterventionSpec(**fields | {"interventions": tuple(stored)}), tensors
 
 
-def _stored(declared: Any, key: str, intervenable: IntervenableModel, entry: Any) -> dict[str, torch.Tensor]:
+@dataclass(frozen=True)
+class _Claim:
+    """What is stored under a key, and whether a reader of the key takes all of it for its own."""
+
+    names: frozenset[str]
+    whole: bool
+
+    def goes_with(self, other: _Claim | None) -> bool:
+        return other is None or self.names == other.names or not (self.whole or other.whole)
+
+    def __or__(self, other: _Claim | None) -> _Claim:
+        return self if other is None else _Claim(self.names | other.names, self.whole or other.whole)
+
+
+def _reads_whole_key(declared: AnyIntervention) -> bool:
+    """Whether what an entry does depends on everything that is stored under its key."""
+    if isinstance(declared, HeadDirectionSpec):
+        return declared.heads is None
+    return isinstance(declared, PyveneSpec)
+
+
+def _stored(key: str, intervenable: IntervenableModel, entry: Entry) -> dict[str, torch.Tensor]:
     own: dict[str, torch.Tensor] = {}
     for place, pyvene_key in zip(entry.sites, entry.keys, strict=True):
         site, _, layer = place.rpartition("[")
         index = int(layer.rstrip("]")) if site and place.endswith("]") else None
         own |= intervenable.interventions[pyvene_key].stored(key, site if index is not None else place, index)
-    return own
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
 
 
 def _references(declared: Any, key: str, own: Mapping[str, torch.Tensor]) -> dict[str, TensorRef]:

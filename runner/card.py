@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from subvene.runner.receipt import Receipt
 from subvene.specs import InterventionSpec, dump_spec
@@ -20,7 +22,7 @@ def model_card(
 ) -> str:
     """Markdown with the Hub's YAML front matter."""
     kinds = list(dict.fromkeys(declared.kind for declared in spec.interventions))
-    base = None if spec.model.name.startswith(("package:", "/", ".", "~")) else spec.model.name
+    base = _hub_id(spec.model.name)
     data = ModelCardData(
         library_name="subvene",
         base_model=base,
@@ -32,14 +34,16 @@ def model_card(
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# Interventions on {spec.model.name}",
-        "Declared edits of the model's activations while it runs; the model's weights are not part of this folder.",
+        "Declared edits of the model's activations while it runs; its weights are not part of this folder.",
         "## What it does",
         f"```yaml\n{dump_spec(spec)}```",
-        f"Made for {model['architecture']}: {model['n_layers']} layers, width {model['width']}, {model['n_heads']} "
-        f"heads of {model['head_dim']}. Layers and heads count from 0; `block_output[l]` is the output of block l.",
+        f"Made for {model['architecture']}: {model['n_layers']} layers, width {model['width']}, "
+        f"{model['n_heads']} heads of {model['head_dim']}. Layers and heads count from 0; `block_output[l]` is "
+        "the output of block l.",
         "## How to load it",
         "```python\nfrom subvene.runner import IntervenedModel\n\n"
-        'm = IntervenedModel.from_pretrained("this-folder")\nprint(m.generate(["Hello"], max_new_tokens=64)[0])\n'
+        'm = IntervenedModel.from_pretrained("this-folder")\n'
+        'print(m.generate(["Hello"], max_new_tokens=64)[0])\n'
         "print(m.receipt[0].edited)   # tokens edited, by role\n```",
         _stock(fingerprint),
     ]
@@ -50,16 +54,25 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
+def _hub_id(name: str) -> str | None:
+    """The name, if the Hub could have it: its front matter links to no folder of ours."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return None if Path(name).is_dir() else name
+
+
 def _stock(fingerprint: Mapping[str, Any]) -> str:
     if not fingerprint["stock_pyvene"]:
         return (
-            f"Stock pyvene does not list {fingerprint['model']['architecture']} and cannot rebuild interventions for it; "
-            "load this folder with subvene."
+            f"Stock pyvene cannot rebuild interventions for {fingerprint['model']['architecture']}; load this "
+            "folder with subvene."
         )
     return (
-        "Stock pyvene reloads it too, with subvene installed: `pyvene.IntervenableModel.load(folder, model)`, then "
-        "`unit_locations=None` and, in `generate`, `intervene_on_prompt=True`. Stock pyvene knows no positions: there "
-        "the first call counts as the prompt, and padding is not recognised."
+        "Stock pyvene reloads it too, with subvene installed: `pyvene.IntervenableModel.load(folder, model)`, "
+        "then `unit_locations=None` and, in `generate`, `intervene_on_prompt=True`. Stock pyvene knows no positions: "
+        "there the first call counts as the prompt, and padding is not recognised."
     )
 
 

@@ -45,8 +45,8 @@ def compile_spec(
     entries: list[tuple[str, list[str]]] = []
     problems: list[str] = []
     for i, declared in enumerate(spec.interventions):
-        table = _table(declared, folder or Path(), own_tensors)
         try:
+            table = _table(declared, folder or Path(), own_tensors)
             built = REGISTRY[declared.kind].build(declared, table, anatomy.sizes)
             components = [_component(anatomy, site, layer) for site, layer, _ in built]
         except SubveneError as error:
@@ -89,7 +89,7 @@ def check_sizes(spec: InterventionSpec, sizes: Sizes) -> None:
             check(f"{path}.layer", "layer", layer, sizes.n_layers)
         for field in ("write_heads", "read_heads"):
             heads = getattr(declared, field, "all")
-            for head in () if heads == "all" else heads:
+            for head in () if isinstance(heads, str) else heads:
                 check(f"{path}.{field}", "head", head, sizes.n_heads)
         for layer, heads in (getattr(declared, "heads", None) or {}).items():
             check(f"{path}.heads", "layer", layer, sizes.n_layers)
@@ -115,27 +115,35 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _table(
     declared: AnyIntervention, folder: Path, own_tensors: Mapping[str, torch.Tensor] | None
-) -> TensorTable | None:
+) -> TensorTable:
     refs = [ref for _, ref in declared.tensor_refs()]
-    if not refs:
-        return None
     tensors: dict[str, torch.Tensor] = {}
     for file in dict.fromkeys(ref.file for ref in refs):
         if file is not None:
-            tensors |= load_tensors(folder / file)
+            _add(tensors, load_tensors(folder / file), folder / file)
         elif own_tensors is not None:
-            tensors |= own_tensors
+            _add(tensors, own_tensors, "the fit")
         else:
             raise CompileError(
-                f"tensor {refs[0].key!r} has no file: it comes from this spec's `fit:`, which has not been run; "
-                "run `subvene fit SPEC -o FOLDER` and use the folder"
+                f"tensor {refs[0].key!r} has no file: it comes from this spec's `fit:`, which has not been "
+                "run; run `subvene fit SPEC -o FOLDER` and use the folder"
             )
     origin = ", ".join(dict.fromkeys(str(folder / ref.file) if ref.file else "the fit" for ref in refs))
     return TensorTable(tensors, origin)
 
 
+def _add(tensors: dict[str, torch.Tensor], more: Mapping[str, torch.Tensor], origin: Path | str) -> None:
+    """Put a second file's tensors beside those of the first; a name that both have must mean the same."""
+    for name, tensor in more.items():
+        if name in tensors and not torch.equal(tensors[name], tensor):
+            raise TensorError(
+                f"{origin}: tensor {name!r} is another one in the other file of this intervention"
+            )
+        tensors[name] = tensor
+
+
 def _component(anatomy: Anatomy, site: str, layer: int | None) -> str:
-    if site in SITES:
+    if layer is not None and site in SITES:
         return anatomy.component(site, layer)
     module = site.rpartition(".")[0].replace("[", ".").replace("]", "")
     try:

@@ -16,7 +16,7 @@ import transformers
 
 from subvene.runner.cache import atomic_folder
 from subvene.runner.evaluations import EVALUATIONS
-from subvene.runner.fit import fit
+from subvene.runner.fitting import fit
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.reload import reload_difference
 from subvene.specs import ExperimentSpec, SamplesSpec, SubveneError, dump_spec, load_spec
@@ -72,7 +72,7 @@ def run_experiment(
         spec = loaded
     folder = Path(folder or ".")
     target = Path(output or spec.output or Path("runs") / stem)
-    if target.exists() and not (target / "results.json").is_file() and any(target.iterdir()):
+    if target.exists() and not (target / "results.json").is_file() and not _is_empty_folder(target):
         raise SubveneError(f"{target} exists and holds no results of an experiment; choose another --output")
     step = on_step or (lambda what, value: None)
     transformers.set_seed(spec.seed)
@@ -101,6 +101,10 @@ def run_experiment(
     step("saved", target)
     step("reloaded", difference)
     return ExperimentResult(target, target / "artifact", tuple(evaluations), difference, m)
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def environment() -> dict[str, Any]:

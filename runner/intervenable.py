@@ -71,6 +71,7 @@ class IntervenableModel(pyvene.IntervenableModel):
     ) -> None:
         self._handles: list[Any] = []
         self._run: _Run | None = None
+        self._suspended = 0
         self.receipt: Receipt | None = None
         self.collected: dict[str, list[torch.Tensor]] = {}
         # pyvene's constructor calls eval() and freezes every parameter of a model that is not its own.
@@ -98,24 +99,29 @@ class IntervenableModel(pyvene.IntervenableModel):
             return super().generate(base, *args, **kwargs)
         strengths = kwargs.pop("strengths", None)
         self._refuse_generation_that_hides_tokens(kwargs)
+        # Passed on in any case: transformers would guess padding from the token ids of a batch without a mask.
         ids = next(base[name] for name in ("input_ids", "inputs_embeds") if base.get(name) is not None)
         mask = base.get("attention_mask")
         mask = torch.ones(ids.shape[:2], dtype=torch.long, device=ids.device) if mask is None else mask
-        if not mask[:, -1].all():
+        if mask.ndim == 2 and not mask[:, -1].all():
             raise PositionError("generate needs left padding: a row of attention_mask ends in padding")
-        settings = kwargs.get("generation_config") or self.model.generation_config
-        ends = kwargs.get("eos_token_id", settings.eos_token_id)
+        beams = (self._setting(kwargs, "num_beams") or 1) > 1
+        ends, pad_id = self._ends(kwargs)
+        # Beams trade places between steps, and one that has ended is not continued: nothing is filled up.
         tracker = TokenTracker(
-            mask,
-            mask.sum(1),
-            generating=True,
-            end_ids=() if ends is None else [ends] if isinstance(ends, int) else ends,
-            pad_id=kwargs.get("pad_token_id", settings.pad_token_id),
+            mask, mask.sum(-1), generating=True, end_ids=() if beams else ends, pad_id=None if beams else pad_id
         )
         # A compiled decode step would have been traced without our hooks, or would keep them for ever.
         kwargs["disable_compile"] = True
         with self.running(tracker, strengths):
-            return super().generate(base, unit_locations=None, intervene_on_prompt=True, **kwargs)
+            base = {**base, "attention_mask": mask}
+            unedited, output = super().generate(base, unit_locations=None, intervene_on_prompt=True, **kwargs)
+            if not beams:
+                sequences = output if isinstance(output, torch.Tensor) else output.sequences
+                new = sequences.shape[1] - (0 if base.get("input_ids") is None else ids.shape[1])
+                # The last token of a sequence has not been passed through the model.
+                self._run.recorder.truncate(mask.shape[1] + new - 1)
+            return unedited, output
 
     def forward(self, base: Mapping[str, torch.Tensor], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """As pyvene's `forward`; teacher-forced, with `prompt_lengths` [batch] and `strengths` as keywords."""
@@ -128,8 +134,6 @@ class IntervenableModel(pyvene.IntervenableModel):
             cache = base.get("past_key_values")
             past = 0 if cache is None else int(cache.get_seq_length())
             mask = torch.ones(ids.shape[0], past + ids.shape[1], dtype=torch.long, device=ids.device)
-        if mask.ndim != 2:
-            raise PositionError("attention_mask must be [batch, tokens]; padding cannot be told from a 4-D mask")
         tracker = TokenTracker(mask, prompt_lengths, generating=False)
         with self.running(tracker, strengths):
             return super().forward(base, unit_locations=None, **kwargs)
@@ -142,18 +146,23 @@ class IntervenableModel(pyvene.IntervenableModel):
 
         Raises:
             NotSteeredError: on leaving, if a declared intervention did not act.
+            PositionError: positions cannot be told, of a rule or (again on leaving) of a forward call.
             CompiledModelError: the model was compiled before.
         """
         if self._run is not None:
             raise RuntimeError("this IntervenableModel is running already; a run cannot be entered twice")
+        # A run that fails leaves no receipt, rather than that of the run before.
+        self.receipt, self.collected = None, {}
         self._refuse_compiled()
         for key, edit in self.interventions.items():
             self._refuse_undecidable(key, edit, tracker)
         in_force = self._strengths_in_force(strengths, tracker.real.shape[0])
         self._run = _Run(tracker, Recorder(in_force, tracker.slots + 64 * tracker.generating), in_force)
-        observer = self.model.register_forward_pre_hook(tracker.observe, with_kwargs=True)
+        observer = self.model.register_forward_pre_hook(self._observe, with_kwargs=True)
         try:
             yield self
+            if tracker.error is not None:
+                raise tracker.error
             entries = [(e.name, e.keys, e.sites, self.interventions[e.keys[0]]) for e in self.entries]
             self.receipt = self._run.recorder.finish(entries)
             self.collected = {
@@ -174,6 +183,19 @@ class IntervenableModel(pyvene.IntervenableModel):
             for key in self.sorted_keys:
                 self._intervention_setter([key], [None], None, None)
             yield self.model
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Inside a run, forward calls that are not part of it: not edited, and not in the receipt."""
+        self._suspended += 1
+        try:
+            yield
+        finally:
+            self._suspended -= 1
+
+    def _observe(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._suspended and self._run is not None:
+            self._run.tracker.observe(model, args, kwargs)
 
     def _is_ours(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         asks_pyvene = args or any(
@@ -209,6 +231,8 @@ class IntervenableModel(pyvene.IntervenableModel):
         wants_input = getattr(edit, "needs_module_input", False)
 
         def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any = None) -> Any:
+            if self._suspended:
+                return None
             tokens = run.tracker.current
             if tokens is None:
                 raise PositionError(f"{key} ran before the model's own forward did; call the model, not a part of it")
@@ -222,7 +246,7 @@ class IntervenableModel(pyvene.IntervenableModel):
             edited = edit(h, tokens=tokens, strength=override, **context)
             run.recorder.record(key, rule, h, edited, tokens)
             if collects:
-                run.recorder.collect(key, h, tokens.mask(rule, h.device))
+                run.recorder.collect(key, edit.collected(h), tokens.mask(rule, h.device))
                 return None
             return put_back(edited.view_as(found))
 
@@ -262,20 +286,36 @@ class IntervenableModel(pyvene.IntervenableModel):
 
     def _refuse_compiled(self) -> None:
         # By name: importing torch._dynamo to ask takes seconds, and nothing is compiled where it is not loaded.
-        compiled = any(
-            module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
-            for module in self.model.modules()
-        )
-        if compiled:
+        def is_compiled(module: torch.nn.Module) -> bool:
+            if module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule":
+                return True
+            # `model.forward = torch.compile(model.forward)`, perhaps with accelerate's wrapper around it.
+            own = (module.__dict__.get(name) for name in ("forward", "_old_forward"))
+            return any(hasattr(forward, "_torchdynamo_orig_callable") for forward in own)
+
+        if any(is_compiled(module) for module in self.model.modules()):
             raise CompiledModelError(
                 "the model (or a part of it) went through torch.compile, which ignores hooks attached afterwards: the "
                 "edit would do nothing. Pass the uncompiled model (`compiled._orig_mod`), or load it anew"
             )
 
-    @staticmethod
-    def _refuse_generation_that_hides_tokens(kwargs: dict[str, Any]) -> None:
-        settings = kwargs.get("generation_config")
-        if (kwargs.get("guidance_scale") or getattr(settings, "guidance_scale", None) or 1) != 1:
+    def _setting(self, kwargs: dict[str, Any], name: str) -> Any:
+        """A generation setting as `generate` will see it: keyword, then generation_config, then the model's."""
+        if name in kwargs:
+            return kwargs[name]
+        given = getattr(kwargs.get("generation_config"), name, None)
+        return given if given is not None else getattr(self.model.generation_config, name, None)
+
+    def _ends(self, kwargs: dict[str, Any]) -> tuple[list[int], int | None]:
+        """The ids that end a row, and the one that fills up a row which something else has ended."""
+        ends = self._setting(kwargs, "eos_token_id")
+        ends = [] if ends is None else torch.as_tensor(ends).reshape(-1).tolist()
+        other = kwargs.get("stopping_criteria") or self._setting(kwargs, "stop_strings")
+        # Without an end token transformers fills nothing up: finished rows are generated further.
+        return ends, self._setting(kwargs, "pad_token_id") if other and ends else None
+
+    def _refuse_generation_that_hides_tokens(self, kwargs: dict[str, Any]) -> None:
+        if (self._setting(kwargs, "guidance_scale") or 1) != 1:
             raise PositionError(
                 "guidance_scale runs a second, unconditional sequence beside the first, whose positions cannot be told "
                 "apart from it; generate without it"

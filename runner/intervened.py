@@ -239,7 +239,9 @@ class IntervenedModel:
         """The same methods without any edit, for a baseline; may be nested."""
         self._disabled += 1
         try:
-            yield self
+            # Also where a run is under way (`intervenable.attached`): its hooks leave these calls alone.
+            with self.intervenable.suspended():
+                yield self
         finally:
             self._disabled -= 1
 

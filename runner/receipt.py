@@ -149,8 +149,9 @@ class Recorder:
             self._index[:, start:end] = tokens.index
             self._prompt = tokens.prompt_length
             for mask in self._masks.values():
-                # A slot that is passed again is judged again: the last pass is the one that counts.
-                mask[:, start:end] = False
+                # A slot that is passed again is judged again: the last pass is the one that counts. What an
+                # earlier pass had seen beyond (rejected drafts) is no longer part of the sequence.
+                mask[:, start:] = False
             self._seen: set[Positions] = set()
         if rule not in self._seen:
             self._seen.add(rule)
@@ -168,6 +169,11 @@ class Recorder:
     def collect(self, key: str, activation: torch.Tensor, mask: torch.Tensor) -> None:
         """Keep an activation [batch, tokens, width] that a reading intervention saw."""
         self.collected.setdefault(key, []).append((activation.detach().clone(), mask))
+
+    def truncate(self, slots: int) -> None:
+        """Forget what came after the first `slots` slots: drafts that the run ended before accepting."""
+        for mask in self._masks.values():
+            mask[:, slots:] = False
 
     def finish(self, entries: Iterable[tuple[str, Sequence[str], Sequence[str], Any]]) -> Receipt:
         """The receipt, as (name, keys, sites, one of the interventions) per declared intervention."""

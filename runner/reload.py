@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.progress import status
 from subvene.runner.text import pad, pad_id_of, prompt_ids
 from subvene.specs import SubveneError
 
@@ -33,7 +34,8 @@ def reload_difference(m: IntervenedModel, folder: Path, prompts: Sequence[str]) 
         given, answer = Path(scratch, "inputs.safetensors"), Path(scratch, "logits.safetensors")
         safetensors.torch.save_file(inputs, given)
         command = [sys.executable, "-m", "subvene.runner.reload", str(folder), str(given), str(answer)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        with status("reloading the artifact in a fresh process"):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SubveneError(f"{folder} did not reload in a fresh process:\n{done.stderr.strip()[-2000:]}")
         there = safetensors.torch.load_file(answer)["logits"]

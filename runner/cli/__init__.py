@@ -1,0 +1,1 @@
+"""The command line: `subvene`, one file a command group."""

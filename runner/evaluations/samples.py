@@ -7,6 +7,7 @@ from typing import Any
 
 from subvene.runner.evaluations.base import sweep_strengths
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.progress import generating
 from subvene.specs import SamplesSpec
 
 
@@ -17,12 +18,14 @@ def run_samples(m: IntervenedModel, spec: SamplesSpec, folder: Path) -> dict[str
         `records` (prompt, coefficient, response) and the run's `receipt`.
     """
     rows = [(prompt, c) for prompt in spec.prompts for c in spec.coefficients]
-    responses = m.generate(
-        [prompt for prompt, _ in rows],
-        strengths=sweep_strengths(m, [c for _, c in rows]),
-        max_new_tokens=spec.max_new_tokens,
-        do_sample=False,
-    )
+    with generating(spec.max_new_tokens, "samples") as streamer:
+        responses = m.generate(
+            [prompt for prompt, _ in rows],
+            strengths=sweep_strengths(m, [c for _, c in rows]),
+            max_new_tokens=spec.max_new_tokens,
+            do_sample=False,
+            streamer=streamer,
+        )
     records = [
         {"prompt": prompt, "coefficient": c, "response": response}
         for (prompt, c), response in zip(rows, responses, strict=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -60,7 +60,8 @@ class Architecture:
         o_proj: the output projection within the attention module.
         mlp: the module within a block whose output is what the feed-forward part adds.
         head_dim: width of one head at the input of the output projection.
-        stock: whether pyvene 0.1.8 lists the model class.
+        stock: whether pyvene 0.1.8 can load interventions for the model
+            (Llava it lists, and cannot load).
         attention_output: the module within a block whose output is what attention adds, where it is not
             the attention module itself.
     """
@@ -92,19 +93,19 @@ class Architecture:
         """A model that the caller may change."""
         return copy.deepcopy(self.shared())
 
-    @lru_cache(maxsize=None)  # noqa: B019 - frozen, and one of each lives as long as the module
+    @cache  # noqa: B019 - frozen, and one of each lives as long as the module
     def shared(self) -> nn.Module:
         """One model per architecture and process; leave it as it is."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = self.build()
-            for name, parameter in model.named_parameters():
-                # Biases and sinks are born zero, norms as the identity: a test should notice when they are lost.
+            for parameter in model.parameters():
+                # Biases are born zero, norms as the identity: a test should notice when they are lost.
                 if parameter.ndim == 1:
                     parameter.data += 0.1 * torch.randn_like(parameter)
+                # Some experts are born as they lie in memory.
                 elif not torch.isfinite(parameter).all() or not parameter.any():
                     parameter.data = 0.15 * torch.randn_like(parameter)
-                assert torch.isfinite(parameter).all(), name
         model.generation_config.eos_token_id = None
         model.generation_config.pad_token_id = 0
         return model.float().eval()
@@ -119,12 +120,18 @@ def _causal(config: type, **settings: Any) -> Callable[[], nn.Module]:
 
 
 def _multimodal(config: type, **settings: Any) -> Callable[[], nn.Module]:
-    return lambda: transformers.AutoModelForImageTextToText.from_config(config(**settings), dtype=torch.float32)
+    return lambda: transformers.AutoModelForImageTextToText.from_config(
+        config(**settings), dtype=torch.float32
+    )
 
 
 def _gemma3_text(**more: Any) -> dict[str, Any]:
     layers = ["sliding_attention", "full_attention"]
-    return _WITH_HEAD_DIM | {"query_pre_attn_scalar": HEAD_DIM, "sliding_window": 4, "layer_types": layers} | more
+    return (
+        _WITH_HEAD_DIM
+        | {"query_pre_attn_scalar": HEAD_DIM, "sliding_window": 4, "layer_types": layers}
+        | more
+    )
 
 
 _EIGHT = {"head_dim": WIDTH // HEADS}
@@ -216,6 +223,30 @@ ARCHITECTURES = (
         attention_output="self_attention.dense",
         **_EIGHT,
     ),
+    Architecture(
+        "mpt",
+        _causal(t.MptConfig, **_COMMON, d_model=WIDTH, n_layers=LAYERS, n_heads=HEADS, max_seq_len=64),
+        blocks="transformer.blocks",
+        attention="attn",
+        o_proj="out_proj",
+        mlp="ffn.down_proj",
+        **_EIGHT,
+    ),
+    # Its gate, which comes after the output projection in the source, is as wide where 4 heads of 8 are.
+    Architecture(
+        "afmoe",
+        _causal(
+            t.AfmoeConfig,
+            **_LLAMA_LIKE | {"head_dim": 8},
+            num_experts=4,
+            num_experts_per_tok=2,
+            num_dense_layers=1,
+            moe_intermediate_size=16,
+            layer_types=["sliding_attention", "full_attention"],
+            sliding_window=4,
+        ),
+        **_EIGHT,
+    ),
     Architecture("stablelm", _causal(t.StableLmConfig, **_LLAMA_LIKE), **_EIGHT),
     Architecture("granite", _causal(t.GraniteConfig, **_LLAMA_LIKE), **_EIGHT),
     Architecture("smollm3", _causal(t.SmolLM3Config, **_LLAMA_LIKE), **_EIGHT),
@@ -265,12 +296,29 @@ ARCHITECTURES = (
         blocks="model.language_model.layers",
     ),
     Architecture(
+        "llava",
+        _multimodal(
+            t.LlavaConfig,
+            text_config=t.LlamaConfig(**_WITH_HEAD_DIM),
+            vision_config=t.CLIPVisionConfig(**_VISION),
+            image_token_index=95,
+            pad_token_id=0,
+        ),
+        blocks="model.language_model.layers",
+    ),
+    Architecture(
         "qwen2_vl",
         _multimodal(
             t.Qwen2VLConfig,
             text_config=_LLAMA_LIKE
             | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
-            vision_config={"embed_dim": 16, "hidden_size": WIDTH, "depth": 2, "num_heads": 2, "patch_size": 4},
+            vision_config={
+                "embed_dim": 16,
+                "hidden_size": WIDTH,
+                "depth": 2,
+                "num_heads": 2,
+                "patch_size": 4,
+            },
             image_token_id=95,
             video_token_id=94,
             vision_start_token_id=93,

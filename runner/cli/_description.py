@@ -1,0 +1,175 @@
+"""What `subvene show` knows of a spec or an artifact, as plain values. Imports torch; loads no weights."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+
+from subvene.interventions import REGISTRY, ActivationIntervention, Sizes, TensorTable, Tokens
+from subvene.interventions._pyvene import pyvene
+from subvene.interventions.positions import needs_length
+from subvene.runner.anatomy import sizes_from_config
+from subvene.runner.cli._source import Source
+from subvene.runner.cli._words import ELSEWHERE, positions_in_words
+from subvene.runner.commute import Verdict, verdict
+from subvene.runner.compile import check_sizes, entry_name, load_tensors, place
+from subvene.runner.model import load_config, load_tokenizer
+from subvene.runner.text import prompt_ids
+from subvene.specs import AnyIntervention, InterventionSpec, SubveneError
+
+_Edits = dict[str, ActivationIntervention]
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """Everything but the tokens of a prompt.
+
+    Raises:
+        CompileError: the spec names layers or heads that its model does not have.
+    """
+    spec, stored = source.spec, source.artifact
+    sizes, made_for, stock, problem = _sizes(source)
+    if sizes is not None:
+        check_sizes(spec, sizes)
+    interventions, edits = [], []
+    for i, declared in enumerate(spec.interventions):
+        built, trouble = _built(source, declared, sizes)
+        edits.append(built)
+        key = next((ref.key for _, ref in declared.tensor_refs()), entry_name(spec, i))
+        interventions.append(
+            {
+                "name": entry_name(spec, i),
+                "kind": declared.kind,
+                "operation": (REGISTRY[declared.kind].__doc__ or "").partition("\n")[0].rstrip("."),
+                "sites": list(built) or [_declared_place(declared)],
+                "positions": declared.model_dump(mode="json")["positions"],
+                "positions_in_words": positions_in_words(declared.positions),
+                "strength": declared.strength,
+                "tensors": _tensors(key, built),
+                "problem": trouble,
+            }
+        )
+    return {
+        "what": "artifact" if stored else "spec",
+        "path": str(source.path),
+        "model": spec.model.name,
+        "made_for": made_for,
+        "model_problem": problem,
+        "interventions": interventions,
+        "order": [_order(spec, edits, i, j) for i, j in itertools.combinations(range(len(edits)), 2)],
+        "provenance": stored.provenance if stored else {},
+        "stored_tensors": len(stored.tensors) if stored else None,
+        "stock_pyvene": stock,
+    }
+
+
+def edited_tokens(spec: InterventionSpec, prompt: str, *, system: str | None, raw: bool) -> dict[str, Any]:
+    """The tokens of a prompt, and which of them each intervention edits. Loads the tokenizer alone."""
+    tokenizer = load_tokenizer(spec.model)
+    try:
+        ids = prompt_ids(tokenizer, prompt, system=system, chat=False if raw else None)
+    except ValueError as error:
+        raise SubveneError(f"prompt {prompt[:60]!r}: {error}") from error
+    index = torch.arange(len(ids)).unsqueeze(0)
+    tokens = Tokens(index, torch.ones_like(index, dtype=torch.bool), torch.tensor([len(ids)]))
+    edited = {}
+    for i, declared in enumerate(spec.interventions):
+        # What counts from the end of the response is decided there, and touches no prompt token.
+        rule = declared.positions
+        mask = [False] * len(ids) if needs_length(rule) else tokens.mask(rule)[0].tolist()
+        edited[entry_name(spec, i)] = mask
+    return {
+        "text": prompt,
+        "tokens": [
+            {
+                "id": token,
+                "text": tokenizer.decode([token]),
+                "role": "cursor" if i == len(ids) - 1 else "prompt",
+                "edited": {name: mask[i] for name, mask in edited.items()},
+            }
+            for i, token in enumerate(ids)
+        ],
+    }
+
+
+def _sizes(source: Source) -> tuple[Sizes | None, dict[str, Any] | None, bool | None, str | None]:
+    """Sizes, the same as a mapping, whether stock pyvene lists the model, and why none of this is known."""
+    if source.artifact:
+        made_for = source.artifact.fingerprint["model"]
+        sizes = Sizes(*(made_for[name] for name in ("n_layers", "width", "n_heads", "head_dim")))
+        return sizes, made_for, source.artifact.fingerprint["stock_pyvene"], None
+    try:
+        config = load_config(source.spec.model)
+        sizes = sizes_from_config(config)
+    except SubveneError as error:
+        return None, None, None, str(error)
+    architecture = next(iter(config.architectures or ()), None)
+    listed = {cls.__name__ for cls in pyvene.models.intervenable_modelcard.type_to_dimension_mapping}
+    stock = architecture in listed and hasattr(config, "hidden_size")
+    return sizes, {"architecture": architecture, **vars(sizes)}, stock, None
+
+
+def _built(source: Source, declared: AnyIntervention, sizes: Sizes | None) -> tuple[_Edits, str | None]:
+    """The edits of one entry by place; or none, and why."""
+    if sizes is None:
+        return {}, "not looked at, since the model's sizes are not known"
+    tensors: dict[str, torch.Tensor] = dict(source.artifact.tensors) if source.artifact else {}
+    refs = [ref for _, ref in declared.tensor_refs()]
+    try:
+        for ref in refs:
+            if ref.file is not None:
+                tensors |= load_tensors(source.folder / ref.file)
+            elif not source.artifact:
+                return {}, f"{ref.key} is not fitted yet"
+        origin = next((str(source.folder / ref.file) for ref in refs if ref.file), str(source.path))
+        built = REGISTRY[declared.kind].build(declared, TensorTable(tensors, origin), sizes)
+    except SubveneError as error:
+        return {}, str(error)
+    return {place(site, layer): edit for site, layer, edit in built}, None
+
+
+def _tensors(key: str, built: _Edits) -> dict[str, dict[str, Any]]:
+    found = {}
+    for where, edit in built.items():
+        site, _, layer = where.rpartition("[")
+        is_site = layer.rstrip("]").isdigit() and where.endswith("]")
+        stored = edit.stored(key, site, int(layer[:-1])) if is_site else edit.stored(key, where, None)
+        for name, tensor in stored.items():
+            found[name] = {"shape": list(tensor.shape), "norm": float(tensor.detach().float().norm())}
+    return found
+
+
+def _declared_place(declared: AnyIntervention) -> str:
+    site = getattr(declared, "site", None) or getattr(declared, "component", None) or ""
+    layers = list(getattr(declared, "heads", None) or {}) or [getattr(declared, "layer", None)]
+    return ", ".join(place(site, layer) for layer in layers)
+
+
+def _order(spec: InterventionSpec, edits: list[_Edits], i: int, j: int) -> dict[str, Any]:
+    first, second = edits[i], edits[j]
+    pair: dict[str, Any] = {"first": entry_name(spec, i), "second": entry_name(spec, j), "shared": []}
+    if not first or not second:
+        return pair | {"commutes": None, "reason": "cannot be told without their tensors"}
+    if (
+        any(getattr(spec.interventions[n], "component", None) for n in (i, j))
+        and first.keys() != second.keys()
+    ):
+        return pair | {
+            "commutes": None,
+            "reason": "a module's path and a site may be one place, which only the model tells",
+        }
+    shared = [where for where in first if where in second]
+    if not shared:
+        return pair | {"commutes": None, "reason": ELSEWHERE}
+    verdicts = [verdict(first[where], second[where]) for where in shared]
+    worst = _worst(verdicts)
+    return pair | {"shared": shared, "commutes": worst.commutes, "reason": worst.reason}
+
+
+def _worst(verdicts: list[Verdict]) -> Verdict:
+    for answer in (False, None):
+        for found in verdicts:
+            if found.commutes is answer:
+                return found
+    return verdicts[0]

@@ -1,0 +1,85 @@
+"""What a command was pointed at: a spec file, an artifact, or the output folder of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from subvene.specs import ExperimentSpec, InterventionSpec, SubveneError, load_spec
+
+if TYPE_CHECKING:
+    from subvene.runner.artifact import Artifact
+    from subvene.runner.intervened import IntervenedModel
+
+
+@dataclass(frozen=True)
+class Source:
+    """A spec and where it came from.
+
+    Attributes:
+        path: the spec's file, or the artifact's folder.
+        spec: what it declares.
+        artifact: the checked artifact; None for a spec file.
+    """
+
+    path: Path
+    spec: InterventionSpec
+    artifact: Artifact | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where relative tensor files are."""
+        return self.path if self.artifact else self.path.parent
+
+    @property
+    def is_unfitted(self) -> bool:
+        """Whether tensors are missing because the spec's own `fit:` has not been run."""
+        return self.artifact is None and any(ref.file is None for _, ref in self.spec.tensor_refs())
+
+    def load(self, **overrides: Any) -> IntervenedModel:
+        """Load the model and compile the interventions.
+
+        Raises:
+            SubveneError: the tensors have to be fitted first, or anything that loading raises.
+        """
+        from subvene.runner.intervened import IntervenedModel
+
+        if self.is_unfitted:
+            raise SubveneError(
+                f"{self.path}: its tensors come from its own `fit:`, which has not been run; run\n"
+                f"  subvene fit {self.path} -o FOLDER\n"
+                "and use FOLDER in its place"
+            )
+        if self.artifact:
+            return IntervenedModel.from_pretrained(self.path, **overrides)
+        return IntervenedModel.from_spec(self.path, **overrides)
+
+
+def open_source(path: Path) -> Source:
+    """Read and check a spec file, an artifact, or the artifact in the output of `subvene run`.
+
+    Raises:
+        SubveneError: there is no such thing, or it is not valid.
+    """
+    if not path.exists():
+        raise SubveneError(f"{path}: no such file or folder")
+    if path.is_dir():
+        from subvene.runner import artifact
+
+        for folder in (path, path / "artifact"):
+            if artifact.is_artifact(folder):
+                found = artifact.read(folder)
+                return Source(folder, found.spec, found)
+        raise SubveneError(
+            f"{path}: a folder without {artifact.SPEC}: neither an artifact nor the output of a run"
+        )
+    return Source(path, load_spec(path))
+
+
+def experiment(path: Path, need: str) -> ExperimentSpec:
+    """Read a spec file that must be an experiment; `need` says in an error what it lacks."""
+    spec = load_spec(path)
+    if not isinstance(spec, ExperimentSpec):
+        raise SubveneError(f"{path}: {need}")
+    return spec

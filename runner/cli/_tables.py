@@ -1,0 +1,131 @@
+"""Tables and plots of results, drawn from records alone: no model is needed here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from subvene.runner.cli._words import receipt_in_words
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_NARROWEST = 20
+"""Columns narrower than this are no longer read as text."""
+
+
+def print_side_by_side(console: Console, prompt: str, titles: Sequence[str], texts: Sequence[str]) -> None:
+    """A prompt, and its answers in columns; one below the other where the terminal is too narrow for that."""
+    console.print(Text.assemble(("› ", "bold cyan"), (prompt, "bold")))
+    if (console.width - 2) // len(titles) < _NARROWEST:
+        for title, text in zip(titles, texts, strict=True):
+            console.print(Padding(Text(title, style="cyan"), (0, 2)))
+            console.print(Padding(Text(_on_screen(text)), (0, 4)))
+        console.print()
+    else:
+        table = Table(box=box.SIMPLE_HEAD, expand=True, show_edge=False)
+        for title in titles:
+            table.add_column(Text(title), ratio=1, header_style="cyan", overflow="fold")
+        table.add_row(*(Text(_on_screen(text)) for text in texts))
+        console.print(Padding(table, (0, 0, 1, 2)))
+
+
+def print_line(console: Console, label: str, text: str, *, style: str = "cyan", width: int = 9) -> None:
+    """A label and a sentence; where the sentence does not fit, it goes on below itself."""
+    grid = Table.grid()
+    grid.add_column(width=width, no_wrap=True, style=style)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(label), Text(text))
+    console.print(grid)
+
+
+def print_receipt(console: Console, receipt: Sequence[Mapping[str, Any]]) -> None:
+    """One sentence for each intervention."""
+    for one in receipt:
+        print_line(console, "receipt", receipt_in_words(one), style="green")
+
+
+def print_samples(console: Console, evaluation: Mapping[str, Any]) -> None:
+    """Answers by coefficient, side by side, and what the run's receipt says."""
+    records = evaluation["records"]
+    for prompt in dict.fromkeys(record["prompt"] for record in records):
+        of_prompt = [record for record in records if record["prompt"] == prompt]
+        titles = [coefficient_title(record["coefficient"]) for record in of_prompt]
+        print_side_by_side(console, prompt, titles, [record["response"] for record in of_prompt])
+    print_receipt(console, evaluation["receipt"])
+
+
+def print_contrast(console: Console, evaluation: Mapping[str, Any]) -> None:
+    """Mean difference in log-probability by coefficient, as a table and as a plot."""
+    records = evaluation["records"]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for title in ("coefficient", "mean difference", "± s.e.", "positive likelier"):
+        table.add_column(title, justify="right", header_style="cyan")
+    for record in records:
+        error = record["standard_error"]
+        table.add_row(
+            coefficient_title(record["coefficient"]),
+            f"{record['mean_difference']:+.2f}",
+            "" if error is None else f"{error:.2f}",
+            f"{record['positive_preferred']:.0%}",
+        )
+    console.print(Padding(table, (0, 0, 1, 2)))
+    points = [(record["coefficient"], record["mean_difference"]) for record in records]
+    points = [point for point in points if math.isfinite(point[1])]
+    if len(points) > 1:
+        plot = Text(line_plot(points, width=min(console.width - 2, 78)), no_wrap=True)
+        plot.highlight_regex("●", "bold cyan")
+        console.print(Padding(plot, (0, 0, 0, 2)))
+    print_line(console, "receipt", f"{evaluation['tokens_edited']} tokens edited", style="green")
+
+
+def print_records(console: Console, evaluation: Mapping[str, Any]) -> None:
+    """The records of an evaluation that has no form of its own here."""
+    records = evaluation["records"]
+    table = Table(box=box.SIMPLE_HEAD)
+    names = list(dict.fromkeys(name for record in records for name in record))
+    for name in names:
+        table.add_column(Text(name), header_style="cyan", overflow="fold")
+    for record in records:
+        table.add_row(*(Text(_cell(record.get(name))) for name in names))
+    console.print(table)
+
+
+def coefficient_title(coefficient: float) -> str:
+    """`+1.5`, `-1.5`, and `0 (baseline)` for the untouched model."""
+    return f"{coefficient:+g}" if coefficient else "0 (baseline)"
+
+
+def line_plot(points: Sequence[tuple[float, float]], *, width: int, height: int = 13) -> str:
+    """A plot in plain text, x the coefficient, without any escape code."""
+    import plotext
+
+    xs, ys = [list(axis) for axis in zip(*sorted(points), strict=True)]
+    figure = plotext.figure
+    figure.clear()
+    # Its own limit would be the terminal's height; this is text that may go anywhere.
+    plotext.terminal.limit(False, False)
+    figure.theme("colorless")
+    figure.plot_size(width, height)
+    if min(ys) < 0 < max(ys):
+        figure.draw(figure.signal([xs[0], xs[-1]], [0, 0], marker="·").lines())
+    figure.draw(figure.signal(xs, ys, marker="braille").lines())
+    figure.draw(figure.signal(xs, ys, marker="●"))
+    figure.ruler("x").ticks(xs, [f"{x:g}" for x in xs])
+    figure.label("coefficient")
+    return str(figure.build().string(colorless=True))
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _on_screen(text: str) -> str:
+    """Without control characters: a model may write anything, escape codes included."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text.strip())

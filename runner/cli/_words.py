@@ -1,0 +1,67 @@
+"""Declared things in words: positions, places, receipts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from subvene.specs import FirstTokens, LastTokens, Positions
+
+_MODES = {
+    "all": "every token",
+    "prompt": "every prompt token",
+    "response": "the last prompt token and every generated token",
+    "last_prompt_token": "the last prompt token",
+}
+
+ELSEWHERE = "at different places: the model gives their order"
+
+
+def positions_in_words(rule: Positions) -> str:
+    """`response` → "the last prompt token and every generated token"."""
+    if isinstance(rule, str):
+        return _MODES[rule]
+    what = "prompt token" if rule.of == "prompt" else "generated token"
+    if isinstance(rule, FirstTokens | LastTokens):
+        which, count = ("first", rule.first) if isinstance(rule, FirstTokens) else ("last", rule.last)
+        words = f"the {which} {what}" if count == 1 else f"the {which} {count} {what}s"
+        return words + (" (in scoring only)" if (which, rule.of) == ("last", "response") else "")
+    listed = [str(index) for index in rule.indices]
+    words = listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
+    note = ", counted from 0; -1 is the last" if min(rule.indices) < 0 else ", counted from 0"
+    return f"{what}{'s' * (len(listed) > 1)} {words}{note}"
+
+
+def strength_in_words(strength: float | Sequence[float]) -> str:
+    """A number, or the numbers of the batch's rows."""
+    if isinstance(strength, int | float):
+        return f"{strength:g}"
+    return f"{', '.join(f'{value:g}' for value in strength)} (one a row)"
+
+
+def places_in_words(sites: Sequence[str]) -> str:
+    """`block_output[18]`, or how many places and between which."""
+    return ", ".join(sites) if len(sites) < 4 else f"{len(sites)} sites, {sites[0]} … {sites[-1]}"
+
+
+def receipt_in_words(receipt: Mapping[str, Any]) -> str:
+    """One intervention's receipt (as `Receipt.to_dict` gives it) in a sentence."""
+    where = f"{receipt['name']} at {places_in_words(receipt['sites'])}"
+    edited = receipt["edited"]
+    total = sum(edited.values())
+    rows = receipt["rows"]
+    if not any(receipt["strengths"]):
+        return f"{where}: strength 0, nothing edited"
+    if not total:
+        return f"{where}: edited no token"
+    roles = [
+        f"{edited['prompt']} prompt",
+        f"{edited['cursor']} cursor",
+        f"{edited['response']} response",
+    ]
+    in_rows = "" if rows == 1 else f" in {receipt['rows_edited']} of {rows} rows"
+    moved = f"‖Δ‖ {receipt['mean_relative']:.1%} of ‖h‖ on average, at most {receipt['max_relative']:.1%}"
+    if receipt["changed"] < total:
+        moved += f"; {receipt['changed']} of them changed"
+    span = f"positions {receipt['first']} to {receipt['last']}"
+    return f"{where}: edited {total} tokens{in_rows} ({', '.join(roles)}; {span}), {moved}"

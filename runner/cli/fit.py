@@ -1,0 +1,89 @@
+"""`subvene fit`: run a spec's recipe and keep what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from subvene.runner.cli._console import out, quiet_libraries, results
+from subvene.runner.cli._options import Json
+from subvene.runner.cli._source import experiment
+from subvene.specs import SubveneError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from subvene.specs import InterventionSpec
+
+
+def fit(
+    spec: Annotated[
+        Path, typer.Argument(metavar="SPEC", help="A spec file with a `fit:` block.", show_default=False)
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="FOLDER", help="Where the artifact goes.", show_default=False),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Fit the tensors that a spec declares, and save them with it as an artifact.
+
+    The folder can then be given to `generate` and `show`. It is written whole or not at all.
+    """
+    declared = experiment(spec, "there is no `fit:` block, so there is nothing to fit")
+    if declared.fit is None:
+        raise SubveneError(f"{spec}: there is no `fit:` block, so there is nothing to fit")
+    with results(as_json) as emit:
+        from subvene.runner import artifact
+        from subvene.runner.fitting import fit as run_fit
+
+        quiet_libraries()
+        # Before the work, not after it.
+        artifact.check_free(output)
+        m = run_fit(declared, folder=spec.parent)
+        m.save_pretrained(output)
+        if as_json:
+            emit({"artifact": str(output), "provenance": m.provenance})
+            return
+    console = out()
+    console.print(f"model    {m.spec.model.name}", soft_wrap=True)
+    print_fitted(console, m.provenance)
+    print_norms(console, m.provenance, m.spec)
+    console.print(f"saved    {output}", soft_wrap=True)
+
+
+def print_fitted(console: Console, provenance: Mapping[str, Any]) -> None:
+    """What was fitted from what, in a sentence."""
+    from subvene.runner.cli._tables import print_line
+
+    layers = provenance.get("norm_by_layer", {})
+    where = provenance["site"] + (f" of {len(layers)} layers in one pass" if layers else "")
+    what = f"{provenance['key']} from {provenance['pairs']} pairs of {provenance['form']}"
+    how = f"{provenance['recipe']} at {where}, {provenance['tokens_read']} tokens read"
+    print_line(console, "fitted", f"{what}: {how}")
+
+
+def print_norms(console: Console, provenance: Mapping[str, Any], spec: InterventionSpec) -> None:
+    """The norm of every fitted layer, several beside each other; those that the spec edits are marked."""
+    from rich import box
+    from rich.table import Table
+
+    norms = provenance.get("norm_by_layer")
+    if not norms:
+        return
+    edited = {getattr(declared, "layer", None) for declared in spec.interventions}
+    table = Table(box=box.SIMPLE_HEAD)
+    columns = max(1, min(5, (console.width - 2) // 17, len(norms)))
+    for _ in range(columns):
+        table.add_column("layer", justify="right", header_style="cyan")
+        table.add_column("‖v‖", justify="left", header_style="cyan")
+    cells = [(layer, f"{norm:.2f}{' *' if int(layer) in edited else ''}") for layer, norm in norms.items()]
+    height = -(-len(cells) // columns)
+    for row in range(height):
+        table.add_row(*(part for cell in cells[row::height] for part in cell))
+    console.print(table)
+    if any("*" in text for _, text in cells):
+        console.print("* the layer that the spec edits")

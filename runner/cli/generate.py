@@ -1,0 +1,182 @@
+"""`subvene generate`: text in, edited text out, with the receipt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from subvene.runner.cli._console import err, out, quiet_libraries, results
+from subvene.runner.cli._options import (
+    Attention,
+    Device,
+    DeviceMap,
+    DtypeOption,
+    Json,
+    Model,
+    SourcePath,
+    model_overrides,
+    parse_strengths,
+    read_prompts,
+)
+from subvene.runner.cli._source import open_source
+from subvene.specs import SubveneError
+
+if TYPE_CHECKING:
+    from subvene.runner.intervened import IntervenedModel
+
+_SAMPLING = "Sampling"
+
+
+def generate(
+    source: SourcePath,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--prompt", help="A user's turn; - reads standard input. Repeatable."),
+    ] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option(help="Prompts, one a line; - reads standard input.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Show the untouched model's answer beside it.")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Plain text: no chat template.")] = False,
+    strength: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X|NAME=X", help="Strength in place of the spec's. Repeatable."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0, help="Sample at this temperature; 0 is greedy.", rich_help_panel=_SAMPLING),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Sample from this much probability.", rich_help_panel=_SAMPLING),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.", rich_help_panel=_SAMPLING)] = 0,
+    model: Model = None,
+    dtype: DtypeOption = None,
+    device: Device = None,
+    device_map: DeviceMap = None,
+    attn_implementation: Attention = None,
+    as_json: Json = False,
+) -> None:
+    """Answer prompts with the interventions at work; greedy unless a temperature or top-p is given.
+
+    One prompt is streamed as it is written. The receipt (what each intervention did) goes to standard error,
+    or below the table with --compare.
+    """
+    if raw and system is not None:
+        raise typer.BadParameter("--system needs the chat template, which --raw leaves out")
+    overrides = model_overrides(
+        name=model,
+        dtype=dtype and dtype.value,
+        device=device,
+        device_map=device_map,
+        attn_implementation=attn_implementation,
+    )
+    prompts = read_prompts(prompt or [], prompts_file)
+    with results(as_json) as emit:
+        opened = open_source(source)
+        from subvene.runner.compile import entry_name
+
+        names = [entry_name(opened.spec, i) for i in range(len(opened.spec.interventions))]
+        strengths = _per_row(parse_strengths(strength or [], opened.spec, names), len(prompts), compare)
+        quiet_libraries()
+        m = opened.load(**overrides)
+        _check_prompts(m, prompts, system, raw)
+        options = _sampling(temperature, top_p, seed) | {
+            "system": system,
+            "chat": False if raw else None,
+            "strengths": strengths,
+            "max_new_tokens": max_new_tokens,
+        }
+        rows = [text for text in prompts for _ in range(2)] if compare else prompts
+        streams = len(rows) == 1 and not as_json
+        answers = _stream(m, rows, options) if streams else _batch(m, rows, options)
+        receipt = m.receipt.to_dict() if m.receipt else []
+        if as_json:
+            records = _records(prompts, answers, compare)
+            emit({"model": m.spec.model.name, "strengths": strengths, "records": records, "receipt": receipt})
+            return
+    _print(prompts, answers, receipt, compare=compare, streamed=streams)
+
+
+def _print(
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    receipt: Sequence[Mapping[str, Any]],
+    *,
+    compare: bool,
+    streamed: bool,
+) -> None:
+    from subvene.runner.cli._tables import print_receipt, print_side_by_side
+
+    console = out()
+    for i, text in enumerate(prompts):
+        if compare:
+            print_side_by_side(console, text, ("baseline", "intervened"), answers[2 * i : 2 * i + 2])
+        elif not streamed:
+            typer.echo(f"› {text}\n{answers[i]}\n")
+    print_receipt(console if compare else err(), receipt)
+
+
+def _records(prompts: Sequence[str], answers: Sequence[str], compare: bool) -> list[dict[str, str]]:
+    if not compare:
+        return [{"prompt": text, "response": answer} for text, answer in zip(prompts, answers, strict=True)]
+    triples = zip(prompts, answers[0::2], answers[1::2], strict=True)
+    return [{"prompt": text, "baseline": before, "response": after} for text, before, after in triples]
+
+
+def _per_row(strengths: dict[str, Any], n_prompts: int, compare: bool) -> dict[str, Any]:
+    """Strengths for the batch; to compare, every prompt has a row at 0 and a row at its strength."""
+    for name, value in strengths.items():
+        if isinstance(value, tuple) and len(value) != n_prompts:
+            raise typer.BadParameter(
+                f"{name} declares {len(value)} strengths, one a row, and there are {n_prompts} prompts; "
+                "give --strength"
+            )
+    if not compare:
+        return strengths
+    rows = {n: v if isinstance(v, tuple) else (v,) * n_prompts for n, v in strengths.items()}
+    return {name: [s for value in values for s in (0.0, value)] for name, values in rows.items()}
+
+
+def _sampling(temperature: float | None, top_p: float | None, seed: int) -> dict[str, Any]:
+    if temperature == 0 or (temperature is None and top_p is None):
+        return {"do_sample": False}
+    import transformers
+
+    transformers.set_seed(seed)
+    given = {"temperature": temperature, "top_p": top_p}
+    return {"do_sample": True} | {name: value for name, value in given.items() if value is not None}
+
+
+def _check_prompts(m: IntervenedModel, prompts: Sequence[str], system: str | None, raw: bool) -> None:
+    import jinja2
+
+    from subvene.runner.text import prompt_ids
+
+    for text in prompts:
+        try:
+            prompt_ids(m.tokenizer, text, system=system, chat=False if raw else None)
+        except (ValueError, jinja2.TemplateError) as error:
+            raise SubveneError(f"prompt {text[:60]!r}: {error}") from error
+
+
+def _stream(m: IntervenedModel, prompts: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    import transformers
+
+    streamer = transformers.TextStreamer(m.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    return m.generate(prompts, streamer=streamer, **options)
+
+
+def _batch(m: IntervenedModel, prompts: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    from subvene.runner.progress import generating
+
+    with generating(options["max_new_tokens"]) as streamer:
+        return m.generate(prompts, streamer=streamer, **options)

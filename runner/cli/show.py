@@ -1,0 +1,156 @@
+"""`subvene show`: what is edited where, at which tokens, how strongly, and in which order it matters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from subvene.runner.cli._console import out, quiet_libraries, results
+from subvene.runner.cli._options import Json, SourcePath
+from subvene.runner.cli._source import Source, open_source
+from subvene.runner.cli._words import ELSEWHERE, places_in_words, strength_in_words
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def show(
+    source: SourcePath,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "-p", "--prompt", help="Show which tokens of this prompt are edited; - reads standard input."
+        ),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="A system prompt, with -p.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="No chat template, with -p.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a spec or an artifact does: sites, tokens, strengths, tensors, and which edits commute.
+
+    The model's weights are not loaded; its config tells the sizes, and with -p its tokenizer the tokens.
+    """
+    if prompt == "-":
+        prompt = typer.get_text_stream("stdin").read().strip()
+    with results(as_json) as emit:
+        opened = open_source(source)
+        from subvene.runner.cli._description import describe, edited_tokens
+
+        quiet_libraries()
+        description = describe(opened)
+        if prompt is not None:
+            description["prompt"] = edited_tokens(opened.spec, prompt, system=system, raw=raw)
+        if as_json:
+            emit(description)
+            return
+    _print(out(), opened, description)
+
+
+def _print(console: Console, source: Source, description: Mapping[str, Any]) -> None:
+    from rich.text import Text
+
+    def line(label: str, text: str) -> None:
+        console.print(Text.assemble((f"{label:<12}", "cyan"), text), soft_wrap=True)
+
+    line(description["what"], description["path"])
+    line("model", description["model"])
+    if made_for := description["made_for"]:
+        heads = f"{made_for['n_heads']} heads of {made_for['head_dim']}"
+        sizes = f"{made_for['n_layers']} layers, width {made_for['width']}, {heads}"
+        line(
+            "made for" if source.artifact else "sizes",
+            ", ".join(filter(None, (made_for.get("architecture"), sizes))),
+        )
+    if problem := description["model_problem"]:
+        line("sizes", f"not known: {problem}")
+    for i, one in enumerate(description["interventions"], start=1):
+        console.print()
+        console.print(Text.assemble((f"{i}  {one['name']}", "bold"), f"  {one['kind']}"))
+        rows = {
+            "does": one["operation"],
+            "where": places_in_words(one["sites"]),
+            "tokens": one["positions_in_words"],
+            "strength": strength_in_words(one["strength"]),
+        }
+        for label, text in rows.items():
+            if text:
+                line(f"   {label}", text)
+        for name, tensor in one["tensors"].items():
+            line("   tensor", f"{name} {tensor['shape']}, norm {tensor['norm']:.4g}")
+        if one["problem"]:
+            line("   tensor", one["problem"])
+    console.print()
+    _print_order(console, description)
+    _print_origin(line, source, description)
+    if "prompt" in description:
+        console.print()
+        _print_tokens(console, description)
+
+
+_ORDER = {
+    True: ("commute", "green"),
+    False: ("do not commute, so the file's order matters", "yellow"),
+    None: ("", "yellow"),
+}
+
+
+def _print_order(console: Console, description: Mapping[str, Any]) -> None:
+    from rich.text import Text
+
+    elsewhere = 0
+    for pair in description["order"]:
+        if not pair["shared"] and pair["reason"] == ELSEWHERE:
+            elsewhere += 1
+            continue
+        verdict, style = _ORDER[pair["commutes"]]
+        where = f" at {places_in_words(pair['shared'])}" if pair["shared"] else ""
+        text = Text.assemble(("order       ", "cyan"), f"{pair['first']} and {pair['second']}{where}: ")
+        text.append(verdict, style).append(f" ({pair['reason']})" if verdict else pair["reason"])
+        console.print(text, soft_wrap=True)
+    if elsewhere:
+        pairs = "1 pair acts" if elsewhere == 1 else f"{elsewhere} pairs act"
+        console.print(Text.assemble(("order       ", "cyan"), f"{pairs} {ELSEWHERE}"), soft_wrap=True)
+
+
+def _print_origin(line: Any, source: Source, description: Mapping[str, Any]) -> None:
+    provenance = description["provenance"]
+    if provenance:
+        told = {k: v for k, v in provenance.items() if not isinstance(v, dict | list)}
+        line("origin", ", ".join(f"{key} {value}" for key, value in told.items()))
+    if source.artifact:
+        line("stored", f"{description['stored_tensors']} tensors")
+    elif fit := getattr(source.spec, "fit", None):
+        line("origin", f"to be fitted: {fit.recipe}, key {fit.key}; run: subvene fit {source.path} -o FOLDER")
+    stock = description["stock_pyvene"]
+    if stock is not None:
+        line(
+            "pyvene",
+            "stock pyvene loads the artifact, too"
+            if stock
+            else "stock pyvene does not list this architecture; only subvene loads the artifact",
+        )
+
+
+def _print_tokens(console: Console, description: Mapping[str, Any]) -> None:
+    """The prompt once for each intervention, with the tokens that it edits in brackets."""
+    from rich.text import Text
+
+    tokens = description["prompt"]["tokens"]
+    console.print(Text(f"{len(tokens)} prompt tokens; [in brackets]: edited", style="cyan"))
+    for one in description["interventions"]:
+        name = one["name"]
+        edited = sum(token["edited"][name] for token in tokens)
+        console.print(
+            Text.assemble((name, "bold"), f": {edited} of {len(tokens)}, {one['positions_in_words']}")
+        )
+        text = Text("  ")
+        for i, token in enumerate(tokens):
+            text.append("│" if i else "", "dim")
+            shown = token["text"].replace("\n", "⏎") or "∅"
+            text.append(
+                f"[{shown}]" if token["edited"][name] else shown,
+                "bold reverse" if token["edited"][name] else "",
+            )
+        console.print(text)

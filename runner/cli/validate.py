@@ -1,0 +1,92 @@
+"""`subvene validate` and `subvene schema`: what can be said about files without any model.
+
+Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from subvene.runner.cli._console import EXIT_INVALID, err, results
+from subvene.specs import (
+    ExperimentSpec,
+    PairsFile,
+    Problem,
+    SpecError,
+    SubveneError,
+    json_schema,
+    load_pairs,
+    load_spec,
+)
+
+
+def validate(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="YAML or JSON files.", show_default=False)
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the problems as a JSON list.")] = False,
+) -> None:
+    """Check spec files, and say everything that is wrong with them.
+
+    One line a problem: file, line, column, field, what was expected, what was found. Files of pairs that a
+    spec names are checked with it. No model is loaded.
+    """
+    problems = []
+    for file in files:
+        found = list(_problems(file))
+        problems += found
+        if not as_json:
+            # As of a linter, the problems are the result, so they go where results go.
+            typer.echo("\n".join(map(str, found)) if found else f"{file}: ok")
+    with results(as_json) as emit:
+        if as_json:
+            emit([asdict(problem) for problem in problems])
+    if problems:
+        raise typer.Exit(EXIT_INVALID)
+
+
+def _problems(file: Path) -> Iterator[Problem]:
+    """Those of a spec, and of the files of pairs that it names."""
+    try:
+        spec = load_spec(file)
+    except SpecError as error:
+        yield from error.problems
+        return
+    if not isinstance(spec, ExperimentSpec):
+        return
+    declared = [spec.fit, *spec.evaluate]
+    pairs = [part.pairs for part in declared if isinstance(getattr(part, "pairs", None), PairsFile)]
+    for name in dict.fromkeys(pair.file for pair in pairs):
+        try:
+            load_pairs(file.parent / name)
+        except SpecError as error:
+            yield from error.problems
+
+
+def schema(
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write it to this file.")] = None,
+) -> None:
+    """Print the JSON Schema of spec files, for editors.
+
+    A file that begins with `# yaml-language-server: $schema=PATH` is then checked as you type.
+    """
+    text = schema_text()
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SubveneError(f"{output}: cannot be written ({error.strerror})") from error
+    err().print(f"wrote {output}", soft_wrap=True)
+
+
+def schema_text() -> str:
+    """The schema as `examples/subvene.schema.json` holds it."""
+    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,202 @@
+"""Which interventions commute: whether the order of two edits at one place matters.
+
+Every edit is h ↦ h + s·Δ(h). At one place (site and layer) and one token, for strengths s, t ≠ 0 and in exact
+arithmetic (in floating point, edits that commute may still differ by rounding):
+
+* Two additive edits, Δ = u and Δ = w (steering, head directions), commute: h + s·u + t·w either way.
+* Additive u and any Δ: h + s·u + t·Δ(h) against h + s·u + t·Δ(h + s·u), equal for every h iff Δ does not
+  notice u. For a linear Δ(h) = M·h: iff M·u = 0. Ablation of v̂, M = −v̂·v̂ᵀ: iff ⟨u, v̂⟩ = 0. A low-rank edit,
+  M = Σ_r b_r·a_rᵀ: iff Σ_r ⟨a_r, u⟩·b_r = 0. Capping on v̂: iff ⟨u, v̂⟩ = 0, because the bounded part
+  φ(p) = clamp(p) − p of p = ⟨h, v̂⟩ is continuous and unbounded, hence not periodic.
+* Two linear edits M and N: (I + s·M)(I + t·N) = (I + t·N)(I + s·M) iff M·N = N·M. Two ablations: iff their
+  directions are orthogonal or the same line.
+* Capping on v̂ and linear N: (I + t·N)h + s·φ(p)·(v̂ + t·N·v̂) against
+  (I + t·N)h + s·φ(⟨v̂ + t·Nᵀ·v̂, h⟩)·v̂. Equal for every h iff N·v̂ = λ·v̂, Nᵀ·v̂ = λ·v̂ and κ·φ(p) = φ(κ·p) for
+  every p, with κ = 1 + t·λ: always for κ = 1, iff the bounds enclose 0 for κ = 0, iff every bound is 0 for
+  other κ > 0, and iff both are 0 for κ < 0.
+* Two cappings, on v̂ and ŵ, c = ⟨v̂, ŵ⟩. c = 0: they commute. 0 < |c| < 1: they never do. Let p exceed the
+  first bound. If the first edit pushes q = ⟨h, ŵ⟩ towards the second bound, take q within it and p so large
+  that q passes it only after the first edit; if away from it, take q so little beyond it that the first edit
+  brings it back. Either way one order makes two edits, of which the other makes one. |c| = 1: both clamp one
+  number, and at full strength clamps commute iff their intervals meet.
+
+Edits of different sites or layers have the order in which the model computes them, whatever the file says.
+Edits that never meet at a token commute.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from subvene.interventions import (
+    AblationIntervention,
+    ActivationIntervention,
+    CappingIntervention,
+    LowRankEditIntervention,
+)
+from subvene.interventions.positions import is_within_prompt
+from subvene.specs import Positions
+
+TOLERANCE = 1e-6
+"""Relative to the norms of what is multiplied; float32 directions are orthogonal to about 1e-7."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the order of two edits at one place is without effect.
+
+    Attributes:
+        commutes: None where this module cannot tell.
+        reason: why, in words.
+    """
+
+    commutes: bool | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """Δ(h) = Σ_r ⟨a_r, h⟩·b_r, a and b float64 [rank, width]."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+    def __matmul__(self, vector: torch.Tensor) -> torch.Tensor:
+        return (self.a @ vector) @ self.b
+
+    @property
+    def transposed(self) -> _Linear:
+        return _Linear(self.b, self.a)
+
+    def norm(self) -> float:
+        """The Frobenius norm: ‖BᵀA‖² = tr((B·Bᵀ)(A·Aᵀ))."""
+        return math.sqrt(max(0.0, float(((self.b @ self.b.T) * (self.a @ self.a.T)).sum())))
+
+
+def verdict(first: ActivationIntervention, second: ActivationIntervention) -> Verdict:
+    """Whether two edits at one site and layer commute; see the module for the maths."""
+    if not first.strength.any() or not second.strength.any():
+        return Verdict(True, "one of them has strength 0")
+    if never_meet(first.positions, second.positions):
+        return Verdict(True, "they edit different tokens")
+    if first.is_additive and second.is_additive:
+        return Verdict(True, "both add a constant")
+    if second.is_additive:
+        first, second = second, first
+    if first.is_additive:
+        return _additive(_constant(first), second)
+    lines = [_linear(first), _linear(second)]
+    if isinstance(first, CappingIntervention) and isinstance(second, CappingIntervention):
+        return _two_caps(first, second)
+    if isinstance(second, CappingIntervention):
+        first, second, lines = second, first, lines[::-1]
+    if isinstance(first, CappingIntervention) and lines[1] is not None:
+        return _cap_and_linear(first, lines[1], second.strength)
+    if lines[0] is not None and lines[1] is not None:
+        return _two_linear(lines[0], lines[1])
+    return Verdict(None, f"not decided for {first.kind} and {second.kind}")
+
+
+def never_meet(one: Positions, other: Positions) -> bool:
+    """Whether two position rules can select no common token, whatever the prompt."""
+    # `response` as a mode begins with the last prompt token; `of: response` begins with the token after it.
+    return (is_within_prompt(one) and _after_prompt(other)) or (
+        is_within_prompt(other) and _after_prompt(one)
+    )
+
+
+def _after_prompt(rule: Positions) -> bool:
+    return not isinstance(rule, str) and rule.of == "response"
+
+
+def _constant(edit: ActivationIntervention) -> torch.Tensor:
+    return edit.delta(torch.zeros(1, 1, 1)).detach().double().reshape(-1)
+
+
+def _linear(edit: ActivationIntervention) -> _Linear | None:
+    if isinstance(edit, AblationIntervention):
+        direction = edit.direction.detach().double().unsqueeze(0)
+        return _Linear(direction, -direction)
+    if isinstance(edit, LowRankEditIntervention):
+        readers, writers = edit.a * edit.read_mask, edit.b * edit.write_mask
+        return _Linear(readers.detach().double(), writers.detach().double())
+    return None
+
+
+def _additive(u: torch.Tensor, other: ActivationIntervention) -> Verdict:
+    if isinstance(other, CappingIntervention | AblationIntervention):
+        cosine = _cosine(u, other.direction)
+        what = f"cosine of the added vector and the direction of the {other.kind}: {cosine:.3g}"
+        return Verdict(
+            abs(cosine) <= TOLERANCE, f"{what}; it would have to be 0" if abs(cosine) > TOLERANCE else what
+        )
+    if (linear := _linear(other)) is not None:
+        effect, scale = float((linear @ u).norm()), linear.norm() * float(u.norm())
+        small = effect <= TOLERANCE * scale
+        return Verdict(
+            small,
+            f"the {other.kind} {'ignores' if small else 'reads'} the added vector, ‖M·u‖ = {effect:.3g}",
+        )
+    return Verdict(None, f"not decided for {other.kind}")
+
+
+def _two_linear(m: _Linear, n: _Linear) -> Verdict:
+    # MN − NM = [B_mᵀ·C, −B_nᵀ·D]·[A_n; A_m] with C = A_m·B_nᵀ, D = A_n·B_mᵀ: no width × width matrix is made.
+    commutator = _Linear(
+        torch.cat([n.a, m.a]), torch.cat([(m.a @ n.b.T).T @ m.b, -((n.a @ m.b.T).T @ n.b)])
+    ).norm()
+    small = commutator <= TOLERANCE * m.norm() * n.norm()
+    return Verdict(small, f"‖M·N − N·M‖ = {commutator:.3g}")
+
+
+def _cap_and_linear(cap: CappingIntervention, n: _Linear, strength: torch.Tensor) -> Verdict:
+    v = cap.direction.detach().double()
+    read, written = n.transposed @ v, n @ v
+    slack = TOLERANCE * n.norm()
+    along = float(v @ written)
+    if float((written - along * v).norm()) > slack or float((read - along * v).norm()) > slack:
+        return Verdict(False, "the other edit reads or writes the capped direction")
+    if abs(along) <= slack:
+        return Verdict(True, "the other edit neither reads nor writes the capped direction")
+    bounds = [float(cap.floor), float(cap.ceiling)]
+    commute = all(_scales(bounds, 1.0 + t * along) for t in strength.double().reshape(-1).tolist() if t)
+    return Verdict(commute, f"both act along one direction, bounds {bounds[0]:g} to {bounds[1]:g}")
+
+
+def _scales(bounds: Sequence[float], factor: float) -> bool:
+    """Whether κ·φ(p) = φ(κ·p) for every p."""
+    floor, ceiling = bounds
+    if abs(factor - 1) <= TOLERANCE:
+        return True
+    if abs(factor) <= TOLERANCE:
+        return floor <= 0 <= ceiling
+    if factor > 0:
+        return all(bound == 0 or math.isinf(bound) for bound in bounds)
+    return floor == ceiling == 0
+
+
+def _two_caps(one: CappingIntervention, other: CappingIntervention) -> Verdict:
+    cosine = _cosine(one.direction.detach().double(), other.direction)
+    if abs(cosine) <= TOLERANCE:
+        return Verdict(True, "the capped directions are orthogonal")
+    if abs(cosine) < 1 - TOLERANCE:
+        return Verdict(False, f"cosine of the capped directions: {cosine:.3g}; it would have to be 0")
+    if (one.strength != 1).any() or (other.strength != 1).any():
+        return Verdict(None, "one direction capped twice; not decided for strengths other than 1")
+    floor, ceiling = float(other.floor), float(other.ceiling)
+    if cosine < 0:
+        floor, ceiling = -ceiling, -floor
+    meet = max(float(one.floor), floor) <= min(float(one.ceiling), ceiling)
+    return Verdict(
+        meet, f"one direction capped twice, bounds that {'meet' if meet else 'exclude each other'}"
+    )
+
+
+def _cosine(u: torch.Tensor, v: torch.Tensor) -> float:
+    v = v.detach().double().reshape(-1)
+    scale = float(u.norm() * v.norm())
+    return float(u @ v) / scale if scale else 0.0

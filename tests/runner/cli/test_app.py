@@ -1,0 +1,163 @@
+"""What holds for every command: what it imports, how it fails, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Any]
+ROOT = Path(__file__).resolve().parents[3]
+COMMANDS = ("validate", "schema", "fit", "generate", "show", "run")
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], ["schema"], ["validate", "examples/quickstart.yaml"]]
+)
+def test_quick_commands_import_no_framework(args: list[str]) -> None:
+    code = (
+        "import sys, subvene.runner.cli.app as cli\n"
+        f"sys.argv = ['subvene', *{args!r}]\n"
+        "try:\n    cli.main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "heavy = {'torch', 'transformers', 'pyvene', 'numpy', 'safetensors', 'huggingface_hub', 'plotext'}\n"
+        "print(*sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout
+    assert done.stderr.split() == []
+
+
+def test_the_installed_command_is_this_one() -> None:
+    command = Path(sys.executable).with_name("subvene")
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("subvene 0.")
+
+
+@pytest.mark.parametrize("args", [["--help"], *([command, "--help"] for command in COMMANDS)])
+def test_every_help_names_the_exit_codes(subvene: Run, args: list[str]) -> None:
+    result = subvene(*args)
+    assert result.exit_code == 0
+    text = " ".join(result.stdout.split())
+    for code in ("0 done", "1 the file", "2 wrong usage", "3 the run was not steered", "130 interrupted"):
+        assert code in text
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["validate"],
+        ["generate", "x.yaml", "--no-such-option"],
+        ["fit", "x.yaml"],
+        ["no-such-command"],
+    ],
+)
+def test_wrong_usage_is_2(subvene: Run, args: list[str]) -> None:
+    result = subvene(*args)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr
+
+
+@pytest.mark.parametrize("args", [["show"], ["generate", "-p", "hello"], ["fit", "-o", "out"], ["run"]])
+def test_an_error_is_one_clean_message(subvene: Run, tmp_path: Path, args: list[str]) -> None:
+    spec = tmp_path / "bad.yaml"
+    spec.write_text("subvene: 1\nmodel: {name: a/b}\ninterventions:\n- {kind: steering, layr: 3}\n")
+    result = subvene(args[0], spec, *args[1:])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"error: {spec}:4:3: interventions[0].vector: expected")
+    assert f"\n{spec}:4:20: interventions[0].layr: expected" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_error_with_json_prints_no_document(subvene: Run, tmp_path: Path) -> None:
+    result = subvene("show", tmp_path / "nothing.yaml", "--json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "no such file" in result.stderr
+
+
+def test_a_run_that_was_not_steered_is_3(subvene: Run, write: Run) -> None:
+    lines = (
+        "- {kind: steering, layer: 1, vector: {file: t.safetensors, key: v}, coefficient: 3, positions: RULE}"
+    )
+    spec = write("interventions:\n" + lines.replace("RULE", "{indices: [900]}"))
+    result = subvene("generate", spec, "-p", "hello", "--json", "--max-new-tokens", 2)
+    assert result.exit_code == 3
+    assert "edited no token" in result.stderr
+    assert result.stdout == ""
+
+
+# Stops in the middle of a write: files are there, and the rest is still to come.
+_STALL = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import subvene.runner.{module} as module
+def stall(*args, **kwargs):
+    print("WRITING", file=sys.stderr, flush=True)
+    time.sleep(120)
+module.{function} = stall
+from subvene.runner.cli.app import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "function"),
+    [("fit", "artifact", "model_card"), ("run", "experiment", "reload_difference")],
+)
+def test_ctrl_c_leaves_nothing_half_written(
+    experiment: Path, tmp_path: Path, command: str, module: str, function: str
+) -> None:
+    place, scratch = tmp_path / "place", tmp_path / "scratch"
+    place.mkdir()
+    scratch.mkdir()
+    code = _STALL.format(module=module, function=function)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, command, str(experiment), "-o", str(place / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(scratch)},
+    )
+    try:
+        assert process.stderr is not None
+        seen = ""
+        while "WRITING" not in seen:
+            line = process.stderr.readline()
+            assert line, seen
+            seen += line
+        half_written = list(place.iterdir())
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert half_written, "the test interrupts too early to show anything"
+    assert list(place.iterdir()) == []
+    assert list(scratch.iterdir()) == []
+    assert process.returncode == 130
+    assert "Traceback" not in rest
+    assert "interrupted" in rest
+
+
+def test_json_is_one_document_whatever_libraries_print(
+    subvene: Run, steer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from subvene.runner import intervened
+
+    load = intervened.load_model
+
+    def chatty(*args: Any, **kwargs: Any) -> Any:
+        print("a library's notice")
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(intervened, "load_model", chatty)
+    result = subvene("generate", steer, "-p", "hello", "--json", "--max-new-tokens", 2)
+    assert json.loads(result.stdout)["records"][0]["prompt"] == "hello"
+    assert "a library's notice" in result.stderr

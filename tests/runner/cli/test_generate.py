@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from subvene.runner import IntervenedModel
+
+Run = Callable[..., Any]
+NEW = ("--max-new-tokens", 6)
+TWO = """\
+interventions:
+- {kind: steering, name: one, layer: 1, vector: {file: t.safetensors, key: v}, coefficient: 3}
+- {kind: ablation, layer: 2, direction: {file: t.safetensors, key: w}}
+"""
+
+
+@pytest.fixture
+def document(subvene: Run) -> Run:
+    """The JSON document of `generate`."""
+
+    def document(*args: object, **options: object) -> dict[str, Any]:
+        result = subvene("generate", *args, *NEW, "--json", **options)
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
+
+    return document
+
+
+def responses(document: dict[str, Any]) -> list[str]:
+    return [record["response"] for record in document["records"]]
+
+
+def test_one_prompt_is_streamed_and_the_receipt_stands_apart(subvene: Run, steer: Path) -> None:
+    result = subvene("generate", steer, "-p", "hello world", *NEW)
+    expected = IntervenedModel.from_spec(steer).generate("hello world", max_new_tokens=6, do_sample=False)
+    assert result.stdout.split() == expected[0].split()
+    assert expected[0].strip()
+    assert "edited 6 tokens (0 prompt, 1 cursor, 5 response; positions 6 to 11)" in " ".join(
+        result.stderr.split()
+    )
+
+
+def test_the_text_comes_while_it_is_written(
+    steer: Path, subvene: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    pieces = []
+
+    def keep(_streamer: object, text: str, stream_end: bool = False) -> None:
+        pieces.append(text)
+
+    monkeypatch.setattr(transformers.TextStreamer, "on_finalized_text", keep)
+    subvene("generate", steer, "-p", "hello world", *NEW)
+    assert len([piece for piece in pieces if piece]) > 2
+
+
+def test_strength_0_is_the_baseline_and_compare_shows_both(document: Run, steer: Path) -> None:
+    prompts = ("-p", "hello world", "-p", "tell me about the rain")
+    steered, off = document(steer, *prompts), document(steer, *prompts, "--strength", 0)
+    both = document(steer, *prompts, "--compare")
+    assert responses(steered) != responses(off)
+    assert responses(both) == responses(steered)
+    assert [record["baseline"] for record in both["records"]] == responses(off)
+    # One batch: a row at 0 and a row at the strength for each prompt.
+    assert both["strengths"] == {"glad": [0.0, 3.0, 0.0, 3.0]}
+    assert both["receipt"][0]["rows"] == 4
+    assert both["receipt"][0]["rows_edited"] == 2
+
+
+def test_compare_prints_columns_and_the_receipt(subvene: Run, steer: Path) -> None:
+    result = subvene("generate", steer, "-p", "hello world", "--compare", *NEW, env={"COLUMNS": "80"})
+    assert result.stdout.startswith("› hello world\n")
+    header = next(line for line in result.stdout.splitlines() if "baseline" in line)
+    assert header.index("baseline") < 5 < 35 < header.index("intervened")
+    assert "edited 6 tokens in 1 of 2 rows" in " ".join(result.stdout.split())
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "\x1b" not in result.stdout
+
+
+def test_strengths_by_name(document: Run, subvene: Run, write: Run) -> None:
+    spec = write(TWO)
+    both = document(spec, "-p", "hello", "--strength", "one=-2", "--strength", "ablation_1=0.5")
+    assert both["strengths"] == {"one": -2.0, "ablation_1": 0.5}
+    assert [one["strengths"] for one in both["receipt"]] == [[-2.0], [0.5]]
+    for given, said in {
+        "2": "several interventions",
+        "on=2": "no intervention is called 'on'",
+        "one=x": "no number",
+    }.items():
+        result = subvene("generate", spec, "-p", "hello", "--strength", given)
+        assert result.exit_code == 2
+        assert said in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_prompts_from_files_and_standard_input(document: Run, steer: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("hello world\n\n  how are you \n")
+    listed = document(steer, "--prompts-file", file)
+    assert [record["prompt"] for record in listed["records"]] == ["hello world", "how are you"]
+    assert document(steer, "-p", "-", input="hello\nworld\n")["records"][0]["prompt"] == "hello\nworld"
+    lines = document(steer, "--prompts-file", "-", input="hello\nworld\n")["records"]
+    assert [record["prompt"] for record in lines] == ["hello", "world"]
+
+
+def test_no_or_empty_prompt_is_wrong_usage(subvene: Run, steer: Path) -> None:
+    assert subvene("generate", steer).exit_code == 2
+    assert subvene("generate", steer, "-p", "").exit_code == 2
+    assert subvene("generate", steer, "--prompts-file", "-", input="\n").exit_code == 2
+
+
+def test_several_prompts_are_told_apart(subvene: Run, steer: Path) -> None:
+    result = subvene("generate", steer, "-p", "hello", "-p", "world", *NEW)
+    assert [line for line in result.stdout.splitlines() if line.startswith("› ")] == ["› hello", "› world"]
+    assert "receipt" in result.stderr
+
+
+def test_system_and_raw_change_what_the_model_reads(document: Run, subvene: Run, steer: Path) -> None:
+    def prompt_tokens(*options: str) -> int:
+        return document(steer, "-p", "hello world", *options)["receipt"][0]["first"]
+
+    assert prompt_tokens() == 6  # <s> user : hello world <s> assistant :
+    assert prompt_tokens("--raw") == 1
+    assert prompt_tokens("--system", "very happy") == 11
+    assert subvene("generate", steer, "-p", "hello", "--raw", "--system", "x").exit_code == 2
+
+
+def test_sampling_follows_the_seed(document: Run, steer: Path) -> None:
+    def sample(*options: object) -> list[str]:
+        return responses(document(steer, "-p", "hello world", *options))
+
+    hot = ("--temperature", 5, "--top-p", 1)
+    assert sample(*hot, "--seed", 1) == sample(*hot, "--seed", 1)
+    assert len({tuple(sample(*hot, "--seed", seed)) for seed in range(4)}) > 1
+    assert sample("--temperature", 0, "--seed", 7) == sample()
+
+
+def test_model_options_reach_the_model(subvene: Run, document: Run, steer: Path, model_folder: Path) -> None:
+    options = (
+        "--dtype",
+        "bfloat16",
+        "--device",
+        "cpu",
+        "--attn-implementation",
+        "eager",
+        "--model",
+        model_folder,
+    )
+    assert document(steer, "-p", "hello", *options)["receipt"][0]["changed"] > 0
+    for wrong in (["--dtype", "int8"], ["--device", "C P U"], ["--device", "cpu", "--device-map", "auto"]):
+        assert subvene("generate", steer, "-p", "hello", *wrong).exit_code == 2
+    missing = subvene("generate", steer, "-p", "hello", "--model", "./nowhere")
+    assert missing.exit_code == 1
+    assert "./nowhere" in missing.stderr
+
+
+def test_dtype_is_the_model_s(steer: Path, subvene: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        IntervenedModel,
+        "generate",
+        lambda m, prompts, **_: seen.append(str(m.model.dtype)) or ["" for _ in prompts],
+    )
+    subvene("generate", steer, "-p", "hello", "--dtype", "bfloat16", "--json")
+    subvene("generate", steer, "-p", "hello", "--json")
+    assert seen == ["torch.bfloat16", "torch.float32"]
+
+
+def test_a_spec_that_was_not_fitted_says_what_to_do(subvene: Run, experiment: Path) -> None:
+    result = subvene("generate", experiment, "-p", "hello")
+    assert result.exit_code == 1
+    assert f"subvene fit {experiment} -o FOLDER" in result.stderr
+
+
+def test_strengths_by_row_must_match_the_prompts(document: Run, subvene: Run, write: Run) -> None:
+    spec = write(
+        "interventions: [{kind: steering, name: s, layer: 1, vector: {file: t.safetensors, key: v}, coefficient: [1, 2]}]"
+    )
+    compared = document(spec, "-p", "hello", "-p", "world", "--compare")
+    assert compared["strengths"] == {"s": [0.0, 1.0, 0.0, 2.0]}
+    assert subvene("generate", spec, "-p", "hello").exit_code == 2
