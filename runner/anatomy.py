@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -51,7 +51,7 @@ class Anatomy:
         """
         text, sizes = text_config(model.config), sizes_from_config(model.config)
         blocks_path = _find_blocks(model, sizes.n_layers)
-        blocks = model.get_submodule(blocks_path)
+        blocks = cast(nn.ModuleList, model.get_submodule(blocks_path))
         for block in blocks:
             if attention := _attention_of(block, sizes.width):
                 features = _features(attention.projection)[0]
@@ -73,7 +73,7 @@ class Anatomy:
     @cached_property
     def blocks(self) -> nn.ModuleList:
         """The decoder blocks, in order."""
-        return self.model.get_submodule(self.blocks_path)
+        return cast(nn.ModuleList, self.model.get_submodule(self.blocks_path))
 
     def component(self, site: str, layer: int) -> str:
         """The pyvene component (a raw module path) of `site` at block `layer` (0-based).
@@ -142,7 +142,7 @@ def _of_all_layers(config: Any, name: str) -> Any:
 def _find_blocks(model: nn.Module, count: int) -> str:
     """The list of `count` modules that stands beside the input embeddings."""
     lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    embeddings = model.get_input_embeddings()
+    embeddings = cast(Any, model).get_input_embeddings()
     siblings = [
         name
         for name, _ in lists
@@ -157,7 +157,7 @@ def _find_blocks(model: nn.Module, count: int) -> str:
     return candidates[0]
 
 
-def _features(module: nn.Module) -> tuple[int, int]:
+def _features(module: Any) -> tuple[int, int]:
     """(in, out) features of a linear map; transformers' Conv1D stores its weight transposed."""
     if hasattr(module, "in_features"):
         return module.in_features, module.out_features

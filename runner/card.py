@@ -66,13 +66,13 @@ def _hub_id(name: str) -> str | None:
 def _stock(fingerprint: Mapping[str, Any]) -> str:
     if not fingerprint["stock_pyvene"]:
         return (
-            f"Stock pyvene cannot rebuild interventions for {fingerprint['model']['architecture']}; load this "
-            "folder with subvene."
+            f"Stock pyvene cannot rebuild interventions for {fingerprint['model']['architecture']}; load "
+            "this folder with subvene."
         )
     return (
-        "Stock pyvene reloads it too, with subvene installed: `pyvene.IntervenableModel.load(folder, model)`, "
-        "then `unit_locations=None` and, in `generate`, `intervene_on_prompt=True`. Stock pyvene knows no positions: "
-        "there the first call counts as the prompt, and padding is not recognised."
+        "Stock pyvene reloads it too, with subvene installed: `pyvene.IntervenableModel.load(folder, "
+        "model)`, then `unit_locations=None` and, in `generate`, `intervene_on_prompt=True`. Stock pyvene knows no "
+        "positions: there the first call counts as the prompt, and padding is not recognised."
     )
 
 

@@ -33,7 +33,7 @@ from oracle import (
 
 @every_model
 @every_rule
-@pytest.mark.parametrize("chunk", [2, 3, 6])  # 7 tokens: the last chunk holds one of them
+@pytest.mark.parametrize("chunk", [2, 6])  # 7 tokens: the last chunk holds one of them
 def test_chunked_prefill_edits_the_same_tokens(name: str, rule: Any, chunk: int) -> None:
     model = tiny(name)
     m = intervened(model, steering(rule))
