@@ -38,8 +38,8 @@ def model_card(
         "## What it does",
         f"```yaml\n{dump_spec(spec)}```",
         f"Made for {model['architecture']}: {model['n_layers']} layers, width {model['width']}, "
-        f"{model['n_heads']} heads of {model['head_dim']}. Layers and heads count from 0; `block_output[l]` is "
-        "the output of block l.",
+        f"{model['n_heads']} heads of {model['head_dim']}. Layers and heads count from 0; "
+        "`block_output[l]` is the output of block l.",
         "## How to load it",
         "```python\nfrom subvene.runner import IntervenedModel\n\n"
         'm = IntervenedModel.from_pretrained("this-folder")\n'
@@ -71,8 +71,8 @@ def _stock(fingerprint: Mapping[str, Any]) -> str:
         )
     return (
         "Stock pyvene reloads it too, with subvene installed: `pyvene.IntervenableModel.load(folder, "
-        "model)`, then `unit_locations=None` and, in `generate`, `intervene_on_prompt=True`. Stock pyvene knows no "
-        "positions: there the first call counts as the prompt, and padding is not recognised."
+        "model)`, then `unit_locations=None` and, in `generate`, `intervene_on_prompt=True`. Stock pyvene "
+        "knows no positions: there the first call counts as the prompt, and padding is not recognised."
     )
 
 

@@ -17,8 +17,9 @@ arithmetic (in floating point, edits that commute may still differ by rounding):
 * Two cappings, on v̂ and ŵ, c = ⟨v̂, ŵ⟩. c = 0: they commute. 0 < |c| < 1: they never do. Let p exceed the
   first bound. If the first edit pushes q = ⟨h, ŵ⟩ towards the second bound, take q within it and p so large
   that q passes it only after the first edit; if away from it, take q so little beyond it that the first edit
-  brings it back. Either way one order makes two edits, of which the other makes one. |c| = 1: both clamp one
-  number, and at full strength clamps commute iff their intervals meet.
+  brings it back. Either way one order makes two edits, of which the other makes one. |c| = 1: both bound one
+  number, p ↦ p + s·φ(p); full clamps commute iff their intervals meet, and other strengths are compared knot
+  by knot of the piecewise linear compositions.
 
 Edits of different sites or layers have the order in which the model computes them, whatever the file says.
 Edits that never meet at a token commute.
@@ -26,6 +27,7 @@ Edits that never meet at a token commute.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -185,15 +187,40 @@ def _two_caps(one: CappingIntervention, other: CappingIntervention) -> Verdict:
         return Verdict(True, "the capped directions are orthogonal")
     if abs(cosine) < 1 - TOLERANCE:
         return Verdict(False, f"cosine of the capped directions: {cosine:.3g}; it would have to be 0")
-    if (one.strength != 1).any() or (other.strength != 1).any():
-        return Verdict(None, "one direction capped twice; not decided for strengths other than 1")
-    floor, ceiling = float(other.floor), float(other.ceiling)
-    if cosine < 0:
-        floor, ceiling = -ceiling, -floor
-    meet = max(float(one.floor), floor) <= min(float(one.ceiling), ceiling)
-    return Verdict(
-        meet, f"one direction capped twice, bounds that {'meet' if meet else 'exclude each other'}"
+    rows = torch.broadcast_tensors(one.strength.double(), other.strength.double())
+    strengths = zip(*(row.reshape(-1).tolist() for row in rows), strict=True)
+    bounds = (float(other.floor), float(other.ceiling))
+    first = (float(one.floor), float(one.ceiling))
+    second = bounds if cosine > 0 else (-bounds[1], -bounds[0])
+    commute = all(_clamps_commute(first, second, s, t) for s, t in strengths)
+    return Verdict(commute, f"one direction capped twice, to {_interval(first)} and to {_interval(second)}")
+
+
+def _clamps_commute(one: tuple[float, float], other: tuple[float, float], s: float, t: float) -> bool:
+    """Whether p + s·(clamp(p) − p) of two intervals commute.
+
+    Both compositions are linear between their knots, so they are equal iff they agree at every knot and at two
+    numbers beyond each end. Knots are the bounds, and what one edit takes to a bound of the other.
+    """
+
+    def capped(p: float, bounds: tuple[float, float], strength: float) -> float:
+        return p + strength * (min(max(p, bounds[0]), bounds[1]) - p)
+
+    knots = [b for b in (*one, *other) if math.isfinite(b)]
+    for strength, mine, others in ((s, one, other), (t, other, one)):
+        if strength != 1:
+            pairs = itertools.product(filter(math.isfinite, mine), filter(math.isfinite, others))
+            knots += [(there - strength * here) / (1 - strength) for here, there in pairs]
+    ends = (min(knots) - 2, min(knots) - 1, max(knots) + 1, max(knots) + 2)
+    scale = max(map(abs, ends))
+    return all(
+        abs(capped(capped(p, one, s), other, t) - capped(capped(p, other, t), one, s)) <= TOLERANCE * scale
+        for p in (*knots, *ends)
     )
+
+
+def _interval(bounds: tuple[float, float]) -> str:
+    return f"[{bounds[0]:g}, {bounds[1]:g}]"
 
 
 def _cosine(u: torch.Tensor, v: torch.Tensor) -> float:

@@ -89,6 +89,7 @@ def _print(console: Console, source: Source, description: Mapping[str, Any]) -> 
         _print_tokens(console, description)
 
 
+_TOLD_FIRST = ("recipe", "key", "site")
 _ORDER = {
     True: ("commute", "green"),
     False: ("do not commute, so the file's order matters", "yellow"),
@@ -114,10 +115,16 @@ def _print_order(console: Console, description: Mapping[str, Any]) -> None:
         console.print(Text.assemble(("order       ", "cyan"), f"{pairs} {ELSEWHERE}"), soft_wrap=True)
 
 
+def _first_told(key: str) -> tuple[int, str]:
+    """A sort key: what a reader asks first, then the rest by name."""
+    return (_TOLD_FIRST.index(key) if key in _TOLD_FIRST else len(_TOLD_FIRST), key)
+
+
 def _print_origin(line: Any, source: Source, description: Mapping[str, Any]) -> None:
     provenance = description["provenance"]
     if provenance:
-        told = {k: v for k, v in provenance.items() if not isinstance(v, dict | list)}
+        keys = sorted(provenance, key=_first_told)
+        told = {key: provenance[key] for key in keys if not isinstance(provenance[key], dict | list)}
         line("origin", ", ".join(f"{key} {value}" for key, value in told.items()))
     if source.artifact:
         line("stored", f"{description['stored_tensors']} tensors")

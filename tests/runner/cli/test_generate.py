@@ -39,7 +39,7 @@ def test_one_prompt_is_streamed_and_the_receipt_stands_apart(subvene: Run, steer
     expected = IntervenedModel.from_spec(steer).generate("hello world", max_new_tokens=6, do_sample=False)
     assert result.stdout.split() == expected[0].split()
     assert expected[0].strip()
-    assert "edited 6 tokens (0 prompt, 1 cursor, 5 response; positions 6 to 11)" in " ".join(
+    assert "edited 6 tokens (0 prompt, 1 cursor, 5 response; positions 7 to 12)" in " ".join(
         result.stderr.split()
     )
 
@@ -55,7 +55,7 @@ def test_the_text_comes_while_it_is_written(
         pieces.append(text)
 
     monkeypatch.setattr(transformers.TextStreamer, "on_finalized_text", keep)
-    subvene("generate", steer, "-p", "hello world", *NEW)
+    subvene("generate", steer, "-p", "hello world", "--max-new-tokens", 12)
     assert len([piece for piece in pieces if piece]) > 2
 
 
@@ -123,9 +123,9 @@ def test_system_and_raw_change_what_the_model_reads(document: Run, subvene: Run,
     def prompt_tokens(*options: str) -> int:
         return document(steer, "-p", "hello world", *options)["receipt"][0]["first"]
 
-    assert prompt_tokens() == 6  # <s> user : hello world <s> assistant :
+    assert prompt_tokens() == 7  # <s> user : hello world <s> assistant :
     assert prompt_tokens("--raw") == 1
-    assert prompt_tokens("--system", "very happy") == 11
+    assert prompt_tokens("--system", "very happy") == 12
     assert subvene("generate", steer, "-p", "hello", "--raw", "--system", "x").exit_code == 2
 
 
@@ -178,7 +178,8 @@ def test_a_spec_that_was_not_fitted_says_what_to_do(subvene: Run, experiment: Pa
 
 def test_strengths_by_row_must_match_the_prompts(document: Run, subvene: Run, write: Run) -> None:
     spec = write(
-        "interventions: [{kind: steering, name: s, layer: 1, vector: {file: t.safetensors, key: v}, coefficient: [1, 2]}]"
+        "interventions:\n"
+        "- {kind: steering, name: s, layer: 1, vector: {file: t.safetensors, key: v}, coefficient: [1, 2]}\n"
     )
     compared = document(spec, "-p", "hello", "-p", "world", "--compare")
     assert compared["strengths"] == {"s": [0.0, 1.0, 0.0, 2.0]}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
 import re
@@ -44,7 +46,7 @@ def test_the_story_of_a_run(subvene: Run, experiment: Path, tmp_path: Path, colu
     for prompt in ("hello world", "tell me about the train"):
         row = lines[lines.index(f"› {prompt}") + 3]
         ends = [header.index("-2"), header.index("0 (b"), header.index("+2"), columns]
-        shown = [row[a:b].strip() for a, b in zip(ends, ends[1:], strict=False)]
+        shown = [row[a:b].strip() for a, b in itertools.pairwise(ends)]
         answers = [record["response"] for record in samples["records"] if record["prompt"] == prompt]
         assert all(a.startswith(s) for s, a in zip(shown, answers, strict=True))
         assert any(shown)
@@ -106,7 +108,7 @@ def test_the_plot_is_plain_text_and_rises_with_its_points() -> None:
 def test_answers_stand_below_each_other_where_columns_would_be_too_narrow() -> None:
     from rich.console import Console
 
-    console = Console(width=60, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(width=60, record=True, file=io.StringIO())
     titles = ["-2", "0 (baseline)", "+1", "+2"]
     _tables.print_side_by_side(console, "hello", titles, ["one", "two", "three\x1b[31m", "four"])
     lines = [line.strip() for line in console.export_text().splitlines()]

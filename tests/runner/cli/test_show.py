@@ -10,12 +10,12 @@ import pytest
 Run = Callable[..., Any]
 MANY = """\
 interventions:
-- {kind: steering, name: s, layer: 1, vector: {file: t.safetensors, key: v}, coefficient: 3, positions: response}
+- {kind: steering, name: s, layer: 1, vector: {file: t.safetensors, key: v}, coefficient: 3, positions: R}
 - {kind: ablation, name: along, layer: 1, direction: {file: t.safetensors, key: v}}
 - {kind: ablation, name: across, layer: 1, direction: {file: t.safetensors, key: w}, positions: prompt}
-- {kind: steering, name: t, layer: 1, vector: {file: t.safetensors, key: u}, coefficient: 1, positions: {last: 2}}
+- {kind: steering, name: t, layer: 1, vector: {file: t.safetensors, key: u}, coefficient: 1, positions: L}
 - {kind: low_rank_edit, name: edit, layer: 2, write_heads: [1], rank: 1, positions: {indices: [0, 3, -1]}}
-"""
+""".replace("R}", "response}").replace("L}", "{last: 2}}")
 
 
 @pytest.fixture
@@ -63,7 +63,16 @@ def test_which_pairs_commute(document: Run, write: Run) -> None:
 def test_the_prompt_s_edited_tokens(document: Run, subvene: Run, write: Run) -> None:
     spec = write(MANY)
     tokens = document(spec, "-p", "hello world")["prompt"]["tokens"]
-    assert [token["text"] for token in tokens] == "<s> user : hello world <s> assistant :".split()
+    assert [token["text"] for token in tokens] == [
+        "<s>",
+        "user",
+        ":",
+        "hello",
+        "world",
+        "<s>",
+        "assistant",
+        ":",
+    ]
     assert [token["role"] for token in tokens] == ["prompt"] * 7 + ["cursor"]
     edited = {name: [i for i, t in enumerate(tokens) if t["edited"][name]] for name in tokens[0]["edited"]}
     assert edited == {"s": [7], "along": [*range(8)], "across": [*range(8)], "t": [6, 7], "edit": [0, 3, 7]}
@@ -105,7 +114,7 @@ def test_an_artifact_and_the_output_of_a_run(
     (tensor,) = shown["interventions"][0]["tensors"].values()
     assert tensor["norm"] == pytest.approx(shown["provenance"]["norm_by_layer"]["1"], abs=1e-3)
     printed = subvene("show", folder).stdout
-    assert "recipe mean_difference, key glad" in printed
+    assert "recipe mean_difference, key glad, site block_output" in printed
     assert "made for    LlamaForCausalLM, 3 layers" in printed
 
 

@@ -58,7 +58,7 @@ def test_files_of_pairs_are_checked_with_the_spec(subvene: Run, write: Run, tmp_
     (tmp_path / "pairs.yaml").write_text("texts:\n- {positive: a, negatve: b}\n")
     result = subvene("validate", spec)
     assert result.exit_code == 1
-    assert f"{tmp_path / 'pairs.yaml'}:2:16: texts[0].negatve" in result.stdout
+    assert f"{tmp_path / 'pairs.yaml'}:2:17: texts[0].negatve" in result.stdout
 
 
 def test_schema_is_printed_or_written(subvene: Run, tmp_path: Path) -> None:
