@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from subvene.interventions._pyvene import pyvene
-from subvene.interventions.positions import FirstCallIsPrompt, Tokens, parse_positions
+from subvene.interventions.positions import FirstCallIsPrompt, Tokens, parse_positions, plain_positions
 from subvene.interventions.tensors import Sizes, TensorTable
 from subvene.specs import Positions
 
@@ -45,7 +45,7 @@ class ActivationIntervention(
         # pyvene would register `embed_dim` as state, and a state dict without it would then fail to load.
         super().__init__(keep_last_dim=True)
         self.register_buffer("strength", torch.as_tensor(strength, dtype=torch.float32))
-        settings = {"positions": _jsonable(parse_positions(positions)), "options": options or {}}
+        settings = {"positions": plain_positions(parse_positions(positions)), "options": options or {}}
         self.register_buffer("settings", _pack(settings))
         self._read_settings()
         self._fallback = FirstCallIsPrompt()
@@ -104,18 +104,27 @@ class ActivationIntervention(
         if tokens is None:
             # Also where a mask was given: it has to be known where a decoding step stands in it.
             tokens = self._fallback.next(base)
-        mask = (
-            tokens.mask(self.positions, base.device)
-            if positions is None
-            else _of_call(positions, base, tokens)
-        )
-        scale = per_row(self.strength if strength is None else strength, base) * mask.unsqueeze(-1)
         # One operation precision for every model: half-precision activations are widened, edited, cast once.
         wide = torch.promote_types(base.dtype, torch.float32)
-        scale = scale.to(wide)
+        strength = self.strength if strength is None else strength
+
+        def scale_and_where() -> tuple[torch.Tensor, torch.Tensor]:
+            if positions is None:
+                mask = tokens.mask(self.positions, base.device)
+            else:
+                mask = _of_call(positions, base, tokens)
+            scale = (per_row(strength, base) * mask.unsqueeze(-1)).to(wide)
+            return scale, scale != 0
+
+        if positions is None:
+            # The layers of one declared intervention have the same strength tensor and share the result.
+            key = (self.positions, id(strength), base.device, wide)
+            scale, where = tokens.shared(key, scale_and_where)
+        else:
+            scale, where = scale_and_where()
         edited = self.edit(base.to(wide), scale, **kwargs).to(base.dtype)
         # Not left to h + 0·Δ(h): where Δ overflows, 0·inf would put NaN into a token that is not selected.
-        return torch.where(scale != 0, edited, base)
+        return torch.where(where, edited, base)
 
     def edit(self, h: torch.Tensor, scale: torch.Tensor, **context: Any) -> torch.Tensor:
         """Returns h + scale·Δ(h); `scale` [batch, tokens, 1] is the strength, 0 at unselected tokens.
@@ -192,10 +201,6 @@ def _of_call(mask: torch.Tensor, base: torch.Tensor, tokens: Tokens) -> torch.Te
     if batch % mask.shape[0]:
         raise ValueError(f"positions has {mask.shape[0]} rows, and the batch has {batch}")
     return mask.repeat_interleave(batch // mask.shape[0], 0)
-
-
-def _jsonable(positions: Positions) -> Any:
-    return positions if isinstance(positions, str) else positions.model_dump(mode="json")
 
 
 def unpack(settings: torch.Tensor) -> dict[str, Any]:

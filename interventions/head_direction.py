@@ -46,6 +46,7 @@ class HeadDirectionIntervention(ActivationIntervention):
                 f"they are stored one a layer, as {tensor_name(key, spec.site, 0)!r} [n_heads, head_dim]"
             )
         built: list[tuple[str, int | None, Self]] = []
+        strength = torch.tensor(spec.strength)
         for layer in layers:
             directions = table.get(key, spec.site, layer, shape=(sizes.n_heads, sizes.head_dim))
             sigma = None
@@ -64,7 +65,6 @@ class HeadDirectionIntervention(ActivationIntervention):
             elif not directions.any():
                 # A fit may store every layer and leave those without a chosen head zero: nothing to do there.
                 continue
-            strength = torch.tensor(spec.strength)
             built.append(
                 (spec.site, layer, cls(directions, sigma, strength=strength, positions=spec.positions))
             )

@@ -7,13 +7,16 @@ positions come from is the runner's business.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 
 import torch
 from pydantic import TypeAdapter
 
 from subvene.specs import FirstTokens, LastTokens, Positions, TokenIndices
 
+_T = TypeVar("_T")
 _ADAPTER: TypeAdapter[Positions] = TypeAdapter(Positions)
 
 
@@ -22,14 +25,9 @@ def parse_positions(declared: object) -> Positions:
     return _ADAPTER.validate_python(declared)
 
 
-def positions_from_json(text: str | bytes) -> Positions:
-    """The inverse of :func:`positions_to_json`."""
-    return _ADAPTER.validate_json(text)
-
-
-def positions_to_json(rule: Positions) -> str:
-    """One line of JSON for a rule."""
-    return _ADAPTER.dump_json(rule).decode()
+def plain_positions(rule: Positions) -> str | dict[str, Any]:
+    """A rule as JSON values, which `parse_positions` reads back."""
+    return rule if isinstance(rule, str) else rule.model_dump(mode="json")
 
 
 def is_within_prompt(rule: Positions) -> bool:
@@ -70,15 +68,18 @@ class Tokens:
     length: torch.Tensor | None = None
     after_prompt: bool = False
     start: int = 0
-    _masks: dict[tuple[Positions, torch.device], torch.Tensor] = field(default_factory=dict, repr=False)
+    _shared: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def mask(self, rule: Positions, device: torch.device | None = None) -> torch.Tensor:
         """Bool[batch, tokens]: the tokens that `rule` selects, padding never among them."""
         device = device or self.index.device
-        key = (rule, device)
-        if key not in self._masks:
-            self._masks[key] = (_select(rule, self) & self.real).to(device)
-        return self._masks[key]
+        return self.shared((rule, device), lambda: (_select(rule, self) & self.real).to(device))
+
+    def shared(self, key: Hashable, compute: Callable[[], _T]) -> _T:
+        """What `compute` gives, once for all the interventions that ask for `key` in this forward call."""
+        if key not in self._shared:
+            self._shared[key] = compute()
+        return cast(_T, self._shared[key])
 
 
 def _select(rule: Positions, tokens: Tokens) -> torch.Tensor:

@@ -199,8 +199,8 @@ def _two_caps(one: CappingIntervention, other: CappingIntervention) -> Verdict:
 def _clamps_commute(one: tuple[float, float], other: tuple[float, float], s: float, t: float) -> bool:
     """Whether p + s·(clamp(p) − p) of two intervals commute.
 
-    Both compositions are linear between their knots, so they are equal iff they agree at every knot and at two
-    numbers beyond each end. Knots are the bounds, and what one edit takes to a bound of the other.
+    Both compositions are linear between their knots, so they are equal iff they agree at every knot and at
+    two numbers beyond each end. Knots are the bounds, and what one edit takes to a bound of the other.
     """
 
     def capped(p: float, bounds: tuple[float, float], strength: float) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from subvene.interventions import Tokens
+from subvene.interventions.positions import plain_positions
 from subvene.specs import Positions, SubveneError
 
 ROLES = ("prompt", "cursor", "response")
@@ -113,7 +114,7 @@ class Receipt:
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Plain values for JSON."""
-        return [asdict(r) | {"positions": _plain(r.positions)} for r in self.interventions]
+        return [asdict(r) | {"positions": plain_positions(r.positions)} for r in self.interventions]
 
 
 class Recorder:
@@ -157,13 +158,14 @@ class Recorder:
             self._seen.add(rule)
             self._masks[rule] = self._slots(self._masks.get(rule), rows, torch.bool, tokens.real.device)
             self._masks[rule][:, start:end] = tokens.mask(rule)
-        norms = self._norms.get(key)
-        if norms is None:
-            norms = self._norms[key] = torch.zeros(2, rows, self._capacity, device=before.device)
         before, after = before.detach(), after.detach()
         wide = torch.promote_types(before.dtype, torch.float32)
-        norms[0, :, start:end] = torch.linalg.vector_norm(before, dim=-1, dtype=wide)
-        norms[1, :, start:end] = torch.linalg.vector_norm(after.to(wide) - before.to(wide), dim=-1)
+        norms = self._norms.get(key)
+        if norms is None:
+            norms = self._norms[key] = torch.zeros(2, rows, self._capacity, dtype=wide, device=before.device)
+        here = norms[:, :, start:end]
+        torch.linalg.vector_norm(before, dim=-1, dtype=wide, out=here[0])
+        torch.linalg.vector_norm(after.to(wide) - before.to(wide), dim=-1, out=here[1])
         self.calls[key] += 1
 
     def collect(self, key: str, activation: torch.Tensor, mask: torch.Tensor) -> None:
@@ -245,10 +247,6 @@ class Recorder:
         self._norms = {key: pad(value, (0, extra)) for key, value in self._norms.items()}
         self._masks = {rule: pad(value, (0, extra)) for rule, value in self._masks.items()}
         self._index = None if self._index is None else pad(self._index, (0, extra))
-
-
-def _plain(positions: Positions) -> Any:
-    return positions if isinstance(positions, str) else positions.model_dump(mode="json")
 
 
 def _words(positions: Positions) -> str:

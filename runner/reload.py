@@ -18,7 +18,7 @@ from subvene.specs import SubveneError
 
 
 def reload_difference(m: IntervenedModel, folder: Path, prompts: Sequence[str]) -> float:
-    """max |Δ logit| between `m` and the artifact in `folder` as a new Python process loads it.
+    """The largest |Δ logit| between `m` and the artifact in `folder` as a new Python process loads it.
 
     Both run the same token ids teacher-forced; the last half of each row counts as response, so that every
     position rule has something to act on.

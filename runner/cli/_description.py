@@ -11,12 +11,11 @@ from subvene.interventions import REGISTRY, ActivationIntervention, Sizes, Tenso
 from subvene.interventions._pyvene import pyvene
 from subvene.interventions.positions import needs_length
 from subvene.runner.anatomy import sizes_from_config
-from subvene.runner.cli._source import Source
+from subvene.runner.cli._source import Source, tokenised
 from subvene.runner.cli._words import ELSEWHERE, positions_in_words
 from subvene.runner.commute import Verdict, verdict
 from subvene.runner.compile import check_sizes, entry_name, load_tensors, place
 from subvene.runner.model import load_config, load_tokenizer
-from subvene.runner.text import prompt_ids
 from subvene.specs import AnyIntervention, InterventionSpec, SubveneError
 
 _Edits = dict[str, ActivationIntervention]
@@ -67,10 +66,7 @@ def describe(source: Source) -> dict[str, Any]:
 def edited_tokens(spec: InterventionSpec, prompt: str, *, system: str | None, raw: bool) -> dict[str, Any]:
     """The tokens of a prompt, and which of them each intervention edits. Loads the tokenizer alone."""
     tokenizer = load_tokenizer(spec.model)
-    try:
-        ids = prompt_ids(tokenizer, prompt, system=system, chat=False if raw else None)
-    except ValueError as error:
-        raise SubveneError(f"prompt {prompt[:60]!r}: {error}") from error
+    ids = tokenised(tokenizer, prompt, system=system, raw=raw)
     index = torch.arange(len(ids)).unsqueeze(0)
     tokens = Tokens(index, torch.ones_like(index, dtype=torch.bool), torch.tensor([len(ids)]))
     edited = {}

@@ -87,11 +87,12 @@ def parse_strengths(given: Sequence[str], spec: InterventionSpec, names: Sequenc
                 f"--strength {text}: no intervention is called {name!r}; there are: {', '.join(names)}"
             )
         try:
-            strengths[name] = float(number)
+            value = float(number)
         except ValueError:
             raise typer.BadParameter(f"--strength {text}: {number!r} is no number") from None
-        if not math.isfinite(strengths[name]):
+        if not math.isfinite(value):
             raise typer.BadParameter(f"--strength {text}: expected a finite number")
+        strengths[name] = value
     return strengths
 
 

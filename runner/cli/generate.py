@@ -21,8 +21,7 @@ from subvene.runner.cli._options import (
     parse_strengths,
     read_prompts,
 )
-from subvene.runner.cli._source import open_source
-from subvene.specs import SubveneError
+from subvene.runner.cli._source import open_source, tokenised
 
 if TYPE_CHECKING:
     from subvene.runner.intervened import IntervenedModel
@@ -88,7 +87,8 @@ def generate(
         strengths = _per_row(parse_strengths(strength or [], opened.spec, names), len(prompts), compare)
         quiet_libraries()
         m = opened.load(**overrides)
-        _check_prompts(m, prompts, system, raw)
+        for text in prompts:
+            tokenised(m.tokenizer, text, system=system, raw=raw)
         options = _sampling(temperature, top_p, seed) | {
             "system": system,
             "chat": False if raw else None,
@@ -154,18 +154,6 @@ def _sampling(temperature: float | None, top_p: float | None, seed: int) -> dict
     transformers.set_seed(seed)
     given = {"temperature": temperature, "top_p": top_p}
     return {"do_sample": True} | {name: value for name, value in given.items() if value is not None}
-
-
-def _check_prompts(m: IntervenedModel, prompts: Sequence[str], system: str | None, raw: bool) -> None:
-    import jinja2
-
-    from subvene.runner.text import prompt_ids
-
-    for text in prompts:
-        try:
-            prompt_ids(m.tokenizer, text, system=system, chat=False if raw else None)
-        except (ValueError, jinja2.TemplateError) as error:
-            raise SubveneError(f"prompt {text[:60]!r}: {error}") from error
 
 
 def _stream(m: IntervenedModel, prompts: Sequence[str], options: Mapping[str, Any]) -> list[str]:

@@ -51,8 +51,13 @@ def show(
 def _print(console: Console, source: Source, description: Mapping[str, Any]) -> None:
     from rich.text import Text
 
+    from subvene.runner.cli._tables import print_line
+
     def line(label: str, text: str) -> None:
-        console.print(Text.assemble((f"{label:<12}", "cyan"), text), soft_wrap=True)
+        if console.is_terminal:
+            print_line(console, label, text, width=12)
+        else:  # for grep: one line, however long
+            console.print(f"{label:<12}{text}", soft_wrap=True)
 
     line(description["what"], description["path"])
     line("model", description["model"])
@@ -125,6 +130,7 @@ def _print_origin(line: Any, source: Source, description: Mapping[str, Any]) -> 
     if provenance:
         keys = sorted(provenance, key=_first_told)
         told = {key: provenance[key] for key in keys if not isinstance(provenance[key], dict | list)}
+        told |= {key: value[:12] for key, value in told.items() if key.endswith("sha256")}
         line("origin", ", ".join(f"{key} {value}" for key, value in told.items()))
     if source.artifact:
         line("stored", f"{description['stored_tensors']} tensors")

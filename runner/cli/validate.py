@@ -60,9 +60,8 @@ def _problems(file: Path) -> Iterator[Problem]:
         return
     if not isinstance(spec, ExperimentSpec):
         return
-    declared = [spec.fit, *spec.evaluate]
-    pairs = [part.pairs for part in declared if isinstance(getattr(part, "pairs", None), PairsFile)]
-    for name in dict.fromkeys(pair.file for pair in pairs):
+    declared = [getattr(part, "pairs", None) for part in (spec.fit, *spec.evaluate)]
+    for name in dict.fromkeys(pairs.file for pairs in declared if isinstance(pairs, PairsFile)):
         try:
             load_pairs(file.parent / name)
         except SpecError as error:

@@ -1,9 +1,12 @@
 """Measuring an edited model: model in, records out. A new evaluation is a new file and one line here."""
 
+from collections.abc import Callable
+from typing import Any
+
 from subvene.runner.evaluations.contrast import run_contrast
 from subvene.runner.evaluations.samples import run_samples
 
-EVALUATIONS = {
+EVALUATIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "contrast": run_contrast,
     "samples": run_samples,
 }

@@ -11,11 +11,11 @@ from subvene.runner.evaluations.base import sweep_strengths
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.scoring import log_probs
 from subvene.runner.text import prompt_ids, response_ids
-from subvene.specs import ContrastSpec, PairsFile, SubveneError, load_pairs
+from subvene.specs import ContrastSpec, ContrastTexts, PairsFile, SubveneError, load_pairs
 
 
 def run_contrast(m: IntervenedModel, spec: ContrastSpec, folder: Path) -> dict[str, Any]:
-    """log p(positive | prompt) − log p(negative | prompt), summed over tokens, by coefficient.
+    """By coefficient: log p(positive | prompt) − log p(negative | prompt), summed over tokens.
 
     Args:
         m: the model.
@@ -27,19 +27,25 @@ def run_contrast(m: IntervenedModel, spec: ContrastSpec, folder: Path) -> dict[s
         which the positive answer is the likelier one; and `pairs`, the values by coefficient and pair.
     """
     pairs = load_pairs(folder / spec.pairs.file) if isinstance(spec.pairs, PairsFile) else spec.pairs
-    if not hasattr(pairs, "texts"):
-        raise SubveneError(f"evaluate contrast: {spec.pairs.file} holds `systems`; it needs `texts` with answers to score")
+    if not isinstance(pairs, ContrastTexts):
+        raise SubveneError(
+            "evaluate contrast: its pairs are `systems`; it needs `texts` with answers to score"
+        )
     scored, coefficients = [], []
     for c in spec.coefficients:
         for i, pair in enumerate(pairs.texts):
             if pair.prompt is None:
-                raise SubveneError(f"evaluate contrast: texts[{i}].prompt is missing; answers are scored after a prompt")
+                raise SubveneError(
+                    f"evaluate contrast: texts[{i}].prompt is missing; answers are scored after a prompt"
+                )
             prompt = prompt_ids(m.tokenizer, pair.prompt)
             for side in (pair.positive, pair.negative):
                 scored.append((prompt, response_ids(m.tokenizer, side)))
                 coefficients.append(c)
     strengths = sweep_strengths(m, coefficients)
-    totals, receipts = log_probs(m, scored, strengths=strengths, batch_size=spec.batch_size, description="contrast")
+    totals, receipts = log_probs(
+        m, scored, strengths=strengths, batch_size=spec.batch_size, description="contrast"
+    )
     differences = (totals[0::2] - totals[1::2]).view(len(spec.coefficients), -1).tolist()
     records = [
         {

@@ -147,6 +147,26 @@ def test_beams_edit_the_tokens_of_each_beam(name: str, rule: Any) -> None:
     assert m.receipt[0].rows == 9
 
 
+def test_beams_go_on_while_the_best_of_them_has_ended() -> None:
+    """What is returned may be shorter than what was run; a beam that ended is not among those that run."""
+    model = tiny("llama")
+    m = intervened(model, steering("response"))
+    ids, mask = batch(PROMPTS, "left")
+    settings = {
+        "num_beams": 3,
+        "do_sample": False,
+        "length_penalty": -2.0,
+        "eos_token_id": list(range(80, 99)),
+    }
+    with Watch(model) as watch:
+        sequences = m.generate_ids(ids, mask, max_new_tokens=NEW, pad_token_id=PAD, **settings)
+    steps = len(watch.calls)
+    assert sequences.shape[1] - ids.shape[1] < steps, "the test needs beams that end early"
+    expected = slots(mask, "response", LENGTHS, ids.shape[1] + steps - 1).repeat_interleave(3, 0)
+    assert torch.equal(watch.changed(), expected)
+    assert m.receipt[0].tokens == expected.sum()
+
+
 @both_models
 def test_several_sequences_a_prompt(name: str) -> None:
     model = tiny(name)

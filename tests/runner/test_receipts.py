@@ -125,6 +125,18 @@ def test_a_receipt_grows_with_a_long_generation() -> None:
     assert receipt.mean_relative == pytest.approx(float(watch.relative()[watch.changed()].mean()), rel=1e-4)
 
 
+def test_tokens_that_a_run_takes_back_are_not_counted() -> None:
+    model = tiny("llama")
+    m = intervened(model, steering("response"))
+    ids = torch.arange(11, 19).unsqueeze(0)
+    with torch.no_grad(), m.intervenable.attached(oracle.tracker(torch.ones(1, 3, dtype=torch.long))):
+        cache = model(ids, use_cache=True).past_key_values
+        cache.crop(-3)  # as after a draft of which three tokens were rejected
+        model(ids[:, :1], past_key_values=cache)
+    assert m.receipt[0].edited == {"prompt": 0, "cursor": 1, "response": 3}
+    assert (m.receipt[0].first, m.receipt[0].last) == (2, 5)
+
+
 def test_a_receipt_is_that_of_the_last_run() -> None:
     m = intervened(tiny("llama"), steering("prompt"))
     assert m.receipt is None

@@ -55,7 +55,7 @@ def test_the_text_comes_while_it_is_written(
         pieces.append(text)
 
     monkeypatch.setattr(transformers.TextStreamer, "on_finalized_text", keep)
-    subvene("generate", steer, "-p", "hello world", "--max-new-tokens", 12)
+    subvene("generate", steer, "-p", "hello", "--strength", 1, "--max-new-tokens", 24)
     assert len([piece for piece in pieces if piece]) > 2
 
 
@@ -184,3 +184,33 @@ def test_strengths_by_row_must_match_the_prompts(document: Run, subvene: Run, wr
     compared = document(spec, "-p", "hello", "-p", "world", "--compare")
     assert compared["strengths"] == {"s": [0.0, 1.0, 0.0, 2.0]}
     assert subvene("generate", spec, "-p", "hello").exit_code == 2
+
+
+def test_a_chat_that_the_template_refuses_is_an_error(
+    subvene: Run, steer: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    def with_template(name: str, template: str | None) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(model_folder, folder)
+        (folder / "chat_template.jinja").unlink()
+        if template is not None:
+            (folder / "chat_template.jinja").write_text(template)
+        return folder
+
+    strict = with_template("strict", "{{ raise_exception('no system role here') }}")
+    for command in (["generate", steer, "--model", strict], ["show", _on(steer, model_folder, strict)]):
+        result = subvene(*command, "-p", "hello", "--system", "x")
+        assert result.exit_code == 1
+        assert "no system role here" in result.stderr
+    none = with_template("none", None)
+    result = subvene("generate", steer, "--model", none, "-p", "hello", "--system", "x")
+    assert result.exit_code == 1
+    assert "no chat template" in result.stderr
+
+
+def _on(spec: Path, old: Path, new: Path) -> Path:
+    other = spec.with_name("other.yaml")
+    other.write_text(spec.read_text().replace(str(old), str(new)))
+    return other
