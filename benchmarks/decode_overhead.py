@@ -6,11 +6,11 @@ subvene with 48 heads over 16 layers; stock pyvene with the same 48 heads as 48 
 
 from __future__ import annotations
 
-import pyvene
 import torch
 from harness import EMBEDDED, arguments, interleaved, report
 
 from subvene.interventions import HeadDirectionIntervention, SteeringIntervention
+from subvene.interventions._pyvene import pyvene
 from subvene.runner import IntervenedModel, load_model
 from subvene.runner.text import pad, pad_id_of, prompt_ids
 from subvene.specs import HeadDirectionSpec, InterventionSpec, ModelSpec, SteeringSpec, TensorRef, tensor_name
