@@ -5,15 +5,16 @@ Reductions happen on the fly; what leaves here is one vector per text, or a runn
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from subvene.runner.anatomy import Anatomy
+from subvene.runner.anatomy import Anatomy, component_module
+from subvene.runner.hooks import take_input, take_output
 from subvene.runner.progress import track
-from subvene.runner.text import Batch, pad
+from subvene.runner.text import Batch, by_length, pad
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ def weighted_sums(
         Layer → vector [width of the site], float32; only the sums are ever held, never the activations.
     """
     sums: dict[int, torch.Tensor] = {}
-    for chosen, batch in _batches(texts, batch_size, pad_id, description):
+    for chosen in track(by_length([len(text.ids) for text in texts], batch_size), description):
+        rows = [texts[i].ids for i in chosen]
+        batch = pad(rows, [len(row) for row in rows], pad_id, "right")
         spans = torch.zeros(batch.input_ids.shape)
         for row, i in enumerate(chosen):
             text = texts[i]
@@ -80,48 +83,44 @@ def weighted_sums(
 
 @torch.no_grad()
 def forward_reading(
-    anatomy: Anatomy, site: str, layers: Sequence[int], batch: Batch, read: Any
+    anatomy: Anatomy,
+    site: str,
+    layers: Sequence[int],
+    batch: Batch,
+    read: Callable[[int, torch.Tensor], None],
 ) -> None:
     """One pass through the decoder blocks; `read(layer, activation)` is called at each wanted layer.
 
-    The pass ends at the last wanted layer, and the hooks are gone afterwards whatever happens.
+    The pass ends at the last wanted layer. Dropout is off while it runs, and afterwards the model's mode and
+    hooks are what they were, whatever happens.
     """
-    model = anatomy.model
+    model: Any = anatomy.model
     trunk = model.get_submodule(anatomy.blocks_path.rpartition(".")[0])
-    last = max(layers)
+    batch = batch.to(model.device)
+    training = [module for module in model.modules() if module.training]
     handles = []
 
-    def hook_for(layer: int, is_input: bool) -> Any:
-        def hook(_module: torch.nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any = None) -> None:
-            found = (args[0] if args else kwargs["hidden_states"]) if is_input else output
-            read(layer, found if isinstance(found, torch.Tensor) else found[0])
-            if layer == last:
+    def attach(layer: int) -> None:
+        module, is_input = component_module(model, anatomy.component(site, layer))
+
+        def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any = None) -> None:
+            read(layer, (take_input(args, kwargs) if is_input else take_output(output))[0])
+            if layer == max(layers):
                 raise _LastLayerRead
 
-        return hook
+        register = module.register_forward_pre_hook if is_input else module.register_forward_hook
+        handles.append(register(hook, with_kwargs=True))
 
-    batch = batch.to(model.device)
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     try:
         for layer in layers:
-            path, _, end = anatomy.component(site, layer).rpartition(".")
-            module = model.get_submodule(path.replace("[", ".").replace("]", ""))
-            register = module.register_forward_pre_hook if end == "input" else module.register_forward_hook
-            handles.append(register(hook_for(layer, end == "input"), with_kwargs=True))
-        trunk(**inputs, use_cache=False)
+            attach(layer)
+        for module in training:
+            module.training = False
+        trunk(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
     except _LastLayerRead:
         pass
     finally:
+        for module in training:
+            module.training = True
         for handle in handles:
             handle.remove()
-
-
-def _batches(
-    texts: Sequence[Text], batch_size: int, pad_id: int, description: str
-) -> Iterator[tuple[list[int], Batch]]:
-    """Indices and padded rows, texts of like length together, the longest first (so memory fails at once)."""
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
-    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    for chosen in track(chunks, description):
-        rows = [texts[i].ids for i in chosen]
-        yield chosen, pad(rows, [len(row) for row in rows], pad_id, "right")

@@ -104,8 +104,17 @@ class Anatomy:
 
     def output_projection(self, layer: int) -> nn.Module:
         """The module whose input is `attention_heads[layer]`: an `nn.Linear`, or GPT-2's `Conv1D`."""
-        path = self.component("attention_heads", layer).removesuffix(".input")
-        return self.model.get_submodule(re.sub(r"\[(\d+)\]", r".\1", path))
+        return component_module(self.model, self.component("attention_heads", layer))[0]
+
+
+def component_module(model: nn.Module, component: str) -> tuple[nn.Module, bool]:
+    """The module of a pyvene component (`model.layers[3].mlp.output`), and whether its input is meant.
+
+    Raises:
+        AttributeError: the model has no such module.
+    """
+    path, _, end = component.rpartition(".")
+    return model.get_submodule(path.replace("[", ".").replace("]", "")), end == "input"
 
 
 def text_config(config: Any) -> Any:

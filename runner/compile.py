@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from subvene.interventions import REGISTRY, Sizes, TensorError, TensorTable
-from subvene.runner.anatomy import Anatomy
+from subvene.runner.anatomy import Anatomy, component_module
 from subvene.runner.intervenable import IntervenableModel
 from subvene.specs import SITES, AnyIntervention, InterventionSpec, SubveneError
 
@@ -145,9 +145,8 @@ def _add(tensors: dict[str, torch.Tensor], more: Mapping[str, torch.Tensor], ori
 def _component(anatomy: Anatomy, site: str, layer: int | None) -> str:
     if layer is not None and site in SITES:
         return anatomy.component(site, layer)
-    module = site.rpartition(".")[0].replace("[", ".").replace("]", "")
     try:
-        anatomy.model.get_submodule(module)
+        component_module(anatomy.model, site)
     except AttributeError as error:
-        raise CompileError(f"component {site!r}: this model has no module {module!r} ({error})") from error
+        raise CompileError(f"component {site!r}: this model has no such module ({error})") from error
     return site

@@ -68,7 +68,10 @@ def run_experiment(
         stem, folder = Path(spec).stem, Path(spec).parent if folder is None else folder
         loaded = load_spec(Path(spec))
         if not isinstance(loaded, ExperimentSpec):
-            raise SubveneError(f"{spec}: this is no experiment: it has neither `fit:` nor `evaluate:`; try `subvene generate`")
+            raise SubveneError(
+                f"{spec}: this is no experiment: it has neither `fit:` nor `evaluate:`; "
+                "try `subvene generate`"
+            )
         spec = loaded
     folder = Path(folder or ".")
     target = Path(output or spec.output or Path("runs") / stem)
@@ -89,7 +92,9 @@ def run_experiment(
     with atomic_folder(target) as temporary:
         m.save_pretrained(temporary / "artifact")
         (temporary / "experiment.yaml").write_text(dump_spec(spec), encoding="utf-8")
-        prompts = next((e.prompts for e in spec.evaluate if isinstance(e, SamplesSpec)), ("Hello, who are you?",))
+        prompts = next(
+            (e.prompts for e in spec.evaluate if isinstance(e, SamplesSpec)), ("Hello, who are you?",)
+        )
         difference = reload_difference(m, temporary / "artifact", prompts)
         results = {
             "evaluations": evaluations,

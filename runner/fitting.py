@@ -11,7 +11,7 @@ import torch
 from subvene.runner.anatomy import Anatomy, sizes_from_config
 from subvene.runner.compile import CompileError, check_sizes
 from subvene.runner.intervened import IntervenedModel
-from subvene.runner.model import load_config, load_model
+from subvene.runner.model import load_config, load_model, with_overrides
 from subvene.runner.recipes import RECIPES
 from subvene.specs import ExperimentSpec, PairsFile, SubveneError, load_pairs, load_spec
 
@@ -52,11 +52,13 @@ def fit(
     recipe = spec.fit
     pairs = load_pairs(folder / recipe.pairs.file) if isinstance(recipe.pairs, PairsFile) else recipe.pairs
     if model is None:
+        spec = with_overrides(spec, overrides)
         sizes = sizes_from_config(load_config(spec.model, **overrides))
         check_sizes(spec, sizes)
         if recipe.layers != "all" and max(recipe.layers) >= sizes.n_layers:
             raise CompileError(
-                f"fit.layers: expected layers from 0 to {sizes.n_layers - 1} for this model, found {max(recipe.layers)}"
+                f"fit.layers: expected layers from 0 to {sizes.n_layers - 1} for this model, "
+                f"found {max(recipe.layers)}"
             )
         model, tokenizer = load_model(spec.model, **overrides)
     fitted = RECIPES[recipe.recipe](recipe, pairs, Anatomy.of(model), tokenizer)

@@ -15,7 +15,7 @@ from subvene.runner import artifact
 from subvene.runner.anatomy import sizes_from_config
 from subvene.runner.compile import check_sizes, compile_spec
 from subvene.runner.intervenable import IntervenableModel
-from subvene.runner.model import load_config, load_model
+from subvene.runner.model import load_config, load_model, with_overrides
 from subvene.runner.receipt import Receipt
 from subvene.runner.text import Messages, pad, pad_id_of, prompt_ids
 from subvene.specs import InterventionSpec, load_spec
@@ -47,7 +47,7 @@ class IntervenedModel:
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.spec = spec
-        self.model = model
+        self.model: Any = model
         self.tokenizer = tokenizer
         self.intervenable = intervenable
         self.tensors = dict(tensors or {})
@@ -85,13 +85,12 @@ class IntervenedModel:
             folder = Path(folder) if folder is not None else Path(spec).parent
             spec = load_spec(Path(spec))
         if model is None:
+            spec = with_overrides(spec, overrides)
             check_sizes(spec, sizes_from_config(load_config(spec.model, **overrides)))
             model, tokenizer = load_model(spec.model, **overrides)
         folder = None if folder is None else Path(folder)
         intervenable = compile_spec(spec, model, folder=folder, own_tensors=tensors)
-        return cls(
-            spec, model, tokenizer, intervenable=intervenable, tensors=tensors, provenance=provenance
-        )
+        return cls(spec, model, tokenizer, intervenable=intervenable, tensors=tensors, provenance=provenance)
 
     @classmethod
     def from_pretrained(
@@ -118,13 +117,14 @@ class IntervenedModel:
             ArtifactError: a file is missing, truncated or altered, or the model is another one.
         """
         loaded = artifact.read(Path(folder))
+        spec = with_overrides(loaded.spec, overrides)
         if model is None:
-            loaded.check_config(load_config(loaded.spec.model, **overrides))
-            model, tokenizer = load_model(loaded.spec.model, **overrides)
+            loaded.check_config(load_config(spec.model, **overrides))
+            model, tokenizer = load_model(spec.model, **overrides)
         loaded.check_model(model)
-        intervenable = compile_spec(loaded.spec, model, own_tensors=loaded.tensors)
+        intervenable = compile_spec(spec, model, own_tensors=loaded.tensors)
         return cls(
-            loaded.spec,
+            spec,
             model,
             tokenizer,
             intervenable=intervenable,
@@ -165,7 +165,9 @@ class IntervenedModel:
             The responses, without special tokens, one per prompt (times `num_return_sequences`).
         """
         if self.tokenizer is None:
-            raise ValueError("generate needs a tokenizer for text; pass one to from_spec, or use generate_ids")
+            raise ValueError(
+                "generate needs a tokenizer for text; pass one to from_spec, or use generate_ids"
+            )
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
             return []
@@ -226,11 +228,7 @@ class IntervenedModel:
             return self.model(**base)
         if prompt_lengths is not None:
             prompt_lengths = torch.as_tensor(prompt_lengths, device=device)
-            lengths = base["attention_mask"].sum(1) if attention_mask is not None else torch.tensor(input_ids.shape[1])
-            if prompt_lengths.shape != input_ids.shape[:1] or (prompt_lengths < 1).any():
-                raise ValueError(f"prompt_lengths must be {input_ids.shape[0]} positive numbers, found {prompt_lengths.tolist()}")
-            if (prompt_lengths > lengths.to(device)).any() and base.get("past_key_values") is None:
-                raise ValueError(f"prompt_lengths {prompt_lengths.tolist()} exceed the rows' {lengths.tolist()} tokens")
+            _check_prompt_lengths(prompt_lengths, base)
         named = self._named(strengths)
         return self.intervenable(base, prompt_lengths=prompt_lengths, strengths=named)[1]
 
@@ -274,3 +272,17 @@ class IntervenedModel:
         if mask.ndim != 2 or "position_ids" not in inspect.signature(self.model.forward).parameters:
             return None
         return (mask.long().cumsum(1) - 1).clamp_min(0)[:, -count:]
+
+
+def _check_prompt_lengths(prompt_lengths: torch.Tensor, base: Mapping[str, Any]) -> None:
+    rows, count = base["input_ids"].shape
+    found = prompt_lengths.tolist()
+    if prompt_lengths.shape != (rows,) or (prompt_lengths < 1).any():
+        raise ValueError(f"prompt_lengths must be {rows} positive numbers, found {found}")
+    # With a cache a row is longer than its input_ids, and only a mask of the whole row says how long.
+    mask = base.get("attention_mask")
+    if mask is None and base.get("past_key_values") is not None:
+        return
+    lengths = prompt_lengths.new_full((rows,), count) if mask is None else mask.sum(1)
+    if (prompt_lengths > lengths).any():
+        raise ValueError(f"prompt_lengths {found} exceed the rows' {lengths.tolist()} tokens")

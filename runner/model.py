@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import torch
@@ -15,12 +15,15 @@ from filelock import FileLock
 
 from subvene.runner.cache import atomic_folder, cache_folder
 from subvene.runner.progress import status
-from subvene.specs import ModelSpec, SubveneError
+from subvene.specs import InterventionSpec, ModelSpec, SubveneError
 
 log = logging.getLogger(__name__)
 
 # What transformers raises for a model that is missing, incomplete, or needs a package that is not installed.
 _LOAD_ERRORS = (OSError, ValueError, ImportError, safetensors.SafetensorError)
+
+
+_Spec = TypeVar("_Spec", bound=InterventionSpec)
 
 
 class ModelError(SubveneError):
@@ -94,6 +97,13 @@ def resolve(spec: ModelSpec) -> str:
         raise ModelError(f"model {spec.name!r}: no such folder")
     folder = Path(spec.name).expanduser()
     return str(folder) if folder.is_dir() else spec.name
+
+
+def with_overrides(spec: _Spec, overrides: dict[str, Any]) -> _Spec:
+    """The spec with the model that is really loaded; the device stays as it was declared."""
+    merged = _spec(spec.model, overrides)
+    loaded = {name: getattr(merged, name) for name in ("name", "revision", "dtype", "attn_implementation")}
+    return spec.model_copy(update={"model": spec.model.model_copy(update=loaded)})
 
 
 def _spec(model: ModelSpec | str, overrides: dict[str, Any]) -> ModelSpec:

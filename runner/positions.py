@@ -49,7 +49,9 @@ class TokenTracker:
         pad_id: int | None = None,
     ) -> None:
         if attention_mask.ndim != 2:
-            raise PositionError("attention_mask must be [batch, tokens]; padding cannot be told from a 4-D mask")
+            raise PositionError(
+                "attention_mask must be [batch, tokens]; padding cannot be told from a 4-D mask"
+            )
         mask = attention_mask.bool()
         self.slots = mask.shape[1]
         self.generating = generating
@@ -78,7 +80,9 @@ class TokenTracker:
         ids = kwargs.get("input_ids")
         inputs = ids if ids is not None else kwargs.get("inputs_embeds")
         if inputs is None:
-            raise PositionError("a forward call carries neither input_ids nor inputs_embeds, so nothing can be placed")
+            raise PositionError(
+                "a forward call carries neither input_ids nor inputs_embeds, so nothing can be placed"
+            )
         cache = kwargs.get("past_key_values")
         start = 0 if cache is None else int(cache.get_seq_length())
         self._refuse_packed(kwargs)
@@ -89,8 +93,8 @@ class TokenTracker:
         rows = self.real.shape[0]
         if batch % rows:
             raise PositionError(
-                f"the run has {rows} rows and a forward call has {batch}; rows packed or dropped on the way cannot "
-                "be told apart, so the edit would reach the wrong request"
+                f"the run has {rows} rows and a forward call has {batch}; rows packed or dropped on the "
+                "way cannot be told apart, so the edit would reach the wrong request"
             )
         repeat = batch // rows
         end = start + count
@@ -145,7 +149,11 @@ class TokenTracker:
         packed = [key for key in _PACKED_KEYWORDS if kwargs.get(key) is not None]
         ids = kwargs.get("position_ids")
         if ids is not None and ids.ndim == 2 and ids.shape[1] > 1 and ids.shape[0] in (1, self.real.shape[0]):
-            start = 0 if kwargs.get("past_key_values") is None else int(kwargs["past_key_values"].get_seq_length())
+            start = (
+                0
+                if kwargs.get("past_key_values") is None
+                else int(kwargs["past_key_values"].get_seq_length())
+            )
             real = self.real[:, start : start + ids.shape[1]]
             if real.shape[1] == ids.shape[1]:
                 both_real = real[:, 1:] & real[:, :-1]
@@ -153,6 +161,7 @@ class TokenTracker:
                     packed.append("position_ids that start again within a row")
         if packed:
             raise PositionError(
-                f"this forward call packs several requests into a row ({', '.join(packed)}); subvene places tokens by "
-                "row and would edit the wrong request: use padded batches (plain generate, not continuous batching)"
+                f"this forward call packs several requests into a row ({', '.join(packed)}); subvene places "
+                "tokens by row and would edit the wrong request: use padded batches (plain generate, not "
+                "continuous batching)"
             )

@@ -81,8 +81,8 @@ class InterventionReceipt:
             return f"{what} edited no token: no position of this run matches the rule"
         if self.changed == 0 and self.expects_change:
             return (
-                f"{what} ran on {self.tokens} tokens and changed no activation: its tensor is zero, or the edit is "
-                "too small for the model's dtype"
+                f"{what} ran on {self.tokens} tokens and changed no activation: its tensor is zero, "
+                "or the edit is too small for the model's dtype"
             )
         return None
 
@@ -99,7 +99,9 @@ class Receipt:
         for receipt in self.interventions:
             if receipt.name == which:
                 return receipt
-        raise KeyError(f"no intervention is called {which!r}; there are: {[r.name for r in self.interventions]}")
+        raise KeyError(
+            f"no intervention is called {which!r}; there are: {[r.name for r in self.interventions]}"
+        )
 
     def __iter__(self) -> Any:
         return iter(self.interventions)
@@ -138,7 +140,9 @@ class Recorder:
         self.collected: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     @torch.no_grad()
-    def record(self, key: str, rule: Positions, before: torch.Tensor, after: torch.Tensor, tokens: Tokens) -> None:
+    def record(
+        self, key: str, rule: Positions, before: torch.Tensor, after: torch.Tensor, tokens: Tokens
+    ) -> None:
         """Measure one edit: `before` and `after` are [batch, tokens, width]."""
         start, end = tokens.start, tokens.start + before.shape[1]
         rows = before.shape[0]
@@ -181,7 +185,9 @@ class Recorder:
         """The receipt, as (name, keys, sites, one of the interventions) per declared intervention."""
         return Receipt(tuple(self._summary(*entry) for entry in entries))
 
-    def _summary(self, name: str, keys: Sequence[str], sites: Sequence[str], edit: Any) -> InterventionReceipt:
+    def _summary(
+        self, name: str, keys: Sequence[str], sites: Sequence[str], edit: Any
+    ) -> InterventionReceipt:
         strength = self.strengths[keys[0]]
         mask = self._masks.get(edit.positions)
         common = {
@@ -215,7 +221,11 @@ class Recorder:
             role = {"prompt": mask, "cursor": torch.zeros_like(mask), "response": torch.zeros_like(mask)}
         else:
             offset = self._index - (self._prompt.unsqueeze(1) - 1)
-            role = {"prompt": mask & (offset < 0), "cursor": mask & (offset == 0), "response": mask & (offset > 0)}
+            role = {
+                "prompt": mask & (offset < 0),
+                "cursor": mask & (offset == 0),
+                "response": mask & (offset > 0),
+            }
         relative, changed = [], []
         for norms in measured:
             here = mask.to(norms.device)

@@ -10,7 +10,7 @@ import torch
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.progress import track
 from subvene.runner.receipt import Receipt
-from subvene.runner.text import pad, pad_id_of
+from subvene.runner.text import by_length, pad, pad_id_of
 
 
 @torch.no_grad()
@@ -36,12 +36,13 @@ def log_probs(
     """
     for i, (prompt, response) in enumerate(pairs):
         if not prompt or not response:
-            raise ValueError(f"pair {i}: the {'prompt' if not prompt else 'response'} holds no token to score")
+            raise ValueError(
+                f"pair {i}: the {'prompt' if not prompt else 'response'} holds no token to score"
+            )
     totals = torch.zeros(len(pairs), dtype=torch.float64)
     receipts: list[Receipt] = []
-    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
-    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    for chosen in track(chunks, description):
+    batches = by_length([len(prompt) + len(response) for prompt, response in pairs], batch_size)
+    for chosen in track(batches, description):
         rows = [[*pairs[i][0], *pairs[i][1]] for i in chosen]
         lengths = [len(pairs[i][0]) for i in chosen]
         batch = pad(rows, lengths, pad_id_of(m.tokenizer), "right")
@@ -50,13 +51,15 @@ def log_probs(
         options: dict[str, Any] = {"use_cache": False, "logits_to_keep": batch.input_ids.shape[1] - first}
         if strengths is not None:
             options["strengths"] = {name: [values[i] for i in chosen] for name, values in strengths.items()}
-        output = m(batch.input_ids, batch.attention_mask, prompt_lengths=batch.prompt_lengths, **options)
+        options["prompt_lengths"] = batch.prompt_lengths
+        output = m(batch.input_ids, batch.attention_mask, **options)
         if m.receipt is not None and not m.is_disabled:
             receipts.append(m.receipt)
         log_p = output.logits[:, :-1].float().log_softmax(-1)
         targets = batch.input_ids[:, first + 1 :].to(log_p.device)
         token_log_p = log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1).cpu()
         slots = torch.arange(first + 1, batch.input_ids.shape[1])
-        is_response = (slots >= batch.prompt_lengths.unsqueeze(1)) & batch.attention_mask[:, first + 1 :].bool()
-        totals[chosen] = (token_log_p.double() * is_response).sum(1)
+        is_response = slots >= batch.prompt_lengths.unsqueeze(1)
+        is_real = batch.attention_mask[:, first + 1 :].bool()
+        totals[chosen] = (token_log_p.double() * (is_response & is_real)).sum(1)
     return totals, receipts

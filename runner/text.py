@@ -47,11 +47,14 @@ def prompt_ids(
     has_template = getattr(tokenizer, "chat_template", None) is not None
     if not isinstance(prompt, str) or system is not None or (has_template if chat is None else chat):
         if not has_template:
-            raise ValueError("this tokenizer has no chat template; pass plain text with chat=False and no system prompt")
+            raise ValueError(
+                "this tokenizer has no chat template; pass plain text with chat=False and no system prompt"
+            )
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if system is not None:
             messages = [{"role": "system", "content": system}, *messages]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        chat_template = tokenizer.apply_chat_template
+        ids = chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     else:
         ids = tokenizer(prompt)["input_ids"]
     if not ids:
@@ -66,10 +69,19 @@ def response_ids(tokenizer: Any, response: str) -> list[int]:
 
 def pad(rows: Sequence[Sequence[int]], prompt_lengths: Sequence[int], pad_id: int, side: str) -> Batch:
     """A batch of token ids padded on `side` ("left" for generation, "right" for scoring)."""
-    stack = torch.nn.utils.rnn.pad_sequence
-    ids = stack([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad_id, padding_side=side)
-    mask = stack([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True, padding_side=side)
+
+    def stack(tensors: list[torch.Tensor], value: int) -> torch.Tensor:
+        return torch.nn.utils.rnn.pad_sequence(tensors, True, value, padding_side=side)
+
+    ids = stack([torch.tensor(row) for row in rows], pad_id)
+    mask = stack([torch.ones(len(row), dtype=torch.long) for row in rows], 0)
     return Batch(ids, mask, torch.tensor(list(prompt_lengths)))
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices in batches of like length, the longest first, so that too little memory shows at once."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
 def pad_id_of(tokenizer: Any) -> int:

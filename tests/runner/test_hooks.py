@@ -27,7 +27,7 @@ from oracle import (
 from torch import nn
 
 from subvene.runner import NotSteeredError, PositionError
-from subvene.runner.intervenable import CompiledModelError
+from subvene.runner.refusals import CompiledModelError
 
 
 def block(model: nn.Module) -> nn.Module:

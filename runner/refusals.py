@@ -1,0 +1,77 @@
+"""Runs that are refused before they start, because they would be steered wrongly or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from subvene.interventions.positions import needs_length, needs_prompt_length
+from subvene.runner.generation import setting
+from subvene.runner.positions import PositionError, TokenTracker
+from subvene.specs import Positions, SubveneError
+
+
+class CompiledModelError(SubveneError):
+    """The model was compiled before the edit was attached, so the edit would do nothing."""
+
+
+class RecomputationError(SubveneError):
+    """Activations would be recomputed for the backward pass when the edits are no longer attached."""
+
+
+def refuse_compiled(model: torch.nn.Module) -> None:
+    """Raise `CompiledModelError` if the model, or a part of it, went through `torch.compile`."""
+
+    # By name: importing torch._dynamo to ask takes seconds, and nothing is compiled where it is not loaded.
+    def is_compiled(module: torch.nn.Module) -> bool:
+        if module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule":
+            return True
+        # `model.forward = torch.compile(model.forward)`, perhaps with accelerate's wrapper around it.
+        own = (module.__dict__.get(name) for name in ("forward", "_old_forward"))
+        return any(hasattr(forward, "_torchdynamo_orig_callable") for forward in own)
+
+    if any(is_compiled(module) for module in model.modules()):
+        raise CompiledModelError(
+            "the model (or a part of it) went through torch.compile, which ignores hooks attached "
+            "afterwards: the edit would do nothing. Pass the uncompiled model (`compiled._orig_mod`), or "
+            "load it anew"
+        )
+
+
+def refuse_recomputation(model: Any) -> None:
+    """Raise `RecomputationError` if this forward call would be recomputed without its edits."""
+    if model.training and torch.is_grad_enabled() and getattr(model, "is_gradient_checkpointing", False):
+        raise RecomputationError(
+            "gradient checkpointing runs the blocks again in the backward pass, when the edits of this call "
+            "are gone, and the gradients would be wrong. Turn it off (`gradient_checkpointing_disable()`), "
+            "or hold `intervenable.attached(tracker)` around both the forward and the backward pass"
+        )
+
+
+def refuse_undecidable(key: str, rule: Positions, tracker: TokenTracker) -> None:
+    """Raise `PositionError` if a position rule cannot be decided in this run; `key` says whose it is."""
+    if needs_prompt_length(rule) and tracker.prompt_lengths is None:
+        raise PositionError(
+            f"{key}: positions {rule!r} cannot be decided without knowing where the prompts end; pass "
+            "prompt_lengths=[tokens of each row's prompt]"
+        )
+    if needs_length(rule) and tracker.generating:
+        raise PositionError(
+            f"{key}: positions {rule!r} count from the end of the response, which generation does not know; "
+            "they work in a teacher-forced pass only"
+        )
+
+
+def refuse_generation(model: Any, kwargs: Mapping[str, Any]) -> None:
+    """Refuse what `generate` would do beside or instead of the hooked forward calls."""
+    if (setting(model, kwargs, "guidance_scale") or 1) != 1:
+        raise PositionError(
+            "guidance_scale runs a second, unconditional sequence beside the first, whose positions cannot "
+            "be told apart from it; generate without it"
+        )
+    if kwargs.get("disable_compile") is False or kwargs.get("compile_config") is not None:
+        raise CompiledModelError(
+            "a compiled generate ignores hooks; leave out compile_config and disable_compile=False"
+        )
