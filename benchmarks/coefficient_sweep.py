@@ -69,13 +69,18 @@ def main() -> None:
             responses.append(finish(output[0, len(ids) :]))
         return responses
 
-    one, other = batched(), loop()
+    responses: dict[str, list[list[int]]] = {}
+    arms = {
+        "one at a time, hook": lambda: responses.update(loop=loop()),
+        "subvene, one batch": lambda: responses.update(batched=batched()),
+    }
+    # No warm-up: the loop takes minutes, and its first generation is one of many.
+    rounds = options.rounds or (1 if options.quick else 2)
+    seconds = interleaved(arms, "one at a time, hook", rounds, warm_up=False)
+    one, other = responses["batched"], responses["loop"]
     differing = [i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b]
     for i in differing:
         check_tie(m, rows[i], one[i], other[i])
-    arms = {"one at a time, hook": loop, "subvene, one batch": batched}
-    # The comparison above was the warm-up; the loop takes minutes.
-    seconds = interleaved(arms, options.rounds or (1 if options.quick else 3), warm_up=False)
     same = f"{len(rows) - len(differing)} of {len(rows)} rows have the same tokens"
     if differing:
         same += f"; the other {len(differing)} part at a tie of two logits (gap below {TIE})"

@@ -28,56 +28,65 @@ def arguments(description: str) -> argparse.Namespace:
 
 
 def interleaved(
-    arms: dict[str, Callable[[], object]], rounds: int, *, warm_up: bool = True
-) -> dict[str, list[float]]:
-    """Seconds of each arm by round; every round runs every arm, in an order that rotates."""
+    arms: dict[str, Callable[[], object]], rival: str, rounds: int, *, warm_up: bool = True
+) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of each arm and of the rival beside it, by round.
+
+    The rival runs before and after every other arm, and the mean of the two stands beside it, so that a
+    machine whose speed drifts (others use it too) slows both alike.
+    """
     for run in arms.values() if warm_up else ():
         run()
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    names = list(arms)
-    for i in range(rounds):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
-            start = time.perf_counter()
-            arms[name]()
-            seconds[name].append(time.perf_counter() - start)
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in arms if name != rival}
+    before = timed(arms[rival])
+    for _ in range(rounds):
+        for name, pairs in seconds.items():
+            own, after = timed(arms[name]), timed(arms[rival])
+            pairs.append((own, (before + after) / 2))
+            before = after
     return seconds
 
 
+def timed(run: Callable[[], object]) -> float:
+    """Seconds that one call takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 def report(
-    benchmark: str, seconds: dict[str, list[float]], rival: str, *, invert: bool = False, notes: str = ""
+    benchmark: str,
+    seconds: dict[str, list[tuple[float, float]]],
+    rival: str,
+    *,
+    invert: bool = False,
+    notes: str = "",
 ) -> None:
     """Print a table and, as the last line, one JSON object with the median ratios against `rival`.
 
     Args:
         benchmark: its name.
         seconds: as `interleaved` returns them.
-        rival: the arm that the others are compared with, round by round.
+        rival: the arm that the others are compared with.
         invert: ratios are rival/arm (how many times faster) instead of arm/rival (what it costs).
         notes: printed under the table.
     """
-    form = (lambda a, r: r / a) if invert else (lambda a, r: a / r)
-    ratios = {
-        name: [form(a, r) for a, r in zip(values, seconds[rival], strict=True)]
-        for name, values in seconds.items()
-        if name != rival
-    }
-    table = Table(title=benchmark)
     heading = f"{rival} / arm" if invert else f"arm / {rival}"
-    for column in ("arm", "median s", f"median {heading}", "min", "max"):
+    table = Table(title=benchmark)
+    for column in ("arm", "median s", f"{rival}, s", f"median {heading}", "min", "max"):
         table.add_column(column, justify="left" if column == "arm" else "right")
-    for name, values in seconds.items():
-        row = ratios.get(name)
-        shown = (
-            [f"{statistics.median(row):.3f}", f"{min(row):.3f}", f"{max(row):.3f}"] if row else ["1", "", ""]
-        )
-        table.add_row(name, f"{statistics.median(values):.3f}", *shown)
+    medians = {}
+    for name, pairs in seconds.items():
+        ratios = [theirs / own if invert else own / theirs for own, theirs in pairs]
+        medians[name] = round(statistics.median(ratios), 4)
+        shown = (statistics.median(column) for column in zip(*pairs, strict=True))
+        row = [*shown, medians[name], min(ratios), max(ratios)]
+        table.add_row(name, *(f"{value:.3f}" for value in row))
     console = Console(width=100)
     console.print(table)
     if notes:
         console.print(notes)
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "pyvene"))
-    console.print(
-        f"{packages}; {platform.machine()}, {torch.get_num_threads()} threads; {len(seconds[rival])} rounds"
-    )
-    medians = {name: round(statistics.median(row), 4) for name, row in ratios.items()}
+    rounds = len(next(iter(seconds.values())))
+    console.print(f"{packages}; {platform.machine()}, {torch.get_num_threads()} threads; {rounds} rounds")
     print(json.dumps({"benchmark": benchmark, "ratios": medians}))

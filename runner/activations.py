@@ -74,7 +74,7 @@ def weighted_sums(
         def read(layer: int, activation: torch.Tensor, spans: torch.Tensor = spans) -> None:
             h = activation.float()
             h = h.view(*spans.shape, -1)
-            total = torch.einsum("bs,bsd->d", spans.to(h.device), h).double().cpu()
+            total = torch.einsum("bs,bsd->d", spans.to(h.device), h).cpu().double()  # MPS has no float64
             sums[layer] = sums[layer] + total if layer in sums else total
 
         forward_reading(anatomy, site, layers, batch, read)

@@ -16,10 +16,11 @@ import transformers
 
 from subvene.runner.cache import atomic_folder
 from subvene.runner.evaluations import EVALUATIONS
+from subvene.runner.evaluations.contrast import contrast_texts
 from subvene.runner.fitting import fit
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.reload import reload_difference
-from subvene.specs import ExperimentSpec, SamplesSpec, SubveneError, dump_spec, load_spec
+from subvene.specs import ContrastSpec, ExperimentSpec, SamplesSpec, SubveneError, dump_spec, load_spec
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def run_experiment(
         **overrides: fields of the spec's `model:` to replace.
 
     Raises:
-        SpecError: the file is not valid; nothing has been loaded.
+        SpecError: the file, or a file of pairs that it names, is not valid; nothing has been loaded.
         NotSteeredError: an intervention did not act.
     """
     stem = "experiment"
@@ -77,6 +78,9 @@ def run_experiment(
     target = Path(output or spec.output or Path("runs") / stem)
     if target.exists() and not (target / "results.json").is_file() and not _is_empty_folder(target):
         raise SubveneError(f"{target} exists and holds no results of an experiment; choose another --output")
+    for declared in spec.evaluate:
+        if isinstance(declared, ContrastSpec):
+            contrast_texts(declared, folder)  # what is wrong with them is said before the work, not after it
     step = on_step or (lambda what, value: None)
     transformers.set_seed(spec.seed)
 
@@ -91,7 +95,7 @@ def run_experiment(
         step("evaluated", evaluations[-1])
     with atomic_folder(target) as temporary:
         m.save_pretrained(temporary / "artifact")
-        (temporary / "experiment.yaml").write_text(dump_spec(spec), encoding="utf-8")
+        (temporary / "experiment.yaml").write_text(dump_spec(m.spec), encoding="utf-8")
         prompts = next(
             (e.prompts for e in spec.evaluate if isinstance(e, SamplesSpec)), ("Hello, who are you?",)
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from subvene.interventions import Sizes
 from subvene.runner.anatomy import Anatomy, sizes_from_config
 from subvene.runner.compile import CompileError, check_sizes
 from subvene.runner.intervened import IntervenedModel
@@ -38,7 +39,7 @@ def fit(
 
     Raises:
         SpecError: the spec or its file of pairs is not valid; no model has been loaded.
-        CompileError: a layer is out of the model's range; no weights have been loaded.
+        CompileError: a layer is out of the model's range; nothing has been fitted, no weights loaded.
     """
     if not isinstance(spec, ExperimentSpec):
         folder = Path(spec).parent if folder is None else Path(folder)
@@ -53,14 +54,12 @@ def fit(
     pairs = load_pairs(folder / recipe.pairs.file) if isinstance(recipe.pairs, PairsFile) else recipe.pairs
     if model is None:
         spec = with_overrides(spec, overrides)
-        sizes = sizes_from_config(load_config(spec.model, **overrides))
-        check_sizes(spec, sizes)
-        if recipe.layers != "all" and max(recipe.layers) >= sizes.n_layers:
-            raise CompileError(
-                f"fit.layers: expected layers from 0 to {sizes.n_layers - 1} for this model, "
-                f"found {max(recipe.layers)}"
-            )
+        _check_layers(spec, sizes_from_config(load_config(spec.model, **overrides)))
         model, tokenizer = load_model(spec.model, **overrides)
+    elif tokenizer is None:
+        raise SubveneError("fitting on an already loaded model needs its tokenizer too; pass tokenizer=")
+    else:
+        _check_layers(spec, Anatomy.of(model).sizes)
     fitted = RECIPES[recipe.recipe](recipe, pairs, Anatomy.of(model), tokenizer)
     return IntervenedModel.from_spec(
         spec,
@@ -70,3 +69,12 @@ def fit(
         folder=folder,
         provenance={"model": spec.model.name, **fitted.provenance},
     )
+
+
+def _check_layers(spec: ExperimentSpec, sizes: Sizes) -> None:
+    check_sizes(spec, sizes)
+    if spec.fit is not None and spec.fit.layers != "all" and max(spec.fit.layers) >= sizes.n_layers:
+        raise CompileError(
+            f"fit.layers: expected layers from 0 to {sizes.n_layers - 1} for this model, "
+            f"found {max(spec.fit.layers)}"
+        )

@@ -42,7 +42,12 @@ def refuse_compiled(model: torch.nn.Module) -> None:
 
 def refuse_recomputation(model: Any) -> None:
     """Raise `RecomputationError` if this forward call would be recomputed without its edits."""
-    if model.training and torch.is_grad_enabled() and getattr(model, "is_gradient_checkpointing", False):
+    if not torch.is_grad_enabled():
+        return
+    # A checkpointed layer looks at its own mode, whatever the mode of the model around it.
+    if any(
+        module.training and getattr(module, "gradient_checkpointing", False) for module in model.modules()
+    ):
         raise RecomputationError(
             "gradient checkpointing runs the blocks again in the backward pass, when the edits of this call "
             "are gone, and the gradients would be wrong. Turn it off (`gradient_checkpointing_disable()`), "

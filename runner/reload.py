@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -34,6 +36,7 @@ def reload_difference(m: IntervenedModel, folder: Path, prompts: Sequence[str]) 
         given, answer = Path(scratch, "inputs.safetensors"), Path(scratch, "logits.safetensors")
         safetensors.torch.save_file(inputs, given)
         command = [sys.executable, "-m", "subvene.runner.reload", str(folder), str(given), str(answer)]
+        command.append(json.dumps(_placement(m.model)))
         with status("reloading the artifact in a fresh process"):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -43,6 +46,18 @@ def reload_difference(m: IntervenedModel, folder: Path, prompts: Sequence[str]) 
     return float((here - there).abs().max())
 
 
+def _placement(model: Any) -> dict[str, Any]:
+    """Where a model lies, as overrides that load another one there: other devices round differently."""
+    spread = getattr(model, "hf_device_map", None) or {}
+    if len(set(spread.values())) > 1:
+        return {
+            "device_map": {
+                name: where if isinstance(where, int) else str(where) for name, where in spread.items()
+            }
+        }
+    return {"device": str(model.device)}
+
+
 @torch.no_grad()
 def _logits(m: IntervenedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     output = m(inputs["input_ids"], inputs["attention_mask"], prompt_lengths=inputs["prompt_lengths"])
@@ -50,6 +65,6 @@ def _logits(m: IntervenedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor
 
 
 if __name__ == "__main__":
-    _folder, _given, _answer = sys.argv[1:]
-    _reloaded = IntervenedModel.from_pretrained(_folder)
+    _folder, _given, _answer, _where = sys.argv[1:]
+    _reloaded = IntervenedModel.from_pretrained(_folder, **json.loads(_where))
     safetensors.torch.save_file({"logits": _logits(_reloaded, safetensors.torch.load_file(_given))}, _answer)

@@ -10,7 +10,7 @@ import torch
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.progress import track
 from subvene.runner.receipt import Receipt
-from subvene.runner.text import by_length, pad, pad_id_of
+from subvene.runner.text import TextError, by_length, pad, pad_id_of
 
 
 @torch.no_grad()
@@ -33,12 +33,14 @@ def log_probs(
 
     Returns:
         Summed log-probabilities in nats, float64 [pairs], and the receipt of each batch.
+
+    Raises:
+        TextError: a prompt or a response holds no token.
+        NotSteeredError: an intervention did not act on a batch.
     """
     for i, (prompt, response) in enumerate(pairs):
         if not prompt or not response:
-            raise ValueError(
-                f"pair {i}: the {'prompt' if not prompt else 'response'} holds no token to score"
-            )
+            raise TextError(f"pair {i}: the {'prompt' if not prompt else 'response'} holds no token to score")
     totals = torch.zeros(len(pairs), dtype=torch.float64)
     receipts: list[Receipt] = []
     batches = by_length([len(prompt) + len(response) for prompt, response in pairs], batch_size)

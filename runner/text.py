@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 
+from subvene.specs import SubveneError
+
 Messages = Sequence[dict[str, str]]
+
+
+class TextError(SubveneError, ValueError):
+    """A text cannot be made into the token ids that were asked for."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +48,15 @@ def prompt_ids(
         chat: put a string into the chat template; None means: if the tokenizer has one.
 
     Raises:
-        ValueError: a chat was asked for and the tokenizer has no template, or the prompt is empty.
+        TextError: a chat was asked for and the tokenizer has no template, a system prompt was given for a
+            text that is to stay raw, or the prompt is empty.
     """
+    if system is not None and chat is False:
+        raise TextError("a system prompt needs the chat template, which chat=False leaves out")
     has_template = getattr(tokenizer, "chat_template", None) is not None
     if not isinstance(prompt, str) or system is not None or (has_template if chat is None else chat):
         if not has_template:
-            raise ValueError(
+            raise TextError(
                 "this tokenizer has no chat template; pass plain text with chat=False and no system prompt"
             )
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
@@ -58,7 +67,7 @@ def prompt_ids(
     else:
         ids = tokenizer(prompt)["input_ids"]
     if not ids:
-        raise ValueError(f"the prompt {prompt!r} is empty: there is no token whose output could be continued")
+        raise TextError(f"the prompt {prompt!r} is empty: there is no token whose output could be continued")
     return list(ids)
 
 

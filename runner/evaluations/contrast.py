@@ -14,6 +14,28 @@ from subvene.runner.text import prompt_ids, response_ids
 from subvene.specs import ContrastSpec, ContrastTexts, PairsFile, SubveneError, load_pairs
 
 
+def contrast_texts(spec: ContrastSpec, folder: Path) -> list[tuple[str, str, str]]:
+    """(prompt, positive, negative) of every pair; needs no model, so that flaws show before one is loaded.
+
+    Raises:
+        SpecError: the file of pairs is not valid.
+        SubveneError: its pairs are no texts with prompts.
+    """
+    pairs = load_pairs(folder / spec.pairs.file) if isinstance(spec.pairs, PairsFile) else spec.pairs
+    if not isinstance(pairs, ContrastTexts):
+        raise SubveneError(
+            "evaluate contrast: its pairs are `systems`; it needs `texts` with answers to score"
+        )
+    texts = []
+    for i, pair in enumerate(pairs.texts):
+        if pair.prompt is None:
+            raise SubveneError(
+                f"evaluate contrast: texts[{i}].prompt is missing; answers are scored after a prompt"
+            )
+        texts.append((pair.prompt, pair.positive, pair.negative))
+    return texts
+
+
 def run_contrast(m: IntervenedModel, spec: ContrastSpec, folder: Path) -> dict[str, Any]:
     """By coefficient: log p(positive | prompt) − log p(negative | prompt), summed over tokens.
 
@@ -26,20 +48,12 @@ def run_contrast(m: IntervenedModel, spec: ContrastSpec, folder: Path) -> dict[s
         `records`: per coefficient the mean over pairs in nats, its standard error, and the share of pairs in
         which the positive answer is the likelier one; and `pairs`, the values by coefficient and pair.
     """
-    pairs = load_pairs(folder / spec.pairs.file) if isinstance(spec.pairs, PairsFile) else spec.pairs
-    if not isinstance(pairs, ContrastTexts):
-        raise SubveneError(
-            "evaluate contrast: its pairs are `systems`; it needs `texts` with answers to score"
-        )
+    texts = contrast_texts(spec, folder)
     scored, coefficients = [], []
     for c in spec.coefficients:
-        for i, pair in enumerate(pairs.texts):
-            if pair.prompt is None:
-                raise SubveneError(
-                    f"evaluate contrast: texts[{i}].prompt is missing; answers are scored after a prompt"
-                )
-            prompt = prompt_ids(m.tokenizer, pair.prompt)
-            for side in (pair.positive, pair.negative):
+        for text, positive, negative in texts:
+            prompt = prompt_ids(m.tokenizer, text)
+            for side in (positive, negative):
                 scored.append((prompt, response_ids(m.tokenizer, side)))
                 coefficients.append(c)
     strengths = sweep_strengths(m, coefficients)

