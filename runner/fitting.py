@@ -72,9 +72,22 @@ def fit(
 
 
 def _check_layers(spec: ExperimentSpec, sizes: Sizes) -> None:
+    """Check that the model has the layers that are fitted and edited, and that what is edited is fitted."""
     check_sizes(spec, sizes)
-    if spec.fit is not None and spec.fit.layers != "all" and max(spec.fit.layers) >= sizes.n_layers:
+    recipe = spec.fit
+    if recipe is None:
+        return
+    if recipe.layers != "all" and max(recipe.layers) >= sizes.n_layers:
         raise CompileError(
             f"fit.layers: expected layers from 0 to {sizes.n_layers - 1} for this model, "
-            f"found {max(spec.fit.layers)}"
+            f"found {max(recipe.layers)}"
         )
+    for i, declared in enumerate(spec.interventions):
+        if all(ref.file is not None for _, ref in declared.tensor_refs()):
+            continue
+        site, layer = getattr(declared, "site", None) or recipe.site, getattr(declared, "layer", None)
+        if site != recipe.site:
+            raise CompileError(f"interventions[{i}].site: `fit:` gives {recipe.site}, found {site}")
+        if layer is not None and recipe.layers != "all" and layer not in recipe.layers:
+            fitted = ", ".join(map(str, recipe.layers))
+            raise CompileError(f"interventions[{i}].layer: `fit:` gives layers {fitted}, found {layer}")

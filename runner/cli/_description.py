@@ -45,6 +45,7 @@ def describe(source: Source) -> dict[str, Any]:
                 "positions": declared.model_dump(mode="json")["positions"],
                 "positions_in_words": positions_in_words(declared.positions),
                 "strength": declared.strength,
+                "settings": _settings(declared),
                 "tensors": _tensors(key, built),
                 "problem": trouble,
             }
@@ -134,6 +135,15 @@ def _tensors(key: str, built: _Edits) -> dict[str, dict[str, Any]]:
         for name, tensor in stored.items():
             found[name] = {"shape": list(tensor.shape), "norm": float(tensor.detach().float().norm())}
     return found
+
+
+_COMMON = ("kind", "name", "site", "layer", "component", "positions", "strength", "coefficient")
+
+
+def _settings(declared: AnyIntervention) -> dict[str, Any]:
+    """What only this kind has (heads, rank, bounds, …), as far as it is not left at its default."""
+    left_out = {*_COMMON, *(field for field, _ in declared.tensor_refs())}
+    return declared.model_dump(mode="json", exclude_defaults=True, exclude=left_out, by_alias=True)
 
 
 def _declared_place(declared: AnyIntervention) -> str:

@@ -78,6 +78,7 @@ def _print(console: Console, source: Source, description: Mapping[str, Any]) -> 
             "where": places_in_words(one["sites"]),
             "tokens": one["positions_in_words"],
             "strength": strength_in_words(one["strength"]),
+            **{name: str(value) for name, value in one["settings"].items()},
         }
         for label, text in rows.items():
             if text:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import runpy
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +28,7 @@ evaluate:
 - {kind: samples, coefficients: [0, 3], prompts: [hello world], max_new_tokens: 4}
 """
 no_fresh_process = pytest.mark.usefixtures("_no_fresh_process")
+in_this_process = pytest.mark.usefixtures("_in_this_process")
 no_model = pytest.mark.usefixtures("_no_model")
 
 
@@ -134,9 +139,12 @@ def test_a_second_run_replaces_the_results_of_the_first(
     out = tmp_path / "out"
     out.mkdir()  # an empty folder is in nobody's way
     run_experiment(experiment, output=out)
-    first = content(out)
+    first = (out / "results.json").read_bytes()
+    (out / "notes.txt").write_text("of the first run")
     again = run_experiment(experiment, output=out)
-    assert content(out) == first  # and it is the same run: nothing in it is drawn at random
+    # The same run to the last digit: nothing in it is drawn at random. And the folder is a new one.
+    assert (out / "results.json").read_bytes() == first
+    assert sorted(p.name for p in out.iterdir()) == ["artifact", "experiment.yaml", "results.json"]
     run_experiment(write(STORED), output=again.output)
     assert json.loads((out / "results.json").read_text())["provenance"] == {}
     assert beside(out) == ["out"]
@@ -228,9 +236,30 @@ def m(steer: Path) -> IntervenedModel:
     return IntervenedModel.from_spec(steer)
 
 
+@pytest.fixture
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the fresh process runs, run here: a second Python with torch costs six seconds."""
+
+    def run(command: list[str], **_: Any) -> Any:
+        python, flag, name, *arguments = command
+        assert (python, flag) == (sys.executable, "-m")
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [name, *arguments])
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", RuntimeWarning)  # it is imported here already
+                    runpy.run_module(name, run_name="__main__")
+            except SubveneError as error:
+                return SimpleNamespace(returncode=1, stderr=str(error))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr("subvene.runner.reload.subprocess.run", run)
+
+
 PROMPTS = ["hello world", "tell me about the sun , the rain and the day"]
 
 
+@in_this_process
 @pytest.mark.parametrize("rule", ["response", "prompt", "last_prompt_token", "all"])
 def test_a_whole_artifact_reloads_to_the_same_logits(steer: Path, tmp_path: Path, rule: str) -> None:
     steer.write_text(steer.read_text().replace("positions: response", f"positions: {rule}"))
@@ -238,6 +267,7 @@ def test_a_whole_artifact_reloads_to_the_same_logits(steer: Path, tmp_path: Path
     assert reload_difference(m, m.save_pretrained(tmp_path / "art"), PROMPTS) == 0.0
 
 
+@in_this_process
 @pytest.mark.parametrize("change", ["coefficient", "vector", "layer"])
 def test_what_has_changed_since_it_was_saved_is_seen(
     m: IntervenedModel, steer: Path, tmp_path: Path, change: str
@@ -247,7 +277,7 @@ def test_what_has_changed_since_it_was_saved_is_seen(
     if change == "coefficient":
         edit.strength += 0.5
     elif change == "vector":
-        edit.direction.data[3] *= 1.1
+        edit.vector.data[3] *= 1.1
     else:
         m = IntervenedModel.from_spec(load_spec_at(steer, 2), folder=steer.parent)
     assert reload_difference(m, folder, PROMPTS) > 1e-3
@@ -258,6 +288,7 @@ def load_spec_at(steer: Path, layer: int) -> Any:
     return load_spec(steer)
 
 
+@in_this_process
 def test_a_vector_that_somebody_swapped_is_seen(m: IntervenedModel, tmp_path: Path) -> None:
     """The file and its hash agree with each other, and not with the model that was saved."""
     folder = m.save_pretrained(tmp_path / "art")
@@ -277,7 +308,7 @@ def test_a_vector_that_somebody_swapped_is_seen(m: IntervenedModel, tmp_path: Pa
 def test_it_reloads_where_the_model_lies(
     m: IntervenedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model on the CPU of a machine with a GPU is compared on the CPU, one that is spread as it is spread."""
+    """A model on the CPU of a machine with a GPU is compared there, one that is spread likewise."""
     commands: list[list[str]] = []
 
     def run(command: list[str], **_: Any) -> Any:

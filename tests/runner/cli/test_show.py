@@ -45,6 +45,14 @@ def test_what_where_when_how_strongly(subvene: Run, steer: Path) -> None:
         assert said in lines
 
 
+def test_what_only_this_kind_has(subvene: Run, document: Run, write: Run) -> None:
+    cap = "interventions: [{kind: capping, layer: 1, direction: {file: t.safetensors, key: v}, min: 0.5}]\n"
+    spec = write(cap)
+    assert document(spec)["interventions"][0]["settings"] == {"min": 0.5}
+    assert "min 0.5" in " ".join(subvene("show", spec).stdout.split())
+    assert document(write(MANY))["interventions"][4]["settings"] == {"write_heads": [1]}
+
+
 def test_which_pairs_commute(document: Run, write: Run) -> None:
     order = {(p["first"], p["second"]): p for p in document(write(MANY))["order"]}
     assert {pair: p["commutes"] for pair, p in order.items() if p["shared"]} == {

@@ -145,7 +145,10 @@ def test_an_answer_without_a_token_is_an_error(m: IntervenedModel, tmp_path: Pat
 
 
 def test_several_interventions_share_the_coefficient(write: Callable[..., Path], tmp_path: Path) -> None:
-    entry = "- {kind: steering, layer: 1, vector: {file: t.safetensors, key: %s}, positions: response}\n"
+    entry = (
+        "- {kind: steering, layer: 1, vector: {file: t.safetensors, key: %s}, coefficient: 1, "
+        "positions: response}\n"
+    )
     both = IntervenedModel.from_spec(write("interventions:\n" + entry % "v" + entry % "w"))
     one = IntervenedModel.from_spec(write("interventions:\n" + entry % "u"))  # u = v + w
     found, expected = (run_contrast(m, spec_of(), tmp_path)["pairs"] for m in (both, one))

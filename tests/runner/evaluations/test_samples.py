@@ -75,7 +75,7 @@ def test_the_receipt(m: IntervenedModel, tmp_path: Path) -> None:
     assert result["kind"] == "samples"
     (receipt,) = result["receipt"]
     assert receipt["name"] == "glad"
-    assert receipt["strengths"] == COEFFICIENTS * 3
+    assert list(receipt["strengths"]) == COEFFICIENTS * 3
     assert (receipt["rows"], receipt["rows_edited"]) == (9, 6)
     # The last token that is written has not been through the model.
     assert receipt["edited"] == {"prompt": 0, "cursor": 6, "response": 6 * 3}

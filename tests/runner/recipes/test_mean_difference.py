@@ -255,10 +255,16 @@ def test_pairs_of_a_file_are_looked_for_beside_the_spec(
         ({"pairs": {"file": "bad.yaml"}}, SpecError, r"bad\.yaml.*negative"),
         ({"layers": [0, 3]}, CompileError, "fit.layers: expected layers from 0 to 2 for this model, found 3"),
         ({"layer": 3}, CompileError, r"interventions\[0\]\.layer"),
+        ({"layers": [0, 2]}, CompileError, r"interventions\[0\]\.layer: .* gives layers 0, 2, found 1"),
+        (
+            {"site": "mlp_output"},
+            CompileError,
+            r"interventions\[0\]\.site: .* mlp_output, found block_output",
+        ),
         ({"layers": [-1]}, SpecError, "layers"),
         ({"pairs": {"texts": []}}, SpecError, "texts"),
     ],
-    ids=["no file", "file", "fit.layers", "layer", "negative", "no pairs"],
+    ids=["no file", "file", "fit.layers", "layer", "not fitted", "another site", "negative", "no pairs"],
 )
 def test_errors_come_before_the_model(
     write: Callable[..., Path], tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
