@@ -148,11 +148,9 @@ def write(
             name: version(name) for name in ("subvene", "pyvene", "torch", "transformers", "safetensors")
         },
     }
-    metadata = {
-        "format": FORMAT,
-        "sites": json.dumps(sorted(tensors)),
-        "provenance": json.dumps(dict(provenance or {}), sort_keys=True),
-    }
+    # One key: safetensors writes several in no fixed order, and the same artifact would hash differently.
+    about = {"format": FORMAT, "sites": sorted(tensors), "provenance": dict(provenance or {})}
+    metadata = {"subvene": json.dumps(about, sort_keys=True)}
     with atomic_folder(folder) as temporary:
         (temporary / SPEC).write_text(dump_spec(stored_spec), encoding="utf-8")
         safetensors.torch.save_file(tensors, temporary / TENSORS, metadata=metadata)
@@ -209,7 +207,8 @@ def read(folder: Path) -> Artifact:
     try:
         tensors = safetensors.torch.load(content[TENSORS])
         header = json.loads(content[TENSORS][8 : 8 + int.from_bytes(content[TENSORS][:8], "little")])
-        provenance = dict(json.loads(header.get("__metadata__", {}).get("provenance", "{}")))
+        about = dict(json.loads(header.get("__metadata__", {}).get("subvene", "{}")))
+        provenance = dict(about.get("provenance", {}))
     except (safetensors.SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{folder / TENSORS}: not a readable safetensors file ({error})") from error
     return Artifact(folder, with_file(spec, None), tensors, fingerprint, provenance)

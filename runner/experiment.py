@@ -96,20 +96,28 @@ def run_experiment(
     with atomic_folder(target) as temporary:
         m.save_pretrained(temporary / "artifact")
         (temporary / "experiment.yaml").write_text(dump_spec(m.spec), encoding="utf-8")
-        prompts = next(
-            (e.prompts for e in spec.evaluate if isinstance(e, SamplesSpec)), ("Hello, who are you?",)
-        )
-        difference = reload_difference(m, temporary / "artifact", prompts)
         results = {
             "evaluations": evaluations,
             "provenance": m.provenance,
-            "reload_max_logit_difference": difference,
+            "reload_max_logit_difference": None,
             "environment": environment(),
+            "files_relative_to": str(folder.resolve()),
         }
-        (temporary / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_json(temporary / "results.json", results)
     step("saved", target)
+    # After saving: what was measured is not lost where a fresh process cannot load the model.
+    prompts = next((e.prompts for e in spec.evaluate if isinstance(e, SamplesSpec)), ("Hello, who are you?",))
+    difference = reload_difference(m, target / "artifact", prompts)
+    write_json(target / "results.json", results | {"reload_max_logit_difference": difference})
     step("reloaded", difference)
     return ExperimentResult(target, target / "artifact", tuple(evaluations), difference, m)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader finds the old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def _is_empty_folder(path: Path) -> bool:

@@ -129,10 +129,11 @@ class IntervenableModel(pyvene.IntervenableModel):
             return unedited, output
 
     def forward(self, base: Mapping[str, torch.Tensor], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """As pyvene's `forward`, teacher-forced; takes `prompt_lengths` [batch] and `strengths` too."""
+        """As pyvene's `forward`, teacher-forced; with `prompt_lengths` [batch], `strengths`, `must_act`."""
         if not self._is_ours(args, kwargs):
             return super().forward(base, *args, **kwargs)
         strengths, prompt_lengths = kwargs.pop("strengths", None), kwargs.pop("prompt_lengths", None)
+        must_act = kwargs.pop("must_act", True)
         mask = base.get("attention_mask")
         if mask is None:
             ids = next(base[name] for name in ("input_ids", "inputs_embeds") if base.get(name) is not None)
@@ -141,12 +142,20 @@ class IntervenableModel(pyvene.IntervenableModel):
             mask = torch.ones(ids.shape[0], past + ids.shape[1], dtype=torch.long, device=ids.device)
         refuse_recomputation(self.model)
         tracker = TokenTracker(mask, prompt_lengths, generating=False)
-        with self.running(tracker, strengths):
+        with self.running(tracker, strengths, must_act=must_act):
             return super().forward(base, unit_locations=None, **kwargs)
 
     @contextlib.contextmanager
-    def running(self, tracker: TokenTracker, strengths: Mapping[str, Any] | None = None) -> Iterator[Run]:
+    def running(
+        self, tracker: TokenTracker, strengths: Mapping[str, Any] | None = None, *, must_act: bool = True
+    ) -> Iterator[Run]:
         """Make `tracker` the source of positions for the calls inside, and leave `receipt` behind.
+
+        Args:
+            tracker: says where the tokens of each forward call stand.
+            strengths: entry name → scalar or [batch], in place of stored strengths.
+            must_act: whether a declared intervention has to act; False for a caller who checks the receipts
+                of several runs together (`subvene.runner.receipt.check_together`).
 
         Raises:
             NotSteeredError: on leaving, if a declared intervention did not act.
@@ -170,7 +179,8 @@ class IntervenableModel(pyvene.IntervenableModel):
             entries = [(e.name, e.keys, e.sites, self.interventions[e.keys[0]]) for e in self.entries]
             self.receipt = run.recorder.finish(entries)
             self.collected = {key: _by_row(calls) for key, calls in run.recorder.collected.items()}
-            self.receipt.check()
+            if must_act:
+                self.receipt.check()
         finally:
             observer.remove()
             self._remove_forward_hooks()

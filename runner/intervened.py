@@ -201,6 +201,7 @@ class IntervenedModel:
         *,
         prompt_lengths: Sequence[int] | torch.Tensor | None = None,
         strengths: Mapping[str, Any] | float | Sequence[float] | torch.Tensor | None = None,
+        must_act: bool = True,
         **kwargs: Any,
     ) -> Any:
         """A teacher-forced pass: the model's own output, edited at the tokens that generation would edit.
@@ -211,6 +212,7 @@ class IntervenedModel:
             prompt_lengths: [batch], real tokens of each row that are prompt; needed by every position rule
                 except `all`.
             strengths: as for `generate`.
+            must_act: False for a caller who checks the receipts of several calls together.
             **kwargs: further arguments of the model's forward (`labels`, `logits_to_keep`, …).
 
         Raises:
@@ -230,7 +232,7 @@ class IntervenedModel:
             prompt_lengths = torch.as_tensor(prompt_lengths, device=device)
             _check_prompt_lengths(prompt_lengths, base)
         named = self._named(strengths)
-        return self.intervenable(base, prompt_lengths=prompt_lengths, strengths=named)[1]
+        return self.intervenable(base, prompt_lengths=prompt_lengths, strengths=named, must_act=must_act)[1]
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[Self]:

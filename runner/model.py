@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import logging
@@ -53,10 +54,9 @@ def load_model(
         options["device_map"] = spec.device_map
     if spec.attn_implementation is not None:
         options["attn_implementation"] = spec.attn_implementation
-    revision = {"revision": spec.revision} if spec.revision and source == spec.name else {}
     try:
         with status(f"loading {spec.name}", silent=source == spec.name):
-            loaded = _model_class(load_config(spec)).from_pretrained(source, **options, **revision)
+            loaded = _model_class(load_config(spec)).from_pretrained(source, **options, **_revision(spec))
     except _LOAD_ERRORS as error:
         raise ModelError(f"model {spec.name!r} cannot be loaded: {error}") from error
     if spec.device_map is None:
@@ -69,24 +69,12 @@ def load_model(
 
 def load_tokenizer(model: ModelSpec | str, **overrides: Any) -> transformers.PreTrainedTokenizerBase:
     """The model's tokenizer alone; arguments and errors as for `load_model`."""
-    spec = _spec(model, overrides)
-    source = resolve(spec)
-    revision = {"revision": spec.revision} if spec.revision and source == spec.name else {}
-    try:
-        return transformers.AutoTokenizer.from_pretrained(source, **revision)
-    except _LOAD_ERRORS as error:
-        raise ModelError(f"model {spec.name!r}: its tokenizer cannot be loaded: {error}") from error
+    return _pretrained(transformers.AutoTokenizer, _spec(model, overrides), "tokenizer")
 
 
 def load_config(model: ModelSpec | str, **overrides: Any) -> transformers.PretrainedConfig:
     """The model's config alone: a small download, to check a spec before the weights are fetched."""
-    spec = _spec(model, overrides)
-    source = resolve(spec)
-    revision = {"revision": spec.revision} if spec.revision and source == spec.name else {}
-    try:
-        return transformers.AutoConfig.from_pretrained(source, **revision)
-    except _LOAD_ERRORS as error:
-        raise ModelError(f"model {spec.name!r}: its config cannot be read: {error}") from error
+    return _pretrained(transformers.AutoConfig, _spec(model, overrides), "config")
 
 
 def resolve(spec: ModelSpec) -> str:
@@ -97,6 +85,19 @@ def resolve(spec: ModelSpec) -> str:
         raise ModelError(f"model {spec.name!r}: no such folder")
     folder = Path(spec.name).expanduser()
     return str(folder) if folder.is_dir() else spec.name
+
+
+def _pretrained(auto_class: Any, spec: ModelSpec, what: str) -> Any:
+    """What one of transformers' auto classes reads for the model; `what` is its name in an error."""
+    try:
+        return auto_class.from_pretrained(resolve(spec), **_revision(spec))
+    except _LOAD_ERRORS as error:
+        raise ModelError(f"model {spec.name!r}: its {what} cannot be loaded: {error}") from error
+
+
+def _revision(spec: ModelSpec) -> dict[str, str]:
+    """The revision for `from_pretrained`; only the Hub has any."""
+    return {"revision": spec.revision} if spec.revision and resolve(spec) == spec.name else {}
 
 
 def with_overrides(spec: _Spec, overrides: dict[str, Any]) -> _Spec:
@@ -155,9 +156,8 @@ def _packaged_file(name: str, module: str, file: str) -> Path:
 
 def _converted(gguf: Path) -> Path:
     """The folder with the GGUF's weights as float32 safetensors, converted on first use."""
-    with gguf.open("rb") as file:
-        # By content: a reinstalled environment finds what an earlier one converted.
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    # By content: a reinstalled environment finds what an earlier one converted.
+    digest = _sha256(gguf, gguf.stat().st_mtime_ns)
     folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}-transformers-{transformers.__version__}"
     if folder.is_dir():
         return folder
@@ -166,6 +166,12 @@ def _converted(gguf: Path) -> Path:
         if not folder.is_dir():
             _convert(gguf, folder)
     return folder
+
+
+@functools.lru_cache
+def _sha256(path: Path, _changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -111,12 +111,26 @@ class Receipt:
 
     def check(self) -> None:
         """Raise `NotSteeredError` if an intervention with a strength did not act."""
-        if problems := [p for r in self.interventions if (p := r.problem())]:
-            raise NotSteeredError("this run was not steered as declared: " + "; ".join(problems))
+        check_together([self])
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Plain values for JSON."""
         return [asdict(r) | {"positions": plain_positions(r.positions)} for r in self.interventions]
+
+
+def check_together(receipts: Sequence[Receipt]) -> None:
+    """Raise `NotSteeredError` if an intervention with a strength acted in none of several runs.
+
+    For runs that are batches of one thing: a rule may select nothing in one of them (its answers are too
+    short, say) and still have steered the whole.
+    """
+    problems = []
+    for same in zip(*receipts, strict=True):
+        found = [receipt.problem() for receipt in same if not receipt.is_off]
+        if found and all(found):
+            problems.append(str(found[0]))
+    if problems:
+        raise NotSteeredError("this run was not steered as declared: " + "; ".join(problems))
 
 
 class Recorder:

@@ -50,7 +50,7 @@ def refuse_recomputation(model: Any) -> None:
     ):
         raise RecomputationError(
             "gradient checkpointing runs the blocks again in the backward pass, when the edits of this call "
-            "are gone, and the gradients would be wrong. Turn it off (`gradient_checkpointing_disable()`), "
+            "are gone, and the gradients would be wrong. Turn it off for the model, "
             "or hold `intervenable.attached(tracker)` around both the forward and the backward pass"
         )
 

@@ -60,7 +60,9 @@ def _placement(model: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def _logits(m: IntervenedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    output = m(inputs["input_ids"], inputs["attention_mask"], prompt_lengths=inputs["prompt_lengths"])
+    # Whether the edits reach these few rows is not the question here, only whether both do the same.
+    lengths = inputs["prompt_lengths"]
+    output = m(inputs["input_ids"], inputs["attention_mask"], prompt_lengths=lengths, must_act=False)
     return output.logits.float()[inputs["attention_mask"].bool()].cpu()
 
 

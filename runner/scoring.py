@@ -9,7 +9,7 @@ import torch
 
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.progress import track
-from subvene.runner.receipt import Receipt
+from subvene.runner.receipt import Receipt, check_together
 from subvene.runner.text import TextError, by_length, pad, pad_id_of
 
 
@@ -36,7 +36,7 @@ def log_probs(
 
     Raises:
         TextError: a prompt or a response holds no token.
-        NotSteeredError: an intervention did not act on a batch.
+        NotSteeredError: an intervention acted on none of the pairs.
     """
     for i, (prompt, response) in enumerate(pairs):
         if not prompt or not response:
@@ -54,7 +54,7 @@ def log_probs(
         if strengths is not None:
             options["strengths"] = {name: [values[i] for i in chosen] for name, values in strengths.items()}
         options["prompt_lengths"] = batch.prompt_lengths
-        output = m(batch.input_ids, batch.attention_mask, **options)
+        output = m(batch.input_ids, batch.attention_mask, must_act=False, **options)
         if m.receipt is not None and not m.is_disabled:
             receipts.append(m.receipt)
         log_p = output.logits[:, :-1].float().log_softmax(-1)
@@ -64,4 +64,5 @@ def log_probs(
         is_response = slots >= batch.prompt_lengths.unsqueeze(1)
         is_real = batch.attention_mask[:, first + 1 :].bool()
         totals[chosen] = (token_log_p.double() * (is_response & is_real)).sum(1)
+    check_together(receipts)
     return totals, receipts

@@ -27,7 +27,8 @@ class MeanDifferenceSpec(BaseRecipe):
     )
     tokens: Literal["last", "mean"] = Field(
         default="mean",
-        description="`mean` averages over the tokens of the contrasted text, `last` takes its last token.",
+        description="`mean` averages over the tokens of the contrasted text (without the first token of the "
+        "whole sequence, an attention sink whose norm drowns all others), `last` takes its last token.",
     )
     batch_size: Count = Field(default=16, description="Texts per forward pass.")
     max_tokens: Count | None = Field(

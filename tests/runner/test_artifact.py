@@ -414,10 +414,18 @@ def test_tensor_metadata(made: Callable[..., IntervenedModel], tmp_path: Path) -
     folder = made(*EVERY_KIND).save_pretrained(tmp_path / "artifact")
     with safetensors.safe_open(folder / "tensors.safetensors", "pt") as file:
         metadata, names = file.metadata(), sorted(file.keys())
-    assert metadata["format"] == "1"
-    assert json.loads(metadata["sites"]) == names
-    assert json.loads(metadata["provenance"]) == {}
+    about = json.loads(metadata["subvene"])
+    assert about == {"format": "1", "sites": names, "provenance": {}}
     assert not [n for n in names if n.endswith(("embed_dim", "interchange_dim"))]
+
+
+def test_the_same_artifact_has_the_same_bytes(made: Callable[..., IntervenedModel], tmp_path: Path) -> None:
+    m = made(*EVERY_KIND)
+    m.provenance = {"recipe": "mean_difference", "pairs": 8}
+    first, *others = (m.save_pretrained(tmp_path / f"artifact-{i}") for i in range(4))
+    for folder in others:
+        for name in ("tensors.safetensors", "intervention.yaml"):
+            assert (folder / name).read_bytes() == (first / name).read_bytes()
 
 
 @pytest.mark.parametrize(

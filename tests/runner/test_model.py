@@ -158,7 +158,7 @@ def test_no_such_folder(name: str) -> None:
 
 
 def test_folder_without_a_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="its config cannot be read"):
+    with pytest.raises(ModelError, match="its config cannot be loaded"):
         load_model(str(tmp_path))
 
 

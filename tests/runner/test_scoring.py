@@ -11,6 +11,7 @@ import torch
 from oracle import both_models, intervened, logits_by_hand, selected, steering, tiny, vector
 from torch import nn
 
+from subvene.runner.receipt import NotSteeredError
 from subvene.runner.scoring import log_probs
 from subvene.runner.text import TextError
 
@@ -88,6 +89,14 @@ def test_only_the_logits_that_are_needed_are_made() -> None:
     m.model.lm_head.register_forward_hook(lambda _module, _args, output: shapes.append(output.shape))
     log_probs(m, [([1] * 9, [2]), ([1] * 7, [2, 3])])
     assert shapes == [(2, 4, oracle.VOCAB)]  # from the seventh token, the first that decides a response
+
+
+def test_a_rule_may_select_nothing_in_one_batch_but_not_in_all() -> None:
+    m = intervened(tiny("llama"), steering({"indices": [1], "of": "response"}))
+    _, receipts = log_probs(m, PAIRS, batch_size=1)
+    assert sorted(receipt[0].tokens for receipt in receipts) == [0, 0, 1, 1, 1]
+    with pytest.raises(NotSteeredError, match="edited no token"):
+        log_probs(m, [pair for pair in PAIRS if len(pair[1]) == 1], batch_size=1)
 
 
 @pytest.mark.parametrize(
