@@ -103,8 +103,10 @@ def _revision(spec: ModelSpec) -> dict[str, str]:
 def with_overrides(spec: _Spec, overrides: dict[str, Any]) -> _Spec:
     """The spec with the model that is really loaded; the device stays as it was declared."""
     merged = _spec(spec.model, overrides)
-    loaded = {name: getattr(merged, name) for name in ("name", "revision", "dtype", "attn_implementation")}
-    return spec.model_copy(update={"model": spec.model.model_copy(update=loaded)})
+    names = ("name", "revision", "dtype", "attn_implementation")
+    # Only what differs: a field that is set to its default is written out, and one that is left out is not.
+    changed = {n: getattr(merged, n) for n in names if getattr(merged, n) != getattr(spec.model, n)}
+    return spec.model_copy(update={"model": spec.model.model_copy(update=changed)})
 
 
 def _spec(model: ModelSpec | str, overrides: dict[str, Any]) -> ModelSpec:

@@ -110,7 +110,7 @@ main()
 
 @pytest.mark.parametrize(
     ("command", "module", "function"),
-    [("fit", "artifact", "model_card"), ("run", "experiment", "reload_difference")],
+    [("fit", "artifact", "model_card"), ("run", "experiment", "write_json")],
 )
 def test_ctrl_c_leaves_nothing_half_written(
     experiment: Path, tmp_path: Path, command: str, module: str, function: str
