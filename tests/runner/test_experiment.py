@@ -65,13 +65,14 @@ def test_a_run_and_its_real_reload(experiment: Path, tmp_path: Path) -> None:
     )
     assert result.output == tmp_path / "out"
     assert result.artifact == tmp_path / "out" / "artifact"
-    assert result.reload_difference == 0.0
+    # The fresh process has its own number of threads, and with it another order of sums.
+    assert result.reload_difference <= 1e-5
     assert steps == [
         ("fitted", result.model),
         ("evaluated", result.evaluations[0]),
         ("evaluated", result.evaluations[1]),
         ("saved", result.output),
-        ("reloaded", 0.0),
+        ("reloaded", result.reload_difference),
     ]
     stored = json.loads((result.output / "results.json").read_text())
     assert stored.keys() == {
@@ -86,7 +87,7 @@ def test_a_run_and_its_real_reload(experiment: Path, tmp_path: Path) -> None:
     assert [r["coefficient"] for r in stored["evaluations"][1]["records"]] == [-2, 0, 2]
     assert stored["provenance"] == result.model.provenance
     assert stored["provenance"]["pairs"] == 2
-    assert stored["reload_max_logit_difference"] == 0.0
+    assert stored["reload_max_logit_difference"] == result.reload_difference
     versions = stored["environment"]["versions"]
     assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert set(versions) == {"subvene", "pyvene", "torch", "transformers"}
