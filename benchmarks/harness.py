@@ -1,4 +1,7 @@
-"""What every benchmark shares: interleaved timing, medians of ratios, a table, one JSON line at the end."""
+"""What every benchmark shares: interleaved timing, medians of ratios, a table, one JSON line at the end.
+
+Run by itself it measures the noise: the same work against itself.
+"""
 
 from __future__ import annotations
 
@@ -90,3 +93,21 @@ def report(
     rounds = len(next(iter(seconds.values())))
     console.print(f"{packages}; {platform.machine()}, {torch.get_num_threads()} threads; {rounds} rounds")
     print(json.dumps({"benchmark": benchmark, "ratios": medians}))
+
+
+def main() -> None:
+    """The same work as both arms: how far from 1 the ratios are on this machine, now, by noise alone."""
+    options = arguments(main.__doc__ or "")
+    left, right = torch.randn(2, 512, 512)
+
+    def work() -> None:
+        for _ in range(200):
+            left @ right
+
+    arms = {"some work": work, "the same work": work}
+    seconds = interleaved(arms, "some work", options.rounds or (3 if options.quick else 30))
+    report("noise", seconds, "some work")
+
+
+if __name__ == "__main__":
+    main()
