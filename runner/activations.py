@@ -1,6 +1,6 @@
 """Reading activations at sites: batched by length, up to the last layer needed, without the LM head.
 
-Reductions happen on the fly; what leaves here is one vector per text, or a running sum over all of them.
+Reductions happen on the fly; what leaves here is a running sum over all texts.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from subvene.runner.compile import CompileError, check_sizes
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.model import load_config, load_model, with_overrides
 from subvene.runner.recipes import RECIPES
-from subvene.specs import ExperimentSpec, PairsFile, SubveneError, load_pairs, load_spec
+from subvene.specs import ExperimentSpec, InterventionSpec, SubveneError, load_spec, resolve_pairs
 
 
 def fit(
@@ -41,17 +41,17 @@ def fit(
         SpecError: the spec or its file of pairs is not valid; no model has been loaded.
         CompileError: a layer is out of the model's range; nothing has been fitted, no weights loaded.
     """
-    if not isinstance(spec, ExperimentSpec):
-        folder = Path(spec).parent if folder is None else Path(folder)
-        loaded = load_spec(Path(spec))
-        if not isinstance(loaded, ExperimentSpec) or loaded.fit is None:
-            raise SubveneError(f"{spec}: there is no `fit:` block, so there is nothing to fit")
-        spec = loaded
-    if spec.fit is None:
-        raise SubveneError("this spec has no `fit:` block, so there is nothing to fit")
+    declared: InterventionSpec
+    if isinstance(spec, InterventionSpec):
+        what, declared = "this spec", spec
+    else:
+        what, declared = str(spec), load_spec(Path(spec))
+        folder = Path(spec).parent if folder is None else folder
+    if not isinstance(declared, ExperimentSpec) or declared.fit is None:
+        raise SubveneError(f"{what}: there is no `fit:` block, so there is nothing to fit")
+    spec, recipe = declared, declared.fit
     folder = Path() if folder is None else Path(folder)
-    recipe = spec.fit
-    pairs = load_pairs(folder / recipe.pairs.file) if isinstance(recipe.pairs, PairsFile) else recipe.pairs
+    pairs = resolve_pairs(recipe.pairs, folder)
     if model is None:
         spec = with_overrides(spec, overrides)
         _check_layers(spec, sizes_from_config(load_config(spec.model, **overrides)))

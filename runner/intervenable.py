@@ -20,7 +20,7 @@ from subvene.interventions._pyvene import pyvene
 from subvene.interventions.positions import is_within_prompt
 from subvene.runner.generation import row_ends, setting
 from subvene.runner.hooks import as_batch, take_input, take_output
-from subvene.runner.positions import PositionError, TokenTracker
+from subvene.runner.positions import PositionError, TokenTracker, cached_length
 from subvene.runner.receipt import Receipt, Recorder
 from subvene.runner.refusals import (
     refuse_compiled,
@@ -105,9 +105,9 @@ class IntervenableModel(pyvene.IntervenableModel):
         strengths = kwargs.pop("strengths", None)
         refuse_generation(self.model, kwargs)
         # Passed on in any case: without a mask transformers would guess padding from the token ids.
-        ids = next(base[name] for name in ("input_ids", "inputs_embeds") if base.get(name) is not None)
+        inputs = _inputs(base)
         mask = base.get("attention_mask")
-        mask = torch.ones(ids.shape[:2], dtype=torch.long, device=ids.device) if mask is None else mask
+        mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device) if mask is None else mask
         if mask.ndim == 2 and not mask[:, -1].all():
             raise PositionError("generate needs left padding: a row of attention_mask ends in padding")
         beams = (setting(self.model, kwargs, "num_beams") or 1) > 1
@@ -123,7 +123,7 @@ class IntervenableModel(pyvene.IntervenableModel):
             unedited, output = super().generate(base, unit_locations=None, intervene_on_prompt=True, **kwargs)
             if not beams:
                 sequences = output if isinstance(output, torch.Tensor) else output.sequences
-                new = sequences.shape[1] - (0 if base.get("input_ids") is None else ids.shape[1])
+                new = sequences.shape[1] - (0 if base.get("input_ids") is None else inputs.shape[1])
                 # The last token of a sequence has not been passed through the model.
                 run.recorder.truncate(mask.shape[1] + new - 1)
             return unedited, output
@@ -136,10 +136,9 @@ class IntervenableModel(pyvene.IntervenableModel):
         must_act = kwargs.pop("must_act", True)
         mask = base.get("attention_mask")
         if mask is None:
-            ids = next(base[name] for name in ("input_ids", "inputs_embeds") if base.get(name) is not None)
-            cache: Any = base.get("past_key_values")
-            past = 0 if cache is None else int(cache.get_seq_length())
-            mask = torch.ones(ids.shape[0], past + ids.shape[1], dtype=torch.long, device=ids.device)
+            inputs = _inputs(base)
+            rows, count = inputs.shape[0], cached_length(base) + inputs.shape[1]
+            mask = torch.ones(rows, count, dtype=torch.long, device=inputs.device)
         refuse_recomputation(self.model)
         tracker = TokenTracker(mask, prompt_lengths, generating=False)
         with self.running(tracker, strengths, must_act=must_act):
@@ -289,6 +288,11 @@ class IntervenableModel(pyvene.IntervenableModel):
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"{entry.name}: strength must be finite, found {tensor.tolist()}")
         return in_force
+
+
+def _inputs(base: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Token ids [batch, tokens], or embeddings [batch, tokens, width] where those are given."""
+    return next(base[name] for name in ("input_ids", "inputs_embeds") if base.get(name) is not None)
 
 
 def _by_row(calls: list[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:

@@ -223,9 +223,9 @@ class IntervenedModel:
         base: dict[str, Any] = {"input_ids": input_ids.to(device), **kwargs}
         if attention_mask is not None:
             base["attention_mask"] = attention_mask.to(device)
-            base.setdefault("position_ids", self._position_ids(base["attention_mask"], input_ids.shape[1]))
-            if base["position_ids"] is None:
-                del base["position_ids"]
+            ids = self._position_ids(base["attention_mask"], input_ids.shape[1])
+            if ids is not None:
+                base.setdefault("position_ids", ids)
         if self.is_disabled:
             return self.model(**base)
         if prompt_lengths is not None:

@@ -7,7 +7,7 @@ forward call carries to decide what they are.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,12 @@ _PACKED_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "block_table", "read_index
 
 class PositionError(SubveneError, ValueError):
     """The positions of the tokens of a forward call cannot be told."""
+
+
+def cached_length(inputs: Mapping[str, Any]) -> int:
+    """Tokens that a forward call's `past_key_values` holds; 0 without a cache."""
+    cache = inputs.get("past_key_values")
+    return 0 if cache is None else int(cache.get_seq_length())
 
 
 class TokenTracker:
@@ -83,9 +89,8 @@ class TokenTracker:
             raise PositionError(
                 "a forward call carries neither input_ids nor inputs_embeds, so nothing can be placed"
             )
-        cache = kwargs.get("past_key_values")
-        start = 0 if cache is None else int(cache.get_seq_length())
-        self._refuse_packed(kwargs)
+        start = cached_length(kwargs)
+        self._refuse_packed(kwargs, start)
         self.current = self.place(start, inputs.shape[0], inputs.shape[1], ids)
 
     def place(self, start: int, batch: int, count: int, ids: torch.Tensor | None = None) -> Tokens:
@@ -100,16 +105,12 @@ class TokenTracker:
         end = start + count
         if end > self.slots and not self.generating:
             raise PositionError(f"a forward call reaches slot {end} of a sequence of {self.slots}")
-        if start >= self.slots:
-            ahead = torch.arange(start - self.slots, end - self.slots, device=self.index.device)
-            index = self.length.unsqueeze(1) + ahead
-            real = torch.ones_like(index, dtype=torch.bool)
-        else:
-            index, real = self.index[:, start:end], self.real[:, start:end]
-            if end > self.slots:
-                ahead = torch.arange(end - self.slots, device=self.index.device)
-                index = torch.cat([index, self.length.unsqueeze(1) + ahead], 1)
-                real = torch.cat([real, real.new_ones(rows, end - self.slots)], 1)
+        index, real = self.index[:, start:end], self.real[:, start:end]
+        if end > self.slots:
+            first = max(start, self.slots)
+            ahead = torch.arange(first - self.slots, end - self.slots, device=self.index.device)
+            index = torch.cat([index, self.length.unsqueeze(1) + ahead], 1)
+            real = torch.cat([real, real.new_ones(rows, end - first)], 1)
         prompt, length = self.prompt_lengths, None if self.generating else self.length
         if repeat > 1:
             index, real = index.repeat_interleave(repeat, 0), real.repeat_interleave(repeat, 0)
@@ -145,15 +146,10 @@ class TokenTracker:
             filling = filling | ((ids == self._pad_id) & generated)
         return ~filling
 
-    def _refuse_packed(self, kwargs: dict[str, Any]) -> None:
+    def _refuse_packed(self, kwargs: dict[str, Any], start: int) -> None:
         packed = [key for key in _PACKED_KEYWORDS if kwargs.get(key) is not None]
         ids = kwargs.get("position_ids")
         if ids is not None and ids.ndim == 2 and ids.shape[1] > 1 and ids.shape[0] in (1, self.real.shape[0]):
-            start = (
-                0
-                if kwargs.get("past_key_values") is None
-                else int(kwargs["past_key_values"].get_seq_length())
-            )
             real = self.real[:, start : start + ids.shape[1]]
             if real.shape[1] == ids.shape[1]:
                 both_real = real[:, 1:] & real[:, :-1]

@@ -137,7 +137,6 @@ class Recorder:
     """Gathers the measurements of one run without waiting for the device.
 
     Args:
-        edits: key → (what the receipt calls the declared intervention, site as text, the intervention).
         strengths: key → strength in force, scalar or [rows].
         slots: how many slots of a row to expect; more are allocated as they come.
     """

