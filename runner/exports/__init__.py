@@ -1,0 +1,1 @@
+"""What leaves the project in other formats: artifact in, files and an equivalence record out."""

@@ -1,0 +1,1 @@
+"""TruthfulQA: the questions, the prompts around them, and the scores."""
