@@ -5,7 +5,15 @@ This package imports neither torch nor transformers.
 
 from subvene.specs.dumping import dump_spec
 from subvene.specs.errors import Problem, SpecError, SubveneError
-from subvene.specs.evaluations import AnyEvaluation, ContrastSpec, SamplesSpec
+from subvene.specs.evaluations import (
+    AnyEvaluation,
+    ConditionEvaluation,
+    ContrastSpec,
+    DivergenceSpec,
+    SamplesSpec,
+    TextsSpec,
+    TruthfulQASpec,
+)
 from subvene.specs.experiment import ExperimentSpec, InterventionSpec
 from subvene.specs.interventions import (
     AblationSpec,
@@ -16,11 +24,19 @@ from subvene.specs.interventions import (
     PyveneSpec,
     SteeringSpec,
 )
+from subvene.specs.judges import (
+    AnyJudge,
+    OpenAIJudgeSpec,
+    ReferenceJudgeSpec,
+    TrainedJudgeSpec,
+    TransformersJudgeSpec,
+)
 from subvene.specs.loading import load_pairs, load_spec, parse_spec, resolve_pairs
 from subvene.specs.model import ModelSpec
 from subvene.specs.pairs import ContrastSystems, ContrastTexts, PairsFile, SystemPair, TextPair
 from subvene.specs.positions import FirstTokens, LastTokens, Positions, TokenIndices
-from subvene.specs.recipes import AnyRecipe, MeanDifferenceSpec
+from subvene.specs.questions import QuestionsSpec
+from subvene.specs.recipes import AnyRecipe, ITISpec, MeanDifferenceSpec
 from subvene.specs.schema import json_schema
 from subvene.specs.sites import SITES, Site
 from subvene.specs.tensors import TensorName, TensorRef, parse_tensor_name, tensor_name
@@ -30,23 +46,30 @@ __all__ = [
     "AblationSpec",
     "AnyEvaluation",
     "AnyIntervention",
+    "AnyJudge",
     "AnyRecipe",
     "CappingSpec",
+    "ConditionEvaluation",
     "ContrastSpec",
     "ContrastSystems",
     "ContrastTexts",
+    "DivergenceSpec",
     "ExperimentSpec",
     "FirstTokens",
     "HeadDirectionSpec",
+    "ITISpec",
     "InterventionSpec",
     "LastTokens",
     "LowRankEditSpec",
     "MeanDifferenceSpec",
     "ModelSpec",
+    "OpenAIJudgeSpec",
     "PairsFile",
     "Positions",
     "Problem",
     "PyveneSpec",
+    "QuestionsSpec",
+    "ReferenceJudgeSpec",
     "SamplesSpec",
     "Site",
     "SpecError",
@@ -56,7 +79,11 @@ __all__ = [
     "TensorName",
     "TensorRef",
     "TextPair",
+    "TextsSpec",
     "TokenIndices",
+    "TrainedJudgeSpec",
+    "TransformersJudgeSpec",
+    "TruthfulQASpec",
     "dump_spec",
     "json_schema",
     "load_pairs",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Annotated, Literal, TypeVar
 
-from annotated_types import Ge, Le, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, AllowInfNan, Strict, StringConstraints
 from pydantic_core import PydanticCustomError
 
@@ -46,6 +46,9 @@ AnyIndex = Annotated[
 # Keys of a JSON mapping are always text, hence not strict.
 LayerKey = Annotated[int, Ge(0), Le(_LARGEST), Expect("a layer, an integer >= 0")]
 Finite = Annotated[_RawFloat, Expect("a finite number")]
+Fraction = Annotated[
+    float, Strict(), Gt(0), Lt(1), AllowInfNan(False), Expect("a number between 0 and 1, both left out")
+]
 
 Text = Annotated[str, MinLen(1), Expect("non-empty text")]
 Identifier = Annotated[
@@ -85,3 +88,10 @@ AllOrIndices = Annotated[
     Shaped(_list_or_scalar, _CHOICE),
 ]
 """``all``, or chosen 0-based indices."""
+
+Seeds = Annotated[
+    tuple[Seed, ...],
+    MinLen(1),
+    AfterValidator(_different),
+    Expect("a non-empty list of different integers >= 0"),
+]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from subvene.specs import SubveneError
+
 Aspect = Literal["truth", "info"]
 
 
@@ -42,6 +44,10 @@ class Judgement:
     reason: str | None = None
 
 
+class JudgeError(SubveneError):
+    """A judge cannot work; the message says what is missing and what to do."""
+
+
 class Judge(ABC):
     """Says of answers whether they are true, and whether they are informative."""
 
@@ -68,3 +74,11 @@ class Judge(ABC):
     def usage(self) -> dict[str, Any]:
         """JSON values: requests, tokens, cost so far; empty for a judge that costs nothing."""
         return {}
+
+    def held_out(self, question: str) -> bool | None:
+        """Whether the judge was fitted without this question: only such labels say what it is worth.
+
+        Returns:
+            True or False where the judge knows its own training questions, None where nobody knows.
+        """
+        return None

@@ -3,13 +3,25 @@
 from typing import Annotated
 
 from subvene.specs._flaws import Named
-from subvene.specs.evaluations.base import BaseEvaluation
+from subvene.specs.evaluations.base import BaseEvaluation, CoefficientEvaluation, ConditionEvaluation
 from subvene.specs.evaluations.contrast import ContrastSpec
+from subvene.specs.evaluations.divergence import DivergenceSpec, TextsSpec
 from subvene.specs.evaluations.samples import SamplesSpec
+from subvene.specs.evaluations.truthfulqa import TruthfulQASpec
 
 AnyEvaluation = Annotated[
-    SamplesSpec | ContrastSpec,
+    SamplesSpec | ContrastSpec | TruthfulQASpec | DivergenceSpec,
     Named("kind"),
 ]
 
-__all__ = ["AnyEvaluation", "BaseEvaluation", "ContrastSpec", "SamplesSpec"]
+__all__ = [
+    "AnyEvaluation",
+    "BaseEvaluation",
+    "CoefficientEvaluation",
+    "ConditionEvaluation",
+    "ContrastSpec",
+    "DivergenceSpec",
+    "SamplesSpec",
+    "TextsSpec",
+    "TruthfulQASpec",
+]

@@ -1,4 +1,4 @@
-"""What every evaluation has: the coefficients at which it looks."""
+"""What evaluations have in common."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from subvene.specs._base import SpecModel
-from subvene.specs._fields import FiniteList
+from subvene.specs._fields import FiniteList, Seeds
 
 
 class BaseEvaluation(SpecModel):
@@ -15,7 +15,19 @@ class BaseEvaluation(SpecModel):
 
     expects: ClassVar[str] = "a mapping with `kind`"
 
+
+class CoefficientEvaluation(BaseEvaluation):
+    """An evaluation that looks at several coefficients of one fit."""
+
     coefficients: FiniteList = Field(
         description="Finite numbers, all different, that take the place of the interventions' strengths, one "
         "after the other; 0 is the untouched model."
+    )
+
+
+class ConditionEvaluation(BaseEvaluation):
+    """An evaluation that compares conditions, seeds and folds."""
+
+    seeds: Seeds | None = Field(
+        default=None, description="The seeds it is done for; left out: all of the experiment's."
     )

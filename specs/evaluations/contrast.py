@@ -7,11 +7,11 @@ from typing import Literal
 from pydantic import Field
 
 from subvene.specs._fields import Count
-from subvene.specs.evaluations.base import BaseEvaluation
+from subvene.specs.evaluations.base import CoefficientEvaluation
 from subvene.specs.pairs import ContrastTextPairs
 
 
-class ContrastSpec(BaseEvaluation):
+class ContrastSpec(CoefficientEvaluation):
     """Mean log-probability of the trait-consistent answers minus that of the opposed ones."""
 
     kind: Literal["contrast"] = Field(

@@ -9,10 +9,10 @@ from pydantic import Field
 
 from subvene.specs._fields import Count, Text
 from subvene.specs._flaws import Expect
-from subvene.specs.evaluations.base import BaseEvaluation
+from subvene.specs.evaluations.base import CoefficientEvaluation
 
 
-class SamplesSpec(BaseEvaluation):
+class SamplesSpec(CoefficientEvaluation):
     """Generates a response to every prompt at every coefficient, for people to read."""
 
     kind: Literal["samples"] = Field(default="samples", description="Responses to read.")

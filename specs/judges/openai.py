@@ -19,7 +19,8 @@ class OpenAIJudgeSpec(BaseJudge):
 
     kind: Literal["openai"] = Field(default="openai", description="An OpenAI-compatible endpoint.")
     base_url: Text | None = Field(
-        default=None, description="The endpoint, `http://…/v1`; left out: $OPENAI_BASE_URL, else OpenAI's own."
+        default=None,
+        description="The endpoint, `http://…/v1`; left out: $OPENAI_BASE_URL, else OpenAI's own.",
     )
     api_key_env: Text = Field(
         default="OPENAI_API_KEY", description="The environment variable that holds the key."

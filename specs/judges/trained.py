@@ -15,5 +15,6 @@ class TrainedJudgeSpec(BaseJudge):
 
     kind: Literal["trained"] = Field(default="trained", description="The classifier that ships with subvene.")
     folder: Text | None = Field(
-        default=None, description="A judge of your own, as `subvene judge fit` writes it; left out: the shipped one."
+        default=None,
+        description="A judge of your own, as `subvene judge fit` writes it; left out: the shipped one.",
     )

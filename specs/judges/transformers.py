@@ -16,5 +16,7 @@ class TransformersJudgeSpec(BaseJudge):
 
     kind: Literal["transformers"] = Field(default="transformers", description="A local causal LM.")
     truth_model: ModelSpec = Field(description="The model that judges truth.")
-    info_model: ModelSpec = Field(description="The model that judges informativeness; it may be the same one.")
+    info_model: ModelSpec = Field(
+        description="The model that judges informativeness; it may be the same one."
+    )
     batch_size: Count = Field(default=16, description="Answers per forward pass.")

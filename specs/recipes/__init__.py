@@ -4,11 +4,12 @@ from typing import Annotated
 
 from subvene.specs._flaws import Named
 from subvene.specs.recipes.base import BaseRecipe
+from subvene.specs.recipes.iti import ITISpec
 from subvene.specs.recipes.mean_difference import MeanDifferenceSpec
 
 AnyRecipe = Annotated[
-    MeanDifferenceSpec,
+    MeanDifferenceSpec | ITISpec,
     Named("recipe"),
 ]
 
-__all__ = ["AnyRecipe", "BaseRecipe", "MeanDifferenceSpec"]
+__all__ = ["AnyRecipe", "BaseRecipe", "ITISpec", "MeanDifferenceSpec"]
