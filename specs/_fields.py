@@ -20,7 +20,7 @@ _LARGEST = 2**63 - 1
 _Values = TypeVar("_Values", bound=tuple[Hashable, ...])
 
 
-def _different(values: _Values) -> _Values:
+def different(values: _Values) -> _Values:
     if len(set(values)) != len(values):
         raise PydanticCustomError("repeated", "repeated")
     return values
@@ -59,19 +59,19 @@ Identifier = Annotated[
 Indices = Annotated[
     tuple[Index, ...],
     MinLen(1),
-    AfterValidator(_different),
+    AfterValidator(different),
     Expect("a non-empty list of different integers >= 0"),
 ]
 SignedIndices = Annotated[
     tuple[AnyIndex, ...],
     MinLen(1),
-    AfterValidator(_different),
+    AfterValidator(different),
     Expect("a non-empty list of different integers"),
 ]
 FiniteList = Annotated[
     tuple[Finite, ...],
     MinLen(1),
-    AfterValidator(_different),
+    AfterValidator(different),
     Expect("a non-empty list of different finite numbers"),
 ]
 
@@ -92,6 +92,6 @@ AllOrIndices = Annotated[
 Seeds = Annotated[
     tuple[Seed, ...],
     MinLen(1),
-    AfterValidator(_different),
+    AfterValidator(different),
     Expect("a non-empty list of different integers >= 0"),
 ]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import MinLen
 from pydantic import AfterValidator, Field
 
-from subvene.specs._fields import Count, Text, _different
+from subvene.specs._fields import Count, Text, different
 from subvene.specs._flaws import Expect
 from subvene.specs.evaluations.base import ConditionEvaluation
 from subvene.specs.judges import AnyJudge, TrainedJudgeSpec
@@ -24,7 +24,7 @@ class TruthfulQASpec(ConditionEvaluation):
     measure: Annotated[
         tuple[Literal["multiple_choice", "generation"], ...],
         MinLen(1),
-        AfterValidator(_different),
+        AfterValidator(different),
         Expect(_MEASURES),
     ] = Field(
         default=("multiple_choice", "generation"),
@@ -32,8 +32,8 @@ class TruthfulQASpec(ConditionEvaluation):
     )
     preset: Literal["qa", "instruction_qa", "chat"] = Field(
         default="instruction_qa",
-        description="What stands before a question: `qa` the primer; `instruction_qa` the instruction, a blank "
-        "line and the primer; `chat` the model's template with the instruction as the system prompt.",
+        description="What stands before a question: `qa` the primer; `instruction_qa` the instruction, a "
+        "blank line and the primer; `chat` the model's template with the instruction as the system prompt.",
     )
     primer: Text | None = Field(
         default=None,

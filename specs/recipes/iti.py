@@ -53,8 +53,8 @@ class SoftHeads(_Selection):
 
     rule: Literal["soft"] = Field(
         default="soft",
-        description="Every head, its direction multiplied by ((accuracy - chance) / (best - chance))^power, 0 "
-        "below chance; chance is the share of the commoner label.",
+        description="Every head, its direction multiplied by ((accuracy - chance) / (best - chance))^power, "
+        "0 below chance; chance is the share of the commoner label.",
     )
     power: Annotated[float, Strict(), Gt(0), AllowInfNan(False), Expect("a number above 0")] = Field(
         default=1.0, description="The larger it is, the more the best heads count."
@@ -77,7 +77,8 @@ class ITISpec(BaseRecipe):
     )
     probe: Literal["linear", "mlp"] = Field(
         default="linear",
-        description="What ranks the heads: logistic regression, or a perceptron with a hidden layer (NL-ITI).",
+        description="What ranks the heads: logistic regression, or a perceptron with one hidden layer "
+        "(NL-ITI).",
     )
     last_n: Count = Field(
         default=1,
