@@ -18,7 +18,7 @@ from subvene.runner.intervenable import IntervenableModel
 from subvene.runner.model import load_config, load_model, with_overrides
 from subvene.runner.receipt import Receipt
 from subvene.runner.text import Messages, pad, pad_id_of, prompt_ids
-from subvene.specs import InterventionSpec, load_spec
+from subvene.specs import InterventionSpec, ModelSpec, load_spec
 
 
 class IntervenedModel:
@@ -131,6 +131,21 @@ class IntervenedModel:
             tensors=loaded.tensors,
             provenance=loaded.provenance,
         )
+
+    @classmethod
+    def plain(cls, model: torch.nn.Module, tokenizer: Any = None, *, name: str = "plain") -> Self:
+        """A model without interventions, to be measured beside edited ones: it is always disabled.
+
+        Args:
+            model: a transformers model, such as a baked checkpoint.
+            tokenizer: its tokenizer.
+            name: what its spec calls it.
+        """
+        # Not a spec that a file could hold: it declares no intervention.
+        spec = InterventionSpec.model_construct(subvene=1, model=ModelSpec(name=name), interventions=())
+        plain = cls(spec, model, tokenizer, intervenable=IntervenableModel([], model, ()))
+        plain._disabled = 1
+        return plain
 
     @property
     def receipt(self) -> Receipt | None:

@@ -3,6 +3,7 @@
 This package imports neither torch nor transformers.
 """
 
+from subvene.specs.conditions import ChooseSpec, ConditionSpec
 from subvene.specs.dumping import dump_spec
 from subvene.specs.errors import Problem, SpecError, SubveneError
 from subvene.specs.evaluations import (
@@ -40,6 +41,7 @@ from subvene.specs.recipes import AnyRecipe, ITISpec, MeanDifferenceSpec
 from subvene.specs.schema import json_schema
 from subvene.specs.sites import SITES, Site
 from subvene.specs.tensors import TensorName, TensorRef, parse_tensor_name, tensor_name
+from subvene.specs.variants import intervention_name, points, variant
 
 __all__ = [
     "SITES",
@@ -49,7 +51,9 @@ __all__ = [
     "AnyJudge",
     "AnyRecipe",
     "CappingSpec",
+    "ChooseSpec",
     "ConditionEvaluation",
+    "ConditionSpec",
     "ContrastSpec",
     "ContrastSystems",
     "ContrastTexts",
@@ -85,11 +89,14 @@ __all__ = [
     "TransformersJudgeSpec",
     "TruthfulQASpec",
     "dump_spec",
+    "intervention_name",
     "json_schema",
     "load_pairs",
     "load_spec",
     "parse_spec",
     "parse_tensor_name",
+    "points",
     "resolve_pairs",
     "tensor_name",
+    "variant",
 ]

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from subvene.specs._flaws import Expect, Flaw, literal_options, nearest, one_of, refuse, relay
 
-_FIRST = ("subvene", "kind", "recipe", "name", "class_name")
+_FIRST = ("subvene", "kind", "recipe", "rule", "name", "class_name")
 _LAST = ("positions",)
 
 

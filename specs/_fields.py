@@ -21,6 +21,7 @@ _Values = TypeVar("_Values", bound=tuple[Hashable, ...])
 
 
 def different(values: _Values) -> _Values:
+    """Returns the values; refuses them if one comes twice."""
     if len(set(values)) != len(values):
         raise PydanticCustomError("repeated", "repeated")
     return values

@@ -14,6 +14,8 @@ from subvene.specs.document import Format
 from subvene.specs.experiment import ExperimentSpec, InterventionSpec
 from subvene.specs.tensors import TensorRef
 
+_TAGS = ("kind", "recipe", "rule")
+
 
 def dump_spec(spec: InterventionSpec, format: Format = "yaml") -> str:
     """Writes a spec as text that reads back to an equal spec.
@@ -49,8 +51,13 @@ def _mapping(model: SpecModel) -> dict[str, Any]:
     for name in type(model).field_order():
         field = type(model).model_fields[name]
         value = getattr(model, name)
-        unset = name not in model.model_fields_set or value is None
-        if unset and not field.is_required() and value == field.default and name not in ("kind", "recipe"):
+        unset = (name not in model.model_fields_set or value is None) and name not in _TAGS
+        if (
+            unset
+            and not field.is_required()
+            and value == field.default
+            and name not in ("kind", "recipe", "rule")
+        ):
             continue
         data[field.serialization_alias or name] = _plain(value)
     return data

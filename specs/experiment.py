@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal, Self
 
-from annotated_types import MinLen
-from pydantic import BeforeValidator, Field, model_validator
+from annotated_types import Ge, Le, MinLen
+from pydantic import BeforeValidator, Field, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
 from subvene.specs._base import SpecModel
-from subvene.specs._fields import Seed, Text
+from subvene.specs._fields import Seed, Seeds, Text
 from subvene.specs._flaws import Expect, Flaw, Loc, refuse
-from subvene.specs.evaluations import AnyEvaluation
+from subvene.specs.conditions import ConditionSpec
+from subvene.specs.evaluations import AnyEvaluation, ConditionEvaluation, TruthfulQASpec
 from subvene.specs.interventions import AnyIntervention
 from subvene.specs.model import ModelSpec
-from subvene.specs.recipes import AnyRecipe
+from subvene.specs.recipes import AnyRecipe, ITISpec
 from subvene.specs.tensors import TensorRef
+from subvene.specs.variants import condition_flaws
+
+Folds = Annotated[int, Strict(), Ge(2), Le(100), Expect("an integer from 2 to 100")]
 
 SOURCE_OF_TENSORS = "`file`, since this file has no `fit:`"
 
@@ -67,7 +71,21 @@ class ExperimentSpec(InterventionSpec):
         default=None, description="How tensors without a `file` come about; left out: all of them are stored."
     )
     evaluate: tuple[AnyEvaluation, ...] = Field(default=(), description="What is measured, in this order.")
+    conditions: tuple[ConditionSpec, ...] = Field(
+        default=(),
+        description="The arms that are compared; left out: the untouched model and the interventions as they "
+        "stand.",
+    )
     seed: Seed = Field(default=0, description="Seed of everything that is drawn at random.")
+    seeds: Seeds | None = Field(
+        default=None,
+        description="Several seeds in place of `seed`, each a fit and a measurement.",
+    )
+    folds: Folds | None = Field(
+        default=None,
+        description="Number of folds of the questions: each fold is tested with a fit that saw only the "
+        "others. A question's fold depends on its own text alone.",
+    )
     output: Text | None = Field(
         default=None, description="Folder for the results, relative to the working directory."
     )
@@ -86,6 +104,57 @@ class ExperimentSpec(InterventionSpec):
         if flaws:
             refuse("ExperimentSpec", flaws)
         return self
+
+    @property
+    def compares_conditions(self) -> bool:
+        """Whether this is a comparison of conditions, rather than a look at some coefficients of one fit."""
+        return any(isinstance(evaluation, ConditionEvaluation) for evaluation in self.evaluate)
+
+    @model_validator(mode="after")
+    def _conditions_can_be_compared(self) -> Self:
+        flaws = list(self._flaws_of_a_comparison())
+        if not flaws and self.conditions:
+            flaws = list(condition_flaws(self))
+        if flaws:
+            refuse("ExperimentSpec", flaws)
+        return self
+
+    def _flaws_of_a_comparison(self) -> Iterator[Flaw]:
+        if self.seeds is not None and "seed" in self.model_fields_set:
+            yield Flaw(("seeds",), "either `seed` or `seeds`", None, found="both")
+        if not self.compares_conditions:
+            for field in ("conditions", "seeds", "folds"):
+                if getattr(self, field):
+                    kinds = "truthfulqa or divergence"
+                    expected = f"nothing, since no entry of `evaluate` compares conditions ({kinds})"
+                    yield Flaw((field,), expected, None, found=f"`{field}`")
+            return
+        for i, evaluation in enumerate(self.evaluate):
+            if not isinstance(evaluation, ConditionEvaluation):
+                expected = (
+                    "an evaluation that compares conditions, as other entries do (in a file of its own, "
+                )
+                yield Flaw(("evaluate", i), f"{expected}this one is fine)", None, found=evaluation.kind)
+                continue
+            for seed in evaluation.seeds or ():
+                if seed not in self.all_seeds:
+                    expected = f"seeds of the experiment: {', '.join(map(str, self.all_seeds))}"
+                    yield Flaw(("evaluate", i, "seeds"), expected, evaluation.seeds)
+                    break
+        if self.folds is not None and not isinstance(self.fit, ITISpec):
+            expected = "nothing, since no `fit:` learns from questions"
+            yield Flaw(("folds",), expected, self.folds)
+        chosen = [i for i, condition in enumerate(self.conditions) if condition.choose is not None]
+        questions = any(isinstance(evaluation, TruthfulQASpec) for evaluation in self.evaluate)
+        for i in chosen:
+            if not questions or not isinstance(self.fit, ITISpec):
+                expected = "nothing, since it needs `fit: {recipe: iti}` and a truthfulqa evaluation"
+                yield Flaw(("conditions", i, "choose"), expected, None, found="choose")
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds: `seeds`, or the one `seed`."""
+        return self.seeds if self.seeds is not None else (self.seed,)
 
 
 OWN_FIELDS = tuple(name for name in ExperimentSpec.model_fields if name not in InterventionSpec.model_fields)

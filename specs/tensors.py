@@ -3,13 +3,15 @@
 A stored tensor is named in full, ``{key}.{site}[{layer}]`` with an optional ``.{part}``, so that no reader
 has to guess which layer the first row stands for:
 
-==================================  ====================================================
-``sycophantic.block_output[19]``    a direction, shape ``[width]``
-``iti.attention_heads[12]``         directions of every head, ``[n_heads, head_dim]``
-``iti.attention_heads[12].sigma``   their standard deviations, ``[n_heads]`` (optional)
-``edit.attention_heads[12].a``      reading factors, ``[rank, n_heads*head_dim]``
-``edit.attention_heads[12].b``      writing factors, ``[rank, n_heads*head_dim]``
-==================================  ====================================================
+========================================  ====================================================
+``sycophantic.block_output[19]``          a direction, shape ``[width]``
+``iti.attention_heads[12]``               directions of every head, ``[n_heads, head_dim]``
+``iti.attention_heads[12].sigma``         their standard deviations, ``[n_heads]`` (optional)
+``iti.attention_heads[12].probe_weight``  their linear probes, ``[n_heads, head_dim]`` (optional)
+``iti.attention_heads[12].probe_bias``    the probes' intercepts, ``[n_heads]`` (with the former)
+``edit.attention_heads[12].a``            reading factors, ``[rank, n_heads*head_dim]``
+``edit.attention_heads[12].b``            writing factors, ``[rank, n_heads*head_dim]``
+========================================  ====================================================
 
 The one exception is the state of a ``pyvene`` intervention, named ``{key}.{parameter}`` after pyvene's own
 parameters, since its component may be no site of ours.
@@ -79,7 +81,7 @@ def tensor_name(key: str, site: Site, layer: int, part: str | None = None) -> st
         key: What the tensor is, such as ``sycophantic``.
         site: The site that it belongs to.
         layer: The 0-based index of the decoder block.
-        part: Which of several tensors of this place: ``sigma``, ``a``, ``b``.
+        part: Which of several tensors of this place: ``sigma``, ``probe_weight``, ``a``, ``b``, ….
 
     Raises:
         ValueError: A part of the name is not valid, so that it could not be read back.

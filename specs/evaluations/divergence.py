@@ -19,7 +19,7 @@ class TextsSpec(SpecModel):
 
     file: Text | None = Field(
         default=None,
-        description="A .txt file (a paragraph is a text), .jsonl or .json, relative to the folder of this spec.",
+        description="A .txt file (a paragraph is a text), .jsonl or .json, relative to this spec's folder.",
     )
     dataset: Text | None = Field(default=None, description="A Hub dataset id.")
     subset: Text | None = Field(default=None, description="The dataset's configuration.")

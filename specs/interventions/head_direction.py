@@ -15,7 +15,10 @@ from subvene.specs.tensors import TensorRef
 
 
 class HeadDirectionSpec(BaseIntervention):
-    """Inference-time intervention: o_h ← o_h + α·σ_h·θ̂_h at chosen heads (Li et al., 2023)."""
+    """Inference-time intervention: o_h ← o_h + α·σ_h·θ̂_h at chosen heads (Li et al., 2023).
+
+    With self-monitored strength (SMITIN, Koo et al., 2024; ACT, Wang et al., 2024) α becomes α·(1 − p).
+    """
 
     kind: Literal["head_direction"] = Field(default="head_direction", description="Head directions (ITI).")
     directions: TensorRef = Field(
@@ -23,6 +26,13 @@ class HeadDirectionSpec(BaseIntervention):
         "with the standard deviations σ folded in or stored beside them as `….sigma` of shape [n_heads]."
     )
     strength: Strength = Field(description=f"α. {STRENGTH}")
+    adaptive: Literal["none", "one_minus_p"] = Field(
+        default="none",
+        description="`one_minus_p`: self-monitored strength, α·(1 - p) for each token and head, where p = "
+        "sigmoid(⟨w_h, o_h⟩ + b_h) is the probability that the head's probe gives the activation before the "
+        "edit. The probes are stored beside the directions, as `….probe_weight` of shape [n_heads, head_dim] "
+        "and `….probe_bias` of shape [n_heads]. `none`: α everywhere.",
+    )
     heads: (
         Annotated[
             dict[LayerKey, Indices], MinLen(1), Expect("a non-empty mapping from layers to lists of heads")

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from annotated_types import Gt
-from pydantic import AllowInfNan, Field, Strict
+from annotated_types import Ge, Gt, Le
+from pydantic import AllowInfNan, Field, Strict, model_validator
 
-from subvene.specs._fields import Count, Text
-from subvene.specs._flaws import Expect
+from subvene.specs._fields import Count, Text, full_match
+from subvene.specs._flaws import Expect, Flaw, refuse
 from subvene.specs.judges.base import BaseJudge
 
 _Seconds = Annotated[float, Strict(), Gt(0), AllowInfNan(False), Expect("a number of seconds above 0")]
+_Price = Annotated[float, Strict(), Ge(0), AllowInfNan(False), Expect("a price >= 0 per million tokens")]
+_Url = Annotated[
+    str,
+    full_match(r"https?://[^\s/?#]+(/[^\s?#]*)?"),
+    Expect("the URL of an endpoint, such as `http://127.0.0.1:8080/v1`"),
+]
+_Variable = Annotated[
+    str, full_match(r"[A-Za-z_][A-Za-z0-9_]*"), Expect("the name of an environment variable, not a key")
+]
+_Top = Annotated[int, Strict(), Ge(0), Le(1000), Expect("an integer from 0 to 1000")]
 
 
 class OpenAIJudgeSpec(BaseJudge):
     """GPT-judge (Lin et al., 2022): fine-tuned completion models, or a chat model that is asked."""
 
     kind: Literal["openai"] = Field(default="openai", description="An OpenAI-compatible endpoint.")
-    base_url: Text | None = Field(
+    base_url: _Url | None = Field(
         default=None,
         description="The endpoint, `http://…/v1`; left out: $OPENAI_BASE_URL, else OpenAI's own.",
     )
-    api_key_env: Text = Field(
-        default="OPENAI_API_KEY", description="The environment variable that holds the key."
+    api_key_env: _Variable = Field(
+        default="OPENAI_API_KEY",
+        description="The environment variable that holds the key; a server on this machine needs none.",
     )
     form: Literal["completions", "chat"] = Field(
         default="completions",
@@ -32,6 +43,32 @@ class OpenAIJudgeSpec(BaseJudge):
     )
     truth_model: Text = Field(description="The model that judges truth.")
     info_model: Text = Field(description="The model that judges informativeness; it may be the same one.")
+    references: bool = Field(
+        default=True,
+        description="Show a chat model the question's true and false reference answers; false for a model "
+        "that `subvene judge finetune` made, which was not shown any.",
+    )
+    top_logprobs: _Top | None = Field(
+        default=None,
+        description="Likeliest first tokens to ask for; left out: 5 for completions, 20 for chat. 0 (chat "
+        "only) asks for none and reads the reply's text, for servers that give no log-probabilities.",
+    )
     concurrency: Count = Field(default=8, description="Requests under way at a time.")
-    max_retries: Count = Field(default=6, description="Further tries after 429, 5xx and timeouts.")
+    max_retries: Count = Field(default=6, description="Further tries after 429, 5xx, timeouts and drops.")
     timeout: _Seconds = Field(default=60.0, description="Seconds until a request counts as lost.")
+    input_price: _Price | None = Field(
+        default=None,
+        description="Price per million prompt tokens; with `output_price`, the cost is reported.",
+    )
+    output_price: _Price | None = Field(default=None, description="Price per million reply tokens.")
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        if self.form == "completions" and self.top_logprobs == 0:
+            expected = "an integer >= 1, since completions are read by their log-probabilities"
+            refuse("OpenAIJudgeSpec", [Flaw(("top_logprobs",), expected, 0)])
+        if (self.input_price is None) != (self.output_price is None):
+            given = "input_price" if self.output_price is None else "output_price"
+            expected = "`input_price` and `output_price` together"
+            refuse("OpenAIJudgeSpec", [Flaw((given,), expected, None, found=f"{given} alone")])
+        return self

@@ -1,0 +1,156 @@
+"""Variants: the experiment that one condition, at one point of its sweep, stands for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from subvene.specs._flaws import Flaw, Loc, nearest, one_of
+from subvene.specs.conditions import ConditionSpec
+
+if TYPE_CHECKING:
+    from subvene.specs.experiment import ExperimentSpec
+
+Point = Mapping[str, Any]
+"""Fields by path, such as ``iti.strength``, with their values."""
+
+
+class UnknownPathError(ValueError):
+    """A path of a condition leads to no field."""
+
+    def __init__(self, expected: str, found: str, hint: str | None = None) -> None:
+        super().__init__(f"expected {expected}, found {found!r}")
+        self.expected, self.found, self.hint = expected, found, hint
+
+
+def intervention_name(spec: ExperimentSpec, i: int) -> str:
+    """Returns what the i-th intervention is called: its name, or its kind and place in the file."""
+    declared = spec.interventions[i]
+    return declared.name or f"{declared.kind}_{i}"
+
+
+def chain(spec: ExperimentSpec, condition: ConditionSpec) -> list[ConditionSpec]:
+    """Returns the conditions that one starts from, the first first, and itself."""
+    by_name = {other.name: other for other in spec.conditions}
+    links = [condition]
+    while links[0].like is not None:
+        links.insert(0, by_name[links[0].like])
+    return links
+
+
+def points(condition: ConditionSpec) -> list[dict[str, Any]]:
+    """Returns the points of a condition's sweep; one without any field if it has none."""
+    sweep = condition.sweep or {}
+    return [dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
+
+
+def variant(
+    spec: ExperimentSpec, condition: ConditionSpec, point: Point, inherited: Mapping[str, Point] | None = None
+) -> ExperimentSpec | None:
+    """Returns the experiment of one condition at one point, without conditions; None for the untouched model.
+
+    Args:
+        spec: The experiment.
+        condition: One of its conditions.
+        point: Values of the condition's own sweep.
+        inherited: By name of an earlier condition that this one starts from, the point chosen for it.
+
+    Raises:
+        UnknownPathError: A path leads to no field.
+        ValidationError: A value does not fit its field.
+    """
+    # Only what was set: some fields may not be given together, though each has a default.
+    data = spec.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude={"conditions"})
+    defaults = spec.model_dump(mode="json", by_alias=True)
+    names = [intervention_name(spec, i) for i in range(len(spec.interventions))]
+    by_name = dict(zip(names, data["interventions"], strict=True))
+    roots = {**by_name, "fit": data["fit"]} if data.get("fit") else by_name
+    all_roots = {**dict(zip(names, defaults["interventions"], strict=True)), "fit": defaults["fit"]}
+    chosen: tuple[str, ...] = tuple(names)
+    for link in chain(spec, condition):
+        own = point if link is condition else (inherited or {}).get(link.name, {})
+        for path, value in {**link.set, **own}.items():
+            _put(roots, all_roots, path, value)
+        if link.interventions != "all":
+            chosen = link.interventions
+    if not chosen:
+        return None
+    data["interventions"] = [by_name[name] for name in names if name in chosen]
+    return type(spec).model_validate(data)
+
+
+def _put(roots: dict[str, Any], defaults: dict[str, Any], path: str, value: Any) -> None:
+    head, *rest = path.split(".")
+    if head not in roots or not rest:
+        expected = f"a path such as `{next(iter(roots))}.FIELD`, which begins with {one_of(roots)}"
+        raise UnknownPathError(expected, path, nearest(head, roots))
+    place, default = roots[head], defaults[head]
+    for key in rest[:-1]:
+        # A default that the file leaves out may be entered too: `fit.select.k` where `select` is not given.
+        default = default.get(key, {})
+        place = place.setdefault(key, dict(default) if isinstance(default, dict) else default)
+        if not isinstance(place, dict) or not isinstance(default, dict):
+            raise UnknownPathError(f"a mapping at `{key}`", path)
+    place[rest[-1]] = value
+
+
+def condition_flaws(spec: ExperimentSpec) -> Iterator[Flaw]:
+    """Yields what is wrong with the conditions of an experiment whose other fields are valid."""
+    names = [intervention_name(spec, i) for i in range(len(spec.interventions))]
+    earlier: dict[str, ConditionSpec] = {}
+    for i, condition in enumerate(spec.conditions):
+        loc: Loc = ("conditions", i)
+        flaws = list(_own_flaws(condition, loc, names, earlier))
+        flaws = flaws or list(_value_flaws(spec, condition, loc))
+        yield from flaws
+        if flaws:
+            return  # what starts from a faulty condition cannot be checked
+        earlier[condition.name] = condition
+
+
+def _own_flaws(
+    condition: ConditionSpec, loc: Loc, names: list[str], earlier: Mapping[str, ConditionSpec]
+) -> Iterator[Flaw]:
+    if condition.name in earlier:
+        yield Flaw((*loc, "name"), "a name of its own, used by no earlier condition", condition.name)
+    if condition.like is not None:
+        if condition.like not in earlier:
+            expected = one_of(earlier) if earlier else "nothing, since no condition stands before this one"
+            hint = nearest(condition.like, earlier)
+            yield Flaw((*loc, "like"), expected, condition.like, hint=hint)
+            return
+        base = earlier[condition.like]
+        if base.sweep and base.choose is None:
+            yield Flaw((*loc, "like"), "a condition without `sweep`, or with `choose`", condition.like)
+    if condition.interventions != "all":
+        for j, name in enumerate(condition.interventions):
+            if name not in names:
+                yield Flaw((*loc, "interventions", j), one_of(names), name, hint=nearest(name, names))
+    if condition.choose is not None and condition.sweep is None:
+        yield Flaw((*loc, "choose"), "nothing, since there is no `sweep`", None, found="choose")
+    for path in condition.sweep or {}:
+        if path in condition.set:
+            yield Flaw((*loc, "set", path), "nothing, since `sweep` has this field", condition.set[path])
+
+
+def _value_flaws(spec: ExperimentSpec, condition: ConditionSpec, loc: Loc) -> Iterator[Flaw]:
+    candidates: list[tuple[Loc, dict[str, Any]]] = [((*loc, "set"), {})]
+    for path, values in (condition.sweep or {}).items():
+        candidates += [((*loc, "sweep", path, j), {path: value}) for j, value in enumerate(values)]
+    # A field that is swept is first of all what the file says: each value is tried on its own.
+    for place, point in candidates:
+        try:
+            variant(spec, condition, point)
+        except UnknownPathError as error:
+            yield Flaw(place[:-1] if point else place, error.expected, error.found, hint=error.hint)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            context = first.get("ctx", {})
+            where = ".".join(map(str, first["loc"]))
+            wanted = context.get("expected", first["msg"])
+            found = point or dict(condition.set)
+            yield Flaw(place, f"values that make a valid experiment ({where}: {wanted})", found)
+            return
