@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 
 from subvene.runner.cache import atomic_folder
+from subvene.runner.comparison.run import ComparisonResult, run_comparison
 from subvene.runner.evaluations import EVALUATIONS
 from subvene.runner.evaluations.contrast import contrast_texts
 from subvene.runner.fitting import fit
+from subvene.runner.identity import environment
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.reload import reload_difference
+from subvene.runner.report.tables import write_json
 from subvene.specs import ContrastSpec, ExperimentSpec, SamplesSpec, SubveneError, dump_spec, load_spec
 
 
@@ -49,8 +48,8 @@ def run_experiment(
     folder: str | os.PathLike[str] | None = None,
     on_step: Callable[[str, Any], None] | None = None,
     **overrides: Any,
-) -> ExperimentResult:
-    """Run an experiment file.
+) -> ExperimentResult | ComparisonResult:
+    """Run an experiment file; one that compares conditions goes to `subvene.runner.comparison`.
 
     Args:
         spec: an experiment spec or its path.
@@ -76,11 +75,13 @@ def run_experiment(
         spec = loaded
     folder = Path(folder or ".")
     target = Path(output or spec.output or Path("runs") / stem)
-    if target.exists() and not (target / "results.json").is_file() and not _is_empty_folder(target):
-        raise SubveneError(f"{target} exists and holds no results of an experiment; choose another --output")
     for declared in spec.evaluate:
         if isinstance(declared, ContrastSpec):
             contrast_texts(declared, folder)  # what is wrong with them is said before the work, not after it
+    if spec.compares_conditions:
+        return run_comparison(spec, output=target, folder=folder, on_step=on_step, **overrides)
+    if target.exists() and not (target / "results.json").is_file() and not _is_empty_folder(target):
+        raise SubveneError(f"{target} exists and holds no results of an experiment; choose another --output")
     step = on_step or (lambda what, value: None)
     transformers.set_seed(spec.seed)
 
@@ -113,23 +114,5 @@ def run_experiment(
     return ExperimentResult(target, target / "artifact", tuple(evaluations), difference, m)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader finds the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, to stand beside every measured number."""
-    packages = ("subvene", "pyvene", "torch", "transformers")
-    return {
-        "versions": {name: version(name) for name in packages},
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-    }

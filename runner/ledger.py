@@ -99,7 +99,14 @@ class Ledger:
         return digest(identity) in self.results
 
     def _append(self, record: dict[str, Any]) -> None:
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        except ValueError as error:
+            what = record["unit"].get("unit")
+            raise LedgerError(
+                f"{what}: a result is not finite, and nothing was recorded: an edit that is too strong for "
+                f"the model's dtype gives NaN; lower the strength or use float32 ({error})"
+            ) from error
         self._stream.write(line.encode())
         self._stream.flush()
         os.fsync(self._stream.fileno())

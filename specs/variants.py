@@ -103,7 +103,7 @@ def condition_flaws(spec: ExperimentSpec) -> Iterator[Flaw]:
     earlier: dict[str, ConditionSpec] = {}
     for i, condition in enumerate(spec.conditions):
         loc: Loc = ("conditions", i)
-        flaws = list(_own_flaws(condition, loc, names, earlier))
+        flaws = list(_own_flaws(spec, condition, loc, names, earlier))
         flaws = flaws or list(_value_flaws(spec, condition, loc))
         yield from flaws
         if flaws:
@@ -112,7 +112,11 @@ def condition_flaws(spec: ExperimentSpec) -> Iterator[Flaw]:
 
 
 def _own_flaws(
-    condition: ConditionSpec, loc: Loc, names: list[str], earlier: Mapping[str, ConditionSpec]
+    spec: ExperimentSpec,
+    condition: ConditionSpec,
+    loc: Loc,
+    names: list[str],
+    earlier: Mapping[str, ConditionSpec],
 ) -> Iterator[Flaw]:
     if condition.name in earlier:
         yield Flaw((*loc, "name"), "a name of its own, used by no earlier condition", condition.name)
@@ -123,8 +127,16 @@ def _own_flaws(
             yield Flaw((*loc, "like"), expected, condition.like, hint=hint)
             return
         base = earlier[condition.like]
+        if base.seeds is not None and not set(condition.seeds or spec.all_seeds) <= set(base.seeds):
+            expected = (
+                f"only seeds of {base.name!r}, which this starts from: {', '.join(map(str, base.seeds))}"
+            )
+            yield Flaw((*loc, "seeds"), expected, condition.seeds, found=f"{condition.seeds or 'all'}")
         if base.sweep and base.choose is None:
             yield Flaw((*loc, "like"), "a condition without `sweep`, or with `choose`", condition.like)
+    if not set(condition.seeds or ()) <= set(spec.all_seeds):
+        expected = f"seeds of the experiment: {', '.join(map(str, spec.all_seeds))}"
+        yield Flaw((*loc, "seeds"), expected, condition.seeds)
     if condition.interventions != "all":
         for j, name in enumerate(condition.interventions):
             if name not in names:

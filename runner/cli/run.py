@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from subvene.runner.cli._console import out, quiet_libraries, results
+from subvene.runner.cli._comparison import ComparisonStory, print_places
+from subvene.runner.cli._console import err, out, quiet_libraries, results
 from subvene.runner.cli._options import Json
 from subvene.runner.cli._source import experiment
 from subvene.runner.cli._words import positions_in_words, strength_in_words
@@ -42,13 +43,18 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run an experiment: fit, evaluate, save, and reload in a fresh process as a proof.
+    """Run an experiment: fit, evaluate, save.
 
-    The folder holds results.json, the spec and the artifact; it is written whole or not at all.
+    One that looks at coefficients is reloaded in a fresh process as a proof; its folder is written whole or
+    not at all. One that compares conditions, seeds and folds goes on where it was stopped when it is run
+    again with the same output.
     """
     declared = experiment(
         spec, "this is no experiment: it has neither `fit:` nor `evaluate:`; try `subvene generate`"
     )
+    if declared.compares_conditions:
+        _compare(spec, output, as_json)
+        return
     with results(as_json) as emit:
         from subvene.runner.experiment import run_experiment
 
@@ -61,6 +67,21 @@ def run(
             stored = json.loads((done.output / "results.json").read_text(encoding="utf-8"))
             emit({"output": str(done.output), "artifact": str(done.artifact), **stored})
         _check_reload(done.model, done.reload_difference)
+
+
+def _compare(spec: Path, output: Path | None, as_json: bool) -> None:
+    with results(as_json) as emit:
+        from subvene.runner.experiment import run_experiment
+
+        quiet_libraries()
+        with ComparisonStory(out(), err(), output) as story:
+            done = run_experiment(spec, output=output, on_step=story.step)
+        if as_json:
+            emit(
+                {"output": str(done.output), **json.loads((done.output / "results.json").read_text("utf-8"))}
+            )
+        else:
+            print_places(out(), done.output)
 
 
 def _check_reload(m: IntervenedModel, difference: float) -> None:

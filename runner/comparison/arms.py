@@ -1,0 +1,189 @@
+"""Arms: the model that one condition means for one seed and fold, fitted, compiled or baked when needed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from transformers import AutoModelForCausalLM
+
+from subvene.runner.cache import atomic_folder
+from subvene.runner.compile import load_tensors
+from subvene.runner.exports.checkpoint import save_baked
+from subvene.runner.fitting import fit
+from subvene.runner.identity import model_digest, tensors_digest, versions
+from subvene.runner.intervened import IntervenedModel
+from subvene.runner.ledger import Ledger, digest
+from subvene.runner.text import pad, pad_id_of
+from subvene.runner.truthfulqa.data import Question, data_sha256
+from subvene.specs import ExperimentSpec, ITISpec
+
+# How a result is computed; whoever changes that changes this number, and old units are done again.
+UNITS = 1
+_TENSORS, _PROVENANCE = "tensors.safetensors", "provenance.json"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One condition for one seed and fold.
+
+    Attributes:
+        variant: what is declared for it; None for the untouched model.
+        bake: whether the checkpoint that it is baked into is meant.
+        identity: what its results depend on, JSON values.
+        fitted: the ledger's record of its fit; None without one.
+        open: gives the model, for as long as its block lasts.
+    """
+
+    variant: ExperimentSpec | None
+    bake: bool
+    identity: dict[str, Any]
+    fitted: dict[str, Any] | None
+    open: Callable[[], contextlib.AbstractContextManager[IntervenedModel]]
+
+
+class Arms:
+    """Makes arms on one loaded model; a fit is a unit of work, done once for all that share it.
+
+    Args:
+        model: the loaded model.
+        tokenizer: its tokenizer.
+        ledger: where fits are recorded.
+        output: the run's folder.
+        folder: where relative files of the spec are looked for.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, tokenizer: Any, ledger: Ledger, output: Path, folder: Path
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self._ledger, self._output, self._folder = ledger, output, folder
+        self.base = {"model": model_digest(model), "versions": versions(), "units": UNITS}
+
+    def make(
+        self, variant: ExperimentSpec | None, seed: int, tuning: Sequence[Question] | None, *, bake: bool
+    ) -> Arm:
+        """The arm that a variant declares, its fit done.
+
+        Args:
+            variant: an experiment without conditions, or None for the untouched model.
+            seed: seed of the fit.
+            tuning: the questions that the fit may see; None where it does not learn from questions.
+            bake: measure the checkpoint that its interventions are baked into.
+        """
+        if variant is None:
+            return Arm(None, False, self.base, None, self._untouched)
+        fitted = None if variant.fit is None else self._fitted(variant, seed, tuning)
+        declared = [i.model_dump(mode="json", exclude={"name"}) for i in variant.interventions]
+        identity = self.base | {
+            "interventions": declared,
+            "tensors": None if fitted is None else fitted["tensors"],
+            "files": self._files(variant),
+            "baked": bake,
+        }
+
+        @contextlib.contextmanager
+        def opened() -> Iterator[IntervenedModel]:
+            m = self.compiled(variant, fitted)
+            if not bake:
+                yield m
+                return
+            with self._baked(m) as baked:
+                yield baked
+
+        return Arm(variant, bake, identity, fitted, opened)
+
+    def compiled(self, variant: ExperimentSpec, fitted: dict[str, Any] | None) -> IntervenedModel:
+        """The variant's interventions on the shared model."""
+        tensors, provenance = None, None
+        if fitted is not None:
+            folder = self._output / "fits" / fitted["folder"]
+            tensors = load_tensors(folder / _TENSORS)
+            provenance = json.loads((folder / _PROVENANCE).read_text(encoding="utf-8"))
+        return IntervenedModel.from_spec(
+            variant,
+            model=self.model,
+            tokenizer=self.tokenizer,
+            tensors=tensors,
+            provenance=provenance,
+            folder=self._folder,
+        )
+
+    @contextlib.contextmanager
+    def _untouched(self) -> Iterator[IntervenedModel]:
+        yield IntervenedModel.plain(self.model, self.tokenizer)
+
+    @contextlib.contextmanager
+    def _baked(self, m: IntervenedModel) -> Iterator[IntervenedModel]:
+        # What is measured is what a user would load: the checkpoint, read back by transformers.
+        with tempfile.TemporaryDirectory(dir=self._output, prefix=".baked-") as temporary:
+            saved = save_baked(m, Path(temporary) / "checkpoint")
+            model = AutoModelForCausalLM.from_pretrained(saved, dtype=m.model.dtype)
+            model.to(m.model.device).eval()
+            yield IntervenedModel.plain(model, self.tokenizer, name="baked")
+
+    def _fitted(
+        self, variant: ExperimentSpec, seed: int, tuning: Sequence[Question] | None
+    ) -> dict[str, Any]:
+        recipe = variant.fit
+        if recipe is None:
+            raise ValueError("this variant has no fit")
+        on_questions = isinstance(recipe, ITISpec)
+        identity = self.base | {
+            "unit": "fit",
+            "recipe": recipe.model_dump(mode="json", exclude={"data", "batch_size"}),
+            "data": data_sha256(tuning or ()) if on_questions else None,
+            "seed": seed,
+        }
+        name = digest(identity)[:16]
+        folder = self._output / "fits" / name
+        if self._ledger.has(identity) and not (folder / _TENSORS).is_file():
+            # The record is there and its tensors were deleted: the fit is deterministic, so it is done again.
+            self._fit(variant, seed, tuning if on_questions else None, folder)
+        return self._ledger.do(
+            identity,
+            lambda: {"folder": name, **self._fit(variant, seed, tuning if on_questions else None, folder)},
+        )
+
+    def _fit(
+        self, variant: ExperimentSpec, seed: int, tuning: Sequence[Question] | None, folder: Path
+    ) -> dict[str, Any]:
+        m = fit(
+            variant,
+            model=self.model,
+            tokenizer=self.tokenizer,
+            folder=self._folder,
+            seed=seed,
+            work=self._output / "work",
+            data=tuning,
+        )
+        with atomic_folder(folder) as temporary:
+            safetensors.torch.save_file(m.tensors, temporary / _TENSORS)
+            (temporary / _PROVENANCE).write_text(json.dumps(m.provenance, indent=1) + "\n", encoding="utf-8")
+        return {"tensors": tensors_digest(m.tensors), "provenance": m.provenance}
+
+    def _files(self, variant: ExperimentSpec) -> dict[str, str]:
+        names = sorted({ref.file for _, ref in variant.tensor_refs() if ref.file is not None})
+        return {name: hashlib.sha256((self._folder / name).read_bytes()).hexdigest() for name in names}
+
+
+@torch.no_grad()
+def largest_logit_difference(m: IntervenedModel, other: IntervenedModel, prompts: Sequence[str]) -> float:
+    """Max |Δ logit| of two models over every token of some texts, for an edit at `all` positions."""
+    rows = [m.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    lengths = [len(row) for row in rows]
+    batch = pad(rows, lengths, pad_id_of(m.tokenizer), "right")
+    logits = [
+        x(batch.input_ids, batch.attention_mask, prompt_lengths=batch.prompt_lengths).logits.float()
+        for x in (m, other)
+    ]
+    real = batch.attention_mask.bool().to(logits[0].device)
+    return float((logits[0] - logits[1]).abs()[real].max())

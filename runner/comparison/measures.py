@@ -1,0 +1,339 @@
+"""Measures: one arm on some questions or texts, as units of work, and the numbers that come of them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from subvene.interventions.positions import plain_positions
+from subvene.runner.comparison.arms import Arm
+from subvene.runner.evaluations.divergence import Reference, divergence
+from subvene.runner.intervened import IntervenedModel
+from subvene.runner.judges import Answer, Aspect, Judge, make_judge
+from subvene.runner.ledger import Ledger, digest
+from subvene.runner.receipt import InterventionReceipt, Receipt
+from subvene.runner.texts import read_texts
+from subvene.runner.truthfulqa.answering import answer_questions
+from subvene.runner.truthfulqa.data import Question, data_sha256, load_questions, version_of
+from subvene.runner.truthfulqa.prompts import Prompts, load_preset
+from subvene.runner.truthfulqa.scoring import score_choices
+from subvene.specs import DivergenceSpec, TruthfulQASpec
+
+_ASPECTS: dict[str, Aspect] = {"true": "truth", "info": "info"}
+
+
+@dataclass
+class Measured:
+    """What one arm gave.
+
+    Attributes:
+        metrics: name → number.
+        units: name of a measurement → key of its unit in the ledger.
+        receipts: name of a measurement → what the interventions did in it.
+        questions: by question key, what was measured of it.
+    """
+
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+    receipts: dict[str, Any] = field(default_factory=dict)
+    questions: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class Progress(Protocol):
+    """Told of every unit of work, done now or before."""
+
+    def __call__(self, what: str, *, was_done: bool) -> None:
+        """Say which unit it was."""
+
+
+class TruthfulQAMeasure:
+    """TruthfulQA of arms: multiple choice, generated answers, and what a judge says of these.
+
+    Everything that can be wrong with the files and the judge is found when it is made, before a model is.
+
+    Args:
+        spec: the evaluation.
+        folder: where relative files are looked for.
+        ledger: where units are recorded.
+        cache: where a judge keeps replies that cost something.
+    """
+
+    def __init__(self, spec: TruthfulQASpec, folder: Path, cache: Path | None = None) -> None:
+        self.spec = spec
+        self.questions = load_questions(spec.data, folder)
+        self.version = version_of(self.questions)
+        self.preset = load_preset(spec, folder)
+        self.judge: Judge | None = None
+        if "generation" in spec.measure:
+            self.judge = make_judge(spec.judge, folder, cache=cache)
+            self.judge.check()
+        self._prompts: Prompts | None = None
+
+    def steps(self, *, only: str | None = None) -> int:
+        """Units of work for one arm."""
+        return sum(1 if measure == "multiple_choice" else 2 for measure in self._measures(only))
+
+    def measure(
+        self,
+        arm: Arm,
+        questions: Sequence[Question],
+        ledger: Ledger,
+        progress: Progress,
+        *,
+        only: str | None = None,
+    ) -> Measured:
+        """Measure one arm on some of the questions.
+
+        Args:
+            arm: what is measured.
+            questions: on which questions.
+            ledger: where units are recorded.
+            progress: told of every unit.
+            only: measure only what this metric needs; None: all that the spec asks for.
+        """
+        measured = Measured()
+        for measure in self._measures(only):
+            if measure == "multiple_choice":
+                self._multiple_choice(arm, questions, ledger, progress, measured)
+            else:
+                self._generation(arm, questions, ledger, progress, measured)
+        return measured
+
+    def _measures(self, only: str | None) -> Sequence[str]:
+        if only is None:
+            return self.spec.measure
+        return ("multiple_choice",) if only.startswith("mc") else ("generation",)
+
+    def _prompts_for(self, m: IntervenedModel) -> Prompts:
+        if self._prompts is None:
+            self._prompts = self.preset.for_tokenizer(m.tokenizer)
+        return self._prompts
+
+    def _multiple_choice(
+        self,
+        arm: Arm,
+        questions: Sequence[Question],
+        ledger: Ledger,
+        progress: Progress,
+        measured: Measured,
+    ) -> None:
+        identity = arm.identity | {
+            "unit": "multiple_choice",
+            "preset": self.preset.sha256,
+            "questions": data_sha256(questions),
+        }
+
+        def work() -> dict[str, Any]:
+            with arm.open() as m:
+                prompts = self._prompts_for(m)
+                scores = score_choices(m, prompts, questions, batch_size=self.spec.batch_size)
+            return {
+                "scores": {
+                    question.key: {
+                        "mc1": score.mc1,
+                        "mc2": score.mc2,
+                        "mc3": score.mc3,
+                        "true": list(score.true),
+                        "false": list(score.false),
+                    }
+                    for question, score in zip(questions, scores.scores, strict=True)
+                },
+                "receipts": together(scores.receipts),
+                "tokens": scores.tokens,
+            }
+
+        was_done = ledger.has(identity)
+        result = ledger.do(identity, work)
+        progress("multiple choice", was_done=was_done)
+        for metric in ("mc1", "mc2", "mc3"):
+            measured.metrics[metric] = _mean(score[metric] for score in result["scores"].values())
+        measured.units["multiple_choice"] = digest(identity)
+        measured.receipts["multiple_choice"] = result["receipts"]
+        for key, score in result["scores"].items():
+            values = {metric: score[metric] for metric in ("mc1", "mc2", "mc3")}
+            measured.questions.setdefault(key, {}).update(values)
+
+    def _generation(
+        self,
+        arm: Arm,
+        questions: Sequence[Question],
+        ledger: Ledger,
+        progress: Progress,
+        measured: Measured,
+    ) -> None:
+        identity = arm.identity | {
+            "unit": "generation",
+            "preset": self.preset.sha256,
+            "questions": [question.key for question in questions],
+            "max_new_tokens": self.spec.max_new_tokens,
+        }
+
+        def work() -> dict[str, Any]:
+            with arm.open() as m:
+                answers, receipts = answer_questions(
+                    m,
+                    self._prompts_for(m),
+                    questions,
+                    max_new_tokens=self.spec.max_new_tokens,
+                    batch_size=self.spec.batch_size,
+                )
+            by_key = {question.key: answer for question, answer in zip(questions, answers, strict=True)}
+            return {"answers": by_key, "receipts": together(receipts)}
+
+        was_done = ledger.has(identity)
+        generated = ledger.do(identity, work)
+        progress("generation", was_done=was_done)
+        measured.units["generation"] = digest(identity)
+        measured.receipts["generation"] = generated["receipts"]
+        for key, answer in generated["answers"].items():
+            measured.questions.setdefault(key, {})["answer"] = answer
+        measured.metrics["empty"] = _mean(not answer for answer in generated["answers"].values())
+        self._judge(questions, generated["answers"], ledger, progress, measured)
+
+    def _judge(
+        self,
+        questions: Sequence[Question],
+        answers: Mapping[str, str],
+        ledger: Ledger,
+        progress: Progress,
+        measured: Measured,
+    ) -> None:
+        judge = self.judge
+        if judge is None:
+            raise ValueError("answers are judged only where generation is measured")
+        about = {key: value for key, value in judge.describe().items() if key != "accuracy"}
+        identity = {
+            "unit": "judgement",
+            "judge": about,
+            "questions": data_sha256(questions),
+            "answers": digest(dict(answers)),
+        }
+
+        def work() -> dict[str, Any]:
+            rows = [Answer(q.question, answers[q.key], q.references, q.incorrect) for q in questions]
+            found: dict[str, Any] = {}
+            for metric, aspect in _ASPECTS.items():
+                if aspect in judge.aspects:
+                    judged = judge.judge(rows, aspect)
+                    found[metric] = {
+                        q.key: {"p": j.probability, "verdict": j.verdict, "reason": j.reason}
+                        for q, j in zip(questions, judged, strict=True)
+                    }
+            return {"judgements": found, "usage": judge.usage()}
+
+        was_done = ledger.has(identity)
+        judged = ledger.do(identity, work)["judgements"]
+        progress("judgement", was_done=was_done)
+        measured.units["judgement"] = digest(identity)
+        for metric, by_key in judged.items():
+            verdicts = [j["verdict"] for j in by_key.values() if j["verdict"] is not None]
+            measured.metrics[metric] = _mean(verdicts)
+            measured.metrics[f"{metric}_without_verdict"] = len(by_key) - len(verdicts)
+            for key, j in by_key.items():
+                measured.questions[key][metric] = j["verdict"]
+                measured.questions[key][f"{metric}_p"] = j["p"]
+        true, info = measured.metrics.get("true"), measured.metrics.get("info")
+        if true is not None and info is not None:
+            # As published, the product of the means; and beside it the share of answers that are both.
+            measured.metrics["true_info"] = true * info
+            both = [
+                judged["true"][key]["verdict"] and judged["info"][key]["verdict"]
+                for key in judged["true"]
+                if judged["true"][key]["verdict"] is not None and judged["info"][key]["verdict"] is not None
+            ]
+            measured.metrics["true_and_info"] = _mean(both)
+
+
+class DivergenceMeasure:
+    """CE and KL of arms on the same texts, always against the original model."""
+
+    def __init__(self, spec: DivergenceSpec, folder: Path) -> None:
+        self.spec = spec
+        self.texts = read_texts(spec.texts, folder, limit=spec.limit)
+        self._reference: Reference | None = None
+
+    def steps(self) -> int:
+        """Units of work for one arm."""
+        return 1
+
+    def measure(self, arm: Arm, original: IntervenedModel, ledger: Ledger, progress: Progress) -> Measured:
+        """Measure one arm.
+
+        Args:
+            arm: what is measured.
+            original: the untouched model.
+            ledger: where units are recorded.
+            progress: told of every unit.
+        """
+        identity = arm.identity | {
+            "unit": "divergence",
+            "texts": digest(list(self.texts)),
+            "max_tokens": self.spec.max_tokens,
+        }
+
+        def work() -> dict[str, Any]:
+            if self._reference is None:
+                self._reference = Reference(
+                    original, self.texts, max_tokens=self.spec.max_tokens, batch_size=self.spec.batch_size
+                )
+            with arm.open() as m:
+                found = divergence(m, self._reference)
+            receipts = found.pop("receipts", [])
+            return {**found, "receipts": together(receipts)}
+
+        was_done = ledger.has(identity)
+        result = ledger.do(identity, work)
+        progress("divergence", was_done=was_done)
+        return Measured(
+            metrics={"ce": result["ce"], "kl": result["kl"]},
+            units={"divergence": digest(identity)},
+            receipts={"divergence": result["receipts"]},
+        )
+
+
+def together(receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
+    """The receipts of a measurement's batches as one: counts added up, means weighed by edited tokens."""
+    by_name: dict[str, list[InterventionReceipt]] = {}
+    for receipt in receipts:
+        for part in receipt:
+            by_name.setdefault(part.name, []).append(part)
+    return [_merged(parts) for parts in by_name.values()]
+
+
+def _merged(parts: Sequence[InterventionReceipt]) -> dict[str, Any]:
+    first = parts[0]
+    tokens = sum(part.tokens for part in parts)
+
+    def weighed(values: Sequence[float]) -> float | None:
+        if not tokens:
+            return None
+        return sum(value * part.tokens for value, part in zip(values, parts, strict=True)) / tokens
+
+    strengths = [part.mean_strength for part in parts if part.mean_strength is not None]
+    positions = [part.first for part in parts if part.first is not None]
+    return {
+        "name": first.name,
+        "kind": first.kind,
+        "sites": list(first.sites),
+        "positions": plain_positions(first.positions),
+        "batches": len(parts),
+        "rows": sum(part.rows for part in parts),
+        "rows_edited": sum(part.rows_edited for part in parts),
+        "edited": {role: sum(part.edited[role] for part in parts) for role in first.edited},
+        "changed": sum(part.changed for part in parts),
+        "mean_relative": weighed([part.mean_relative for part in parts]),
+        "max_relative": max(part.max_relative for part in parts),
+        "mean_strength": weighed(strengths) if len(strengths) == len(parts) else None,
+        "first": min(positions) if positions else None,
+        "last": max((part.last for part in parts if part.last is not None), default=None),
+    }
+
+
+def _mean(values: Any) -> float | None:
+    numbers = [float(value) for value in values]
+    mean = statistics.fmean(numbers) if numbers else None
+    return None if mean is None or not math.isfinite(mean) else mean

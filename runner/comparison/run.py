@@ -1,0 +1,364 @@
+"""Running a comparison: every condition, seed and fold, each unit done once, tables at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from subvene.runner.comparison.arms import Arm, Arms
+from subvene.runner.comparison.measures import DivergenceMeasure, Measured, Progress, TruthfulQAMeasure
+from subvene.runner.comparison.summary import rows
+from subvene.runner.fitting import check_before_loading
+from subvene.runner.identity import environment, git_state
+from subvene.runner.intervened import IntervenedModel
+from subvene.runner.ledger import Ledger
+from subvene.runner.model import load_model, with_overrides
+from subvene.runner.report.page import write_report
+from subvene.runner.report.tables import write_json, write_tables
+from subvene.runner.truthfulqa.data import Question, data_sha256, load_questions, version_of
+from subvene.runner.truthfulqa.splits import fold_of, validation_keys
+from subvene.specs import (
+    ConditionSpec,
+    DivergenceSpec,
+    ExperimentSpec,
+    ITISpec,
+    SubveneError,
+    TruthfulQASpec,
+    dump_spec,
+    points,
+    variant,
+)
+
+_DEFAULT_CONDITIONS = (
+    ConditionSpec(name="baseline", interventions=()),
+    ConditionSpec(name="intervened"),
+)
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """What a comparison gave.
+
+    Attributes:
+        output: the run's folder: `manifest.json`, `units.jsonl`, `results.json`, `tables/`, `report.html`,
+            `artifacts/`.
+        results: what `results.json` holds.
+    """
+
+    output: Path
+    results: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One condition at one point of its sweep, for one seed and fold."""
+
+    condition: ConditionSpec
+    seed: int
+    fold: int
+    point: dict[str, Any]
+
+
+def run_comparison(
+    spec: ExperimentSpec,
+    *,
+    output: Path,
+    folder: Path,
+    on_step: Callable[[str, Any], None] | None = None,
+    **overrides: Any,
+) -> ComparisonResult:
+    """Run an experiment that compares conditions, or take it up where it was stopped.
+
+    Every unit of work (a fit; one measurement of one condition, seed and fold) is recorded under a key made
+    of all that it depends on. What is recorded is not done again, so a process that is killed loses one unit.
+
+    Args:
+        spec: the experiment.
+        output: the run's folder; one of an earlier run of the same or another version of the experiment.
+        folder: where relative files of the spec are looked for.
+        on_step: called with ("planned", number of units), ("unit", name and whether it was done before), and
+            ("finished", results).
+        **overrides: fields of the spec's `model:` to replace.
+
+    Raises:
+        SubveneError: a file, a judge or a setting is not as it must be; found before the model is loaded.
+    """
+    step = on_step or (lambda what, value: None)
+    spec = with_overrides(spec, overrides)
+    if output.exists() and not (output / "manifest.json").is_file() and any(output.iterdir()):
+        raise SubveneError(
+            f"{output} exists and is no run of an experiment that compares conditions; choose another --output"
+        )
+    comparison = _Comparison(spec, folder)
+    check_before_loading(spec, **overrides)
+    output.mkdir(parents=True, exist_ok=True)
+    with Ledger(output) as ledger:
+        manifest = comparison.manifest(folder)
+        write_json(output / "manifest.json", manifest)
+        (output / "experiment.yaml").write_text(dump_spec(spec), encoding="utf-8")
+        step("planned", comparison.steps())
+        model, tokenizer = load_model(spec.model, **overrides)
+        arms = Arms(model, tokenizer, ledger, output, folder)
+        results = comparison.run(arms, ledger, output, step)
+        results |= {"manifest": manifest}
+        write_json(output / "results.json", results)
+        write_tables(results, output / "tables")
+        write_report(results, output / "report.html")
+    step("finished", results)
+    return ComparisonResult(output, results)
+
+
+class _Comparison:
+    """The plan: what is compared, on which questions, and with which measures."""
+
+    def __init__(self, spec: ExperimentSpec, folder: Path) -> None:
+        self.spec = spec
+        self.conditions = spec.conditions or _DEFAULT_CONDITIONS
+        self.n_folds = spec.folds or 1
+        self.questions: list[tuple[TruthfulQASpec, TruthfulQAMeasure]] = []
+        self.divergences: list[tuple[DivergenceSpec, DivergenceMeasure]] = []
+        for declared in spec.evaluate:
+            if isinstance(declared, TruthfulQASpec):
+                self.questions.append((declared, TruthfulQAMeasure(declared, folder)))
+            elif isinstance(declared, DivergenceSpec):
+                self.divergences.append((declared, DivergenceMeasure(declared, folder)))
+        recipe = spec.fit
+        self.fit_questions = load_questions(recipe.data, folder) if isinstance(recipe, ITISpec) else None
+        self.chosen: dict[tuple[str, int, int], dict[str, Any]] = {}
+        self.grid: list[dict[str, Any]] = []
+
+    def manifest(self, folder: Path) -> dict[str, Any]:
+        """What there is to know about where the numbers come from."""
+        data = {}
+        if self.fit_questions is not None:
+            data["fit"] = _about(self.fit_questions)
+        for i, (_, measure) in enumerate(self.questions):
+            data[f"truthfulqa_{i}"] = _about(measure.questions) | {"preset_sha256": measure.preset.sha256}
+        return {
+            "format": 1,
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "spec": dump_spec(self.spec),
+            "data": data,
+            "judges": [
+                measure.judge.describe() for _, measure in self.questions if measure.judge is not None
+            ],
+            "environment": environment(),
+            "git": git_state(folder),
+            "files_relative_to": os.path.abspath(folder),
+        }
+
+    def tuning(self, fold: int) -> list[Question] | None:
+        """The questions that the fit of a fold may see; None where it learns from none."""
+        if self.fit_questions is None or self.spec.folds is None:
+            return self.fit_questions
+        return [q for q in self.fit_questions if fold_of(q, self.n_folds) != fold]
+
+    def tested(self, measure: TruthfulQAMeasure, fold: int) -> list[Question]:
+        """The questions of a measure that a fold is tested on."""
+        chosen = measure.questions
+        if self.spec.folds is not None:
+            chosen = [q for q in chosen if fold_of(q, self.n_folds) == fold]
+        # Questions come sorted by key, a hash of their text: the first of them are a sample like any other.
+        return chosen[: measure.spec.limit]
+
+    def cells(self, condition: ConditionSpec) -> Iterator[tuple[int, int]]:
+        """The seeds and folds of one condition."""
+        for seed in condition.seeds or self.spec.all_seeds:
+            for fold in range(self.n_folds):
+                yield seed, fold
+
+    def steps(self) -> int:
+        """Measurements to come, those of earlier runs among them."""
+        total = 0
+        for condition in self.conditions:
+            for seed, _ in self.cells(condition):
+                each = sum(m.steps() for spec, m in self.questions if seed in (spec.seeds or (seed,)))
+                each += sum(m.steps() for spec, m in self.divergences if seed in (spec.seeds or (seed,)))
+                n_points = len(points(condition))
+                if condition.choose is not None:
+                    total += n_points * self.questions[0][1].steps(only=condition.choose.by) + each
+                else:
+                    total += n_points * each
+        return total
+
+    def run(
+        self, arms: Arms, ledger: Ledger, output: Path, step: Callable[[str, Any], None]
+    ) -> dict[str, Any]:
+        """Do every unit that is not done, and put the results together."""
+        original = IntervenedModel.plain(arms.model, arms.tokenizer)
+        cells: list[dict[str, Any]] = []
+        fits: list[dict[str, Any]] = []
+        for condition in self.conditions:
+            for seed, fold in self.cells(condition):
+                for point in self._points(condition, seed, fold, arms, ledger, step):
+                    cell = _Cell(condition, seed, fold, point)
+                    transformers.set_seed(seed)
+                    arm = self._arm(cell, arms)
+                    measured = self._measured(cell, arm, original, ledger, step)
+                    cells.append(self._record(cell, arm, measured))
+                    self._keep(cell, arm, arms, output, fits)
+        return {
+            "cells": cells,
+            "rows": rows(cells),
+            "grid": self.grid,
+            "chosen": [
+                {"condition": name, "seed": seed, "fold": fold, "point": point}
+                for (name, seed, fold), point in self.chosen.items()
+            ],
+            "fits": fits,
+            "judges": [m.judge.describe() for _, m in self.questions if m.judge is not None],
+            "judge_usage": [m.judge.usage() for _, m in self.questions if m.judge is not None],
+            "questions": {
+                q.key: {"question": q.question, "best": q.best, "category": q.category}
+                for _, m in self.questions
+                for q in m.questions
+            },
+        }
+
+    def _points(
+        self,
+        condition: ConditionSpec,
+        seed: int,
+        fold: int,
+        arms: Arms,
+        ledger: Ledger,
+        step: Callable[[str, Any], None],
+    ) -> list[dict[str, Any]]:
+        """The points to be tested: all of the sweep, or the one that is best on the validation questions."""
+        grid = points(condition)
+        if condition.choose is None:
+            return grid
+        metric, (_, measure) = condition.choose.by, self.questions[0]
+        recipe, tuning = self.spec.fit, self.tuning(fold)
+        if not isinstance(recipe, ITISpec) or tuning is None:
+            raise SubveneError(f"condition {condition.name}: `choose` needs a fit that learns from questions")
+        held = validation_keys(tuning, recipe.validation, seed)
+        validation = [q for q in tuning if q.key in held]
+        scored: list[tuple[float, dict[str, Any]]] = []
+        for point in grid:
+            arm = self._arm(_Cell(condition, seed, fold, point), arms)
+            told = _told(step, f"{condition.name} {_in_words(point)} on validation", seed, fold)
+            value = measure.measure(arm, validation, ledger, told, only=metric).metrics.get(metric)
+            if value is None:
+                raise SubveneError(f"condition {condition.name}: the judge gave no {metric} to choose by")
+            scored.append((value, point))
+            self.grid.append(
+                {
+                    "condition": condition.name,
+                    "seed": seed,
+                    "fold": fold,
+                    "point": point,
+                    "questions": len(validation),
+                    "metrics": {metric: value},
+                }
+            )
+        # The first of equals: the order of the file decides, not the machine.
+        best = max(scored, key=lambda pair: pair[0])[1]
+        self.chosen[condition.name, seed, fold] = best
+        return [best]
+
+    def _arm(self, cell: _Cell, arms: Arms) -> Arm:
+        inherited = {
+            name: point
+            for (name, seed, fold), point in self.chosen.items()
+            if (seed, fold) == (cell.seed, cell.fold)
+        }
+        declared = variant(self.spec, cell.condition, cell.point, inherited)
+        return arms.make(declared, cell.seed, self.tuning(cell.fold), bake=cell.condition.bake)
+
+    def _measured(
+        self,
+        cell: _Cell,
+        arm: Arm,
+        original: IntervenedModel,
+        ledger: Ledger,
+        step: Callable[[str, Any], None],
+    ) -> list[Measured]:
+        name = " ".join(filter(None, (cell.condition.name, _in_words(cell.point))))
+        told = _told(step, name, cell.seed, cell.fold)
+        found = []
+        for spec, questions in self.questions:
+            if cell.seed in (spec.seeds or (cell.seed,)):
+                tested = self.tested(questions, cell.fold)
+                found.append(questions.measure(arm, tested, ledger, told))
+        for declared, texts in self.divergences:
+            if cell.seed in (declared.seeds or (cell.seed,)):
+                found.append(texts.measure(arm, original, ledger, told))
+        return found
+
+    def _record(self, cell: _Cell, arm: Arm, measured: Sequence[Measured]) -> dict[str, Any]:
+        tuning = self.tuning(cell.fold)
+        seen = {q.key for q in tuning} if tuning and arm.fitted is not None else set()
+        tested = {key for found in measured for key in found.questions}
+        shown = "" if cell.condition.choose is not None else _in_words(cell.point)
+        merged: dict[str, Any] = {"metrics": {}, "units": {}, "receipts": {}, "by_question": {}}
+        for found in measured:
+            merged["metrics"] |= found.metrics
+            merged["units"] |= found.units
+            merged["receipts"] |= found.receipts
+            for key, values in found.questions.items():
+                merged["by_question"].setdefault(key, {}).update(values)
+        return {
+            "condition": cell.condition.name,
+            "label": f"{cell.condition.name} {shown}".strip(),
+            "point": cell.point,
+            "seed": cell.seed,
+            "fold": cell.fold,
+            "questions": len(tested),
+            "questions_seen_in_fit": len(tested & seen),
+            **merged,
+        }
+
+    def _keep(self, cell: _Cell, arm: Arm, arms: Arms, output: Path, fits: list[dict[str, Any]]) -> None:
+        """Save the arm as an artifact that can be loaded and shared, and keep what its fit found."""
+        if arm.variant is None or arm.bake:
+            return
+        parts = [cell.condition.name, *(_file_name(point) for point in [cell.point] if point)]
+        name = "-".join([*parts, f"seed{cell.seed}", f"fold{cell.fold}"])
+        target = output / "artifacts" / name
+        m = arms.compiled(arm.variant, arm.fitted)
+        m.save_pretrained(target)
+        if arm.fitted is None:
+            return
+        provenance = arm.fitted["provenance"]
+        fits.append(
+            {
+                "condition": cell.condition.name,
+                "point": cell.point,
+                "seed": cell.seed,
+                "fold": cell.fold,
+                "artifact": f"artifacts/{name}",
+                "provenance": provenance,
+            }
+        )
+
+
+def _about(questions: Sequence[Question]) -> dict[str, Any]:
+    return {
+        "version": version_of(questions),
+        "questions": len(questions),
+        "sha256": data_sha256(questions),
+    }
+
+
+def _told(step: Callable[[str, Any], None], name: str, seed: int, fold: int) -> Progress:
+    def told(what: str, *, was_done: bool) -> None:
+        step("unit", {"condition": name, "seed": seed, "fold": fold, "what": what, "was_done": was_done})
+
+    return told
+
+
+def _in_words(point: Mapping[str, Any]) -> str:
+    """`strength=5, k=16`: the last part of each path, with its value."""
+    return ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in point.items())
+
+
+def _file_name(point: Mapping[str, Any]) -> str:
+    words = _in_words(point).replace(", ", "-").replace("=", "")
+    return "".join(c if c.isalnum() or c in "-._" else "_" for c in words)

@@ -1,0 +1,142 @@
+"""Tables as files: Markdown to read, CSV for other tools, JSON for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from subvene.runner.comparison.summary import METRICS, in_words
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader finds the old one or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8", newline="")
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As `write_text`, a JSON value."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_tables(results: Mapping[str, Any], folder: Path) -> None:
+    """Write `results.md`, `results.csv`, `results.json`, `cells.csv`, and `answers.csv` if there are answers.
+
+    Args:
+        results: of a comparison, as in its `results.json`.
+        folder: made if it is not there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "results.md", markdown(results))
+    write_json(folder / "results.json", results["rows"])
+    write_text(folder / "results.csv", _csv(_summary_lines(results["rows"])))
+    write_text(folder / "cells.csv", _csv(_cell_lines(results["cells"])))
+    answers = list(_answer_lines(results))
+    if answers:
+        write_text(folder / "answers.csv", _csv(answers))
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The table with what must be known to read it: spread, judge, chosen points, warnings."""
+    used = metrics_used(results["rows"])
+    lines = ["| condition | " + " | ".join(METRICS[m] for m in used) + " | n |"]
+    lines.append("|---" * (len(used) + 2) + "|")
+    for row in results["rows"]:
+        values = [in_words(row["metrics"].get(m)) for m in used]
+        n = max((summary["n"] for summary in row["metrics"].values()), default=0)
+        lines.append(f"| {row['label']} | " + " | ".join(values) + f" | {n} |")
+    lines += ["", *(f"- {note}" for note in notes(results))]
+    return "\n".join(lines) + "\n"
+
+
+def notes(results: Mapping[str, Any]) -> list[str]:
+    """What must stand beside the table."""
+    said = ["mean ± standard deviation over n (seed, fold) cells; a fold's weight is its number of questions"]
+    if any("kl" in row["metrics"] for row in results["rows"]):
+        said.append(
+            "CE and KL(original ‖ edited) in nats per token; KL is against the untouched model always"
+        )
+    if any("true_info" in row["metrics"] for row in results["rows"]):
+        said.append(
+            "True×Info is the product of the two means, as published; True∧Info the share of answers "
+            "that are both"
+        )
+    said += [judge_in_words(judge) for judge in results.get("judges", [])]
+    seen = sum(cell["questions_seen_in_fit"] for cell in results["cells"])
+    if seen:
+        said.append(
+            f"WARNING: {seen} answers are to questions that the fit saw; give the experiment `folds:` for a "
+            "test on others"
+        )
+    for chosen in results.get("chosen", []):
+        point = ", ".join(f"{path} = {value}" for path, value in chosen["point"].items())
+        said.append(
+            f"chosen on validation questions for {chosen['condition']}, seed {chosen['seed']}, "
+            f"fold {chosen['fold']}: {point}"
+        )
+    return said
+
+
+def judge_in_words(judge: Mapping[str, Any]) -> str:
+    """The judge and its stated agreement with human labels."""
+    parts = []
+    for aspect, stated in (judge.get("accuracy") or {}).items():
+        if not stated:
+            parts.append(f"{aspect} not measured")
+            continue
+        part = f"{aspect} {stated['accuracy']:.3f}"
+        if stated.get("majority") is not None:
+            part += f" (majority {stated['majority']:.3f})"
+        parts.append(part)
+    agreement = ", ".join(parts) if parts else "not measured; see `subvene judge check`"
+    return f"judge {judge['kind']}: accuracy on held-out human labels: {agreement}"
+
+
+def metrics_used(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The metrics that any row has, in the table's order."""
+    found = {name for row in rows for name in row["metrics"]}
+    return [name for name in METRICS if name in found]
+
+
+def _summary_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {"condition": row["condition"], "label": row["label"], "point": json.dumps(row["point"])}
+        | {
+            f"{name}_{part}": summary[part]
+            for name in metrics_used(rows)
+            if (summary := row["metrics"].get(name)) is not None
+            for part in ("mean", "sd", "n")
+        }
+        for row in rows
+    ]
+
+
+def _cell_lines(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    plain = ("condition", "label", "seed", "fold", "questions", "questions_seen_in_fit")
+    return [
+        {name: cell[name] for name in plain} | {"point": json.dumps(cell["point"])} | cell["metrics"]
+        for cell in cells
+    ]
+
+
+def _answer_lines(results: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    for cell in results["cells"]:
+        for key, found in cell["by_question"].items():
+            if "answer" in found:
+                place = {name: cell[name] for name in ("condition", "label", "seed", "fold")}
+                question = results["questions"][key]["question"]
+                yield place | {"key": key, "question": question} | found
+
+
+def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return stream.getvalue()
