@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from subvene.runner.receipt import InterventionReceipt, Receipt
 from subvene.runner.texts import read_texts
 from subvene.runner.truthfulqa.answering import answer_questions
 from subvene.runner.truthfulqa.data import Question, data_sha256, load_questions, version_of
-from subvene.runner.truthfulqa.prompts import Prompts, load_preset
+from subvene.runner.truthfulqa.prompts import load_prompts
 from subvene.runner.truthfulqa.scoring import score_choices
 from subvene.specs import DivergenceSpec, TruthfulQASpec
 
@@ -66,12 +66,12 @@ class TruthfulQAMeasure:
         self.spec = spec
         self.questions = load_questions(spec.data, folder)
         self.version = version_of(self.questions)
-        self.preset = load_preset(spec, folder)
+        self.prompts = load_prompts(spec.preset, spec.primer, spec.instruction, folder)
+        self.prompts_sha256 = digest(asdict(self.prompts))
         self.judge: Judge | None = None
         if "generation" in spec.measure:
             self.judge = make_judge(spec.judge, folder, cache=cache)
             self.judge.check()
-        self._prompts: Prompts | None = None
 
     def steps(self, *, only: str | None = None) -> int:
         """Units of work for one arm."""
@@ -108,11 +108,6 @@ class TruthfulQAMeasure:
             return self.spec.measure
         return ("multiple_choice",) if only.startswith("mc") else ("generation",)
 
-    def _prompts_for(self, m: IntervenedModel) -> Prompts:
-        if self._prompts is None:
-            self._prompts = self.preset.for_tokenizer(m.tokenizer)
-        return self._prompts
-
     def _multiple_choice(
         self,
         arm: Arm,
@@ -123,14 +118,13 @@ class TruthfulQAMeasure:
     ) -> None:
         identity = arm.identity | {
             "unit": "multiple_choice",
-            "preset": self.preset.sha256,
+            "prompts": self.prompts_sha256,
             "questions": data_sha256(questions),
         }
 
         def work() -> dict[str, Any]:
             with arm.open() as m:
-                prompts = self._prompts_for(m)
-                scores = score_choices(m, prompts, questions, batch_size=self.spec.batch_size)
+                scores = score_choices(m, self.prompts, questions, batch_size=self.spec.batch_size)
             return {
                 "scores": {
                     question.key: {
@@ -167,7 +161,7 @@ class TruthfulQAMeasure:
     ) -> None:
         identity = arm.identity | {
             "unit": "generation",
-            "preset": self.preset.sha256,
+            "prompts": self.prompts_sha256,
             "questions": [question.key for question in questions],
             "max_new_tokens": self.spec.max_new_tokens,
         }
@@ -176,7 +170,7 @@ class TruthfulQAMeasure:
             with arm.open() as m:
                 answers, receipts = answer_questions(
                     m,
-                    self._prompts_for(m),
+                    self.prompts,
                     questions,
                     max_new_tokens=self.spec.max_new_tokens,
                     batch_size=self.spec.batch_size,

@@ -22,7 +22,7 @@ from subvene.runner.model import load_model, with_overrides
 from subvene.runner.report.page import write_report
 from subvene.runner.report.tables import write_json, write_tables
 from subvene.runner.truthfulqa.data import Question, data_sha256, load_questions, version_of
-from subvene.runner.truthfulqa.splits import fold_of, validation_keys
+from subvene.runner.truthfulqa.splits import fold_of, limited, validation_keys
 from subvene.specs import (
     ConditionSpec,
     DivergenceSpec,
@@ -93,7 +93,7 @@ def run_comparison(
     spec = with_overrides(spec, overrides)
     if output.exists() and not (output / "manifest.json").is_file() and any(output.iterdir()):
         raise SubveneError(
-            f"{output} exists and is no run of an experiment that compares conditions; choose another --output"
+            f"{output} exists and is no run of a comparison of conditions; choose another --output"
         )
     comparison = _Comparison(spec, folder)
     check_before_loading(spec, **overrides)
@@ -139,7 +139,7 @@ class _Comparison:
         if self.fit_questions is not None:
             data["fit"] = _about(self.fit_questions)
         for i, (_, measure) in enumerate(self.questions):
-            data[f"truthfulqa_{i}"] = _about(measure.questions) | {"preset_sha256": measure.preset.sha256}
+            data[f"truthfulqa_{i}"] = _about(measure.questions) | {"prompts_sha256": measure.prompts_sha256}
         return {
             "format": 1,
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -164,8 +164,7 @@ class _Comparison:
         chosen = measure.questions
         if self.spec.folds is not None:
             chosen = [q for q in chosen if fold_of(q, self.n_folds) == fold]
-        # Questions come sorted by key, a hash of their text: the first of them are a sample like any other.
-        return chosen[: measure.spec.limit]
+        return limited(chosen, measure.spec.limit)
 
     def cells(self, condition: ConditionSpec) -> Iterator[tuple[int, int]]:
         """The seeds and folds of one condition."""
