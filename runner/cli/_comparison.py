@@ -1,4 +1,4 @@
-"""What `subvene run` prints of a comparison: units as they are done with the time remaining, then the table."""
+"""What `subvene run` prints of a comparison: units as they are done, the time remaining, the table."""
 
 from __future__ import annotations
 

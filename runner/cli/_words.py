@@ -63,5 +63,7 @@ def receipt_in_words(receipt: Mapping[str, Any]) -> str:
     moved = f"‖Δ‖ {receipt['mean_relative']:.1%} of ‖h‖ on average, at most {receipt['max_relative']:.1%}"
     if receipt["changed"] < total:
         moved += f"; {receipt['changed']} of them changed"
+    if receipt.get("mean_strength") is not None:
+        moved = f"strength {receipt['mean_strength']:.3g} on average, {moved}"
     span = f"positions {receipt['first']} to {receipt['last']}"
     return f"{where}: edited {total} tokens{in_rows} ({', '.join(roles)}; {span}), {moved}"

@@ -15,8 +15,10 @@ from subvene.runner.cli._console import (
     err,
     plain_warnings,
 )
+from subvene.runner.cli.export import export
 from subvene.runner.cli.fit import fit
 from subvene.runner.cli.generate import generate
+from subvene.runner.cli.judge import judge_app
 from subvene.runner.cli.run import run
 from subvene.runner.cli.show import show
 from subvene.runner.cli.validate import schema, validate
@@ -57,8 +59,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog=EPILOG,
 )
-for command in (validate, schema, fit, generate, show, run):
+for command in (validate, schema, fit, generate, show, run, export):
     app.command(epilog=EPILOG)(command)
+app.add_typer(judge_app)
 
 
 def _version(asked: bool) -> None:

@@ -127,17 +127,18 @@ class TruthfulQAMeasure:
                 scores = score_choices(m, self.prompts, questions, batch_size=self.spec.batch_size)
             return {
                 "scores": {
-                    question.key: {
+                    score.key: {
                         "mc1": score.mc1,
                         "mc2": score.mc2,
                         "mc3": score.mc3,
-                        "true": list(score.true),
-                        "false": list(score.false),
+                        "correct": list(score.correct),
+                        "incorrect": list(score.incorrect),
                     }
-                    for question, score in zip(questions, scores.scores, strict=True)
+                    for score in scores.questions
                 },
                 "receipts": together(scores.receipts),
                 "tokens": scores.tokens,
+                "from_scratch": scores.from_scratch,
             }
 
         was_done = ledger.has(identity)

@@ -14,6 +14,7 @@ import transformers
 from subvene.runner.comparison.arms import Arm, Arms
 from subvene.runner.comparison.measures import DivergenceMeasure, Measured, Progress, TruthfulQAMeasure
 from subvene.runner.comparison.summary import rows
+from subvene.runner.exports.checkpoint import check_bakeable
 from subvene.runner.fitting import check_before_loading
 from subvene.runner.identity import environment, git_state
 from subvene.runner.intervened import IntervenedModel
@@ -190,6 +191,7 @@ class _Comparison:
         self, arms: Arms, ledger: Ledger, output: Path, step: Callable[[str, Any], None]
     ) -> dict[str, Any]:
         """Do every unit that is not done, and put the results together."""
+        self._check_baking(arms)
         original = IntervenedModel.plain(arms.model, arms.tokenizer)
         cells: list[dict[str, Any]] = []
         fits: list[dict[str, Any]] = []
@@ -219,6 +221,18 @@ class _Comparison:
                 for q in m.questions
             },
         }
+
+    def _check_baking(self, arms: Arms) -> None:
+        """Find out before anything is measured whether this architecture can carry what is to be baked."""
+        for condition in self.conditions:
+            if not condition.bake:
+                continue
+            seed, fold = next(self.cells(condition))
+            # Strengths that are still to be chosen do not matter: any point of the sweep will do.
+            declared = variant(self.spec, condition, points(condition)[0], {})
+            arm = arms.make(declared, seed, self.tuning(fold), bake=False)
+            if arm.variant is not None:
+                check_bakeable(arms.compiled(arm.variant, arm.fitted))
 
     def _points(
         self,
