@@ -67,6 +67,14 @@ class ActivationIntervention(
         """Δ(h), broadcastable to `h` [batch, tokens, width]; `h` is float32 (float64 for a float64 model)."""
         raise NotImplementedError
 
+    def strength_factors(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What the edit multiplies its strength by at `h`; None for a strength that is what it is.
+
+        Returns:
+            The sum of the factors of each token's parts (heads), [batch, tokens], and the number of parts.
+        """
+        return None
+
     @property
     def expects_change(self) -> bool:
         """Whether a run in which this edit changed no activation was silently not steered."""

@@ -1,6 +1,7 @@
 """Reading activations at sites: batched by length, up to the last layer needed, without the LM head.
 
-Reductions happen on the fly; what leaves here is a running sum over all texts.
+Reductions happen on the fly; what leaves `weighted_sums` is a running sum over all texts. What each single
+text's activations are, and how they are kept, is `collector`'s.
 """
 
 from __future__ import annotations
@@ -88,11 +89,22 @@ def forward_reading(
     layers: Sequence[int],
     batch: Batch,
     read: Callable[[int, torch.Tensor], None],
+    *,
+    cache: Any = None,
 ) -> None:
     """One pass through the decoder blocks; `read(layer, activation)` is called at each wanted layer.
 
     The pass ends at the last wanted layer. Dropout is off while it runs, and afterwards the model's mode and
     hooks are what they were, whatever happens.
+
+    Args:
+        anatomy: of the model to read.
+        site: one of DESIGN's sites.
+        layers: 0-based block indices.
+        batch: the tokens, padded on the right.
+        read: called with a layer and its activation of this pass's tokens.
+        cache: a transformers cache that holds what precedes the batch, equally long in every row, and takes
+            up the keys and values of this pass; None: there is none, and none is kept.
     """
     model: Any = anatomy.model
     trunk = model.get_submodule(anatomy.blocks_path.rpartition(".")[0])
@@ -116,7 +128,11 @@ def forward_reading(
             attach(layer)
         for module in training:
             module.training = False
-        trunk(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+        mask, options = batch.attention_mask, {"use_cache": cache is not None}
+        if cache is not None:
+            before = mask.new_ones(mask.shape[0], cache.get_seq_length())
+            mask, options["past_key_values"] = torch.cat([before, mask], dim=1), cache
+        trunk(input_ids=batch.input_ids, attention_mask=mask, **options)
     except _LastLayerRead:
         pass
     finally:

@@ -22,7 +22,7 @@ def model_card(
 ) -> str:
     """Markdown with the Hub's YAML front matter."""
     kinds = list(dict.fromkeys(declared.kind for declared in spec.interventions))
-    base = _hub_id(spec.model.name)
+    base = hub_id(spec.model.name)
     data = ModelCardData(
         library_name="subvene",
         base_model=base,
@@ -54,7 +54,7 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _hub_id(name: str) -> str | None:
+def hub_id(name: str) -> str | None:
     """The name, if the Hub could have it: its front matter links to no folder of ours."""
     try:
         validate_repo_id(name)

@@ -21,6 +21,12 @@ arithmetic (in floating point, edits that commute may still differ by rounding):
   number, p ↦ p + s·φ(p); full clamps commute iff their intervals meet, and other strengths are compared knot
   by knot of the piecewise linear compositions.
 
+* A self-monitored head direction, Δ(h) = Σ_k (1 − sigmoid(⟨w_k, h⟩ + b_k))·u_k over its heads k, and additive
+  u: iff ⟨w_k, u⟩ = 0 for each k, since the sigmoid is strictly monotonic and the u_k are independent. Two of
+  them commute if neither's probes read what the other adds (other heads, for one), and if they are the same
+  edit; one and a linear edit M, if M ignores every u_k and writes nothing that a w_k reads. Otherwise this
+  module does not tell.
+
 Edits of different sites or layers have the order in which the model computes them, whatever the file says.
 Edits that never meet at a token commute.
 """
@@ -38,6 +44,7 @@ from subvene.interventions import (
     AblationIntervention,
     ActivationIntervention,
     CappingIntervention,
+    HeadDirectionIntervention,
     LowRankEditIntervention,
 )
 from subvene.interventions.positions import is_within_prompt
@@ -91,6 +98,10 @@ def verdict(first: ActivationIntervention, second: ActivationIntervention) -> Ve
         first, second = second, first
     if first.is_additive:
         return _additive(_constant(first), second)
+    if isinstance(first, HeadDirectionIntervention):
+        return _self_monitored(first, second)
+    if isinstance(second, HeadDirectionIntervention):
+        return _self_monitored(second, first)
     lines = [_linear(first), _linear(second)]
     if isinstance(first, CappingIntervention) and isinstance(second, CappingIntervention):
         return _two_caps(first, second)
@@ -143,7 +154,45 @@ def _additive(u: torch.Tensor, other: ActivationIntervention) -> Verdict:
             small,
             f"the {other.kind} {'ignores' if small else 'reads'} the added vector, ‖M·u‖ = {effect:.3g}",
         )
+    if isinstance(other, HeadDirectionIntervention):
+        ignored = _ignores(_by_head(other)[1], u.unsqueeze(0))
+        return Verdict(
+            ignored,
+            f"the probes that set the other's strength {'ignore' if ignored else 'read'} the added vector",
+        )
     return Verdict(None, f"not decided for {other.kind}")
+
+
+def _self_monitored(edit: HeadDirectionIntervention, other: ActivationIntervention) -> Verdict:
+    added, probes = _by_head(edit)
+    if isinstance(other, HeadDirectionIntervention):
+        others_added, others_probes = _by_head(other)
+        if _ignores(probes, others_added) and _ignores(others_probes, added):
+            return Verdict(True, "neither's probes read what the other adds")
+        state, others_state = edit.state_dict(), other.state_dict()
+        if all(torch.equal(state[name], others_state[name]) for name in ("strength", *edit.buffer_names)):
+            return Verdict(True, "they are the same edit")
+    elif (linear := _linear(other)) is not None and _ignores(linear.a, added) and _ignores(probes, linear.b):
+        return Verdict(True, f"the {other.kind} neither reads what is added nor writes what the probes read")
+    return Verdict(None, f"not decided for a self-monitored head_direction and {other.kind}")
+
+
+def _by_head(edit: HeadDirectionIntervention) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a self-monitored edit adds and what its probes read, float64 [edited heads, width] each."""
+    n_heads, head_dim = edit.probe_weight.shape
+    rows = torch.zeros(2, n_heads, n_heads, head_dim, dtype=torch.float64)
+    index = torch.arange(n_heads)
+    rows[0, index, index] = edit.shift.detach().cpu().double().view(n_heads, head_dim)
+    rows[1, index, index] = edit.probe_weight.detach().cpu().double()
+    added, probes = rows[:, edit.edited_heads.cpu()].flatten(2)
+    return added, probes
+
+
+def _ignores(readers: torch.Tensor, vectors: torch.Tensor) -> bool:
+    """Whether every ⟨reader, vector⟩ is 0; both [any number, width]."""
+    readers, vectors = readers.cpu(), vectors.cpu()
+    scale = readers.norm(dim=-1).unsqueeze(1) * vectors.norm(dim=-1)
+    return bool(((readers @ vectors.T).abs() <= TOLERANCE * scale).all())
 
 
 def _two_linear(m: _Linear, n: _Linear) -> Verdict:

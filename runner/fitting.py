@@ -14,7 +14,7 @@ from subvene.runner.compile import CompileError, check_sizes
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.model import load_config, load_model, with_overrides
 from subvene.runner.recipes import RECIPES
-from subvene.specs import ExperimentSpec, InterventionSpec, SubveneError, load_spec, resolve_pairs
+from subvene.specs import ExperimentSpec, InterventionSpec, SubveneError, load_spec
 
 
 def fit(
@@ -23,6 +23,9 @@ def fit(
     model: torch.nn.Module | None = None,
     tokenizer: Any = None,
     folder: str | os.PathLike[str] | None = None,
+    seed: int | None = None,
+    work: str | os.PathLike[str] | None = None,
+    data: Any = None,
     **overrides: Any,
 ) -> IntervenedModel:
     """Run the `fit:` block of a spec.
@@ -32,6 +35,11 @@ def fit(
         model: an already loaded model to fit on, with its `tokenizer`.
         tokenizer: the model's.
         folder: where relative files are looked for; default: the spec's folder.
+        seed: of what the recipe draws at random; default: the spec's.
+        work: folder where the recipe keeps what another fit may need again, such as activations, named by
+            content; default: nothing is kept.
+        data: what is fitted on, in place of what the `fit:` block names: TruthfulQA's tuning questions of a
+            fold, contrast pairs.
         **overrides: fields of the spec's `model:` to replace.
 
     Returns:
@@ -39,6 +47,7 @@ def fit(
 
     Raises:
         SpecError: the spec or its file of pairs is not valid; no model has been loaded.
+        SubveneError: the recipe cannot be fitted on this data; no model has been loaded.
         CompileError: a layer is out of the model's range; nothing has been fitted, no weights loaded.
     """
     declared: InterventionSpec
@@ -49,18 +58,22 @@ def fit(
         folder = Path(spec).parent if folder is None else folder
     if not isinstance(declared, ExperimentSpec) or declared.fit is None:
         raise SubveneError(f"{what}: there is no `fit:` block, so there is nothing to fit")
-    spec, recipe = declared, declared.fit
+    spec, how = declared, declared.fit
     folder = Path() if folder is None else Path(folder)
-    pairs = resolve_pairs(recipe.pairs, folder)
+    recipe = RECIPES[how.recipe]
+    seed = spec.seed if seed is None else seed
+    data = recipe.read(how, folder) if data is None else data
+    recipe.check(how, data, seed)
     if model is None:
         spec = with_overrides(spec, overrides)
-        _check_layers(spec, sizes_from_config(load_config(spec.model, **overrides)))
+        check_reach(spec, sizes_from_config(load_config(spec.model, **overrides)))
         model, tokenizer = load_model(spec.model, **overrides)
     elif tokenizer is None:
         raise SubveneError("fitting on an already loaded model needs its tokenizer too; pass tokenizer=")
     else:
-        _check_layers(spec, Anatomy.of(model).sizes)
-    fitted = RECIPES[recipe.recipe](recipe, pairs, Anatomy.of(model), tokenizer)
+        check_reach(spec, Anatomy.of(model).sizes)
+    kept = None if work is None else Path(work)
+    fitted = recipe.fit(how, data, Anatomy.of(model), tokenizer, seed=seed, work=kept)
     return IntervenedModel.from_spec(
         spec,
         model=model,
@@ -71,23 +84,32 @@ def fit(
     )
 
 
-def _check_layers(spec: ExperimentSpec, sizes: Sizes) -> None:
-    """Check that the model has the layers that are fitted and edited, and that what is edited is fitted."""
+def check_reach(spec: ExperimentSpec, sizes: Sizes) -> None:
+    """Check that the model has what is fitted and edited, and that what is edited is fitted.
+
+    Raises:
+        CompileError: naming the field that asks for what there is not.
+    """
     check_sizes(spec, sizes)
-    recipe = spec.fit
-    if recipe is None:
+    if spec.fit is None:
         return
-    if recipe.layers != "all" and max(recipe.layers) >= sizes.n_layers:
-        raise CompileError(
-            f"fit.layers: expected layers from 0 to {sizes.n_layers - 1} for this model, "
-            f"found {max(recipe.layers)}"
-        )
+    reach = RECIPES[spec.fit.recipe].reach(spec.fit, sizes)
     for i, declared in enumerate(spec.interventions):
         if all(ref.file is not None for _, ref in declared.tensor_refs()):
             continue
-        site, layer = getattr(declared, "site", None) or recipe.site, getattr(declared, "layer", None)
-        if site != recipe.site:
-            raise CompileError(f"interventions[{i}].site: `fit:` gives {recipe.site}, found {site}")
-        if layer is not None and recipe.layers != "all" and layer not in recipe.layers:
-            fitted = ", ".join(map(str, recipe.layers))
-            raise CompileError(f"interventions[{i}].layer: `fit:` gives layers {fitted}, found {layer}")
+        path = f"interventions[{i}]"
+        site, layer = getattr(declared, "site", None) or reach.site, getattr(declared, "layer", None)
+        if reach.kinds is not None and declared.kind not in reach.kinds:
+            kinds = " or ".join(sorted(reach.kinds))
+            raise CompileError(f"{path}.kind: `fit:` gives tensors for {kinds}, found {declared.kind}")
+        if site != reach.site:
+            raise CompileError(f"{path}.site: `fit:` gives {reach.site}, found {site}")
+        chosen = getattr(declared, "heads", None) or {}
+        for name, edited in ((f"{path}.layer", [] if layer is None else [layer]), (f"{path}.heads", chosen)):
+            if reach.layers is not None and (other := sorted(set(edited) - reach.layers)):
+                fitted = ", ".join(map(str, sorted(reach.layers)))
+                raise CompileError(f"{name}: `fit:` gives layers {fitted}, found {other[0]}")
+        for at, heads in chosen.items():
+            if reach.heads is not None and (other := sorted(set(heads) - reach.heads[at])):
+                fitted = ", ".join(map(str, sorted(reach.heads[at])))
+                raise CompileError(f"{path}.heads[{at}]: `fit:` gives heads {fitted}, found {other[0]}")

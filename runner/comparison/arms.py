@@ -19,7 +19,7 @@ from subvene.runner.cache import atomic_folder
 from subvene.runner.compile import load_tensors
 from subvene.runner.exports.checkpoint import save_baked
 from subvene.runner.fitting import fit
-from subvene.runner.identity import model_digest, tensors_digest, versions
+from subvene.runner.identity import model_sha256, tensors_digest, versions
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.ledger import Ledger, digest
 from subvene.runner.text import pad, pad_id_of
@@ -66,7 +66,7 @@ class Arms:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self._ledger, self._output, self._folder = ledger, output, folder
-        self.base = {"model": model_digest(model), "versions": versions(), "units": UNITS}
+        self.base = {"model": model_sha256(model), "versions": versions(), "units": UNITS}
 
     def make(
         self, variant: ExperimentSpec | None, seed: int, tuning: Sequence[Question] | None, *, bake: bool

@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from subvene.interventions.positions import plain_positions
 from subvene.runner.comparison.arms import Arm
 from subvene.runner.evaluations.divergence import Reference, divergence
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.judges import Answer, Aspect, Judge, make_judge
 from subvene.runner.ledger import Ledger, digest
-from subvene.runner.receipt import InterventionReceipt, Receipt
+from subvene.runner.receipt import Receipt
 from subvene.runner.texts import read_texts
 from subvene.runner.truthfulqa.answering import answer_questions
 from subvene.runner.truthfulqa.data import Question, data_sha256, load_questions, version_of
@@ -136,7 +135,7 @@ class TruthfulQAMeasure:
                     }
                     for score in scores.questions
                 },
-                "receipts": together(scores.receipts),
+                "receipts": _plain(scores.receipts),
                 "tokens": scores.tokens,
                 "from_scratch": scores.from_scratch,
             }
@@ -177,7 +176,7 @@ class TruthfulQAMeasure:
                     batch_size=self.spec.batch_size,
                 )
             by_key = {question.key: answer for question, answer in zip(questions, answers, strict=True)}
-            return {"answers": by_key, "receipts": together(receipts)}
+            return {"answers": by_key, "receipts": _plain(receipts)}
 
         was_done = ledger.has(identity)
         generated = ledger.do(identity, work)
@@ -278,7 +277,7 @@ class DivergenceMeasure:
             with arm.open() as m:
                 found = divergence(m, self._reference)
             receipts = found.pop("receipts", [])
-            return {**found, "receipts": together(receipts)}
+            return {**found, "receipts": _plain(receipts)}
 
         was_done = ledger.has(identity)
         result = ledger.do(identity, work)
@@ -290,42 +289,8 @@ class DivergenceMeasure:
         )
 
 
-def together(receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
-    """The receipts of a measurement's batches as one: counts added up, means weighed by edited tokens."""
-    by_name: dict[str, list[InterventionReceipt]] = {}
-    for receipt in receipts:
-        for part in receipt:
-            by_name.setdefault(part.name, []).append(part)
-    return [_merged(parts) for parts in by_name.values()]
-
-
-def _merged(parts: Sequence[InterventionReceipt]) -> dict[str, Any]:
-    first = parts[0]
-    tokens = sum(part.tokens for part in parts)
-
-    def weighed(values: Sequence[float]) -> float | None:
-        if not tokens:
-            return None
-        return sum(value * part.tokens for value, part in zip(values, parts, strict=True)) / tokens
-
-    strengths = [part.mean_strength for part in parts if part.mean_strength is not None]
-    positions = [part.first for part in parts if part.first is not None]
-    return {
-        "name": first.name,
-        "kind": first.kind,
-        "sites": list(first.sites),
-        "positions": plain_positions(first.positions),
-        "batches": len(parts),
-        "rows": sum(part.rows for part in parts),
-        "rows_edited": sum(part.rows_edited for part in parts),
-        "edited": {role: sum(part.edited[role] for part in parts) for role in first.edited},
-        "changed": sum(part.changed for part in parts),
-        "mean_relative": weighed([part.mean_relative for part in parts]),
-        "max_relative": max(part.max_relative for part in parts),
-        "mean_strength": weighed(strengths) if len(strengths) == len(parts) else None,
-        "first": min(positions) if positions else None,
-        "last": max((part.last for part in parts if part.last is not None), default=None),
-    }
+def _plain(receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
+    return [one for receipt in receipts for one in receipt.to_dict()]
 
 
 def _mean(values: Any) -> float | None:

@@ -11,15 +11,18 @@ from typing import Any
 
 import transformers
 
+from subvene.interventions import Sizes
+from subvene.runner.anatomy import sizes_from_config
 from subvene.runner.comparison.arms import Arm, Arms
 from subvene.runner.comparison.measures import DivergenceMeasure, Measured, Progress, TruthfulQAMeasure
 from subvene.runner.comparison.summary import rows
 from subvene.runner.exports.checkpoint import check_bakeable
-from subvene.runner.fitting import check_before_loading
+from subvene.runner.fitting import check_reach
 from subvene.runner.identity import environment, git_state
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.ledger import Ledger
-from subvene.runner.model import load_model, with_overrides
+from subvene.runner.model import load_config, load_model, with_overrides
+from subvene.runner.recipes import RECIPES
 from subvene.runner.report.page import write_report
 from subvene.runner.report.tables import write_json, write_tables
 from subvene.runner.truthfulqa.data import Question, data_sha256, load_questions, version_of
@@ -97,7 +100,7 @@ def run_comparison(
             f"{output} exists and is no run of a comparison of conditions; choose another --output"
         )
     comparison = _Comparison(spec, folder)
-    check_before_loading(spec, **overrides)
+    comparison.check(sizes_from_config(load_config(spec.model, **overrides)))
     output.mkdir(parents=True, exist_ok=True)
     with Ledger(output) as ledger:
         manifest = comparison.manifest(folder)
@@ -153,6 +156,23 @@ class _Comparison:
             "git": git_state(folder),
             "files_relative_to": os.path.abspath(folder),
         }
+
+    def check(self, sizes: Sizes) -> None:
+        """Check every point of every condition against the model's sizes, and the data against the fits.
+
+        Raises:
+            SubveneError: naming what the model does not have, or why there is nothing to fit on.
+        """
+        for condition in self.conditions:
+            for point in points(condition):
+                declared = variant(self.spec, condition, point)
+                if declared is None:
+                    continue
+                check_reach(declared, sizes)
+                for seed, fold in self.cells(condition):
+                    tuning = self.tuning(fold)
+                    if declared.fit is not None and tuning is not None:
+                        RECIPES[declared.fit.recipe].check(declared.fit, tuning, seed)
 
     def tuning(self, fold: int) -> list[Question] | None:
         """The questions that the fit of a fold may see; None where it learns from none."""

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 from subvene.runner.evaluations.contrast import run_contrast
+from subvene.runner.evaluations.divergence import run_divergence
 from subvene.runner.evaluations.samples import run_samples
 
 EVALUATIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "contrast": run_contrast,
+    "divergence": run_divergence,
     "samples": run_samples,
 }
 

@@ -68,8 +68,12 @@ class Judge(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """JSON values: `kind`, what identifies the judge exactly, and under `accuracy` by aspect what is
-        known of its agreement with human labels (None where nothing was measured)."""
+        """What a record says of the judge, as JSON values.
+
+        Returns:
+            `kind`, what identifies the judge exactly, and under `accuracy` by aspect what is known of its
+            agreement with human labels (None where nothing was measured).
+        """
 
     def usage(self) -> dict[str, Any]:
         """JSON values: requests, tokens, cost so far; empty for a judge that costs nothing."""

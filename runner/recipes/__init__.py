@@ -1,10 +1,12 @@
 """How tensors come about: spec in, tensors and provenance out. A new one is a file and a line here."""
 
-from subvene.runner.recipes.base import Fitted
-from subvene.runner.recipes.mean_difference import fit_mean_difference
+from subvene.runner.recipes.base import Fitted, Reach, Recipe
+from subvene.runner.recipes.iti import ITI
+from subvene.runner.recipes.mean_difference import MEAN_DIFFERENCE
 
-RECIPES = {
-    "mean_difference": fit_mean_difference,
+RECIPES: dict[str, Recipe] = {
+    "iti": ITI,
+    "mean_difference": MEAN_DIFFERENCE,
 }
 
-__all__ = ["RECIPES", "Fitted"]
+__all__ = ["RECIPES", "Fitted", "Reach", "Recipe"]

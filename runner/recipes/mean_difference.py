@@ -11,13 +11,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from subvene.interventions import Sizes
 from subvene.runner.activations import Text, weighted_sums
 from subvene.runner.anatomy import Anatomy, text_config
-from subvene.runner.recipes.base import Fitted
+from subvene.runner.compile import CompileError
+from subvene.runner.recipes.base import Fitted, Reach, Recipe
 from subvene.runner.text import pad_id_of, prompt_ids, response_ids
-from subvene.specs import ContrastSystems, ContrastTexts, MeanDifferenceSpec, SubveneError, tensor_name
+from subvene.specs import (
+    ContrastSystems,
+    ContrastTexts,
+    MeanDifferenceSpec,
+    SubveneError,
+    resolve_pairs,
+    tensor_name,
+)
 
 
 def fit_mean_difference(
@@ -97,3 +107,38 @@ def _text(ids: list[int], start: int, what: str, spec: MeanDifferenceSpec, limit
     elif start == 0 and len(ids) > 1:
         start = 1  # all but the attention sink
     return Text(tuple(ids), start, len(ids))
+
+
+def _read(spec: MeanDifferenceSpec, folder: Path) -> ContrastTexts | ContrastSystems:
+    return resolve_pairs(spec.pairs, folder)
+
+
+def _check(spec: MeanDifferenceSpec, pairs: ContrastTexts | ContrastSystems, seed: int) -> None:
+    """Pairs that could be read can be fitted on."""
+
+
+def _reach(spec: MeanDifferenceSpec, sizes: Sizes) -> Reach:
+    if spec.layers == "all":
+        return Reach(spec.site, frozenset(range(sizes.n_layers)))
+    if max(spec.layers) >= sizes.n_layers:
+        raise CompileError(
+            f"fit.layers: expected layers from 0 to {sizes.n_layers - 1} for this model, "
+            f"found {max(spec.layers)}"
+        )
+    return Reach(spec.site, frozenset(spec.layers))
+
+
+def _fit(
+    spec: MeanDifferenceSpec,
+    pairs: ContrastTexts | ContrastSystems,
+    anatomy: Anatomy,
+    tokenizer: Any,
+    *,
+    seed: int,
+    work: Path | None,
+) -> Fitted:
+    """Nothing is drawn, and one pass is all there is to keep."""
+    return fit_mean_difference(spec, pairs, anatomy, tokenizer)
+
+
+MEAN_DIFFERENCE = Recipe(_read, _check, _reach, _fit)

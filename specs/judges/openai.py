@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from annotated_types import Ge, Gt, Le
 from pydantic import AllowInfNan, Field, Strict, model_validator
 
-from subvene.specs._fields import Count, Text, full_match
+from subvene.specs._fields import Count, Index, Text, full_match
 from subvene.specs._flaws import Expect, Flaw, refuse
 from subvene.specs.judges.base import BaseJudge
 
@@ -15,7 +15,7 @@ _Seconds = Annotated[float, Strict(), Gt(0), AllowInfNan(False), Expect("a numbe
 _Price = Annotated[float, Strict(), Ge(0), AllowInfNan(False), Expect("a price >= 0 per million tokens")]
 _Url = Annotated[
     str,
-    full_match(r"https?://[^\s/?#]+(/[^\s?#]*)?"),
+    full_match(r"https?://[^\s/?#@]+(/[^\s?#]*)?"),
     Expect("the URL of an endpoint, such as `http://127.0.0.1:8080/v1`"),
 ]
 _Variable = Annotated[
@@ -54,7 +54,7 @@ class OpenAIJudgeSpec(BaseJudge):
         "only) asks for none and reads the reply's text, for servers that give no log-probabilities.",
     )
     concurrency: Count = Field(default=8, description="Requests under way at a time.")
-    max_retries: Count = Field(default=6, description="Further tries after 429, 5xx, timeouts and drops.")
+    max_retries: Index = Field(default=6, description="Further tries after 429, 5xx, timeouts and drops.")
     timeout: _Seconds = Field(default=60.0, description="Seconds until a request counts as lost.")
     input_price: _Price | None = Field(
         default=None,

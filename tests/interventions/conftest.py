@@ -67,6 +67,7 @@ def _cases() -> list[Case]:
         return torch.randn(*shape, generator=generator)
 
     vector, direction, heads, sigma = draw(24), 3 * draw(24), draw(4, 8), draw(4).abs()
+    w, bias = draw(4, 8), draw(4)
     a, b, source = draw(2, HEADS_WIDTH), draw(2, HEADS_WIDTH), draw(24)
     v_hat = direction.double() / direction.double().square().sum().sqrt()
 
@@ -88,6 +89,20 @@ def _cases() -> list[Case]:
             o_proj,
             lambda **kw: HeadDirectionIntervention(heads, sigma, **kw),
             lambda h: torch.cat([sigma[i].double() * heads[i].double() for i in range(4)]),
+        ),
+        Case(
+            "head_direction",  # self-monitored
+            o_proj,
+            lambda **kw: HeadDirectionIntervention(heads, sigma, w, bias, **kw),
+            lambda h: torch.cat(
+                [
+                    sigma[i].double()
+                    * heads[i].double()
+                    / (1 + (h[..., 8 * i : 8 * i + 8] @ w[i].double() + bias[i].double()).exp().unsqueeze(-1))
+                    for i in range(4)
+                ],
+                -1,
+            ),
         ),
         Case(
             "low_rank_edit",

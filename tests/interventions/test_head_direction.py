@@ -99,3 +99,101 @@ def test_tensors_that_do_not_fit(
 
 def test_is_additive() -> None:
     assert HeadDirectionIntervention(THETA).is_additive
+    assert not HeadDirectionIntervention(THETA, None, WEIGHT, BIAS).is_additive
+
+
+# --- self-monitored strength
+
+WEIGHT = torch.randn(4, 8, generator=GENERATOR)
+BIAS = torch.randn(4, generator=GENERATOR)
+PROBED = {
+    NAME: THETA,
+    f"{NAME}.sigma": SIGMA,
+    f"{NAME}.probe_weight": WEIGHT,
+    f"{NAME}.probe_bias": BIAS,
+}
+
+
+def adaptive_by_hand(h: torch.Tensor, chosen: tuple[int, ...], alpha: float) -> torch.Tensor:
+    out = h.double().clone()
+    for head in chosen:
+        o = h[..., head * 8 : head * 8 + 8].double()
+        p = torch.sigmoid(o @ WEIGHT[head].double() + BIAS[head].double())
+        out[..., head * 8 : head * 8 + 8] += (
+            alpha * (1 - p)[..., None] * (SIGMA[head].double() * THETA[head].double())
+        )
+    return out
+
+
+@pytest.mark.parametrize("alpha", [15.0, -4.0, 0.0])
+@pytest.mark.parametrize("chosen", [(0, 1, 2, 3), (3, 0)])
+def test_strength_falls_with_the_probe(
+    table: Callable[..., Any], sizes: Sizes, chosen: tuple[int, ...], alpha: float
+) -> None:
+    declared = spec(heads=None if len(chosen) == 4 else {1: chosen}, strength=alpha, adaptive="one_minus_p")
+    ((_, _, edit),) = HeadDirectionIntervention.build(declared, table(**PROBED), sizes)
+    h = torch.randn(2, 3, 32, dtype=torch.float64)
+    torch.testing.assert_close(edit(h), adaptive_by_hand(h, chosen, alpha), rtol=1e-6, atol=1e-5)
+    summed, count = edit.strength_factors(h)
+    p = torch.sigmoid((h.view(2, 3, 4, 8) * WEIGHT.double()).sum(-1) + BIAS.double())
+    assert int(count) == len(chosen)
+    torch.testing.assert_close(summed, (1 - p)[..., list(chosen)].sum(-1))
+    if alpha == 0:
+        assert torch.equal(edit(h), h)
+
+
+def test_a_probe_that_is_sure_stops_the_edit_and_its_opposite_lets_it_through() -> None:
+    h = torch.randn(1, 1, 32)
+    sure = torch.tensor([200.0, -200.0, 200.0, -200.0])
+    edit = HeadDirectionIntervention(THETA, None, torch.zeros(4, 8), sure, strength=5.0)
+    expected = h + 5.0 * (THETA * torch.tensor([[0.0], [1.0], [0.0], [1.0]])).flatten()
+    torch.testing.assert_close(edit(h), expected)
+
+
+def test_the_probe_keeps_its_digits_near_1() -> None:
+    edit = HeadDirectionIntervention(THETA, None, torch.zeros(4, 8), torch.full((4,), 20.0))
+    summed, _ = edit.strength_factors(torch.zeros(1, 1, 32))
+    assert float(summed) == pytest.approx(4 * 2.0611536e-9, rel=1e-5)
+
+
+def test_probes_stored_beside_a_constant_direction_are_not_used(
+    table: Callable[..., Any], sizes: Sizes
+) -> None:
+    ((_, _, edit),) = HeadDirectionIntervention.build(spec(), table(**PROBED), sizes)
+    assert edit.is_additive
+    assert edit.strength_factors(torch.zeros(1, 1, 32)) is None
+    assert edit.stored("iti", "attention_heads", 1).keys() == {NAME, f"{NAME}.sigma"}
+
+
+def test_stored_probes_read_back(table: Callable[..., Any], sizes: Sizes) -> None:
+    declared = spec(heads={1: [2, 0]}, adaptive="one_minus_p")
+    ((_, _, edit),) = HeadDirectionIntervention.build(declared, table(**PROBED), sizes)
+    stored = edit.stored("iti", "attention_heads", 1)
+    assert stored.keys() == PROBED.keys()
+    ((_, _, again),) = HeadDirectionIntervention.build(declared, table(**stored), sizes)
+    h = torch.randn(1, 4, 32)
+    assert torch.equal(again(h), edit(h))
+    assert not torch.equal(again(h), h)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"probe_weight": None},
+            r"no tensor 'iti.attention_heads\[1\].probe_weight'; `adaptive: one_minus_p`.*iti.*or leave",
+        ),
+        ({"probe_bias": None}, r"no tensor 'iti.attention_heads\[1\].probe_bias'; `adap"),
+        ({"probe_weight": None, "probe_bias": None}, r"probe_weight' and '.*probe_bias';"),
+        ({"probe_weight": WEIGHT[:3]}, r"probe_weight' has shape \[3, 8\], expected \[4, 8\]"),
+        ({"probe_bias": BIAS[:, None]}, r"probe_bias' has shape \[4, 1\], expected \[4\]"),
+        ({"probe_bias": BIAS * torch.nan}, "probe_bias' holds NaN"),
+    ],
+)
+def test_probes_that_do_not_fit(
+    table: Callable[..., Any], sizes: Sizes, change: dict[str, Any], message: str
+) -> None:
+    given = PROBED | {f"{NAME}.{part}": tensor for part, tensor in change.items()}
+    tensors = {name: tensor for name, tensor in given.items() if tensor is not None}
+    with pytest.raises(TensorError, match=message):
+        HeadDirectionIntervention.build(spec(adaptive="one_minus_p"), table(**tensors), sizes)

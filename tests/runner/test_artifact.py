@@ -63,6 +63,9 @@ TENSORS = {
     "iti.attention_heads[0]": draw(HEADS, HEAD_DIM),
     "iti.attention_heads[0].sigma": draw(HEADS).abs(),
     "iti.attention_heads[2]": draw(HEADS, HEAD_DIM, seed=1),
+    "sure.attention_heads[1]": draw(HEADS, HEAD_DIM, seed=10),
+    "sure.attention_heads[1].probe_weight": draw(HEADS, HEAD_DIM, seed=11),
+    "sure.attention_heads[1].probe_bias": draw(HEADS, seed=12),
     "v.block_output[1]": draw(WIDTH, seed=2),
     "edit.attention_heads[1].a": draw(2, 32, seed=3),
     "edit.attention_heads[1].b": draw(2, 32, seed=4),
@@ -130,6 +133,7 @@ EVERY_KIND: list[dict[str, Any]] = [
         "seed": 3,
     },
     {"kind": "pyvene", "class": "ZeroIntervention", "component": "model.layers[2].mlp.act_fn.output"},
+    {"kind": "head_direction", "directions": ref("sure"), "strength": -2.0, "adaptive": "one_minus_p"},
 ]
 
 

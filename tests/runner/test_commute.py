@@ -137,3 +137,43 @@ def test_edits_that_never_meet_commute(one: Positions, other: Positions, apart: 
     assert never_meet(one, other) is never_meet(other, one) is apart
     pair = SteeringIntervention(X, positions=one), AblationIntervention(X, positions=other)
     assert verdict(*pair).commutes is apart
+
+
+# --- self-monitored head directions: 3 heads of 4
+
+
+def monitored(
+    head: int, adds: tuple[int, float], reads: tuple[int, float], bias: float = 0.3, strength: float = 2.0
+) -> HeadDirectionIntervention:
+    """A shift of one head along one axis, monitored by a probe along one axis of that head."""
+    directions, probes = torch.zeros(3, 4), torch.zeros(3, 4)
+    directions[head, adds[0]], probes[head, reads[0]] = adds[1], reads[1]
+    return HeadDirectionIntervention(directions, None, probes, torch.full((3,), bias), strength=strength)
+
+
+MONITORED: dict[str, Callable[[], ActivationIntervention]] = {
+    "add x read x": lambda: monitored(0, (0, 2.0), (0, 1.0)),
+    "add x read y": lambda: monitored(0, (0, 2.0), (1, -1.0)),
+    "add z read x": lambda: monitored(0, (2, 1.0), (0, 1.0), bias=-1.0),
+    "second head": lambda: monitored(1, (0, 1.5), (0, 1.0), strength=-1.0),
+}
+
+
+@pytest.mark.parametrize("one", MONITORED)
+@pytest.mark.parametrize("other", [*MONITORED, *EDITS])
+def test_self_monitored_strengths_are_not_additive(one: str, other: str) -> None:
+    first, second = MONITORED[one](), (MONITORED | EDITS)[other]()
+    found, matters = verdict(first, second), order_matters(first, second)
+    assert found.commutes in (not matters, None)
+    assert verdict(second, first).commutes is found.commutes
+    if second.is_additive or other == "off" or (other in MONITORED and not matters):
+        assert found.commutes is not None
+    assert first.is_additive is False
+
+
+def test_self_monitored_strengths_commute_with_some_and_not_with_others() -> None:
+    heads = MONITORED["add x read x"]()
+    verdicts = {name: verdict(heads, make()).commutes for name, make in EDITS.items()}
+    assert verdicts["steer_x"] is False
+    assert verdicts["steer_y"] is verdicts["ablate_y"] is True
+    assert verdicts["cap_x"] is verdicts["ablate_x"] is None

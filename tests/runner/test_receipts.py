@@ -338,3 +338,108 @@ def test_a_cap_that_nothing_exceeds_does_not_fail_the_run() -> None:
     generate(m)
     assert (m.receipt[0].changed, m.receipt[0].max_relative) == (0, 0.0)
     assert m.receipt[0].tokens > 0
+
+
+# --- self-monitored strength
+
+ADAPTIVE = {
+    "kind": "head_direction",
+    "name": "iti",
+    "directions": {"key": "iti"},
+    "strength": 3.0,
+    "adaptive": "one_minus_p",
+}
+HEAD_DIM = WIDTH // HEADS
+
+
+def probed() -> dict[str, torch.Tensor]:
+    """Directions of all heads at layer 0, of two heads at layer 2, and probes of every head."""
+    generator = torch.Generator().manual_seed(4)
+    tensors = {}
+    for layer in (0, 2):
+        directions = torch.randn(HEADS, HEAD_DIM, generator=generator)
+        directions[[0, 3]] *= layer == 0
+        tensors |= {
+            f"iti.attention_heads[{layer}]": directions,
+            f"iti.attention_heads[{layer}].probe_weight": 3
+            * torch.randn(HEADS, HEAD_DIM, generator=generator),
+            f"iti.attention_heads[{layer}].probe_bias": torch.randn(HEADS, generator=generator),
+        }
+    return tensors
+
+
+class Probes:
+    """(1 − p) by layer, slot and edited head, read by hooks that are older than the run's."""
+
+    def __init__(self, model: Any, tensors: dict[str, torch.Tensor]) -> None:
+        self.seen: dict[int, list[torch.Tensor]] = {0: [], 2: []}
+        for layer, heads in ((0, [0, 1, 2, 3]), (2, [1, 2])):
+            name = f"iti.attention_heads[{layer}]"
+            w, b = tensors[f"{name}.probe_weight"].double(), tensors[f"{name}.probe_bias"].double()
+
+            def see(
+                _m: Any, args: Any, layer: int = layer, heads: Any = heads, w: Any = w, b: Any = b
+            ) -> None:
+                o = args[0].double().unflatten(-1, (HEADS, HEAD_DIM))
+                self.seen[layer].append((1 - torch.sigmoid((o * w).sum(-1) + b))[..., heads])
+
+            oracle.blocks(model)[layer].self_attn.o_proj.register_forward_pre_hook(see)
+
+    def mean(self, mask: torch.Tensor, scale: torch.Tensor) -> float:
+        """Mean of scale·(1 − p) over the slots of `mask` [rows, slots] and all edited heads."""
+        used = [torch.cat(calls, 1) for calls in self.seen.values()]
+        return float(torch.cat([(scale[:, None, None] * u)[mask].flatten() for u in used]).mean())
+
+
+@pytest.mark.parametrize("rule", ["all", "response"])
+@pytest.mark.parametrize("strengths", [None, [2.0, 0.0, -1.0]], ids=["one", "by row"])
+def test_the_mean_of_a_self_monitored_strength(rule: str, strengths: Any) -> None:
+    model, tensors = tiny("llama"), probed()
+    probes = Probes(model, tensors)
+    m = intervened(model, ADAPTIVE | {"positions": rule}, tensors=tensors)
+    generate(m, strengths=strengths)
+    _, mask = batch(PROMPTS, "left")
+    scale = torch.tensor([3.0] * 3 if strengths is None else strengths, dtype=torch.float64)
+    where = slots(mask, rule, LENGTHS, mask.shape[1] + NEW - 1) & (scale != 0)[:, None]
+    receipt = m.receipt[0]
+    assert receipt.tokens == int(where.sum())
+    assert receipt.mean_strength == pytest.approx(probes.mean(where, scale), rel=1e-4)
+    assert json.loads(json.dumps(m.receipt.to_dict()))[0]["mean_strength"] == receipt.mean_strength
+    if strengths is None:
+        assert 0.3 < receipt.mean_strength < 2.7, "neither α nor nothing, or this test shows little"
+
+
+def test_a_self_monitored_generation_is_what_its_scoring_says() -> None:
+    m = intervened(tiny("llama"), ADAPTIVE | {"positions": "response"}, tensors=probed())
+    ids, mask = batch(PROMPTS[:1], "left")
+    out = m.generate_ids(ids, mask, max_new_tokens=NEW, do_sample=False)
+    generated = m.receipt[0].mean_strength
+    with torch.no_grad():
+        logits = m(out[:, :-1], prompt_lengths=LENGTHS[:1]).logits
+    assert torch.equal(logits[:, LENGTHS[0] - 1 :].argmax(-1), out[:, LENGTHS[0] :])
+    assert m.receipt[0].mean_strength == pytest.approx(generated, rel=1e-4)
+
+
+def test_a_self_monitored_strength_of_zero_changes_nothing() -> None:
+    m = intervened(tiny("llama"), ADAPTIVE | {"strength": 0.0}, tensors=probed())
+    ids, mask = batch(PROMPTS, "left")
+    with torch.no_grad():
+        edited = m(ids, mask).logits
+        with m.disabled():
+            assert torch.equal(edited, m(ids, mask).logits)
+    assert m.receipt[0].mean_strength is None
+
+
+def test_probes_that_are_sure_leave_the_run_as_it_is_and_the_receipt_says_so() -> None:
+    tensors = probed()
+    for layer in (0, 2):
+        tensors[f"iti.attention_heads[{layer}].probe_bias"] += 1e4
+    m = intervened(tiny("llama"), ADAPTIVE, tensors=tensors)
+    generate(m)
+    assert (m.receipt[0].changed, m.receipt[0].mean_strength) == (0, 0.0)
+
+
+def test_a_constant_strength_has_no_mean() -> None:
+    m = intervened(tiny("llama"), ADAPTIVE | {"adaptive": "none"}, tensors=probed())
+    generate(m)
+    assert m.receipt[0].mean_strength is None

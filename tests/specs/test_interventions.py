@@ -38,6 +38,10 @@ def read(line: str) -> object:
             HeadDirectionSpec(directions=REF, strength=15.0, heads={12: (3, 7), 0: (0,)}),
         ),
         (
+            f"{{kind: head_direction, directions: {T}, strength: -1, adaptive: one_minus_p}}",
+            HeadDirectionSpec(directions=REF, strength=-1.0, adaptive="one_minus_p"),
+        ),
+        (
             f"{{kind: steering, layer: 0, vector: {T}, coefficient: [1, -2.5], positions: prompt, name: a}}",
             SteeringSpec(layer=0, vector=REF, coefficient=(1.0, -2.5), positions="prompt", name="a"),
         ),
@@ -101,6 +105,7 @@ INDEX, COUNT = "an integer >= 0", "an integer >= 1"
 @pytest.mark.parametrize(
     ("line", "path", "expected"),
     [
+        (f"{H}, strength: 1, adaptive: true", "adaptive", "one of: none, one_minus_p"),
         (f"{H}, strength: true", "strength", STRENGTH),
         (f"{H}, strength: '1'", "strength", STRENGTH),
         (f"{H}, strength: .nan", "strength", STRENGTH),

@@ -49,5 +49,6 @@ def test_receipt_in_words() -> None:
     assert "in 2 of 5 rows" in receipt_in_words(RECEIPT | {"rows": 5, "rows_edited": 2})
     assert receipt_in_words(RECEIPT | {"changed": 2}).endswith("; 2 of them changed")
     assert receipt_in_words(RECEIPT | {"strengths": (0.0, 0.0)}).endswith("strength 0, nothing edited")
+    assert "), strength 1.23 on average, ‖Δ‖ 12.3%" in receipt_in_words(RECEIPT | {"mean_strength": 1.2345})
     nowhere = dict.fromkeys(RECEIPT["edited"], 0)
     assert receipt_in_words(RECEIPT | {"edited": nowhere}).endswith("edited no token")

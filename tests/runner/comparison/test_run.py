@@ -202,7 +202,7 @@ def test_a_kill_at_any_moment_and_a_second_run_give_the_same_tables(
 ) -> None:
     output = tmp_path / "killed"
     # Read where the whole run read it: paths are part of the manifest, not of any unit.
-    command = [sys.executable, "-m", "subvene.runner.cli", "run", str(comparison), "-o", str(output)]
+    command = [Path(sys.executable).with_name("subvene"), "run", comparison, "-o", output]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     path, deadline = output / "units.jsonl", time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:

@@ -1,0 +1,249 @@
+"""Divergence: what interventions cost on ordinary text, always against the original model.
+
+CE is the mean next-token cross-entropy of the edited model, in nats: over the tokens of all texts but the
+first of each, which nothing predicts. KL is the mean of KL(original ‖ edited), Σ_v p(v)·(log p(v) − log q(v)),
+over every token of every text, as ITI's published code takes it. Both come from one batched pass.
+
+A plain text has no prompt. Its first token counts as one, so that the cursor is token 0 and `response` edits
+every token, as `all` does (and as the published code does); `prompt` edits the first token alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from subvene.runner.intervened import IntervenedModel
+from subvene.runner.progress import track
+from subvene.runner.receipt import Receipt, check_together, merged
+from subvene.runner.text import Batch, by_length, pad, pad_id_of
+from subvene.runner.texts import read_texts, texts_sha256
+from subvene.specs import DivergenceSpec, SubveneError
+
+_PROMPT_LENGTH = 1
+
+
+class Reference:
+    """The original model on given texts, computed once for every condition that is compared with it.
+
+    Kept are its final hidden states, a hundredth of what its logits would take; the LM head makes the logits
+    from them again, batch by batch. So the original model has to stay in memory.
+
+    Args:
+        m: the original model; its interventions, if it has any, are off.
+        texts: plain texts; those of fewer than two tokens say nothing and are left out.
+        max_tokens: the first so many tokens of each are read.
+        batch_size: texts per forward pass, here and in `divergence`.
+
+    Attributes:
+        ids: token ids of each text that is measured.
+        left_out: how many texts were too short.
+        tokens: tokens of all texts.
+        ce: the original's cross-entropy, mean over predicted tokens.
+        ce_by_text: the same by text.
+        data_sha256: of the texts given.
+
+    Raises:
+        SubveneError: no text has two tokens, or the model's logits cannot be made from its hidden states.
+    """
+
+    def __init__(
+        self, m: IntervenedModel, texts: Sequence[str], *, max_tokens: int = 128, batch_size: int = 8
+    ) -> None:
+        tokenized = [list(m.tokenizer(text)["input_ids"][:max_tokens]) for text in texts]
+        self.ids = [ids for ids in tokenized if len(ids) > 1]
+        if not self.ids:
+            raise SubveneError(
+                f"divergence: none of {len(texts)} texts has two tokens within max_tokens: {max_tokens}, and "
+                "the first token of a text has nothing that predicts it"
+            )
+        self.left_out = len(tokenized) - len(self.ids)
+        self.tokens = sum(map(len, self.ids))
+        self.data_sha256 = texts_sha256(texts)
+        self._model: Any = m.model
+        self._pad_id = pad_id_of(m.tokenizer)
+        self._hidden: list[torch.Tensor] = [torch.empty(0)] * len(self.ids)
+        self._batches = by_length([len(ids) for ids in self.ids], batch_size)
+        losses = torch.zeros(len(self.ids), dtype=torch.float64)
+        for chosen in track(self._batches, "original model"):
+            logits = self._collect(m, chosen)
+            if chosen is self._batches[0]:
+                self._check(chosen, logits)
+            for i, row in zip(chosen, logits, strict=True):
+                losses[i] = _cross_entropy(row, self.ids[i])
+        self.ce_by_text = [float(loss) / (len(ids) - 1) for loss, ids in zip(losses, self.ids, strict=True)]
+        self.ce = float(losses.sum()) / (self.tokens - len(self.ids))
+
+    @property
+    def batches(self) -> list[list[int]]:
+        """Indices of texts of like length, by forward pass."""
+        return self._batches
+
+    def batch(self, chosen: Sequence[int]) -> Batch:
+        """Some of the texts, padded on the right."""
+        rows = [self.ids[i] for i in chosen]
+        return pad(rows, [_PROMPT_LENGTH] * len(rows), self._pad_id, "right")
+
+    @torch.no_grad()
+    def logits(self, chosen: Sequence[int]) -> list[torch.Tensor]:
+        """The original's logits of some of the texts, [tokens, vocabulary] each."""
+        model, lengths = self._model, [len(self.ids[i]) for i in chosen]
+        hidden = torch.cat([self._hidden[i] for i in chosen]).unsqueeze(0)
+
+        def put_in(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            return (hidden.to(args[0].device, args[0].dtype), *args[1:])
+
+        # The model's own forward on a single token, whose hidden state gives way to all those kept: what some
+        # models do to the logits after the LM head (capping, scaling) is so done as they do it.
+        handle = model.get_output_embeddings().register_forward_pre_hook(put_in)
+        try:
+            one = torch.tensor([[self.ids[chosen[0]][0]]], device=model.device)
+            with _evaluating(model):
+                found = model(input_ids=one, use_cache=False).logits
+        finally:
+            handle.remove()
+        return list(found[0].split(lengths))
+
+    @torch.no_grad()
+    def _collect(self, m: IntervenedModel, chosen: Sequence[int]) -> list[torch.Tensor]:
+        """Run the original on some texts: keep its hidden states, give back its logits."""
+        batch = self.batch(chosen)
+        seen: list[torch.Tensor] = []
+        head = self._model.get_output_embeddings()
+        handle = head.register_forward_pre_hook(lambda _module, args: seen.append(args[0].detach()))
+        try:
+            with m.disabled(), _evaluating(self._model):
+                logits = m(batch.input_ids, batch.attention_mask, use_cache=False).logits
+        finally:
+            handle.remove()
+        lengths = [len(self.ids[i]) for i in chosen]
+        for row, (i, length) in enumerate(zip(chosen, lengths, strict=True)):
+            self._hidden[i] = seen[0][row, :length].cpu().clone()
+        return [row[:length] for row, length in zip(logits, lengths, strict=True)]
+
+    def _check(self, chosen: Sequence[int], logits: Sequence[torch.Tensor]) -> None:
+        for there, again in zip(logits, self.logits(chosen), strict=True):
+            slack = 64 * torch.finfo(there.dtype).eps * float(there.abs().max())
+            if again.shape != there.shape or float((again - there).abs().max()) > slack:
+                raise SubveneError(
+                    f"divergence: the logits of {type(self._model).__name__} are not a function of the input "
+                    "of its output embeddings, so they cannot be kept for comparison"
+                )
+
+
+@torch.no_grad()
+def divergence(m: IntervenedModel, reference: Reference) -> dict[str, Any]:
+    """CE of an edited model, and KL(original ‖ edited), on the texts of `reference`.
+
+    Args:
+        m: the edited model (or a baked one, `IntervenedModel.plain`); it has the original's vocabulary.
+        reference: the original model on the texts.
+
+    Returns:
+        `ce` and `kl` in nats per token; `original_ce`; `ce_by_text` and `kl_by_text`, means over each text's
+        tokens; `texts`, `tokens`, `left_out`, `data_sha256`; `receipts`, one per intervention.
+
+    Raises:
+        NotSteeredError: an intervention acted on none of the texts.
+        SubveneError: the two models have different vocabularies.
+    """
+    losses = torch.zeros(len(reference.ids), dtype=torch.float64)
+    divergences = torch.zeros_like(losses)
+    receipts: list[Receipt] = []
+    for chosen in track(reference.batches, "divergence"):
+        batch = reference.batch(chosen)
+        with _evaluating(m.model):
+            output = m(
+                batch.input_ids,
+                batch.attention_mask,
+                prompt_lengths=batch.prompt_lengths,
+                must_act=False,
+                use_cache=False,
+            )
+        if m.receipt is not None and not m.is_disabled:
+            receipts.append(m.receipt)
+        for i, edited, original in zip(chosen, output.logits, reference.logits(chosen), strict=True):
+            ids = reference.ids[i]
+            edited = edited[: len(ids)]
+            if edited.shape != original.shape:
+                raise SubveneError(
+                    f"divergence: the edited model has {edited.shape[-1]} tokens in its vocabulary and the "
+                    f"original {original.shape[-1]}; they cannot be compared"
+                )
+            losses[i] = _cross_entropy(edited, ids)
+            divergences[i] = _kl(original, edited)
+            if losses[i].isnan() or divergences[i].isnan():
+                raise SubveneError(
+                    f"divergence: the edited model's logits on text {i} hold NaN; its strength is too "
+                    f"large for {str(edited.dtype).removeprefix('torch.')}"
+                )
+    check_together(receipts)
+    lengths = [len(ids) for ids in reference.ids]
+    return {
+        "ce": float(losses.sum()) / (reference.tokens - len(lengths)),
+        "kl": float(divergences.sum()) / reference.tokens,
+        "original_ce": reference.ce,
+        "ce_by_text": [float(loss) / (n - 1) for loss, n in zip(losses, lengths, strict=True)],
+        "kl_by_text": [float(kl) / n for kl, n in zip(divergences, lengths, strict=True)],
+        "texts": len(lengths),
+        "tokens": reference.tokens,
+        "left_out": reference.left_out,
+        "data_sha256": reference.data_sha256,
+        "receipts": [one for receipt in merged(receipts, same_rows=False) for one in receipt.to_dict()],
+    }
+
+
+def run_divergence(m: IntervenedModel, spec: DivergenceSpec, folder: Path) -> dict[str, Any]:
+    """CE and KL of the model with its interventions, beside the untouched model.
+
+    Returns:
+        `records`, one for the baseline and one for the interventions, and all that `divergence` gives.
+    """
+    texts = read_texts(spec.texts, folder, spec.limit)
+    reference = Reference(m, texts, max_tokens=spec.max_tokens, batch_size=spec.batch_size)
+    found = divergence(m, reference)
+    records = [
+        {"condition": "baseline", "ce": reference.ce, "kl": 0.0},
+        {"condition": "intervened", "ce": found["ce"], "kl": found["kl"]},
+    ]
+    return {"kind": spec.kind, "records": records, **found}
+
+
+@contextlib.contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Without dropout while it runs; afterwards every module's mode is what it was."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _cross_entropy(logits: torch.Tensor, ids: Sequence[int]) -> float:
+    """Σ −log p(token | what precedes it), of logits [tokens, vocabulary]."""
+    log_p = _log_probs(logits[:-1])
+    targets = torch.tensor(ids[1:], device=log_p.device)
+    return -float(log_p.gather(-1, targets.unsqueeze(-1)).sum())
+
+
+def _kl(original: torch.Tensor, edited: torch.Tensor) -> float:
+    """Σ over tokens of KL(original ‖ edited), of logits [tokens, vocabulary]."""
+    log_p = _log_probs(original)
+    log_q = _log_probs(edited.to(original.device))
+    p = log_p.exp()
+    # A token that the original rules out counts nothing, whatever the edited model says of it.
+    return float(torch.where(p > 0, p * (log_p - log_q), 0.0).sum())
+
+
+def _log_probs(logits: torch.Tensor) -> torch.Tensor:
+    # In float64: the KL of two nearly equal distributions is a small difference of large sums.
+    if logits.device.type == "mps":
+        logits = logits.cpu()  # has no float64
+    return logits.double().log_softmax(-1)

@@ -1,0 +1,68 @@
+"""What `subvene judge check` found out about a judge, kept for the tables that use it.
+
+A judge that somebody else made states no accuracy of its own. What was measured on this machine is kept in
+subvene's cache folder, by everything that identifies the judge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from subvene.runner.cache import cache_folder
+from subvene.runner.judges.base import Aspect
+
+_STATED = ("n", "unjudged", "accuracy", "majority", "auc", "brier", "ece")
+
+
+def known_accuracy(described: Mapping[str, Any], aspect: Aspect) -> dict[str, Any] | None:
+    """What was last measured of a judge, None if nothing was.
+
+    Args:
+        described: the judge's `describe()`; its `accuracy` does not matter.
+        aspect: which quality.
+    """
+    try:
+        found = json.loads(_place(described, aspect).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # never measured here, or a file that is none of ours: the judge states no accuracy
+    return found if isinstance(found, dict) else None
+
+
+def keep_accuracy(described: Mapping[str, Any], aspect: Aspect, agreement: Any, labels: Path) -> bool:
+    """Keeps an agreement for `known_accuracy`, unless one over more rows of the same labels is there.
+
+    Args:
+        described: the judge's `describe()`.
+        aspect: which quality.
+        agreement: what was measured.
+        labels: the file of labels.
+
+    Returns:
+        Whether it was kept.
+    """
+    record = {name: getattr(agreement, name) for name in _STATED}
+    record["labels"] = {"file": labels.name, "sha256": hashlib.sha256(labels.read_bytes()).hexdigest()}
+    before = known_accuracy(described, aspect)
+    if before is not None and before.get("labels") == record["labels"] and before.get("n", 0) > record["n"]:
+        return False
+    place = _place(described, aspect)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name}-{uuid.uuid4().hex[:12]}")
+    try:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, place)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _place(described: Mapping[str, Any], aspect: Aspect) -> Path:
+    about = {name: value for name, value in described.items() if name != "accuracy"}
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / "judgements" / "agreement" / f"{digest[:24]}.{aspect}.json"

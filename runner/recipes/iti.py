@@ -1,0 +1,364 @@
+"""Inference-time intervention (Li et al. 2023, arXiv:2306.03341): probe every head, shift the best ones.
+
+A head's probe tells true from false answers by its activation at the end of `Q: … A: …`. The heads whose
+probes are best on questions held out are shifted along θ̂, the unit difference of the mean activations of true
+and false answers, by α·σ, σ being how far activations spread along θ̂ where a text goes on after an answer.
+
+Of the published code this differs in three things. σ comes from the tuning questions alone, where that takes
+all questions, those of the test fold among them. Equally good probes are ranked by layer and head, where
+that leaves them to a sort. And which question follows an answer for σ is settled by what the two say, so
+that every seed reads the same texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from subvene.interventions import Sizes
+from subvene.runner.anatomy import Anatomy
+from subvene.runner.collector import Collected, Passage, collect, common_prefix, last, shared_prefix
+from subvene.runner.compile import CompileError
+from subvene.runner.recipes.base import Fitted, Reach, Recipe
+from subvene.runner.recipes.probes import Probes, fit_probes
+from subvene.runner.text import pad_id_of
+from subvene.runner.truthfulqa.data import Question, data_sha256, load_questions
+from subvene.runner.truthfulqa.splits import validation_keys
+from subvene.specs import ITISpec, SubveneError, tensor_name
+from subvene.specs.recipes.iti import ListedHeads, RandomHeads, SoftHeads, TopHeads
+
+SITE = "attention_heads"
+# Streams of random numbers that one seed gives rise to.
+_HEADS, _DIRECTIONS = 0, 1
+
+
+class ITIError(SubveneError, ValueError):
+    """These questions, or what was found with them, give no directions."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One answer to a tuning question."""
+
+    question: Question
+    text: str
+    is_true: bool
+    is_validation: bool
+
+
+def fit_iti(
+    spec: ITISpec,
+    questions: Sequence[Question],
+    anatomy: Anatomy,
+    tokenizer: Any,
+    *,
+    seed: int,
+    work: Path | None = None,
+) -> Fitted:
+    """Fit directions, their σ and probes for chosen heads.
+
+    Args:
+        spec: the recipe.
+        questions: the tuning questions, in any order; nothing else is seen.
+        anatomy: of the model.
+        tokenizer: the model's.
+        seed: of the train/validation split, and of heads and directions that are drawn at random.
+        work: folder where activations and probes are kept by content; None: nothing is kept.
+
+    Raises:
+        ITIError: the questions, or what was found with them, give no directions.
+    """
+    _reach(spec, anatomy.sizes)
+    # 1. Every answer, true and false; a share of the questions, with all their answers, ranks the heads.
+    answers = _answers(spec, questions, seed)
+    with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
+        # 2. The heads' activations at the end of each answer, and once more after another question.
+        sizes = anatomy.sizes
+        activations = collect(
+            anatomy,
+            SITE,
+            range(sizes.n_layers),
+            _passages(answers, tokenizer, spec.last_n),
+            Path(folder) / "activations",
+            pad_id=pad_id_of(tokenizer),
+            batch_size=spec.batch_size,
+            description=f"fitting {spec.key}: activations",
+        )
+        # 3. A probe for every head; linear ones in any case, for strengths that watch themselves.
+        probes = _probes(activations, answers, sizes.n_heads, "linear", seed, Path(folder) / "probes")
+        ranking = probes
+        if spec.probe != "linear":
+            ranking = _probes(activations, answers, sizes.n_heads, spec.probe, seed, Path(folder) / "probes")
+        # 4. The heads, each with the weight of its direction.
+        validation = [answer.is_true for answer in answers if answer.is_validation]
+        chance = max(validation.count(True), validation.count(False)) / len(validation)
+        weights = _select(spec, ranking.accuracy, chance, seed)
+        # 5. Their directions and how far activations spread along them.
+        is_true = torch.tensor([answer.is_true for answer in answers])
+        by_layer = {
+            layer: _shifted(spec, activations, probes, is_true, layer, weights[layer], seed)
+            for layer in range(sizes.n_layers)
+            if weights[layer].any()
+        }
+    tensors: dict[str, torch.Tensor] = {}
+    for layer, found in by_layer.items():
+        if found.heads:
+            name = tensor_name(spec.key, SITE, layer)
+            tensors |= {name: found.directions} | {f"{name}.{k}": part for k, part in found.parts.items()}
+    if not tensors:
+        raise ITIError(f"fit.select: no head that {spec.select.rule} chooses has a direction")
+    keys = sorted({answer.question.key for answer in answers})
+    return Fitted(
+        tensors,
+        {
+            "recipe": spec.recipe,
+            "key": spec.key,
+            "site": SITE,
+            "data_sha256": data_sha256(questions),
+            "tuning_keys_sha256": hashlib.sha256("\n".join(keys).encode()).hexdigest(),
+            "questions": len(keys),
+            "validation_questions": len({a.question.key for a in answers if a.is_validation}),
+            "pairs": len(answers),
+            "true_pairs": sum(answer.is_true for answer in answers),
+            "seed": seed,
+            "select": spec.select.model_dump(mode="json"),
+            "direction": spec.direction,
+            "probe": spec.probe,
+            "last_n": spec.last_n,
+            "chance": round(chance, 6),
+            "validation_accuracy": [[round(a, 6) for a in row] for row in ranking.accuracy.tolist()],
+            "heads": {str(layer): found.heads for layer, found in by_layer.items() if found.heads},
+            "sigma": {str(layer): found.of_heads(found.parts["sigma"]) for layer, found in by_layer.items()},
+            "norms": {str(layer): found.of_heads(found.norms) for layer, found in by_layer.items()},
+            "shared_prefixes": activations.forked if activations.note is None else activations.note,
+        },
+    )
+
+
+def _answers(spec: ITISpec, questions: Sequence[Question], seed: int) -> list[_Answer]:
+    """Every answer to every question, in an order that their content alone gives."""
+    ordered = sorted(questions, key=lambda question: question.key)
+    if len({question.key for question in ordered}) < len(ordered):
+        raise ITIError("fit.data: expected every question once, found some twice")
+    if len(ordered) < 2:
+        raise ITIError(f"fit.data: expected at least 2 questions to fit on, found {len(ordered)}")
+    held_out = validation_keys(ordered, spec.validation, seed)
+    answers = [
+        _Answer(question, text, is_true, question.key in held_out)
+        for question in ordered
+        for texts, is_true in ((question.correct, True), (question.incorrect, False))
+        for text in texts
+    ]
+    for part, chosen in (
+        ("train the probes", [answer for answer in answers if not answer.is_validation]),
+        ("rank the heads (fit.validation)", [answer for answer in answers if answer.is_validation]),
+    ):
+        n_true = sum(answer.is_true for answer in chosen)
+        if not 0 < n_true < len(chosen):
+            raise ITIError(
+                f"fit.data: the questions that {part} need true and false answers, "
+                f"found {n_true} true and {len(chosen) - n_true} false; give more questions, or another "
+                "share of them in fit.validation"
+            )
+    return answers
+
+
+def _passages(answers: Sequence[_Answer], tokenizer: Any, last_n: int) -> list[Passage]:
+    """Each `Q: q A: a Q: r`, read at the end of the answer and at the end of the text."""
+    questions = {answer.question.key: answer.question for answer in answers}
+    listed, place = list(questions.values()), {key: i for i, key in enumerate(questions)}
+    starts, texts, tails = [], [], []
+    for answer in answers:
+        start = f"Q: {answer.question.question} A:"
+        starts.append(start)
+        texts.append(f"{start} {_as_published(answer.text)}")
+        tails.append(f" Q: {_other(answer, listed, place[answer.question.key]).question}")
+    alone = _tokenized(tokenizer, texts)
+    whole = _tokenized(tokenizer, [text + tail for text, tail in zip(texts, tails, strict=True)])
+    rows = []
+    for ids, longer, tail in zip(alone, whole, tails, strict=True):
+        if longer[: len(ids)] != ids:
+            # The boundary is no boundary of tokens; what is read at the end of the answer must be the answer.
+            longer = ids + _tokenized(tokenizer, [tail], add_special_tokens=False)[0]
+        rows.append(longer)
+    groups: dict[str, list[int]] = {}
+    for i, answer in enumerate(answers):
+        groups.setdefault(answer.question.key, []).append(i)
+    passages: dict[int, Passage] = {}
+    first = dict(zip(starts, _tokenized(tokenizer, starts), strict=True))
+    for group in groups.values():
+        shared = shared_prefix([rows[i] for i in group])
+        for i in group:
+            # An answer of fewer tokens is read whole, and nothing of its question.
+            answer_start = min(common_prefix([first[starts[i]], alone[i]]), len(alone[i]) - 1)
+            spans = (last(len(alone[i]), last_n, answer_start), last(len(rows[i])))
+            passages[i] = Passage(rows[i], spans, shared)
+    return [passages[i] for i in range(len(answers))]
+
+
+def _tokenized(tokenizer: Any, texts: Sequence[str], **options: Any) -> list[tuple[int, ...]]:
+    return [tuple(ids) for ids in tokenizer(list(texts), **options)["input_ids"]] if texts else []
+
+
+def _as_published(answer: str) -> str:
+    """An answer as it is read: without the period that multiple choice closes it with."""
+    return answer.removesuffix(".") or answer
+
+
+def _other(answer: _Answer, questions: Sequence[Question], own: int) -> Question:
+    """Another tuning question than the `own`-th, drawn by the content of question and answer."""
+    text = json.dumps([answer.question.question, answer.text, answer.is_true])
+    drawn = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % (len(questions) - 1)
+    return questions[drawn + (drawn >= own)]  # among the questions before its own and those after it
+
+
+def _probes(
+    activations: Collected, answers: Sequence[_Answer], n_heads: int, kind: Any, seed: int, folder: Path
+) -> Probes:
+    return fit_probes(
+        activations,
+        activations.first_rows,
+        [answer.is_true for answer in answers],
+        [answer.is_validation for answer in answers],
+        n_heads,
+        kind=kind,
+        seed=seed,
+        folder=folder,
+    )
+
+
+def _select(spec: ITISpec, accuracy: torch.Tensor, chance: float, seed: int) -> torch.Tensor:
+    """The weight of each head's direction, float64 [n_layers, n_heads]; 0 where it is left alone."""
+    select, count = spec.select, accuracy.numel()
+    weights = torch.zeros(count, dtype=torch.float64)
+    if isinstance(select, TopHeads):
+        # Stable: of equally good heads the one of the lower layer and number comes first.
+        weights[accuracy.flatten().argsort(descending=True, stable=True)[: select.k]] = 1
+    elif isinstance(select, RandomHeads):
+        own_seed = seed if select.seed is None else select.seed
+        drawn = np.random.default_rng([own_seed, _HEADS]).permutation(count)
+        weights[torch.from_numpy(drawn)[: select.k]] = 1
+    elif isinstance(select, ListedHeads):
+        for layer, heads in select.heads.items():
+            for head in heads:
+                weights[layer * accuracy.shape[1] + head] = 1
+    elif isinstance(select, SoftHeads):
+        best = float(accuracy.max())
+        if best <= chance:
+            raise ITIError(
+                f"fit.select: no head's probe is better than chance ({chance:.3f}); the best one is right in "
+                f"{best:.3f} of the validation answers"
+            )
+        weights = ((accuracy.flatten() - chance) / (best - chance)).clamp_min(0) ** select.power
+    else:
+        weights[:] = 1
+    return weights.view(accuracy.shape)
+
+
+@dataclass(frozen=True)
+class _Shifted:
+    """What one layer gives; zero at heads that are left alone.
+
+    Attributes:
+        heads: those that are shifted.
+        directions: [n_heads, head_dim].
+        norms: [n_heads], of the directions before they were made unit.
+        parts: what stands beside the directions: `sigma`, `probe_weight`, `probe_bias`.
+    """
+
+    heads: list[int]
+    directions: torch.Tensor
+    norms: torch.Tensor
+    parts: dict[str, torch.Tensor]
+
+    def of_heads(self, values: torch.Tensor) -> dict[str, float]:
+        """Head → value, for a provenance."""
+        return {str(head): round(float(values[head]), 6) for head in self.heads}
+
+
+def _shifted(
+    spec: ITISpec,
+    activations: Collected,
+    probes: Probes,
+    is_true: torch.Tensor,
+    layer: int,
+    weights: torch.Tensor,
+    seed: int,
+) -> _Shifted:
+    """Directions, σ and probes of the heads of a layer that have a weight."""
+    n_heads, head_dim = probes.weight.shape[1:]
+    rows, h = torch.tensor(activations.first_rows), activations.read(layer).double()
+    at_end, after_question = (h[some].view(-1, n_heads, head_dim) for some in (rows, rows + 1))
+    if spec.direction == "mass_mean":
+        # As in the published code, over all tuning questions: those that rank the heads among them.
+        directions = at_end[is_true].mean(0) - at_end[~is_true].mean(0)
+    elif spec.direction == "probe_weight":
+        directions = probes.weight[layer].double()
+    else:
+        # Of each layer on its own: which heads are chosen changes no other head's direction.
+        drawn = np.random.default_rng([seed, _DIRECTIONS, layer]).standard_normal((n_heads, head_dim))
+        directions = torch.from_numpy(drawn)
+    norms = directions.norm(dim=1)
+    has_weight = weights > 0
+    without = (has_weight & (norms == 0)).nonzero().squeeze(1).tolist()
+    if without and spec.select.rule not in ("all", "soft"):
+        raise ITIError(
+            f"fit.select: {SITE}[{layer}]: heads {without} do the same in true and in false answers, so "
+            f"{spec.direction} gives them no direction; choose others"
+        )
+    chosen = has_weight & (norms > 0)
+    unit = torch.where(chosen.unsqueeze(1), directions / norms.unsqueeze(1), 0.0)
+    # The published code's np.std: divided by the number of texts.
+    sigma = torch.einsum("thd,hd->th", after_question, unit).std(0, correction=0)
+    parts = {
+        "sigma": sigma.float(),
+        "probe_weight": probes.weight[layer] * chosen.unsqueeze(1),
+        "probe_bias": probes.bias[layer] * chosen,
+    }
+    heads = chosen.nonzero().squeeze(1).tolist()
+    return _Shifted(heads, (unit * weights.unsqueeze(1)).float(), norms, parts)
+
+
+def _read(spec: ITISpec, folder: Path) -> list[Question]:
+    return load_questions(spec.data, folder)
+
+
+def _check(spec: ITISpec, questions: Sequence[Question], seed: int) -> None:
+    _answers(spec, questions, seed)
+
+
+def _reach(spec: ITISpec, sizes: Sizes) -> Reach:
+    select = spec.select
+    count = sizes.n_layers * sizes.n_heads
+    heads = None
+    if isinstance(select, TopHeads | RandomHeads) and select.k > count:
+        raise CompileError(
+            f"fit.select.k: expected at most {count} for this model's {sizes.n_layers} layers of "
+            f"{sizes.n_heads} heads, found {select.k}"
+        )
+    if isinstance(select, ListedHeads):
+        for layer, listed in select.heads.items():
+            if layer >= sizes.n_layers:
+                raise CompileError(
+                    f"fit.select.heads: expected a layer from 0 to {sizes.n_layers - 1} for this model, "
+                    f"found {layer}"
+                )
+            if max(listed) >= sizes.n_heads:
+                raise CompileError(
+                    f"fit.select.heads[{layer}]: expected a head from 0 to {sizes.n_heads - 1} for this "
+                    f"model, found {max(listed)}"
+                )
+        heads = {layer: frozenset(listed) for layer, listed in select.heads.items()}
+    return Reach(SITE, frozenset(heads) if heads is not None else None, heads, frozenset({"head_direction"}))
+
+
+ITI = Recipe(_read, _check, _reach, fit_iti)

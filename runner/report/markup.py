@@ -1,0 +1,93 @@
+"""Markup in which text cannot become markup: whatever is not `Html` is escaped where it is put in."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+_WITHOUT_CONTENT = ("input",)
+
+
+class Html(str):
+    """Markup. Every other string is text."""
+
+    __slots__ = ()
+
+
+def join(parts: Iterable[str]) -> Html:
+    """Text and markup one after the other."""
+    return Html("".join(part if isinstance(part, Html) else html.escape(part) for part in parts))
+
+
+def element(name: str, *children: str, **attributes: str | bool | None) -> Html:
+    """An element.
+
+    Args:
+        name: `p`, `table`, …
+        *children: text, which is escaped, and markup.
+        **attributes: `class_` is `class`, `data_x` is `data-x`; True gives one without a value, None and
+            False none.
+    """
+    opened = name
+    for key, value in attributes.items():
+        key = key.rstrip("_").replace("_", "-")
+        if value is True:
+            opened += f" {key}"
+        elif value is not None and value is not False:
+            opened += f' {key}="{html.escape(value)}"'
+    return Html(f"<{opened}>" if name in _WITHOUT_CONTENT else f"<{opened}>{join(children)}</{name}>")
+
+
+def items(*lines: str) -> Html:
+    """A list."""
+    return element("ul", *(element("li", line) for line in lines))
+
+
+def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, class_: str = "") -> Html:
+    """A table whose first cell names the row, in a box of its own that scrolls if it is too wide.
+
+    Args:
+        caption: what the table shows.
+        columns: one heading a column; none for a table of names and values.
+        rows: one text or markup a column.
+        class_: its look.
+    """
+    head = (
+        [element("thead", element("tr", *(element("th", c, scope="col") for c in columns)))]
+        if columns
+        else []
+    )
+    body = [
+        element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in rest))
+        for first, *rest in rows
+    ]
+    whole = element(
+        "table", element("caption", caption), *head, element("tbody", *body), class_=class_ or None
+    )
+    return element("div", whole, class_="scroll", role="region", tabindex="0", aria_label=caption)
+
+
+def facts(caption: str, values: Mapping[str, Any]) -> Html:
+    """A nested mapping as a table of names and values."""
+    rows = [(name, element("code", value)) for name, value in _flat(values)]
+    return table(caption, (), rows, class_="facts")
+
+
+def data_block(value: str) -> Html:
+    """JSON text for a script to read; nothing in it can end the block."""
+    for character in "<>&\u2028\u2029":
+        value = value.replace(character, f"\\u{ord(character):04x}")
+    return Html(f'<script type="application/json">{value}</script>')
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, str]]:
+    for name, value in values.items():
+        whole = f"{path}{name}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{whole}.")
+        elif isinstance(value, str):
+            yield whole, value
+        elif value is not None:
+            yield whole, json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,54 @@
+"use strict";
+(() => {
+  const ink = () => getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
+
+  // The default bar has a button that uploads the figure's data to a cloud; this page gives nothing away.
+  const config = {
+    responsive: true,
+    displaylogo: false,
+    showSendToCloud: false,
+    plotlyServerURL: "",
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+  };
+
+  // A figure is drawn when it is first seen: one in a hidden panel has no width yet.
+  const draw = () => {
+    for (const box of document.querySelectorAll("figure > .plot:not([data-drawn])")) {
+      if (box.closest("[hidden]")) continue;
+      box.dataset.drawn = "";
+      const { data, layout } = JSON.parse(box.nextElementSibling.textContent);
+      layout.font = { ...layout.font, color: ink() };
+      layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: "#888", activecolor: ink() };
+      Plotly.newPlot(box, data, layout, config);
+    }
+  };
+
+  for (const select of document.querySelectorAll("select[data-panels]")) {
+    const panels = document.getElementById(select.dataset.panels).children;
+    const choose = () => {
+      [...panels].forEach((panel, i) => { panel.hidden = String(i) !== select.value; });
+      draw();
+    };
+    select.addEventListener("change", choose);
+    choose(); // a browser that goes back to this page remembers the choice
+  }
+
+  for (const input of document.querySelectorAll("input[data-filters]")) {
+    const all = [...document.getElementById(input.dataset.filters).children];
+    const count = input.parentElement.parentElement.querySelector("[aria-live]");
+    const filter = () => {
+      const wanted = input.value.trim().toLowerCase();
+      for (const one of all) one.hidden = !one.textContent.toLowerCase().includes(wanted);
+      count.textContent = wanted ? `${all.filter((one) => !one.hidden).length} of ${all.length}` : "";
+    };
+    input.addEventListener("input", filter);
+    filter();
+  }
+
+  draw();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    for (const box of document.querySelectorAll(".plot[data-drawn]")) {
+      Plotly.relayout(box, { "font.color": ink(), "modebar.activecolor": ink() });
+    }
+  });
+})();

@@ -1,0 +1,46 @@
+"""Folds, validation questions and subsets, each decided by a question's own text.
+
+A question's fold depends on nothing but itself: removing, rewording or reordering other questions moves
+nothing, and the questions that two versions of TruthfulQA share fall into the same folds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from subvene.runner.truthfulqa.data import Question
+
+
+def fold_of(question: Question, folds: int) -> int:
+    """The fold, 0 to `folds` - 1, in which a question is tested."""
+    if folds < 1:
+        raise ValueError(f"folds: expected a positive number, found {folds}")
+    return _draw("fold", question) % folds
+
+
+def validation_keys(questions: Sequence[Question], fraction: float, seed: int) -> frozenset[str]:
+    """Keys of the round(fraction · n) questions that a seed holds out of `questions` for validation."""
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction: expected a number from 0 to 1, found {fraction}")
+    drawn = _smallest(questions, f"validation {seed}", round(fraction * len(questions)))
+    return frozenset(question.key for question in drawn)
+
+
+def limited(questions: Sequence[Question], limit: int | None) -> list[Question]:
+    """At most `limit` of the questions, always the same ones, in the order given; all of them if None.
+
+    A larger limit holds the questions of every smaller one.
+    """
+    if limit is None:
+        return list(questions)
+    chosen = {question.key for question in _smallest(questions, "limit", limit)}
+    return [question for question in questions if question.key in chosen]
+
+
+def _smallest(questions: Sequence[Question], what: str, count: int) -> list[Question]:
+    return sorted(questions, key=lambda question: _draw(what, question))[:count]
+
+
+def _draw(what: str, question: Question) -> int:
+    return int.from_bytes(hashlib.sha256(f"{what} {question.key}".encode()).digest())
