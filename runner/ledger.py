@@ -83,22 +83,17 @@ class Ledger:
         if key not in self.results:
             begun = time.monotonic()
             result = work()
-            self._append(
-                {
-                    "key": key,
-                    "unit": dict(identity),
-                    "seconds": round(time.monotonic() - begun, 3),
-                    "result": result,
-                }
-            )
-            self.results[key] = result
+            seconds = round(time.monotonic() - begun, 3)
+            record = {"key": key, "unit": dict(identity), "seconds": seconds, "result": result}
+            # As a later run will read it, so that the two cannot differ.
+            self.results[key] = json.loads(self._append(record))["result"]
         return self.results[key]
 
     def has(self, identity: Mapping[str, Any]) -> bool:
         """Whether the unit is done."""
         return digest(identity) in self.results
 
-    def _append(self, record: dict[str, Any]) -> None:
+    def _append(self, record: dict[str, Any]) -> str:
         try:
             line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
         except ValueError as error:
@@ -110,6 +105,7 @@ class Ledger:
         self._stream.write(line.encode())
         self._stream.flush()
         os.fsync(self._stream.fileno())
+        return line
 
     def _read(self) -> int:
         """Read what is there; the length in bytes of its whole lines."""

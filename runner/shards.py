@@ -101,12 +101,12 @@ class Store:
         except (OSError, safetensors.SafetensorError):
             return False
         expected = {self._name(layer): [rows, self.index.width] for layer in self.index.layers}
-        return content == self.index.content and shapes == expected
+        return content == self._mark(shard) and shapes == expected
 
     def put(self, shard: int, rows: Mapping[int, torch.Tensor]) -> None:
         """Write a shard: layer → float32 [its rows, width]."""
         tensors = {self._name(layer): rows[layer].contiguous() for layer in self.index.layers}
-        content = safetensors.torch.save(tensors, metadata={_KEY: self.index.content})
+        content = safetensors.torch.save(tensors, metadata={_KEY: self._mark(shard)})
         _write(self.folder / self.index.file(shard), content)
 
     def clean(self) -> None:
@@ -153,6 +153,9 @@ class Store:
                 result[places] = part[inner - low]
             first += count
         return result
+
+    def _mark(self, shard: int) -> str:
+        return f"{self.index.content}/{shard}"
 
     def _name(self, layer: int) -> str:
         return tensor_name(_KEY, self.index.site, layer)

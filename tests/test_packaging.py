@@ -16,7 +16,7 @@ FOLDERS = ("specs", "interventions", "runner")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 # Where a distribution's name is not the name it is imported by.
-IMPORTED_AS = {"pyyaml": "yaml"}
+IMPORTED_AS = {"pyyaml": "yaml", "scikit_learn": "sklearn"}
 
 # Imports point one way, runner -> interventions -> specs, and specs stays quick to import.
 FORBIDDEN = {
@@ -75,6 +75,8 @@ def test_wheel_holds_every_module_and_no_other_top_level_name(tmp_path: Path) ->
     expected = {f"subvene/{path.relative_to(ROOT)}" for folder in FOLDERS for path in sources(folder)}
     expected |= {f"subvene/{folder}/py.typed" for folder in FOLDERS}
     expected |= {f"subvene/runner/report/page.{kind}" for kind in ("html", "css", "js")}
+    expected |= {f"subvene/runner/judges/data/{name}" for name in ("judge.json", "classifier.safetensors")}
+    expected.add("subvene/runner/evaluations/data/neutral.txt")
     assert expected <= names
     assert "subvene/__init__.py" not in names
 

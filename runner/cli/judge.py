@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -181,8 +182,7 @@ def _print_check(
             console, "no refs", f"{checked.without_references} rows without reference answers (--data)"
         )
     console.print()
-    console.print(_overall(found))
-    console.print(_calibration(found))
+    console.print(_overall(found), "", _calibration(found), sep="\n")
     if checked.by_category:
         console.print(_categories(checked.by_category))
     if usage:
@@ -339,13 +339,8 @@ def follow(
         ended = {}
         for one in _aspects(folder, aspect):
             endpoint = _endpoint(finetune.endpoint_of(folder, one), api_key_env)
-            ended[one] = finetune.follow(
-                endpoint,
-                folder,
-                one,
-                interval=interval,
-                say=lambda message, one=one: err().print(f"{one}: {message}", soft_wrap=True),
-            )
+            say = partial(_say, one)
+            ended[one] = finetune.follow(endpoint, folder, one, interval=interval, say=say)
         if as_json:
             emit(ended)
     for name, state in ended.items():
@@ -358,6 +353,10 @@ def follow(
             out().print(f"{name}_model: {state['fine_tuned_model']}", soft_wrap=True)
     if any(state["status"] != "succeeded" for state in ended.values()):
         raise typer.Exit(EXIT_INVALID)
+
+
+def _say(aspect: str, message: str) -> None:
+    err().print(f"{aspect}: {message}", soft_wrap=True)
 
 
 def _aspects(folder: Path, aspect: Aspect | None) -> list[Any]:

@@ -1,8 +1,8 @@
 """Divergence: what interventions cost on ordinary text, always against the original model.
 
 CE is the mean next-token cross-entropy of the edited model, in nats: over the tokens of all texts but the
-first of each, which nothing predicts. KL is the mean of KL(original ‖ edited), Σ_v p(v)·(log p(v) − log q(v)),
-over every token of every text, as ITI's published code takes it. Both come from one batched pass.
+first of each, which nothing predicts. KL is the mean of KL(original ‖ edited), Σ p·(log p − log q) over the
+vocabulary, over every token of every text, as ITI's published code takes it. Both come from one batched pass.
 
 A plain text has no prompt. Its first token counts as one, so that the cursor is token 0 and `response` edits
 every token, as `all` does (and as the published code does); `prompt` edits the first token alone.
@@ -74,7 +74,7 @@ class Reference:
             if chosen is self._batches[0]:
                 self._check(chosen, logits)
             for i, row in zip(chosen, logits, strict=True):
-                losses[i] = _cross_entropy(row, self.ids[i])
+                losses[i] = _cross_entropy(_log_probs(row), self.ids[i])
         self.ce_by_text = [float(loss) / (len(ids) - 1) for loss, ids in zip(losses, self.ids, strict=True)]
         self.ce = float(losses.sum()) / (self.tokens - len(self.ids))
 
@@ -174,8 +174,9 @@ def divergence(m: IntervenedModel, reference: Reference) -> dict[str, Any]:
                     f"divergence: the edited model has {edited.shape[-1]} tokens in its vocabulary and the "
                     f"original {original.shape[-1]}; they cannot be compared"
                 )
-            losses[i] = _cross_entropy(edited, ids)
-            divergences[i] = _kl(original, edited)
+            log_q = _log_probs(edited)
+            losses[i] = _cross_entropy(log_q, ids)
+            divergences[i] = _kl(_log_probs(original).to(log_q.device), log_q)
             if losses[i].isnan() or divergences[i].isnan():
                 raise SubveneError(
                     f"divergence: the edited model's logits on text {i} hold NaN; its strength is too "
@@ -226,17 +227,14 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _cross_entropy(logits: torch.Tensor, ids: Sequence[int]) -> float:
-    """Σ −log p(token | what precedes it), of logits [tokens, vocabulary]."""
-    log_p = _log_probs(logits[:-1])
+def _cross_entropy(log_p: torch.Tensor, ids: Sequence[int]) -> float:
+    """Σ −log p(token | what precedes it), of log-probabilities [tokens, vocabulary]."""
     targets = torch.tensor(ids[1:], device=log_p.device)
-    return -float(log_p.gather(-1, targets.unsqueeze(-1)).sum())
+    return -float(log_p[:-1].gather(-1, targets.unsqueeze(-1)).sum())
 
 
-def _kl(original: torch.Tensor, edited: torch.Tensor) -> float:
-    """Σ over tokens of KL(original ‖ edited), of logits [tokens, vocabulary]."""
-    log_p = _log_probs(original)
-    log_q = _log_probs(edited.to(original.device))
+def _kl(log_p: torch.Tensor, log_q: torch.Tensor) -> float:
+    """Σ over tokens of KL(p ‖ q), of log-probabilities [tokens, vocabulary]."""
     p = log_p.exp()
     # A token that the original rules out counts nothing, whatever the edited model says of it.
     return float(torch.where(p > 0, p * (log_p - log_q), 0.0).sum())

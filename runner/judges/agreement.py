@@ -54,16 +54,16 @@ class Agreement:
 
     n: int
     unjudged: int
-    accuracy: float | None
-    majority: float | None
-    auc: float | None
-    brier: float | None
-    ece: float | None
-    yes_rate: float | None
-    judged_yes_rate: float | None
-    accuracy_on_yes: float | None
-    accuracy_on_no: float | None
-    bins: tuple[Bin, ...]
+    accuracy: float | None = None
+    majority: float | None = None
+    auc: float | None = None
+    brier: float | None = None
+    ece: float | None = None
+    yes_rate: float | None = None
+    judged_yes_rate: float | None = None
+    accuracy_on_yes: float | None = None
+    accuracy_on_no: float | None = None
+    bins: tuple[Bin, ...] = ()
 
 
 def agreement(labels: Sequence[bool], judgements: Sequence[Judgement]) -> Agreement:
@@ -77,7 +77,7 @@ def agreement(labels: Sequence[bool], judgements: Sequence[Judgement]) -> Agreem
     ]
     unjudged = len(judgements) - len(pairs)
     if not pairs:
-        return Agreement(0, unjudged, *[None] * 9, bins=())
+        return Agreement(0, unjudged)
     yes, said = (np.array([pair[i] for pair in pairs], dtype=bool) for i in (0, 1))
     p = np.array([pair[2] for pair in pairs], dtype=float)
     bins = calibration_bins(yes, p)

@@ -23,7 +23,7 @@ MAX_TOKENS = 256
 # Every batch is so many rows of a length that is a multiple of so many tokens, filled up with padding. The
 # shapes of the matrix products then depend on the text alone, and with them the last bits of its vector: a
 # decision tree can turn on one bit, and an answer's judgement must not depend on what else is judged.
-_ROWS = 32
+_ROWS = 8
 _STEP = 8
 # Vectors kept between calls: some 40 MB, and more than all references of TruthfulQA.
 _KEPT = 20_000

@@ -97,7 +97,7 @@ def fit_judge(
     answers, rows = _distinct(labels, questions)
     parts = _parts(answers)
     for aspect, path in files.items():
-        _check_parts(rows[aspect], parts, path)
+        _check_parts(rows[aspect], answers, parts, path)
     model = SentenceEncoder(encoder)
     features = _extract(answers, model)
 
@@ -160,14 +160,16 @@ def _parts(answers: Sequence[Answer]) -> NDArray[np.int64]:
     return np.array([part[key] for key in keys])
 
 
-def _check_parts(rows: _Rows, parts: NDArray[np.int64], path: Path) -> None:
-    for part in range(PARTS):
-        kept = rows.label[parts[rows.place] != part]
-        if len(set(kept.tolist())) < 2:
-            raise LabelError(
-                f"{path}: expected answers to at least {PARTS} questions, with both labels among any "
-                f"{PARTS - 1} fifths of them; found {len(rows.label)} rows, {rows.label.sum()} of them yes"
-            )
+def _check_parts(rows: _Rows, answers: Sequence[Answer], parts: NDArray[np.int64], path: Path) -> None:
+    """Refuses labels of which some part leaves nothing to learn from."""
+    questions = {answers[i].question for i in rows.place}
+    both = all(len(set(rows.label[parts[rows.place] != part].tolist())) == 2 for part in range(PARTS))
+    if len(questions) < PARTS or not both:
+        raise LabelError(
+            f"{path}: expected answers to at least {PARTS} questions, and both labels among any {PARTS - 1} "
+            f"fifths of them; found {len(questions)} questions, {len(rows.label)} rows, {rows.label.sum()} "
+            "of them yes"
+        )
 
 
 def _extract(answers: Sequence[Answer], encoder: SentenceEncoder) -> Features:

@@ -23,6 +23,14 @@ from subvene.runner.truthfulqa.data import NO_COMMENT
 from subvene.specs.judges import ReferenceJudgeSpec
 
 _Pairs = Sequence[tuple[str, str]]
+#: Against the 22,434 published labels of truth, less 497 rows without references on both sides: see
+#: docs/judges.md. An answer that is a reference itself was compared with the others.
+_HOW = "the published labels of truth, an answer's own reference left out"
+_MEASURED: dict[str, dict[str, Any]] = {
+    "bleu": {"accuracy": 0.6526, "majority": 0.5787, "auc": 0.6783, "brier": 0.2248, "ece": 0.0922},
+    "rouge1": {"accuracy": 0.7007, "majority": 0.5787, "auc": 0.7445, "brier": 0.2087, "ece": 0.0956},
+    "embedding": {"accuracy": 0.6804, "majority": 0.5787, "auc": 0.7348, "brier": 0.2171, "ece": 0.1012},
+}
 _LIBRARIES = {"bleu": "sacrebleu", "rouge1": "rouge-score", "embedding": "transformers"}
 
 
@@ -103,7 +111,7 @@ class ReferenceJudge(Judge):
         library = _LIBRARIES[self.metric]
         described: dict[str, Any] = {"kind": "reference", "metric": self.metric}
         described |= {"library": f"{library} {version(library)}"}
-        measured = _MEASURED.get(self.metric)
+        measured: dict[str, Any] | None = _MEASURED[self.metric] | {"n": 21937, "how": _HOW}
         if self.metric == "embedding":
             described["encoder"] = self.encoder_name
             measured = measured if self.encoder_name == MINILM else None
@@ -153,7 +161,3 @@ def _rouge1(pairs: _Pairs) -> list[float]:
 
     scorer = RougeScorer(["rouge1"])
     return [scorer.score(reference, answer)["rouge1"].fmeasure for answer, reference in pairs]
-
-
-#: What was measured, as docs/judges.md says in full.
-_MEASURED: dict[str, dict[str, Any]] = {}

@@ -32,6 +32,8 @@ def probe_heat_map(
         go.Heatmap(
             z=[list(row) for row in accuracies],
             zmin=chance,
+            # plotly.js takes a lower bound only together with an upper one.
+            zmax=max(max(row) for row in accuracies),
             colorscale="Viridis",
             colorbar={"title": {"text": "accuracy"}, "tickformat": ".0%"},
             hovertemplate="layer %{y}, head %{x}: %{z:.1%}<extra></extra>",

@@ -15,7 +15,7 @@ from subvene.runner.comparison.summary import METRICS, in_words
 from subvene.runner.report import curves
 from subvene.runner.report.figures import probe_heat_map
 from subvene.runner.report.markup import Html, data_block, element, facts, items, join, table
-from subvene.runner.report.tables import _csv, _summary_lines, judge_in_words, metrics_used
+from subvene.runner.report.tables import judge_in_words, metrics_used, results_csv
 
 Results = Mapping[str, Any]
 
@@ -238,7 +238,7 @@ def downloads(results: Results) -> Html | None:
         return None
     as_json = json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     files = (
-        ("results.csv", "text/csv", _csv(_summary_lines(rows))),
+        ("results.csv", "text/csv", results_csv(rows)),
         ("results.json", "application/json", as_json),
     )
     return items(*(_download(*file) for file in files))

@@ -34,7 +34,7 @@ def write_tables(results: Mapping[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "results.md", markdown(results))
     write_json(folder / "results.json", results["rows"])
-    write_text(folder / "results.csv", _csv(_summary_lines(results["rows"])))
+    write_text(folder / "results.csv", results_csv(results["rows"]))
     write_text(folder / "cells.csv", _csv(_cell_lines(results["cells"])))
     answers = list(_answer_lines(results))
     if answers:
@@ -101,6 +101,11 @@ def metrics_used(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """The metrics that any row has, in the table's order."""
     found = {name for row in rows for name in row["metrics"]}
     return [name for name in METRICS if name in found]
+
+
+def results_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of the table as CSV: mean, sd and n of every metric."""
+    return _csv(_summary_lines(rows))
 
 
 def _summary_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

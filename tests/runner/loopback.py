@@ -38,7 +38,7 @@ class Proxy:
     upstream: str
     url: str = ""
     faults: float = 0.0
-    delay: float = 2.0
+    delay: float = 4.0
     pause: float = 0.0
     status: int = 200
     message: str = ""

@@ -53,6 +53,13 @@ def test_every_kind_is_in_the_schema() -> None:
                 yield from constants(value)
 
     assert set(constants(json_schema())) == {
+        "iti",
+        "truthfulqa",
+        "divergence",
+        "trained",
+        "openai",
+        "transformers",
+        "reference",
         "head_direction",
         "steering",
         "low_rank_edit",

@@ -74,8 +74,9 @@ def test_rows_are_means_and_deviations_of_cells(whole: dict[str, Any]) -> None:
         for name in METRICS:
             if name not in row["metrics"]:
                 continue
-            values = [c["metrics"][name] for c in cells]
-            weights = [c["questions"] for c in cells]
+            known = [c for c in cells if c["metrics"][name] is not None]
+            values = [c["metrics"][name] for c in known]
+            weights = [c["questions"] for c in known]
             mean = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
             assert row["metrics"][name]["mean"] == pytest.approx(mean)
             assert row["metrics"][name]["sd"] == pytest.approx(statistics.stdev(values))
@@ -196,7 +197,7 @@ def test_without_folds_the_tables_say_that_the_fit_saw_the_questions(
     assert "WARNING: " in (tmp_path / "run" / "tables" / "results.md").read_text()
 
 
-@pytest.mark.parametrize("after", [1, 6, 15])
+@pytest.mark.parametrize("after", [2, 15])
 def test_a_kill_at_any_moment_and_a_second_run_give_the_same_tables(
     whole: dict[str, Any], comparison: Path, tmp_path: Path, after: int
 ) -> None:

@@ -196,6 +196,11 @@ def test_a_job_has_the_papers_recipe_and_is_started_once(
     )
     assert state.files[asked["validation_file"]][0] == "truth.validation.chat.jsonl"
     assert endpoint_of(folder, "truth") == endpoint.base_url
+    # The record is enough: a server may forget its jobs.
+    forgotten = state.jobs.pop("ftjob-1")
+    assert start(endpoint, folder, "truth", model="nano", form="chat", recipe=Recipe()) == started
+    assert len(state.asked) == 1
+    state.jobs["ftjob-1"] = forgotten
     start(endpoint, folder, "info", model="nano", form="chat", recipe=Recipe())
     assert len(state.jobs) == 2
     with pytest.raises(JudgeError, match="recorded with other settings"):

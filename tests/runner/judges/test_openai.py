@@ -107,7 +107,7 @@ def test_faults_lose_nothing(proxy: loopback.Proxy, tmp_path: Path) -> None:
     assert len({one.probability for one in calm}) > len(ANSWERS) // 2  # so that a wrong order would show
     proxy.forget()
     proxy.faults = 0.5
-    judge = make_judge(spec(proxy.url, timeout=1.0), Path(), cache=tmp_path / "rough")
+    judge = make_judge(spec(proxy.url, timeout=2.5), Path(), cache=tmp_path / "rough")
     assert judge.judge(ANSWERS, "truth") == calm
     assert set(proxy.failed) == set(loopback.FAULTS)
     assert len(proxy.passed) == len(ANSWERS)

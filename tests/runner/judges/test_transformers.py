@@ -32,6 +32,12 @@ def tiny(model_folder: Path, tmp_path: Path) -> str:
     return str(save_tiny_judge(model_folder, tmp_path / "tiny-judge"))
 
 
+@pytest.fixture(scope="module")
+def real() -> Any:
+    """SmolLM2 as a judge, loaded once."""
+    return judge_of(SMOLLM2)
+
+
 def judge_of(truth: str, info: str | None = None, batch_size: int = 16) -> Any:
     models = [ModelSpec(name=name, dtype="float32", device="cpu") for name in (truth, info or truth)]
     spec = TransformersJudgeSpec(truth_model=models[0], info_model=models[1], batch_size=batch_size)
@@ -51,8 +57,8 @@ def by_hand(model: Any, tokenizer: Any, answer: Answer, aspect: Aspect) -> float
 
 @pytest.mark.slow
 @pytest.mark.parametrize("aspect", ["truth", "info"])
-def test_smollm2_as_computed_by_hand(smollm2: tuple[Any, Any], aspect: Aspect) -> None:
-    found = judge_of(SMOLLM2).judge(ANSWERS, aspect)
+def test_smollm2_as_computed_by_hand(smollm2: tuple[Any, Any], real: Any, aspect: Aspect) -> None:
+    found = real.judge(ANSWERS, aspect)
     expected = [by_hand(*smollm2, answer, aspect) for answer in ANSWERS]
     assert [one.probability for one in found] == pytest.approx(expected, abs=1e-5)
     assert [one.verdict for one in found] == [p >= 0.5 for p in expected]
@@ -61,7 +67,7 @@ def test_smollm2_as_computed_by_hand(smollm2: tuple[Any, Any], aspect: Aspect) -
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_padding_on_the_other_side_gives_the_same(smollm2: tuple[Any, Any]) -> None:
+def test_padding_on_the_other_side_gives_the_same(smollm2: tuple[Any, Any], real: Any) -> None:
     model, tokenizer = smollm2
     rows = [yes_and_no(tokenizer, f"Q: {one.question}\nA: {one.answer}\nTrue:") for one in ANSWERS]
     length = max(len(ids) for ids, _, _ in rows)
@@ -71,12 +77,34 @@ def test_padding_on_the_other_side_gives_the_same(smollm2: tuple[Any, Any]) -> N
     expected = [
         float(logits[i, len(ids) - 1, [yes, no]].softmax(0)[0]) for i, (ids, yes, no) in enumerate(rows)
     ]
-    found = judge_of(SMOLLM2).judge(ANSWERS, "truth")
+    found = real.judge(ANSWERS, "truth")
     assert [one.probability for one in found] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.fixture
+def absolute(tiny: str) -> str:
+    """The same with a GPT-2, whose positions are absolute: rotary ones hide that a row was shifted."""
+    config = transformers.GPT2Config(
+        vocab_size=len(transformers.AutoTokenizer.from_pretrained(tiny)), n_embd=32, n_layer=2, n_head=4
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.GPT2LMHeadModel(config)
+    torch.nn.init.normal_(model.transformer.wpe.weight, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(tiny)
+    return tiny
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
 def test_the_batch_does_not_matter(tiny: str, batch_size: int) -> None:
+    _same_as_alone(tiny, batch_size)
+
+
+def test_the_batch_does_not_matter_where_positions_are_absolute(absolute: str) -> None:
+    _same_as_alone(absolute, 16)
+
+
+def _same_as_alone(tiny: str, batch_size: int) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny)
     judge = judge_of(tiny, batch_size=batch_size)
