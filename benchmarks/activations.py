@@ -1,8 +1,8 @@
 """Activations of all heads at the last token of 500 answers `Q: … A: …`, on SmolLM2-135M-Instruct.
 
-The collector (shared question prefixes encoded once, batches of like length, no LM head) against the loop of
-the published ITI code: one prompt at a time through the whole model with all hidden states, the inputs of
-every output projection kept by hooks. The values must be the same to 1e-4. Ratio: loop / collector.
+The collector (a question and its answers as one tree of tokens, batches of like length, no LM head) against
+the loop of the published ITI code: one prompt at a time through the whole model with all hidden states, the
+inputs of every output projection kept by hooks. The values must be the same to 1e-4. Ratio: loop / collector.
 
 The answers are TruthfulQA's where $SUBVENE_TRUTHFULQA (or ../shared/data/truthfulqa) has them, and texts that
 stand here where it has not.
@@ -19,7 +19,8 @@ from harness import EMBEDDED, arguments, interleaved, report
 
 from subvene.runner import load_model
 from subvene.runner.anatomy import Anatomy
-from subvene.runner.collector import Passage, collect, last, shared_prefix
+from subvene.runner.collector import collect
+from subvene.runner.passages import Passage, last, shared_prefix
 from subvene.runner.text import pad_id_of
 from subvene.runner.truthfulqa.data import load_questions
 from subvene.specs.questions import QuestionsSpec

@@ -91,6 +91,7 @@ def forward_reading(
     read: Callable[[int, torch.Tensor], None],
     *,
     cache: Any = None,
+    **inputs: torch.Tensor,
 ) -> None:
     """One pass through the decoder blocks; `read(layer, activation)` is called at each wanted layer.
 
@@ -105,6 +106,7 @@ def forward_reading(
         read: called with a layer and its activation of this pass's tokens.
         cache: a transformers cache that holds what precedes the batch, equally long in every row, and takes
             up the keys and values of this pass; None: there is none, and none is kept.
+        **inputs: what the blocks are given beside the tokens, or in place of the batch's own mask.
     """
     model: Any = anatomy.model
     trunk = model.get_submodule(anatomy.blocks_path.rpartition(".")[0])
@@ -128,11 +130,13 @@ def forward_reading(
             attach(layer)
         for module in training:
             module.training = False
-        mask, options = batch.attention_mask, {"use_cache": cache is not None}
+        options: dict[str, Any] = {"attention_mask": batch.attention_mask, "use_cache": cache is not None}
         if cache is not None:
-            before = mask.new_ones(mask.shape[0], cache.get_seq_length())
-            mask, options["past_key_values"] = torch.cat([before, mask], dim=1), cache
-        trunk(input_ids=batch.input_ids, attention_mask=mask, **options)
+            before = batch.attention_mask.new_ones(len(batch.input_ids), cache.get_seq_length())
+            options["attention_mask"] = torch.cat([before, batch.attention_mask], dim=1)
+            options["past_key_values"] = cache
+        options |= {name: value.to(model.device) for name, value in inputs.items()}
+        trunk(input_ids=batch.input_ids, **options)
     except _LastLayerRead:
         pass
     finally:

@@ -20,9 +20,10 @@ import safetensors
 import safetensors.torch
 import torch
 
+from subvene.runner.passes import Way
 from subvene.specs import Site, SubveneError, tensor_name
 
-INDEX, FORMAT = "index.json", 1
+INDEX, FORMAT = "index.json", 2
 _KEY = "activations"
 
 
@@ -40,8 +41,8 @@ class Index:
         layers: 0-based block indices.
         width: of one row.
         shard_rows: rows of each shard, in order.
-        forked: shared prefixes were encoded once.
-        note: why they were not, if they were to be.
+        way: how texts that share a prefix were read (see `passes`).
+        note: why they were not read in a way that costs less.
     """
 
     content: str
@@ -49,7 +50,7 @@ class Index:
     layers: tuple[int, ...]
     width: int
     shard_rows: tuple[int, ...]
-    forked: bool
+    way: Way
     note: str | None = None
 
     def file(self, shard: int) -> str:

@@ -83,7 +83,7 @@ def bake(m: IntervenedModel) -> Any:
         for change in changes:
             module = model.get_submodule(change.path)
             # Float64 until here, and rounded once.
-            module.bias.copy_(module.bias.double().cpu() + change.bias)
+            module.bias.copy_(module.bias.cpu().double() + change.bias)
     return model
 
 
@@ -189,11 +189,11 @@ def _refusal(declared: Any, edit: ActivationIntervention) -> str | None:
 def _change(anatomy: Anatomy, place: str, edit: ActivationIntervention) -> Change:
     """The change of one linear map that an additive edit at `site[layer]` amounts to."""
     site, _, index = place.rstrip("]").rpartition("[")
-    layer, constant = int(index), edit.delta(torch.zeros(1, 1, 1)).detach().double().cpu().reshape(-1)
-    vector = edit.strength.double().cpu() * constant
+    layer, constant = int(index), edit.delta(torch.zeros(1, 1, 1)).detach().cpu().double().reshape(-1)
+    vector = edit.strength.cpu().double() * constant
     if site == "attention_heads":
         path = _path(anatomy.component(site, layer))
-        weight = _linear(anatomy.model, path).weight.detach().double().cpu()
+        weight = _linear(anatomy.model, path).weight.detach().cpu().double()
         return Change(path, vector @ weight if _is_transposed(anatomy.model, path) else weight @ vector)
     component = anatomy.component(site, layer)
     for path in _candidates(anatomy, layer):
@@ -253,7 +253,7 @@ def _adds_to(anatomy: Anatomy, path: str, component: str) -> bool:
         return output if added is None else output + added.to(output)
 
     def see(_module: nn.Module, _args: Any, output: Any) -> None:
-        seen.append(take_output(output)[0].detach().double().cpu())
+        seen.append(take_output(output)[0].detach().cpu().double())
 
     training = [module for module in model.modules() if module.training]
     handles = [

@@ -26,8 +26,9 @@ import torch
 
 from subvene.interventions import Sizes
 from subvene.runner.anatomy import Anatomy
-from subvene.runner.collector import Collected, Passage, collect, common_prefix, last, shared_prefix
+from subvene.runner.collector import Collected, collect
 from subvene.runner.compile import CompileError
+from subvene.runner.passages import Passage, common_prefix, last, shared_prefix
 from subvene.runner.recipes.base import Fitted, Reach, Recipe
 from subvene.runner.recipes.probes import Probes, fit_probes
 from subvene.runner.text import pad_id_of
@@ -139,7 +140,9 @@ def fit_iti(
             "heads": {str(layer): found.heads for layer, found in by_layer.items() if found.heads},
             "sigma": {str(layer): found.of_heads(found.parts["sigma"]) for layer, found in by_layer.items()},
             "norms": {str(layer): found.of_heads(found.norms) for layer, found in by_layer.items()},
-            "shared_prefixes": activations.forked if activations.note is None else activations.note,
+            "shared_prefixes": activations.way
+            if activations.note is None
+            else f"{activations.way} ({activations.note})",
         },
     )
 
