@@ -49,6 +49,8 @@ def model_card(
     ]
     if receipt is not None:
         parts += ["## Receipt of the last run before saving", _receipt_table(receipt)]
+    # Tables of numbers stay in the tensor file's metadata: a card is read by people.
+    provenance = {name: value for name, value in provenance.items() if not _is_table(value)}
     if provenance:
         parts += ["## Provenance", f"```json\n{json.dumps(dict(provenance), indent=2, sort_keys=True)}\n```"]
     return "\n\n".join(parts) + "\n"
@@ -86,3 +88,7 @@ def _receipt_table(receipt: Receipt) -> str:
         counts = " | ".join(str(r.edited[role]) for role in ("prompt", "cursor", "response"))
         lines.append(f"| {r.name} | {sites} | {r.positions} | {counts} | {r.mean_relative:.3f} |")
     return "\n".join(lines)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(row, list) for row in value)

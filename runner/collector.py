@@ -13,30 +13,40 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from subvene.runner.activations import forward_reading
 from subvene.runner.anatomy import Anatomy, text_config
-from subvene.runner.passages import Passage
+from subvene.runner.identity import model_sha256
+from subvene.runner.passages import Passage, every_token
 from subvene.runner.passes import (
     Fork,
     Step,
     Tree,
     Trees,
     Way,
+    cut,
+    first_rows,
     groups_of,
+    plan,
     shares,
     tree_of,
+    trees_of,
 )
-from subvene.runner.shards import Store
+from subvene.runner.progress import track
+from subvene.runner.shards import Index, Store, rows_per_shard
 from subvene.runner.text import TextError, pad
+from subvene.specs import Site
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +77,152 @@ class Collected:
     tokens: int
 
     @property
+    def way(self) -> Way:
+        """How passages that share a prefix were read; `whole` if none share any."""
+        return self.store.index.way
+
+    @property
+    def note(self) -> str | None:
+        """Why they were not read in a way that costs less."""
+        return self.store.index.note
+
+    @property
+    def content(self) -> str:
+        """Hash of all that the rows depend on."""
+        return self.store.index.content
+
+    def read(
+        self, layer: int, rows: torch.Tensor | None = None, columns: slice | None = None
+    ) -> torch.Tensor:
+        """As `Store.read`: float32 [rows, columns] of one layer."""
+        return self.store.read(layer, rows, columns)
+
+
+def collect(
+    anatomy: Anatomy,
+    site: Site,
+    layers: Sequence[int],
+    passages: Sequence[Passage],
+    folder: Path,
+    *,
+    pad_id: int,
+    batch_size: int,
+    identity: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    description: str = "reading activations",
+) -> Collected:
+    """The activations of passages, read from the folder where they are there and computed where they are not.
+
+    Args:
+        anatomy: of the model to read.
+        site: one of DESIGN's sites.
+        layers: 0-based block indices; the pass stops at the last.
+        passages: what is read.
+        folder: where collections are kept, each in a folder of its own that is named by its content.
+        pad_id: any token id; padding stands behind the tokens that are read.
+        batch_size: texts per forward pass.
+        identity: the model's (`model_sha256`), if it is known already.
+        shard_bytes: about how large a shard is; this much is held in memory, and lost by a kill.
+        description: what the progress bar says.
+
+    Raises:
+        TextError: a passage holds no token, is longer than the model can read, or a span is not within it.
+    """
+    _check(passages, anatomy)
+    layers = tuple(sorted(set(layers)))
+    width = anatomy.sizes.site_width(site)
+    content = _content(
+        identity or model_sha256(anatomy.model), site, layers, passages, batch_size, shard_bytes
+    )
+    target = folder / content[:24]
+    target.mkdir(parents=True, exist_ok=True)
+    reader = _Reader(anatomy, site, layers, width, pad_id, batch_size)
+    with FileLock(target / ".lock"):
+        store = Store.open(target, content)
+        way, note = reader.way(passages) if store is None else (store.index.way, None)
+        shards = cut(passages, rows_per_shard(layers, width, shard_bytes), way)
+        if store is None:
+            rows = tuple(sum(len(passages[i].spans) for group in shard for i in group) for shard in shards)
+            store = Store.create(target, Index(content, site, layers, width, rows, way, note))
+            if way == "whole" and note is not None:
+                log.warning("%s: shared prefixes are encoded again for every text: %s", site, note)
+        store.clean()
+        missing = [i for i in range(len(shards)) if not store.has(i)]
+        per_pass = _PASS_ON_CPU if anatomy.model.device.type == "cpu" else _PASS
+        plans = {i: plan(passages, shards[i], way, batch_size, per_pass) for i in missing}
+        steps = track([(i, step) for i, some in plans.items() for step in some], description)
+        for shard, work in itertools.groupby(steps, lambda pair: pair[0]):
+            order = [i for group in shards[shard] for i in group]
+            store.put(shard, reader.rows(passages, order, (step for _, step in work)))
+    order = [i for shard in shards for group in shard for i in group]
+    places = dict(zip(order, first_rows(passages, order), strict=False))
+    return Collected(store, tuple(places[i] for i in range(len(passages))), reader.tokens)
+
+
+class _Reader:
+    """Runs the passes of a collection."""
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        site: str,
+        layers: Sequence[int],
+        width: int,
+        pad_id: int,
+        batch_size: int,
+    ) -> None:
+        self._anatomy, self._site, self._layers, self._width = anatomy, site, layers, width
+        self._pad_id, self._batch_size = pad_id, batch_size
+        self.tokens = 0
+
+    def rows(
+        self, passages: Sequence[Passage], order: Sequence[int], steps: Iterator[Step]
+    ) -> dict[int, torch.Tensor]:
+        """Layer → float32 [spans of the passages in this order, width]."""
+        *first, count = first_rows(passages, order)
+        row_of = dict(zip(order, first, strict=True))
+        sums = {layer: torch.zeros(count, self._width) for layer in self._layers}
+        for step in steps:
+            (self._trees if isinstance(step, Trees) else self._fork)(passages, row_of, step, sums)
+        spans = [end - start for i in order for start, end in passages[i].spans]
+        lengths = torch.tensor(spans, dtype=torch.float32).unsqueeze(1)
+        return {layer: total.div_(lengths) for layer, total in sums.items()}
+
+    def _trees(
+        self, passages: Sequence[Passage], row_of: dict[int, int], step: Trees, sums: dict[int, torch.Tensor]
+    ) -> None:
+        trees = [tree_of([passages[i].ids for i in group]) for group in step.groups]
+        picks = [
+            [
+                (path[token], row)
+                for i, path in zip(group, tree.paths, strict=True)
+                for token, row in _picks(passages[i], row_of[i], 0, len(path))
+            ]
+            for group, tree in zip(step.groups, trees, strict=True)
+        ]
+        mask, positions = _tree_inputs(trees, self._anatomy.model.dtype)
+        self._pass([tree.ids for tree in trees], picks, sums, attention_mask=mask, position_ids=positions)
+
+    def _fork(
+        self, passages: Sequence[Passage], row_of: dict[int, int], step: Fork, sums: dict[int, torch.Tensor]
+    ) -> None:
+        cache = None
+        if step.prefix:
+            # 1. Each group's prefix, once.
+            cache = _new_cache(self._anatomy)
+            picks = [
+                [pick for i in group for pick in _picks(passages[i], row_of[i], 0, step.prefix)]
+                for group in step.groups
+            ]
+            self._pass([passages[group[0]].ids[: step.prefix] for group in step.groups], picks, sums, cache)
+        # 2. The rest of every text, under its group's keys and values.
+        group_of = {i: g for g, group in enumerate(step.groups) for i in group}
+        for batch in step.batches:
+            rest = [passages[i].ids[step.prefix :] for i in batch]
+            ends = [list(_picks(passages[i], row_of[i], step.prefix, len(passages[i].ids))) for i in batch]
+            fork = None if cache is None else _fork_of(cache, [group_of[i] for i in batch])
+            self._pass(rest, ends, sums, fork)
+
     def way(self, passages: Sequence[Passage]) -> tuple[Way, str | None]:
         """How this model can read passages that share a prefix, and why not in a way that costs less.
 
@@ -95,13 +251,14 @@ class Collected:
         self, passages: Sequence[Passage], chosen: Sequence[int], steps: Sequence[Step]
     ) -> str | None:
         """What is wrong with the chosen passages as these steps read them; None if nothing is."""
-        ends = {i: ((n := len(passages[i].ids)) - 1, n) for i in dict.fromkeys(chosen)}
+        chosen = list(dict.fromkeys(chosen))
         read = [
-            Passage(passage.ids, (ends[i],) if i in ends else (), passage.shared)
+            Passage(passage.ids, every_token(0, len(passage.ids)) if i in chosen else (), passage.shared)
             for i, passage in enumerate(passages)
         ]
-        whole = self.rows(read, list(ends), iter([Fork((), 0, tuple((i,) for i in ends))]))
-        order = [*ends, *(i for i in range(len(read)) if i not in ends)]
+        order = [*chosen, *(i for i in range(len(read)) if i not in chosen)]
+        alone = tuple((i,) for i in chosen)
+        whole = self.rows(read, order, iter([Fork(alone, 0, alone)]))
         try:
             found = self.rows(read, order, iter(steps))
         except Exception as error:  # modelling code that knows no such inputs trips over anything
@@ -180,7 +337,7 @@ def _picks(passage: Passage, first_row: int, start: int, end: int) -> Iterator[t
 def _tree_inputs(trees: Sequence[Tree], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """What each token of some trees sees [rows, 1, tokens, tokens], to be added, and where it stands."""
     longest = max(len(tree.ids) for tree in trees)
-    sees = torch.eye(longest, dtype=torch.bool).repeat(len(trees), 1, 1)  # padding sees itself, and no NaN
+    sees = torch.eye(longest, dtype=torch.bool).repeat(len(trees), 1, 1)  # padding sees itself: no NaN
     positions = torch.zeros(len(trees), longest, dtype=torch.long)
     for row, tree in enumerate(trees):
         positions[row, : len(tree.ids)] = torch.tensor(tree.depths)

@@ -31,7 +31,7 @@ def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return state.hexdigest()
 
 
-def model_sha256(model: torch.nn.Module) -> str:
+def model_sha256(model: Any) -> str:
     """A hash of a model's weights, buffers and config, and of the libraries and device that it runs on.
 
     Two copies of one model hash alike wherever they lie; one changed weight does not.

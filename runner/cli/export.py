@@ -45,7 +45,7 @@ def export(
     attn_implementation: Attention = None,
     as_json: Json = False,
 ) -> None:
-    """Write an artifact in a form that needs no subvene; what has no exact form is refused with the reason."""
+    """Write an artifact in a form that needs no subvene; what has no exact form is refused, and why."""
     overrides = model_overrides(
         name=model,
         dtype=dtype and dtype.value,

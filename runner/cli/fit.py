@@ -52,6 +52,7 @@ def fit(
     console.print(f"model    {m.spec.model.name}", soft_wrap=True)
     print_fitted(console, m.provenance)
     print_norms(console, m.provenance, m.spec)
+    print_heads(console, m.provenance)
     console.print(f"saved    {output}", soft_wrap=True)
 
 
@@ -59,11 +60,39 @@ def print_fitted(console: Console, provenance: Mapping[str, Any]) -> None:
     """What was fitted from what, in a sentence."""
     from subvene.runner.cli._tables import print_line
 
+    sentence = _of_heads if "heads" in provenance else _of_layers
+    print_line(console, "fitted", f"{provenance['key']} from {sentence(provenance)}")
+
+
+def _of_heads(provenance: Mapping[str, Any]) -> str:
+    heads = sum(len(chosen) for chosen in provenance["heads"].values())
+    return (
+        f"{provenance['pairs']} answers to {provenance['questions']} questions: {provenance['recipe']}, "
+        f"{provenance['probe']} probes, {heads} heads in {len(provenance['heads'])} layers by "
+        f"{provenance['select']['rule']}, {provenance['direction']} directions"
+    )
+
+
+def _of_layers(provenance: Mapping[str, Any]) -> str:
     layers = provenance.get("norm_by_layer", {})
     where = provenance["site"] + (f" of {len(layers)} layers in one pass" if layers else "")
-    what = f"{provenance['key']} from {provenance['pairs']} pairs of {provenance['form']}"
-    how = f"{provenance['recipe']} at {where}, {provenance['tokens_read']} tokens read"
-    print_line(console, "fitted", f"{what}: {how}")
+    what = f"{provenance['pairs']} pairs of {provenance['form']}"
+    return f"{what}: {provenance['recipe']} at {where}, {provenance['tokens_read']} tokens read"
+
+
+def print_heads(console: Console, provenance: Mapping[str, Any]) -> None:
+    """The chosen heads by layer, each with its probe's accuracy on the validation questions."""
+    from rich import box
+    from rich.table import Table
+
+    if "heads" not in provenance:
+        return
+    table = Table("layer", "head: accuracy on validation questions", box=box.SIMPLE_HEAD)
+    for layer, heads in provenance["heads"].items():
+        accuracy = provenance["validation_accuracy"][int(layer)]
+        table.add_row(layer, "  ".join(f"{head}: {accuracy[head]:.1%}" for head in heads))
+    console.print(table)
+    console.print(f"chance is {provenance['chance']:.1%}, the share of the commoner label")
 
 
 def print_norms(console: Console, provenance: Mapping[str, Any], spec: InterventionSpec) -> None:

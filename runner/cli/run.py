@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -19,6 +19,7 @@ from subvene.specs import ExperimentSpec, SubveneError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from subvene.runner.experiment import ExperimentResult
     from subvene.runner.intervened import IntervenedModel
 
 LARGEST_RELOAD_DIFFERENCE = 1e-5
@@ -62,7 +63,8 @@ def run(
         story = _Story(out(), declared)
         if not as_json:
             story.begin()
-        done = run_experiment(spec, output=output, on_step=None if as_json else story.step)
+        on_step = None if as_json else story.step
+        done = cast("ExperimentResult", run_experiment(spec, output=output, on_step=on_step))
         if as_json:
             stored = json.loads((done.output / "results.json").read_text(encoding="utf-8"))
             emit({"output": str(done.output), "artifact": str(done.artifact), **stored})

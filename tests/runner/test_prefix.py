@@ -22,7 +22,6 @@ ANSWERS = [[[61, 62, 63, 64, 65], [66], [67, 68, 69]], [[71, 72]], [[73], [74, 7
 # Rotary, learned and ALiBi positions; grouped, single and latent heads; windows by mask and by hand; tuples.
 KINDS = ["qwen2", "gemma3", "gpt2", "gpt_neo", "opt", "bloom", "mpt", "falcon_multi_query", "deepseek_v3"]
 KINDS += ["gpt_oss", "mistral", "stablelm"]
-)
 
 
 def scratch(m: IntervenedModel) -> torch.Tensor:

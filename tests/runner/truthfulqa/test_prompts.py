@@ -67,9 +67,9 @@ def test_ids_are_those_of_the_whole_prompt(kind: str, preset: Any, request: pyte
     ]
     assert all(ids[: len(encoded.shared)] == encoded.shared for ids in encoded.prompts)
     assert all(len(ids) > len(encoded.shared) for ids in encoded.prompts)
-    instruction = "" if preset == "qa" else prompts.instruction
-    least = len(tokenizer(f"{instruction}{prompts.primer}")["input_ids"]) * 0.7
-    assert len(encoded.shared) > least
+    # All but the question itself is shared, whatever the tokenizer merges around it.
+    own = len(tokenizer(f"Q: {ASKED[0]}\nA:", add_special_tokens=False)["input_ids"])
+    assert len(encoded.prompts[0]) - len(encoded.shared) <= own + 3
 
 
 @TOKENIZERS
@@ -134,7 +134,7 @@ def test_a_template_without_system_prompts_gets_the_instruction_in_the_first_tur
 
 
 def test_a_model_without_a_template_is_refused(words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(PromptError, match="no chat template.*qa or instruction_qa"):
+    with pytest.raises(PromptError, match=r"no chat template.*qa or instruction_qa"):
         small("chat").encode(words, ["Why?"])
     monkeypatch.setattr(words, "chat_template", "{{ raise_exception('never') }}")
     with pytest.raises(PromptError, match=r"refuses the conversation \(never\)"):
