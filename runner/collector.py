@@ -52,13 +52,13 @@ log = logging.getLogger(__name__)
 
 SHARD_BYTES = 64 * 2**20
 # Changes whenever the same texts are cut into other shards or batches, and so to other rounding.
-_PLAN = 2
+_PLAN = 3
 # What a forward pass costs beside its tokens, in tokens: below it, padding is cheaper than another pass.
 _PASS_ON_CPU, _PASS = 24, 4096
 # How far apart two activations of one token may be, in relation to their norm, that were computed in other
 # batches. A cache that does not carry what a prefix said is off by about 1.
-_SAME = {torch.float32: 1e-3, torch.float64: 1e-6}
-_SAME_IN_LOW_PRECISION = 0.1
+_SAME = {torch.float32: 1e-4, torch.float64: 1e-8}
+_SAME_IN_LOW_PRECISION = 0.05
 _FORKED = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
@@ -129,6 +129,11 @@ def collect(
         TextError: a passage holds no token, is longer than the model can read, or a span is not within it.
     """
     _check(passages, anatomy)
+    # From here on in an order that their content gives, so that no other one can matter.
+    given = sorted(
+        range(len(passages)), key=lambda i: (passages[i].ids, passages[i].spans, passages[i].shared)
+    )
+    passages = [passages[i] for i in given]
     layers = tuple(sorted(set(layers)))
     width = anatomy.sizes.site_width(site)
     content = _content(
@@ -148,7 +153,7 @@ def collect(
                 log.warning("%s: shared prefixes are encoded again for every text: %s", site, note)
         store.clean()
         missing = [i for i in range(len(shards)) if not store.has(i)]
-        per_pass = _PASS_ON_CPU if anatomy.model.device.type == "cpu" else _PASS
+        per_pass = _PASS_ON_CPU if reader.model.device.type == "cpu" else _PASS
         plans = {i: plan(passages, shards[i], way, batch_size, per_pass) for i in missing}
         steps = track([(i, step) for i, some in plans.items() for step in some], description)
         for shard, work in itertools.groupby(steps, lambda pair: pair[0]):
@@ -156,7 +161,8 @@ def collect(
             store.put(shard, reader.rows(passages, order, (step for _, step in work)))
     order = [i for shard in shards for group in shard for i in group]
     places = dict(zip(order, first_rows(passages, order), strict=False))
-    return Collected(store, tuple(places[i] for i in range(len(passages))), reader.tokens)
+    rows_of = {i: places[sorted_at] for sorted_at, i in enumerate(given)}
+    return Collected(store, tuple(rows_of[i] for i in range(len(passages))), reader.tokens)
 
 
 class _Reader:
@@ -171,6 +177,7 @@ class _Reader:
         pad_id: int,
         batch_size: int,
     ) -> None:
+        self.model: Any = anatomy.model
         self._anatomy, self._site, self._layers, self._width = anatomy, site, layers, width
         self._pad_id, self._batch_size = pad_id, batch_size
         self.tokens = 0
@@ -183,7 +190,10 @@ class _Reader:
         row_of = dict(zip(order, first, strict=True))
         sums = {layer: torch.zeros(count, self._width) for layer in self._layers}
         for step in steps:
-            (self._trees if isinstance(step, Trees) else self._fork)(passages, row_of, step, sums)
+            if isinstance(step, Trees):
+                self._trees(passages, row_of, step, sums)
+            else:
+                self._fork(passages, row_of, step, sums)
         spans = [end - start for i in order for start, end in passages[i].spans]
         lengths = torch.tensor(spans, dtype=torch.float32).unsqueeze(1)
         return {layer: total.div_(lengths) for layer, total in sums.items()}
@@ -200,7 +210,7 @@ class _Reader:
             ]
             for group, tree in zip(step.groups, trees, strict=True)
         ]
-        mask, positions = _tree_inputs(trees, self._anatomy.model.dtype)
+        mask, positions = _tree_inputs(trees, self.model.dtype)
         self._pass([tree.ids for tree in trees], picks, sums, attention_mask=mask, position_ids=positions)
 
     def _fork(
@@ -209,7 +219,7 @@ class _Reader:
         cache = None
         if step.prefix:
             # 1. Each group's prefix, once.
-            cache = _new_cache(self._anatomy)
+            cache = _new_cache(self.model)
             picks = [
                 [pick for i in group for pick in _picks(passages[i], row_of[i], 0, step.prefix)]
                 for group in step.groups
@@ -233,13 +243,24 @@ class _Reader:
         groups = [group for group in groups_of(passages) if shares(group, passages)]
         if not groups:
             return "whole", None
+        try:
+            windows = [getattr(layer, "sliding_window", None) for layer in _new_cache(self.model).layers]
+        except Exception as error:  # configs that transformers' cache does not know
+            return "whole", f"{type(error).__name__}: {str(error)[:200]}"
         trees = [tree for group in groups for tree in trees_of(group, passages, self._batch_size)]
         largest = max(trees, key=lambda tree: len(tree_of([passages[i].ids for i in tree]).ids))
         longest = max((i for tree in trees for i in tree), key=lambda i: len(passages[i].ids))
         around = next(tree for tree in trees if longest in tree)
-        # The last passage of a tree stands behind all others in its row.
-        steps: list[Step] = [Trees((tree,)) for tree in dict.fromkeys((largest, around))]
-        if (no_trees := self._differs(passages, (largest[-1], longest), steps)) is None:
+        window = min((window for window in windows if window is not None), default=None)
+        if window is not None and window < len(passages[longest].ids):
+            no_trees: str | None = (
+                f"some layers see {window} tokens only"  # which a mask for all layers is not
+            )
+        else:
+            # The last passage of a tree stands behind all others in its row.
+            steps: list[Step] = [Trees((tree,)) for tree in dict.fromkeys((largest, around))]
+            no_trees = self._differs(passages, (largest[-1], longest), steps)
+        if no_trees is None:
             return "tree", None
         other = next(i for group in groups if longest in group for i in group if i != longest)
         fork = Fork(((longest, other),), passages[longest].shared, ((longest,), (other,)))
@@ -263,7 +284,7 @@ class _Reader:
             found = self.rows(read, order, iter(steps))
         except Exception as error:  # modelling code that knows no such inputs trips over anything
             return f"{type(error).__name__}: {str(error)[:200]}"
-        limit = _SAME.get(self._anatomy.model.dtype, _SAME_IN_LOW_PRECISION)
+        limit = _SAME.get(self.model.dtype, _SAME_IN_LOW_PRECISION)
         for layer, known in whole.items():
             difference = (known - found[layer]).norm(dim=1) / known.norm(dim=1).clamp_min(1e-6)
             if not bool((difference <= limit).all()):
@@ -348,8 +369,8 @@ def _tree_inputs(trees: Sequence[Tree], dtype: torch.dtype) -> tuple[torch.Tenso
     return mask.unsqueeze(1), positions
 
 
-def _new_cache(anatomy: Anatomy) -> DynamicCache:
-    cache = DynamicCache(config=anatomy.model.config)
+def _new_cache(model: Any) -> DynamicCache:
+    cache = DynamicCache(config=model.config)
     # Others keep a state beside keys and values, or hold them in a form of their own.
     if others := {type(layer).__name__ for layer in cache.layers if type(layer) not in _FORKED}:
         raise TypeError(f"some layers keep other things than keys and values: {', '.join(sorted(others))}")

@@ -35,7 +35,10 @@ def every_token(start: int, end: int) -> tuple[tuple[int, int], ...]:
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens all of these begin with."""
-    low, high = min(rows), max(rows)  # in lexical order, what the outermost two share all between do
+    low, high = (
+        min(map(tuple, rows)),
+        max(map(tuple, rows)),
+    )  # in lexical order, what the outermost two share all between do
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(low, high, strict=False)))
 
 

@@ -120,7 +120,7 @@ class SharedPrefix:
                 f"{type(m.model).__name__} keeps no cache of keys and values in the form that transformers "
                 "has; a shared prefix cannot be used"
             )
-        self._layers = [(layer.keys, layer.values) for layer in cache.layers]
+        self._layers = [(layer.keys, layer.values) for layer in _layers(cache)]
 
     def fork(self, padding: Sequence[int], *, room: int | None = None) -> Cache:
         """A cache whose rows continue the prefix, `padding` slots of padding before each.
@@ -149,12 +149,12 @@ class SharedPrefix:
 def branch(cache: Cache, rows: Sequence[int]) -> Cache:
     """A cache for one pass whose rows continue those `rows` of a cache that `SharedPrefix.fork` made."""
     index = torch.tensor(list(rows))
-    return Cache(layers=[layer.branch(index) for layer in cache.layers])
+    return Cache(layers=[layer.branch(index) for layer in _layers(cache)])
 
 
 def select(cache: Cache, rows: torch.Tensor) -> None:
     """Keep only `rows` of a cache with room."""
-    for layer in cache.layers:
+    for layer in _layers(cache):
         layer.select(rows)
 
 
@@ -198,10 +198,10 @@ def continuation_log_probs(
     passed = [len(prompt) - len(shared) for prompt in prompts]
     for chosen in track(alike(passed, batch_size), description):
         scorer = _Batch(m, prefix, [prompts[i] for i in chosen], strengths)
-        choices = [
+        asked = [
             (row, j, ids) for row, i in enumerate(chosen) for j, ids in enumerate(continued.continuations[i])
         ]
-        for row, j, value in scorer.scores(choices):
+        for row, j, value in scorer.scores(asked):
             totals[chosen[row]][j] = value
         receipts += scorer.receipts
     check_together(receipts)
@@ -303,7 +303,7 @@ class _Batch:
     def _rows_at_once(self, tokens: int) -> int:
         vocabulary = self.first.shape[1] * self.first.element_size() * tokens
         # A block's keys and values, and their repetition for every query head of a group.
-        cached = 4 * self.cache.layers[0].row_bytes(self.slots + tokens)
+        cached = 4 * _layers(self.cache)[0].row_bytes(self.slots + tokens)
         return max(1, _LARGEST_BYTES // max(vocabulary, cached))
 
 
@@ -378,6 +378,9 @@ class _Branch(DynamicLayer):
 class _Buffer(DynamicLayer):
     """One layer of a cache that is continued token by token, in place."""
 
+    keys: Any
+    values: Any
+
     def __init__(self, prefix: _Prefix, length: int, room: int) -> None:
         super().__init__()
         self.prefix: _Prefix | None = prefix
@@ -420,6 +423,11 @@ def _joined(
         at += segment.count
     whole[:, :, past : past + count] = new
     return whole
+
+
+def _layers(cache: Cache) -> list[Any]:
+    # Untyped: that they are layers of this module, or plain ones, is known to whoever made the cache.
+    return list(cache.layers)
 
 
 def _wide(logits: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.judges import Answer, Aspect, Judge, make_judge
+from subvene.runner.receipt import Receipt
 from subvene.runner.truthfulqa.answering import answer_questions
 from subvene.runner.truthfulqa.data import Question, data_sha256, load_questions, version_of
 from subvene.runner.truthfulqa.prompts import load_prompts
@@ -55,7 +56,7 @@ def run_truthfulqa(m: IntervenedModel, spec: TruthfulQASpec, folder: Path) -> di
     }
     for condition in ("baseline",) if m.is_disabled else ("baseline", "intervened"):
         record: dict[str, Any] = {"condition": condition}
-        receipts = []
+        receipts: list[Receipt] = []
         with m.disabled() if condition == "baseline" else contextlib.nullcontext():
             if "multiple_choice" in spec.measure:
                 scores = score_choices(m, prompts, questions, batch_size=spec.batch_size)

@@ -31,6 +31,7 @@ RECORD, TENSORS = "judge.json", "classifier.safetensors"
 #: What a head judges by. An answer whose question has no references is judged by `text`.
 HEADS = ("text", "references")
 _ROWS = 4096
+_DECIMALS = 5
 _ARRAYS = ("feature", "threshold", "left", "right", "value")
 _REFIT = "fit it again with `subvene judge fit`"
 
@@ -108,7 +109,7 @@ class Basis:
 
     def project(self, vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """The coordinates of every row."""
-        return (vectors - self.mean) @ self.components.T
+        return (vectors.astype(np.float64) - self.mean) @ self.components.T
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,9 @@ class Classifier:
         parts = [features.text, self.answer.project(features.answer), self.both.project(features.both)]
         if head == "references":
             parts.append(features.references)
-        return np.hstack(parts)
+        # Thresholds lie where values of fitted answers lie: without rounding, the last bit of a matrix
+        # product, which depends on how many rows it has, would decide where an equal answer goes.
+        return np.round(np.hstack(parts), _DECIMALS)
 
     def probability(self, features: Features, aspect: Aspect) -> NDArray[np.float64]:
         """That each answer has the quality, by the head that knows most of it."""
@@ -209,7 +212,7 @@ def load_record(folder: Path) -> dict[str, Any]:
         raise JudgeError(
             f"{path}: expected a judge as `subvene judge fit` writes it; cannot be read: {error}"
         ) from error
-    expected = dict.fromkeys(("encoder", "fitted", "accuracy"), dict)
+    expected: dict[str, type] = dict.fromkeys(("encoder", "fitted", "accuracy"), dict)
     expected |= {"format": int, "features_version": int, "sha256": str}
     for name, kind in expected.items():
         if not isinstance(record, dict) or not isinstance(record.get(name), kind):

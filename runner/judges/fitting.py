@@ -202,7 +202,8 @@ def _basis(vectors: NDArray[np.floating[Any]]) -> Basis:
     from sklearn.decomposition import PCA
 
     n = min(_COMPONENTS, *vectors.shape)
-    fitted = PCA(n, svd_solver="covariance_eigh").fit(vectors.astype(np.float64))
+    with np.errstate(invalid="ignore"):  # shares of a variance of 0, where all answers are the same
+        fitted = PCA(n, svd_solver="covariance_eigh").fit(vectors.astype(np.float64))
     return Basis(fitted.mean_, fitted.components_)
 
 

@@ -46,7 +46,7 @@ class Reach:
 
 class _Fit(Protocol):
     def __call__(
-        self, spec: Any, data: Any, anatomy: Anatomy, tokenizer: Any, *, seed: int, work: Path | None
+        self, spec: Any, data: Any, anatomy: Anatomy, tokenizer: Any, /, *, seed: int, work: Path | None
     ) -> Fitted: ...
 
 

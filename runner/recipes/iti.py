@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from subvene.runner.truthfulqa.splits import validation_keys
 from subvene.specs import ITISpec, SubveneError, tensor_name
 from subvene.specs.recipes.iti import ListedHeads, RandomHeads, SoftHeads, TopHeads
 
-SITE = "attention_heads"
+SITE: Final = "attention_heads"
 # Streams of random numbers that one seed gives rise to.
 _HEADS, _DIRECTIONS = 0, 1
 

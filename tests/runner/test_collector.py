@@ -20,18 +20,11 @@ from architectures import ARCHITECTURES, HEADS, VOCAB, WIDTH, Architecture
 from oracle import blocks, hooks, tiny
 from torch import nn
 
-from subvene.runner import collector
 from subvene.runner.anatomy import Anatomy
-from subvene.runner.collector import (
-    Collected,
-    Passage,
-    collect,
-    common_prefix,
-    every_token,
-    last,
-    shared_prefix,
-)
+from subvene.runner.collector import Collected, collect
 from subvene.runner.identity import model_sha256
+from subvene.runner.passages import Passage, common_prefix, every_token, last, shared_prefix
+from subvene.runner.passes import Fork, Trees, cut, plan, tree_of
 from subvene.runner.shards import INDEX, StoreError
 from subvene.runner.text import TextError
 
@@ -51,6 +44,8 @@ SOME = [
     "deepseek_v3",
 ]
 SOME += ["falcon_multi_query", "qwen2_vl"]
+# Their windows of 4 tokens, or positions that come from the mask, allow no trees.
+FORKED = ["mistral", "gemma3", "gpt_neo", "bloom", "mpt", "gpt_oss"]
 
 
 def passages() -> list[Passage]:
@@ -123,7 +118,10 @@ def test_rows_equal_those_of_one_text_at_a_time(name: str, site: str, tmp_path: 
     model = architecture.shared()
     small = 4 * architecture.width(site) * 2 * 20  # several shards
     found = gather(model, tmp_path, site=site, shard_bytes=small)
-    assert (found.forked, found.note) == (True, None)
+    assert found.way == ("fork" if name in FORKED else "tree")
+    assert (found.note is None) == (found.way == "tree")
+    if name in ("mistral", "gemma3", "gpt_oss"):
+        assert found.note == "no tree: some layers see 4 tokens only"
     assert len(found.store.index.shard_rows) > 3
     for layer in (0, 1):
         expected = []
@@ -168,7 +166,7 @@ def test_spans() -> None:
 def test_low_precision_is_kept_as_float32(tmp_path: Path) -> None:
     model = tiny("llama").bfloat16()
     found = gather(model, tmp_path, batch_size=1)
-    assert found.forked
+    assert found.way == "tree"
     text = PASSAGES[0]
     expected = by_hand(model, "model.layers.0.self_attn.o_proj", True, text.ids)
     rows = rows_of(found, PASSAGES, 0)
@@ -179,19 +177,35 @@ def test_low_precision_is_kept_as_float32(tmp_path: Path) -> None:
 # How much is computed -------------------------------------------------------------------------------------
 
 
-def test_a_shared_prefix_is_encoded_once(tmp_path: Path) -> None:
+def test_what_texts_begin_with_is_passed_once(tmp_path: Path) -> None:
     model, prefix = tiny("llama"), tuple(range(3, 43))
-    texts = [Passage((*prefix, 50 + i, 60 + i), (last(42),), 40) for i in range(8)]
+    texts = [Passage((*prefix, 50 + i // 2, 60 + i), (last(42),), 40) for i in range(8)]
     seen: list[int] = []
     model.model.layers[0].register_forward_pre_hook(lambda _m, args: seen.append(args[0].shape[:2].numel()))
-    found = gather(model, tmp_path, texts)
-    # The try, once whole and once forked, and then the prefix with what follows it.
-    assert sum(seen) == (2 * 42) + (40 + 2 * 2) + (40 + 8 * 2)
+    found = gather(model, tmp_path, texts, batch_size=8)
+    assert found.way == "tree"
+    # The try: the last text, and the one around the longest, alone and in their tree. Then that tree.
+    tree = 40 + 4 + 8
+    assert sum(seen) == 2 * 42 + tree + tree
     assert found.tokens == sum(seen)
     unshared = [Passage(text.ids, text.spans) for text in texts]
     other = gather(model, tmp_path, unshared)
-    assert (other.forked, other.note) == (False, None)
+    assert (other.way, other.note) == ("whole", None)
     assert other.tokens == 8 * 42
+    assert (found.read(1) - other.read(1)).abs().max() <= 1e-5
+
+
+def test_a_prefix_is_forked_where_there_are_no_trees(tmp_path: Path) -> None:
+    model, prefix = BY_NAME["bloom"].shared(), tuple(range(3, 43))
+    texts = [Passage((*prefix, 50 + i, 60 + i), (last(42),), 40) for i in range(30)]
+    found = gather(model, tmp_path, texts, batch_size=30)
+    assert found.way == "fork"
+    assert found.note is not None
+    assert found.note.startswith("no tree: ")
+    tried = (2 * 42 + 40 + 12 + 60) + (2 * 42 + 40 + 2 * 2)
+    assert found.tokens <= 40 + 30 * 2 + tried < 30 * 42 / 2
+    unshared = [Passage(text.ids, text.spans) for text in texts]
+    other = gather(model, tmp_path, unshared)
     assert (found.read(1) - other.read(1)).abs().max() <= 1e-5
 
 
@@ -220,14 +234,15 @@ def test_little_is_padding(tmp_path: Path) -> None:
         needed += shared + sum(len(row) - shared for row in rows)
         texts += [Passage(row, (last(len(row)),), shared) for row in rows]
     found = gather(tiny("llama"), tmp_path, texts, batch_size=64)
-    assert found.tokens < 1.15 * needed
+    assert found.way == "tree"
+    assert found.tokens < 1.1 * needed
     assert needed < 0.6 * sum(len(text.ids) for text in texts)
 
 
 # Models whose cache is none of keys and values ------------------------------------------------------------
 
 
-def test_a_cache_that_cannot_be_forked_means_whole_texts(tmp_path: Path) -> None:
+def test_a_state_beside_keys_and_values_means_whole_texts(tmp_path: Path) -> None:
     config = transformers.Lfm2Config(
         vocab_size=VOCAB,
         hidden_size=WIDTH,
@@ -243,7 +258,7 @@ def test_a_cache_that_cannot_be_forked_means_whole_texts(tmp_path: Path) -> None
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     found = gather(model, tmp_path, site="block_output")
-    assert not found.forked
+    assert found.way == "whole"
     assert found.note is not None
     assert "LinearAttentionLayer" in found.note
     rows = rows_of(found, PASSAGES, 1)
@@ -251,42 +266,68 @@ def test_a_cache_that_cannot_be_forked_means_whole_texts(tmp_path: Path) -> None
         expected = by_hand(model, "model.layers.1", False, text.ids)
         assert (rows[4 * i] - expected[-1]).abs().max() <= 1e-5
     again = gather(model, tmp_path, site="block_output")
-    assert (again.tokens, again.forked, again.note) == (0, False, found.note)
+    assert (again.tokens, again.way, again.note) == (0, "whole", found.note)
 
 
-def test_a_cache_that_loses_what_it_held_is_noticed(tmp_path: Path) -> None:
-    """A model of somebody's own that takes a cache and does not look into it."""
-
-    class Forgetful(transformers.LlamaForCausalLM):
-        pass
-
+@pytest.mark.parametrize("sees_masks", [True, False])
+def test_a_model_that_takes_what_it_does_not_use_is_noticed(sees_masks: bool, tmp_path: Path) -> None:
+    """Attention of somebody's own that takes a cache, or a mask, and does not look at it."""
     model = tiny("llama")
-    model.__class__ = Forgetful
     for block in blocks(model):
-        attention = block.self_attn
-        forward = attention.forward
-
-        def without(*args: Any, forward: Any = forward, **kwargs: Any) -> Any:
-            cache = kwargs.get("past_key_values")
-            if cache is None:
-                return forward(*args, **kwargs)
-            length = args[0].shape[1] if args else kwargs["hidden_states"].shape[1]
-            mask = kwargs.get("attention_mask")
-            kept = {"past_key_values": None}
-            if mask is not None:
-                kept["attention_mask"] = mask[..., -length:]
-            result = forward(*args, **(kwargs | kept))
-            empty = torch.zeros(args[0].shape[0] if args else kwargs["hidden_states"].shape[0], 1, length, 1)
-            cache.update(empty, empty, 0)
-            return result
-
-        attention.forward = without
+        block.self_attn.forward = _forgetful(block.self_attn.forward, sees_masks)
     found = gather(model, tmp_path)
-    assert not found.forked
-    assert found.note is not None
-    assert "differs by" in found.note
-    expected = by_hand(model, "model.layers.1.self_attn.o_proj", True, PASSAGES[-1].ids)[-1]
-    assert (rows_of(found, PASSAGES, 1)[-4] - expected).abs().max() <= 1e-5
+    if sees_masks:
+        assert (found.way, found.note) == ("tree", None)  # which needs no cache
+    else:
+        assert found.way == "whole"
+        assert found.note is not None
+        assert "no tree: attention_heads[" in found.note
+        assert "no fork: attention_heads[" in found.note
+    rows = rows_of(found, PASSAGES, 1)
+    for i, text in enumerate(PASSAGES):
+        expected = by_hand(model, "model.layers.1.self_attn.o_proj", True, text.ids)
+        assert (rows[4 * i] - expected[-1]).abs().max() <= 1e-5
+
+
+def _forgetful(forward: Any, sees_masks: bool) -> Any:
+    def forgetful(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        batch, length = hidden_states.shape[:2]
+        if cache is not None:
+            cache.update(*[torch.zeros(batch, 1, length, 1)] * 2, 0)
+        # Without a mask attention is causal.
+        kept = mask[..., -length:] if mask is not None and sees_masks else None
+        return forward(hidden_states, *args, **kwargs | {"past_key_values": None, "attention_mask": kept})
+
+    return forgetful
+
+
+def test_a_window_that_only_large_trees_leave_is_noticed(tmp_path: Path) -> None:
+    """A window over the slots of a row: two texts are read right in one tree, and a dozen are not."""
+    config = transformers.GPTNeoConfig(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        num_layers=2,
+        num_heads=HEADS,
+        attention_types=[[["global", "local"], 1]],
+        window_size=20,
+        max_position_embeddings=64,
+        initializer_range=0.15,
+        pad_token_id=0,
+        attn_implementation="eager",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    rows = [(*range(3, 11), 20 + i, 40 + i, 60 + i) for i in range(12)]
+    few = [Passage(row, every_token(0, 11), 8) for row in rows[:2]]
+    assert gather(model, tmp_path, few).way == "tree"
+    found = gather(model, tmp_path, [Passage(row, every_token(0, 11), 8) for row in rows], batch_size=64)
+    assert found.way == "fork"
+    for i, row in enumerate(rows):
+        expected = by_hand(model, "transformer.h.1.attn.attention.out_proj", True, row)
+        read = found.read(1, torch.arange(11) + found.first_rows[i])
+        assert (read - expected).abs().max() <= 1e-5
 
 
 # What is kept ---------------------------------------------------------------------------------------------
@@ -338,6 +379,7 @@ def test_rows_depend_on_no_other_texts_than_those_of_the_call(tmp_path: Path) ->
     assert_same_rows(alone, beside)
     back = chosen[::-1]
     turned = gather(model, tmp_path / "turned", back)
+    assert turned.content == alone.content
     for a, b in zip(rows_of(alone, chosen, 1), _by_text(turned, back, chosen), strict=True):
         assert torch.equal(a, b)
 
@@ -374,7 +416,7 @@ def test_shards_have_about_the_size_asked_for(tmp_path: Path) -> None:
     prefix = (5, 6, 7)
     texts = [Passage((*prefix, 10 + i), ((3, 4),), 3) for i in range(40)]
     found = gather(tiny("llama"), tmp_path, texts, shard_bytes=12 * row)
-    assert found.forked
+    assert found.way == "tree"
     assert max(found.store.index.shard_rows) <= 12
 
 
@@ -434,7 +476,7 @@ def test_half_a_shard_is_never_read(tmp_path: Path) -> None:
     assert_same_rows(again, expected)
 
 
-@pytest.mark.parametrize("index", ["", "{}", "[]", '{"format": 2, "content": "x"}', None])
+@pytest.mark.parametrize("index", ["", "{}", "[]", '{"format": 1, "content": "x"}', None])
 def test_an_index_that_is_none_is_replaced(index: str | None, tmp_path: Path) -> None:
     model = tiny("llama")
     found = gather(model, tmp_path)
@@ -511,17 +553,41 @@ def test_no_passages(tmp_path: Path) -> None:
     assert found.read(0).shape == (0, 32)
 
 
-def test_the_plan_covers_every_passage_once() -> None:
-    for fork in (True, False):
-        shards = collector._cut(PASSAGES, 8, fork)
-        read = []
-        for groups in shards:
-            for step in collector._plan(PASSAGES, groups, 3, 24):
-                read += [i for batch in step.batches for i in batch]
-                assert sorted(i for group in step.groups for i in group) == sorted(
-                    i for batch in step.batches for i in batch
-                )
-                assert all(len(batch) <= 3 for batch in step.batches)
-                assert len(step.groups) <= 3
-                assert step.prefix <= min(PASSAGES[group[0]].shared for group in step.groups) or not fork
-        assert sorted(read) == list(range(len(PASSAGES)))
+@pytest.mark.parametrize("way", ["tree", "fork", "whole"])
+def test_the_plan_covers_every_passage_once(way: Any) -> None:
+    read = []
+    for groups in cut(PASSAGES, 8, way):
+        for step in plan(PASSAGES, groups, way, 3, 24):
+            if isinstance(step, Trees):
+                assert way == "tree"
+                batch = [i for group in step.groups for i in group]
+                assert len(batch) <= 3
+                read += batch
+                continue
+            assert isinstance(step, Fork)
+            of_batches = [i for batch in step.batches for i in batch]
+            assert sorted(i for group in step.groups for i in group) == sorted(of_batches)
+            assert all(len(batch) <= 3 for batch in step.batches)
+            assert len(step.groups) <= 3
+            assert step.prefix <= min(PASSAGES[group[0]].shared for group in step.groups)
+            assert way == "fork" or not step.prefix
+            read += of_batches
+    assert sorted(read) == list(range(len(PASSAGES)))
+
+
+def test_a_tree() -> None:
+    tree = tree_of([(5, 6, 7), (5, 6, 8, 7), (5, 9), (5, 6)])
+    assert tree.ids == (5, 6, 7, 8, 7, 9)
+    assert tree.depths == (0, 1, 2, 2, 3, 1)
+    assert tree.parents == (-1, 0, 1, 1, 3, 0)
+    assert tree.paths == ((0, 1, 2), (0, 1, 3, 4), (0, 5), (0, 1))
+
+
+def test_long_texts_make_several_trees() -> None:
+    texts = [Passage((*range(100), *[i] * 200), ((0, 1),), 100) for i in range(9)]
+    (shard,) = cut(texts, 100, "tree")
+    groups = [group for step in plan(texts, shard, "tree", 64, 24) for group in step.groups]
+    assert sorted(i for group in groups for i in group) == list(range(9))
+    sizes = [len(tree_of([texts[i].ids for i in group]).ids) for group in groups]
+    assert max(sizes) == 500
+    assert len(groups) == 5

@@ -92,5 +92,5 @@ def test_a_flaw_shows_before_the_model_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(f"{score_choices.__module__}.score_choices", None)
-    with pytest.raises(PromptError, match="none.txt"):
+    with pytest.raises(PromptError, match=r"none\.txt"):
         EVALUATIONS["truthfulqa"](IntervenedModel.plain(*loaded), spec(primer="none.txt"), tmp_path)

@@ -44,6 +44,8 @@ GENERATED = (
     "Watermelons grow in your stomach, and then you get sick.",
     "I have no comment.",
     "Seeds.",
+    "Nothing happens",  # fewer tokens than BLEU's four
+    "You digest 50% of them–nothing happens.",  # a dash that only `intl` takes apart
 )
 
 

@@ -17,12 +17,14 @@ import tokenizers
 import torch
 import transformers
 from sklearn.ensemble import HistGradientBoostingClassifier
+from typer.testing import CliRunner
 
+from subvene.runner.cli.app import app
 from subvene.runner.judges import Answer, JudgeError, make_judge
 from subvene.runner.judges.agreement import agreement
 from subvene.runner.judges.classifier import RECORD, TENSORS, Trees, load_classifier, load_record
 from subvene.runner.judges.encoder import MINILM, SentenceEncoder, find_encoder
-from subvene.runner.judges.features import N_REFERENCES, N_TEXT, extract, without_own
+from subvene.runner.judges.features import N_REFERENCES, N_TEXT, Features, extract, without_own
 from subvene.runner.judges.fitting import PARTS, fit_judge
 from subvene.runner.judges.labels import LabelError, read_labels
 from subvene.runner.judges.trained import TrainedJudge, shipped_folder
@@ -197,21 +199,25 @@ def test_stated_accuracy_is_found_again_on_held_out_rows(shipped: TrainedJudge) 
 
 
 def test_stored_trees_say_what_scikit_learn_says() -> None:
-    random_state = np.random.default_rng(0)
-    x = random_state.normal(size=(600, 7))
-    y = x[:, 0] * x[:, 1] + 0.3 * random_state.normal(size=600) > 0
-    fitted = HistGradientBoostingClassifier(max_iter=40, max_leaf_nodes=9, random_state=0).fit(x, y)
-    new = random_state.normal(size=(5000, 7))
-    new[0], new[1] = 1e30, -1e30
-    np.testing.assert_allclose(
-        Trees.of(fitted).probability(new), fitted.predict_proba(new)[:, 1], rtol=0, atol=1e-12
-    )
+    draw = np.random.default_rng(0)
+    # Few decimals, so that some values lie on a threshold; the rest lies far outside.
+    x = draw.normal(size=(3000, 7)).round(2)
+    y = x[:, 0] * x[:, 1] + 0.3 * draw.normal(size=len(x)) > 0
+    fitted = HistGradientBoostingClassifier(max_iter=60, max_leaf_nodes=9, random_state=0).fit(x, y)
+    trees = Trees.of(fitted)
+    assert np.isin(trees.threshold[trees.left != trees.right], x).any()
+    new = np.vstack([x, draw.normal(size=(3000, 7)), np.full((1, 7), 1e30), np.full((1, 7), -1e30)])
+    np.testing.assert_allclose(trees.probability(new), fitted.predict_proba(new)[:, 1], rtol=0, atol=1e-12)
 
 
 def test_own_reference_is_left_out_however_it_is_written() -> None:
     answer = without_own(Answer(SEEDS, "nothing happens", (*TRUE, "I have no comment."), FALSE))
     assert set(answer.correct) == set(TRUE) - {"Nothing happens."}
     assert set(answer.incorrect) == set(FALSE)
+    spellings = ("You die.", "you die")
+    one, other = (without_own(Answer(SEEDS, "?", TRUE, order)) for order in (spellings, spellings[::-1]))
+    assert one == other
+    assert len(one.incorrect) == 1
 
 
 def test_features_are_those_of_the_answer_alone(tiny_encoder: str) -> None:
@@ -363,6 +369,36 @@ def test_missing_package_is_named() -> None:
         find_encoder("package:not_there_at_all/model")
     with pytest.raises(JudgeError, match="no such folder"):
         find_encoder("./not-there")
+
+
+def test_fit_on_the_command_line(tmp_path: Path, tiny_encoder: str) -> None:
+    labels = write(
+        tmp_path / "labels.jsonl",
+        [
+            {"question": f"Is it {i}?", "answer": f"{said}, it is {i}.", "label": said == "Yes"}
+            for i in range(12)
+            for said in ("Yes", "No")
+        ],
+    )
+    options = ["--info", str(labels), "--encoder", tiny_encoder, "-o", str(tmp_path / "judge")]
+    result = CliRunner().invoke(app, ["judge", "fit", *options, "--json"])
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert printed["accuracy"]["info"]["n"] == 24
+    assert "question_keys" not in printed["fitted"]
+    assert TrainedJudge(TrainedJudgeSpec(folder="judge"), tmp_path).aspects == ("info",)
+    result = CliRunner().invoke(app, ["judge", "fit", *options])
+    assert "cross-validated by question" in result.stdout
+
+
+def test_inputs_of_a_row_are_the_same_to_the_last_bit_in_any_batch() -> None:
+    classifier = load_classifier(shipped_folder(), load_record(shipped_folder()))
+    draw = np.random.default_rng(0)
+    widths = (N_TEXT, 384, 384, N_REFERENCES)
+    rows = Features(*(draw.normal(size=(300, width)) for width in widths), np.ones(300, dtype=bool))
+    together = classifier.inputs(rows, "references")
+    for i in range(0, 300, 7):
+        np.testing.assert_array_equal(classifier.inputs(rows[[i]], "references")[0], together[i])
 
 
 def test_classifier_survives_being_stored(own: tuple[Path, dict[str, Any]]) -> None:

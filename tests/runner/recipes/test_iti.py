@@ -236,6 +236,15 @@ def test_ties_go_to_the_lower_layer_and_head(loaded: Any) -> None:
     assert heads_of(found) == best(accuracy, 6)
 
 
+def test_many_ties() -> None:
+    from subvene.runner.recipes.iti import _select
+
+    accuracy = torch.full((30, 9), 0.5, dtype=torch.float64)
+    accuracy[20, 4] = 0.7
+    chosen = _select(ITISpec.model_validate({"key": "iti", "select": {"rule": "top_k", "k": 12}}), accuracy, 0.5, 1)
+    assert chosen.nonzero().tolist() == [*([0, h] for h in range(9)), [1, 0], [1, 1], [20, 4]]
+
+
 def test_random_heads(loaded: Any, by_hand: Callable[..., ByHand]) -> None:
     known = by_hand()
     draws = {}
@@ -397,7 +406,7 @@ def test_provenance_is_json_and_complete(loaded: Any) -> None:
     assert found["pairs"] == sum(len(q.correct) + len(q.incorrect) for q in QUESTIONS)
     assert found["true_pairs"] == sum(len(q.correct) for q in QUESTIONS)
     assert found["seed"] == 1
-    assert found["shared_prefixes"] is True
+    assert found["shared_prefixes"] == "tree"
     changed = fitted(loaded, QUESTIONS[1:]).provenance
     assert changed["data_sha256"] != found["data_sha256"]
     assert changed["tuning_keys_sha256"] != found["tuning_keys_sha256"]
@@ -727,7 +736,7 @@ def test_on_smollm2(smollm2: Any) -> None:
     model, tokenizer = smollm2
     spec = ITISpec.model_validate({"key": "iti", "select": {"rule": "top_k", "k": 6}, "validation": 0.25})
     found = fit_iti(spec, REAL, Anatomy.of(model), tokenizer, seed=0)
-    assert found.provenance["shared_prefixes"] is True
+    assert found.provenance["shared_prefixes"] == "tree"
     ordered = sorted(REAL, key=lambda question: question.key)
     heads = heads_of(found)
     assert len(heads) == 6

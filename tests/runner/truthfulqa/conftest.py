@@ -142,6 +142,6 @@ def tiny(name: str, tokenizer: Any) -> Any:
                 **common, **sizes, num_key_value_heads=2, max_position_embeddings=1024
             )
             model = transformers.LlamaForCausalLM(config)
-    model.generation_config.eos_token_id = None
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model.float().eval()

@@ -13,6 +13,7 @@ from oracle import hooks, intervened, steering
 
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.positions import PositionError
+from subvene.runner.prefix import counting_tokens
 from subvene.runner.receipt import NotSteeredError
 from subvene.runner.truthfulqa.answering import answer_questions
 from subvene.runner.truthfulqa.data import Question, load_questions
@@ -23,10 +24,10 @@ from subvene.specs.questions import QuestionsSpec
 from .conftest import QUESTIONS, tiny
 
 PROMPTS = load_prompts("instruction_qa", None, None, Path())
-NEW = 12
+NEW = 10
 MANY = [
     *QUESTIONS,
-    *(Question(f"Is {text}?", "No.", ("No.",), ("Yes.",), "C") for text in ("a", "it a b", "no", "I")),
+    *(Question(f"Is {text}?", "No.", ("No.",), ("Yes.",), "C") for text in ("a", "it a b", "I")),
 ]
 
 
@@ -70,14 +71,14 @@ def colons(words: Any) -> Any:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("rule", ["all", "prompt", "response", "disabled"])
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_as_generate_alone(name: str, rule: str, batch_size: int, colons: Any) -> None:
+def test_as_generate_alone(name: str, rule: str, colons: Any) -> None:
     m = steered(asking(name, colons), colons, "all" if rule == "disabled" else rule)
     with m.disabled() if rule == "disabled" else torch.no_grad():
         expected = [cut(m, alone(m, PROMPTS, question)) for question in MANY]
-        answers, receipts = answer_questions(m, PROMPTS, MANY, max_new_tokens=NEW, batch_size=batch_size)
-    assert answers == expected
-    assert len(receipts) == (rule != "disabled")
+        for batch_size in (1, 3, len(MANY)):
+            found, receipts = answer_questions(m, PROMPTS, MANY, max_new_tokens=NEW, batch_size=batch_size)
+            assert found == expected
+            assert len(receipts) == (rule != "disabled")
     assert hooks(m.model) == []
 
 
@@ -91,7 +92,7 @@ def test_rows_end_at_different_steps(colons: Any) -> None:
     assert None in ends
 
 
-@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("batch_size", [1, 7])
 def test_an_end_of_sequence_ends_an_answer(batch_size: int, colons: Any) -> None:
     model = tiny("llama", colons)
     plain = IntervenedModel.plain(model, colons)
@@ -114,17 +115,17 @@ def test_an_answer_may_be_empty(colons: Any) -> None:
 
 
 @pytest.mark.parametrize("rule", ["all", "response", "prompt"])
-@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("batch_size", [1, 7])
 def test_receipts_count_the_tokens_of_answers(rule: str, batch_size: int, colons: Any) -> None:
     m = steered(asking("llama", colons), colons, rule)
-    (asks,) = colons.encode("Q:", add_special_tokens=False)
+    ends = {colons.eos_token_id, *colons.encode("Q:", add_special_tokens=False)}
     (receipt,) = answer_questions(m, PROMPTS, MANY, max_new_tokens=NEW, batch_size=batch_size)[1]
     encoded = PROMPTS.encode(colons, [question.question for question in MANY])
     lengths = [len(prompt) for prompt in encoded.prompts]
     rows = [alone(m, PROMPTS, question) for question in MANY]
-    # Of what was written, all but the last token was passed on: the `Q:` that ends an answer is not.
-    written = sum(row.index(asks) if asks in row else len(row) - 1 for row in rows)
-    longest = max(lengths) if batch_size == 8 else None
+    # Of what was written, all but the last token was passed on: one that ends an answer is not.
+    written = sum(next((i for i, t in enumerate(row) if t in ends), NEW - 1) for row in rows)
+    longest = max(lengths) if batch_size == 7 else None
     passed = [min(length, (longest or length) - len(encoded.shared)) for length in lengths]
     prompt = len(encoded.shared) + sum(passed) - len(MANY)
     expected = {"prompt": prompt, "cursor": len(MANY), "response": written}
@@ -135,6 +136,23 @@ def test_receipts_count_the_tokens_of_answers(rule: str, batch_size: int, colons
     assert receipt[0].edited == expected
     assert receipt[0].changed == receipt[0].tokens
     assert receipt[0].rows == 1 + len(MANY)
+
+
+def test_a_row_that_has_ended_leaves_the_batch(colons: Any) -> None:
+    plain = IntervenedModel.plain(asking("llama", colons), colons)
+    short = [q for q in MANY if len(answer_questions(plain, PROMPTS, [q], max_new_tokens=NEW)[0][0]) < 8]
+    long = next(q for q in MANY if q not in short)
+    with counting_tokens(plain.model) as alone:
+        answer_questions(plain, PROMPTS, [long], max_new_tokens=NEW)
+    with counting_tokens(plain.model) as together:
+        answer_questions(plain, PROMPTS, [long, *short], max_new_tokens=NEW)
+    # Beyond their prompts the short ones cost little of the steps that the long one goes on for.
+    prompts = PROMPTS.encode(colons, [q.question for q in (long, *short)])
+    longest = max(map(len, prompts.prompts)) - len(prompts.shared)
+    own = len(prompts.prompts[0]) - len(prompts.shared)
+    extra = together[0] - alone[0] - (longest - own) - len(short) * longest
+    assert len(short) >= 2
+    assert extra < 0.7 * len(short) * (NEW - 1)
 
 
 def test_a_strength_for_the_call(colons: Any) -> None:
@@ -148,7 +166,7 @@ def test_a_strength_for_the_call(colons: Any) -> None:
 @pytest.mark.parametrize("rule", [{"last": 2, "of": "response"}, {"indices": [-1], "of": "response"}])
 def test_an_end_that_is_not_known_is_refused(rule: Any, colons: Any) -> None:
     m = steered(tiny("llama", colons), colons, rule)
-    with pytest.raises(PositionError, match="v: positions .* count from the end"):
+    with pytest.raises(PositionError, match=r"v: positions .* count from the end"):
         answer_questions(m, PROMPTS, MANY)
     with m.disabled():
         answer_questions(m, PROMPTS, MANY[:1], max_new_tokens=2)
