@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,7 +110,9 @@ def run_experiment(
     # After saving: what was measured is not lost where a fresh process cannot load the model.
     prompts = next((e.prompts for e in spec.evaluate if isinstance(e, SamplesSpec)), ("Hello, who are you?",))
     difference = reload_difference(m, target / "artifact", prompts)
-    write_json(target / "results.json", results | {"reload_max_logit_difference": difference})
+    # JSON has no NaN; who calls gets it, and null beside it says that there is no number.
+    stored = difference if math.isfinite(difference) else None
+    write_json(target / "results.json", results | {"reload_max_logit_difference": stored})
     step("reloaded", difference)
     return ExperimentResult(target, target / "artifact", tuple(evaluations), difference, m)
 

@@ -21,6 +21,7 @@ from subvene.interventions.positions import needs_length, plain_positions
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.progress import track
 from subvene.runner.receipt import Receipt, check_together
+from subvene.runner.scoring import log_normalizer
 from subvene.runner.text import TextError, pad, pad_id_of
 
 Strengths = Mapping[str, float] | None
@@ -251,7 +252,8 @@ class _Batch:
         logits = self._run(
             batch.input_ids[:, prefix.length :], self.mask, range(len(prompts)), self.cache, keep=1
         )
-        self.first = _wide(logits[:, -1]).log_softmax(-1)
+        last = logits[:, -1].cpu()
+        self.first = last.double() - log_normalizer(last).unsqueeze(-1)
 
     def scores(self, choices: Sequence[tuple[int, int, Sequence[int]]]) -> Iterator[tuple[int, int, float]]:
         """(row, which, Σ log p) of each (row, which, token ids)."""
@@ -259,8 +261,7 @@ class _Batch:
         for indices in alike([length - 1 for length in lengths], self._rows_at_once(max(lengths))):
             chosen = [choices[i] for i in indices]
             rows = [row for row, _, _ in chosen]
-            tokens = torch.tensor([ids[0] for _, _, ids in chosen])
-            totals = self.first[rows, tokens.to(self.first.device)].double().cpu()
+            totals = self.first[rows, [ids[0] for _, _, ids in chosen]]
             # Answers of one token need no pass; they are alike, and have a batch of their own.
             if len(chosen[0][2]) > 1:
                 totals += self._later_tokens(rows, [ids for _, _, ids in chosen])
@@ -275,12 +276,12 @@ class _Batch:
         mask = torch.cat([self.mask[rows], inputs.attention_mask], 1)
         logits = self._run(inputs.input_ids, mask, rows, branch(self.cache, rows), keep=targets.shape[1])
         totals = torch.zeros(len(rows), dtype=torch.float64)
-        # Row by row: the temporary of a log-softmax is then one row's.
+        # Row by row: the temporaries over the vocabulary are then one row's.
         for i, (row, ids) in enumerate(zip(logits, answers, strict=True)):
-            wide = _wide(row[: len(ids) - 1])
-            target = targets[i, : len(ids) - 1].to(wide.device)
-            chosen = wide.gather(-1, target.unsqueeze(-1)).squeeze(-1) - wide.logsumexp(-1)
-            totals[i] = chosen.double().sum().cpu()
+            said = row[: len(ids) - 1]
+            target = targets[i, : len(ids) - 1].to(said.device)
+            chosen = said.gather(-1, target.unsqueeze(-1)).squeeze(-1).cpu().double()
+            totals[i] = (chosen - log_normalizer(said).cpu()).sum()
         return totals
 
     def _run(
@@ -428,7 +429,3 @@ def _joined(
 def _layers(cache: Cache) -> list[Any]:
     # Untyped: that they are layers of this module, or plain ones, is known to whoever made the cache.
     return list(cache.layers)
-
-
-def _wide(logits: torch.Tensor) -> torch.Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

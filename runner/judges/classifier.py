@@ -109,7 +109,7 @@ class Basis:
 
     def project(self, vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """The coordinates of every row."""
-        return (vectors.astype(np.float64) - self.mean) @ self.components.T
+        return (vectors - self.mean) @ self.components.T
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ class Classifier:
             parts.append(features.references)
         # Thresholds lie where values of fitted answers lie: without rounding, the last bit of a matrix
         # product, which depends on how many rows it has, would decide where an equal answer goes.
-        return np.round(np.hstack(parts), _DECIMALS)
+        joined: NDArray[np.float64] = np.concatenate(parts, axis=1, dtype=np.float64)
+        return np.round(joined, _DECIMALS)
 
     def probability(self, features: Features, aspect: Aspect) -> NDArray[np.float64]:
         """That each answer has the quality, by the head that knows most of it."""

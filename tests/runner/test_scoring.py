@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from oracle import both_models, intervened, logits_by_hand, selected, steering, 
 from torch import nn
 
 from subvene.runner.receipt import NotSteeredError
-from subvene.runner.scoring import log_probs
+from subvene.runner.scoring import log_normalizer, log_probs
 from subvene.runner.text import TextError
 
 # Prompts and responses of many lengths, in no order; the longest pair does not have the longest prompt.
@@ -114,3 +115,19 @@ def test_no_gradient_is_kept() -> None:
     totals, _ = log_probs(m, PAIRS)
     assert not totals.requires_grad
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_normalizer_is_that_of_float64_however_large_the_vocabulary(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(2, 3, 49152, generator=generator) * 4 + 12).to(dtype)
+    exact = logits.double().logsumexp(-1)
+    assert log_normalizer(logits).dtype == torch.float64
+    torch.testing.assert_close(log_normalizer(logits), exact, atol=2e-7, rtol=0)
+
+
+def test_the_normalizer_neither_overflows_nor_minds_what_is_ruled_out() -> None:
+    logits = torch.tensor([[3e38, -3e38, 0.0], [-float("inf"), 1.0, 1.0]])
+    found = log_normalizer(logits)
+    assert found[0] == pytest.approx(3e38, rel=1e-6)
+    assert found[1] == pytest.approx(1 + math.log(2))

@@ -204,7 +204,10 @@ def test_a_kill_at_any_moment_and_a_second_run_give_the_same_tables(
     output = tmp_path / "killed"
     # Read where the whole run read it: paths are part of the manifest, not of any unit.
     command = [Path(sys.executable).with_name("subvene"), "run", comparison, "-o", output]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # As many threads as here, since sums over another number of threads round otherwise.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=environment, **quiet)
     path, deadline = output / "units.jsonl", time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         if path.is_file() and path.read_bytes().count(b"\n") >= after:

@@ -241,7 +241,9 @@ def test_many_ties() -> None:
 
     accuracy = torch.full((30, 9), 0.5, dtype=torch.float64)
     accuracy[20, 4] = 0.7
-    chosen = _select(ITISpec.model_validate({"key": "iti", "select": {"rule": "top_k", "k": 12}}), accuracy, 0.5, 1)
+    chosen = _select(
+        ITISpec.model_validate({"key": "iti", "select": {"rule": "top_k", "k": 12}}), accuracy, 0.5, 1
+    )
     assert chosen.nonzero().tolist() == [*([0, h] for h in range(9)), [1, 0], [1, 1], [20, 4]]
 
 

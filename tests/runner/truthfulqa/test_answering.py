@@ -206,15 +206,15 @@ def test_of_a_model_with_a_state(colons: Any, caplog: pytest.LogCaptureFixture) 
 def test_of_smollm2(smollm2: Any, data: Path, preset: Any) -> None:
     model, tokenizer = smollm2
     prompts = load_prompts(preset, "primer_qa.txt", "instruction.txt", data)
-    questions = limited(load_questions(QuestionsSpec(file="TruthfulQA.csv"), data), 4)
+    questions = limited(load_questions(QuestionsSpec(file="TruthfulQA.csv"), data), 3)
     vector = torch.randn(576, generator=torch.Generator().manual_seed(0))
     entry = steering("response", coefficient=1.0, layer=14)
     m = intervened(model, entry, tensors={"v.block_output[14]": vector})
     m.tokenizer = tokenizer
-    answers, _ = answer_questions(m, prompts, questions, max_new_tokens=16)
+    answers, _ = answer_questions(m, prompts, questions, max_new_tokens=12)
     if preset == "chat":
-        expected = [tokenizer.decode(alone(m, prompts, q, 16), skip_special_tokens=True) for q in questions]
+        expected = [tokenizer.decode(alone(m, prompts, q, 12), skip_special_tokens=True) for q in questions]
         assert answers == [text.strip() for text in expected]
     else:
-        assert answers == [cut(m, alone(m, prompts, q, 16)) for q in questions]
+        assert answers == [cut(m, alone(m, prompts, q, 12)) for q in questions]
     assert all(answers)
