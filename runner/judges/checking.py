@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from subvene.runner.judges.agreement import Agreement, agreement
 from subvene.runner.judges.base import Answer, Aspect, Judge, JudgeError
+from subvene.runner.judges.features import normalise
 from subvene.runner.judges.labels import Label
 from subvene.runner.truthfulqa.data import question_key
 
@@ -81,10 +82,7 @@ def check_judge(
         rows = [rows[i] for i in chosen]
     by_key = {question.key: question for question in questions}
     found = [by_key.get(question_key(row.question)) for row in rows]
-    answers = [
-        Answer(row.question, row.answer, *((one.correct, one.incorrect) if one else ()))
-        for row, one in zip(rows, found, strict=True)
-    ]
+    answers = [_asked(row, one) for row, one in zip(rows, found, strict=True)]
     judgements = judge.judge(answers, aspect)
     reasons = Counter(one.reason or "no reason given" for one in judgements if one.verdict is None)
     truth = [row.label for row in rows]
@@ -107,4 +105,15 @@ def check_judge(
         fitted_on=fitted_on,
         without_references=sum(one is None for one in found) if questions else len(rows),
         reasons=dict(reasons.most_common(_REASONS)),
+    )
+
+
+def _asked(row: Label, question: Question | None) -> Answer:
+    """What the judge is shown: many labelled answers are references, and none is compared with itself."""
+    if question is None:
+        return Answer(row.question, row.answer)
+    own = normalise(row.answer)
+    sides = (question.references, question.incorrect)
+    return Answer(
+        row.question, row.answer, *(tuple(one for one in side if normalise(one) != own) for side in sides)
     )

@@ -14,7 +14,11 @@ import transformers
 from rouge_score import rouge_scorer
 
 from subvene.runner.judges import Answer, Judge, JudgeError, make_judge
+from subvene.runner.judges.checking import check_judge
 from subvene.runner.judges.encoder import MINILM, find_encoder
+from subvene.runner.judges.labels import Label
+from subvene.runner.judges.reference import ReferenceJudge
+from subvene.runner.truthfulqa.data import NO_COMMENT, Question
 from subvene.specs import SpecError
 from subvene.specs.judges import ReferenceJudgeSpec
 from subvene.specs.judges.loading import load_judge
@@ -162,3 +166,19 @@ def test_encoder_without_embedding_is_refused(tmp_path: Path) -> None:
     file.write_text("kind: reference\nmetric: bleu\nencoder: some/encoder\n", encoding="utf-8")
     with pytest.raises(SpecError, match=r"judge.yaml:3.*encoder.*metric: embedding"):
         load_judge(str(file))
+
+
+def test_check_shows_no_labelled_answer_itself_as_a_reference(tmp_path: Path) -> None:
+    question = Question("is it", "it is", ("it is", "yes"), ("it is not", "no"), "x")
+    shown: list[Answer] = []
+
+    class Noting(ReferenceJudge):
+        def judge(self, answers: Any, aspect: Any) -> Any:
+            shown.extend(answers)
+            return super().judge(answers, aspect)
+
+    labels = [Label("is it", "It is.", True), Label("is it", "no", False), Label("is it", "perhaps", False)]
+    check_judge(Noting(ReferenceJudgeSpec(), tmp_path), labels, "truth", questions=[question])
+    assert shown[0].correct == ("yes", NO_COMMENT)
+    assert shown[1].incorrect == ("it is not",)
+    assert (shown[2].correct, shown[2].incorrect) == (question.references, question.incorrect)
