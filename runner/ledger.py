@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -124,10 +124,3 @@ class Ledger:
                     ) from error
                 whole += len(line)
         return whole
-
-
-def records(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a ledger that nobody is writing."""
-    with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            yield json.loads(line)

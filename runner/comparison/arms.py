@@ -22,7 +22,6 @@ from subvene.runner.fitting import fit
 from subvene.runner.identity import model_sha256, tensors_digest, versions
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.ledger import Ledger, digest
-from subvene.runner.text import pad, pad_id_of
 from subvene.runner.truthfulqa.data import Question, data_sha256
 from subvene.specs import ExperimentSpec, ITISpec
 
@@ -173,17 +172,3 @@ class Arms:
     def _files(self, variant: ExperimentSpec) -> dict[str, str]:
         names = sorted({ref.file for _, ref in variant.tensor_refs() if ref.file is not None})
         return {name: hashlib.sha256((self._folder / name).read_bytes()).hexdigest() for name in names}
-
-
-@torch.no_grad()
-def largest_logit_difference(m: IntervenedModel, other: IntervenedModel, prompts: Sequence[str]) -> float:
-    """Max |Δ logit| of two models over every token of some texts, for an edit at `all` positions."""
-    rows = [m.tokenizer(prompt)["input_ids"] for prompt in prompts]
-    lengths = [len(row) for row in rows]
-    batch = pad(rows, lengths, pad_id_of(m.tokenizer), "right")
-    logits = [
-        x(batch.input_ids, batch.attention_mask, prompt_lengths=batch.prompt_lengths).logits.float()
-        for x in (m, other)
-    ]
-    real = batch.attention_mask.bool().to(logits[0].device)
-    return float((logits[0] - logits[1]).abs()[real].max())

@@ -6,13 +6,11 @@ from typing import Any
 from subvene.runner.evaluations.contrast import run_contrast
 from subvene.runner.evaluations.divergence import run_divergence
 from subvene.runner.evaluations.samples import run_samples
-from subvene.runner.evaluations.truthfulqa import run_truthfulqa
 
 EVALUATIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "contrast": run_contrast,
     "divergence": run_divergence,
     "samples": run_samples,
-    "truthfulqa": run_truthfulqa,
 }
 
 __all__ = ["EVALUATIONS"]
