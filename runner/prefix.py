@@ -252,8 +252,8 @@ class _Batch:
         logits = self._run(
             batch.input_ids[:, prefix.length :], self.mask, range(len(prompts)), self.cache, keep=1
         )
-        last = logits[:, -1].cpu()
-        self.first = last.double() - log_normalizer(last).unsqueeze(-1)
+        self.first = logits[:, -1].cpu()
+        self.normalizer = log_normalizer(self.first)
 
     def scores(self, choices: Sequence[tuple[int, int, Sequence[int]]]) -> Iterator[tuple[int, int, float]]:
         """(row, which, Σ log p) of each (row, which, token ids)."""
@@ -261,7 +261,7 @@ class _Batch:
         for indices in alike([length - 1 for length in lengths], self._rows_at_once(max(lengths))):
             chosen = [choices[i] for i in indices]
             rows = [row for row, _, _ in chosen]
-            totals = self.first[rows, [ids[0] for _, _, ids in chosen]]
+            totals = self.first[rows, [ids[0] for _, _, ids in chosen]].double() - self.normalizer[rows]
             # Answers of one token need no pass; they are alike, and have a batch of their own.
             if len(chosen[0][2]) > 1:
                 totals += self._later_tokens(rows, [ids for _, _, ids in chosen])

@@ -21,11 +21,10 @@ class ComparisonStory:
     Args:
         console: standard output, for the table.
         progress_console: standard error.
-        output: the run's folder.
     """
 
-    def __init__(self, console: Console, progress_console: Console, output: Path | None) -> None:
-        self.console, self.errors, self.output = console, progress_console, output
+    def __init__(self, console: Console, progress_console: Console) -> None:
+        self.console, self.errors = console, progress_console
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._total, self._count, self._fresh = 0, 0, 0

@@ -76,7 +76,7 @@ def _compare(spec: Path, output: Path | None, as_json: bool) -> None:
         from subvene.runner.experiment import run_experiment
 
         quiet_libraries()
-        with ComparisonStory(out(), err(), output) as story:
+        with ComparisonStory(out(), err()) as story:
             done = run_experiment(spec, output=output, on_step=story.step)
         if as_json:
             emit(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from subvene.runner.ledger import Ledger, digest
 from subvene.runner.receipt import Receipt
 from subvene.runner.texts import read_texts
 from subvene.runner.truthfulqa.answering import answer_questions
-from subvene.runner.truthfulqa.data import Question, data_sha256, load_questions, version_of
+from subvene.runner.truthfulqa.data import Question, data_sha256, load_questions
 from subvene.runner.truthfulqa.prompts import load_prompts
 from subvene.runner.truthfulqa.scoring import score_choices
 from subvene.specs import DivergenceSpec, TruthfulQASpec
@@ -57,19 +57,16 @@ class TruthfulQAMeasure:
     Args:
         spec: the evaluation.
         folder: where relative files are looked for.
-        ledger: where units are recorded.
-        cache: where a judge keeps replies that cost something.
     """
 
-    def __init__(self, spec: TruthfulQASpec, folder: Path, cache: Path | None = None) -> None:
+    def __init__(self, spec: TruthfulQASpec, folder: Path) -> None:
         self.spec = spec
         self.questions = load_questions(spec.data, folder)
-        self.version = version_of(self.questions)
         self.prompts = load_prompts(spec.preset, spec.primer, spec.instruction, folder)
         self.prompts_sha256 = digest(asdict(self.prompts))
         self.judge: Judge | None = None
         if "generation" in spec.measure:
-            self.judge = make_judge(spec.judge, folder, cache=cache)
+            self.judge = make_judge(spec.judge, folder)
             self.judge.check()
 
     def steps(self, *, only: str | None = None) -> int:
@@ -140,12 +137,9 @@ class TruthfulQAMeasure:
                 "from_scratch": scores.from_scratch,
             }
 
-        was_done = ledger.has(identity)
-        result = ledger.do(identity, work)
-        progress("multiple choice", was_done=was_done)
+        result = _done("multiple_choice", identity, work, ledger, progress, measured)
         for metric in ("mc1", "mc2", "mc3"):
             measured.metrics[metric] = _mean(score[metric] for score in result["scores"].values())
-        measured.units["multiple_choice"] = digest(identity)
         measured.receipts["multiple_choice"] = result["receipts"]
         for key, score in result["scores"].items():
             values = {metric: score[metric] for metric in ("mc1", "mc2", "mc3")}
@@ -178,10 +172,7 @@ class TruthfulQAMeasure:
             by_key = {question.key: answer for question, answer in zip(questions, answers, strict=True)}
             return {"answers": by_key, "receipts": _plain(receipts)}
 
-        was_done = ledger.has(identity)
-        generated = ledger.do(identity, work)
-        progress("generation", was_done=was_done)
-        measured.units["generation"] = digest(identity)
+        generated = _done("generation", identity, work, ledger, progress, measured)
         measured.receipts["generation"] = generated["receipts"]
         for key, answer in generated["answers"].items():
             measured.questions.setdefault(key, {})["answer"] = answer
@@ -219,10 +210,7 @@ class TruthfulQAMeasure:
                     }
             return {"judgements": found, "usage": judge.usage()}
 
-        was_done = ledger.has(identity)
-        judged = ledger.do(identity, work)["judgements"]
-        progress("judgement", was_done=was_done)
-        measured.units["judgement"] = digest(identity)
+        judged = _done("judgement", identity, work, ledger, progress, measured)["judgements"]
         for metric, by_key in judged.items():
             verdicts = [j["verdict"] for j in by_key.values() if j["verdict"] is not None]
             measured.metrics[metric] = _mean(verdicts)
@@ -277,14 +265,27 @@ class DivergenceMeasure:
             with arm.open() as m:
                 return divergence(m, self._reference)
 
-        was_done = ledger.has(identity)
-        result = ledger.do(identity, work)
-        progress("divergence", was_done=was_done)
-        return Measured(
-            metrics={"ce": result["ce"], "kl": result["kl"]},
-            units={"divergence": digest(identity)},
-            receipts={"divergence": result["receipts"]},
-        )
+        measured = Measured()
+        result = _done("divergence", identity, work, ledger, progress, measured)
+        measured.metrics |= {"ce": result["ce"], "kl": result["kl"]}
+        measured.receipts["divergence"] = result["receipts"]
+        return measured
+
+
+def _done(
+    name: str,
+    identity: Mapping[str, Any],
+    work: Callable[[], dict[str, Any]],
+    ledger: Ledger,
+    progress: Progress,
+    measured: Measured,
+) -> dict[str, Any]:
+    """The unit's result, now or from an earlier run; told to `progress` and named in `measured`."""
+    was_done = ledger.has(identity)
+    result = ledger.do(identity, work)
+    progress(name.replace("_", " "), was_done=was_done)
+    measured.units[name] = digest(identity)
+    return result
 
 
 def _plain(receipts: Sequence[Receipt]) -> list[dict[str, Any]]:

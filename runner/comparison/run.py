@@ -352,8 +352,8 @@ class _Comparison:
         """Save the arm as an artifact that can be loaded and shared, and keep what its fit found."""
         if arm.variant is None or arm.bake:
             return
-        parts = [cell.condition.name, *(_file_name(point) for point in [cell.point] if point)]
-        name = "-".join([*parts, f"seed{cell.seed}", f"fold{cell.fold}"])
+        parts = (cell.condition.name, _file_name(cell.point), f"seed{cell.seed}", f"fold{cell.fold}")
+        name = "-".join(filter(None, parts))
         target = output / "artifacts" / name
         m = arms.compiled(arm.variant, arm.fitted)
         m.save_pretrained(target)
