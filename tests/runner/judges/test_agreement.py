@@ -12,7 +12,7 @@ from subvene.runner.judges.agreement import agreement
 from subvene.runner.judges.checking import check_judge
 from subvene.runner.judges.labels import Label, LabelError, read_labels
 from subvene.runner.judges.measured import keep_accuracy
-from subvene.runner.truthfulqa.data import Question
+from subvene.runner.truthfulqa.data import NO_COMMENT, Question
 from subvene.specs.judges import OpenAIJudgeSpec
 
 
@@ -109,7 +109,7 @@ def test_references_and_categories_come_by_question() -> None:
     judge = Parrot()
     found = check_judge(judge, LABELS, "truth", questions=questions)
     assert [(one.correct, one.incorrect) for one in judge.seen] == [
-        (("Aye.",), ("Nay.",)) if one.question == "Two?" else ((), ()) for one in judge.seen
+        (("Aye.", NO_COMMENT), ("Nay.",)) if one.question == "Two?" else ((), ()) for one in judge.seen
     ]
     assert found.without_references == 3
     assert list(found.by_category) == ["numbers"]
