@@ -10,43 +10,57 @@ from subvene.interventions.base import ActivationIntervention, unit
 from subvene.interventions.tensors import Sizes, TensorTable, stored_name
 from subvene.specs import SteeringSpec
 
+RESIDUAL_NORM = "residual_norm"
+"""The part of a tensor's name under which the typical norm of the activation at its place is stored."""
+
 
 class SteeringIntervention(ActivationIntervention):
     """h ← h + c·v.
 
     Args:
-        vector: v, shape [width], in the units of the activation at its site; it keeps its norm.
+        vector: v, shape [width], in the units of the activation at its site.
+        length: the length that v is brought to, its direction kept: 1 for a unit vector, the typical norm of
+            the activation for `unit: residual_norm`; None: v keeps its own.
         **kwargs: see `ActivationIntervention`; `strength` is the coefficient c.
     """
 
     kind = "steering"
-    buffer_names = ("vector",)
+    buffer_names = ("vector", "length")
 
-    def __init__(self, vector: torch.Tensor | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self, vector: torch.Tensor | None = None, length: float | torch.Tensor | None = None, **kwargs: Any
+    ) -> None:
+        # Told by an option, not by the length's value: reading that would wait for the device.
+        super().__init__(options={"rescaled": length is not None}, **kwargs)
         self.register_buffer("vector", torch.zeros(0) if vector is None else vector.detach().float())
+        self.register_buffer("length", torch.tensor(1.0 if length is None else float(length)))
 
     @classmethod
     def build(
         cls, spec: SteeringSpec, table: TensorTable, sizes: Sizes
     ) -> list[tuple[str, int | None, Self]]:
-        width, unit_length = sizes.site_width(spec.site), spec.normalize == "unit"
-        vector = table.get(spec.vector.key, spec.site, spec.layer, shape=(width,), nonzero=unit_length)
-        if unit_length:
-            vector = unit(vector)
-        return [
-            (
-                spec.site,
-                spec.layer,
-                cls(vector, strength=torch.tensor(spec.coefficient), positions=spec.positions),
-            )
-        ]
+        width, key, length = sizes.site_width(spec.site), spec.vector.key, None
+        rescaled = spec.normalize == "unit" or spec.unit == "residual_norm"
+        vector = table.get(key, spec.site, spec.layer, shape=(width,), nonzero=rescaled)
+        if spec.unit == "residual_norm":
+            length = table.get(key, spec.site, spec.layer, shape=(), part=RESIDUAL_NORM, nonzero=True)
+        elif spec.normalize == "unit":
+            length = torch.tensor(1.0)
+        edit = cls(vector, length, strength=torch.tensor(spec.coefficient), positions=spec.positions)
+        edit.keeps_norm = spec.unit == "residual_norm"
+        return [(spec.site, spec.layer, edit)]
+
+    #: Whether an artifact needs the length too, because its spec counts in it.
+    keeps_norm = False
 
     def stored(self, key: str, site: str, layer: int | None) -> dict[str, torch.Tensor]:
-        return {stored_name(key, site, layer): self.vector}
+        kept = {stored_name(key, site, layer): self.vector}
+        return kept | ({stored_name(key, site, layer, RESIDUAL_NORM): self.length} if self.keeps_norm else {})
 
     def delta(self, h: torch.Tensor) -> torch.Tensor:
-        return self.vector
+        if not self.options.get("rescaled"):
+            return self.vector
+        return unit(self.vector) * self.length
 
     @property
     def is_additive(self) -> bool:

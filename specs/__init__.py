@@ -13,6 +13,8 @@ from subvene.specs.evaluations import (
     DivergenceSpec,
     SamplesSpec,
     TextsSpec,
+    TraitConditionsSpec,
+    TraitSweepSpec,
     TruthfulQASpec,
 )
 from subvene.specs.experiment import ExperimentSpec, InterventionSpec
@@ -37,13 +39,16 @@ from subvene.specs.model import ModelSpec
 from subvene.specs.pairs import ContrastSystems, ContrastTexts, PairsFile, SystemPair, TextPair
 from subvene.specs.positions import FirstTokens, LastTokens, Positions, TokenIndices
 from subvene.specs.questions import QuestionsSpec
-from subvene.specs.recipes import AnyRecipe, ITISpec, MeanDifferenceSpec
+from subvene.specs.recipes import AnyRecipe, ITISpec, MeanDifferenceSpec, PersonaSpec
+from subvene.specs.sampling import SamplingSpec
 from subvene.specs.schema import json_schema
 from subvene.specs.sites import SITES, Site
 from subvene.specs.tensors import TensorName, TensorRef, parse_tensor_name, tensor_name
+from subvene.specs.traits import SHIPPED_TRAITS, TraitSpec, trait_name
 from subvene.specs.variants import intervention_name, points, variant
 
 __all__ = [
+    "SHIPPED_TRAITS",
     "SITES",
     "AblationSpec",
     "AnyEvaluation",
@@ -69,12 +74,14 @@ __all__ = [
     "ModelSpec",
     "OpenAIJudgeSpec",
     "PairsFile",
+    "PersonaSpec",
     "Positions",
     "Problem",
     "PyveneSpec",
     "QuestionsSpec",
     "ReferenceJudgeSpec",
     "SamplesSpec",
+    "SamplingSpec",
     "Site",
     "SpecError",
     "SteeringSpec",
@@ -86,6 +93,9 @@ __all__ = [
     "TextsSpec",
     "TokenIndices",
     "TrainedJudgeSpec",
+    "TraitConditionsSpec",
+    "TraitSpec",
+    "TraitSweepSpec",
     "TransformersJudgeSpec",
     "TruthfulQASpec",
     "dump_spec",
@@ -98,5 +108,6 @@ __all__ = [
     "points",
     "resolve_pairs",
     "tensor_name",
+    "trait_name",
     "variant",
 ]

@@ -11,12 +11,18 @@ from pydantic_core import PydanticCustomError
 
 from subvene.specs._base import SpecModel
 from subvene.specs._fields import Seed, Seeds, Text
-from subvene.specs._flaws import Expect, Flaw, Loc, refuse
+from subvene.specs._flaws import Expect, Flaw, Loc, one_of, refuse
 from subvene.specs.conditions import ConditionSpec
-from subvene.specs.evaluations import AnyEvaluation, ConditionEvaluation, TruthfulQASpec
-from subvene.specs.interventions import AnyIntervention
+from subvene.specs.evaluations import (
+    AnyEvaluation,
+    ConditionEvaluation,
+    TraitEvaluation,
+    TraitSweepSpec,
+    TruthfulQASpec,
+)
+from subvene.specs.interventions import AnyIntervention, SteeringSpec
 from subvene.specs.model import ModelSpec
-from subvene.specs.recipes import AnyRecipe, ITISpec
+from subvene.specs.recipes import AnyRecipe, ITISpec, PersonaSpec
 from subvene.specs.tensors import TensorRef
 from subvene.specs.variants import condition_flaws
 
@@ -98,8 +104,9 @@ class ExperimentSpec(InterventionSpec):
                 continue
             if self.fit is None:
                 flaws.append(Flaw((*loc, "file"), SOURCE_OF_TENSORS, ref, "missing_field"))
-            elif ref.key != self.fit.key:
-                expected = f"'{self.fit.key}', the key that `fit:` gives, or a `file` beside the key"
+            elif ref.key not in self.fit.keys:
+                keys = one_of(self.fit.keys) if len(self.fit.keys) > 1 else f"'{self.fit.keys[0]}'"
+                expected = f"{keys}, the key that `fit:` gives, or a `file` beside the key"
                 flaws.append(Flaw((*loc, "key"), expected, ref.key))
         if flaws:
             refuse("ExperimentSpec", flaws)
@@ -109,6 +116,48 @@ class ExperimentSpec(InterventionSpec):
     def compares_conditions(self) -> bool:
         """Whether this is a comparison of conditions, rather than a look at some coefficients of one fit."""
         return any(isinstance(evaluation, ConditionEvaluation) for evaluation in self.evaluate)
+
+    @property
+    def measures_traits(self) -> bool:
+        """Whether this is a persona experiment: traits are swept, or conditions compared for each of them."""
+        return any(isinstance(evaluation, TraitEvaluation) for evaluation in self.evaluate)
+
+    @property
+    def steered_traits(self) -> dict[str, int]:
+        """Trait of `fit: {recipe: persona}` → the place in `interventions` of what steers along it."""
+        keys = self.fit.keys if isinstance(self.fit, PersonaSpec) else ()
+        found: dict[str, int] = {}
+        for i, declared in enumerate(self.interventions):
+            if isinstance(declared, SteeringSpec) and declared.vector.file is None:
+                found.setdefault(declared.vector.key, i)
+        return {key: i for key, i in found.items() if key in keys}
+
+    @model_validator(mode="after")
+    def _traits_can_be_measured(self) -> Self:
+        flaws: list[Flaw] = []
+        kinds: set[str] = set()
+        for i, evaluation in enumerate(self.evaluate if self.measures_traits else ()):
+            if not isinstance(evaluation, TraitEvaluation):
+                expected = "trait_sweep or trait_conditions, as other entries are (in a file of its own, "
+                flaws.append(
+                    Flaw(("evaluate", i), f"{expected}this one is fine)", None, found=evaluation.kind)
+                )
+            elif not isinstance(self.fit, PersonaSpec):
+                expected = "another evaluation, since this one needs `fit: {recipe: persona}`"
+                flaws.append(Flaw(("evaluate", i), expected, None, found=evaluation.kind))
+            elif not self.steered_traits:
+                expected = "an intervention of kind steering whose vector is one of the traits"
+                flaws.append(Flaw(("interventions",), expected, None, found="none"))
+            elif evaluation.kind in kinds:
+                expected = "one entry of this kind"
+                flaws.append(Flaw(("evaluate", i), expected, None, found=f"a second {evaluation.kind}"))
+            elif isinstance(evaluation, TraitSweepSpec) and "trait_conditions" in kinds:
+                expected = "trait_sweep before trait_conditions, which uses what it chooses"
+                flaws.append(Flaw(("evaluate", i), expected, None, found="trait_sweep"))
+            kinds.add(evaluation.kind)
+        if flaws:
+            refuse("ExperimentSpec", flaws[:1])
+        return self
 
     @model_validator(mode="after")
     def _conditions_can_be_compared(self) -> Self:

@@ -5,6 +5,7 @@ has to guess which layer the first row stands for:
 
 ========================================  ====================================================
 ``sycophantic.block_output[19]``          a direction, shape ``[width]``
+``….block_output[19].residual_norm``      typical norm of the activation there, ``[]`` (optional)
 ``iti.attention_heads[12]``               directions of every head, ``[n_heads, head_dim]``
 ``iti.attention_heads[12].sigma``         their standard deviations, ``[n_heads]`` (optional)
 ``iti.attention_heads[12].probe_weight``  their linear probes, ``[n_heads, head_dim]`` (optional)

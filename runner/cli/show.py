@@ -136,7 +136,8 @@ def _print_origin(line: Any, source: Source, description: Mapping[str, Any]) -> 
     if source.artifact:
         line("stored", f"{description['stored_tensors']} tensors")
     elif fit := getattr(source.spec, "fit", None):
-        line("origin", f"to be fitted: {fit.recipe}, key {fit.key}; run: subvene fit {source.path} -o FOLDER")
+        keys = ", ".join(fit.keys)
+        line("origin", f"to be fitted: {fit.recipe}, {keys}; run: subvene fit {source.path} -o FOLDER")
     stock = description["stock_pyvene"]
     if stock is not None:
         line(

@@ -7,10 +7,11 @@ from subvene.specs.evaluations.base import BaseEvaluation, CoefficientEvaluation
 from subvene.specs.evaluations.contrast import ContrastSpec
 from subvene.specs.evaluations.divergence import DivergenceSpec, TextsSpec
 from subvene.specs.evaluations.samples import SamplesSpec
+from subvene.specs.evaluations.traits import TraitConditionsSpec, TraitEvaluation, TraitSweepSpec
 from subvene.specs.evaluations.truthfulqa import TruthfulQASpec
 
 AnyEvaluation = Annotated[
-    SamplesSpec | ContrastSpec | TruthfulQASpec | DivergenceSpec,
+    SamplesSpec | ContrastSpec | TruthfulQASpec | DivergenceSpec | TraitSweepSpec | TraitConditionsSpec,
     Named("kind"),
 ]
 
@@ -23,5 +24,8 @@ __all__ = [
     "DivergenceSpec",
     "SamplesSpec",
     "TextsSpec",
+    "TraitConditionsSpec",
+    "TraitEvaluation",
+    "TraitSweepSpec",
     "TruthfulQASpec",
 ]

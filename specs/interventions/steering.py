@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from subvene.specs._fields import Index, Strength
+from subvene.specs._flaws import Flaw, refuse
 from subvene.specs.interventions.base import LAYER, STRENGTH, BaseIntervention
 from subvene.specs.sites import Site
 from subvene.specs.tensors import TensorRef
@@ -33,6 +34,20 @@ class SteeringSpec(BaseIntervention):
         default="none",
         description="`unit` divides v by its norm first; `none` keeps the norm it is stored with.",
     )
+
+    unit: Literal["vector", "residual_norm"] = Field(
+        default="vector",
+        description="What c counts: `vector` the stored vector itself; `residual_norm` the typical norm of "
+        "the activation at this layer (`{key}.{site}[{layer}].residual_norm`, which `fit: {recipe: persona}` "
+        "measures), so that 0.5 adds a vector half as long as the activation, for every trait and model.",
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.unit == "residual_norm" and self.normalize == "unit":
+            expected = "nothing, since `unit: residual_norm` sets the vector's length"
+            refuse("SteeringSpec", [Flaw(("normalize",), expected, self.normalize)])
+        return self
 
     @property
     def strength(self) -> float | tuple[float, ...]:

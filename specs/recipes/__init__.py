@@ -3,13 +3,14 @@
 from typing import Annotated
 
 from subvene.specs._flaws import Named
-from subvene.specs.recipes.base import BaseRecipe
+from subvene.specs.recipes.base import BaseRecipe, OneKeyRecipe
 from subvene.specs.recipes.iti import ITISpec
 from subvene.specs.recipes.mean_difference import MeanDifferenceSpec
+from subvene.specs.recipes.persona import PersonaSpec
 
 AnyRecipe = Annotated[
-    MeanDifferenceSpec | ITISpec,
+    MeanDifferenceSpec | ITISpec | PersonaSpec,
     Named("recipe"),
 ]
 
-__all__ = ["AnyRecipe", "BaseRecipe", "ITISpec", "MeanDifferenceSpec"]
+__all__ = ["AnyRecipe", "BaseRecipe", "ITISpec", "MeanDifferenceSpec", "OneKeyRecipe", "PersonaSpec"]

@@ -1,4 +1,4 @@
-"""What every recipe has: the key under which its tensors are stored."""
+"""What recipes have in common: they give tensors under keys that a spec tells before anything runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,21 @@ class BaseRecipe(SpecModel):
 
     expects: ClassVar[str] = "a mapping with `recipe`"
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of the tensors that this gives, by which interventions name them."""
+        raise NotImplementedError
+
+
+class OneKeyRecipe(BaseRecipe):
+    """A recipe that gives one thing, under a key of the file's choice."""
+
     key: Identifier = Field(
         description="The key of the tensors that this gives, by which the interventions of this file name "
         "them."
     )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The one key."""
+        return (self.key,)

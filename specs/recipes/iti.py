@@ -11,7 +11,7 @@ from subvene.specs._base import SpecModel
 from subvene.specs._fields import Count, Fraction, Indices, LayerKey, Seed
 from subvene.specs._flaws import Expect, Named
 from subvene.specs.questions import QuestionsSpec
-from subvene.specs.recipes.base import BaseRecipe
+from subvene.specs.recipes.base import OneKeyRecipe
 
 
 class _Selection(SpecModel):
@@ -64,7 +64,7 @@ class SoftHeads(_Selection):
 Selection = Annotated[TopHeads | RandomHeads | ListedHeads | AllHeads | SoftHeads, Named("rule")]
 
 
-class ITISpec(BaseRecipe):
+class ITISpec(OneKeyRecipe):
     """Inference-time intervention (Li et al., 2023): probe every head, shift the best along its direction."""
 
     recipe: Literal["iti"] = Field(default="iti", description="Inference-time intervention.")

@@ -8,11 +8,11 @@ from pydantic import Field
 
 from subvene.specs._fields import AllOrIndices, Count
 from subvene.specs.pairs import ContrastPairs
-from subvene.specs.recipes.base import BaseRecipe
+from subvene.specs.recipes.base import OneKeyRecipe
 from subvene.specs.sites import Site
 
 
-class MeanDifferenceSpec(BaseRecipe):
+class MeanDifferenceSpec(OneKeyRecipe):
     """Mean activation over the positive texts minus the mean over the negative ones, layer by layer."""
 
     recipe: Literal["mean_difference"] = Field(

@@ -69,6 +69,15 @@ def test_every_kind_is_in_the_schema() -> None:
         "mean_difference",
         "samples",
         "contrast",
+        "persona",
+        "trait_sweep",
+        "trait_conditions",
+        "baseline",
+        "prompted",
+        "opposed",
+        "steered",
+        "capped",
+        "ablated",
     }
 
 
