@@ -23,10 +23,11 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache
 
 from subvene.runner.activations import forward_reading
 from subvene.runner.anatomy import Anatomy, text_config
+from subvene.runner.forked_cache import FORKABLE
 from subvene.runner.identity import model_sha256
 from subvene.runner.passages import Passage, every_token
 from subvene.runner.passes import (
@@ -59,7 +60,6 @@ _PASS_ON_CPU, _PASS = 24, 4096
 # batches. A cache that does not carry what a prefix said is off by about 1.
 _SAME = {torch.float32: 1e-4, torch.float64: 1e-8}
 _SAME_IN_LOW_PRECISION = 0.05
-_FORKED = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 @dataclass(frozen=True)
@@ -372,7 +372,7 @@ def _tree_inputs(trees: Sequence[Tree], dtype: torch.dtype) -> tuple[torch.Tenso
 def _new_cache(model: Any) -> DynamicCache:
     cache = DynamicCache(config=model.config)
     # Others keep a state beside keys and values, or hold them in a form of their own.
-    if others := {type(layer).__name__ for layer in cache.layers if type(layer) not in _FORKED}:
+    if others := {type(layer).__name__ for layer in cache.layers if type(layer) not in FORKABLE}:
         raise TypeError(f"some layers keep other things than keys and values: {', '.join(sorted(others))}")
     return cache
 

@@ -18,6 +18,7 @@ from subvene.runner.evaluations.contrast import contrast_texts
 from subvene.runner.fitting import fit
 from subvene.runner.identity import environment
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.persona.run import PersonaResult, run_persona
 from subvene.runner.reload import reload_difference
 from subvene.runner.report.tables import write_json
 from subvene.specs import ContrastSpec, ExperimentSpec, SamplesSpec, SubveneError, dump_spec, load_spec
@@ -49,8 +50,11 @@ def run_experiment(
     folder: str | os.PathLike[str] | None = None,
     on_step: Callable[[str, Any], None] | None = None,
     **overrides: Any,
-) -> ExperimentResult | ComparisonResult:
-    """Run an experiment file; one that compares conditions goes to `subvene.runner.comparison`.
+) -> ExperimentResult | ComparisonResult | PersonaResult:
+    """Run an experiment file.
+
+    One that compares conditions goes to `subvene.runner.comparison`, one that measures traits to
+    `subvene.runner.persona`.
 
     Args:
         spec: an experiment spec or its path.
@@ -81,6 +85,8 @@ def run_experiment(
             contrast_texts(declared, folder)  # what is wrong with them is said before the work, not after it
     if spec.compares_conditions:
         return run_comparison(spec, output=target, folder=folder, on_step=on_step, **overrides)
+    if spec.measures_traits:
+        return run_persona(spec, output=target, folder=folder, on_step=on_step, **overrides)
     if target.exists() and not (target / "results.json").is_file() and not _is_empty_folder(target):
         raise SubveneError(f"{target} exists and holds no results of an experiment; choose another --output")
     step = on_step or (lambda what, value: None)

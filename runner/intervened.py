@@ -238,7 +238,7 @@ class IntervenedModel:
         base: dict[str, Any] = {"input_ids": input_ids.to(device), **kwargs}
         if attention_mask is not None:
             base["attention_mask"] = attention_mask.to(device)
-            ids = self._position_ids(base["attention_mask"], input_ids.shape[1])
+            ids = self.position_ids(base["attention_mask"], input_ids.shape[1])
             if ids is not None:
                 base.setdefault("position_ids", ids)
         if self.is_disabled:
@@ -284,7 +284,7 @@ class IntervenedModel:
             raise ValueError(f"there are several interventions, so strengths must be by name: {{{names}}}")
         return {entries[0].name: strengths}
 
-    def _position_ids(self, mask: torch.Tensor, count: int) -> torch.Tensor | None:
+    def position_ids(self, mask: torch.Tensor, count: int) -> torch.Tensor | None:
         """Position ids that skip padding, as `generate` makes them, for models that take them."""
         if mask.ndim != 2 or "position_ids" not in inspect.signature(self.model.forward).parameters:
             return None

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache
 
 from subvene.interventions import Tokens
 from subvene.interventions.positions import needs_length, plain_positions
+from subvene.runner.forked_cache import Branch, Buffer, Shared, branch, layers_of, why_not_forked
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.progress import track
 from subvene.runner.receipt import Receipt, check_together
@@ -55,19 +56,8 @@ def why_not_shared(m: IntervenedModel, shared: Sequence[int], prompts: Sequence[
     """
     if not shared:
         return "the prompts begin with no common token"
-    if getattr(m.model, "_is_stateful", False) or m.model.config.is_encoder_decoder:
-        return f"{type(m.model).__name__} keeps a state that cannot be forked"
-    try:
-        layers = DynamicCache(config=m.model.config).layers
-    except (KeyError, AttributeError, ValueError) as error:
-        return f"the kind of {type(m.model).__name__}'s cache cannot be told ({error!r})"
-    # A sliding window is applied by the attention mask, too, so a layer that forgets nothing can stand in.
-    kinds = {type(layer) for layer in layers} - {DynamicLayer, DynamicSlidingWindowLayer}
-    if kinds:
-        names = ", ".join(sorted(kind.__name__ for kind in kinds))
-        return f"{type(m.model).__name__} has layers whose cache cannot be forked ({names})"
-    if m.is_disabled:
-        return None
+    if (reason := why_not_forked(m.model)) is not None or m.is_disabled:
+        return reason
     lengths = torch.tensor(sorted({len(prompt) for prompt in prompts}))
     index = torch.arange(len(shared)).expand(len(lengths), -1)
     tokens = Tokens(index=index, real=torch.ones_like(index, dtype=torch.bool), prompt_length=lengths)
@@ -121,7 +111,7 @@ class SharedPrefix:
                 f"{type(m.model).__name__} keeps no cache of keys and values in the form that transformers "
                 "has; a shared prefix cannot be used"
             )
-        self._layers = [(layer.keys, layer.values) for layer in _layers(cache)]
+        self._layers = [(layer.keys, layer.values) for layer in layers_of(cache)]
 
     def fork(self, padding: Sequence[int], *, room: int | None = None) -> Cache:
         """A cache whose rows continue the prefix, `padding` slots of padding before each.
@@ -140,23 +130,11 @@ class SharedPrefix:
         rows = len(padding)
         layers: list[Any] = []
         for keys, values in self._layers:
-            segment = _Prefix(keys, values, slots, rows)
+            segment = Shared(keys, values, slots, rows)
             layers.append(
-                _Branch([segment], self.length) if room is None else _Buffer(segment, self.length, room)
+                Branch([segment], self.length) if room is None else Buffer(segment, self.length, room)
             )
         return Cache(layers=layers)
-
-
-def branch(cache: Cache, rows: Sequence[int]) -> Cache:
-    """A cache for one pass whose rows continue those `rows` of a cache that `SharedPrefix.fork` made."""
-    index = torch.tensor(list(rows))
-    return Cache(layers=[layer.branch(index) for layer in _layers(cache)])
-
-
-def select(cache: Cache, rows: torch.Tensor) -> None:
-    """Keep only `rows` of a cache with room."""
-    for layer in _layers(cache):
-        layer.select(rows)
 
 
 @torch.no_grad()
@@ -304,128 +282,5 @@ class _Batch:
     def _rows_at_once(self, tokens: int) -> int:
         vocabulary = self.first.shape[1] * self.first.element_size() * tokens
         # A block's keys and values, and their repetition for every query head of a group.
-        cached = 4 * _layers(self.cache)[0].row_bytes(self.slots + tokens)
+        cached = 4 * layers_of(self.cache)[0].row_bytes(self.slots + tokens)
         return max(1, _LARGEST_BYTES // max(vocabulary, cached))
-
-
-class _Prefix:
-    """Keys and values [1, heads, slots, width] that every row continues, shifted by the row's padding."""
-
-    def __init__(
-        self, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor | None, rows: int
-    ) -> None:
-        self.keys, self.values, self.rows = keys, values, rows
-        self.slots = None if slots is None else slots.to(keys.device)
-        self.count = keys.shape[2]
-
-    def put(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        if self.slots is None:
-            target.copy_(source.expand(self.rows, -1, -1, -1))
-        else:
-            target.copy_(source[0][:, self.slots].transpose(0, 1))
-
-    def select(self, index: torch.Tensor) -> _Prefix:
-        slots = None if self.slots is None else self.slots[index.to(self.slots.device)]
-        return _Prefix(self.keys, self.values, slots, len(index))
-
-
-class _Own:
-    """Keys and values [rows, heads, slots, width], some rows of which are continued."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, index: torch.Tensor) -> None:
-        self.keys, self.values, self.index = keys, values, index.to(keys.device)
-        self.count = keys.shape[2]
-
-    def put(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        target.copy_(source[self.index])
-
-
-class _Branch(DynamicLayer):
-    """One layer of a cache for one pass: it forgets what it put together, and keeps what the pass added."""
-
-    def __init__(self, segments: Sequence[_Prefix | _Own], length: int) -> None:
-        super().__init__()
-        self.segments = segments
-        self.length = length
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.is_initialized:
-            raise RuntimeError("this cache was made for one pass")
-        self.is_initialized = True
-        self.keys, self.values = key_states, value_states
-        past, self.length = self.length, self.length + key_states.shape[2]
-        return (
-            _joined([(segment, segment.keys) for segment in self.segments], key_states, past),
-            _joined([(segment, segment.values) for segment in self.segments], value_states, past),
-        )
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def branch(self, index: torch.Tensor) -> _Branch:
-        prefix = self.segments[0]
-        if not isinstance(prefix, _Prefix) or self.keys is None or self.values is None:
-            raise RuntimeError("only a cache that one pass has filled can be branched")
-        return _Branch([prefix.select(index), _Own(self.keys, self.values, index)], self.length)
-
-    def row_bytes(self, slots: int) -> int:
-        """Bytes of `slots` slots of a row."""
-        prefix = self.segments[0]
-        return sum(t[0, :, 0].numel() * t.element_size() * slots for t in (prefix.keys, prefix.values))
-
-
-class _Buffer(DynamicLayer):
-    """One layer of a cache that is continued token by token, in place."""
-
-    keys: Any
-    values: Any
-
-    def __init__(self, prefix: _Prefix, length: int, room: int) -> None:
-        super().__init__()
-        self.prefix: _Prefix | None = prefix
-        self.length = length
-        self.room = room
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        past, self.length = self.length, self.length + key_states.shape[2]
-        if self.prefix is not None:
-            prefix, self.prefix = self.prefix, None
-            self.keys = _joined([(prefix, prefix.keys)], key_states, past, self.room)
-            self.values = _joined([(prefix, prefix.values)], value_states, past, self.room)
-            self.is_initialized = True
-        else:
-            if self.length > self.keys.shape[2]:
-                raise RuntimeError(f"this cache was made for {self.keys.shape[2]} slots")
-            self.keys[:, :, past : self.length] = key_states
-            self.values[:, :, past : self.length] = value_states
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def select(self, rows: torch.Tensor) -> None:
-        rows = rows.to(self.keys.device)
-        self.keys, self.values = self.keys[rows], self.values[rows]
-
-
-def _joined(
-    segments: Sequence[tuple[Any, torch.Tensor]], new: torch.Tensor, past: int, room: int = 0
-) -> torch.Tensor:
-    """Segments and what is new, one after the other in new memory, with `room` empty slots at the end."""
-    rows, heads, count, width = new.shape
-    whole = new.new_empty(rows, heads, past + count + room, width)
-    at = 0
-    for segment, source in segments:
-        segment.put(whole[:, :, at : at + segment.count], source)
-        at += segment.count
-    whole[:, :, past : past + count] = new
-    return whole
-
-
-def _layers(cache: Cache) -> list[Any]:
-    # Untyped: that they are layers of this module, or plain ones, is known to whoever made the cache.
-    return list(cache.layers)

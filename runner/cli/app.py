@@ -15,11 +15,14 @@ from subvene.runner.cli._console import (
     err,
     plain_warnings,
 )
+from subvene.runner.cli.chat import chat
 from subvene.runner.cli.export import export
 from subvene.runner.cli.fit import fit
 from subvene.runner.cli.generate import generate
 from subvene.runner.cli.judge import judge_app
+from subvene.runner.cli.project import project
 from subvene.runner.cli.run import run
+from subvene.runner.cli.screen import screen
 from subvene.runner.cli.show import show
 from subvene.runner.cli.validate import schema, validate
 from subvene.specs import SubveneError
@@ -59,7 +62,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog=EPILOG,
 )
-for command in (validate, schema, fit, generate, show, run, export):
+for command in (validate, schema, fit, generate, chat, show, run, project, screen, export):
     app.command(epilog=EPILOG)(command)
 app.add_typer(judge_app)
 

@@ -60,6 +60,15 @@ def print_fitted(console: Console, provenance: Mapping[str, Any]) -> None:
     """What was fitted from what, in a sentence."""
     from subvene.runner.cli._tables import print_line
 
+    if "traits" in provenance:
+        for name, trait in provenance["traits"].items():
+            kept = f"{trait['kept']} of {trait['pairs']} pairs of responses"
+            print_line(
+                console, "fitted", f"{name} from {kept}: {provenance['recipe']}, {provenance['tokens']}"
+            )
+        for warning in provenance["warnings"]:
+            print_line(console, "warning", warning)
+        return
     sentence = _of_heads if "heads" in provenance else _of_layers
     print_line(console, "fitted", f"{provenance['key']} from {sentence(provenance)}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +26,7 @@ from subvene.runner.cli._source import open_source, tokenised
 if TYPE_CHECKING:
     from subvene.runner.intervened import IntervenedModel
 
+Write = Callable[..., list[str]]
 _SAMPLING = "Sampling"
 
 
@@ -46,6 +47,12 @@ def generate(
     strength: Annotated[
         list[str] | None,
         typer.Option(metavar="X|NAME=X", help="Strength in place of the spec's. Repeatable."),
+    ] = None,
+    project: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY[@LAYER]", help="Project what is generated on this stored vector. Repeatable."
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     temperature: Annotated[
@@ -97,13 +104,16 @@ def generate(
         }
         rows = [text for text in prompts for _ in range(2)] if compare else prompts
         streams = len(rows) == 1 and not as_json
-        answers = _stream(m, rows, options) if streams else _batch(m, rows, options)
+        write, told = _writer(m, project)
+        answers = _stream(m, write, rows, options) if streams else _batch(write, rows, options)
         receipt = m.receipt.to_dict() if m.receipt else []
         if as_json:
             records = _records(prompts, answers, compare)
-            emit({"model": m.spec.model.name, "strengths": strengths, "records": records, "receipt": receipt})
+            document = {"model": m.spec.model.name, "strengths": strengths, "records": records}
+            emit(document | _projections(told, compare) | {"receipt": receipt})
             return
     _print(prompts, answers, receipt, compare=compare, streamed=streams)
+    _print_projections(told, prompts, compare)
 
 
 def _print(
@@ -156,15 +166,71 @@ def _sampling(temperature: float | None, top_p: float | None, seed: int) -> dict
     return {"do_sample": True} | {name: value for name, value in given.items() if value is not None}
 
 
-def _stream(m: IntervenedModel, prompts: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+def _writer(m: IntervenedModel, keys: Sequence[str] | None) -> tuple[Write, dict[str, Any]]:
+    """`m.generate`, and where it leaves the projections that were asked for."""
+    if not keys:
+        return m.generate, {}
+    from subvene.runner.projection import chosen_vectors, generate_with_projections
+
+    vectors, told = chosen_vectors(m, keys), {}
+
+    def write(prompts: Sequence[str], **options: Any) -> list[str]:
+        answers, found = generate_with_projections(m, prompts, vectors, **options)
+        told.update(found)
+        return answers
+
+    return write, told
+
+
+def _projections(told: Mapping[str, Any], compare: bool) -> dict[str, Any]:
+    """For the JSON document: what was read, and in the order of its records the values of each answer."""
+    if not told:
+        return {}
+    step = 2 if compare else 1
+    rows = [told["rows"][i : i + step] for i in range(0, len(told["rows"]), step)]
+    names = ("baseline", "response") if compare else ("response",)
+    return {"projections": {**told, "rows": [dict(zip(names, row, strict=True)) for row in rows]}}
+
+
+def _print_projections(told: Mapping[str, Any], prompts: Sequence[str], compare: bool) -> None:
+    if not told:
+        return
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from subvene.runner.cli._tables import print_line
+
+    console = out()
+    table = Table(box=box.SIMPLE_HEAD)
+    for title in ("prompt", *(("answer",) if compare else ()), "vector", "tokens", "before", "after"):
+        left = title in ("prompt", "answer", "vector")
+        table.add_column(title, justify="left" if left else "right", header_style="cyan", overflow="fold")
+    names = ("baseline", "intervened") if compare else ("",)
+    for i, row in enumerate(told["rows"]):
+        prompt, name = prompts[i // len(names)], names[i % len(names)]
+        for one in row:
+            cells = [prompt if len(prompt) <= 30 else f"{prompt[:30]}…", *((name,) if compare else ())]
+            cells += [f"{one['key']}@{one['layer']}", str(one["tokens"])]
+            cells += [f"{one[when]:.3f}" if one["tokens"] else "–" for when in ("before", "after")]
+            table.add_row(*map(Text, cells))
+    console.print(table)
+    for when, words in told["read"].items():
+        print_line(console, when, words)
+    print_line(console, "over", told["over"])
+
+
+def _stream(
+    m: IntervenedModel, write: Write, prompts: Sequence[str], options: Mapping[str, Any]
+) -> list[str]:
     import transformers
 
     streamer = transformers.TextStreamer(m.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    return m.generate(prompts, streamer=streamer, **options)
+    return write(prompts, streamer=streamer, **options)
 
 
-def _batch(m: IntervenedModel, prompts: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+def _batch(write: Write, prompts: Sequence[str], options: Mapping[str, Any]) -> list[str]:
     from subvene.runner.progress import generating
 
     with generating(options["max_new_tokens"]) as streamer:
-        return m.generate(prompts, streamer=streamer, **options)
+        return write(prompts, streamer=streamer, **options)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from subvene.runner.cli._comparison import ComparisonStory, print_places
+from subvene.runner.cli._comparison import ComparisonStory
 from subvene.runner.cli._console import err, out, quiet_libraries, results
 from subvene.runner.cli._options import Json
+from subvene.runner.cli._persona import PersonaStory
 from subvene.runner.cli._source import experiment
+from subvene.runner.cli._units import print_places
 from subvene.runner.cli._words import positions_in_words, strength_in_words
 from subvene.specs import ExperimentSpec, SubveneError
 
@@ -47,14 +49,14 @@ def run(
     """Run an experiment: fit, evaluate, save.
 
     One that looks at coefficients is reloaded in a fresh process as a proof; its folder is written whole or
-    not at all. One that compares conditions, seeds and folds goes on where it was stopped when it is run
+    not at all. One that compares conditions, or measures traits, goes on where it was stopped when it is run
     again with the same output.
     """
     declared = experiment(
         spec, "this is no experiment: it has neither `fit:` nor `evaluate:`; try `subvene generate`"
     )
-    if declared.compares_conditions:
-        _compare(spec, output, as_json)
+    if declared.compares_conditions or declared.measures_traits:
+        _in_units(spec, output, as_json, declared)
         return
     with results(as_json) as emit:
         from subvene.runner.experiment import run_experiment
@@ -71,12 +73,13 @@ def run(
         _check_reload(done.model, done.reload_difference)
 
 
-def _compare(spec: Path, output: Path | None, as_json: bool) -> None:
+def _in_units(spec: Path, output: Path | None, as_json: bool, declared: ExperimentSpec) -> None:
     with results(as_json) as emit:
         from subvene.runner.experiment import run_experiment
 
         quiet_libraries()
-        with ComparisonStory(out(), err()) as story:
+        kind = PersonaStory if declared.measures_traits else ComparisonStory
+        with kind(out(), err()) as story:
             done = run_experiment(spec, output=output, on_step=story.step)
         if as_json:
             emit(

@@ -70,6 +70,10 @@ class TraitJudge(ABC):
             file's written-out contrasts apart (None where there are none).
         """
 
+    def with_model(self, model: IntervenedModel) -> TraitJudge:
+        """The judge for the responses of a model, which it may ask, unedited, how likely a text is."""
+        return self
+
     def usage(self) -> dict[str, Any]:
         """JSON values: requests, tokens, cost so far; empty for a judge that costs nothing."""
         return {}

@@ -3,10 +3,12 @@
 from subvene.runner.recipes.base import Fitted, Reach, Recipe
 from subvene.runner.recipes.iti import ITI
 from subvene.runner.recipes.mean_difference import MEAN_DIFFERENCE
+from subvene.runner.recipes.persona import PERSONA
 
 RECIPES: dict[str, Recipe] = {
     "iti": ITI,
     "mean_difference": MEAN_DIFFERENCE,
+    "persona": PERSONA,
 }
 
 __all__ = ["RECIPES", "Fitted", "Reach", "Recipe"]

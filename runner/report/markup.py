@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import plotly.graph_objects as go
 
 _WITHOUT_CONTENT = ("input",)
 
@@ -80,6 +83,30 @@ def data_block(value: str) -> Html:
     for character in "<>&\u2028\u2029":
         value = value.replace(character, f"\\u{ord(character):04x}")
     return Html(f'<script type="application/json">{value}</script>')
+
+
+def plot(figure: go.Figure, about: str) -> Html:
+    """A figure with a caption; the page's script draws it."""
+    # The page gives figures their ink; plotly's own look is for white paper, and long.
+    figure.update_layout(template=go.layout.Template(), font={"family": "system-ui, sans-serif"})
+    box = element("div", class_="plot")
+    return element("figure", box, data_block(str(figure.to_json())), element("figcaption", about))
+
+
+def side_by_side(*plots: Html) -> Html:
+    """Figures in as many columns as there is room for."""
+    return element("div", *plots, class_="side-by-side")
+
+
+def folded(title: str, content: Html) -> Html:
+    """What is seen when its title is clicked."""
+    return element("details", element("summary", title), content)
+
+
+def download(name: str, kind: str, content: str) -> Html:
+    """A link to a file that is in the page itself."""
+    encoded = base64.b64encode(content.encode()).decode()
+    return element("a", name, download=name, href=f"data:{kind};charset=utf-8;base64,{encoded}")
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, str]]:

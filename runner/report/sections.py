@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import plotly.graph_objects as go
 import yaml
 
 from subvene.runner.comparison.summary import METRICS, in_words
 from subvene.runner.report import curves
 from subvene.runner.report.figures import probe_heat_map
-from subvene.runner.report.markup import Html, data_block, element, facts, items, join, table
+from subvene.runner.report.markup import (
+    Html,
+    download,
+    element,
+    facts,
+    folded,
+    items,
+    join,
+    plot,
+    side_by_side,
+    table,
+)
 from subvene.runner.report.tables import judge_in_words, metrics_used, results_csv
 
 Results = Mapping[str, Any]
@@ -22,6 +31,15 @@ Results = Mapping[str, Any]
 EXAMPLES = 20
 _LOWER_IS_BETTER = ("ce", "kl")
 _ROLES = ("prompt", "cursor", "response")
+RECEIPT_COLUMNS = (
+    "Intervention",
+    "Tokens edited",
+    "Rows edited",
+    "Mean ‖Δ‖/‖h‖",
+    "Largest",
+    "Strength",
+    "Where",
+)
 
 
 def results_table(results: Results) -> Html | None:
@@ -62,14 +80,14 @@ def trade_offs(results: Results) -> Html | None:
                 "further from the original. Bars are standard deviations; the dashed line is the untouched "
                 "model."
             )
-            parts.append(_figure(against, about))
+            parts.append(plot(against, about))
     along: list[Html] = []
     for metric in [*gains[:1], *(m for m in ("mc1", "mc2", "kl") if m in used and m not in gains[:1])]:
         sweep = curves.swept(rows, metric, baselines)
         if sweep is not None:
-            along.append(_figure(sweep[1], f"{METRICS[metric]} along the sweep of {sweep[0]}."))
+            along.append(plot(sweep[1], f"{METRICS[metric]} along the sweep of {sweep[0]}."))
     if along:
-        parts.append(element("div", *along, class_="side-by-side"))
+        parts.append(side_by_side(*along))
     return join(parts) if parts else None
 
 
@@ -90,7 +108,7 @@ def validation(results: Results) -> Html | None:
         )
         drawn = curves.validation_grid(tried, taken)
         if drawn is not None:
-            parts.append(_figure(drawn, about))
+            parts.append(plot(drawn, about))
         else:
             parts.append(element("p", about))
             means = [
@@ -107,7 +125,7 @@ def validation(results: Results) -> Html | None:
             for entry in taken
         ]
         parts.append(
-            _folded("Chosen for each seed and fold", table(f"{condition}: what was chosen", (), lines))
+            folded("Chosen for each seed and fold", table(f"{condition}: what was chosen", (), lines))
         )
     return join(parts) if parts else None
 
@@ -138,7 +156,7 @@ def probes(results: Results) -> Html | None:
             curves.as_it_stands(names[0]),
             chance=found.get("chance"),
         )
-        panels.append(element("div", _figure(drawn, about), hidden=i > 0))
+        panels.append(element("div", plot(drawn, about), hidden=i > 0))
     chooser = element("label", "Fit ", element("select", *options, data_panels="probe-panels"))
     return join([element("p", chooser), element("div", *panels, id="probe-panels")])
 
@@ -188,11 +206,10 @@ def receipts(results: Results) -> Html | None:
         if not found:
             nothing.append(label)
         for (measurement, name), parts in found.items():
-            lines.append([label, measurement.replace("_", " "), name, *_receipt(parts)])
+            lines.append([label, measurement.replace("_", " "), name, *receipt_cells(parts)])
     if not lines:
         return None
-    columns = ["Condition", "Measurement", "Intervention", "Tokens edited", "Rows edited"]
-    columns += ["Mean ‖Δ‖/‖h‖", "Largest", "Strength", "Where"]
+    columns = ["Condition", "Measurement", *RECEIPT_COLUMNS]
     about = (
         "Tokens edited at each site: of the prompt, its last token (the cursor), the response; all seeds and "
         "folds together. ‖Δ‖/‖h‖ is how large the edit is beside the activation that it meets."
@@ -241,7 +258,7 @@ def downloads(results: Results) -> Html | None:
         ("results.csv", "text/csv", results_csv(rows)),
         ("results.json", "application/json", as_json),
     )
-    return items(*(_download(*file) for file in files))
+    return items(*(download(*file) for file in files))
 
 
 SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
@@ -274,6 +291,24 @@ def baseline_conditions(results: Results) -> frozenset[str]:
         own = condition.get("interventions", "all")
         acting[condition["name"]] = inherited if own == "all" else own
     return frozenset(name for name, interventions in acting.items() if not interventions)
+
+
+def receipt_cells(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What one intervention did in several runs, as cells for `RECEIPT_COLUMNS` but the first."""
+    edited = {role: sum(part["edited"].get(role, 0) for part in parts) for role in _ROLES}
+    weights = [sum(part["edited"].values()) for part in parts]
+    sites = list(dict.fromkeys(site for part in parts for site in part["sites"]))
+    where: str = ", ".join(sites)
+    if len(sites) > 3:
+        where = folded(f"{len(sites)} sites", element("p", where))
+    return [
+        " + ".join(f"{n:,} {role}" for role, n in edited.items() if n) or "none",
+        f"{sum(part['rows_edited'] for part in parts):,} of {sum(part['rows'] for part in parts):,}",
+        _weighed([part["mean_relative"] for part in parts], weights),
+        f"{max(part['max_relative'] for part in parts):.3f}",
+        _strength(parts, weights),
+        where,
+    ]
 
 
 def _apart(results: Results, condition: str) -> str:
@@ -341,17 +376,6 @@ def _notes(results: Results) -> Html:
     return items(*said)
 
 
-def _figure(drawn: go.Figure, about: str) -> Html:
-    # The page gives figures their ink; plotly's own look is for white paper, and long.
-    drawn.update_layout(template=go.layout.Template(), font={"family": "system-ui, sans-serif"})
-    box = element("div", class_="plot")
-    return element("figure", box, data_block(str(drawn.to_json())), element("figcaption", about))
-
-
-def _folded(title: str, content: Html) -> Html:
-    return element("details", element("summary", title), content)
-
-
 def _by_label(cells: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for cell in cells:
@@ -410,23 +434,6 @@ def _verdict(found: Mapping[str, Any], aspect: str, words: tuple[str, str]) -> H
     return element("span", said, class_="verdict good" if verdict else "verdict bad")
 
 
-def _receipt(parts: Sequence[Mapping[str, Any]]) -> list[str]:
-    edited = {role: sum(part["edited"].get(role, 0) for part in parts) for role in _ROLES}
-    weights = [sum(part["edited"].values()) for part in parts]
-    sites = list(dict.fromkeys(site for part in parts for site in part["sites"]))
-    where: str = ", ".join(sites)
-    if len(sites) > 3:
-        where = _folded(f"{len(sites)} sites", element("p", where))
-    return [
-        " + ".join(f"{n:,} {role}" for role, n in edited.items() if n) or "none",
-        f"{sum(part['rows_edited'] for part in parts):,} of {sum(part['rows'] for part in parts):,}",
-        _weighed([part["mean_relative"] for part in parts], weights),
-        f"{max(part['max_relative'] for part in parts):.3f}",
-        _strength(parts, weights),
-        where,
-    ]
-
-
 def _strength(parts: Sequence[Mapping[str, Any]], weights: Sequence[int]) -> str:
     if all(part.get("mean_strength") is not None for part in parts):
         return _weighed([part["mean_strength"] for part in parts], weights) + " on average"
@@ -438,8 +445,3 @@ def _weighed(values: Sequence[float | None], weights: Sequence[int]) -> str:
     pairs = [(value, weight) for value, weight in zip(values, weights, strict=True) if value is not None]
     total = sum(weight for _, weight in pairs)
     return f"{sum(value * weight for value, weight in pairs) / total:.3f}" if total else "–"
-
-
-def _download(name: str, kind: str, content: str) -> Html:
-    encoded = base64.b64encode(content.encode()).decode()
-    return element("a", name, download=name, href=f"data:{kind};charset=utf-8;base64,{encoded}")

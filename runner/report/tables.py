@@ -35,10 +35,10 @@ def write_tables(results: Mapping[str, Any], folder: Path) -> None:
     write_text(folder / "results.md", markdown(results))
     write_json(folder / "results.json", results["rows"])
     write_text(folder / "results.csv", results_csv(results["rows"]))
-    write_text(folder / "cells.csv", _csv(_cell_lines(results["cells"])))
+    write_text(folder / "cells.csv", csv_text(_cell_lines(results["cells"])))
     answers = list(_answer_lines(results))
     if answers:
-        write_text(folder / "answers.csv", _csv(answers))
+        write_text(folder / "answers.csv", csv_text(answers))
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -105,7 +105,7 @@ def metrics_used(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def results_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of the table as CSV: mean, sd and n of every metric."""
-    return _csv(_summary_lines(rows))
+    return csv_text(_summary_lines(rows))
 
 
 def _summary_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -138,10 +138,24 @@ def _answer_lines(results: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
                 yield place | {"key": key, "question": question} | found
 
 
-def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
-    columns = list(dict.fromkeys(name for line in lines for name in line))
+def csv_text(lines: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Mappings as CSV.
+
+    Args:
+        lines: one a row.
+        columns: in their order; left out: what the lines have, in the order in which it first comes.
+    """
+    if columns is None:
+        columns = list(dict.fromkeys(name for line in lines for name in line))
+    # Python's writer leaves a text with a bare carriage return unquoted, and its own reader refuses that.
+    bare = any("\r" in value for line in lines for value in line.values() if isinstance(value, str))
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer = csv.DictWriter(
+        stream,
+        columns,
+        lineterminator="\n",
+        quoting=csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL,
+    )
     writer.writeheader()
     writer.writerows(lines)
     return stream.getvalue()

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 
 from subvene.interventions.positions import needs_length, plain_positions
+from subvene.runner.decoding import Decoding, decode
 from subvene.runner.generation import row_ends
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.positions import PositionError
-from subvene.runner.prefix import SharedPrefix, Strengths, select, why_not_shared
+from subvene.runner.prefix import SharedPrefix, Strengths, why_not_shared
 from subvene.runner.progress import track
 from subvene.runner.receipt import Receipt, check_together, merged
 from subvene.runner.text import by_length, pad, pad_id_of
@@ -21,8 +22,6 @@ from subvene.runner.truthfulqa.prompts import Prompts
 log = logging.getLogger(__name__)
 
 _NEXT = "Q:"
-# Rows that have ended are dropped once they are so large a part of a batch: dropping copies the cache.
-_DROP = 0.25
 
 
 @torch.no_grad()
@@ -106,43 +105,21 @@ class _Writer:
         """The tokens of each row's answer, and the receipt of the batch."""
         lengths = torch.tensor([len(row) for row in rows])
         batch = pad(rows, lengths.tolist(), self.pad_id, "left")
-        ids, mask = batch.input_ids[:, prefix.length :], batch.attention_mask
-        cache = prefix.fork((mask.shape[1] - lengths).tolist(), room=self.max_new_tokens)
-        written: list[list[int]] = [[] for _ in rows]
-        ended = [False] * len(rows)
-        here = list(range(len(rows)))  # the rows that are still in the batch
-        receipts: list[Receipt] = []
-        for step in range(self.max_new_tokens):
-            logits = self.m(
-                ids,
-                mask,
-                prompt_lengths=lengths,
-                strengths=self.strengths,
-                must_act=False,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits
-            if not self.m.is_disabled and self.m.receipt is not None:
-                receipts.append(self.m.receipt)
-            chosen = logits[:, -1].argmax(-1).cpu()
-            for row, token in zip(here, chosen.tolist(), strict=True):
-                if not ended[row]:
-                    written[row].append(token)
-                    ended[row] = self._has_ended(written[row])
-            kept = [slot for slot, row in enumerate(here) if not ended[row]]
-            if not kept or step == self.max_new_tokens - 1:
-                break
-            if len(here) - len(kept) >= _DROP * len(here):
-                index = torch.tensor(kept)
-                select(cache, index)
-                mask, lengths, chosen = mask[index], lengths[index], chosen[index]
-                here = [here[slot] for slot in kept]
-            # A row that has ended and is still here is given padding, which is neither edited nor counted.
-            real = torch.tensor([not ended[row] for row in here])
-            ids = torch.where(real, chosen, self.pad_id).unsqueeze(1)
-            mask = torch.cat([mask, real.long().unsqueeze(1)], 1)
-        return written, merged(receipts, same_rows=True)
+        decoding = Decoding(
+            cache=prefix.fork((batch.attention_mask.shape[1] - lengths).tolist(), room=self.max_new_tokens),
+            input_ids=batch.input_ids[:, prefix.length :],
+            attention_mask=batch.attention_mask,
+            prompt_lengths=lengths,
+            pad_id=self.pad_id,
+        )
+        return decode(
+            self.m,
+            decoding,
+            strengths=self.strengths,
+            max_new_tokens=[self.max_new_tokens] * len(rows),
+            choose=lambda logits, rows, step: logits.argmax(-1),
+            has_ended=lambda row, tokens: self._has_ended(tokens),
+        )
 
     def plainly(self, rows: Sequence[list[int]]) -> tuple[list[list[int]], list[Receipt]]:
         """As `after`, for a model whose cache cannot be forked, by its own `generate`."""

@@ -1,0 +1,333 @@
+"""Coherence judged by the unedited model under test: is this text one that it finds likely, and no loop?
+
+Of a response y_1 … y_n to a question x, as tokens of the model:
+
+- the mean of log p(y_t | x, y_<t) over the tokens that complete no trigram seen before (what a loop repeats is
+  likely, and would hide it), and the same over the 8 least likely tokens in a row;
+- the share of trigrams that came before, 1 − distinct/all;
+- the longest immediate repetition: the largest share of the response that a period of 1 to 24 tokens repeats
+  without a break;
+- the share of characters that are letters, digits, spaces or common punctuation;
+- log(1 + n).
+
+A logistic regression on these tells answers that people wrote (the contrasts of the traits that come with
+subvene; some are cut off, because a response may be, too) from corruptions of them: words shuffled, loops,
+pieces of two answers in turn, words drawn from all answers, and a beginning followed by garbage; half of them
+set in after a good beginning. The score is 100·p(written). It is made for ordinary prose, and does not tell
+whether a response keeps to the question.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import string
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from subvene.runner.intervened import IntervenedModel
+from subvene.runner.judges.base import JudgeError
+from subvene.runner.judges.traits import Exchange, Score
+from subvene.runner.judges.traits_scale import told_apart
+from subvene.runner.persona.traits import SHIPPED, read_trait
+from subvene.runner.progress import track
+from subvene.runner.scoring import log_normalizer
+from subvene.runner.text import by_length, pad, pad_id_of, prompt_ids, response_ids
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_WINDOW = 8
+_LONGEST_PERIOD = 24
+_COMMON = frozenset(".,;:!?'\"()-–—…‘’“”*#%/&$€£" + string.whitespace)
+_BATCH = 8
+_FOLDS = 5
+#: Answers of each trait that the fit is made on, and the words that one must have to be worth corrupting.
+_PER_TRAIT = 10
+_LEAST_WORDS = 12
+
+
+class ModelCoherence:
+    """Fitted on first use; the fit is kept as long as the model.
+
+    Args:
+        model: its edits do not act while it is asked.
+        examples: coherent answers to learn from; None: `shipped_examples()`.
+    """
+
+    def __init__(self, model: IntervenedModel, examples: Sequence[Exchange] | None = None) -> None:
+        if model.tokenizer is None:
+            raise JudgeError("coherence is judged on text, and the model was given without its tokenizer")
+        self._model = model
+        self._examples = None if examples is None else tuple(examples)
+
+    def scores(self, exchanges: Sequence[Exchange]) -> list[Score]:
+        """100·p(coherent) of each response, in order; an empty one is 0."""
+        fit = self._fit()
+        there = [one for one in exchanges if one.answer.strip()]
+        found = iter(fit.probability(features(self._model, there)) if there else ())
+        return [Score(100 * float(next(found)) if one.answer.strip() else 0.0) for one in exchanges]
+
+    def describe(self) -> dict[str, Any]:
+        """How well held-out answers and corruptions are told apart (five folds by answer), and by corruption."""
+        return self._fit().worth
+
+    def _fit(self) -> _Fit:
+        examples = shipped_examples() if self._examples is None else self._examples
+        fits = _fits.setdefault(self._model.model, {})
+        if examples not in fits:
+            fits[examples] = _fitted(self._model, examples)
+        return fits[examples]
+
+
+def shipped_examples(folder: Path = SHIPPED) -> tuple[Exchange, ...]:
+    """Answers of the contrasts that come with subvene: ten of each trait, of both sides in turn.
+
+    Raises:
+        JudgeError: there are none.
+    """
+    chosen: list[Exchange] = []
+    for path in sorted(folder.glob("*.json")):
+        contrasts = read_trait(path.stem, folder).contrasts if folder == SHIPPED else ()
+        chosen += alternating([(one.question, one.positive, one.negative) for one in contrasts])
+    if not chosen:
+        raise JudgeError(f"{folder}: no trait with `contrasts` to learn from what coherent text is")
+    return tuple(chosen)
+
+
+def alternating(contrasts: Sequence[tuple[str, str, str]]) -> list[Exchange]:
+    """Every contrast's answer of one side, in turn, that is long enough; at most ten, spread over all."""
+    answers = [
+        Exchange(question, (positive, negative)[i % 2])
+        for i, (question, positive, negative) in enumerate(contrasts)
+    ]
+    long = [one for one in answers if len(one.answer.split()) >= _LEAST_WORDS]
+    return long[:: max(1, len(long) // _PER_TRAIT)][:_PER_TRAIT]
+
+
+@dataclass(frozen=True)
+class _Fit:
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    regression: Any
+    worth: dict[str, Any]
+
+    def probability(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Beyond what was seen in the fit, a feature counts no more: a loop is not made good by likelihood."""
+        z = (np.clip(x, self.low, self.high) - self.mean) / self.spread
+        odds = (z * self.regression.coef_[0]).sum(1) + self.regression.intercept_[0]
+        return np.asarray(1 / (1 + np.exp(-odds)))
+
+
+_fits: weakref.WeakKeyDictionary[Any, dict[tuple[Exchange, ...], _Fit]] = weakref.WeakKeyDictionary()
+
+
+def _fitted(m: IntervenedModel, examples: Sequence[Exchange]) -> _Fit:
+    from sklearn.model_selection import GroupKFold
+
+    if len(examples) < _FOLDS:
+        raise JudgeError(f"coherence is learnt from at least {_FOLDS} answers, found {len(examples)}")
+    rows = _corpus(examples)
+    x = features(m, [one for _, _, one in rows], "learning what is coherent")
+    y = np.array([kind == "" for _, kind, _ in rows], dtype=int)
+    held_out = np.zeros(len(rows))
+    for rest, part in GroupKFold(_FOLDS).split(x, groups=[group for group, _, _ in rows]):
+        held_out[part] = _regression(x[rest], y[rest], {}).probability(x[part])
+    worth = dict(told_apart(list(100 * held_out[y == 1]), list(100 * held_out[y == 0])) or {})
+    kinds = sorted({kind for _, kind, _ in rows})
+    worth["found"] = {
+        kind or "coherent": float(
+            np.mean(
+                [(p >= 0.5) == (kind == "") for p, row in zip(held_out, rows, strict=True) if row[1] == kind]
+            )
+        )
+        for kind in kinds
+    }
+    return _regression(x, y, worth)
+
+
+def _regression(x: NDArray[np.float64], y: NDArray[np.int64], worth: dict[str, Any]) -> _Fit:
+    from sklearn.linear_model import LogisticRegression
+
+    spread = x.std(0)
+    fit = _Fit(
+        x.min(0),
+        x.max(0),
+        x.mean(0),
+        np.where(spread > 0, spread, 1.0),
+        LogisticRegression(C=1.0, class_weight="balanced", max_iter=1000),
+        worth,
+    )
+    fit.regression.fit((x - fit.mean) / fit.spread, y)
+    return fit
+
+
+# --- what is coherent, and what is not ---------------------------------------------------------------------
+
+
+def _corpus(examples: Sequence[Exchange]) -> list[tuple[int, str, Exchange]]:
+    """(group, kind of corruption or "", exchange): each answer, every other one cut off, and two corruptions."""
+    vocabulary = sorted({word for one in examples for word in one.answer.split()})
+    kinds = list(CORRUPTIONS)
+    rows: list[tuple[int, str, Exchange]] = []
+    for i, one in enumerate(examples):
+        draw = random.Random(i)
+        rows.append((i, "", one))
+        if i % 2:
+            words = one.answer.split()
+            rows.append(
+                (i, "", Exchange(one.question, " ".join(words[: int(len(words) * draw.uniform(0.5, 0.9))])))
+            )
+        # The answer of another question.
+        other = examples[(i + len(examples) // 2) % len(examples)].answer.split()
+        for j in range(2):
+            kind = kinds[(2 * i + j) % len(kinds)]
+            words = one.answer.split()
+            good = words[: len(words) // 3] if draw.random() < 0.5 else []
+            rest = CORRUPTIONS[kind](words[len(good) :], other, vocabulary, draw)
+            rows.append((i, kind, Exchange(one.question, " ".join([*good, *rest]))))
+    return rows
+
+
+_Words = list[str]
+
+
+def _shuffled(words: _Words, other: _Words, vocabulary: _Words, draw: random.Random) -> _Words:
+    return draw.sample(words, len(words))
+
+
+def _looped(words: _Words, other: _Words, vocabulary: _Words, draw: random.Random) -> _Words:
+    """A phrase of one to six words, over and over; as long as before, or longer: loops seldom end."""
+    start = draw.randrange(max(1, len(words) // 2))
+    phrase = words[start : start + draw.choice((1, 1, 2, 3, 4, 6))]
+    times = max(4, draw.choice((1, 2)) * len(words) // len(phrase))
+    return [*words[:start], *phrase * times]
+
+
+def _spliced(words: _Words, other: _Words, vocabulary: _Words, draw: random.Random) -> _Words:
+    """Pieces of three to six words of two answers in turn."""
+    pieces: _Words = []
+    at = 0
+    while at < len(words):
+        size = draw.randint(3, 6)
+        pieces += words[at : at + size] + other[at + size : at + 2 * size]
+        at += 2 * size
+    return pieces[: len(words)]
+
+
+def _salad(words: _Words, other: _Words, vocabulary: _Words, draw: random.Random) -> _Words:
+    return draw.choices(vocabulary, k=len(words))
+
+
+def _garbage(words: _Words, other: _Words, vocabulary: _Words, draw: random.Random) -> _Words:
+    """The first half, then strings of letters and signs in no language."""
+    signs = string.ascii_letters + "{}[]<>|\\^~`_=+@"
+    made = ["".join(draw.choices(signs, k=draw.randint(1, 9))) for _ in range(max(4, len(words) // 2))]
+    return [*words[: len(words) // 2], *made]
+
+
+CORRUPTIONS: dict[str, Callable[[_Words, _Words, _Words, random.Random], _Words]] = {
+    "shuffled": _shuffled,
+    "looped": _looped,
+    "spliced": _spliced,
+    "salad": _salad,
+    "garbage": _garbage,
+}
+"""By kind: from an answer's words, another answer's, all answers' and a draw to words that make no sense."""
+
+
+# --- what is seen of a response ----------------------------------------------------------------------------
+
+
+def features(
+    m: IntervenedModel, exchanges: Sequence[Exchange], description: str = "judging coherence"
+) -> NDArray[np.float64]:
+    """The six numbers of this module's docstring, a row for each response; none of them may be empty."""
+    pairs = [
+        (prompt_ids(m.tokenizer, one.question), response_ids(m.tokenizer, one.answer)) for one in exchanges
+    ]
+    rows = []
+    for one, (_, ids), log_p in zip(exchanges, pairs, token_log_probs(m, pairs, description), strict=True):
+        new = [value for value, old in zip(log_p, _repeats(ids), strict=True) if not old]
+        rows.append(
+            [
+                float(np.mean(new)),
+                _least_likely(new),
+                repeated_trigrams(ids),
+                longest_repetition(ids),
+                sum(c.isalnum() or c in _COMMON for c in one.answer) / len(one.answer),
+                math.log1p(len(ids)),
+            ]
+        )
+    return np.array(rows)
+
+
+@torch.no_grad()
+def token_log_probs(
+    m: IntervenedModel, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], description: str
+) -> list[list[float]]:
+    """Log p(token | what precedes it) of every token of each (prompt, response), by the unedited model."""
+    found: list[list[float]] = [[] for _ in pairs]
+    with m.disabled():
+        for chosen in track(by_length([len(a) + len(b) for a, b in pairs], _BATCH), description):
+            rows = [[*pairs[i][0], *pairs[i][1]] for i in chosen]
+            lengths = [len(pairs[i][0]) for i in chosen]
+            batch = pad(rows, lengths, pad_id_of(m.tokenizer), "right")
+            # Logits only from the token that predicts the first response's beginning: they are the largest
+            # tensor here.
+            first = min(lengths) - 1
+            kept = batch.input_ids.shape[1] - first
+            logits = m(batch.input_ids, batch.attention_mask, use_cache=False, logits_to_keep=kept).logits
+            logits = logits[:, -kept:]
+            for row, (i, length) in enumerate(zip(chosen, lengths, strict=True)):
+                response = torch.tensor(list(pairs[i][1]), device=logits.device)
+                start = length - 1 - first
+                said = logits[row, start : start + len(response)]
+                picked = said.gather(1, response.unsqueeze(1)).squeeze(1).cpu().double()
+                found[i] = (picked - log_normalizer(said).cpu()).tolist()
+    return found
+
+
+def _repeats(ids: Sequence[int]) -> list[bool]:
+    """Of each token whether it completes a trigram that came before."""
+    seen: set[tuple[int, ...]] = set()
+    found = []
+    for t in range(len(ids)):
+        trigram = tuple(ids[t - 2 : t + 1]) if t >= 2 else ()
+        found.append(bool(trigram) and trigram in seen)
+        seen.add(trigram)
+    return found
+
+
+def repeated_trigrams(ids: Sequence[int]) -> float:
+    """The share of trigrams that came before; 0 where there is none."""
+    return sum(_repeats(ids)) / max(1, len(ids) - 2)
+
+
+def longest_repetition(ids: Sequence[int]) -> float:
+    """The largest share of tokens that a period of 1 to 24 tokens repeats without a break, its first time apart."""
+    longest = 0
+    for period in range(1, min(_LONGEST_PERIOD, len(ids) - 1) + 1):
+        run = 0
+        for t in range(period, len(ids)):
+            run = run + 1 if ids[t] == ids[t - period] else 0
+            # Less than a whole period is a chance meeting.
+            if run >= period:
+                longest = max(longest, run)
+    return longest / max(1, len(ids))
+
+
+def _least_likely(log_p: Sequence[float]) -> float:
+    """The least mean of eight neighbours, or of all if there are fewer."""
+    size = min(_WINDOW, len(log_p))
+    sums = np.convolve(log_p, np.ones(size), "valid")
+    return float(sums.min() / size)

@@ -1,0 +1,365 @@
+"""Conditions side by side: baseline, prompted, steered, capped, ablated: scores, projections, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import pearsonr, spearmanr
+
+from subvene.runner.activations import Text
+from subvene.runner.evaluations.divergence import Reference, divergence
+from subvene.runner.evaluations.multiple_choice import ChoiceQuestion, accuracy, questions_sha256
+from subvene.runner.intervened import IntervenedModel
+from subvene.runner.judges.traits import TraitJudge
+from subvene.runner.persona.responses import Asked, Do, Response, respond
+from subvene.runner.persona.sweep import mean_and_sd, scores
+from subvene.runner.persona.traits import Trait
+from subvene.runner.projection import project, token_projections
+from subvene.runner.receipt import merged
+from subvene.specs import (
+    AblationSpec,
+    CappingSpec,
+    InterventionSpec,
+    ModelSpec,
+    SteeringSpec,
+    TraitConditionsSpec,
+)
+from subvene.specs.evaluations.traits import Ablated, Capped, Steered, TraitCondition
+
+# By how much the share of tokens that a cap changes may differ from what its percentile says: the cursor is
+# edited too and was not measured, and is one token of a response.
+_SLACK = 0.15
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One condition of one trait.
+
+    Attributes:
+        condition: as it is declared.
+        label: what tables call it; of several coefficients each has its own.
+        coefficient: of the steering; None where nothing is added.
+        layers: the layers that are edited; empty if none is.
+    """
+
+    condition: TraitCondition
+    label: str
+    coefficient: float | None = None
+    layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What conditions are run on.
+
+    Attributes:
+        trait: the trait.
+        steering: the intervention that adds its vector, at the layer and with the coefficient in force.
+        tensors: vectors and norms by full name.
+        vector: the vector at that layer, and at every other: layer → [width].
+        questions: what is asked.
+        plain: the unedited model.
+        judge: who scores.
+        identity: what the tensors and the model are, JSON values.
+    """
+
+    trait: Trait
+    steering: SteeringSpec
+    tensors: Mapping[str, torch.Tensor]
+    vector: Mapping[int, torch.Tensor]
+    questions: tuple[str, ...]
+    plain: IntervenedModel
+    judge: TraitJudge
+    identity: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the cost of an edit is measured on, computed once for all conditions."""
+
+    reference: Reference
+    choices: Sequence[ChoiceQuestion]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What is measured on, JSON values."""
+        return {
+            "texts": self.reference.data_sha256,
+            "tokens": self.reference.tokens,
+            "choices": questions_sha256(self.choices),
+        }
+
+    def of(self, m: IntervenedModel) -> dict[str, Any]:
+        """CE, KL(original ‖ edited) in nats per token, and the share of right choices."""
+        found = divergence(m, self.reference)
+        return {
+            "ce": found["ce"],
+            "kl": found["kl"],
+            "accuracy": accuracy(m, self.choices),
+            "choices": len(self.choices),
+            "texts": len(self.reference.ids),
+        }
+
+
+def arms_of(declared: TraitConditionsSpec, steering: SteeringSpec) -> list[Arm]:
+    """The arms that are declared, several coefficients spread out; those that others need come first."""
+    found: list[Arm] = []
+    for condition in declared.conditions:
+        name = condition.name or condition.kind
+        if isinstance(condition, Steered):
+            own = steering.coefficient if isinstance(steering.coefficient, float) else 0.0
+            for value in condition.coefficients or (own,):
+                label = name if condition.coefficients is None else f"{name} {value:g}"
+                found.append(Arm(condition, label, value, (steering.layer,)))
+        elif isinstance(condition, Capped | Ablated):
+            first, last = condition.layers or (steering.layer, steering.layer)
+            found.append(Arm(condition, name, None, tuple(range(first, last + 1))))
+        else:
+            found.append(Arm(condition, name))
+    return found
+
+
+def run_conditions(
+    declared: TraitConditionsSpec, subject: Subject, cost: Cost | None, *, seed: int, do: Do
+) -> dict[str, Any]:
+    """Measure every arm.
+
+    Args:
+        declared: the conditions.
+        subject: the trait, its vectors and the model.
+        cost: what cost is measured on; None: it is not.
+        seed: of the run.
+        do: does a unit of work, or gives what is recorded of it.
+
+    Returns:
+        `conditions`, `responses` and `correlation` of the results, and the `warnings` of caps.
+    """
+    # Caps measure their threshold on what another arm said, wherever that stands in the list.
+    arms = arms_of(declared, subject.steering)
+    ordered = sorted(arms, key=lambda arm: isinstance(arm.condition, Capped))
+    said: dict[str, list[Response]] = {}
+    records: dict[str, dict[str, Any]] = {}
+    for arm in ordered:
+        cap = None
+        if isinstance(arm.condition, Capped):
+            cap = _cap(arm.condition, arm, said[arm.condition.of], subject, do)
+        thresholds = None if cap is None else {int(k): v for k, v in cap["threshold"].items()}
+        record = _measure(declared, arm, thresholds, subject, cost, seed, do)
+        responses = [Response.from_dict(values) for values in record.pop("responses")]
+        said.setdefault(arm.condition.kind, responses)
+        projections = _projections(arm, responses, subject, do)
+        mean, sd = mean_and_sd(projections)
+        about_cap = {"threshold": None, "changed_share": None, "expected_share": None, "warning": None}
+        records[arm.label] = {
+            "name": arm.condition.name or arm.condition.kind,
+            "label": arm.label,
+            "kind": arm.condition.kind,
+            "coefficient": arm.coefficient,
+            "layers": list(arm.layers) or None,
+            **scores(responses),
+            "projection": mean,
+            "projection_sd": sd,
+            **(about_cap if cap is None else cap),
+            **record,
+            "responses": [
+                {
+                    "condition": arm.label,
+                    "question": response.asked.question,
+                    "text": response.text,
+                    "score": response.score,
+                    "coherence": response.coherence,
+                    "projection": projection,
+                    "seed": response.seed,
+                    "tokens": len(response.tokens),
+                }
+                for response, projection in zip(responses, projections, strict=True)
+            ],
+        }
+    table = [records[arm.label] for arm in arms]
+    shown = [one for record in table for one in record.pop("responses")]
+    warnings = [record["warning"] for record in table if record["warning"] is not None]
+    return {
+        "conditions": table,
+        "responses": shown,
+        "correlation": correlation(shown),
+        "warnings": [f"{subject.trait.name}: {warning}" for warning in warnings],
+    }
+
+
+def correlation(responses: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Pearson's and Spearman's correlation of projection and score, over the responses that have both."""
+    pairs = [(one["projection"], one["score"]) for one in responses]
+    known = [(p, s) for p, s in pairs if p is not None and s is not None]
+    found: dict[str, Any] = {"pearson": None, "spearman": None, "n": len(known)}
+    x, y = ([pair[i] for pair in known] for i in (0, 1))
+    if len(known) > 2 and len(set(x)) > 1 and len(set(y)) > 1:
+        found["pearson"] = float(pearsonr(x, y).statistic)
+        found["spearman"] = float(spearmanr(x, y).statistic)
+    return found
+
+
+def _measure(
+    declared: TraitConditionsSpec,
+    arm: Arm,
+    thresholds: Mapping[int, float] | None,
+    subject: Subject,
+    cost: Cost | None,
+    seed: int,
+    do: Do,
+) -> dict[str, Any]:
+    """Responses, receipt and cost of one arm."""
+    entries = _entries(arm, thresholds, subject)
+    sampling = declared.sampling
+    systems = subject.trait.system_prompts()
+    side = {"prompted": 0, "opposed": 1}.get(arm.condition.kind)
+    asked = [
+        # Every instruction has its turn.
+        Asked(question, None if side is None else systems[i % len(systems)][side], rollout=rollout)
+        for i, question in enumerate(subject.questions)
+        for rollout in range(sampling.rollouts)
+    ]
+    about = {
+        **subject.identity,
+        "trait": subject.trait.sha256,
+        "interventions": [entry.model_dump(mode="json", exclude={"name"}) for entry in entries],
+    }
+
+    def generate() -> dict[str, Any]:
+        m = _compiled(entries, subject)
+        found, receipts = respond(
+            m,
+            asked,
+            sampling,
+            subject.trait,
+            subject.judge,
+            seed=seed,
+            description=f"{subject.trait.name}: {arm.label}",
+        )
+        told = merged(receipts, same_rows=True)
+        return {
+            "responses": [response.to_dict() for response in found],
+            "receipt": told[0].to_dict() if told else None,
+        }
+
+    unit = {
+        "unit": "condition",
+        "asked": [[one.question, one.system, one.rollout] for one in asked],
+        "sampling": sampling.model_dump(mode="json", exclude={"batch_size"}),
+        "judge": subject.judge.describe([subject.trait]),
+        "seed": seed,
+    }
+    record = dict(do(about | unit, generate))
+    # Steering by 0 and system prompts leave the model as it is, and cost nothing.
+    measured = None
+    if cost is not None and (entries or arm.condition.kind == "baseline"):
+        unit = {"unit": "cost", **cost.identity}
+        measured = do(about | unit, lambda: cost.of(_compiled(entries, subject)))
+    return record | {"cost": measured}
+
+
+def _entries(arm: Arm, thresholds: Mapping[int, float] | None, subject: Subject) -> list[Any]:
+    """The interventions of an arm, as spec entries; none where the model stays as it is."""
+    steering = subject.steering
+    common = {"direction": {"key": subject.trait.name}, "positions": steering.positions}
+    match arm.condition:
+        case Steered():
+            if not arm.coefficient:
+                return []
+            return [steering.model_copy(update={"coefficient": arm.coefficient})]
+        case Capped(bound=bound):
+            side = "max" if bound == "ceiling" else "min"
+            return [
+                CappingSpec(name=f"cap_{layer}", layer=layer, **{side: value}, **common)
+                for layer, value in (thresholds or {}).items()
+            ]
+        case Ablated():
+            return [AblationSpec(name=f"ablation_{layer}", layer=layer, **common) for layer in arm.layers]
+    return []
+
+
+def _compiled(entries: Sequence[Any], subject: Subject) -> IntervenedModel:
+    if not entries:
+        return subject.plain
+    spec = InterventionSpec(subvene=1, model=ModelSpec(name="condition"), interventions=tuple(entries))
+    plain = subject.plain
+    return IntervenedModel.from_spec(
+        spec, model=plain.model, tokenizer=plain.tokenizer, tensors=subject.tensors
+    )
+
+
+def _projections(arm: Arm, responses: Sequence[Response], subject: Subject, do: Do) -> list[float | None]:
+    """Each response's projection at the steered layer, as the unedited model reads it."""
+    layer, name = subject.steering.layer, subject.trait.name
+    texts = [_text(response) for response in responses]
+
+    def work() -> dict[str, Any]:
+        vectors = {name: {layer: subject.vector[layer]}}
+        found = project(subject.plain, texts, vectors, description=f"{name}: {arm.label}")
+        values = found.before[name][layer].tolist()
+        return {"values": [None if value != value else value for value in values]}
+
+    unit = {"unit": "projection", "layer": layer, "texts": [[list(t.ids), t.start, t.end] for t in texts]}
+    values: list[float | None] = do({**subject.identity, "trait": subject.trait.sha256, **unit}, work)[
+        "values"
+    ]
+    return values
+
+
+def _text(response: Response) -> Text:
+    ids = (*response.prompt, *response.tokens)
+    return Text(ids, len(response.prompt) + response.start, len(ids))
+
+
+def _cap(
+    condition: Capped, arm: Arm, measured_on: Sequence[Response], subject: Subject, do: Do
+) -> dict[str, Any]:
+    """The thresholds by layer, and what share of the measured tokens the cap changes.
+
+    The share is read off a receipt: the same texts pass through the model once more with the first layer's
+    cap on. A bound on the wrong side of the tokens changes those that it should leave alone.
+    """
+    name = subject.trait.name
+    texts = [text for text in map(_text, measured_on) if text.end > text.start]
+
+    def work() -> dict[str, Any]:
+        vectors = {name: {layer: subject.vector[layer] for layer in arm.layers}}
+        found = token_projections(subject.plain, texts, vectors).before[name]
+        thresholds = {
+            layer: float(np.percentile(torch.cat(found[layer]).numpy(), condition.percentile))
+            for layer in arm.layers
+        }
+        first = arm.layers[0]
+        entry = _entries(arm, {first: thresholds[first]}, subject)[0]
+        m = _compiled([entry.model_copy(update={"positions": "response"})], subject)
+        rest = project(m, texts, {name: {first: subject.vector[first]}}, edited=True)
+        receipt = merged(rest.receipts, same_rows=False)[0][0]
+        return {
+            "threshold": {str(layer): value for layer, value in thresholds.items()},
+            "changed_share": receipt.changed / receipt.tokens,
+        }
+
+    unit = {
+        "unit": "cap",
+        "condition": condition.model_dump(mode="json", exclude={"name"}),
+        "layers": list(arm.layers),
+        "texts": [[list(t.ids), t.start, t.end] for t in texts],
+    }
+    found = do({**subject.identity, "trait": subject.trait.sha256, **unit}, work)
+    share = condition.percentile / 100
+    expected = 1 - share if condition.bound == "ceiling" else share
+    return {**found, "expected_share": expected, "warning": cap_warning(arm.label, found, expected)}
+
+
+def cap_warning(label: str, found: Mapping[str, Any], expected: float) -> str | None:
+    """What there is to say against a cap, from the share of tokens that it changed."""
+    share = found["changed_share"]
+    if abs(share - expected) <= _SLACK:
+        return None
+    return (
+        f"{label}: the cap changes {share:.0%} of the tokens that its threshold was measured on, expected "
+        f"{expected:.0%}: it bounds the wrong side, or edits other tokens than those"
+    )

@@ -1,0 +1,378 @@
+"""A persona experiment from end to end: extract, sweep, compare conditions, geometry, artifacts, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from subvene.interventions import Sizes
+from subvene.runner.anatomy import Anatomy, sizes_from_config
+from subvene.runner.cache import atomic_folder
+from subvene.runner.compile import CompileError, load_tensors
+from subvene.runner.evaluations.divergence import Reference
+from subvene.runner.evaluations.multiple_choice import shipped_questions
+from subvene.runner.fitting import check_reach
+from subvene.runner.identity import environment, git_state, model_sha256, tensors_digest, versions
+from subvene.runner.intervened import IntervenedModel
+from subvene.runner.ledger import Ledger, digest
+from subvene.runner.model import load_config, load_model, with_overrides
+from subvene.runner.persona.conditions import Cost, Subject, arms_of, run_conditions
+from subvene.runner.persona.geometry import geometry
+from subvene.runner.persona.sweep import best_point, run_sweep
+from subvene.runner.persona.traits import Trait
+from subvene.runner.recipes.persona import (
+    SITE,
+    Extraction,
+    Vectors,
+    extract,
+    named_tensors,
+    provenance_of,
+    read_data,
+    vectors_of,
+)
+from subvene.runner.report.persona import write_persona_report, write_persona_tables
+from subvene.runner.report.tables import write_json
+from subvene.runner.texts import read_texts
+from subvene.specs import (
+    ExperimentSpec,
+    PersonaSpec,
+    SteeringSpec,
+    SubveneError,
+    TextsSpec,
+    TraitConditionsSpec,
+    TraitSweepSpec,
+    dump_spec,
+)
+
+# How a result is computed; whoever changes that changes this number, and old units are done again.
+UNITS = 1
+
+
+@dataclass(frozen=True)
+class PersonaResult:
+    """What a persona experiment gave.
+
+    Attributes:
+        output: the folder with `results.json`, `report.html`, `tables` and `artifacts`.
+        results: what `results.json` holds.
+    """
+
+    output: Path
+    results: dict[str, Any]
+
+
+def run_persona(
+    spec: ExperimentSpec,
+    *,
+    output: Path,
+    folder: Path,
+    on_step: Callable[[str, Any], None] | None = None,
+    **overrides: Any,
+) -> PersonaResult:
+    """Run a persona experiment, or take it up where it was stopped.
+
+    Every unit of work (a trait's responses, its vectors, its sweep, each condition) is recorded under a key
+    made of all that it depends on, and is not done again.
+
+    Args:
+        spec: the experiment.
+        output: the run's folder; one of an earlier run of the same or another version of the experiment.
+        folder: where relative files of the spec are looked for.
+        on_step: called with ("planned", number of units), ("unit", what and whether it was done before), and
+            ("finished", results).
+        **overrides: fields of the spec's `model:` to replace.
+
+    Raises:
+        SubveneError: a trait file, the judge or a setting is not as it must be; found before the model is
+            loaded.
+    """
+    spec = with_overrides(spec, overrides)
+    if output.exists() and not (output / "manifest.json").is_file() and any(output.iterdir()):
+        raise SubveneError(f"{output} exists and is no run of a persona experiment; choose another --output")
+    persona = _Persona(spec, folder, on_step or (lambda what, value: None))
+    persona.check(sizes_from_config(load_config(spec.model, **overrides)))
+    output.mkdir(parents=True, exist_ok=True)
+    with Ledger(output) as ledger:
+        write_json(output / "manifest.json", persona.manifest())
+        (output / "experiment.yaml").write_text(dump_spec(spec), encoding="utf-8")
+        persona.step("planned", persona.units())
+        model, tokenizer = load_model(spec.model, **overrides)
+        results = persona.run(IntervenedModel.plain(model, tokenizer), ledger, output)
+        write_json(output / "results.json", results)
+        write_persona_tables(output / "tables", results)
+        write_persona_report(output, results)
+    persona.step("finished", results)
+    return PersonaResult(output, results)
+
+
+class _Persona:
+    """The plan, and its execution trait by trait."""
+
+    def __init__(self, spec: ExperimentSpec, folder: Path, step: Callable[[str, Any], None]) -> None:
+        if not isinstance(spec.fit, PersonaSpec):
+            raise SubveneError("a persona experiment needs `fit: {recipe: persona}`")
+        self.spec, self.recipe, self.folder, self.step = spec, spec.fit, folder, step
+        data = read_data(self.recipe, folder)
+        self.traits, self.judge = data.traits, data.judge
+        self.sweep = next((e for e in spec.evaluate if isinstance(e, TraitSweepSpec)), None)
+        self.conditions = next((e for e in spec.evaluate if isinstance(e, TraitConditionsSpec)), None)
+        self.seed = spec.seed
+
+    def check(self, sizes: Sizes) -> None:
+        """Find out what is wrong before the model is loaded."""
+        self.judge.check(self.traits)
+        check_reach(self.spec, sizes)
+        last = sizes.n_layers - 1
+        for layer in self.sweep.layers if self.sweep else ():
+            if layer > last:
+                raise CompileError(
+                    f"evaluate: trait_sweep.layers: expected layers from 0 to {last} for this model, "
+                    f"found {layer}"
+                )
+        for condition in self.conditions.conditions if self.conditions else ():
+            if max(getattr(condition, "layers", None) or (0,)) > last:
+                raise CompileError(
+                    f"evaluate: trait_conditions: {condition.kind}: expected layers from 0 to {last} for "
+                    f"this model, found {max(condition.layers)}"
+                )
+        for trait in self.traits:
+            if trait.name in self.spec.steered_traits:
+                self._check_questions(trait)
+
+    def _check_questions(self, trait: Trait) -> None:
+        if not trait.evaluation:
+            raise SubveneError(
+                f"trait {trait.name}: its file has no `evaluation_questions`; name a second file, of "
+                "questions that are not in it: `evaluation: FILE`"
+            )
+        swept = self._swept_questions(trait)
+        if self.conditions and swept >= len(trait.evaluation):
+            raise SubveneError(
+                f"trait {trait.name}: trait_sweep takes {swept} of {len(trait.evaluation)} evaluation "
+                "questions and leaves none for trait_conditions; lower `questions` of trait_sweep"
+            )
+
+    def _swept_questions(self, trait: Trait) -> int:
+        if self.sweep is None:
+            return 0
+        return min(self.sweep.questions or len(trait.evaluation), len(trait.evaluation))
+
+    def manifest(self) -> dict[str, Any]:
+        """What there is to know about where the numbers come from."""
+        return {
+            "format": 1,
+            "kind": "persona",
+            "model": self.spec.model.model_dump(mode="json"),
+            "traits": {trait.name: trait.sha256 for trait in self.traits},
+            "judge": self.judge.describe(self.traits),
+            "seed": self.seed,
+            "environment": environment(),
+            "git": git_state(self.folder),
+        }
+
+    def units(self) -> int:
+        """Steps that are reported."""
+        steered = self.spec.steered_traits
+        found = 2 * len(self.traits) + (2 * len(steered) if self.sweep else 0)
+        if self.conditions:
+            for name in steered:
+                arms = arms_of(self.conditions, self._declared(name))
+                caps = sum(arm.condition.kind == "capped" for arm in arms)
+                costs = sum(bool(arm.layers) or arm.condition.kind == "baseline" for arm in arms)
+                found += 2 * len(arms) + caps + (costs if self.conditions.cost else 0)
+        return found
+
+    def _declared(self, name: str) -> SteeringSpec:
+        declared = self.spec.interventions[self.spec.steered_traits[name]]
+        if not isinstance(declared, SteeringSpec):
+            raise TypeError(f"{name} is steered by a {declared.kind}")
+        return declared
+
+    def run(self, plain: IntervenedModel, ledger: Ledger, output: Path) -> dict[str, Any]:
+        """Everything, and the artifacts."""
+        weights = model_sha256(plain.model)
+        self.base = {"model": weights, "versions": versions(), "units": UNITS}
+        self.judge = self.judge.with_model(plain)
+        extractions: dict[str, Extraction] = {}
+        found: dict[str, Vectors] = {}
+        for trait in self.traits:
+            do = self._doing(ledger, trait)
+            extractions[trait.name] = extract(self.recipe, trait, plain, self.judge, seed=self.seed, do=do)
+            found[trait.name] = self._vectors(trait, extractions[trait.name], plain, ledger, output)
+        tensors = {k: v for trait in self.traits for k, v in named_tensors(trait, found[trait.name]).items()}
+        warnings = [e.warning for e in extractions.values() if e.warning is not None]
+        traits: dict[str, Any] = {}
+        chosen: dict[str, SteeringSpec] = {}
+        cost: Cost | None = None
+        for trait in self.traits:
+            vectors, about = found[trait.name], _about_vectors(found[trait.name])
+            record: dict[str, Any] = {
+                "extraction": extractions[trait.name].summary(),
+                "vectors": about,
+                "sweep": [],
+                "sweep_responses": [],
+                "contrast_from": None,
+                "chosen": None,
+                "conditions": [],
+                "responses": [],
+                "correlation": {"pearson": None, "spearman": None, "n": 0},
+            }
+            if trait.name in self.spec.steered_traits:
+                steering, do = self._declared(trait.name), self._doing(ledger, trait)
+                own = {k: v for k, v in tensors.items() if k.startswith(f"{trait.name}.{SITE}[")}
+                identity = self.base | {"tensors": tensors_digest(own)}
+                if self.sweep is not None:
+                    record |= run_sweep(
+                        self.sweep,
+                        trait,
+                        steering,
+                        own,
+                        plain,
+                        self.judge,
+                        identity=identity,
+                        seed=self.seed,
+                        do=do,
+                    )
+                    best = record["chosen"] = best_point(self.sweep, record["sweep"])
+                    if best is not None:
+                        fields = {"layer": best["layer"], "coefficient": best["coefficient"]}
+                        steering = steering.model_copy(update=fields)
+                    elif self.sweep.choose is not None:
+                        warnings.append(
+                            f"{trait.name}: no point of the sweep with a positive coefficient has a mean "
+                            f"coherence of {self.sweep.choose.coherence:g}; the declared layer "
+                            f"{steering.layer} and coefficient {steering.coefficient} stay"
+                        )
+                chosen[trait.name] = steering
+                if self.conditions is not None:
+                    if cost is None:
+                        cost = self._cost(plain)
+                    subject = Subject(
+                        trait,
+                        steering,
+                        own,
+                        dict(enumerate(vectors.vectors)),
+                        self._remaining(trait),
+                        plain,
+                        self.judge,
+                        identity,
+                    )
+                    record |= run_conditions(self.conditions, subject, cost, seed=self.seed, do=do)
+                    warnings += record.pop("warnings")
+                record |= {
+                    "layer": steering.layer,
+                    "unit": steering.unit,
+                    "positions": steering.model_dump(mode="json")["positions"],
+                }
+            traits[trait.name] = record
+        provenance = provenance_of(
+            self.recipe, self.judge, self.traits, extractions, found, seed=self.seed
+        ) | {"model": self.spec.model.name}
+        self._keep(chosen, tensors, provenance, plain, output)
+        first = next(iter(chosen.values())).layer if chosen else len(about) // 2
+        return {
+            "kind": "persona",
+            "experiment": self.spec.model_dump(mode="json", exclude_unset=True),
+            "manifest": self.manifest(),
+            "environment": environment(),
+            "git": git_state(self.folder),
+            "model_sha256": weights,
+            "judge": self.judge.describe(self.traits) | {"usage": self.judge.usage()},
+            "traits": traits,
+            "geometry": geometry(
+                {name: dict(enumerate(v.vectors)) for name, v in found.items()},
+                first,
+                explained_variance={name: v.explained for name, v in found.items()},
+            ),
+            "warnings": warnings,
+        }
+
+    def _doing(self, ledger: Ledger, trait: Trait) -> Callable[..., dict[str, Any]]:
+        """Does units of a trait, and says so."""
+
+        def do(identity: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+            whole = {**self.base, **identity}
+            was_done = ledger.has(whole)
+            result = ledger.do(whole, work)
+            what = str(identity["unit"])
+            self.step("unit", {"trait": trait.name, "what": what, "was_done": was_done})
+            return result
+
+        return do
+
+    def _vectors(
+        self, trait: Trait, extraction: Extraction, plain: IntervenedModel, ledger: Ledger, output: Path
+    ) -> Vectors:
+        sides = [side for i in extraction.kept for side in extraction.pairs[i]]
+        read = [[list(side.prompt), list(side.tokens), side.start] for side in sides]
+        identity = self.base | {"unit": "vectors", "tokens": self.recipe.tokens, "read": digest(read)}
+        target = output / "vectors" / f"{trait.name}-{digest(identity)[:16]}"
+        was_done = ledger.has(identity) and (target / "vectors.safetensors").is_file()
+        if not was_done:
+            made = vectors_of(self.recipe, trait, extraction, Anatomy.of(plain.model), plain.tokenizer)
+            with atomic_folder(target) as temporary:
+                kept = {"vectors": made.vectors, "residual_norm": made.residual_norm}
+                safetensors.torch.save_file(kept, temporary / "vectors.safetensors")
+            ledger.do(identity, lambda: {"folder": target.name, "explained": made.explained})
+        self.step("unit", {"trait": trait.name, "what": "vectors", "was_done": was_done})
+        stored = load_tensors(target / "vectors.safetensors")
+        return Vectors(
+            stored["vectors"], stored["residual_norm"], ledger.results[digest(identity)]["explained"]
+        )
+
+    def _remaining(self, trait: Trait) -> tuple[str, ...]:
+        """The evaluation questions that the sweep has not used."""
+        limit = None if self.conditions is None else self.conditions.questions
+        return trait.evaluation[self._swept_questions(trait) :][:limit]
+
+    def _cost(self, plain: IntervenedModel) -> Cost | None:
+        declared = None if self.conditions is None else self.conditions.cost
+        if declared is None:
+            return None
+        texts = read_texts(TextsSpec(), self.folder, declared.texts)
+        reference = Reference(plain, texts, max_tokens=declared.max_tokens)
+        return Cost(reference, shipped_questions(declared.choices))
+
+    def _keep(
+        self,
+        chosen: Mapping[str, SteeringSpec],
+        tensors: Mapping[str, torch.Tensor],
+        provenance: Mapping[str, Any],
+        plain: IntervenedModel,
+        output: Path,
+    ) -> None:
+        """Save each trait's steering as an artifact, and the file's interventions together."""
+        steered = self.spec.steered_traits
+        places = {steered[name]: steering for name, steering in chosen.items()}
+        together = [places.get(i, declared) for i, declared in enumerate(self.spec.interventions)]
+        kept: dict[str, Sequence[Any]] = {name: [steering] for name, steering in chosen.items()}
+        if len(together) > 1 or not chosen:
+            kept["all"] = together
+        for name, interventions in kept.items():
+            declared = self.spec.model_copy(update={"interventions": tuple(interventions), "evaluate": ()})
+            m = IntervenedModel.from_spec(
+                declared,
+                model=plain.model,
+                tokenizer=plain.tokenizer,
+                tensors={
+                    k: v for k, v in tensors.items() if name == "all" or k.startswith(f"{name}.{SITE}[")
+                },
+                provenance=dict(provenance),
+                folder=self.folder,
+            )
+            m.save_pretrained(output / "artifacts" / name)
+
+
+def _about_vectors(found: Vectors) -> list[dict[str, Any]]:
+    norms = found.vectors.norm(dim=-1).tolist()
+    return [
+        {"layer": layer, "norm": norm, "residual_norm": residual, "explained_variance": explained}
+        for layer, (norm, residual, explained) in enumerate(
+            zip(norms, found.residual_norm.tolist(), found.explained, strict=True)
+        )
+    ]

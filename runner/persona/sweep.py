@@ -1,0 +1,245 @@
+"""The sweep: one batched generation carries many layers and many coefficients, a row each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from subvene.runner.intervened import IntervenedModel
+from subvene.runner.judges.traits import TraitJudge
+from subvene.runner.persona.responses import Asked, Do, Response, respond
+from subvene.runner.persona.traits import Contrast, Trait
+from subvene.runner.receipt import check_together
+from subvene.runner.rollouts import Row, rollouts
+from subvene.runner.scoring import log_probs
+from subvene.runner.text import prompt_ids, response_ids
+from subvene.specs import InterventionSpec, ModelSpec, SteeringSpec, TraitSweepSpec
+
+Point = tuple[int, float]
+
+
+def panel(
+    trait: Trait,
+    steering: SteeringSpec,
+    layers: Sequence[int],
+    tensors: Mapping[str, torch.Tensor],
+    plain: Any,
+) -> IntervenedModel:
+    """A model with one steering intervention per layer, all off; a row turns on the one that it needs."""
+    entries = [
+        steering.model_copy(update={"name": layer_name(layer), "layer": layer, "coefficient": 0.0})
+        for layer in layers
+    ]
+    spec = InterventionSpec(subvene=1, model=ModelSpec(name="swept"), interventions=tuple(entries))
+    return IntervenedModel.from_spec(spec, model=plain.model, tokenizer=plain.tokenizer, tensors=tensors)
+
+
+def layer_name(layer: int) -> str:
+    """What the intervention at a layer is called."""
+    return f"layer_{layer}"
+
+
+def strengths_at(point: Point) -> dict[str, float]:
+    """The strengths of a row: one layer's coefficient, everything else off."""
+    layer, coefficient = point
+    return {layer_name(layer): coefficient} if coefficient else {}
+
+
+def run_sweep(
+    declared: TraitSweepSpec,
+    trait: Trait,
+    steering: SteeringSpec,
+    tensors: Mapping[str, torch.Tensor],
+    plain: IntervenedModel,
+    judge: TraitJudge,
+    *,
+    identity: Mapping[str, Any],
+    seed: int,
+    do: Do,
+) -> dict[str, Any]:
+    """Score every layer and coefficient.
+
+    Args:
+        declared: what is swept.
+        trait: whose vectors.
+        steering: the intervention that is swept: its unit and positions stay.
+        tensors: the vectors by full name.
+        plain: the unedited model.
+        judge: who scores.
+        identity: what the tensors and the model are, JSON values.
+        seed: of the run.
+        do: does a unit of work, or gives what is recorded of it.
+
+    Returns:
+        `sweep` and `sweep_responses` of the results, and `contrast_from`.
+    """
+    coefficients = sorted({0.0, *declared.coefficients})
+    points: list[Point] = [(layer, c) for layer in declared.layers for c in coefficients if c]
+    m = panel(trait, steering, declared.layers, tensors, plain)
+    about = {
+        **identity,
+        "trait": trait.sha256,
+        "steering": steering.model_dump(mode="json", exclude={"name", "layer", "coefficient"}),
+        "points": [list(point) for point in points],
+        "seed": seed,
+    }
+    sampling = declared.sampling
+    questions = trait.evaluation[: declared.questions]
+    # The unedited model is asked once for all layers.
+    asked = [
+        Asked(question, strengths=strengths_at(point), rollout=rollout, about={"point": list(point)})
+        for point in [(-1, 0.0), *points]
+        for question in questions
+        for rollout in range(sampling.rollouts)
+    ]
+
+    def generate() -> dict[str, Any]:
+        found, _ = respond(m, asked, sampling, trait, judge, seed=seed, description=f"{trait.name}: sweep")
+        return {"responses": [response.to_dict() for response in found]}
+
+    unit = {
+        "unit": "sweep",
+        "questions": list(questions),
+        "sampling": sampling.model_dump(mode="json", exclude={"batch_size"}),
+        "judge": judge.describe([trait]),
+    }
+    found = [Response.from_dict(values) for values in do(about | unit, generate)["responses"]]
+    by_point: dict[Point, list[Response]] = {}
+    for response in found:
+        layer, coefficient = response.asked.about["point"]
+        by_point.setdefault((layer, coefficient), []).append(response)
+
+    contrasts, source = _contrasts(declared, trait, plain, seed)
+    measured: dict[Point, float] = {}
+    if contrasts:
+        unit = {"unit": "contrast", "contrasts": [[c.question, c.positive, c.negative] for c in contrasts]}
+        values = do(about | unit, lambda: {"values": _log_ratios(m, [(-1, 0.0), *points], contrasts)})[
+            "values"
+        ]
+        measured = dict(zip([(-1, 0.0), *points], values, strict=True))
+    records, responses = [], []
+    for layer in declared.layers:
+        for coefficient in coefficients:
+            point = (layer, coefficient) if coefficient else (-1, 0.0)
+            records.append(
+                {
+                    "layer": layer,
+                    "coefficient": coefficient,
+                    **scores(by_point[point]),
+                    "contrast": measured.get(point),
+                }
+            )
+            responses += [
+                {
+                    "layer": layer,
+                    "coefficient": coefficient,
+                    "question": response.asked.question,
+                    "text": response.text,
+                    "score": response.score,
+                    "coherence": response.coherence,
+                }
+                for response in by_point[point]
+            ]
+    return {"sweep": records, "sweep_responses": responses, "contrast_from": source}
+
+
+def best_point(declared: TraitSweepSpec, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The best point with a positive coefficient that is coherent enough; None if there is none.
+
+    Of equals the first in the order of layers and coefficients.
+    """
+    if declared.choose is None:
+        return None
+    by, least = declared.choose.by, declared.choose.coherence
+    able = [
+        record
+        for record in records
+        if record["coefficient"] > 0
+        and record[by] is not None
+        and record["coherence"] is not None
+        and record["coherence"] >= least
+    ]
+    if not able:
+        return None
+    best = max(able, key=lambda record: record[by])
+    chosen = {"layer": best["layer"], "coefficient": best["coefficient"]}
+    return chosen | {"by": by, "coherence_at_least": least}
+
+
+def scores(responses: Sequence[Response]) -> dict[str, Any]:
+    """Means and standard deviations (n − 1) of trait score and coherence, and counts."""
+    score, score_sd = mean_and_sd(r.score for r in responses)
+    coherence, coherence_sd = mean_and_sd(r.coherence for r in responses)
+    return {
+        "n": len(responses),
+        "scored": sum(r.score is not None for r in responses),
+        "refused": sum(r.refused for r in responses),
+        "score": score,
+        "score_sd": score_sd,
+        "coherence": coherence,
+        "coherence_sd": coherence_sd,
+    }
+
+
+def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | None]:
+    """Mean and standard deviation (n − 1) of the values that there are; None where they are too few."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None, None
+    mean = sum(known) / len(known)
+    if len(known) == 1:
+        return mean, None
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in known) / (len(known) - 1))
+
+
+def _contrasts(
+    declared: TraitSweepSpec, trait: Trait, plain: IntervenedModel, seed: int
+) -> tuple[list[Contrast], str | None]:
+    """Held-out answers of either side, and where they are from.
+
+    Those that the trait file writes out; where it has none, the model's own to the sweep's questions under
+    the first pair of system prompts, which are no part of the vector either.
+    """
+    if declared.contrasts is None:
+        return [], None
+    if trait.contrasts:
+        return list(trait.contrasts[-declared.contrasts :]), "file"
+    systems = trait.system_prompts()[0]
+    questions = trait.evaluation[: declared.questions][: declared.contrasts]
+    rows = [
+        Row(
+            tuple(prompt_ids(plain.tokenizer, question, system=system)),
+            temperature=0.0,
+            max_new_tokens=declared.sampling.max_new_tokens,
+        )
+        for question in questions
+        for system in systems
+    ]
+    written, _ = rollouts(plain, rows, description=f"{trait.name}: prompted answers")
+    pairs = zip(questions, written[::2], written[1::2], strict=True)
+    return [Contrast(q, p.text, n.text) for q, p, n in pairs if p.text and n.text], "prompted"
+
+
+def _log_ratios(m: IntervenedModel, points: Sequence[Point], contrasts: Sequence[Contrast]) -> list[float]:
+    """Of each point the mean over contrasts of log p(positive)/n⁺ − log p(negative)/n⁻, n in tokens."""
+    tokenizer = m.tokenizer
+    pairs, sizes = [], []
+    for contrast in contrasts:
+        prompt = prompt_ids(tokenizer, contrast.question)
+        for answer in (contrast.positive, contrast.negative):
+            ids = response_ids(tokenizer, answer)
+            pairs.append((prompt, ids))
+            sizes.append(len(ids))
+    strengths = {
+        entry.name: [strengths_at(point).get(entry.name, 0.0) for point in points for _ in pairs]
+        for entry in m.intervenable.entries
+    }
+    totals, receipts = log_probs(
+        m, pairs * len(points), strengths=strengths, batch_size=32, description="contrasts"
+    )
+    check_together(receipts)
+    per_token = totals.view(len(points), len(pairs)) / torch.tensor(sizes, dtype=torch.float64)
+    return (per_token[:, ::2] - per_token[:, 1::2]).mean(1).tolist()

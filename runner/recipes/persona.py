@@ -1,0 +1,326 @@
+"""Persona vectors (Chen et al. 2025, arXiv:2507.21509, section 2).
+
+For each trait: ask every extraction question under system prompts that ask for the trait and under prompts
+that ask for its opposite; let a judge score the responses; keep the pairs in which the one shows the trait,
+the other does not, and both are coherent; and take, at the output of every block,
+
+    v[l] = mean over kept pairs of (ā⁺[l] − ā⁻[l]),
+
+ā the mean activation over the response's tokens (or the prompt's, or the prompt's last one). Beside it the
+typical norm of the activation there is kept: the mean of ‖h‖ over the response tokens of kept responses, in
+whose units coefficients compare across traits, layers and models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from subvene.interventions import Sizes
+from subvene.interventions.steering import RESIDUAL_NORM
+from subvene.runner.activations import forward_reading
+from subvene.runner.anatomy import Anatomy
+from subvene.runner.intervened import IntervenedModel
+from subvene.runner.judges.traits import TraitJudge, make_trait_judge
+from subvene.runner.persona.geometry import explained_variance
+from subvene.runner.persona.responses import Asked, Do, Response, respond
+from subvene.runner.persona.traits import Trait, read_trait
+from subvene.runner.progress import track
+from subvene.runner.recipes.base import Fitted, Reach, Recipe
+from subvene.runner.text import by_length, pad, pad_id_of
+from subvene.specs import PersonaSpec, SubveneError, tensor_name
+
+SITE = "block_output"
+_SIDES = ("positive", "negative")
+
+
+@dataclass(frozen=True)
+class PersonaData:
+    """What persona vectors are fitted on: the traits, and who judges."""
+
+    traits: tuple[Trait, ...]
+    judge: TraitJudge
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """The responses of one trait, in pairs, and which of them are kept.
+
+    Attributes:
+        pairs: (positive, negative) responses to the same question under a pair of instructions.
+        kept: indices of the pairs that the vector is made of.
+        dropped: by reason, how many pairs are not kept.
+        warning: what there is to warn of; None if nothing.
+    """
+
+    pairs: tuple[tuple[Response, Response], ...]
+    kept: tuple[int, ...]
+    dropped: dict[str, int]
+    warning: str | None
+
+    def summary(self) -> dict[str, Any]:
+        """JSON values: counts, mean scores, the warning."""
+        scores = {
+            side: [pair[i].score for pair in self.pairs if pair[i].score is not None]
+            for i, side in enumerate(_SIDES)
+        }
+        return {
+            "pairs": len(self.pairs),
+            "kept": len(self.kept),
+            "dropped": self.dropped,
+            "warning": self.warning,
+            "mean_score": {side: sum(v) / len(v) if v else None for side, v in scores.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What a trait's kept pairs give.
+
+    Attributes:
+        vectors: float32 [layers, width].
+        residual_norm: float32 [layers].
+        explained: per layer, the share of the pairs' differences that lies along the vector.
+    """
+
+    vectors: torch.Tensor
+    residual_norm: torch.Tensor
+    explained: list[float | None]
+
+
+def extract(
+    spec: PersonaSpec, trait: Trait, m: IntervenedModel, judge: TraitJudge, *, seed: int, do: Do
+) -> Extraction:
+    """Generate, judge and filter one trait's pairs of responses.
+
+    Args:
+        spec: the recipe.
+        trait: the trait.
+        m: the unedited model.
+        judge: who scores the responses.
+        seed: of the run.
+        do: does a unit of work, or gives what is recorded of it.
+    """
+    prompts = trait.system_prompts()[: spec.instructions]
+    questions = trait.questions[: spec.questions]
+    asked = [
+        Asked(question, system, rollout=rollout, about={"side": side, "instruction": i})
+        for i, pair in enumerate(prompts)
+        for question in questions
+        for rollout in range(spec.sampling.rollouts)
+        for side, system in zip(_SIDES, pair, strict=True)
+    ]
+    identity = {
+        "unit": "extraction",
+        "trait": trait.sha256,
+        "instructions": len(prompts),
+        "questions": len(questions),
+        "sampling": spec.sampling.model_dump(mode="json", exclude={"batch_size"}),
+        "judge": judge.describe([trait]),
+        "seed": seed,
+    }
+
+    def work() -> dict[str, Any]:
+        found, _ = respond(
+            m, asked, spec.sampling, trait, judge, seed=seed, description=f"{trait.name}: responses"
+        )
+        return {"responses": [response.to_dict() for response in found]}
+
+    found = [Response.from_dict(values) for values in do(identity, work)["responses"]]
+    pairs = tuple(zip(found[::2], found[1::2], strict=True))
+    dropped: dict[str, int] = {}
+    kept = []
+    for i, pair in enumerate(pairs):
+        reason = why_dropped(spec, *pair)
+        if reason is None:
+            kept.append(i)
+        else:
+            dropped[reason] = dropped.get(reason, 0) + 1
+    warning = None
+    if len(kept) < spec.keep.warn_below:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
+        warning = (
+            f"{trait.name}: {len(kept)} of {len(pairs)} pairs were kept ({reasons or 'none dropped'}), fewer "
+            f"than {spec.keep.warn_below}: the vector is made of little"
+        )
+    return Extraction(pairs, tuple(kept), dropped, warning)
+
+
+def why_dropped(spec: PersonaSpec, positive: Response, negative: Response) -> str | None:
+    """Why a pair is not used; None if it is. The first reason of this order counts."""
+    pair = (positive, negative)
+    if any(not response.text for response in pair):
+        return "empty"
+    if any(response.refused for response in pair):
+        return "refused"
+    if any(response.score is None or response.coherence is None for response in pair):
+        return "no_score"
+    if any((response.coherence or 0.0) < spec.keep.coherence for response in pair):
+        return "incoherent"
+    if (positive.score or 0.0) < spec.keep.positive:
+        return "positive_low"
+    if (negative.score or 0.0) >= spec.keep.negative:
+        return "negative_high"
+    return None
+
+
+def vectors_of(
+    spec: PersonaSpec, trait: Trait, extraction: Extraction, anatomy: Anatomy, tokenizer: Any
+) -> Vectors:
+    """The vectors of a trait at the output of every block.
+
+    Raises:
+        SubveneError: no pair was kept.
+    """
+    if not extraction.kept:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in extraction.dropped.items())
+        raise SubveneError(
+            f"fit: trait {trait.name}: none of {len(extraction.pairs)} pairs of responses was kept "
+            f"({reasons}); "
+            "the model may be too small to follow the system prompts, or the judge cannot tell: look at the "
+            "responses, lower `fit.keep`, or take another judge"
+        )
+    sides = [side for i in extraction.kept for side in extraction.pairs[i]]
+    means, norms = _read(spec, sides, anatomy, pad_id_of(tokenizer), f"{trait.name}: activations")
+    differences = means[::2] - means[1::2]
+    vectors = differences.mean(0, dtype=torch.float64).float()
+    explained = [explained_variance(differences[:, layer]) for layer in range(anatomy.sizes.n_layers)]
+    return Vectors(vectors, norms, explained)
+
+
+def _read(
+    spec: PersonaSpec, sides: Sequence[Response], anatomy: Anatomy, pad_id: int, description: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean activations [responses, layers, width], and the mean norm of response tokens by layer."""
+    layers = range(anatomy.sizes.n_layers)
+    means = torch.zeros(len(sides), len(layers), anatomy.sizes.width)
+    norms = torch.zeros(len(layers), dtype=torch.float64)
+    rows = [[*side.prompt, *side.tokens] for side in sides]
+    for chosen in track(by_length([len(row) for row in rows], spec.batch_size), description):
+        batch = pad([rows[i] for i in chosen], [len(rows[i]) for i in chosen], pad_id, "right")
+        shape = batch.input_ids.shape
+        weights, answers = torch.zeros(shape), torch.zeros(shape)
+        for row, i in enumerate(chosen):
+            start, end = _span(spec.tokens, sides[i])
+            weights[row, start:end] = 1.0 / (end - start)
+            begin = len(sides[i].prompt) + sides[i].start
+            answers[row, begin : len(rows[i])] = 1.0 / ((len(rows[i]) - begin) * len(sides))
+
+        def read(
+            layer: int,
+            activation: torch.Tensor,
+            chosen: Sequence[int] = chosen,
+            weights: torch.Tensor = weights,
+            answers: torch.Tensor = answers,
+        ) -> None:
+            h = activation.float().view(*weights.shape, -1)
+            means[chosen, layer] = torch.einsum("bs,bsd->bd", weights.to(h.device), h).cpu()
+            norms[layer] += (h.norm(dim=-1).cpu().double() * answers).sum()
+
+        forward_reading(anatomy, SITE, list(layers), batch, read)
+    return means, norms.float()
+
+
+def _span(tokens: str, side: Response) -> tuple[int, int]:
+    """Where the tokens whose activation is compared begin and end, in prompt and response together."""
+    length = len(side.prompt)
+    if tokens == "response_avg":
+        return length + side.start, length + len(side.tokens)
+    # The first token of a sequence is an attention sink, whose activation says nothing and drowns a mean.
+    return (min(1, length - 1), length) if tokens == "prompt_avg" else (length - 1, length)
+
+
+def named_tensors(trait: Trait, found: Vectors) -> dict[str, torch.Tensor]:
+    """The vectors and norms by their full names."""
+    tensors = {}
+    for layer, (vector, norm) in enumerate(zip(found.vectors, found.residual_norm, strict=True)):
+        tensors[tensor_name(trait.name, SITE, layer)] = vector.clone()
+        tensors[tensor_name(trait.name, SITE, layer, RESIDUAL_NORM)] = norm.clone()
+    return tensors
+
+
+def provenance_of(
+    spec: PersonaSpec,
+    judge: TraitJudge,
+    traits: Sequence[Trait],
+    extractions: Mapping[str, Extraction],
+    found: Mapping[str, Vectors],
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """Where the tensors come from, JSON values."""
+    return {
+        "recipe": spec.recipe,
+        "site": SITE,
+        "tokens": spec.tokens,
+        "sampling": spec.sampling.model_dump(mode="json", exclude={"batch_size"}),
+        "keep": spec.keep.model_dump(mode="json"),
+        "judge": judge.describe(traits),
+        "seed": seed,
+        "traits": {
+            trait.name: {
+                "sha256": trait.sha256,
+                "prompts_sha256": _prompts_sha256(extractions[trait.name]),
+                **extractions[trait.name].summary(),
+                "norm_by_layer": _rounded(found[trait.name].vectors.norm(dim=-1)),
+                "residual_norm_by_layer": _rounded(found[trait.name].residual_norm),
+            }
+            for trait in traits
+        },
+        "warnings": [e.warning for e in extractions.values() if e.warning is not None],
+    }
+
+
+def _prompts_sha256(extraction: Extraction) -> str:
+    prompts = [[list(side.prompt) for side in pair] for pair in extraction.pairs]
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+
+
+def _rounded(values: torch.Tensor) -> dict[str, float]:
+    return {str(layer): round(float(value), 4) for layer, value in enumerate(values)}
+
+
+def _at_once(identity: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    return work()
+
+
+def read_data(spec: PersonaSpec, folder: Path) -> PersonaData:
+    """The traits and the judge of a spec.
+
+    Raises:
+        SubveneError: a trait file is not as it must be, or judges of this kind cannot score traits.
+    """
+    return PersonaData(
+        tuple(read_trait(trait, folder) for trait in spec.traits), make_trait_judge(spec.judge, folder)
+    )
+
+
+def check(spec: PersonaSpec, data: PersonaData, seed: int) -> None:
+    """Check the judge, before a model is loaded."""
+    data.judge.check(data.traits)
+
+
+def _reach(spec: PersonaSpec, sizes: Sizes) -> Reach:
+    return Reach(SITE, frozenset(range(sizes.n_layers)))
+
+
+def _fit(
+    spec: PersonaSpec, data: PersonaData, anatomy: Anatomy, tokenizer: Any, *, seed: int, work: Path | None
+) -> Fitted:
+    plain = IntervenedModel.plain(anatomy.model, tokenizer)
+    judge = data.judge.with_model(plain)
+    extractions, found = {}, {}
+    for trait in data.traits:
+        extractions[trait.name] = extract(spec, trait, plain, judge, seed=seed, do=_at_once)
+        found[trait.name] = vectors_of(spec, trait, extractions[trait.name], anatomy, tokenizer)
+    tensors = {k: v for trait in data.traits for k, v in named_tensors(trait, found[trait.name]).items()}
+    return Fitted(tensors, provenance_of(spec, judge, data.traits, extractions, found, seed=seed))
+
+
+PERSONA = Recipe(read_data, check, _reach, _fit)
