@@ -339,6 +339,9 @@ def _transcript(row: Any, where: str, columns: Columns) -> Transcript:
 
 def _of_columns(row: Mapping[str, Any], where: str, columns: Columns) -> list[dict[str, Any]]:
     """The messages of a row with a prompt and a response."""
+    for name, option in ((columns.prompt, "prompt"), (columns.response, "response")):
+        if name is not None:
+            _column(row, name, where, option)
     prompt_in = columns.prompt or next((name for name in PROMPTS if name in row), None)
     response_in = columns.response or next((name for name in RESPONSES if name in row), None)
     if prompt_in is None or response_in is None:

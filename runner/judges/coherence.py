@@ -2,8 +2,8 @@
 
 Of a response y_1 … y_n to a question x, as tokens of the model:
 
-- the mean of log p(y_t | x, y_<t) over the tokens that complete no trigram seen before (what a loop repeats is
-  likely, and would hide it), and the same over the 8 least likely tokens in a row;
+- the mean of log p(y_t | x, y_<t) over the tokens that complete no trigram seen before (what a loop repeats
+  is likely, and would hide it), and the same over the 8 least likely tokens in a row;
 - the share of trigrams that came before, 1 − distinct/all;
 - the longest immediate repetition: the largest share of the response that a period of 1 to 24 tokens repeats
   without a break;
@@ -34,14 +34,12 @@ from subvene.runner.intervened import IntervenedModel
 from subvene.runner.judges.base import JudgeError
 from subvene.runner.judges.traits import Exchange, Score
 from subvene.runner.judges.traits_scale import told_apart
-from subvene.runner.persona.traits import SHIPPED, read_trait
+from subvene.runner.persona.traits import SHIPPED, Contrast, read_trait
 from subvene.runner.progress import track
 from subvene.runner.scoring import log_normalizer
 from subvene.runner.text import by_length, pad, pad_id_of, prompt_ids, response_ids
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
 _WINDOW = 8
@@ -76,7 +74,10 @@ class ModelCoherence:
         return [Score(100 * float(next(found)) if one.answer.strip() else 0.0) for one in exchanges]
 
     def describe(self) -> dict[str, Any]:
-        """How well held-out answers and corruptions are told apart (five folds by answer), and by corruption."""
+        """How well answers and corruptions that were held out (five folds by answer) are told apart.
+
+        `found`: the share on the right side of 50, of coherent answers and of each kind of corruption.
+        """
         return self._fit().worth
 
     def _fit(self) -> _Fit:
@@ -87,27 +88,23 @@ class ModelCoherence:
         return fits[examples]
 
 
-def shipped_examples(folder: Path = SHIPPED) -> tuple[Exchange, ...]:
+def shipped_examples() -> tuple[Exchange, ...]:
     """Answers of the contrasts that come with subvene: ten of each trait, of both sides in turn.
 
     Raises:
         JudgeError: there are none.
     """
     chosen: list[Exchange] = []
-    for path in sorted(folder.glob("*.json")):
-        contrasts = read_trait(path.stem, folder).contrasts if folder == SHIPPED else ()
-        chosen += alternating([(one.question, one.positive, one.negative) for one in contrasts])
+    for path in sorted(SHIPPED.glob("*.json")):
+        chosen += alternating(read_trait(path.stem, SHIPPED).contrasts)
     if not chosen:
-        raise JudgeError(f"{folder}: no trait with `contrasts` to learn from what coherent text is")
+        raise JudgeError(f"{SHIPPED}: no trait with `contrasts` to learn from what coherent text is")
     return tuple(chosen)
 
 
-def alternating(contrasts: Sequence[tuple[str, str, str]]) -> list[Exchange]:
+def alternating(contrasts: Sequence[Contrast]) -> list[Exchange]:
     """Every contrast's answer of one side, in turn, that is long enough; at most ten, spread over all."""
-    answers = [
-        Exchange(question, (positive, negative)[i % 2])
-        for i, (question, positive, negative) in enumerate(contrasts)
-    ]
+    answers = [Exchange(one.question, (one.positive, one.negative)[i % 2]) for i, one in enumerate(contrasts)]
     long = [one for one in answers if len(one.answer.split()) >= _LEAST_WORDS]
     return long[:: max(1, len(long) // _PER_TRAIT)][:_PER_TRAIT]
 
@@ -122,7 +119,7 @@ class _Fit:
     worth: dict[str, Any]
 
     def probability(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Beyond what was seen in the fit, a feature counts no more: a loop is not made good by likelihood."""
+        """Beyond what the fit saw a feature counts no more: no likelihood makes a loop good."""
         z = (np.clip(x, self.low, self.high) - self.mean) / self.spread
         odds = (z * self.regression.coef_[0]).sum(1) + self.regression.intercept_[0]
         return np.asarray(1 / (1 + np.exp(-odds)))
@@ -175,7 +172,7 @@ def _regression(x: NDArray[np.float64], y: NDArray[np.int64], worth: dict[str, A
 
 
 def _corpus(examples: Sequence[Exchange]) -> list[tuple[int, str, Exchange]]:
-    """(group, kind of corruption or "", exchange): each answer, every other one cut off, and two corruptions."""
+    """(group, kind of corruption or "", exchange): answers, every other one also cut off, two corruptions."""
     vocabulary = sorted({word for one in examples for word in one.answer.split()})
     kinds = list(CORRUPTIONS)
     rows: list[tuple[int, str, Exchange]] = []
@@ -314,7 +311,7 @@ def repeated_trigrams(ids: Sequence[int]) -> float:
 
 
 def longest_repetition(ids: Sequence[int]) -> float:
-    """The largest share of tokens that a period of 1 to 24 tokens repeats without a break, its first time apart."""
+    """The largest share of tokens that repeat, without a break, the 1 to 24 tokens before them."""
     longest = 0
     for period in range(1, min(_LONGEST_PERIOD, len(ids) - 1) + 1):
         run = 0

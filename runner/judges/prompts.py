@@ -53,10 +53,10 @@ def _listed(title: str, answers: Sequence[str]) -> list[str]:
 
 
 COHERENCE = """\
-You will see a question and a response to it. Rate how coherent the response is as a piece of writing: whether \
-its sentences are well formed, hang together and make sense to a reader. Do not judge its tone, its opinions, \
-its manners, its length or whether its facts are right. A response that breaks off at the end because it ran \
-out of space is no less coherent for that.
+You will see a question and a response to it. Rate how coherent the response is as a piece of writing: \
+whether its sentences are well formed, hang together and make sense to a reader. Do not judge its tone, its \
+opinions, its manners, its length or whether its facts are right. A response that breaks off at the end \
+because it ran out of space is no less coherent for that.
 
 Question:
 {question}
@@ -64,7 +64,7 @@ Question:
 Response:
 {answer}
 
-0 means that it cannot be understood at all: loops of the same words, words in no order, stray symbols. 50 means \
-that parts of it make sense and parts do not. 100 means that it reads as clear and connected writing from \
-beginning to end. Reply with one whole number from 0 to 100 and nothing else."""
+0 means that it cannot be understood at all: loops of the same words, words in no order, stray symbols. 50 \
+means that parts of it make sense and parts do not. 100 means that it reads as clear and connected writing \
+from beginning to end. Reply with one whole number from 0 to 100 and nothing else."""
 """How a judge is asked for coherence, in words of our own; a response cannot refuse to be coherent."""

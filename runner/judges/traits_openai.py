@@ -1,10 +1,10 @@
 """Traits and coherence judged by a model at an OpenAI-compatible endpoint (Chen et al., 2025).
 
-One request for each response; its 20 likeliest first tokens give the score (`traits_scale`). Whether the model
-has whole numbers as tokens shows in the reply: if all numbers among the likeliest tokens have one digit, the
-digits are followed by further requests, with the digits so far appended to the prompt (`form: completions`) or
-as the beginning of the assistant's reply (`form: chat`; llama.cpp goes on with a reply that was begun, others
-may start another one, which is found out by a question whose continuation is unmistakable).
+One request for each response; its 20 likeliest first tokens give the score (`traits_scale`). Whether the
+model has whole numbers as tokens shows in the reply: if all numbers among the likeliest tokens have one
+digit, the digits are followed by further requests, with the digits so far appended to the prompt (`form:
+completions`) or as the beginning of the assistant's reply (`form: chat`; llama.cpp goes on with a reply that
+was begun, others may start another one, which is found out by a question whose continuation is unmistakable).
 """
 
 from __future__ import annotations
@@ -212,8 +212,8 @@ class OpenAITraitJudge(TraitJudge):
 
 
 _NO_DIGITS = (
-    "splits numbers into digits, and the server does not go on with a reply that was begun, so that the digits "
-    "cannot be followed; use `form: completions`, or a model with whole numbers as tokens"
+    "splits numbers into digits, and the server does not go on with a reply that was begun, so that the "
+    "digits cannot be followed; use `form: completions`, or a model with whole numbers as tokens"
 )
 
 

@@ -199,9 +199,9 @@ def agreement(judge: TraitJudge, trait: Trait) -> dict[str, Any] | None:
     """How well a judge that has not seen them tells a trait's contrasts apart.
 
     Returns:
-        `auc`: the share of (positive, negative) pairs of answers whose positive one scores higher (ties half);
-        `accuracy`: the share of answers on the right side of 50; `n`: answers with a score. None if the trait
-        has no contrasts, or a side has no score.
+        `auc`: the share of (positive, negative) pairs of answers whose positive one scores higher (ties
+        half); `accuracy`: the share of answers on the right side of 50; `n`: answers with a score. None if
+        the trait has no contrasts, or a side has no score.
     """
     if not trait.contrasts:
         return None

@@ -1,10 +1,10 @@
 """Traits judged without a language model that judges: what a trait file's own contrasts look like.
 
-For each trait a logistic regression tells the positive answers of its `contrasts` from the negative ones; the
-score is 100·p(positive). It sees the answer's sentence vector, its difference from the question's, and a few
-counts of how the answer is worded. Thirty pairs of answers are few: `describe` says what the judge is worth on
-questions that it was not fitted on, and on responses that are unlike the contrasts it is worth less. Coherence
-is asked of the unedited model under test (`coherence`).
+For each trait a logistic regression tells the positive answers of its `contrasts` from the negative ones;
+the score is 100·p(positive). It sees the answer's sentence vector, its difference from the question's, and a
+few counts of how the answer is worded. Thirty pairs of answers are few: `describe` says what the judge is
+worth on questions that it was not fitted on, and on responses that are unlike the contrasts it is worth less.
+Coherence is asked of the unedited model under test (`coherence`).
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _C = 10.0
 # So that a standard deviation of a count weighs a tenth of a sentence vector's length, and no response lies
 # further out than the contrasts do.
 _WEIGHT, _FURTHEST = 0.1, 2.0
-# Length is in units of its own, not of its spread: where the contrasts are equally long, a chance difference of
-# two words must not count, and a model's responses are longer than any of them.
+# Length is in units of its own, not of its spread: where the contrasts are equally long, a chance difference
+# of two words must not count, and a model's responses are longer than any of them.
 _LENGTH = 0.2
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _CONTRACTION = re.compile(r"[^\W_]['’](?:s|t|re|ve|ll|d|m)\b", re.IGNORECASE)
-_ME = frozenset("i me my mine i'm i'd i've i'll".split())
-_YOU = frozenset("you your yours you're you'd you've you'll".split())
+_ME = frozenset(("i", "me", "my", "mine", "i'm", "i'd", "i've", "i'll"))
+_YOU = frozenset(("you", "your", "yours", "you're", "you'd", "you've", "you'll"))
 
 
 class TrainedTraitJudge(TraitJudge):
@@ -64,8 +64,8 @@ class TrainedTraitJudge(TraitJudge):
         """
         if self._spec.folder is not None:
             raise JudgeError(
-                f"judge: `folder: {self._spec.folder}` holds a judge of truth or information; traits are judged "
-                "by their files' `contrasts`, so leave `folder` out"
+                f"judge: `folder: {self._spec.folder}` holds a judge of truth or information; traits are "
+                "judged by their files' `contrasts`, so leave `folder` out"
             )
         find_encoder(MINILM)
         for trait in traits:
@@ -73,9 +73,10 @@ class TrainedTraitJudge(TraitJudge):
             if questions < _FOLDS:
                 found = "none" if questions == 0 else f"contrasts on {questions}"
                 raise JudgeError(
-                    f"trait {trait.name!r}: the trained judge learns from `contrasts` (question, pos, neg) on at "
-                    f"least {_FOLDS} questions in the trait file, and there are {found}; add some (thirty is "
-                    "good), or use a judge of kind openai or transformers, which asks `eval_prompt`"
+                    f"trait {trait.name!r}: the trained judge learns from `contrasts` (question, pos, neg) "
+                    f"on at least {_FOLDS} questions in the trait file, and there are {found}; add some "
+                    "(thirty is good), or use a judge of kind openai or transformers, which asks "
+                    "`eval_prompt`"
                 )
 
     def trait(self, trait: Trait, exchanges: Sequence[Exchange]) -> list[Score]:
@@ -159,7 +160,7 @@ class _Scale:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the judge sees of answers, a row each: vectors and length, and counts that are yet to be scaled."""
+    """What the judge sees of answers, a row each: vectors and length, and counts yet to be scaled."""
 
     vectors: NDArray[np.float64]
     counts: NDArray[np.float64]
@@ -224,7 +225,7 @@ def _positive(regression: Any, x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _wording(text: str) -> list[float]:
-    """Log of the number of words; letters a word; contractions, `!`, commas, first and second person a word."""
+    """Log of the number of words; by word: letters, contractions, `!`, commas, first and second person."""
     words = [word.lower().replace("’", "'") for word in _WORD.findall(text)]
     n = max(1, len(words))
     return [

@@ -1,8 +1,9 @@
 """Traits and coherence judged by a local causal language model (Chen et al., 2025).
 
-The model's whole distribution is there, so the score is exact. Whether its tokenizer has whole numbers as tokens
-is read from its vocabulary: if all of 0 to 100 are there, the first token decides; otherwise the digits are
-followed (`traits_scale`), on top of the keys and values of the prompt, which passes through the model once.
+The model's whole distribution is there, so the score is exact. Whether its tokenizer has whole numbers as
+tokens is read from its vocabulary: if all of 0 to 100 are there, the first token decides; otherwise the
+digits are followed (`traits_scale`), on top of the keys and values of the prompt, which passes through the
+model once.
 """
 
 from __future__ import annotations
@@ -136,8 +137,8 @@ class TransformersTraitJudge(TraitJudge):
         shared = _shared(rows)
         if (why := why_not_shared(m, shared, rows)) is not None:
             raise JudgeError(
-                f"this judge's tokenizer splits numbers, and its digits cannot be followed one by one: {why}; "
-                "use a model whose tokenizer has the numbers 0 to 100 as tokens"
+                f"this judge's tokenizer splits numbers, and its digits cannot be followed one by one: "
+                f"{why}; use a model whose tokenizer has the numbers 0 to 100 as tokens"
             )
         prefix = SharedPrefix(m, shared, min(map(len, rows)))
         found: dict[int, Distribution] = {}
@@ -202,8 +203,8 @@ class Numerals:
         spelled = {k for token in self.ids if (k := number(token)) is not None}
         if missing := sorted(set(range(10)) - spelled):
             raise JudgeError(
-                f"the tokenizer {type(tokenizer).__name__} has no token for the digit {missing[0]}: this model "
-                "cannot judge on a scale from 0 to 100"
+                f"the tokenizer {type(tokenizer).__name__} has no token for the digit {missing[0]}: this "
+                "model cannot judge on a scale from 0 to 100"
             )
         self.whole = len(spelled) == HIGHEST + 1
         self._tokens = list(self.ids)

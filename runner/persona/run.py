@@ -104,7 +104,7 @@ def run_persona(
         model, tokenizer = load_model(spec.model, **overrides)
         results = persona.run(IntervenedModel.plain(model, tokenizer), ledger, output)
         write_json(output / "results.json", results)
-        write_persona_tables(output / "tables", results)
+        write_persona_tables(output, results)
         write_persona_report(output, results)
     persona.step("finished", results)
     return PersonaResult(output, results)

@@ -104,9 +104,9 @@ def results_table(results: Results) -> Html | None:
         for name, trait in results["traits"].items()
         for condition in trait["conditions"]
     ]
-    heads = ["Trait", "Condition", "Coefficient", "Score ↑", "Coherence ↑", "Projection", "CE ↓", "KL ↓"]
+    heads = ["Trait", "Condition", "Coefficient", "Score", "Coherence ↑", "Projection", "CE ↓", "KL ↓"]
     heads += ["Accuracy ↑", "Refused", "n"]
-    caption = "Mean ± standard deviation over n responses; ↑ higher is better, ↓ lower is better"
+    caption = "Mean ± standard deviation over n responses; ↑ larger is better, ↓ smaller is better"
     parts = [table(caption, heads, lines, class_="numbers")] if lines else []
     return join([*parts, _notes(results)]) if results["traits"] else None
 
@@ -447,8 +447,10 @@ def _notes(results: Results) -> Html:
         said.append(
             "CE is the next-token cross-entropy and KL the divergence KL(original ‖ edited), in nats per "
             f"token on {costs[0]['texts']} neutral texts; accuracy is on {costs[0]['choices']} "
-            "multiple-choice questions. A system prompt edits nothing, and has no cost of this kind."
+            "multiple-choice questions."
         )
+        if any(c["kind"] in ("prompted", "opposed") and not c.get("cost") for c in conditions):
+            said.append("A system prompt edits nothing, so its condition has no CE, KL and accuracy.")
     return items(*said)
 
 

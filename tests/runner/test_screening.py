@@ -53,8 +53,10 @@ def vectors(m: IntervenedModel) -> Any:
 
 
 def own_answer(m: IntervenedModel, prompt: list[int]) -> list[int]:
-    ids = torch.tensor([prompt])
-    return m.model.generate(ids, max_new_tokens=NEW, do_sample=False)[0, len(prompt) :].tolist()
+    """Greedy, of the untouched model, without the token that ends it."""
+    end = m.tokenizer.eos_token_id
+    ids = m.model.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False, eos_token_id=end)
+    return [token for token in ids[0, len(prompt) :].tolist() if token != end]
 
 
 def test_differences_are_those_of_one_sample_at_a_time(m: IntervenedModel, vectors: Any) -> None:
@@ -86,12 +88,11 @@ def test_differences_are_those_of_one_sample_at_a_time(m: IntervenedModel, vecto
 
 def test_the_model_s_own_answers_differ_from_themselves_by_nothing(m: IntervenedModel, vectors: Any) -> None:
     prompts = ["hello world", "how are you", "tell me about the sun"]
-    rows = []
-    for prompt in prompts:
-        with m.disabled():
-            rows.append(
-                {"prompt": prompt, "response": m.generate(prompt, max_new_tokens=NEW, do_sample=False)[0]}
-            )
+    answers = [own_answer(m, prompt_ids(m.tokenizer, prompt)) for prompt in prompts]
+    rows = [
+        {"prompt": prompt, "response": m.tokenizer.decode(answer)}
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
     found = screen(m, data(rows), vectors, max_new_tokens=NEW)
     # Every token of the tiny model is a word, so that what it says is tokenised back to the same ids.
     for answer, sample in zip(found.own, found.samples, strict=True):
