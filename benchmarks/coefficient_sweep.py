@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from harness import arguments, interleaved, report
+from hook_loop import TIE, check_tie, finish, generate_one
 
 from subvene.runner import IntervenedModel, fit
 from subvene.runner.text import pad, pad_id_of, prompt_ids
@@ -19,7 +19,6 @@ from subvene.specs import load_pairs, load_spec
 
 ROOT = Path(__file__).parent.parent
 COEFFICIENTS = [-1.5, -0.75, 0.0, 0.75, 1.5, 2.25]
-TIE = 1e-3
 
 
 def questions(count: int) -> list[str]:
@@ -33,41 +32,18 @@ def main() -> None:
     m: IntervenedModel = fit(ROOT / "examples/quickstart.yaml")
     spec = load_spec(ROOT / "examples/quickstart.yaml").interventions[0]
     vector = m.tensors[f"{spec.vector.key}.{spec.site}[{spec.layer}]"]
-    block, pad_id = m.model.model.layers[spec.layer], pad_id_of(m.tokenizer)
+    pad_id = pad_id_of(m.tokenizer)
     generation = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": pad_id}
     rows = [(prompt_ids(m.tokenizer, prompt), c) for prompt in prompts for c in COEFFICIENTS]
-
-    def finish(ids: torch.Tensor) -> list[int]:
-        """A response up to its end."""
-        tokens = ids.tolist()
-        end = m.model.generation_config.eos_token_id
-        return tokens[: tokens.index(end) + 1] if end in tokens else tokens
 
     def batched() -> list[list[int]]:
         batch = pad([ids for ids, _ in rows], [len(ids) for ids, _ in rows], pad_id, "left")
         strengths = [c for _, c in rows]
         output = m.generate_ids(batch.input_ids, batch.attention_mask, strengths=strengths, **generation)
-        return [finish(row) for row in output[:, batch.input_ids.shape[1] :]]
+        return [finish(m.model, row) for row in output[:, batch.input_ids.shape[1] :]]
 
     def loop() -> list[list[int]]:
-        responses = []
-        for ids, c in rows:
-            cursor = len(ids) - 1
-
-            def add(
-                _m: object, _a: object, h: torch.Tensor, c: float = c, cursor: int = cursor
-            ) -> torch.Tensor:
-                # Its own rule, for one unpadded row with a cache: the prompt pass edits the cursor only.
-                edited = h.clone()
-                edited[:, cursor if h.shape[1] > 1 else 0 :] += c * vector
-                return edited
-
-            handle = block.register_forward_hook(add)
-            prompt = torch.tensor([ids])
-            output = m.model.generate(prompt, attention_mask=torch.ones_like(prompt), **generation)
-            handle.remove()
-            responses.append(finish(output[0, len(ids) :]))
-        return responses
+        return [generate_one(m.model, ids, spec.layer, c * vector, **generation) for ids, c in rows]
 
     responses: dict[str, list[list[int]]] = {}
     arms = {
@@ -80,23 +56,12 @@ def main() -> None:
     one, other = responses["batched"], responses["loop"]
     differing = [i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b]
     for i in differing:
-        check_tie(m, rows[i], one[i], other[i])
+        ids, c = rows[i]
+        check_tie(m, ids, [c], one[i], other[i])
     same = f"{len(rows) - len(differing)} of {len(rows)} rows have the same tokens"
     if differing:
         same += f"; the other {len(differing)} part at a tie of two logits (gap below {TIE})"
     report("coefficient_sweep", seconds, "one at a time, hook", invert=True, notes=same)
-
-
-def check_tie(m: IntervenedModel, row: tuple[list[int], float], one: list[int], other: list[int]) -> None:
-    """Where two greedy runs part, their candidates must have the same logit up to rounding."""
-    ids, c = row
-    at = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    sequence = torch.tensor([[*ids, *one[:at]]])
-    with torch.no_grad():
-        logits = m(sequence, prompt_lengths=[len(ids)], strengths=[c]).logits[0, -1]
-    gap = abs(float(logits[one[at]] - logits[other[at]]))
-    if gap > TIE:
-        raise SystemExit(f"coefficient {c}: the two runs differ at token {at} with a logit gap of {gap:.4f}")
 
 
 if __name__ == "__main__":

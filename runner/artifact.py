@@ -166,34 +166,20 @@ def write(
     return folder
 
 
-def read(folder: Path) -> Artifact:
+def read(folder: Path, *, links_into: Sequence[Path] = ()) -> Artifact:
     """Read and check an artifact; each file is read once, so that what was checked is what is used.
+
+    Args:
+        folder: where it lies.
+        links_into: folders that its links may lead into (the Hub's cache keeps a snapshot as links into its
+            blobs); else a link may lead nowhere out of the folder.
 
     Raises:
         ArtifactError: naming the file that is missing, truncated, altered or not what it should be.
         SpecError: the spec is not valid.
     """
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder}: no such artifact folder")
-    try:
-        fingerprint = json.loads(_bytes(folder, FINGERPRINT))
-        hashes, _ = dict(fingerprint["sha256"]), fingerprint["model"]["n_layers"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{folder / FINGERPRINT}: not a fingerprint ({error!r})") from error
-    if fingerprint.get("format") != FORMAT:
-        raise ArtifactError(
-            f"{folder / FINGERPRINT}: format {fingerprint.get('format')!r}, this subvene reads {FORMAT!r}"
-        )
-    content = {}
-    for name in sorted({SPEC, TENSORS, *hashes}):
-        if Path(name).name != name or not name.isprintable():
-            raise ArtifactError(f"{folder / FINGERPRINT}: {name!r} is not a plain file name")
-        content[name] = _bytes(folder, name)
-        # People edit a card on the Hub, and nothing here reads it; everything else is as it was saved.
-        if name != CARD and hashlib.sha256(content[name]).hexdigest() != hashes.get(name):
-            raise ArtifactError(
-                f"{folder / name}: its sha256 is not the one in {FINGERPRINT}; truncated or altered"
-            )
+    content = checked_files(folder, links_into=links_into)
+    fingerprint = json.loads(content[FINGERPRINT])
     try:
         text = content[SPEC].decode("utf-8")
     except UnicodeDecodeError as error:
@@ -212,6 +198,36 @@ def read(folder: Path) -> Artifact:
     except (safetensors.SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{folder / TENSORS}: not a readable safetensors file ({error})") from error
     return Artifact(folder, with_file(spec, None), tensors, fingerprint, provenance)
+
+
+def checked_files(folder: Path, *, links_into: Sequence[Path] = ()) -> dict[str, bytes]:
+    """The content of an artifact's files by name, as its fingerprint vouches for it; arguments as for `read`.
+
+    Raises:
+        ArtifactError: naming the file that is missing, truncated or altered.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: no such artifact folder")
+    try:
+        content = {FINGERPRINT: _bytes(folder, FINGERPRINT, links_into)}
+        fingerprint = json.loads(content[FINGERPRINT])
+        hashes, _ = dict(fingerprint["sha256"]), fingerprint["model"]["n_layers"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"{folder / FINGERPRINT}: not a fingerprint ({error!r})") from error
+    if fingerprint.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{folder / FINGERPRINT}: format {fingerprint.get('format')!r}, this subvene reads {FORMAT!r}"
+        )
+    for name in sorted({SPEC, TENSORS, *hashes}):
+        if Path(name).name != name or not name.isprintable():
+            raise ArtifactError(f"{folder / FINGERPRINT}: {name!r} is not a plain file name")
+        content[name] = _bytes(folder, name, links_into)
+        # People edit a card on the Hub, and nothing here reads it; everything else is as it was saved.
+        if name != CARD and hashlib.sha256(content[name]).hexdigest() != hashes.get(name):
+            raise ArtifactError(
+                f"{folder / name}: its sha256 is not the one in {FINGERPRINT}; truncated or altered"
+            )
+    return content
 
 
 def is_artifact(path: Path) -> bool:
@@ -242,12 +258,15 @@ def _model_fingerprint(model: torch.nn.Module) -> dict[str, Any]:
     }
 
 
-def _bytes(folder: Path, name: str) -> bytes:
+def _bytes(folder: Path, name: str, links_into: Sequence[Path]) -> bytes:
     path = folder / name
     if not path.is_file():
         raise ArtifactError(f"{path}: missing; the artifact is incomplete")
-    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
-        raise ArtifactError(f"{path}: a link that leaves the artifact's folder")
+    if path.is_symlink():
+        # Read where it leads, and not through it: what was judged is what is read.
+        path = path.resolve()
+        if not any(path.is_relative_to(place.resolve()) for place in (folder, *links_into)):
+            raise ArtifactError(f"{folder / name}: a link that leaves the artifact's folder")
     return path.read_bytes()
 
 

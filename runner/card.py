@@ -1,17 +1,43 @@
-"""The model card of an artifact: what it edits, how it was made, how to load it."""
+"""The model card of an artifact: what it edits, how it was made, what was measured, how to load it.
+
+A card is written when an artifact is saved and finished when it is pushed: only then is it known where it will
+lie, and perhaps under which licence and with which measurements.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from subvene.runner.receipt import Receipt
-from subvene.specs import InterventionSpec, dump_spec
+from subvene.runner.report.persona_tables import conditions_markdown
+from subvene.runner.report.tables import markdown
+from subvene.specs import InterventionSpec, SubveneError, dump_spec
+
+HERE = "this-folder"
+"""What a card calls its own place until it is pushed."""
+
+MEASURED, LICENCE = "Measured", "Licence"
+_NO_LICENCE = (
+    "None is stated: nobody gave one when this was written, so the Hub's front matter names none. "
+    "The base model keeps its own."
+)
+_NOT_MEASURED = "Nothing that was measured came with this folder."
+_USE = (
+    "For research on what a language model's activations mean and on how edits of them change what it writes, "
+    "with the base model named above. The edits change the model's behaviour, also where nobody looked: measure "
+    "it on your own prompts, beside the untouched model (`with m.disabled(): …`), before you rely on it."
+)
+
+
+class CardError(SubveneError):
+    """A model card that the Hub would refuse."""
 
 
 def model_card(
@@ -20,7 +46,11 @@ def model_card(
     provenance: Mapping[str, Any],
     receipt: Receipt | None = None,
 ) -> str:
-    """Markdown with the Hub's YAML front matter."""
+    """Markdown with the Hub's YAML front matter.
+
+    Raises:
+        CardError: the front matter does not say what was put into it.
+    """
     kinds = list(dict.fromkeys(declared.kind for declared in spec.interventions))
     base = hub_id(spec.model.name)
     data = ModelCardData(
@@ -32,28 +62,102 @@ def model_card(
     )
     model = fingerprint["model"]
     parts = [
-        f"---\n{data.to_yaml()}\n---",
         f"# Interventions on {spec.model.name}",
         "Declared edits of the model's activations while it runs; its weights are not part of this folder.",
         "## What it does",
-        f"```yaml\n{dump_spec(spec)}```",
+        fenced(dump_spec(spec), "yaml"),
         f"Made for {model['architecture']}: {model['n_layers']} layers, width {model['width']}, "
         f"{model['n_heads']} heads of {model['head_dim']}. Layers and heads count from 0; "
         "`block_output[l]` is the output of block l.",
+        "## Intended use",
+        _USE,
         "## How to load it",
         "```python\nfrom subvene.runner import IntervenedModel\n\n"
-        'm = IntervenedModel.from_pretrained("this-folder")\n'
-        'print(m.generate(["Hello"], max_new_tokens=64)[0])\n'
-        "print(m.receipt[0].edited)   # tokens edited, by role\n```",
-        _stock(fingerprint),
+        f'm = IntervenedModel.from_pretrained("{HERE}")\n'
+        'print(m.generate(["Hello"], max_new_tokens=64)[0])\n```',
+        "`m.receipt` then says how many tokens each intervention edited.",
+        *_stock(spec, fingerprint),
+        f"## {MEASURED}",
+        _NOT_MEASURED,
     ]
     if receipt is not None:
         parts += ["## Receipt of the last run before saving", _receipt_table(receipt)]
     # Tables of numbers stay in the tensor file's metadata: a card is read by people.
     provenance = {name: value for name, value in provenance.items() if not _is_table(value)}
     if provenance:
-        parts += ["## Provenance", f"```json\n{json.dumps(dict(provenance), indent=2, sort_keys=True)}\n```"]
-    return "\n\n".join(parts) + "\n"
+        parts += ["## Provenance", fenced(json.dumps(dict(provenance), indent=2, sort_keys=True), "json")]
+    parts += [f"## {LICENCE}", _NO_LICENCE]
+    return with_front_matter(data, "\n\n".join(parts) + "\n")
+
+
+def finished(
+    text: str, *, repo_id: str, licence: str | None = None, results: Mapping[str, Any] | None = None
+) -> str:
+    """A card as it is pushed: it names its repository, and the licence and measurements where they are given.
+
+    All else stays as it stands: people edit their cards.
+
+    Args:
+        text: the card as it was saved, and perhaps edited since.
+        repo_id: where it goes.
+        licence: a licence as the Hub names it (`apache-2.0`); None leaves what the card says.
+        results: of a run, as in its `results.json`; None leaves what the card says.
+
+    Raises:
+        CardError: the front matter is not valid.
+    """
+    try:
+        card = ModelCard(text)
+    except (ValueError, TypeError) as error:
+        raise CardError(f"README.md: its front matter is not valid: {error}") from error
+    body = card.text.replace(f'"{HERE}"', f'"{repo_id}"').lstrip("\n")
+    if licence is not None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
+            raise CardError(
+                f"licence {licence!r}: expected one of the Hub's names for licences, such as apache-2.0, mit or "
+                "cc-by-4.0 (https://huggingface.co/docs/hub/repositories-licenses)"
+            )
+        card.data.license = licence
+        body = _with_section(body, LICENCE, f"{licence}, of this folder. The base model keeps its own.")
+    if results is not None and (table := measured(results)) is not None:
+        body = _with_section(body, MEASURED, table)
+    return with_front_matter(card.data, body)
+
+
+def with_front_matter(data: ModelCardData, body: str) -> str:
+    """The whole card, read back by the Hub's library to see that the front matter says what it should.
+
+    Raises:
+        CardError: it does not.
+    """
+    text = f"---\n{data.to_yaml()}\n---\n\n{body}"
+    try:
+        again = ModelCard(text).data.to_dict()
+    except (ValueError, TypeError) as error:
+        raise CardError(f"README.md: its front matter is not valid: {error}") from error
+    if again != data.to_dict():
+        raise CardError(f"README.md: its front matter reads back as {again}, expected {data.to_dict()}")
+    return text
+
+
+def measured(results: Mapping[str, Any]) -> str | None:
+    """The tables of a run as Markdown; None where nothing in it is a number.
+
+    Args:
+        results: as in the `results.json` of a comparison, a persona run, or any other experiment.
+
+    Raises:
+        CardError: these are no results of `subvene run`.
+    """
+    try:
+        if "rows" in results:
+            return markdown(results)
+        if "traits" in results:
+            return conditions_markdown(results)
+        tables = [_records(found) for found in results["evaluations"] if found["kind"] != "samples"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CardError(f"these are no results of `subvene run` ({error!r} is missing)") from error
+    return "\n\n".join(tables) or None
 
 
 def hub_id(name: str) -> str | None:
@@ -65,29 +169,84 @@ def hub_id(name: str) -> str | None:
     return None if Path(name).is_dir() else name
 
 
-def _stock(fingerprint: Mapping[str, Any]) -> str:
+def fenced(text: str, language: str) -> str:
+    """A block of code that no line of backticks inside it can end."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _with_section(body: str, title: str, text: str) -> str:
+    """The body with this text below the heading `title`; at its end if there is no such heading."""
+    section = f"## {title}\n\n{text.strip()}\n"
+    found = re.search(rf"^## {re.escape(title)}[ ]*\n(?:(?!## ).*(?:\n|\Z))*", body, re.MULTILINE)
+    if found is None:
+        return f"{body.rstrip()}\n\n{section}"
+    rest = body[found.end() :]
+    return body[: found.start()] + section + (f"\n{rest}" if rest else "")
+
+
+def _stock(spec: InterventionSpec, fingerprint: Mapping[str, Any]) -> list[str]:
     if not fingerprint["stock_pyvene"]:
-        return (
+        return [
             f"Stock pyvene cannot rebuild interventions for {fingerprint['model']['architecture']}; load "
             "this folder with subvene."
-        )
-    return (
-        "Stock pyvene reloads it too, with subvene installed: `pyvene.IntervenableModel.load(folder, "
-        "model)`, then `unit_locations=None` and, in `generate`, `intervene_on_prompt=True`. Stock pyvene "
-        "knows no positions: there the first call counts as the prompt, and padding is not recognised."
-    )
+        ]
+    revision = f', revision="{spec.model.revision}"' if spec.model.revision else ""
+    if hub_id(spec.model.name):
+        lines = [
+            "import pyvene, transformers",
+            "",
+            f'model = transformers.AutoModelForCausalLM.from_pretrained("{spec.model.name}"{revision})',
+        ]
+    else:
+        lines = [
+            "import pyvene, subvene.runner",
+            "",
+            f'model, tokenizer = subvene.runner.load_model("{spec.model.name}")',
+        ]
+    lines.append(f'm = pyvene.IntervenableModel.load("{HERE}", model)')
+    return [
+        "Stock pyvene reloads it too, with subvene installed:",
+        fenced("\n".join(lines), "python"),
+        "Then pass `unit_locations=None` and, in `generate`, `intervene_on_prompt=True`. Stock pyvene knows no "
+        "positions: there the first call counts as the prompt, and padding is not recognised. It imports the "
+        "classes that `config.json` names, so give it only folders of people you trust; subvene does not.",
+    ]
 
 
 def _receipt_table(receipt: Receipt) -> str:
-    lines = [
-        "| intervention | sites | positions | prompt | cursor | response | mean ‖Δ‖/‖h‖ |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for r in receipt:
         sites = r.sites[0] if len(r.sites) == 1 else f"{len(r.sites)} sites"
-        counts = " | ".join(str(r.edited[role]) for role in ("prompt", "cursor", "response"))
-        lines.append(f"| {r.name} | {sites} | {r.positions} | {counts} | {r.mean_relative:.3f} |")
-    return "\n".join(lines)
+        counts = [str(r.edited[role]) for role in ("prompt", "cursor", "response")]
+        rows.append([r.name, sites, str(r.positions), *counts, f"{r.mean_relative:.3f}"])
+    head = ["intervention", "sites", "positions", "prompt", "cursor", "response", "mean ‖Δ‖/‖h‖"]
+    return _table(head, rows)
+
+
+def _records(evaluation: Mapping[str, Any]) -> str:
+    """The records of an evaluation: a line each, a column for every plain value."""
+    records = evaluation["records"]
+    names = [
+        name
+        for name in dict.fromkeys(name for record in records for name in record)
+        if not any(isinstance(record.get(name), dict | list) for record in records)
+    ]
+    rows = [[_in_words(record.get(name)) for name in names] for record in records]
+    return f"**{evaluation['kind']}**\n\n{_table([name.replace('_', ' ') for name in names], rows)}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    cells = ([" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _in_words(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _is_table(value: Any) -> bool:

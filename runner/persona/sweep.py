@@ -22,7 +22,6 @@ Point = tuple[int, float]
 
 
 def panel(
-    trait: Trait,
     steering: SteeringSpec,
     layers: Sequence[int],
     tensors: Mapping[str, torch.Tensor],
@@ -78,7 +77,7 @@ def run_sweep(
     """
     coefficients = sorted({0.0, *declared.coefficients})
     points: list[Point] = [(layer, c) for layer in declared.layers for c in coefficients if c]
-    m = panel(trait, steering, declared.layers, tensors, plain)
+    m = panel(steering, declared.layers, tensors, plain)
     about = {
         **identity,
         "trait": trait.sha256,

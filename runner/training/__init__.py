@@ -1,0 +1,1 @@
+"""Training of localized edits on preferences: many experiments in one job, none of which touches another."""

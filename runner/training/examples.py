@@ -1,0 +1,94 @@
+"""What is trained on, as token ids: preferences, and the answers that they consist of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from subvene.runner.text import TextError
+
+_HELD_OUT = "localized edit validation"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt, the answer that is wanted and the one that is not.
+
+    Attributes:
+        key: of the question; examples of one question are never on two sides of a split.
+        prompt: token ids.
+        chosen: token ids of the wanted answer.
+        rejected: token ids of the unwanted one.
+    """
+
+    key: str
+    prompt: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Every different (prompt, answer) of some examples, once.
+
+    Attributes:
+        rows: (prompt ids, answer ids).
+        chosen: of each example, the row of its wanted answer.
+        rejected: of each example, the row of its unwanted one.
+    """
+
+    rows: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> Answers:
+        """The answers of these examples.
+
+        Raises:
+            TextError: a prompt or an answer holds no token.
+        """
+        number: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+        sides: tuple[list[int], list[int]] = ([], [])
+        for i, example in enumerate(examples):
+            for side, answer, what in zip(
+                sides, (example.chosen, example.rejected), ("chosen", "rejected"), strict=True
+            ):
+                if not example.prompt or not answer:
+                    raise TextError(
+                        f"example {i}: the {what if example.prompt else 'prompt'} holds no token to train on"
+                    )
+                side.append(number.setdefault((example.prompt, answer), len(number)))
+        return cls(tuple(number), *map(tuple, sides))
+
+    def length(self, row: int) -> int:
+        """Tokens of a row, prompt and answer."""
+        return sum(map(len, self.rows[row]))
+
+
+def split(
+    examples: Sequence[Example], fraction: float | None, seed: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Indices of the examples that are trained on, and of those held out: a share of the questions.
+
+    Which questions a seed holds out depends on their keys alone.
+    """
+    keys = sorted({example.key for example in examples})
+
+    def draw(key: str) -> bytes:
+        return hashlib.sha256(f"{_HELD_OUT} {seed} {key}".encode()).digest()
+
+    count = 0 if fraction is None else round(fraction * len(keys))
+    held_out = set(sorted(keys, key=draw)[:count])
+    sides: tuple[list[int], list[int]] = ([], [])
+    for i, example in enumerate(examples):
+        sides[example.key in held_out].append(i)
+    return tuple(sides[0]), tuple(sides[1])
+
+
+def examples_sha256(examples: Sequence[Example]) -> str:
+    """A hash of all that the examples say, and of their order."""
+    rows = [[example.key, example.prompt, example.chosen, example.rejected] for example in examples]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

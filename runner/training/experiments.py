@@ -1,0 +1,96 @@
+"""One experiment among those that train together, and what comes out of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from subvene.runner.training.multiplex import EditShape
+from subvene.specs import SubveneError
+from subvene.specs.recipes.localized_edit import LocalizedEditSpec
+
+
+class TrainingError(SubveneError, ValueError):
+    """Training cannot begin, or cannot go on; the message says where it stood."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One edit to train.
+
+    Attributes:
+        name: what progress and errors call it; unique in a job.
+        spec: objective, learning rate, epochs and so on; its `data` and `heads` have been resolved into the
+            fields below.
+        shape: the edit.
+        seed: of the order of its pairs.
+        train: indices of the examples that it is trained on.
+        validation: indices of those that choose its best step; empty: the last step is kept.
+    """
+
+    name: str
+    spec: LocalizedEditSpec
+    shape: EditShape
+    seed: int
+    train: tuple[int, ...]
+    validation: tuple[int, ...] = ()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps that go through all pairs once; the last may have fewer pairs."""
+        return math.ceil(len(self.train) / self.spec.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all, unless it stops early."""
+        return self.spec.epochs * self.steps_per_epoch
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step (0-based): transformers' schedule with warm-up."""
+        highest = self.spec.learning_rate
+        rising = math.ceil(self.spec.warmup * self.steps)
+        if step < rising:
+            return highest * step / rising
+        if self.spec.schedule == "constant":
+            return highest
+        return highest * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))
+
+    def evaluates_after(self, done: int) -> bool:
+        """Whether the validation pairs are looked at when so many steps are done."""
+        if not self.validation:
+            return False
+        return done == self.steps or done % (self.spec.evaluate_every or self.steps_per_epoch) == 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one experiment came to.
+
+    Attributes:
+        name: the experiment's.
+        factors: `{layer}.a` and `{layer}.b`, float32 [factors, n_heads*head_dim], zero outside the heads that
+            may be read and written; a constant edit has no `a`.
+        losses: mean loss of the pairs of each step.
+        accuracies: of each step, the share of its pairs with Δ > 0; empty for `sft`.
+        grad_norms: of each step, before clipping.
+        evaluations: of each look at the validation pairs: `step` (how many were done), `loss`, and `accuracy`
+            unless the objective is `sft`. The first is that of the untrained edit.
+        best_step: after how many steps the factors are those that are given.
+        stopped_early: whether patience ran out.
+        start: whether the training began anew or at which step it was taken up.
+        about: what ran: the effective optimizer, where passes began, the reference.
+    """
+
+    name: str
+    factors: dict[str, torch.Tensor]
+    losses: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    grad_norms: tuple[float, ...]
+    evaluations: tuple[dict[str, float], ...]
+    best_step: int
+    stopped_early: bool
+    start: int
+    about: dict[str, Any]

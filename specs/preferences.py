@@ -1,0 +1,104 @@
+"""Preferences: prompts with an answer that is wanted and one that is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from subvene.specs._base import SpecModel
+from subvene.specs._fields import Count, Text
+from subvene.specs._flaws import Expect, Flaw, Shaped, refuse
+from subvene.specs.questions import QuestionsSpec
+
+_OF_A_DATASET = ("subset", "split", "revision")
+
+
+def _jsonl_file(file: str) -> str:
+    if not file.lower().endswith(".jsonl") or len(file) <= len(".jsonl") or not file.isprintable():
+        raise PydanticCustomError("jsonl_file", "jsonl_file")
+    return file
+
+
+JsonlPath = Annotated[str, AfterValidator(_jsonl_file), Expect("a path that ends in .jsonl")]
+
+
+class TriplesSpec(SpecModel):
+    """Triples of a prompt, the answer that is wanted and the one that is not: a file or a Hub dataset."""
+
+    expects: ClassVar[str] = "a mapping with `file` or `dataset`"
+
+    file: JsonlPath | None = Field(
+        default=None, description="A file, relative to this spec's folder, with one JSON object a line."
+    )
+    dataset: Text | None = Field(default=None, description="A Hub dataset id.")
+    subset: Text | None = Field(default=None, description="The dataset's configuration.")
+    split: Text = Field(default="train", description="The dataset's split.")
+    revision: Text | None = Field(default=None, description="Branch, tag or commit of the Hub dataset.")
+    prompt: Text = Field(
+        default="prompt",
+        description="The field of each row that holds the prompt: text, or messages with `role` and "
+        "`content`. A row without it has the prompt in its two lists of messages.",
+    )
+    chosen: Text = Field(
+        default="chosen",
+        description="The field that holds the wanted answer: text, or messages of which the last is it.",
+    )
+    rejected: Text = Field(default="rejected", description="The field that holds the unwanted answer.")
+    chat: bool | None = Field(
+        default=None,
+        description="Put prompts into the model's chat template; left out: where the model has one.",
+    )
+    end: bool = Field(
+        default=True,
+        description="Close every answer with the model's end-of-sequence token, so that where to stop is "
+        "learned too.",
+    )
+    limit: Count | None = Field(
+        default=None, description="At most so many triples, the first ones; left out: all."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.file is None) == (self.dataset is None):
+            found = "neither" if self.file is None else "both"
+            refuse("TriplesSpec", [Flaw(("file",), "either `file` or `dataset`", self.file, found=found)])
+        stray = [name for name in _OF_A_DATASET if name in self.model_fields_set]
+        if stray and self.dataset is None:
+            flaws = [Flaw((name,), "`dataset` beside it", getattr(self, name)) for name in stray]
+            refuse("TriplesSpec", flaws)
+        return self
+
+
+class TruthfulPairsSpec(SpecModel):
+    """TruthfulQA: of every question, each true answer against each false one."""
+
+    expects: ClassVar[str] = "a mapping with `truthfulqa`"
+
+    truthfulqa: QuestionsSpec = Field(description="The questions with their answers.")
+    preset: Literal["bare", "qa", "instruction_qa", "chat"] = Field(
+        default="bare",
+        description="What stands before a question: `bare` nothing (`Q: …`, `A:`); `qa` the primer; "
+        "`instruction_qa` the instruction, a blank line and the primer; `chat` the model's template, "
+        "and nothing else.",
+    )
+    end: bool = Field(
+        default=False, description="Close every answer with the model's end-of-sequence token."
+    )
+
+
+def _by_key(value: object) -> int | None:
+    if isinstance(value, TriplesSpec | TruthfulPairsSpec):
+        return int(isinstance(value, TruthfulPairsSpec))
+    if not isinstance(value, Mapping):
+        return None
+    return int("truthfulqa" in value)
+
+
+PreferenceData = Annotated[
+    TriplesSpec | TruthfulPairsSpec,
+    Shaped(_by_key, "a mapping with `file`, with `dataset`, or with `truthfulqa`"),
+]
+"""Triples in a file or a Hub dataset, or TruthfulQA's answers against each other."""
