@@ -1,7 +1,7 @@
 """The model card of an artifact: what it edits, how it was made, what was measured, how to load it.
 
-A card is written when an artifact is saved and finished when it is pushed: only then is it known where it will
-lie, and perhaps under which licence and with which measurements.
+A card is written when an artifact is saved and finished when it is pushed: only then is it known where it
+will lie, and perhaps under which licence and with which measurements.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ HERE = "this-folder"
 """What a card calls its own place until it is pushed."""
 
 MEASURED, LICENCE = "Measured", "Licence"
+_HERE = rf'\1("{HERE}"'
 _NO_LICENCE = (
     "None is stated: nobody gave one when this was written, so the Hub's front matter names none. "
     "The base model keeps its own."
 )
 _NOT_MEASURED = "Nothing that was measured came with this folder."
 _USE = (
-    "For research on what a language model's activations mean and on how edits of them change what it writes, "
-    "with the base model named above. The edits change the model's behaviour, also where nobody looked: measure "
-    "it on your own prompts, beside the untouched model (`with m.disabled(): …`), before you rely on it."
+    "For research on what a language model's activations mean and on how edits of them change what it "
+    "writes, with the base model named above. The edits change the model's behaviour, also where nobody "
+    "looked: measure it on your own prompts, beside the untouched model (`with m.disabled(): …`), before you "
+    "rely on it."
 )
 
 
@@ -110,12 +112,14 @@ def finished(
         card = ModelCard(text)
     except (ValueError, TypeError) as error:
         raise CardError(f"README.md: its front matter is not valid: {error}") from error
-    body = card.text.replace(f'"{HERE}"', f'"{repo_id}"').lstrip("\n")
+    # What was pulled from one repository may go to another.
+    body = re.sub(r'(IntervenedModel\.from_pretrained|IntervenableModel\.load)\("[^"]*"', _HERE, card.text)
+    body = body.replace(f'"{HERE}"', f'"{repo_id}"').lstrip("\n")
     if licence is not None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
             raise CardError(
-                f"licence {licence!r}: expected one of the Hub's names for licences, such as apache-2.0, mit or "
-                "cc-by-4.0 (https://huggingface.co/docs/hub/repositories-licenses)"
+                f"licence {licence!r}: expected one of the Hub's names for licences, such as apache-2.0, mit "
+                "or cc-by-4.0 (https://huggingface.co/docs/hub/repositories-licenses)"
             )
         card.data.license = licence
         body = _with_section(body, LICENCE, f"{licence}, of this folder. The base model keeps its own.")
@@ -209,9 +213,10 @@ def _stock(spec: InterventionSpec, fingerprint: Mapping[str, Any]) -> list[str]:
     return [
         "Stock pyvene reloads it too, with subvene installed:",
         fenced("\n".join(lines), "python"),
-        "Then pass `unit_locations=None` and, in `generate`, `intervene_on_prompt=True`. Stock pyvene knows no "
-        "positions: there the first call counts as the prompt, and padding is not recognised. It imports the "
-        "classes that `config.json` names, so give it only folders of people you trust; subvene does not.",
+        "Then pass `unit_locations=None` and, in `generate`, `intervene_on_prompt=True`. Stock pyvene knows "
+        "no positions: there the first call counts as the prompt, and padding is not recognised. It imports "
+        "the classes that `config.json` names, so give it only folders of people you trust; subvene does "
+        "not.",
     ]
 
 

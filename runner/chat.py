@@ -171,7 +171,7 @@ class ChatSession:
         if plain.ending == "stopped":
             raise ChatError("stopped before the edited answer; this turn is not part of the conversation")
         edited = self._answer(ids, on_text, stop, edited=True)
-        self._keep(text, plain)
+        self._keep(text, edited)
         return plain, edited
 
     def set_strength(self, value: float, name: str | None = None) -> str:

@@ -1,10 +1,10 @@
 """Sharing through the Hugging Face Hub: a push is one commit, a pull goes through the Hub's own cache.
 
-A push goes through `HfApi.create_commit`. Neither `ModelHubMixin` nor `upload_folder` fits: the mixin reads a
-repository's `config.json` for constructor arguments (ours is pyvene's), and `upload_folder` splits a folder over
-several commits where it likes to, so that others could pull half a push.
+A push goes through `HfApi.create_commit`. Neither `ModelHubMixin` nor `upload_folder` fits: the mixin reads
+a repository's `config.json` for constructor arguments (ours is pyvene's), and `upload_folder` splits a folder
+over several commits where it likes to, so that others could pull half a push.
 
-Reading accepts links only into the cache that the library keeps, and only for a snapshot that it has just given.
+Reading accepts links only into the cache that the library keeps, and only in a snapshot that it has just given.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def push(
     licence: str | None = None,
     results: Mapping[str, Any] | None = None,
 ) -> CommitInfo:
-    """Push an artifact or a baked checkpoint as one commit; what the repository already has is not sent again.
+    """Push an artifact or a baked checkpoint as one commit; what the repository has is not sent again.
 
     Args:
         source: an artifact's folder, the output of `subvene run`, or a folder that `save_baked` wrote.
@@ -145,7 +145,7 @@ def read_results(path: Path) -> Any:
 
 
 def _files(folder: Path, repo_id: str, licence: str | None, results: Any) -> dict[str, Path | bytes]:
-    """What is to lie in the repository, by path; an artifact as it was checked, a checkpoint's files by path."""
+    """What is to lie in the repository, by path: an artifact's bytes as they were checked, else files."""
     files: dict[str, Path | bytes]
     if artifact.is_artifact(folder):
         artifact.read(folder)
@@ -180,8 +180,8 @@ def _stale(there: Sequence[str], files: Mapping[str, Any], marker: str, repo_id:
     if others and marker not in there:
         shown = ", ".join(sorted(others)[:3])
         raise HubError(
-            f"{repo_id} holds something else ({shown}{', …' if len(others) > 3 else ''}), which a push would mix "
-            "with this; choose another name or another branch"
+            f"{repo_id} holds something else ({shown}{', …' if len(others) > 3 else ''}), which a push would "
+            "mix with this; choose another name or another branch"
         )
     old = _ARTIFACT if marker == SPEC else ("*.safetensors", "*.safetensors.index.json")
     return [name for name in others if name not in files and any(fnmatchcase(name, known) for known in old)]
@@ -282,10 +282,10 @@ def fetch(repo_id: str, *, revision: str | None = None, token: str | bool | None
 
 
 def blobs(snapshot: Path) -> tuple[Path, Path]:
-    """Where the links of a snapshot in the Hub's cache may lead: its repository's blobs, and the shared ones.
+    """Where a snapshot's links in the Hub's cache may lead: its repository's blobs, and the shared ones.
 
-    The library keeps `models--user--name/snapshots/COMMIT/file` as a link into `models--user--name/blobs`, and
-    that, for large files, as a link into `blobs` beside all repositories.
+    The library keeps `models--user--name/snapshots/COMMIT/file` as a link into `models--user--name/blobs`,
+    and that, for large files, as a link into `blobs` beside all repositories.
     """
     repository = snapshot.parent.parent
     return repository / "blobs", repository.parent / "blobs"
@@ -330,7 +330,7 @@ def _explained(repo_id: str, done: str, revision: str | None) -> Iterator[None]:
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """The base of the errors of the library's HTTP client, which is another package from version to version."""
+    """The base of the errors of the library's HTTP client, another package from version to version."""
     return tuple(base for base in HfHubHTTPError.__bases__ if base.__module__.startswith("httpx"))
 
 
@@ -347,8 +347,8 @@ def _reason(error: BaseException, repo_id: str, done: str, revision: str | None)
         if pushing:
             return f"{repo_id} cannot be pushed offline; unset HF_HUB_OFFLINE"
         return (
-            f"{repo_id}{_at(revision)} is not in the Hub's cache ({constants.HF_HUB_CACHE}), or not all of it, and "
-            "HF_HUB_OFFLINE forbids to download it; do so once without it"
+            f"{repo_id}{_at(revision)} is not in the Hub's cache ({constants.HF_HUB_CACHE}), or not all of it, "
+            "and HF_HUB_OFFLINE forbids to download it; do so once without it"
         )
     if isinstance(error, RevisionNotFoundError):
         return f"{repo_id} has no branch, tag or commit {revision!r}"
@@ -369,7 +369,7 @@ def _reason(error: BaseException, repo_id: str, done: str, revision: str | None)
     if status is not None:
         advice = again if status >= 500 or status == 429 else "see the Hub's own words"
         return f"{repo_id} cannot be {done}: the Hub answers {status} ({_said(error)}); {advice}"
-    if type(error).__name__ == "ConnectError":
+    if type(error).__name__ in ("ConnectError", "ConnectTimeout"):
         return f"{repo_id} cannot be {done}: no connection to {constants.ENDPOINT} ({_said(error)}); {again}"
     if isinstance(error, _network_errors()):
         return f"{repo_id}: the connection broke before all was {done} ({_said(error)}); {again}"

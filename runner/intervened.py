@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from huggingface_hub import CommitInfo
 
-from subvene.runner import artifact
+from subvene.runner import artifact, hub
 from subvene.runner.anatomy import sizes_from_config
 from subvene.runner.compile import check_sizes, compile_spec
 from subvene.runner.intervenable import IntervenableModel
@@ -95,28 +97,35 @@ class IntervenedModel:
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | os.PathLike[str],
+        source: str | os.PathLike[str],
         *,
+        revision: str | None = None,
+        token: str | bool | None = None,
         model: torch.nn.Module | None = None,
         tokenizer: Any = None,
         **overrides: Any,
     ) -> Self:
-        """Reload an artifact that `save_pretrained` wrote.
+        """Reload an artifact that `save_pretrained` wrote, or that `push_to_hub` put on the Hub.
 
-        Nothing in the folder is executed: the spec is plain YAML, the tensors are safetensors, and no class
+        Nothing in the artifact is executed: the spec is plain YAML, the tensors are safetensors, and no class
         path or pickle is read. The artifact's files are checked against their hashes, and the model against
         the artifact's fingerprint, before the model is touched.
 
         Args:
-            folder: the artifact's folder.
+            source: the artifact's folder or, where there is no such folder, its repository on the Hub,
+                `user/name`: read from the Hub's cache, downloaded where it is not there and HF_HUB_OFFLINE
+                allows it.
+            revision: branch, tag or commit of that repository.
+            token: for a private repository; None: `HF_TOKEN`, or the one that `hf auth login` stored.
             model: an already loaded model to use instead of the one the artifact names.
             tokenizer: its tokenizer.
             **overrides: fields of the model reference to replace.
 
         Raises:
             ArtifactError: a file is missing, truncated or altered, or the model is another one.
+            HubError: the repository cannot be read, or holds no artifact.
         """
-        loaded = artifact.read(Path(folder))
+        loaded = hub.open_artifact(source, revision=revision, token=token)
         spec = with_overrides(loaded.spec, overrides)
         if model is None:
             loaded.check_config(load_config(spec.model, **overrides))
@@ -274,6 +283,46 @@ class IntervenedModel:
             provenance=self.provenance,
             receipt=self.receipt,
         )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        branch: str | None = None,
+        commit_message: str | None = None,
+        token: str | bool | None = None,
+        licence: str | None = None,
+        results: Mapping[str, Any] | None = None,
+    ) -> CommitInfo:
+        """Push the artifact to a repository of the Hub, as one commit.
+
+        Args:
+            repo_id: `user/name`; made if it does not exist.
+            private: make it private; an existing public one is then refused.
+            branch: the branch to commit to, made if it does not exist; None: `main`.
+            commit_message: None: a sentence that says what was pushed.
+            token: None: `HF_TOKEN`, or the one that `hf auth login` stored.
+            licence: of the artifact, as the Hub names it (`apache-2.0`); None: the card says that none is stated.
+            results: what a run's `results.json` holds, for the card's table.
+
+        Returns:
+            The library's record of the commit: `oid`, `commit_url`.
+
+        Raises:
+            HubError: anything that the Hub refused, with what to do.
+        """
+        with tempfile.TemporaryDirectory(prefix="subvene-push-") as scratch:
+            return hub.push(
+                self.save_pretrained(Path(scratch, "artifact")),
+                repo_id,
+                private=private,
+                branch=branch,
+                commit_message=commit_message,
+                token=token,
+                licence=licence,
+                results=results,
+            )
 
     def _named(self, strengths: Any) -> Mapping[str, Any] | None:
         if strengths is None or isinstance(strengths, Mapping):

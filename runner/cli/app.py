@@ -21,6 +21,8 @@ from subvene.runner.cli.fit import fit
 from subvene.runner.cli.generate import generate
 from subvene.runner.cli.judge import judge_app
 from subvene.runner.cli.project import project
+from subvene.runner.cli.pull import pull
+from subvene.runner.cli.push import push
 from subvene.runner.cli.run import run
 from subvene.runner.cli.screen import screen
 from subvene.runner.cli.show import show
@@ -62,7 +64,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog=EPILOG,
 )
-for command in (validate, schema, fit, generate, chat, show, run, project, screen, export):
+for command in (validate, schema, fit, generate, chat, show, run, project, screen, export, push, pull):
     app.command(epilog=EPILOG)(command)
 app.add_typer(judge_app)
 
