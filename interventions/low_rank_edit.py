@@ -9,8 +9,8 @@ from typing import Any, Self
 import torch
 
 from subvene.interventions.base import ActivationIntervention
-from subvene.interventions.tensors import Sizes, TensorTable, stored_name
-from subvene.specs import LowRankEditSpec
+from subvene.interventions.tensors import Sizes, TensorError, TensorTable, stored_name
+from subvene.specs import LowRankEditSpec, parse_tensor_name, tensor_name
 
 
 class LowRankEditIntervention(ActivationIntervention):
@@ -52,6 +52,10 @@ class LowRankEditIntervention(ActivationIntervention):
         cls, spec: LowRankEditSpec, table: TensorTable, sizes: Sizes
     ) -> list[tuple[str, int | None, Self]]:
         width = sizes.n_heads * sizes.head_dim
+        if spec.layer is None:
+            return [
+                built for layer in _stored_layers(spec, table) for built in cls.build(layer, table, sizes)
+            ]
         if spec.factors is None:
             # Kaiming-uniform A and zero B, as LoRA starts; both zero would be a saddle without a gradient.
             a = torch.empty(spec.rank, width)
@@ -88,6 +92,23 @@ class LowRankEditIntervention(ActivationIntervention):
     def expects_change(self) -> bool:
         # A fresh edit is the identity until it is trained.
         return bool(torch.any(self.b * self.write_mask != 0))
+
+
+def _stored_layers(spec: LowRankEditSpec, table: TensorTable) -> list[LowRankEditSpec]:
+    """The entry once for each layer that its key is stored for, with the rank that is stored there."""
+    key = "" if spec.factors is None else spec.factors.key
+    ranks = {
+        found.layer: table.tensors[name].shape[0]
+        for name in table.tensors
+        if (found := parse_tensor_name(name)) and (found.key, found.site, found.part) == (key, spec.site, "a")
+    }
+    if not ranks:
+        raise TensorError(
+            f"{table.origin}: no factors under the key {key!r}; they are stored in pairs, as "
+            f"{tensor_name(key, spec.site, 0, 'a')!r} and {tensor_name(key, spec.site, 0, 'b')!r} "
+            "[rank, n_heads*head_dim]"
+        )
+    return [spec.model_copy(update={"layer": layer, "rank": ranks[layer]}) for layer in sorted(ranks)]
 
 
 def _head_mask(heads: Sequence[int] | str, sizes: Sizes) -> torch.Tensor:

@@ -4,7 +4,8 @@ A push goes through `HfApi.create_commit`. Neither `ModelHubMixin` nor `upload_f
 a repository's `config.json` for constructor arguments (ours is pyvene's), and `upload_folder` splits a folder
 over several commits where it likes to, so that others could pull half a push.
 
-Reading accepts links only into the cache that the library keeps, and only in a snapshot that it has just given.
+Reading accepts links only into the cache that the library keeps, and only in a snapshot that it has just
+given.
 """
 
 from __future__ import annotations
@@ -347,8 +348,8 @@ def _reason(error: BaseException, repo_id: str, done: str, revision: str | None)
         if pushing:
             return f"{repo_id} cannot be pushed offline; unset HF_HUB_OFFLINE"
         return (
-            f"{repo_id}{_at(revision)} is not in the Hub's cache ({constants.HF_HUB_CACHE}), or not all of it, "
-            "and HF_HUB_OFFLINE forbids to download it; do so once without it"
+            f"{repo_id}{_at(revision)} is not in the Hub's cache ({constants.HF_HUB_CACHE}), or not all of "
+            "it, and HF_HUB_OFFLINE forbids to download it; do so once without it"
         )
     if isinstance(error, RevisionNotFoundError):
         return f"{repo_id} has no branch, tag or commit {revision!r}"

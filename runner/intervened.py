@@ -303,7 +303,7 @@ class IntervenedModel:
             branch: the branch to commit to, made if it does not exist; None: `main`.
             commit_message: None: a sentence that says what was pushed.
             token: None: `HF_TOKEN`, or the one that `hf auth login` stored.
-            licence: of the artifact, as the Hub names it (`apache-2.0`); None: the card says that none is stated.
+            licence: of the artifact, as the Hub names it (`apache-2.0`); None: the card says so.
             results: what a run's `results.json` holds, for the card's table.
 
         Returns:

@@ -267,9 +267,8 @@ class LiveProjections:
         for start, some, is_real in calls:
             at = start - first
             count = min(some.shape[1], slots - at)
-            # The last pass of a slot is the one that counts, and what an earlier one had seen beyond
-            # (rejected drafts) is no longer part of the sequence.
-            real[:, at:] = False
+            # A slot whose draft was rejected is passed again, and that is the pass that counts; only the
+            # last one is not, and `slots` ends before it.
             if count > 0:
                 values[:, at : at + count] = some[:, :count].cpu().double()
                 real[:, at : at + count] = is_real[:, :count].cpu()

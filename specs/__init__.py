@@ -38,8 +38,9 @@ from subvene.specs.loading import load_pairs, load_spec, parse_spec, resolve_pai
 from subvene.specs.model import ModelSpec
 from subvene.specs.pairs import ContrastSystems, ContrastTexts, PairsFile, SystemPair, TextPair
 from subvene.specs.positions import FirstTokens, LastTokens, Positions, TokenIndices
+from subvene.specs.preferences import TriplesSpec, TruthfulPairsSpec
 from subvene.specs.questions import QuestionsSpec
-from subvene.specs.recipes import AnyRecipe, ITISpec, MeanDifferenceSpec, PersonaSpec
+from subvene.specs.recipes import AnyRecipe, ITISpec, LocalizedEditSpec, MeanDifferenceSpec, PersonaSpec
 from subvene.specs.sampling import SamplingSpec
 from subvene.specs.schema import json_schema
 from subvene.specs.sites import SITES, Site
@@ -69,6 +70,7 @@ __all__ = [
     "ITISpec",
     "InterventionSpec",
     "LastTokens",
+    "LocalizedEditSpec",
     "LowRankEditSpec",
     "MeanDifferenceSpec",
     "ModelSpec",
@@ -97,6 +99,8 @@ __all__ = [
     "TraitSpec",
     "TraitSweepSpec",
     "TransformersJudgeSpec",
+    "TriplesSpec",
+    "TruthfulPairsSpec",
     "TruthfulQASpec",
     "dump_spec",
     "intervention_name",

@@ -84,9 +84,7 @@ class TruthfulPairsSpec(SpecModel):
         "`instruction_qa` the instruction, a blank line and the primer; `chat` the model's template, "
         "and nothing else.",
     )
-    end: bool = Field(
-        default=False, description="Close every answer with the model's end-of-sequence token."
-    )
+    end: bool = Field(default=False, description="Close every answer with the model's end-of-sequence token.")
 
 
 def _by_key(value: object) -> int | None:

@@ -23,7 +23,8 @@ def pull(
 ) -> None:
     """Copy an artifact from the Hugging Face Hub into a folder: whole and checked, or not at all.
 
-    With HF_HUB_OFFLINE=1 it comes from the Hub's cache. The token is HF_TOKEN, or what `hf auth login` stored.
+    With HF_HUB_OFFLINE=1 it comes from the Hub's cache. The token is HF_TOKEN, or what `hf auth login`
+    stored.
     """
     with results(as_json) as emit:
         from subvene.runner import hub

@@ -5,7 +5,10 @@ first of each, which nothing predicts. KL is the mean of KL(original ‖ edited)
 vocabulary, over every token of every text, as ITI's published code takes it. Both come from one batched pass.
 
 A plain text has no prompt. Its first token counts as one, so that the cursor is token 0 and `response` edits
-every token, as `all` does (and as the published code does); `prompt` edits the first token alone.
+every token, as `all` does (and as the published code does); `prompt` edits the first token alone. With a
+longer prompt (`prompt_tokens`) both numbers are of what follows the cursor: the first token of a sequence is
+an attention sink, which a `response` edit of a real prompt never reaches, and whose projection is far from
+any other token's, so that bounding or removing it there would cost what it costs nowhere else.
 """
 
 from __future__ import annotations
@@ -24,8 +27,6 @@ from subvene.runner.text import Batch, by_length, pad, pad_id_of
 from subvene.runner.texts import read_texts, texts_sha256
 from subvene.specs import DivergenceSpec, SubveneError
 
-_PROMPT_LENGTH = 1
-
 
 class Reference:
     """The original model on given texts, computed once for every condition that is compared with it.
@@ -35,14 +36,17 @@ class Reference:
 
     Args:
         m: the original model; its interventions, if it has any, are off.
-        texts: plain texts; those of fewer than two tokens say nothing and are left out.
+        texts: plain texts; those that end with their prompt say nothing and are left out.
         max_tokens: the first so many tokens of each are read.
+        prompt_tokens: so many tokens of each text count as its prompt.
         batch_size: texts per forward pass, here and in `divergence`.
 
     Attributes:
         ids: token ids of each text that is measured.
+        lengths: how many tokens of each count.
         left_out: how many texts were too short.
-        tokens: tokens of all texts.
+        first: the cursor, the first token whose output counts.
+        tokens: tokens of all texts from there on.
         ce: the original's cross-entropy, mean over predicted tokens.
         ce_by_text: the same by text.
         data_sha256: of the texts given.
@@ -52,17 +56,25 @@ class Reference:
     """
 
     def __init__(
-        self, m: IntervenedModel, texts: Sequence[str], *, max_tokens: int = 128, batch_size: int = 8
+        self,
+        m: IntervenedModel,
+        texts: Sequence[str],
+        *,
+        max_tokens: int = 128,
+        prompt_tokens: int = 1,
+        batch_size: int = 8,
     ) -> None:
         tokenized = [list(m.tokenizer(text)["input_ids"][:max_tokens]) for text in texts]
-        self.ids = [ids for ids in tokenized if len(ids) > 1]
+        self.first = prompt_tokens - 1
+        self.ids = [ids for ids in tokenized if len(ids) > prompt_tokens]
         if not self.ids:
             raise SubveneError(
-                f"divergence: none of {len(texts)} texts has two tokens within max_tokens: {max_tokens}, and "
-                "the first token of a text has nothing that predicts it"
+                f"divergence: none of {len(texts)} texts has {prompt_tokens + 1} tokens within max_tokens: "
+                f"{max_tokens}, and the first {prompt_tokens} of a text are its prompt"
             )
         self.left_out = len(tokenized) - len(self.ids)
-        self.tokens = sum(map(len, self.ids))
+        self.lengths = [len(ids) - self.first for ids in self.ids]
+        self.tokens = sum(self.lengths)
         self.data_sha256 = texts_sha256(texts)
         self._model: Any = m.model
         self._pad_id = pad_id_of(m.tokenizer)
@@ -74,8 +86,8 @@ class Reference:
             if chosen is self._batches[0]:
                 self._check(chosen, logits)
             for i, row in zip(chosen, logits, strict=True):
-                losses[i] = _cross_entropy(_log_probs(row), self.ids[i])
-        self.ce_by_text = [float(loss) / (len(ids) - 1) for loss, ids in zip(losses, self.ids, strict=True)]
+                losses[i] = _cross_entropy(_log_probs(row[self.first :]), self.ids[i][self.first :])
+        self.ce_by_text = [float(loss) / (n - 1) for loss, n in zip(losses, self.lengths, strict=True)]
         self.ce = float(losses.sum()) / (self.tokens - len(self.ids))
 
     @property
@@ -86,7 +98,7 @@ class Reference:
     def batch(self, chosen: Sequence[int]) -> Batch:
         """Some of the texts, padded on the right."""
         rows = [self.ids[i] for i in chosen]
-        return pad(rows, [_PROMPT_LENGTH] * len(rows), self._pad_id, "right")
+        return pad(rows, [self.first + 1] * len(rows), self._pad_id, "right")
 
     @torch.no_grad()
     def logits(self, chosen: Sequence[int]) -> list[torch.Tensor]:
@@ -174,16 +186,16 @@ def divergence(m: IntervenedModel, reference: Reference) -> dict[str, Any]:
                     f"divergence: the edited model has {edited.shape[-1]} tokens in its vocabulary and the "
                     f"original {original.shape[-1]}; they cannot be compared"
                 )
-            log_q = _log_probs(edited)
-            losses[i] = _cross_entropy(log_q, ids)
-            divergences[i] = _kl(_log_probs(original).to(log_q.device), log_q)
+            log_q = _log_probs(edited[reference.first :])
+            losses[i] = _cross_entropy(log_q, ids[reference.first :])
+            divergences[i] = _kl(_log_probs(original[reference.first :]).to(log_q.device), log_q)
             if losses[i].isnan() or divergences[i].isnan():
                 raise SubveneError(
                     f"divergence: the edited model's logits on text {i} hold NaN; its strength is too "
                     f"large for {str(edited.dtype).removeprefix('torch.')}"
                 )
     check_together(receipts)
-    lengths = [len(ids) for ids in reference.ids]
+    lengths = reference.lengths
     return {
         "ce": float(losses.sum()) / (reference.tokens - len(lengths)),
         "kl": float(divergences.sum()) / reference.tokens,

@@ -1,10 +1,12 @@
 """Traits and coherence judged by a model at an OpenAI-compatible endpoint (Chen et al., 2025).
 
 One request for each response; its 20 likeliest first tokens give the score (`traits_scale`). Whether the
-model has whole numbers as tokens shows in the reply: if all numbers among the likeliest tokens have one
-digit, the digits are followed by further requests, with the digits so far appended to the prompt (`form:
-completions`) or as the beginning of the assistant's reply (`form: chat`; llama.cpp goes on with a reply that
-was begun, others may start another one, which is found out by a question whose continuation is unmistakable).
+model has whole numbers as tokens shows in the reply. If all numbers among the likeliest tokens have one
+digit, in this reply and in the one to a request for 57, the digits are followed by further requests, with the
+digits so far appended to the prompt (`form: completions`) or as the beginning of the assistant's reply
+(`form: chat`; llama.cpp goes on with a reply that was begun, others may start another one, which is found out
+by a question whose continuation is unmistakable). Beginnings below 1 % are not followed, and numbers of two
+digits other than 10 are taken to be complete.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ _TEXT = 6
 # A request more for every beginning that is at least so likely.
 _FLOOR = 0.01
 _PROBE = Exchange("What is the capital of France?", "The capital of France is Paris.")
+# Asked where a reply leaves it open whether 57 could be one token.
+_NUMBER = "Write the number 57 and nothing else."
 # Whoever goes on with this says a comma; nobody begins a reply with one.
 _BEGUN = (
     {"role": "user", "content": "Count from 1 to 20 on one line, with commas."},
@@ -69,6 +73,7 @@ class OpenAITraitJudge(TraitJudge):
             cache=cache,
         )
         self._agreement: dict[str, dict[str, Any] | None] = {}
+        self._whole: dict[str, bool] = {}
         self._goes_on: dict[str, bool] = {}
 
     def check(self, traits: Sequence[Trait]) -> None:
@@ -92,7 +97,7 @@ class OpenAITraitJudge(TraitJudge):
                     f"{where} gives no log-probabilities, asked in the form {self._spec.form}; "
                     "`top_logprobs: 0` with `form: chat` reads the number in the reply's text instead"
                 )
-            if splits_numbers(token for token, _ in reply.top) and not self._continues(model):
+            if self._splits(model, reply) and not self._continues(model):
                 raise JudgeError(f"{where} {_NO_DIGITS}")
 
     def trait(self, trait: Trait, exchanges: Sequence[Exchange]) -> list[Score]:
@@ -117,11 +122,13 @@ class OpenAITraitJudge(TraitJudge):
             elif not reply.top:
                 # A server may leave them out of one reply; the number that it wrote is the best there is.
                 scores.append(written_score(reply.text))
-            elif splits_numbers(token for token, _ in reply.top):
-                scores.append(Score(None, False, f"{model} {_NO_DIGITS}"))
-                split.append((i, prompts[i], reply))
             else:
-                scores.append(whole_numbers(_probabilities(reply)).score(refused=says_refusal(reply.text)))
+                score = whole_numbers(_probabilities(reply)).score(refused=says_refusal(reply.text))
+                # The first digits are as likely as all numbers together, or likelier.
+                if score.value is not None and self._splits(model, reply):
+                    split.append((i, prompts[i], reply))
+                    score = Score(None, score.refused, f"{model} {_NO_DIGITS}")
+                scores.append(score)
         if split and self._continues(model):
             for (i, _, _), score in zip(split, self._digits(model, split, description), strict=True):
                 scores[i] = score
@@ -167,6 +174,16 @@ class OpenAITraitJudge(TraitJudge):
             return as_completion(prompt) + begun
         messages = [{"role": "user", "content": prompt}]
         return [*messages, {"role": "assistant", "content": begun}] if begun else messages
+
+    def _splits(self, model: str, reply: Reply) -> bool:
+        """Whether the numbers in a reply are the first digits of longer ones."""
+        if not splits_numbers(token for token, _ in reply.top):
+            return False
+        if model not in self._whole:
+            (number,) = self._replies(model, [_NUMBER], "checking the judge")
+            tokens = [token for token, _ in number.top] if isinstance(number, Reply) else []
+            self._whole[model] = bool(tokens) and not splits_numbers(tokens)
+        return not self._whole[model]
 
     def _continues(self, model: str) -> bool:
         """Whether the server goes on with a reply that was begun."""

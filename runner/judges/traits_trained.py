@@ -109,6 +109,10 @@ class TrainedTraitJudge(TraitJudge):
             )
         return self._coherence.scores(exchanges)
 
+    def with_model(self, model: IntervenedModel) -> TrainedTraitJudge:
+        """The judge whose coherence is what this model finds likely."""
+        return TrainedTraitJudge(self._spec, model)
+
     def describe(self, traits: Sequence[Trait]) -> dict[str, Any]:
         """`agreement`: cross-validated, five folds by question; `coherence`: the same for its corruptions.
 

@@ -90,6 +90,7 @@ class Cost:
         return {
             "texts": self.reference.data_sha256,
             "tokens": self.reference.tokens,
+            "prompt": self.reference.first + 1,
             "choices": questions_sha256(self.choices),
         }
 

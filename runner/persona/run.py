@@ -335,7 +335,9 @@ class _Persona:
         if declared is None:
             return None
         texts = read_texts(TextsSpec(), self.folder, declared.texts)
-        reference = Reference(plain, texts, max_tokens=declared.max_tokens)
+        reference = Reference(
+            plain, texts, max_tokens=declared.max_tokens, prompt_tokens=declared.prompt_tokens
+        )
         return Cost(reference, shipped_questions(declared.choices))
 
     def _keep(

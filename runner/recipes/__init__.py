@@ -2,11 +2,13 @@
 
 from subvene.runner.recipes.base import Fitted, Reach, Recipe
 from subvene.runner.recipes.iti import ITI
+from subvene.runner.recipes.localized_edit import LOCALIZED_EDIT
 from subvene.runner.recipes.mean_difference import MEAN_DIFFERENCE
 from subvene.runner.recipes.persona import PERSONA
 
 RECIPES: dict[str, Recipe] = {
     "iti": ITI,
+    "localized_edit": LOCALIZED_EDIT,
     "mean_difference": MEAN_DIFFERENCE,
     "persona": PERSONA,
 }

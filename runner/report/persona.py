@@ -49,6 +49,10 @@ _UNITS = {
     "vector": "coefficients multiply the vector",
     "residual_norm": "coefficients in units of the residual stream's typical norm there",
 }
+_CONTRASTS = {
+    "file": "; the answers are those of its trait file",
+    "prompted": "; the answers are the untouched model's own, prompted for and against the trait",
+}
 
 
 def write_persona_report(folder: str | os.PathLike[str], results: Results) -> Path:
@@ -144,7 +148,8 @@ def contrast(results: Results) -> Html | None:
     for name, trait in results["traits"].items():
         made = figures.contrast_by_coefficient(trait["sweep"], _coefficient([trait]))
         if made is not None:
-            drawn.append(plot(made, f"{name}: the contrast against the coefficient."))
+            source = _CONTRASTS.get(trait.get("contrast_from") or "", "")
+            drawn.append(plot(made, f"{name}: the contrast against the coefficient{source}."))
     if not drawn:
         return None
     about = (
@@ -273,7 +278,8 @@ def geometry(results: Results) -> Html | None:
 
 def examples(results: Results) -> Html | None:
     """The same question at a negative, at zero and at a positive coefficient, and under each condition."""
-    options, panels = [], []
+    options: list[Html] = []
+    panels: list[Html] = []
     for name, trait in results["traits"].items():
         content = [*_along_coefficient(trait, f"examples-{len(panels)}")]
         by_condition = _by_condition(trait)
@@ -335,7 +341,7 @@ def extraction(results: Results) -> Html | None:
                 name,
                 str(found["pairs"]),
                 str(found["kept"]),
-                *(number(found["dropped"].get(reason), "d") for reason in DROPPED),
+                *(number(found["dropped"].get(reason, 0), "d") for reason in DROPPED),
                 number(mean["positive"], ".1f"),
                 number(mean["negative"], ".1f"),
                 element("span", found["warning"], class_="bad") if found.get("warning") else "–",
@@ -426,6 +432,9 @@ def _with_small_spread(cell: str) -> str:
 def _notes(results: Results) -> Html:
     said = []
     for name, trait in results["traits"].items():
+        if trait.get("layer") is None:
+            said.append(f"{name}: its vectors are made and not steered by.")
+            continue
         unit = _UNITS.get(trait["unit"], trait["unit"])
         words = f"{name}: layer {trait['layer']}, {unit}, positions {_plain(trait['positions'])}"
         chosen = trait["chosen"]
@@ -459,10 +468,10 @@ def _plain(value: Any) -> str:
 
 
 def _coefficient(traits: Sequence[Trait]) -> str:
-    units = {trait["unit"] for trait in traits}
+    units = {trait.get("unit") for trait in traits} - {None}
     if units == {"residual_norm"}:
         return "coefficient, in units of the residual norm"
-    return "coefficient" if len(units) == 1 else "coefficient, in each trait's own unit"
+    return "coefficient" if len(units) < 2 else "coefficient, in each trait's own unit"
 
 
 def _sweep_numbers(name: str, points: Sequence[Mapping[str, Any]]) -> Html:
@@ -550,8 +559,8 @@ def _points_shown(trait: Trait) -> list[tuple[int, float]]:
         return []
     layers = {layer for layer, coefficient in points if coefficient}
     chosen = trait["chosen"] or {}
-    wanted = [layer for layer in (chosen.get("layer"), trait["layer"]) if layer in layers]
-    layer = wanted[0] if wanted else min(layers or {layer for layer, _ in points})
+    wanted = [layer for layer in (chosen.get("layer"), trait.get("layer")) if layer in layers]
+    layer: int = wanted[0] if wanted else min(layers or {layer for layer, _ in points})
     here = {coefficient for at, coefficient in points if at == layer}
     positive = sorted(coefficient for coefficient in here if coefficient > 0)
     negative = sorted((coefficient for coefficient in here if coefficient < 0), reverse=True)

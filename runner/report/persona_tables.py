@@ -15,10 +15,10 @@ _COST = ("ce", "kl", "accuracy", "choices", "texts")
 _CONDITION = ("name", "label", "kind", "coefficient", "layers")
 _MEASURES = ("n", "score", "score_sd", "coherence", "coherence_sd", "refused", "projection", "projection_sd")
 _CAP = ("threshold", "changed_share", "expected_share", "warning")
-_SWEEP = ("layer", "coefficient", "n", "score", "score_sd", "scored", "refused", "coherence")
-_SWEEP += ("coherence_sd", "contrast")
-_RESPONSE = ("condition", "layer", "coefficient", "seed", "question", "text", "score", "coherence")
-_RESPONSE += ("projection", "tokens")
+_SWEEP: tuple[str, ...] = ("layer", "coefficient", "n", "score", "score_sd", "scored", "refused")
+_SWEEP += ("coherence", "coherence_sd", "contrast")
+_RESPONSE: tuple[str, ...] = ("condition", "layer", "coefficient", "seed", "question", "text")
+_RESPONSE += ("score", "coherence", "projection", "tokens")
 DROPPED = ("positive_low", "negative_high", "incoherent", "refused", "empty", "no_score")
 """Why a pair of responses is left out of a vector, in the results' words."""
 
@@ -87,17 +87,13 @@ def warnings(results: Results) -> list[str]:
     """Everything that the run warns of, each thing once."""
     said = [str(warning) for warning in results.get("warnings") or ()]
     for name, found in results["traits"].items():
-        inner = [found["extraction"].get("warning")]
-        inner += [
-            f"{condition['label']}: {condition['warning']}"
-            for condition in found["conditions"]
-            if condition.get("warning")
-        ]
-        for warning in inner:
+        inner = [("", found["extraction"].get("warning"))]
+        inner += [(f"{c['label']}: ", c.get("warning")) for c in found["conditions"]]
+        for where, warning in inner:
             # The run's own list may hold it already, with more said around it.
-            bare = warning and warning.partition(": ")[2]
-            if warning and not any(warning in other or (bare and bare in other) for other in said):
-                said.append(f"{name}: {warning}")
+            if warning and not any(name in other and warning in other for other in said):
+                about = "" if where and warning.startswith(where) else where
+                said.append(warning if warning.startswith(f"{name}: ") else f"{name}: {about}{warning}")
     return list(dict.fromkeys(said))
 
 
@@ -122,7 +118,7 @@ def layers_of(results: Results) -> list[int]:
 def _condition_lines(results: Results) -> Iterator[Line]:
     for name, found in results["traits"].items():
         for condition in found["conditions"]:
-            line = {"trait": name, "layer": found["layer"], "unit": found["unit"]}
+            line = {"trait": name, "layer": found.get("layer"), "unit": found.get("unit")}
             line |= {field: condition.get(field) for field in (*_CONDITION, *_MEASURES, *_CAP)}
             for field in ("layers", "threshold"):
                 if line[field] is not None:
@@ -135,7 +131,7 @@ def _sweep_lines(results: Results) -> Iterator[Line]:
         chosen = found.get("chosen") or {}
         at = (chosen.get("layer"), chosen.get("coefficient"))
         for point in found["sweep"]:
-            line = {"trait": name, "unit": found["unit"]} | {field: point.get(field) for field in _SWEEP}
+            line = {"trait": name, "unit": found.get("unit")} | {field: point.get(field) for field in _SWEEP}
             yield line | {"chosen": int((point["layer"], point["coefficient"]) == at)}
 
 
@@ -181,7 +177,7 @@ def _extraction_lines(results: Results) -> Iterable[Line]:
             "trait": name,
             "pairs": found["pairs"],
             "kept": found["kept"],
-            **{f"dropped_{reason}": found["dropped"].get(reason) for reason in DROPPED},
+            **{f"dropped_{reason}": found["dropped"].get(reason, 0) for reason in DROPPED},
             "mean_score_positive": found["mean_score"]["positive"],
             "mean_score_negative": found["mean_score"]["negative"],
             "warning": found.get("warning"),

@@ -6,10 +6,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from subvene.runner.text import TextError
 
 _HELD_OUT = "localized edit validation"
+
+
+class Keyed(Protocol):
+    """Something that belongs to a question, which its `key` names."""
+
+    @property
+    def key(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Answers:
 
 
 def split(
-    examples: Sequence[Example], fraction: float | None, seed: int
+    examples: Sequence[Keyed], fraction: float | None, seed: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Indices of the examples that are trained on, and of those held out: a share of the questions.
 

@@ -74,7 +74,7 @@ class Trained:
         factors: `{layer}.a` and `{layer}.b`, float32 [factors, n_heads*head_dim], zero outside the heads that
             may be read and written; a constant edit has no `a`.
         losses: mean loss of the pairs of each step.
-        accuracies: of each step, the share of its pairs with Δ > 0; empty for `sft`.
+        accuracies: of each step, the share of its pairs with Δ above rounding; empty for `sft`.
         grad_norms: of each step, before clipping.
         evaluations: of each look at the validation pairs: `step` (how many were done), `loss`, and `accuracy`
             unless the objective is `sft`. The first is that of the untrained edit.

@@ -7,7 +7,6 @@ another; what is shared is the pass.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -50,7 +49,7 @@ class EditShape:
         return tuple(sorted(self.heads))
 
     def masks(self, layer: int, sizes: Sizes) -> tuple[torch.Tensor, torch.Tensor]:
-        """What each factor of a layer may read and write: two float32 [factors, n_heads*head_dim] of 0 and 1."""
+        """What each factor of a layer may read and write: 0 or 1, float32 [factors, n_heads*head_dim]."""
         heads = sorted(self.heads[layer])
         written = [(head,) for head in heads for _ in range(self.rank)]
         if self.per == "layer" or self.gate == "constant":
@@ -124,7 +123,7 @@ class StackedEdits:
 
     @contextlib.contextmanager
     def acting(self, experiments: Sequence[int]) -> Iterator[None]:
-        """Within the block, row i of the model's batch is edited as `experiments[i]` has it, at every token."""
+        """Within the block, row i of the batch is edited as `experiments[i]` has it, at every token."""
         handles = []
         try:
             for layer in sorted({layer for e in set(experiments) for layer in self._edits[e].shape.layers}):
@@ -137,10 +136,8 @@ class StackedEdits:
                 handle.remove()
 
     def _hook(self, layer: int, experiments: Sequence[int]) -> Any:
-        # Stacked when the pass begins rather than at the hook: a hook may run more than once a pass.
-        readers, writers, constant = self._stacked(layer, experiments)
-
         def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            readers, writers, constant = self._stacked(layer, experiments)
             given, put_back = take_input(args, kwargs)
             o = given.view(len(experiments), -1, given.shape[-1])
             wide = o.to(torch.promote_types(o.dtype, torch.float32))

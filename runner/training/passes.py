@@ -1,4 +1,4 @@
-"""Forward passes over answers: logits only where an answer is predicted, and nothing twice that does not change.
+"""Forward passes over answers: logits only where an answer is predicted, nothing twice that stays the same.
 
 What lies below the first edited layer is the original model, so its output is computed once for each answer,
 in the same pass that gives the reference log-probabilities, and later passes begin there.
@@ -72,7 +72,7 @@ class Passes:
 
     @torch.no_grad()
     def prepare(self, rows: Sequence[int], wanted: Sequence[int], cache_bytes: int = CACHE_BYTES) -> None:
-        """One pass of the original model over these rows, for the reference and what edited passes begin with.
+        """Pass these rows through the original model: the reference, and what edited passes begin with.
 
         Args:
             rows: of `answers`.
@@ -80,7 +80,9 @@ class Passes:
             cache_bytes: at most so much of their inputs is kept; the layers that save most are kept first.
         """
         entries = self._affordable(rows, wanted, cache_bytes)
-        for chosen in track(cut([(row, self.answers.length(row)) for row in rows], self.pass_tokens), "reference"):
+        for chosen in track(
+            cut([(row, self.answers.length(row)) for row in rows], self.pass_tokens), "reference"
+        ):
             with self._keeping(entries, chosen):
                 self.reference[chosen] = self.log_probs(chosen)
         self.entries = (0, *entries)
@@ -117,9 +119,7 @@ class Passes:
         # Split rather than scattered: sums in one order on every device.
         return torch.stack([part.sum() for part in by_token.split([len(answer) for _, answer in parts])])
 
-    def _logits(
-        self, input_ids: torch.Tensor, mask: torch.Tensor, predicting: torch.Tensor
-    ) -> torch.Tensor:
+    def _logits(self, input_ids: torch.Tensor, mask: torch.Tensor, predicting: torch.Tensor) -> torch.Tensor:
         """Logits [tokens, vocabulary] of chosen tokens of the flattened batch."""
         head = self._model.get_output_embeddings()
 
@@ -205,7 +205,9 @@ class Passes:
 
         candidates = sorted(set(wanted) - {0})
         while len(chosen) < len(candidates) and (len(chosen) + 1) * one <= cache_bytes:
-            chosen.append(max(set(candidates) - set(chosen), key=lambda layer: (saved([*chosen, layer]), layer)))
+            chosen.append(
+                max(set(candidates) - set(chosen), key=lambda layer: (saved([*chosen, layer]), layer))
+            )
         if len(chosen) < len(candidates):
             self.note = (
                 f"the inputs of {len(chosen)} of {len(candidates)} layers are kept; each takes "
@@ -227,7 +229,7 @@ class Passes:
 
 
 def cut(rows: Sequence[tuple[int, int]], most: int) -> list[list[int]]:
-    """Rows, as (which, tokens), in passes of at most `most` tokens with padding, those of like length together.
+    """Rows, as (which, tokens), by length in passes of at most `most` tokens with padding.
 
     The longest come first, so that too little memory shows at once.
     """

@@ -152,6 +152,10 @@ class CostSpec(SpecModel):
 
     texts: Count = Field(default=20, description="So many of the neutral texts that subvene ships.")
     max_tokens: Count = Field(default=128, description="The first so many tokens of each text are read.")
+    prompt_tokens: Count = Field(
+        default=8,
+        description="The first so many tokens of each text are its prompt: KL and CE are of what follows.",
+    )
     choices: Count = Field(
         default=60, description="So many of the multiple-choice questions that subvene ships, at most 60."
     )

@@ -5,12 +5,21 @@ from typing import Annotated
 from subvene.specs._flaws import Named
 from subvene.specs.recipes.base import BaseRecipe, OneKeyRecipe
 from subvene.specs.recipes.iti import ITISpec
+from subvene.specs.recipes.localized_edit import LocalizedEditSpec
 from subvene.specs.recipes.mean_difference import MeanDifferenceSpec
 from subvene.specs.recipes.persona import PersonaSpec
 
 AnyRecipe = Annotated[
-    MeanDifferenceSpec | ITISpec | PersonaSpec,
+    MeanDifferenceSpec | ITISpec | PersonaSpec | LocalizedEditSpec,
     Named("recipe"),
 ]
 
-__all__ = ["AnyRecipe", "BaseRecipe", "ITISpec", "MeanDifferenceSpec", "OneKeyRecipe", "PersonaSpec"]
+__all__ = [
+    "AnyRecipe",
+    "BaseRecipe",
+    "ITISpec",
+    "LocalizedEditSpec",
+    "MeanDifferenceSpec",
+    "OneKeyRecipe",
+    "PersonaSpec",
+]

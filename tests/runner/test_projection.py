@@ -13,6 +13,7 @@ from torch import nn
 
 from subvene.runner import IntervenedModel, NotSteeredError
 from subvene.runner.activations import Text
+from subvene.runner.positions import TokenTracker
 from subvene.runner.projection import (
     LiveProjections,
     ProjectionError,
@@ -242,6 +243,39 @@ def test_live_rows_of_several_sequences_and_one_token_responses(vectors: Any) ->
     assert found.before["b"][MIDDLE].isnan().all()
     with pytest.raises(ProjectionError, match="num_beams"):
         LiveProjections(m, vectors, mask, num_beams=2)
+
+
+def test_a_rejected_draft_at_the_place_of_the_last_token_is_not_read(vectors: Any) -> None:
+    m = intervened(tiny("llama"), steering("response"))
+    ids = torch.tensor([[11, 12, 13, 11, 12, 13, 11]])
+    mask = torch.ones_like(ids)
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    end = int(m.generate_ids(ids, mask, **options)[0, ids.shape[1]])
+    options |= {"eos_token_id": end, "prompt_lookup_num_tokens": 3}
+    with LiveProjections(m, vectors, mask, **options) as live:
+        output = m.generate_ids(ids, mask, **options)
+    assert output.shape[1] == ids.shape[1] + 1
+    assert live.of(output).tokens.tolist() == [0]
+
+
+def test_live_within_a_run_that_somebody_else_drives(vectors: Any) -> None:
+    """Here the edits are attached before the reading begins."""
+    model = tiny("llama")
+    m = intervened(model, steering("response"))
+    ids = torch.tensor([[11, 12, 13]])
+    mask = torch.ones_like(ids)
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    with LiveProjections(m, vectors, mask, **options) as live:
+        output = m.generate_ids(ids, mask, **options)
+    expected = live.of(output)
+    with (
+        m.intervenable.attached(TokenTracker(mask, mask.sum(-1), generating=True)),
+        LiveProjections(m, vectors, mask, **options) as live,
+    ):
+        output = model.generate(ids, attention_mask=mask, **options)
+    found = live.of(output)
+    assert found.of(0) == expected.of(0)
+    assert found.before["b"][MIDDLE] != found.after["b"][MIDDLE]  # type: ignore[index]
 
 
 def test_hooks_are_gone_after_an_exception(vectors: Any) -> None:

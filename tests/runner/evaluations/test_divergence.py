@@ -90,6 +90,26 @@ def test_against_full_logits_by_hand(
     assert found["original_ce"] == pytest.approx(float(torch.cat(original).mean()), abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("positions", "span"), [("response", (3, None)), ("prompt", (0, 4)), ("all", (0, None))]
+)
+def test_a_longer_prompt_counts_what_follows_it(
+    made: Callable[..., IntervenedModel], positions: str, span: tuple[int, int | None]
+) -> None:
+    m = made(positions)
+    reference = Reference(m, ["hello world", *TEXTS], max_tokens=MAX, prompt_tokens=4)
+    found = divergence(m, reference)
+    losses, kls = by_hand(m, *span)
+    assert found["ce_by_text"] == pytest.approx([float(x[3:].mean()) for x in losses], abs=1e-5)
+    assert found["kl_by_text"] == pytest.approx([float(x[3:].mean()) for x in kls], abs=1e-5)
+    assert found["ce"] == pytest.approx(float(torch.cat([x[3:] for x in losses]).mean()), abs=1e-5)
+    assert found["kl"] == pytest.approx(float(torch.cat([x[3:] for x in kls]).mean()), abs=1e-5)
+    assert (found["left_out"], found["tokens"]) == (1, sum(len(x) - 3 for x in kls))
+    with m.disabled():
+        plain = divergence(m, reference)
+    assert plain["ce"] == pytest.approx(reference.ce, abs=1e-9)
+
+
 def test_the_untouched_model_does_not_diverge_from_itself(made: Callable[..., IntervenedModel]) -> None:
     m = made()
     reference = Reference(m, TEXTS, batch_size=2)
@@ -169,7 +189,7 @@ def test_short_texts_are_left_out_and_counted(made: Callable[..., IntervenedMode
     assert with_short["kl"] == divergence(m, Reference(m, TEXTS, max_tokens=MAX))["kl"]
     for texts, limit in ((["hello", ""], 5), (TEXTS, 1)):
         with pytest.raises(
-            SubveneError, match=rf"none of {len(texts)} texts has two tokens.*max_tokens: {limit}"
+            SubveneError, match=rf"none of {len(texts)} texts has 2 tokens.*max_tokens: {limit}"
         ):
             Reference(m, texts, max_tokens=limit)
 

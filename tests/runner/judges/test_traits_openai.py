@@ -101,9 +101,17 @@ def test_whole_numbers(scripted: Scripted, tmp_path: Path) -> None:
         "glad": {"90": 0.5, " 90": 0.1, "80": 0.2, "The": 0.2},
         "sad": {"10": 0.2, "090": 0.3, "Sad": 0.5},
         "no": {"REF": 0.9, "0": 0.1},
+        "zero": {"0": 0.7, "5": 0.3},
         "no?": {"REFUSAL": 0.5, "20": 0.3, "40": 0.2},
     }
-    scripted.says(lambda prompt, begun: replies[prompt.split("Answer: ")[1].split("\n")[0]])
+
+    def script(prompt: str, begun: str) -> dict[str, float]:
+        if "Answer: " not in prompt:
+            assert "57" in prompt
+            return {"57": 0.6, "5": 0.4}
+        return replies[prompt.split("Answer: ")[1].split("\n")[0]]
+
+    scripted.says(script)
     judge = judge_of(scripted.url, tmp_path)
     found = judge.trait(TRAIT, [Exchange("How is it?", answer) for answer in (*replies, "glad")])
     assert found[0].value == pytest.approx((90 * 0.6 + 80 * 0.2) / 0.8)
@@ -112,9 +120,11 @@ def test_whole_numbers(scripted: Scripted, tmp_path: Path) -> None:
     assert "have 0.2 of the probability" in found[1].reason
     # The first token of REFUSAL alone is no text that says it, but there is no number either.
     assert found[2] == Score(None, False, found[2].reason)
-    assert found[3] == Score(pytest.approx(28.0), True)
-    assert found[4] == found[0]
-    assert len(scripted.asked) == 4  # what is asked twice is sent once
+    # One digit each, from a model that has 57 as a token.
+    assert found[3] == Score(pytest.approx(1.5), False)
+    assert found[4] == Score(pytest.approx(28.0), True)
+    assert found[5] == found[0]
+    assert len(scripted.asked) == 5 + 1  # what is asked twice is sent once
     for body in scripted.asked:
         assert [m["role"] for m in body["messages"]] == ["user"]
         assert (body["top_logprobs"], body["logprobs"], body["temperature"]) == (20, True, 0)

@@ -139,11 +139,11 @@ def test_shipped_traits_are_told_apart() -> None:
 # --- coherence ---------------------------------------------------------------------------------------------
 
 
-def test_coherence_needs_a_model() -> None:
+def test_coherence_needs_a_model(loaded: tuple[Any, Any]) -> None:
     with pytest.raises(JudgeError, match=r"was given no model: make it with make_trait_judge\(.*model=…"):
         judge_of().coherence([Exchange("How are you?", "Well.")])
     with pytest.raises(JudgeError, match="without its tokenizer"):
-        judge_of(IntervenedModel.plain(torch.nn.Linear(1, 1)))
+        judge_of(IntervenedModel.plain(loaded[0]))
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,7 @@ class _Maker:
                 for layer in range(LAYERS)
             ],
             "sweep": sweep,
+            "contrast_from": "file" if swept else None,
             "chosen": {"layer": 7, "coefficient": 1.0, "by": "score", "coherence_at_least": 50.0}
             if swept
             else None,

@@ -108,11 +108,11 @@ def test_what_is_null_is_a_dash_and_never_none_or_nan(results: dict[str, Any]) -
 def test_warnings_stand_before_the_first_section_each_once(results: dict[str, Any]) -> None:
     trait = results["traits"]["impolite"]
     trait["conditions"][4]["warning"] = "the cap changed 2% of the tokens, expected 75%"
-    trait["extraction"]["warning"] = "no pair is left"
+    trait["extraction"]["warning"] = "6 pairs are left, fewer than 10"
     said = warnings(results)
     assert said == [
         "formal: 6 pairs are left, fewer than 10",
-        "impolite: no pair is left",
+        "impolite: 6 pairs are left, fewer than 10",
         "impolite: capped: the cap changed 2% of the tokens, expected 75%",
     ]
     text = render(results)
@@ -129,11 +129,12 @@ def test_warnings_stand_before_the_first_section_each_once(results: dict[str, An
 def test_hostile_text_is_inert_wherever_it_stands(results: dict[str, Any]) -> None:
     # What the code decides by, and text that is parsed, stay; everything else is a model's or a user's.
     decided = {"kind", "unit", "sites", "by"}
+    results["warnings"] = []  # repeats what an extraction says, which it then would not
     shown = copy.deepcopy(results)
     for holder, key, text in list(texts(shown)):
         if key in decided or (isinstance(holder, list) and holder is shown["geometry"]["traits"]):
             continue
-        holder[key] = text + HOSTILE
+        holder[key] = HOSTILE + text
     for name in ("environment", "judge"):
         shown[name][HOSTILE] = HOSTILE
     page, plain = Page(render(shown)), Page(render(results))
@@ -283,11 +284,14 @@ def test_vectors_alone(results: dict[str, Any]) -> None:
     trait = results["traits"][name]
     trait |= {"sweep": [], "sweep_responses": [], "responses": [], "conditions": [], "chosen": None}
     trait["correlation"] = {"pearson": None, "spearman": None, "n": 0}
+    for field in ("layer", "unit", "positions"):  # of the intervention, and there is none
+        del trait[field]
     results |= {"traits": {name: trait}, "warnings": []}
     found = results["geometry"]
     found |= {"traits": [name], "cosine_at_layer": [[1.0]], "cosine_by_layer": {}}
     found |= {part: {name: found[part][name]} for part in ("across_layers", "norms", "explained_variance")}
     page = Page(render(results))
+    assert "optimistic: its vectors are made and not steered by." in render(results)
     assert page.headings == ["Results", "Geometry", "Extraction", "Judge", "Environment", "Downloads"]
     assert read(persona_files(results)["sweep.csv"]) == []
     results["geometry"] = None
@@ -310,7 +314,8 @@ def test_links_hold_the_same_files_as_the_folder(results: dict[str, Any], tmp_pa
 
 
 def test_files_hold_the_numbers_in_full(results: dict[str, Any]) -> None:
-    results["traits"]["optimistic"]["responses"][0]["text"] = 'a "quoted", one\nline\r\nand\rmore'
+    results["traits"]["optimistic"]["responses"][0]["text"] = 'a "quoted", one\nline\r\nand more'
+    results["traits"]["optimistic"]["responses"][1]["text"] = "bare\rreturn"
     files = {name: read(text) for name, text in persona_files(results).items() if name.endswith(".csv")}
     trait = results["traits"]["optimistic"]
     line = files["conditions.csv"][3]
@@ -325,7 +330,8 @@ def test_files_hold_the_numbers_in_full(results: dict[str, Any]) -> None:
     assert len(responses) == sum(
         len(t["responses"]) + len(t["sweep_responses"]) for t in results["traits"].values()
     )
-    assert responses[0]["text"] == 'a "quoted", one\nline\r\nand\rmore'
+    assert responses[0]["text"] == 'a "quoted", one\nline\r\nand more'
+    assert responses[1]["text"] == "bare\rreturn"
     assert float(responses[0]["projection"]) == trait["responses"][0]["projection"]
     lines = files["geometry.csv"]
     across = [g for g in lines if (g["measure"], g["trait"]) == ("across_layers", "formal")]

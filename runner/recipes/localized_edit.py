@@ -1,0 +1,397 @@
+"""Localized edits ("Does Editing Provide Evidence for Localization?", Wang and Veitch 2025, arXiv:2502.11447).
+
+The best edit that a set of heads allows is found by alignment: low-rank factors at those heads, trained on
+preferences. What it reaches is what the heads can be made to do, whether or not a heuristic picked them.
+
+Several edits on the same data train together (`fit_localized_edits`), each as if it were alone.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from subvene.interventions import Sizes
+from subvene.runner.anatomy import Anatomy
+from subvene.runner.collector import collect
+from subvene.runner.compile import CompileError
+from subvene.runner.passages import Passage, last
+from subvene.runner.preferences import Data, encode, preferences_sha256, read_data
+from subvene.runner.recipes.base import Fitted, Reach, Recipe
+from subvene.runner.recipes.iti import SITE, fit_iti
+from subvene.runner.recipes.probes import fit_probes
+from subvene.runner.text import pad_id_of
+from subvene.runner.training.examples import Answers, Example, Keyed, split
+from subvene.runner.training.experiments import Experiment, Trained
+from subvene.runner.training.multiplex import EditShape
+from subvene.runner.training.trainer import train_edits
+from subvene.runner.truthfulqa.data import Question
+from subvene.specs import ITISpec, SubveneError, tensor_name
+from subvene.specs.recipes.iti import AllHeads, ListedHeads
+from subvene.specs.recipes.localized_edit import DrawnHeads, LocalizedEditSpec, ProbedHeads
+
+# The stream of random numbers that heads are drawn from: ITI's, so that one seed draws the same heads there.
+_HEADS = 0
+# The split of the probes has nothing to do with that of the training.
+_PROBES_KEY = "probes"
+
+
+class LocalizedEditError(SubveneError, ValueError):
+    """An edit cannot be trained on these preferences."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One edit among several that are to be trained together.
+
+    Attributes:
+        name: what progress and errors call it.
+        spec: its recipe; all requests of a call have the same `data`.
+        seed: the experiment's; the spec's own, if it has one, goes before it.
+    """
+
+    name: str
+    spec: LocalizedEditSpec
+    seed: int
+
+    @property
+    def own_seed(self) -> int:
+        """The seed that is used."""
+        return self.seed if self.spec.seed is None else self.spec.seed
+
+
+@dataclass(frozen=True)
+class Probed:
+    """How well each head tells wanted from unwanted answers.
+
+    Attributes:
+        accuracy: float64 [n_layers, n_heads], on held-out questions.
+        chance: the share of the commoner label there.
+    """
+
+    accuracy: torch.Tensor
+    chance: float
+
+
+def fit_localized_edits(
+    requests: Sequence[Request],
+    data: Data,
+    anatomy: Anatomy,
+    tokenizer: Any,
+    *,
+    work: Path | None = None,
+    probed: Probed | None = None,
+) -> list[Fitted]:
+    """Train several edits on the same preferences in one job.
+
+    Args:
+        requests: the edits.
+        data: triples, or the tuning questions of TruthfulQA.
+        anatomy: of the model.
+        tokenizer: the model's.
+        work: folder where activations, probes and checkpoints are kept by content; None: nothing is kept.
+        probed: what the heads' probes gave, if that is known; None: they are probed where a request asks.
+
+    Returns:
+        For each request its tensors (`{key}.attention_heads[l].a` and `.b`; of a constant edit
+        `{key}.attention_heads[l]`) and its provenance.
+
+    Raises:
+        LocalizedEditError: too few questions, or requests on different data.
+        TrainingError: a loss was not finite.
+    """
+    if any(request.spec.data != requests[0].spec.data for request in requests):
+        raise LocalizedEditError("edits that train together need the same `data`")
+    for request in requests:
+        _reach(request.spec, anatomy.sizes)
+        _check(request.spec, data, request.seed)
+    # 1. Every pair as token ids.
+    examples = encode(requests[0].spec.data, data, tokenizer)
+    # 2. The heads of each edit; probes are fitted once for each way of holding questions out.
+    found: dict[tuple[float, int], Probed] = {}
+    experiments = []
+    for request in requests:
+        spec, seed, by = request.spec, request.own_seed, None
+        if isinstance(spec.heads, ProbedHeads):
+            way = (spec.heads.validation, request.seed)
+            if way not in found:
+                found[way] = probed or probe_heads(
+                    spec.heads, data, examples, anatomy, tokenizer, seed=request.seed, work=work
+                )
+            by = found[way]
+        heads = choose_heads(spec, anatomy.sizes, request.seed, by)
+        shape = EditShape(heads, spec.read_heads, spec.rank, spec.per, spec.gate, seed)
+        train, validation = split(examples, spec.validation, seed)
+        experiments.append(Experiment(request.name, spec, shape, seed, train, validation))
+    # 3. All of them together; what comes out is what each alone would give.
+    trained = train_edits(
+        anatomy,
+        examples,
+        experiments,
+        pad_id=pad_id_of(tokenizer),
+        folder=None if work is None else work / "training",
+        description=f"training {requests[0].spec.key}",
+    )
+    # 4. Tensors under their names, and how they came about.
+    digest = preferences_sha256(data)
+    return [
+        Fitted(
+            _tensors(request.spec, result, anatomy.sizes),
+            _provenance(request, experiment, examples, result, digest, _used(request, found)),
+        )
+        for request, experiment, result in zip(requests, experiments, trained, strict=True)
+    ]
+
+
+def probe_heads(
+    heads: ProbedHeads,
+    data: Data,
+    examples: Sequence[Example],
+    anatomy: Anatomy,
+    tokenizer: Any,
+    *,
+    seed: int,
+    work: Path | None = None,
+) -> Probed:
+    """Probe every head: for TruthfulQA exactly as ITI does, else at the last token of every answer.
+
+    Args:
+        heads: the rule, with the share of the questions that ranks the heads.
+        data: the preferences.
+        examples: the same as token ids.
+        anatomy: of the model.
+        tokenizer: the model's.
+        seed: of the split, and nothing else: the activations and ITI's own fit share it.
+        work: folder where activations and probes are kept by content.
+    """
+    questions = [one for one in data if isinstance(one, Question)]
+    with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
+        if questions:
+            how = ITISpec(
+                key=_PROBES_KEY,
+                select=AllHeads(),
+                validation=heads.validation,
+                batch_size=heads.batch_size,
+            )
+            fitted = fit_iti(how, questions, anatomy, tokenizer, seed=seed, work=Path(folder))
+            about = fitted.provenance
+            return Probed(torch.tensor(about["validation_accuracy"], dtype=torch.float64), about["chance"])
+        return _probe_answers(heads, examples, anatomy, tokenizer, seed, Path(folder))
+
+
+def _probe_answers(
+    heads: ProbedHeads,
+    examples: Sequence[Example],
+    anatomy: Anatomy,
+    tokenizer: Any,
+    seed: int,
+    folder: Path,
+) -> Probed:
+    answers = Answers.of(examples)
+    held_out = set(split(examples, heads.validation, seed)[1])
+    # An answer that is wanted in one example and unwanted in another says nothing about either.
+    labels: dict[int, set[bool]] = {}
+    validates: dict[int, bool] = {}
+    for rows, wanted in ((answers.chosen, True), (answers.rejected, False)):
+        for i, row in enumerate(rows):
+            labels.setdefault(row, set()).add(wanted)
+            validates[row] = i in held_out
+    chosen = [row for row in sorted(labels) if len(labels[row]) == 1]
+    passages = [
+        Passage(prompt + answer, (last(len(prompt) + len(answer)),), len(prompt))
+        for prompt, answer in (answers.rows[row] for row in chosen)
+    ]
+    is_wanted = [True in labels[row] for row in chosen]
+    is_validation = [validates[row] for row in chosen]
+    for what, side in (("train the probes", False), ("rank the heads (fit.heads.validation)", True)):
+        those = [wanted for wanted, own in zip(is_wanted, is_validation, strict=True) if own == side]
+        if not 0 < sum(those) < len(those):
+            raise LocalizedEditError(
+                f"fit.data: the questions that {what} need wanted and unwanted answers, found {sum(those)} "
+                f"wanted and {len(those) - sum(those)} unwanted; give more questions, or another share of them"
+            )
+    activations = collect(
+        anatomy,
+        SITE,
+        range(anatomy.sizes.n_layers),
+        passages,
+        folder / "activations",
+        pad_id=pad_id_of(tokenizer),
+        batch_size=heads.batch_size,
+        description="probing heads: activations",
+    )
+    probes = fit_probes(
+        activations,
+        activations.first_rows,
+        is_wanted,
+        is_validation,
+        anatomy.sizes.n_heads,
+        kind="linear",
+        seed=seed,
+        folder=folder / "probes",
+    )
+    ranks = [wanted for wanted, own in zip(is_wanted, is_validation, strict=True) if own]
+    return Probed(probes.accuracy, max(sum(ranks), len(ranks) - sum(ranks)) / len(ranks))
+
+
+def choose_heads(
+    spec: LocalizedEditSpec, sizes: Sizes, seed: int, probed: Probed | None = None
+) -> dict[int, tuple[int, ...]]:
+    """Layer → the heads that an edit writes to.
+
+    Args:
+        spec: the recipe.
+        sizes: of the model.
+        seed: the experiment's, for heads that are drawn without a seed of their own.
+        probed: what the probes gave; needed by `probed`.
+    """
+    rule, count = spec.heads, sizes.n_layers * sizes.n_heads
+    if isinstance(rule, ListedHeads):
+        return {layer: tuple(sorted(heads)) for layer, heads in sorted(rule.heads.items())}
+    if isinstance(rule, ProbedHeads):
+        if probed is None:
+            raise ValueError("heads are chosen by their probes, and there are none")
+        # Stable, as ITI ranks them: of equally good heads the one of the lower layer and number comes first.
+        order = probed.accuracy.flatten().argsort(descending=True, stable=True)[: rule.k].tolist()
+    elif isinstance(rule, DrawnHeads):
+        own = seed if rule.seed is None else rule.seed
+        order = np.random.default_rng([own, _HEADS]).permutation(count)[: rule.k].tolist()
+    else:
+        order = list(range(count))
+    heads: dict[int, tuple[int, ...]] = {}
+    for place in sorted(order):
+        layer, head = divmod(int(place), sizes.n_heads)
+        heads[layer] = (*heads.get(layer, ()), head)
+    return heads
+
+
+def _used(request: Request, found: dict[tuple[float, int], Probed]) -> Probed | None:
+    rule = request.spec.heads
+    return found[rule.validation, request.seed] if isinstance(rule, ProbedHeads) else None
+
+
+def _tensors(spec: LocalizedEditSpec, trained: Trained, sizes: Sizes) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for name, factor in trained.factors.items():
+        layer, part = name.split(".")
+        if spec.gate == "constant":
+            shift = factor.sum(0).view(sizes.n_heads, sizes.head_dim)
+            tensors[tensor_name(spec.key, SITE, int(layer))] = shift
+        else:
+            tensors[tensor_name(spec.key, SITE, int(layer), part)] = factor.contiguous()
+    return tensors
+
+
+def _provenance(
+    request: Request,
+    experiment: Experiment,
+    examples: Sequence[Example],
+    trained: Trained,
+    digest: str,
+    probed: Probed | None,
+) -> dict[str, Any]:
+    spec = request.spec
+    per_epoch = experiment.steps_per_epoch
+    epochs = [trained.losses[i : i + per_epoch] for i in range(0, len(trained.losses), per_epoch)]
+    about: dict[str, Any] = {
+        "recipe": spec.recipe,
+        "key": spec.key,
+        "site": SITE,
+        "data_sha256": digest,
+        "questions": len({example.key for example in examples}),
+        "pairs": len(experiment.train),
+        "validation_pairs": len(experiment.validation),
+        "validation_questions": len({examples[i].key for i in experiment.validation}),
+        "seed": request.own_seed,
+        "objective": spec.objective.model_dump(mode="json"),
+        "select": spec.heads.model_dump(mode="json", exclude={"heads"}),
+        "heads": {str(layer): list(heads) for layer, heads in sorted(experiment.shape.heads.items())},
+        "read_heads": spec.read_heads,
+        "rank": spec.rank,
+        "per": spec.per,
+        "gate": spec.gate,
+        "learning_rate": spec.learning_rate,
+        "schedule": spec.schedule,
+        "warmup": spec.warmup,
+        "epochs": spec.epochs,
+        "batch_size": spec.batch_size,
+        "max_grad_norm": spec.max_grad_norm,
+        "steps": len(trained.losses),
+        "best_step": trained.best_step,
+        "stopped_early": trained.stopped_early,
+        "epoch_losses": [round(sum(losses) / len(losses), 6) for losses in epochs],
+        "evaluations": [
+            {name: value if name == "step" else round(value, 6) for name, value in one.items()}
+            for one in trained.evaluations
+        ],
+        **trained.about,
+    }
+    if probed is not None:
+        about["chance"] = round(probed.chance, 6)
+        about["validation_accuracy"] = [[round(a, 6) for a in row] for row in probed.accuracy.tolist()]
+    return about
+
+
+def _read(spec: LocalizedEditSpec, folder: Path) -> Data:
+    return read_data(spec.data, folder)
+
+
+def _check(spec: LocalizedEditSpec, data: Data, seed: int) -> None:
+    """There are questions on every side that the spec asks for."""
+    keyed: Sequence[Keyed] = data
+    count = len({one.key for one in keyed})
+    own = seed if spec.seed is None else spec.seed
+    train, held_out = split(keyed, spec.validation, own)
+    if not train or (spec.validation is not None and not held_out):
+        raise LocalizedEditError(
+            f"fit.validation: {spec.validation} of {count} questions leaves {len(train)} pairs to train on and "
+            f"{len(held_out)} to validate with; give more questions, another share, or `validation: null`"
+        )
+
+
+def _reach(spec: LocalizedEditSpec, sizes: Sizes) -> Reach:
+    rule, heads = spec.heads, None
+    count = sizes.n_layers * sizes.n_heads
+    if isinstance(rule, ProbedHeads | DrawnHeads) and rule.k > count:
+        raise CompileError(
+            f"fit.heads.k: expected at most {count} for this model's {sizes.n_layers} layers of "
+            f"{sizes.n_heads} heads, found {rule.k}"
+        )
+    if isinstance(rule, ListedHeads):
+        for layer, listed in rule.heads.items():
+            if layer >= sizes.n_layers:
+                raise CompileError(
+                    f"fit.heads.heads: expected a layer from 0 to {sizes.n_layers - 1} for this model, "
+                    f"found {layer}"
+                )
+            if max(listed) >= sizes.n_heads:
+                raise CompileError(
+                    f"fit.heads.heads[{layer}]: expected a head from 0 to {sizes.n_heads - 1} for this "
+                    f"model, found {max(listed)}"
+                )
+        heads = {layer: frozenset(listed) for layer, listed in rule.heads.items()}
+    kind = "low_rank_edit" if spec.gate == "adaptive" else "head_direction"
+    return Reach(SITE, frozenset(heads) if heads is not None else None, heads, frozenset({kind}))
+
+
+def _fit(
+    spec: LocalizedEditSpec,
+    data: Data,
+    anatomy: Anatomy,
+    tokenizer: Any,
+    *,
+    seed: int,
+    work: Path | None,
+) -> Fitted:
+    (fitted,) = fit_localized_edits([Request(spec.key, spec, seed)], data, anatomy, tokenizer, work=work)
+    return fitted
+
+
+LOCALIZED_EDIT = Recipe(_read, _check, _reach, _fit)

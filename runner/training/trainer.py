@@ -1,0 +1,437 @@
+"""The training loop: any number of experiments, one forward pass for rows of many, nothing that couples them.
+
+One experiment alone takes the same path as a hundred together. Each has its own factors, optimizer state,
+gradient clipping, learning rate, order of pairs and best step; in a pass they only share the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from subvene.runner.anatomy import Anatomy
+from subvene.runner.identity import model_sha256
+from subvene.runner.ledger import digest
+from subvene.runner.progress import track
+from subvene.runner.training import checkpoints
+from subvene.runner.training.examples import Answers, Example, examples_sha256
+from subvene.runner.training.experiments import Experiment, Trained, TrainingError
+from subvene.runner.training.losses import margin, pair_losses
+from subvene.runner.training.multiplex import StackedEdits
+from subvene.runner.training.passes import CACHE_BYTES, Passes, frozen
+
+_ORDER = 1
+_BETAS, _EPS = (0.9, 0.999), 1e-8
+# Fewer tokens than these in a pass, and it is worth more to fill it than to begin at the highest layer.
+_FULL_ON_CPU, _FULL = 256, 4096
+_PASS_ON_CPU, _PASS = 2048, 16384
+# A margin below this, in nats, is rounding: an edit that does nothing prefers nothing.
+_TIE = 1e-3
+# Changes whenever the same job gives other numbers.
+_VERSION = 1
+
+
+@dataclass
+class _Progress:
+    """What has happened to one experiment so far; JSON values."""
+
+    losses: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    best_step: int = 0
+    stale: int = 0
+    stopped_early: bool = False
+
+    def is_active(self, experiment: Experiment) -> bool:
+        return not self.stopped_early and len(self.losses) < experiment.steps
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Rows that must share a pass: both answers of a pair, or one answer."""
+
+    experiment: int
+    rows: tuple[int, ...]
+    entry: int
+    length: int
+
+
+def train_edits(
+    anatomy: Anatomy,
+    examples: Sequence[Example],
+    experiments: Sequence[Experiment],
+    *,
+    pad_id: int,
+    folder: Path | None = None,
+    cache_bytes: int = CACHE_BYTES,
+    description: str = "training",
+) -> list[Trained]:
+    """Train edits together; each comes out as if it had been trained alone.
+
+    Args:
+        anatomy: of the model, which is left as it is.
+        examples: what the experiments' indices mean.
+        experiments: the edits.
+        pad_id: any token id.
+        folder: where the job has a folder for its checkpoint, named by all that the job depends on, and is
+            taken up if it was stopped; None: no checkpoint is kept.
+        cache_bytes: at most so much of the unedited lower layers' output is kept.
+        description: what the progress bar says.
+
+    Raises:
+        TrainingError: an experiment has nothing to train on or two have one name, a checkpoint cannot be
+            read, or a loss is not finite.
+    """
+    training = _Training(anatomy, examples, experiments, pad_id, folder)
+    with frozen(anatomy.model):
+        training.prepare(cache_bytes)
+        return training.run(description)
+
+
+class _Training:
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        examples: Sequence[Example],
+        experiments: Sequence[Experiment],
+        pad_id: int,
+        folder: Path | None,
+    ) -> None:
+        _check(experiments)
+        model: Any = anatomy.model
+        on_cpu = model.device.type == "cpu"
+        asked = [e.spec.pass_tokens for e in experiments if e.spec.pass_tokens is not None]
+        self.experiments = experiments
+        self.answers = Answers.of(examples)
+        self.edits = StackedEdits([experiment.shape for experiment in experiments], anatomy)
+        self.passes = Passes(
+            anatomy, self.answers, pad_id, min(asked, default=_PASS_ON_CPU if on_cpu else _PASS)
+        )
+        self.full = min(_FULL_ON_CPU if on_cpu else _FULL, self.passes.pass_tokens)
+        self.parameters = [self.edits.parameters_of(e) for e in range(len(experiments))]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": list(parameters.values()), "weight_decay": experiment.spec.weight_decay}
+                for parameters, experiment in zip(self.parameters, experiments, strict=True)
+            ],
+            lr=0.0,
+            betas=_BETAS,
+            eps=_EPS,
+        )
+        self.progress = [_Progress() for _ in experiments]
+        self.best = [_copied(parameters) for parameters in self.parameters]
+        self.step = self.start = 0
+        self.saved: int | None = None
+        self.identity = "" if folder is None else _identity(anatomy, examples, experiments)
+        self.folder = None if folder is None else folder / f"training-{self.identity[:24]}"
+
+    # Before ------------------------------------------------------------------------------------------------
+
+    def prepare(self, cache_bytes: int) -> None:
+        """Take up what is there, and score every answer under the original model."""
+        if self.folder is not None and (found := checkpoints.read(self.folder, self.identity)) is not None:
+            self._restore(found)
+        if not self._active():
+            return
+        rows, wanted = set[int](), []
+        for e, experiment in enumerate(self.experiments):
+            used = [i for i in (*experiment.train, *experiment.validation) for i in self._rows_of(e, i)]
+            rows |= set(used)
+            wanted += [self.edits.first_layer(e)] * len(used)
+        self.passes.prepare(sorted(rows), wanted, cache_bytes)
+
+    # The loop ----------------------------------------------------------------------------------------------
+
+    def run(self, description: str) -> list[Trained]:
+        """Train until every experiment has done its steps or stopped."""
+        if self.step == 0:
+            self._evaluate([e for e, one in enumerate(self.experiments) if one.validation])
+        every = min(experiment.spec.checkpoint_every for experiment in self.experiments)
+        last = max(experiment.steps for experiment in self.experiments)
+        for _ in track(range(self.step, last), description):
+            active = self._active()
+            if not active:
+                break
+            self._optimize(active)
+            self.step += 1
+            self._evaluate([e for e in active if self.experiments[e].evaluates_after(self.step)])
+            if self.step % every == 0:
+                self._save()
+        if self.saved != self.step:
+            self._save()
+        return [self._trained(e) for e in range(len(self.experiments))]
+
+    def _optimize(self, active: Sequence[int]) -> None:
+        """One step of every active experiment."""
+        batches = {e: self._batch(e) for e in active}
+        units: list[_Unit] = []
+        pairs: list[int] = []
+        for e, batch in batches.items():
+            for i in batch:
+                units.append(self._unit(e, self._rows_of(e, i)))
+                pairs.append(i)
+        losses, margins = torch.zeros(len(units)), torch.zeros(len(units))
+        self.optimizer.zero_grad(set_to_none=True)
+        for chosen in self._planned(units):
+            log_p = self._log_probs([units[u] for u in chosen])
+            total = torch.zeros((), device=self.passes.reference.device)
+            for e in sorted({units[u].experiment for u in chosen}):
+                mine = [place for place, u in enumerate(chosen) if units[u].experiment == e]
+                which = [chosen[place] for place in mine]
+                own = torch.stack([log_p[place] for place in mine])
+                loss, delta = self._loss(e, [pairs[u] for u in which], own)
+                # The mean over the experiment's own batch: other experiments' pairs do not count.
+                total = total + loss.sum() / len(batches[e])
+                losses[which] = loss.detach().cpu()
+                if delta is not None:
+                    margins[which] = delta.detach().cpu()
+            total.backward()  # type: ignore[no-untyped-call]
+        self._check_finite(units, pairs, losses, "loss")
+        for e in active:
+            experiment, progress = self.experiments[e], self.progress[e]
+            mine = [u for u, unit in enumerate(units) if unit.experiment == e]
+            limit = experiment.spec.max_grad_norm
+            norm = torch.nn.utils.clip_grad_norm_(
+                self.parameters[e].values(), math.inf if limit is None else limit
+            )
+            self._check_finite(
+                [units[u] for u in mine], [pairs[u] for u in mine], norm.cpu().expand(len(mine)), "gradient"
+            )
+            progress.losses.append(float(losses[mine].mean()))
+            if experiment.spec.objective.kind != "sft":
+                progress.accuracies.append(float((margins[mine] > _TIE).double().mean()))
+            progress.grad_norms.append(float(norm))
+            self.optimizer.param_groups[e]["lr"] = experiment.rate(self.step)
+        # Experiments that are done have no gradient, and AdamW leaves them alone.
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def _evaluate(self, chosen: Sequence[int]) -> None:
+        """The validation loss of these experiments; the best factors so far are kept."""
+        if not chosen:
+            return
+        units = []
+        for e in chosen:
+            rows = {row for i in self.experiments[e].validation for row in self._rows_of(e, i)}
+            units += [self._unit(e, (row,)) for row in sorted(rows)]
+        log_p: dict[tuple[int, int], torch.Tensor] = {}
+        for which in self._planned(units):
+            values = self._log_probs([units[u] for u in which])
+            log_p |= {
+                (units[u].experiment, units[u].rows[0]): value[0]
+                for u, value in zip(which, values, strict=True)
+            }
+        for e in chosen:
+            experiment, progress = self.experiments[e], self.progress[e]
+            pairs = experiment.validation
+            rows = [torch.stack([log_p[e, row] for row in self._rows_of(e, i)]) for i in pairs]
+            loss, delta = self._loss(e, pairs, torch.stack(rows))
+            found: dict[str, float] = {"step": self.step, "loss": float(loss.double().mean())}
+            if not math.isfinite(found["loss"]):
+                raise TrainingError(
+                    f"{experiment.name}: the validation loss is {found['loss']} after step {self.step}; "
+                    f"{self._advice()}"
+                )
+            if delta is not None:
+                found["accuracy"] = float((delta > _TIE).double().mean())
+            best = min((before["loss"] for before in progress.evaluations), default=math.inf)
+            progress.evaluations.append(found)
+            if found["loss"] < best:
+                progress.best_step, progress.stale = self.step, 0
+                self.best[e] = _copied(self.parameters[e])
+                continue
+            progress.stale += 1
+            patience = experiment.spec.patience
+            progress.stopped_early = patience is not None and progress.stale >= patience
+
+    # Pairs, rows and passes --------------------------------------------------------------------------------
+
+    def _active(self) -> list[int]:
+        return [e for e, one in enumerate(self.experiments) if self.progress[e].is_active(one)]
+
+    def _batch(self, e: int) -> list[int]:
+        """The examples of an experiment's next step."""
+        experiment = self.experiments[e]
+        epoch, step = divmod(self.step, experiment.steps_per_epoch)
+        order = np.random.default_rng([experiment.seed, _ORDER, epoch]).permutation(len(experiment.train))
+        first = step * experiment.spec.batch_size
+        return [experiment.train[i] for i in order[first : first + experiment.spec.batch_size]]
+
+    def _rows_of(self, e: int, example: int) -> tuple[int, ...]:
+        """The answers of an example that an experiment's loss reads."""
+        if self.experiments[e].spec.objective.kind == "sft":
+            return (self.answers.chosen[example],)
+        return self.answers.chosen[example], self.answers.rejected[example]
+
+    def _unit(self, e: int, rows: tuple[int, ...]) -> _Unit:
+        entry = self.passes.entry_for(self.edits.first_layer(e))
+        return _Unit(e, rows, entry, max(self.answers.length(row) for row in rows))
+
+    def _planned(self, units: Sequence[_Unit]) -> Iterator[list[int]]:
+        """Indices of the units of each pass: those that begin at one layer and are of like length."""
+        order = sorted(range(len(units)), key=lambda u: (units[u].entry, -units[u].length))
+        pending: list[int] = []
+        rows = longest = 0
+        for u in order:
+            unit = units[u]
+            width = max(longest, unit.length)
+            tokens = (rows + len(unit.rows)) * width
+            apart = unit.entry != units[pending[0]].entry if pending else False
+            if pending and (tokens > self.passes.pass_tokens or (apart and rows * longest >= self.full)):
+                yield pending
+                pending, rows, width = [], 0, unit.length
+            pending.append(u)
+            rows, longest = rows + len(unit.rows), width
+        if pending:
+            yield pending
+
+    def _log_probs(self, units: Sequence[_Unit]) -> tuple[torch.Tensor, ...]:
+        """The log-probabilities of each unit's rows, under the edit of its experiment."""
+        rows = [row for unit in units for row in unit.rows]
+        with self.edits.acting([unit.experiment for unit in units for _ in unit.rows]):
+            flat = self.passes.log_probs(rows, min(unit.entry for unit in units))
+        return flat.split([len(unit.rows) for unit in units])
+
+    def _loss(
+        self, e: int, examples: Sequence[int], log_p: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The loss and the margin Δ of each example, from its rows' log-probabilities [examples, rows]."""
+        objective = self.experiments[e].spec.objective
+        rows = [list(self._rows_of(e, i)) for i in examples]
+        base = self.passes.reference[torch.tensor(rows)]
+        if objective.reduction == "mean":
+            counts = [[len(self.answers.rows[row][1]) for row in pair] for pair in rows]
+            lengths = log_p.new_tensor(counts)
+            log_p, base = log_p / lengths, base / lengths
+        delta = None
+        if objective.kind != "sft":
+            delta = margin(log_p[:, 0], log_p[:, 1], base[:, 0], base[:, 1])
+        return pair_losses(objective, log_p[:, 0], delta), delta
+
+    # Around it ---------------------------------------------------------------------------------------------
+
+    def _check_finite(
+        self, units: Sequence[_Unit], pairs: Sequence[int], values: torch.Tensor, what: str
+    ) -> None:
+        bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
+        if not bad:
+            return
+        e = units[bad[0]].experiment
+        batch = [pair for unit, pair in zip(units, pairs, strict=True) if unit.experiment == e]
+        raise TrainingError(
+            f"{self.experiments[e].name}: the {what} is {float(values[bad[0]])} at step {self.step + 1} of "
+            f"{self.experiments[e].steps}, in the batch of examples {batch} (first at example "
+            f"{pairs[bad[0]]}); {self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        kept = "no checkpoint was kept" if self.folder is None else "there is no checkpoint yet"
+        if self.saved is not None:
+            kept = f"the last good checkpoint is {self.folder}, after step {self.saved}"
+        return f"{kept}. Lower the learning rate, or use dtype: float32"
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        tensors = {
+            f"{e}.{which}.{name}": tensor
+            for e in range(len(self.experiments))
+            for which, values in (("now", self.parameters[e]), ("best", self.best[e]))
+            for name, tensor in values.items()
+        }
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items()}
+        progress = [asdict(one) for one in self.progress]
+        checkpoints.write(self.folder, self.identity, checkpoints.Checkpoint(self.step, progress, tensors))
+        self.saved = self.step
+
+    @torch.no_grad()
+    def _restore(self, found: checkpoints.Checkpoint) -> None:
+        self.step = self.start = self.saved = found.step
+        self.progress = [_Progress(**one) for one in found.progress]
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for full, tensor in found.tensors.items():
+            first, second, name = full.split(".", 2)
+            if first == "optimizer":
+                state.setdefault(int(second), {})[name] = tensor
+            elif second == "now":
+                self.parameters[int(first)][name].copy_(tensor)
+            else:
+                self.best[int(first)][name] = tensor.to(self.parameters[int(first)][name].device)
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+
+    def _trained(self, e: int) -> Trained:
+        experiment, progress = self.experiments[e], self.progress[e]
+        values: Any = self.best[e] if experiment.validation else self.parameters[e]
+        return Trained(
+            name=experiment.name,
+            factors=self.edits.factors_of(e, values),
+            losses=tuple(progress.losses),
+            accuracies=tuple(progress.accuracies),
+            grad_norms=tuple(progress.grad_norms),
+            evaluations=tuple(progress.evaluations),
+            best_step=progress.best_step if experiment.validation else len(progress.losses),
+            stopped_early=progress.stopped_early,
+            start=self.start,
+            about={
+                "optimizer": {
+                    "asked": experiment.spec.optimizer,
+                    "used": "torch.optim.AdamW, float32 states, not paged",
+                    "betas": list(_BETAS),
+                    "eps": _EPS,
+                    "weight_decay": experiment.spec.weight_decay,
+                },
+                "trained_together": len(self.experiments),
+                "passes_begin_at_layer": self.passes.entry_for(self.edits.first_layer(e)),
+                "passes_note": self.passes.note,
+            },
+        )
+
+
+def _copied(parameters: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+def _check(experiments: Sequence[Experiment]) -> None:
+    if not experiments:
+        raise TrainingError("there is no experiment to train")
+    names = [experiment.name for experiment in experiments]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise TrainingError(f"expected experiments of different names, found {', '.join(twice)} twice")
+    for experiment in experiments:
+        if not experiment.train:
+            raise TrainingError(f"{experiment.name}: there is no example to train on")
+        if not any(experiment.shape.heads.values()):
+            raise TrainingError(f"{experiment.name}: there is no head to write to")
+
+
+def _identity(anatomy: Anatomy, examples: Sequence[Example], experiments: Sequence[Experiment]) -> str:
+    """A hash of all that a training depends on; how often it writes checkpoints is not part of that."""
+    about = [
+        {
+            "name": experiment.name,
+            "spec": experiment.spec.model_dump(mode="json", exclude={"data", "heads", "checkpoint_every"}),
+            "shape": {
+                "heads": [[layer, list(experiment.shape.heads[layer])] for layer in experiment.shape.layers],
+                "form": [
+                    experiment.shape.read_heads,
+                    experiment.shape.rank,
+                    experiment.shape.per,
+                    experiment.shape.gate,
+                    experiment.shape.seed,
+                ],
+            },
+            "seed": experiment.seed,
+            "train": list(experiment.train),
+            "validation": list(experiment.validation),
+        }
+        for experiment in experiments
+    ]
+    return digest([_VERSION, model_sha256(anatomy.model), examples_sha256(examples), about])
