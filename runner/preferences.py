@@ -180,7 +180,8 @@ def _preference(row: Any, where: str, spec: TriplesSpec) -> Preference:
             )
         if before != other:
             raise PreferenceError(
-                f"{where}: {spec.chosen} and {spec.rejected} answer different prompts; give the prompt a field"
+                f"{where}: {spec.chosen} and {spec.rejected} answer different prompts; give the prompt a "
+                "field of its own"
             )
         prompt = before
     elif isinstance(prompt, list):

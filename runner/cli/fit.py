@@ -70,6 +70,8 @@ def print_fitted(console: Console, provenance: Mapping[str, Any]) -> None:
             print_line(console, "warning", warning)
         return
     sentence = _of_heads if "heads" in provenance else _of_layers
+    if provenance["recipe"] == "localized_edit":
+        sentence = _of_an_edit
     print_line(console, "fitted", f"{provenance['key']} from {sentence(provenance)}")
 
 
@@ -79,6 +81,25 @@ def _of_heads(provenance: Mapping[str, Any]) -> str:
         f"{provenance['pairs']} answers to {provenance['questions']} questions: {provenance['recipe']}, "
         f"{provenance['probe']} probes, {heads} heads in {len(provenance['heads'])} layers by "
         f"{provenance['select']['rule']}, {provenance['direction']} directions"
+    )
+
+
+def _of_an_edit(provenance: Mapping[str, Any]) -> str:
+    heads = sum(len(chosen) for chosen in provenance["heads"].values())
+    objective = provenance["objective"]
+    by = objective["kind"] + "".join(
+        f", {name} {objective[name]:g}" for name in ("tau", "beta") if name in objective
+    )
+    losses = [(one["step"], one["loss"]) for one in provenance["evaluations"]]
+    outcome = f"loss {provenance['epoch_losses'][0]:.4g} to {provenance['epoch_losses'][-1]:.4g} by epoch"
+    if losses:
+        best = min(losses, key=lambda one: one[1])
+        outcome = f"validation loss {losses[0][1]:.4g} to {best[1]:.4g}, at step {best[0]}"
+    early = ", stopped early" if provenance["stopped_early"] else ""
+    return (
+        f"{provenance['pairs']} pairs of {provenance['questions']} questions: {provenance['recipe']} of rank "
+        f"{provenance['rank']} per {provenance['per']} ({by}), {heads} heads in {len(provenance['heads'])} "
+        f"layers by {provenance['select']['rule']}, {provenance['steps']} steps{early}, {outcome}"
     )
 
 
@@ -94,7 +115,7 @@ def print_heads(console: Console, provenance: Mapping[str, Any]) -> None:
     from rich import box
     from rich.table import Table
 
-    if "heads" not in provenance:
+    if "heads" not in provenance or "validation_accuracy" not in provenance:
         return
     table = Table("layer", "head: accuracy on validation questions", box=box.SIMPLE_HEAD)
     for layer, heads in provenance["heads"].items():

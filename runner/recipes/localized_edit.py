@@ -1,4 +1,4 @@
-"""Localized edits ("Does Editing Provide Evidence for Localization?", Wang and Veitch 2025, arXiv:2502.11447).
+"""Localized edits (Wang and Veitch 2025, "Does Editing Provide Evidence for Localization?").
 
 The best edit that a set of heads allows is found by alignment: low-rank factors at those heads, trained on
 preferences. What it reaches is what the heads can be made to do, whether or not a heuristic picked them.
@@ -39,8 +39,6 @@ from subvene.specs.recipes.localized_edit import DrawnHeads, LocalizedEditSpec, 
 
 # The stream of random numbers that heads are drawn from: ITI's, so that one seed draws the same heads there.
 _HEADS = 0
-# The split of the probes has nothing to do with that of the training.
-_PROBES_KEY = "probes"
 
 
 class LocalizedEditError(SubveneError, ValueError):
@@ -175,7 +173,7 @@ def probe_heads(
     with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
         if questions:
             how = ITISpec(
-                key=_PROBES_KEY,
+                key="probes",
                 select=AllHeads(),
                 validation=heads.validation,
                 batch_size=heads.batch_size,
@@ -215,7 +213,7 @@ def _probe_answers(
         if not 0 < sum(those) < len(those):
             raise LocalizedEditError(
                 f"fit.data: the questions that {what} need wanted and unwanted answers, found {sum(those)} "
-                f"wanted and {len(those) - sum(those)} unwanted; give more questions, or another share of them"
+                f"wanted and {len(those) - sum(those)} unwanted; give more questions, or another share"
             )
     activations = collect(
         anatomy,
@@ -351,8 +349,14 @@ def _check(spec: LocalizedEditSpec, data: Data, seed: int) -> None:
     train, held_out = split(keyed, spec.validation, own)
     if not train or (spec.validation is not None and not held_out):
         raise LocalizedEditError(
-            f"fit.validation: {spec.validation} of {count} questions leaves {len(train)} pairs to train on and "
-            f"{len(held_out)} to validate with; give more questions, another share, or `validation: null`"
+            f"fit.validation: {spec.validation} of {count} questions leaves nothing to "
+            f"{'validate with' if train else 'train on'}; give more questions, another share, or "
+            "`validation: null`"
+        )
+    if isinstance(spec.heads, ProbedHeads) and not all(split(keyed, spec.heads.validation, seed)):
+        raise LocalizedEditError(
+            f"fit.heads.validation: {spec.heads.validation} of {count} questions leaves none on one side; "
+            "give more questions, or another share"
         )
 
 

@@ -559,7 +559,7 @@ def _points_shown(trait: Trait) -> list[tuple[int, float]]:
         return []
     layers = {layer for layer, coefficient in points if coefficient}
     chosen = trait["chosen"] or {}
-    wanted = [layer for layer in (chosen.get("layer"), trait.get("layer")) if layer in layers]
+    wanted: list[Any] = [at for at in (chosen.get("layer"), trait.get("layer")) if at in layers]
     layer: int = wanted[0] if wanted else min(layers or {layer for layer, _ in points})
     here = {coefficient for at, coefficient in points if at == layer}
     positive = sorted(coefficient for coefficient in here if coefficient > 0)

@@ -17,7 +17,8 @@ class Keyed(Protocol):
     """Something that belongs to a question, which its `key` names."""
 
     @property
-    def key(self) -> str: ...
+    def key(self) -> str:
+        """What names the question."""
 
 
 @dataclass(frozen=True)
