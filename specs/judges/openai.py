@@ -9,7 +9,7 @@ from pydantic import AllowInfNan, Field, Strict, model_validator
 
 from subvene.specs._fields import Count, Index, Text, full_match
 from subvene.specs._flaws import Expect, Flaw, refuse
-from subvene.specs.judges.base import BaseJudge
+from subvene.specs.judges.base import TwoModelJudge
 
 _Seconds = Annotated[float, Strict(), Gt(0), AllowInfNan(False), Expect("a number of seconds above 0")]
 _Price = Annotated[float, Strict(), Ge(0), AllowInfNan(False), Expect("a price >= 0 per million tokens")]
@@ -24,7 +24,7 @@ _Variable = Annotated[
 _Top = Annotated[int, Strict(), Ge(0), Le(1000), Expect("an integer from 0 to 1000")]
 
 
-class OpenAIJudgeSpec(BaseJudge):
+class OpenAIJudgeSpec(TwoModelJudge):
     """GPT-judge (Lin et al., 2022): fine-tuned completion models, or a chat model that is asked."""
 
     kind: Literal["openai"] = Field(default="openai", description="An OpenAI-compatible endpoint.")
@@ -41,8 +41,16 @@ class OpenAIJudgeSpec(BaseJudge):
         description="`completions` reads the probability of ` yes` after `Q: …\\nA: …\\nTrue:` (the format "
         "in which GPT-judge was fine-tuned); `chat` asks a chat model the same question in words.",
     )
-    truth_model: Text = Field(description="The model that judges truth.")
-    info_model: Text = Field(description="The model that judges informativeness; it may be the same one.")
+    model: Text | None = Field(default=None, description="One model for everything that is judged.")
+    truth_model: Text = Field(
+        default=None,
+        description="The model that judges truth (of persona vectors: the trait); left out: `model`.",
+    )
+    info_model: Text = Field(
+        default=None,
+        description="The model that judges informativeness (of persona vectors: coherence); left out: "
+        "`model`.",
+    )
     references: bool = Field(
         default=True,
         description="Show a chat model the question's true and false reference answers; false for a model "
