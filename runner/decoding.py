@@ -1,4 +1,4 @@
-"""Decoding token by token on a forked cache, under the edits; the caller says what is chosen and what ends."""
+"""Decoding token by token on a forked cache, under the edits; the caller says what is chosen."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Projections: how far activations point along stored vectors (DESIGN section 5).
 
 The projection of a response on a vector v at layer l is ⟨a, v⟩/‖v‖, a the mean of `block_output[l]` over the
-response's tokens. It is read from given texts (`project`, `token_projections`) or while a response is
-generated (`LiveProjections`, `generate_with_projections`). No activation outlives its forward pass: what is
+response's tokens. Here it is read from given texts; `live_projection` reads it while a response is
+generated. No activation outlives its forward pass: what is
 kept is a number per token and vector.
 
 Where edits act there are two values:
@@ -20,37 +20,30 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 
 from subvene.runner.activations import Text, forward_reading
 from subvene.runner.anatomy import Anatomy, component_module
-from subvene.runner.generation import row_ends, setting
-from subvene.runner.hooks import as_batch, take_output
+from subvene.runner.hooks import take_output
 from subvene.runner.intervened import IntervenedModel
-from subvene.runner.packing import self_contained
-from subvene.runner.positions import TokenTracker
 from subvene.runner.progress import track
 from subvene.runner.receipt import Receipt, check_together
-from subvene.runner.text import Messages, by_length, pad, pad_id_of, prompt_ids
-from subvene.specs import SubveneError, parse_tensor_name
+from subvene.runner.text import by_length, pad, pad_id_of
+from subvene.specs import SubveneError
 
 Vectors = Mapping[str, Mapping[int, torch.Tensor]]
 """Key → layer → v, shape [width of the residual stream]."""
 ByVector = dict[str, dict[int, torch.Tensor]]
 When = Literal["before", "after"]
-_WHEN: tuple[When, ...] = ("before", "after")
+WHEN: tuple[When, ...] = ("before", "after")
 
 SITE = "block_output"
 READ = {
     "before": f"what the block gives, before any edit of {SITE} at this layer (earlier edits have acted)",
     "after": f"what the edits of {SITE} at this layer leave, and the rest of the model reads",
 }
-OVER = (
-    "mean over the generated tokens that went through the model: all of a response that ended itself "
-    "(without the token that ended it), all but the last token of one that was cut off"
-)
 
 
 class ProjectionError(SubveneError, ValueError):
@@ -133,7 +126,7 @@ def project(
         ProjectionError: a vector or a span does not fit.
         NotSteeredError: `edited`, and an intervention acted on none of the texts.
     """
-    axes = _Axes(m.model, vectors)
+    axes = Axes(m.model, vectors)
     kept: dict[When, ByVector] = {}
 
     def keep(when: When, layer: int, i: int, values: torch.Tensor) -> None:
@@ -163,9 +156,9 @@ def token_projections(
     description: str = "projecting",
 ) -> TokenProjections:
     """The projection of every single token of the spans, as for percentiles; arguments as for `project`."""
-    axes = _Axes(m.model, vectors)
+    axes = Axes(m.model, vectors)
     kept: dict[When, dict[str, dict[int, list[torch.Tensor]]]] = {
-        when: axes.by_vector(lambda _: [torch.zeros(0) for _ in texts]) for when in _WHEN
+        when: axes.by_vector(lambda _: [torch.zeros(0) for _ in texts]) for when in WHEN
     }
 
     def keep(when: When, layer: int, i: int, values: torch.Tensor) -> None:
@@ -176,218 +169,7 @@ def token_projections(
     return TokenProjections(kept["before"], kept["after"] if edited else None, receipts)
 
 
-class LiveProjections:
-    """Reads projections while responses are generated, on either side of the edits.
-
-    A context around one `m.generate_ids` (or `generate`) of this batch; afterwards `of` gives the result:
-
-        with LiveProjections(m, vectors, attention_mask, **options) as live:
-            output = m.generate_ids(input_ids, attention_mask, **options)
-        projections = live.of(output)
-
-    The mean is over the generated tokens that went through the model: not the prompt, not the cursor, not
-    the token that ended a response and what fills up its row. The last token of a response that was cut off
-    at `max_new_tokens` is chosen and never passed on, so it has no activation; a response of one such token
-    has no projection (NaN). Nothing is generated otherwise than without this context, and no step waits for
-    the device.
-
-    Args:
-        m: the model, disabled or not.
-        vectors: key → layer → v.
-        attention_mask: of the prompts, [batch, slots], padded on the left.
-        **options: of the `generate` call, which say what ends a row.
-
-    Raises:
-        ProjectionError: a vector does not fit, or beams are asked for, whose rows trade places.
-    """
-
-    def __init__(
-        self, m: IntervenedModel, vectors: Vectors, attention_mask: torch.Tensor, **options: Any
-    ) -> None:
-        self._axes = _Axes(m.model, vectors)
-        self._model: Any = m.model
-        if (setting(m.model, options, "num_beams") or 1) > 1:
-            raise ProjectionError(
-                "num_beams: expected 1, since beams trade places while they are generated; generate without "
-                "beams, or project the responses afterwards"
-            )
-        ends, pad_id = row_ends(m.model, options)
-        mask = attention_mask.to(m.model.device)
-        self._tracker = TokenTracker(mask, mask.sum(-1), generating=True, end_ids=ends, pad_id=pad_id)
-        self._calls: dict[tuple[When, int], list[tuple[int, torch.Tensor, torch.Tensor]]] = defaultdict(list)
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> Self:
-        self._calls.clear()
-        observer = self._model.register_forward_pre_hook(self._tracker.observe, with_kwargs=True)
-        self._stack.callback(observer.remove)
-        self._stack.enter_context(_around_edits(self._axes.anatomy, self._axes.layers, self._keep))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def _keep(self, when: When, layer: int, activation: torch.Tensor) -> None:
-        tokens = self._tracker.current
-        if tokens is None:
-            raise ProjectionError("a block ran before the model's own forward did; call the model")
-        h = as_batch(activation, tokens, f"{SITE}[{layer}]")
-        prompt = max(self._tracker.slots - tokens.start, 0)
-        if prompt >= h.shape[1]:
-            return
-        values = self._axes.values(layer, h[:, prompt:])
-        self._calls[when, layer].append((tokens.start + prompt, values, tokens.real[:, prompt:]))
-
-    def of(self, output: Any) -> Projections:
-        """What was read.
-
-        Args:
-            output: what `generate_ids` returned: the sequences tell which drafts were accepted.
-        """
-        sequences = output if isinstance(output, torch.Tensor) else output.sequences
-        rows, first = len(sequences), self._tracker.slots
-        slots = max(sequences.shape[1] - first - 1, 0)
-        found: dict[When, ByVector] = {}
-        counts = torch.zeros(rows, dtype=torch.long)
-        for when in _WHEN:
-            found[when] = self._axes.by_vector(lambda _: torch.full((rows,), torch.nan, dtype=torch.float64))
-            for layer, keys in self._axes.keys.items():
-                total, counts = self._sums(self._calls[when, layer], rows, first, slots, len(keys))
-                for column, key in enumerate(keys):
-                    found[when][key][layer] = total[:, column] / counts  # 0/0: NaN, as it should be
-        return Projections(found["before"], found["after"], counts)
-
-    @staticmethod
-    def _sums(
-        calls: list[tuple[int, torch.Tensor, torch.Tensor]], rows: int, first: int, slots: int, columns: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums over the tokens [rows, columns] and how many those are [rows]."""
-        values = torch.zeros(rows, slots, columns, dtype=torch.float64)
-        real = torch.zeros(rows, slots, dtype=torch.bool)
-        for start, some, is_real in calls:
-            at = start - first
-            count = min(some.shape[1], slots - at)
-            # A slot whose draft was rejected is passed again, and that is the pass that counts; only the
-            # last one is not, and `slots` ends before it.
-            if count > 0:
-                values[:, at : at + count] = some[:, :count].cpu().double()
-                real[:, at : at + count] = is_real[:, :count].cpu()
-        # Not by multiplying with the mask: a filled-up slot may hold NaN.
-        return values.masked_fill(~real.unsqueeze(-1), 0.0).sum(1), real.sum(1)
-
-
-def generate_with_projections(
-    m: IntervenedModel,
-    prompts: str | Sequence[str | Messages],
-    vectors: Vectors,
-    *,
-    system: str | None = None,
-    chat: bool | None = None,
-    strengths: Any = None,
-    **options: Any,
-) -> tuple[list[str], dict[str, Any]]:
-    """As `m.generate`, with the projections of what is being generated.
-
-    Args:
-        m: the model.
-        prompts: as for `IntervenedModel.generate`.
-        vectors: key → layer → v.
-        system: likewise.
-        chat: likewise.
-        strengths: likewise.
-        **options: likewise.
-
-    Returns:
-        The responses, and plain values for JSON: `read` says what `before` and `after` mean, `over` which
-        tokens the means are over, and `rows` holds one list of {key, layer, tokens, before, after} a
-        response.
-    """
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    rows = [prompt_ids(m.tokenizer, prompt, system=system, chat=chat) for prompt in prompts]
-    told: dict[str, Any] = {"read": dict(READ), "over": OVER, "rows": []}
-    if not rows:
-        return [], told
-    options.setdefault("pad_token_id", pad_id_of(m.tokenizer))
-    batch = pad(rows, [len(row) for row in rows], pad_id_of(m.tokenizer), "left")
-    with LiveProjections(m, vectors, batch.attention_mask, **options) as live:
-        output = m.generate_ids(batch.input_ids, batch.attention_mask, strengths=strengths, **options)
-    sequences = output if isinstance(output, torch.Tensor) else output.sequences
-    found = live.of(output)
-    told["rows"] = [found.of(row) for row in range(len(sequences))]
-    new = sequences[:, batch.input_ids.shape[1] :]
-    return m.tokenizer.batch_decode(new, skip_special_tokens=True), told
-
-
-def stored_vectors(m: IntervenedModel) -> ByVector:
-    """Every vector at `block_output` that an artifact holds or an intervention uses, by key and layer."""
-    found: ByVector = {}
-    names = {**m.tensors, **_used(m)}
-    parsed = [(name, parse_tensor_name(name)) for name in names]
-    for name, parts in sorted(parsed, key=lambda pair: pair[1].layer if pair[1] else -1):
-        if parts and parts.site == SITE and parts.part is None and names[name].ndim == 1:
-            found.setdefault(parts.key, {})[parts.layer] = names[name]
-    return found
-
-
-def chosen_vectors(
-    m: IntervenedModel, keys: Sequence[str] = (), layers: Sequence[int] | Literal["all"] | None = None
-) -> ByVector:
-    """Some of the stored vectors.
-
-    Args:
-        m: the model with its tensors.
-        keys: which, each `KEY` or `KEY@LAYER`; none: those that the interventions use at `block_output`.
-        layers: which; None: those at which the interventions use the key; `all`: all that are stored.
-
-    Raises:
-        ProjectionError: there is no such vector.
-    """
-    stored = stored_vectors(m)
-    if not stored:
-        raise ProjectionError(
-            f"there is no vector at {SITE} to project on: neither the interventions nor the artifact have one"
-        )
-    used: dict[str, list[int]] = defaultdict(list)
-    for name in _used(m):
-        parts = parse_tensor_name(name)
-        if parts and parts.layer in stored.get(parts.key, {}) and parts.site == SITE and parts.part is None:
-            used[parts.key].append(parts.layer)
-    chosen: ByVector = {}
-    for wanted in keys or list(used) or list(stored):
-        key, at, number = wanted.partition("@")
-        if key not in stored:
-            raise ProjectionError(f"no vector {key!r} at {SITE}; there is: {', '.join(sorted(stored))}")
-        there = stored[key]
-        if at:
-            if not number.isdecimal():
-                raise ProjectionError(f"{wanted!r}: expected KEY@LAYER, a layer like 14")
-            which: Sequence[int] = [int(number)]
-        elif layers is None:
-            which = used.get(key) or (list(there) if len(there) == 1 else [])
-            if not which:
-                raise ProjectionError(
-                    f"no intervention uses {key!r} at {SITE}, so no layer is the obvious one; "
-                    f"say which: {_listed(there)}, or all"
-                )
-        else:
-            which = list(there) if layers == "all" else layers
-        for layer in which:
-            if layer not in there:
-                raise ProjectionError(f"no vector {key!r} at {SITE}[{layer}]; there is: {_listed(there)}")
-            chosen.setdefault(key, {})[layer] = there[layer]
-    return chosen
-
-
-def _used(m: IntervenedModel) -> dict[str, torch.Tensor]:
-    """The tensors that the interventions use, by full name."""
-    return self_contained(m.spec, m.intervenable)[1] if m.spec.interventions else {}
-
-
-def _listed(layers: Mapping[int, Any]) -> str:
-    return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, sorted(layers)))}"
-
-
-class _Axes:
+class Axes:
     """The vectors as unit vectors, those of a layer side by side."""
 
     def __init__(self, model: torch.nn.Module, vectors: Vectors) -> None:
@@ -435,7 +217,7 @@ _Keep = Callable[[When, int, int, torch.Tensor], None]
 def _read(
     m: IntervenedModel,
     texts: Sequence[Text],
-    axes: _Axes,
+    axes: Axes,
     keep: _Keep,
     edited: bool,
     prompt_lengths: Sequence[int] | None,
@@ -481,7 +263,7 @@ def _read(
         of_rows = None
         if strengths is not None:
             of_rows = {name: [values[i] for i in firsts] for name, values in strengths.items()}
-        with torch.no_grad(), _around_edits(axes.anatomy, axes.layers, take):
+        with torch.no_grad(), around_edits(axes.anatomy, axes.layers, take):
             m(
                 batch.input_ids,
                 batch.attention_mask,
@@ -511,7 +293,7 @@ def _beginning_alike(texts: Sequence[Text]) -> list[list[int]]:
 
 
 @contextlib.contextmanager
-def _around_edits(
+def around_edits(
     anatomy: Anatomy, layers: Sequence[int], read: Callable[[When, int, torch.Tensor], None]
 ) -> Iterator[None]:
     """Calls `read` with each layer's block output before and after the edits, at every forward call."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from subvene.runner.activations import Text
 from subvene.runner.progress import status
+from subvene.runner.statistics import correlation
 from subvene.runner.text import prompt_ids, response_ids
 from subvene.specs import SubveneError
 
@@ -249,20 +250,6 @@ def against_scores(
     means = [math.fsum(some) / len(some) if some else math.nan for some in rows]
     points = [(mean, transcript.score) for mean, transcript in zip(means, transcripts, strict=True)]
     return {"unit": "row"} | correlation(*_known(points))
-
-
-def correlation(values: Sequence[float], scores: Sequence[float]) -> dict[str, Any]:
-    """Pearson's and Spearman's coefficients and n; None where fewer than three points, or a constant side."""
-    from scipy import stats
-
-    n = len(values)
-    if n < 3 or len(set(values)) == 1 or len(set(scores)) == 1:
-        return {"pearson": None, "spearman": None, "n": n}
-    return {
-        "pearson": float(stats.pearsonr(values, scores).statistic),
-        "spearman": float(stats.spearmanr(values, scores).statistic),
-        "n": n,
-    }
 
 
 def _known(points: Iterable[tuple[float, float | None]]) -> tuple[list[float], list[float]]:

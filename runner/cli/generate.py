@@ -170,7 +170,8 @@ def _writer(m: IntervenedModel, keys: Sequence[str] | None) -> tuple[Write, dict
     """`m.generate`, and where it leaves the projections that were asked for."""
     if not keys:
         return m.generate, {}
-    from subvene.runner.projection import chosen_vectors, generate_with_projections
+    from subvene.runner.live_projection import generate_with_projections
+    from subvene.runner.stored_vectors import chosen_vectors
 
     vectors, told = chosen_vectors(m, keys), {}
 

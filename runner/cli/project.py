@@ -110,10 +110,11 @@ def project(
         # Before the model is loaded.
         transcripts = read_transcripts(file, Columns(prompt, response, messages, system, score), limit)
         from subvene.runner import projection
+        from subvene.runner.stored_vectors import chosen_vectors
 
         quiet_libraries()
         m = opened.load(**overrides)
-        vectors = projection.chosen_vectors(m, key or [], layers)
+        vectors = chosen_vectors(m, key or [], layers)
         turns = turns_of(m.tokenizer, transcripts, chat=False if raw else None)
         texts = [turn.read for turn in turns]
         found = projection.project(m, texts, vectors, edited=edited, batch_size=batch_size)

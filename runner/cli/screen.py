@@ -100,8 +100,8 @@ def screen(
         columns = columns_of(prompt, response, messages, system)
         # Before the model is loaded.
         transcripts = _read(dataset, columns, limit, subset=subset, split=split, revision=revision)
-        from subvene.runner.projection import chosen_vectors
         from subvene.runner.screening import screen as run_screen
+        from subvene.runner.stored_vectors import chosen_vectors
 
         quiet_libraries()
         m = opened.load(**overrides)

@@ -48,7 +48,7 @@ _COMMON = frozenset(".,;:!?'\"()-–—…‘’“”*#%/&$€£" + string.whit
 _BATCH = 8
 _FOLDS = 5
 #: Answers of each trait that the fit is made on, and the words that one must have to be worth corrupting.
-_PER_TRAIT = 10
+_PER_TRAIT = 5
 _LEAST_WORDS = 12
 
 
@@ -89,7 +89,7 @@ class ModelCoherence:
 
 
 def shipped_examples() -> tuple[Exchange, ...]:
-    """Answers of the contrasts that come with subvene: ten of each trait, of both sides in turn.
+    """Answers of the contrasts that come with subvene: five of each trait, of both sides in turn.
 
     Raises:
         JudgeError: there are none.
@@ -103,7 +103,7 @@ def shipped_examples() -> tuple[Exchange, ...]:
 
 
 def alternating(contrasts: Sequence[Contrast]) -> list[Exchange]:
-    """Every contrast's answer of one side, in turn, that is long enough; at most ten, spread over all."""
+    """Every contrast's answer of one side, in turn, that is long enough; at most five, spread over all."""
     answers = [Exchange(one.question, (one.positive, one.negative)[i % 2]) for i, one in enumerate(contrasts)]
     long = [one for one in answers if len(one.answer.split()) >= _LEAST_WORDS]
     return long[:: max(1, len(long) // _PER_TRAIT)][:_PER_TRAIT]
@@ -172,23 +172,19 @@ def _regression(x: NDArray[np.float64], y: NDArray[np.int64], worth: dict[str, A
 
 
 def _corpus(examples: Sequence[Exchange]) -> list[tuple[int, str, Exchange]]:
-    """(group, kind of corruption or "", exchange): answers, every other one also cut off, two corruptions."""
+    """(group, kind of corruption or "", exchange): each answer, every other one cut off, two corruptions."""
     vocabulary = sorted({word for one in examples for word in one.answer.split()})
     kinds = list(CORRUPTIONS)
     rows: list[tuple[int, str, Exchange]] = []
     for i, one in enumerate(examples):
         draw = random.Random(i)
-        rows.append((i, "", one))
-        if i % 2:
-            words = one.answer.split()
-            rows.append(
-                (i, "", Exchange(one.question, " ".join(words[: int(len(words) * draw.uniform(0.5, 0.9))])))
-            )
+        words = one.answer.split()
+        cut = words[: int(len(words) * draw.uniform(0.5, 0.9))] if i % 2 else words
+        rows.append((i, "", Exchange(one.question, " ".join(cut))))
         # The answer of another question.
         other = examples[(i + len(examples) // 2) % len(examples)].answer.split()
         for j in range(2):
             kind = kinds[(2 * i + j) % len(kinds)]
-            words = one.answer.split()
             good = words[: len(words) // 3] if draw.random() < 0.5 else []
             rest = CORRUPTIONS[kind](words[len(good) :], other, vocabulary, draw)
             rows.append((i, kind, Exchange(one.question, " ".join([*good, *rest]))))

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import pearsonr, spearmanr
 
 from subvene.runner.activations import Text
 from subvene.runner.evaluations.divergence import Reference, divergence
@@ -16,10 +15,11 @@ from subvene.runner.evaluations.multiple_choice import ChoiceQuestion, accuracy,
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.judges.traits import TraitJudge
 from subvene.runner.persona.responses import Asked, Do, Response, respond
-from subvene.runner.persona.sweep import mean_and_sd, scores
+from subvene.runner.persona.sweep import scores
 from subvene.runner.persona.traits import Trait
 from subvene.runner.projection import project, token_projections
 from subvene.runner.receipt import merged
+from subvene.runner.statistics import correlation, mean_and_sd
 from subvene.specs import (
     AblationSpec,
     CappingSpec,
@@ -182,25 +182,18 @@ def run_conditions(
         }
     table = [records[arm.label] for arm in arms]
     shown = [one for record in table for one in record.pop("responses")]
+    known = [
+        (one["projection"], one["score"])
+        for one in shown
+        if one["projection"] is not None and one["score"] is not None
+    ]
     warnings = [record["warning"] for record in table if record["warning"] is not None]
     return {
         "conditions": table,
         "responses": shown,
-        "correlation": correlation(shown),
+        "correlation": correlation([p for p, _ in known], [s for _, s in known]),
         "warnings": [f"{subject.trait.name}: {warning}" for warning in warnings],
     }
-
-
-def correlation(responses: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Pearson's and Spearman's correlation of projection and score, over the responses that have both."""
-    pairs = [(one["projection"], one["score"]) for one in responses]
-    known = [(p, s) for p, s in pairs if p is not None and s is not None]
-    found: dict[str, Any] = {"pearson": None, "spearman": None, "n": len(known)}
-    x, y = ([pair[i] for pair in known] for i in (0, 1))
-    if len(known) > 2 and len(set(x)) > 1 and len(set(y)) > 1:
-        found["pearson"] = float(pearsonr(x, y).statistic)
-        found["spearman"] = float(spearmanr(x, y).statistic)
-    return found
 
 
 def _measure(
@@ -254,9 +247,9 @@ def _measure(
         "seed": seed,
     }
     record = dict(do(about | unit, generate))
-    # Steering by 0 and system prompts leave the model as it is, and cost nothing.
+    # A system prompt leaves the model as it is, and costs nothing.
     measured = None
-    if cost is not None and (entries or arm.condition.kind == "baseline"):
+    if cost is not None and side is None:
         unit = {"unit": "cost", **cost.identity}
         measured = do(about | unit, lambda: cost.of(_compiled(entries, subject)))
     return record | {"cost": measured}

@@ -183,7 +183,7 @@ class _Persona:
             for name in steered:
                 arms = arms_of(self.conditions, self._declared(name))
                 caps = sum(arm.condition.kind == "capped" for arm in arms)
-                costs = sum(bool(arm.layers) or arm.condition.kind == "baseline" for arm in arms)
+                costs = sum(arm.condition.kind not in ("prompted", "opposed") for arm in arms)
                 found += 2 * len(arms) + caps + (costs if self.conditions.cost else 0)
         return found
 
@@ -312,18 +312,22 @@ class _Persona:
         read = [[list(side.prompt), list(side.tokens), side.start] for side in sides]
         identity = self.base | {"unit": "vectors", "tokens": self.recipe.tokens, "read": digest(read)}
         target = output / "vectors" / f"{trait.name}-{digest(identity)[:16]}"
-        was_done = ledger.has(identity) and (target / "vectors.safetensors").is_file()
-        if not was_done:
+
+        def work() -> dict[str, Any]:
             made = vectors_of(self.recipe, trait, extraction, Anatomy.of(plain.model), plain.tokenizer)
             with atomic_folder(target) as temporary:
                 kept = {"vectors": made.vectors, "residual_norm": made.residual_norm}
                 safetensors.torch.save_file(kept, temporary / "vectors.safetensors")
-            ledger.do(identity, lambda: {"folder": target.name, "explained": made.explained})
+            return {"folder": target.name, "explained": made.explained}
+
+        was_done = ledger.has(identity)
+        if was_done and not (target / "vectors.safetensors").is_file():
+            # The record is there and its tensors were deleted: the same responses give them again.
+            work()
+        explained = ledger.do(identity, work)["explained"]
         self.step("unit", {"trait": trait.name, "what": "vectors", "was_done": was_done})
         stored = load_tensors(target / "vectors.safetensors")
-        return Vectors(
-            stored["vectors"], stored["residual_norm"], ledger.results[digest(identity)]["explained"]
-        )
+        return Vectors(stored["vectors"], stored["residual_norm"], explained)
 
     def _remaining(self, trait: Trait) -> tuple[str, ...]:
         """The evaluation questions that the sweep has not used."""

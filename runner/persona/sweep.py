@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from subvene.runner.persona.traits import Contrast, Trait
 from subvene.runner.receipt import check_together
 from subvene.runner.rollouts import Row, rollouts
 from subvene.runner.scoring import log_probs
+from subvene.runner.statistics import mean_and_sd
 from subvene.runner.text import prompt_ids, response_ids
 from subvene.specs import InterventionSpec, ModelSpec, SteeringSpec, TraitSweepSpec
 
@@ -181,17 +181,6 @@ def scores(responses: Sequence[Response]) -> dict[str, Any]:
         "coherence": coherence,
         "coherence_sd": coherence_sd,
     }
-
-
-def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | None]:
-    """Mean and standard deviation (n − 1) of the values that there are; None where they are too few."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None, None
-    mean = sum(known) / len(known)
-    if len(known) == 1:
-        return mean, None
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in known) / (len(known) - 1))
 
 
 def _contrasts(

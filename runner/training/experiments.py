@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from subvene.runner.anatomy import Anatomy
+from subvene.runner.identity import model_sha256
+from subvene.runner.ledger import digest
+from subvene.runner.training.examples import Example, examples_sha256
 from subvene.runner.training.multiplex import EditShape
 from subvene.specs import SubveneError
 from subvene.specs.recipes.localized_edit import LocalizedEditSpec
+
+
+# Changes whenever the same job gives other numbers.
+_VERSION = 1
 
 
 class TrainingError(SubveneError, ValueError):
@@ -65,6 +74,34 @@ class Experiment:
         return done == self.steps or done % (self.spec.evaluate_every or self.steps_per_epoch) == 0
 
 
+@dataclass
+class Progress:
+    """What has happened to one experiment so far; JSON values."""
+
+    losses: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    best_step: int = 0
+    stale: int = 0
+    stopped_early: bool = False
+
+    def is_active(self, experiment: Experiment) -> bool:
+        """Whether there are steps left to do."""
+        return not self.stopped_early and len(self.losses) < experiment.steps
+
+    def look(self, found: dict[str, float], patience: int | None) -> bool:
+        """Take down a look at the validation pairs; returns whether it is the best so far."""
+        best = min((before["loss"] for before in self.evaluations), default=math.inf)
+        self.evaluations.append(found)
+        if found["loss"] < best:
+            self.best_step, self.stale = int(found["step"]), 0
+            return True
+        self.stale += 1
+        self.stopped_early = patience is not None and self.stale >= patience
+        return False
+
+
 @dataclass(frozen=True)
 class Trained:
     """What one experiment came to.
@@ -94,3 +131,46 @@ class Trained:
     stopped_early: bool
     start: int
     about: dict[str, Any]
+
+
+def check(experiments: Sequence[Experiment]) -> None:
+    """Check that the experiments of a job can be trained.
+
+    Raises:
+        TrainingError: naming what is missing.
+    """
+    if not experiments:
+        raise TrainingError("there is no experiment to train")
+    names = [experiment.name for experiment in experiments]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise TrainingError(f"expected experiments of different names, found {', '.join(twice)} twice")
+    for experiment in experiments:
+        if not experiment.train:
+            raise TrainingError(f"{experiment.name}: there is no example to train on")
+        if not any(experiment.shape.heads.values()):
+            raise TrainingError(f"{experiment.name}: there is no head to write to")
+
+
+def job_sha256(anatomy: Anatomy, examples: Sequence[Example], experiments: Sequence[Experiment]) -> str:
+    """A hash of all that a training depends on; how often it writes checkpoints is not part of that."""
+    about = [
+        {
+            "name": experiment.name,
+            "spec": experiment.spec.model_dump(mode="json", exclude={"data", "heads", "checkpoint_every"}),
+            "shape": {
+                "heads": [[layer, list(experiment.shape.heads[layer])] for layer in experiment.shape.layers],
+                "form": [
+                    experiment.shape.read_heads,
+                    experiment.shape.rank,
+                    experiment.shape.per,
+                    experiment.shape.gate,
+                    experiment.shape.seed,
+                ],
+            },
+            "seed": experiment.seed,
+            "train": list(experiment.train),
+            "validation": list(experiment.validation),
+        }
+        for experiment in experiments
+    ]
+    return digest([_VERSION, model_sha256(anatomy.model), examples_sha256(examples), about])

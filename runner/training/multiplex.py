@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -83,6 +84,22 @@ class _One:
     b: torch.nn.Parameter
     read: torch.Tensor
     write: torch.Tensor
+
+
+class Edits(Protocol):
+    """What is trained: parameters of each experiment, and how they act on rows of a batch."""
+
+    def parameters_of(self, experiment: int) -> dict[str, torch.nn.Parameter]:
+        """What an experiment trains, by name."""
+
+    def first_layer(self, experiment: int) -> int:
+        """The lowest block whose output an experiment changes."""
+
+    def factors_of(self, experiment: int, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What these values of an experiment's parameters come to, by name, on the CPU."""
+
+    def acting(self, experiments: Sequence[int]) -> AbstractContextManager[None]:
+        """Within the block, row i of the batch is edited as `experiments[i]` has it."""
 
 
 class StackedEdits:

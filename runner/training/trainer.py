@@ -7,8 +7,8 @@ gradient clipping, learning rate, order of pairs and best step; in a pass they o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,21 @@ import numpy as np
 import torch
 
 from subvene.runner.anatomy import Anatomy
-from subvene.runner.identity import model_sha256
-from subvene.runner.ledger import digest
 from subvene.runner.progress import track
 from subvene.runner.training import checkpoints
-from subvene.runner.training.examples import Answers, Example, examples_sha256
-from subvene.runner.training.experiments import Experiment, Trained, TrainingError
+from subvene.runner.training.examples import Answers, Example
+from subvene.runner.training.experiments import (
+    Experiment,
+    Progress,
+    Trained,
+    TrainingError,
+    check,
+    job_sha256,
+)
 from subvene.runner.training.losses import margin, pair_losses
-from subvene.runner.training.multiplex import StackedEdits
+from subvene.runner.training.multiplex import Edits, StackedEdits
 from subvene.runner.training.passes import CACHE_BYTES, Passes, frozen
+from subvene.runner.training.units import Unit, planned
 
 _ORDER = 1
 _BETAS, _EPS = (0.9, 0.999), 1e-8
@@ -33,34 +39,6 @@ _FULL_ON_CPU, _FULL = 256, 4096
 _PASS_ON_CPU, _PASS = 2048, 16384
 # A margin below this, in nats, is rounding: an edit that does nothing prefers nothing.
 _TIE = 1e-3
-# Changes whenever the same job gives other numbers.
-_VERSION = 1
-
-
-@dataclass
-class _Progress:
-    """What has happened to one experiment so far; JSON values."""
-
-    losses: list[float] = field(default_factory=list)
-    accuracies: list[float] = field(default_factory=list)
-    grad_norms: list[float] = field(default_factory=list)
-    evaluations: list[dict[str, float]] = field(default_factory=list)
-    best_step: int = 0
-    stale: int = 0
-    stopped_early: bool = False
-
-    def is_active(self, experiment: Experiment) -> bool:
-        return not self.stopped_early and len(self.losses) < experiment.steps
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """Rows that must share a pass: both answers of a pair, or one answer."""
-
-    experiment: int
-    rows: tuple[int, ...]
-    entry: int
-    length: int
 
 
 def train_edits(
@@ -70,6 +48,7 @@ def train_edits(
     *,
     pad_id: int,
     folder: Path | None = None,
+    edits: Edits | None = None,
     cache_bytes: int = CACHE_BYTES,
     description: str = "training",
 ) -> list[Trained]:
@@ -82,6 +61,7 @@ def train_edits(
         pad_id: any token id.
         folder: where the job has a folder for its checkpoint, named by all that the job depends on, and is
             taken up if it was stopped; None: no checkpoint is kept.
+        edits: what is trained in place of the edits that the experiments' shapes describe.
         cache_bytes: at most so much of the unedited lower layers' output is kept.
         description: what the progress bar says.
 
@@ -89,7 +69,7 @@ def train_edits(
         TrainingError: an experiment has nothing to train on or two have one name, a checkpoint cannot be
             read, or a loss is not finite.
     """
-    training = _Training(anatomy, examples, experiments, pad_id, folder)
+    training = _Training(anatomy, examples, experiments, pad_id, folder, edits)
     with frozen(anatomy.model):
         training.prepare(cache_bytes)
         return training.run(description)
@@ -103,14 +83,15 @@ class _Training:
         experiments: Sequence[Experiment],
         pad_id: int,
         folder: Path | None,
+        edits: Edits | None,
     ) -> None:
-        _check(experiments)
+        check(experiments)
         model: Any = anatomy.model
         on_cpu = model.device.type == "cpu"
         asked = [e.spec.pass_tokens for e in experiments if e.spec.pass_tokens is not None]
         self.experiments = experiments
         self.answers = Answers.of(examples)
-        self.edits = StackedEdits([experiment.shape for experiment in experiments], anatomy)
+        self.edits: Edits = edits or StackedEdits([one.shape for one in experiments], anatomy)
         self.passes = Passes(
             anatomy, self.answers, pad_id, min(asked, default=_PASS_ON_CPU if on_cpu else _PASS)
         )
@@ -125,11 +106,11 @@ class _Training:
             betas=_BETAS,
             eps=_EPS,
         )
-        self.progress = [_Progress() for _ in experiments]
+        self.progress = [Progress() for _ in experiments]
         self.best = [_copied(parameters) for parameters in self.parameters]
         self.step = self.start = 0
         self.saved: int | None = None
-        self.identity = "" if folder is None else _identity(anatomy, examples, experiments)
+        self.identity = "" if folder is None else job_sha256(anatomy, examples, experiments)
         self.folder = None if folder is None else folder / f"training-{self.identity[:24]}"
 
     # Before ------------------------------------------------------------------------------------------------
@@ -171,7 +152,7 @@ class _Training:
     def _optimize(self, active: Sequence[int]) -> None:
         """One step of every active experiment."""
         batches = {e: self._batch(e) for e in active}
-        units: list[_Unit] = []
+        units: list[Unit] = []
         pairs: list[int] = []
         for e, batch in batches.items():
             for i in batch:
@@ -179,7 +160,7 @@ class _Training:
                 pairs.append(i)
         losses, margins = torch.zeros(len(units)), torch.zeros(len(units))
         self.optimizer.zero_grad(set_to_none=True)
-        for chosen in self._planned(units):
+        for chosen in planned(units, self.passes.pass_tokens, self.full):
             log_p = self._log_probs([units[u] for u in chosen])
             total = torch.zeros((), device=self.passes.reference.device)
             for e in sorted({units[u].experiment for u in chosen}):
@@ -222,7 +203,7 @@ class _Training:
             rows = {row for i in self.experiments[e].validation for row in self._rows_of(e, i)}
             units += [self._unit(e, (row,)) for row in sorted(rows)]
         log_p: dict[tuple[int, int], torch.Tensor] = {}
-        for which in self._planned(units):
+        for which in planned(units, self.passes.pass_tokens, self.full):
             values = self._log_probs([units[u] for u in which])
             log_p |= {
                 (units[u].experiment, units[u].rows[0]): value[0]
@@ -241,15 +222,8 @@ class _Training:
                 )
             if delta is not None:
                 found["accuracy"] = float((delta > _TIE).double().mean())
-            best = min((before["loss"] for before in progress.evaluations), default=math.inf)
-            progress.evaluations.append(found)
-            if found["loss"] < best:
-                progress.best_step, progress.stale = self.step, 0
+            if progress.look(found, experiment.spec.patience):
                 self.best[e] = _copied(self.parameters[e])
-                continue
-            progress.stale += 1
-            patience = experiment.spec.patience
-            progress.stopped_early = patience is not None and progress.stale >= patience
 
     # Pairs, rows and passes --------------------------------------------------------------------------------
 
@@ -270,29 +244,11 @@ class _Training:
             return (self.answers.chosen[example],)
         return self.answers.chosen[example], self.answers.rejected[example]
 
-    def _unit(self, e: int, rows: tuple[int, ...]) -> _Unit:
+    def _unit(self, e: int, rows: tuple[int, ...]) -> Unit:
         entry = self.passes.entry_for(self.edits.first_layer(e))
-        return _Unit(e, rows, entry, max(self.answers.length(row) for row in rows))
+        return Unit(e, rows, entry, max(self.answers.length(row) for row in rows))
 
-    def _planned(self, units: Sequence[_Unit]) -> Iterator[list[int]]:
-        """Indices of the units of each pass: those that begin at one layer and are of like length."""
-        order = sorted(range(len(units)), key=lambda u: (units[u].entry, -units[u].length))
-        pending: list[int] = []
-        rows = longest = 0
-        for u in order:
-            unit = units[u]
-            width = max(longest, unit.length)
-            tokens = (rows + len(unit.rows)) * width
-            apart = unit.entry != units[pending[0]].entry if pending else False
-            if pending and (tokens > self.passes.pass_tokens or (apart and rows * longest >= self.full)):
-                yield pending
-                pending, rows, width = [], 0, unit.length
-            pending.append(u)
-            rows, longest = rows + len(unit.rows), width
-        if pending:
-            yield pending
-
-    def _log_probs(self, units: Sequence[_Unit]) -> tuple[torch.Tensor, ...]:
+    def _log_probs(self, units: Sequence[Unit]) -> tuple[torch.Tensor, ...]:
         """The log-probabilities of each unit's rows, under the edit of its experiment."""
         rows = [row for unit in units for row in unit.rows]
         with self.edits.acting([unit.experiment for unit in units for _ in unit.rows]):
@@ -318,7 +274,7 @@ class _Training:
     # Around it ---------------------------------------------------------------------------------------------
 
     def _check_finite(
-        self, units: Sequence[_Unit], pairs: Sequence[int], values: torch.Tensor, what: str
+        self, units: Sequence[Unit], pairs: Sequence[int], values: torch.Tensor, what: str
     ) -> None:
         bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
         if not bad:
@@ -355,7 +311,7 @@ class _Training:
     @torch.no_grad()
     def _restore(self, found: checkpoints.Checkpoint) -> None:
         self.step = self.start = self.saved = found.step
-        self.progress = [_Progress(**one) for one in found.progress]
+        self.progress = [Progress(**one) for one in found.progress]
         state: dict[int, dict[str, torch.Tensor]] = {}
         for full, tensor in found.tensors.items():
             first, second, name = full.split(".", 2)
@@ -397,41 +353,3 @@ class _Training:
 
 def _copied(parameters: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in parameters.items()}
-
-
-def _check(experiments: Sequence[Experiment]) -> None:
-    if not experiments:
-        raise TrainingError("there is no experiment to train")
-    names = [experiment.name for experiment in experiments]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise TrainingError(f"expected experiments of different names, found {', '.join(twice)} twice")
-    for experiment in experiments:
-        if not experiment.train:
-            raise TrainingError(f"{experiment.name}: there is no example to train on")
-        if not any(experiment.shape.heads.values()):
-            raise TrainingError(f"{experiment.name}: there is no head to write to")
-
-
-def _identity(anatomy: Anatomy, examples: Sequence[Example], experiments: Sequence[Experiment]) -> str:
-    """A hash of all that a training depends on; how often it writes checkpoints is not part of that."""
-    about = [
-        {
-            "name": experiment.name,
-            "spec": experiment.spec.model_dump(mode="json", exclude={"data", "heads", "checkpoint_every"}),
-            "shape": {
-                "heads": [[layer, list(experiment.shape.heads[layer])] for layer in experiment.shape.layers],
-                "form": [
-                    experiment.shape.read_heads,
-                    experiment.shape.rank,
-                    experiment.shape.per,
-                    experiment.shape.gate,
-                    experiment.shape.seed,
-                ],
-            },
-            "seed": experiment.seed,
-            "train": list(experiment.train),
-            "validation": list(experiment.validation),
-        }
-        for experiment in experiments
-    ]
-    return digest([_VERSION, model_sha256(anatomy.model), examples_sha256(examples), about])

@@ -13,16 +13,10 @@ from torch import nn
 
 from subvene.runner import IntervenedModel, NotSteeredError
 from subvene.runner.activations import Text
+from subvene.runner.live_projection import LiveProjections, generate_with_projections
 from subvene.runner.positions import TokenTracker
-from subvene.runner.projection import (
-    LiveProjections,
-    ProjectionError,
-    chosen_vectors,
-    generate_with_projections,
-    project,
-    stored_vectors,
-    token_projections,
-)
+from subvene.runner.projection import ProjectionError, project, token_projections
+from subvene.runner.stored_vectors import chosen_vectors, stored_vectors
 from subvene.runner.text import pad, pad_id_of, prompt_ids
 
 TEXTS = [

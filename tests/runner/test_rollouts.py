@@ -193,7 +193,7 @@ class TestReasoning:
 
     def test_it_is_taken_away(self, tokenizer: Any) -> None:
         words = tokenizer.decode([7, 8])
-        thought = self.ids(tokenizer, "<think> ") + [5, 6, *self.ids(tokenizer, "</think>")]
+        thought = [*self.ids(tokenizer, "<think> "), 5, 6, *self.ids(tokenizer, "</think>")]
         assert answer_of(tokenizer, [5], [*thought, 7, 8]) == (len(thought), words)
         assert answer_of(tokenizer, [5, thought[0]], [*thought[1:], 7, 8]) == (len(thought) - 1, words)
 

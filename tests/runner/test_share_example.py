@@ -1,4 +1,4 @@
-"""The example that shares an artifact does what its text says, between fresh processes and a Hub on loopback."""
+"""The example that shares an artifact does what it says: fresh processes, a Hub on loopback."""
 
 from __future__ import annotations
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from subvene.runner import IntervenedModel
-from subvene.runner.projection import chosen_vectors, generate_with_projections, project
+from subvene.runner.live_projection import generate_with_projections
+from subvene.runner.projection import project
+from subvene.runner.stored_vectors import chosen_vectors
 from subvene.runner.transcripts import read_transcripts, turns_of
 
 Run = Callable[..., Any]

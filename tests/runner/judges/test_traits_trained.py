@@ -76,8 +76,8 @@ def test_agreement_is_of_questions_that_were_held_out(monkeypatch: pytest.Monkey
     draw = np.random.default_rng(0)
     contrasts = []
     for i in range(30):
-        sides = [f"It is {word} number {i}." for word in ("one", "another")]
-        positive, negative = sides if draw.random() < 0.5 else sides[::-1]
+        # Words at random, so that every answer can be learnt by heart.
+        positive, negative = (" ".join(draw.choice(THINGS, 6)) for _ in range(2))
         contrasts.append(Contrast(f"Is it {i}?", positive, negative))
     found = judge_of().describe([trait_of(tuple(contrasts), "b" * 64)])["agreement"]["glad"]
     assert found["n"] == 60
@@ -171,7 +171,7 @@ def test_longest_repetition(ids: list[int], share: float) -> None:
 
 def test_corruptions_are_the_same_every_time_and_change_every_answer() -> None:
     examples = shipped_examples()
-    assert len(examples) == 10 * len(SHIPPED)
+    assert len(examples) == 5 * len(SHIPPED)
     rows = coherence._corpus(examples)
     assert rows == coherence._corpus(examples)
     assert {kind for _, kind, _ in rows} == {"", *CORRUPTIONS}
@@ -233,7 +233,7 @@ def test_scores_of_a_tiny_model_are_kept_with_it(
     assert empty.value == 0.0
     worth = judge.describe()
     assert set(worth["found"]) == {"coherent", *CORRUPTIONS}
-    assert worth["n"] == 12 + 6 + 24
+    assert worth["n"] == 12 + 24
     # Kept for the model, not for the judge.
     monkeypatch.setattr(coherence, "_fitted", None)
     assert ModelCoherence(IntervenedModel.plain(*loaded), examples).describe() == worth

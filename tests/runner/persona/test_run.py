@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from counting_judge import Counting
 
 from subvene.runner import IntervenedModel, run_experiment
 from subvene.runner.persona import conditions
-from subvene.runner.persona.conditions import cap_warning, correlation
+from subvene.runner.persona.conditions import cap_warning
 from subvene.runner.persona.run import PersonaResult
-from subvene.runner.persona.sweep import best_point, mean_and_sd
+from subvene.runner.persona.sweep import best_point
 from subvene.runner.scoring import log_probs
 from subvene.runner.text import prompt_ids, response_ids
 from subvene.specs import SpecError, SubveneError, TraitSweepSpec
@@ -341,20 +340,3 @@ def test_best_point() -> None:
         "coherence_at_least": 50.0,
     }
     assert best_point(sweep, rows[:2]) is None
-
-
-def test_statistics() -> None:
-    assert mean_and_sd([1.0, None, 3.0]) == (2.0, pytest.approx(2**0.5))
-    assert mean_and_sd([None]) == (None, None)
-    assert mean_and_sd([4.0]) == (4.0, None)
-    rows = [
-        {"projection": p, "score": s}
-        for p, s in ((1.0, 2.0), (2.0, 3.0), (3.0, 10.0), (None, 1.0), (1.0, None))
-    ]
-    found = correlation(rows)
-    assert found["n"] == 3
-    assert found["spearman"] == pytest.approx(1.0)
-    assert found["pearson"] == pytest.approx(
-        torch.corrcoef(torch.tensor([[1.0, 2, 3], [2, 3, 10]]))[0, 1].item()
-    )
-    assert correlation(rows[:2])["pearson"] is None
