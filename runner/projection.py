@@ -17,6 +17,7 @@ They differ at layers whose `block_output` is edited, and there only.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -252,13 +253,7 @@ def _read(
 
         if not edited:
             with m.disabled():
-                forward_reading(
-                    axes.anatomy,
-                    SITE,
-                    axes.layers,
-                    batch,
-                    lambda layer, h, take=take: take("before", layer, h),
-                )
+                forward_reading(axes.anatomy, SITE, axes.layers, batch, functools.partial(take, "before"))
             continue
         of_rows = None
         if strengths is not None:

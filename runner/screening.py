@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -225,8 +224,8 @@ def _difference(
     differences = data - own
     found = interval(differences.tolist(), confidence, resamples, seed)
     low, high = found or (None, None)
-    means: list[Any] = [float(values.mean()) for values in (data, own, differences)]
-    return Difference(key, layer, len(data), *means, low, high)
+    means = (float(data.mean()), float(own.mean()), float(differences.mean()))
+    return Difference(key, layer, len(data), means[0], means[1], means[2], low, high)
 
 
 def _part(projections: Projections, which: slice) -> Projections:

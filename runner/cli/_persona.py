@@ -40,7 +40,7 @@ class PersonaStory(UnitStory):
         from rich.table import Table
 
         table = Table("condition", show_edge=False, pad_edge=False)
-        for column in ("score", "coherence", "projection", "CE", "KL", "accuracy", "n"):
+        for column in ("score", "coher.", "proj.", "CE", "KL", "acc.", "n"):
             table.add_column(column, justify="right")
         for row in conditions:
             cost = row["cost"] or {}
@@ -60,4 +60,4 @@ class PersonaStory(UnitStory):
 def _in_words(mean: float | None, sd: float | None, digits: int) -> str:
     if mean is None:
         return "–"
-    return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
+    return f"{mean:.{digits}f}" + ("" if sd is None else f"\n± {sd:.{digits}f}")

@@ -27,6 +27,15 @@ def fit(
         Path,
         typer.Option("-o", "--output", metavar="FOLDER", help="Where the artifact goes.", show_default=False),
     ],
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            "--work",
+            metavar="FOLDER",
+            help="Where activations and checkpoints are kept, so that a fit that was stopped can go on.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fit the tensors that a spec declares, and save them with it as an artifact.
@@ -43,7 +52,7 @@ def fit(
         quiet_libraries()
         # Before the work, not after it.
         artifact.check_free(output)
-        m = run_fit(declared, folder=spec.parent)
+        m = run_fit(declared, folder=spec.parent, work=work)
         m.save_pretrained(output)
         if as_json:
             emit({"artifact": str(output), "provenance": m.provenance})

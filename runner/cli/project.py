@@ -221,9 +221,9 @@ def _write_csv(
         writer.writerow(["where", "transcript", "turn", "tokens", "score", *columns, "text"])
         for i, turn in enumerate(turns):
             score = _score(turn, transcripts)
-            values = [f"{column[i]:.6g}" if math.isfinite(column[i]) else "" for column in columns.values()]
+            shown = [f"{column[i]:.6g}" if math.isfinite(column[i]) else "" for column in columns.values()]
             first = [transcripts[turn.transcript].where, turn.transcript, turn.turn, int(found.tokens[i])]
-            writer.writerow([*first, "" if score is None else score, *values, turn.text])
+            writer.writerow([*first, "" if score is None else score, *shown, turn.text])
 
 
 def _print(console: Console, document: Mapping[str, Any], csv_file: Path | None) -> None:

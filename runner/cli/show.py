@@ -136,8 +136,8 @@ def _print_origin(line: Any, source: Source, description: Mapping[str, Any]) -> 
     if source.artifact:
         line("stored", f"{description['stored_tensors']} tensors")
     elif fit := getattr(source.spec, "fit", None):
-        keys = ", ".join(fit.keys)
-        line("origin", f"to be fitted: {fit.recipe}, {keys}; run: subvene fit {source.path} -o FOLDER")
+        fitted = ", ".join(fit.keys)
+        line("origin", f"to be fitted: {fit.recipe}, {fitted}; run: subvene fit {source.path} -o FOLDER")
     stock = description["stock_pyvene"]
     if stock is not None:
         line(

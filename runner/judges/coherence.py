@@ -103,10 +103,13 @@ def shipped_examples() -> tuple[Exchange, ...]:
 
 
 def alternating(contrasts: Sequence[Contrast]) -> list[Exchange]:
-    """Every contrast's answer of one side, in turn, that is long enough; at most five, spread over all."""
-    answers = [Exchange(one.question, (one.positive, one.negative)[i % 2]) for i, one in enumerate(contrasts)]
-    long = [one for one in answers if len(one.answer.split()) >= _LEAST_WORDS]
-    return long[:: max(1, len(long) // _PER_TRAIT)][:_PER_TRAIT]
+    """At most five answers, spread over the contrasts, of either side in turn, that are long enough."""
+    chosen = []
+    for i, one in enumerate(contrasts[:: max(1, len(contrasts) // _PER_TRAIT)][:_PER_TRAIT]):
+        turn = (one.positive, one.negative) if i % 2 == 0 else (one.negative, one.positive)
+        long = [answer for answer in turn if len(answer.split()) >= _LEAST_WORDS]
+        chosen += [Exchange(one.question, answer) for answer in long[:1]]
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from subvene.specs import (
     InterventionSpec,
     ModelSpec,
     SteeringSpec,
+    TensorRef,
     TraitConditionsSpec,
 )
 from subvene.specs.evaluations.traits import Ablated, Capped, Steered, TraitCondition
@@ -258,20 +259,29 @@ def _measure(
 def _entries(arm: Arm, thresholds: Mapping[int, float] | None, subject: Subject) -> list[Any]:
     """The interventions of an arm, as spec entries; none where the model stays as it is."""
     steering = subject.steering
-    common = {"direction": {"key": subject.trait.name}, "positions": steering.positions}
+    direction, positions = TensorRef(key=subject.trait.name), steering.positions
     match arm.condition:
         case Steered():
             if not arm.coefficient:
                 return []
             return [steering.model_copy(update={"coefficient": arm.coefficient})]
         case Capped(bound=bound):
-            side = "max" if bound == "ceiling" else "min"
             return [
-                CappingSpec(name=f"cap_{layer}", layer=layer, **{side: value}, **common)
+                CappingSpec(
+                    name=f"cap_{layer}",
+                    layer=layer,
+                    direction=direction,
+                    max=value if bound == "ceiling" else None,
+                    min=value if bound == "floor" else None,
+                    positions=positions,
+                )
                 for layer, value in (thresholds or {}).items()
             ]
         case Ablated():
-            return [AblationSpec(name=f"ablation_{layer}", layer=layer, **common) for layer in arm.layers]
+            return [
+                AblationSpec(name=f"ablation_{layer}", layer=layer, direction=direction, positions=positions)
+                for layer in arm.layers
+            ]
     return []
 
 

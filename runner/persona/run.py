@@ -48,6 +48,7 @@ from subvene.specs import (
     TraitSweepSpec,
     dump_spec,
 )
+from subvene.specs.evaluations.traits import Ablated, Capped
 
 # How a result is computed; whoever changes that changes this number, and old units are done again.
 UNITS = 1
@@ -135,10 +136,11 @@ class _Persona:
                     f"found {layer}"
                 )
         for condition in self.conditions.conditions if self.conditions else ():
-            if max(getattr(condition, "layers", None) or (0,)) > last:
+            layers = condition.layers if isinstance(condition, Capped | Ablated) else None
+            if layers is not None and layers[1] > last:
                 raise CompileError(
                     f"evaluate: trait_conditions: {condition.kind}: expected layers from 0 to {last} for "
-                    f"this model, found {max(condition.layers)}"
+                    f"this model, found {layers[1]}"
                 )
         for trait in self.traits:
             if trait.name in self.spec.steered_traits:

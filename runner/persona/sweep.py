@@ -99,7 +99,7 @@ def run_sweep(
         found, _ = respond(m, asked, sampling, trait, judge, seed=seed, description=f"{trait.name}: sweep")
         return {"responses": [response.to_dict() for response in found]}
 
-    unit = {
+    unit: dict[str, Any] = {
         "unit": "sweep",
         "questions": list(questions),
         "sampling": sampling.model_dump(mode="json", exclude={"batch_size"}),
@@ -114,7 +114,8 @@ def run_sweep(
     contrasts, source = _contrasts(declared, trait, plain, seed)
     measured: dict[Point, float] = {}
     if contrasts:
-        unit = {"unit": "contrast", "contrasts": [[c.question, c.positive, c.negative] for c in contrasts]}
+        sides = [[c.question, c.positive, c.negative] for c in contrasts]
+        unit = {"unit": "contrast", "contrasts": sides}
         values = do(about | unit, lambda: {"values": _log_ratios(m, [(-1, 0.0), *points], contrasts)})[
             "values"
         ]

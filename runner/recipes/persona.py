@@ -33,10 +33,11 @@ from subvene.runner.persona.responses import Asked, Do, Response, respond
 from subvene.runner.persona.traits import Trait, read_trait
 from subvene.runner.progress import track
 from subvene.runner.recipes.base import Fitted, Reach, Recipe
+from subvene.runner.statistics import mean_and_sd
 from subvene.runner.text import by_length, pad, pad_id_of
-from subvene.specs import PersonaSpec, SubveneError, tensor_name
+from subvene.specs import PersonaSpec, Site, SubveneError, tensor_name
 
-SITE = "block_output"
+SITE: Site = "block_output"
 _SIDES = ("positive", "negative")
 
 
@@ -66,16 +67,15 @@ class Extraction:
 
     def summary(self) -> dict[str, Any]:
         """JSON values: counts, mean scores, the warning."""
-        scores = {
-            side: [pair[i].score for pair in self.pairs if pair[i].score is not None]
-            for i, side in enumerate(_SIDES)
+        mean_score = {
+            side: mean_and_sd(pair[i].score for pair in self.pairs)[0] for i, side in enumerate(_SIDES)
         }
         return {
             "pairs": len(self.pairs),
             "kept": len(self.kept),
             "dropped": self.dropped,
             "warning": self.warning,
-            "mean_score": {side: sum(v) / len(v) if v else None for side, v in scores.items()},
+            "mean_score": mean_score,
         }
 
 

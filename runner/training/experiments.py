@@ -17,7 +17,6 @@ from subvene.runner.training.multiplex import EditShape
 from subvene.specs import SubveneError
 from subvene.specs.recipes.localized_edit import LocalizedEditSpec
 
-
 # Changes whenever the same job gives other numbers.
 _VERSION = 1
 
@@ -133,8 +132,12 @@ class Trained:
     about: dict[str, Any]
 
 
-def check(experiments: Sequence[Experiment]) -> None:
+def check(experiments: Sequence[Experiment], *, need_heads: bool = True) -> None:
     """Check that the experiments of a job can be trained.
+
+    Args:
+        experiments: of one job.
+        need_heads: whether each needs heads to write to.
 
     Raises:
         TrainingError: naming what is missing.
@@ -147,7 +150,7 @@ def check(experiments: Sequence[Experiment]) -> None:
     for experiment in experiments:
         if not experiment.train:
             raise TrainingError(f"{experiment.name}: there is no example to train on")
-        if not any(experiment.shape.heads.values()):
+        if need_heads and not any(experiment.shape.heads.values()):
             raise TrainingError(f"{experiment.name}: there is no head to write to")
 
 

@@ -85,7 +85,7 @@ class _Training:
         folder: Path | None,
         edits: Edits | None,
     ) -> None:
-        check(experiments)
+        check(experiments, need_heads=edits is None)
         model: Any = anatomy.model
         on_cpu = model.device.type == "cpu"
         asked = [e.spec.pass_tokens for e in experiments if e.spec.pass_tokens is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from annotated_types import Ge, Gt, Le
 from pydantic import AllowInfNan, Field, Strict, model_validator
@@ -43,11 +43,11 @@ class OpenAIJudgeSpec(TwoModelJudge):
     )
     model: Text | None = Field(default=None, description="One model for everything that is judged.")
     truth_model: Text = Field(
-        default=None,
+        default=cast(Any, None),  # `_models` fills it in
         description="The model that judges truth (of persona vectors: the trait); left out: `model`.",
     )
     info_model: Text = Field(
-        default=None,
+        default=cast(Any, None),  # `_models` fills it in
         description="The model that judges informativeness (of persona vectors: coherence); left out: "
         "`model`.",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field
 
@@ -17,11 +17,11 @@ class TransformersJudgeSpec(TwoModelJudge):
     kind: Literal["transformers"] = Field(default="transformers", description="A local causal LM.")
     model: ModelSpec | None = Field(default=None, description="One model for everything that is judged.")
     truth_model: ModelSpec = Field(
-        default=None,
+        default=cast(Any, None),  # `_models` fills it in
         description="The model that judges truth (of persona vectors: the trait); left out: `model`.",
     )
     info_model: ModelSpec = Field(
-        default=None,
+        default=cast(Any, None),  # `_models` fills it in
         description="The model that judges informativeness (of persona vectors: coherence); left out: "
         "`model`.",
     )

@@ -136,6 +136,24 @@ def test_fresh_edit_has_a_gradient_to_begin_with(table: Callable[..., Any], size
     assert not edit.b.grad[:, ~written].any()
 
 
+def test_without_a_layer_it_is_every_stored_one(table: Callable[..., Any], sizes: Sizes) -> None:
+    stored = {
+        f"{key}.attention_heads[{layer}].{part}": torch.full((rank, 32), float(layer))
+        for key, layer, rank in (("edit", 2, 1), ("edit", 0, 4), ("other", 1, 2))
+        for part in ("a", "b")
+    }
+    declared = LowRankEditSpec(factors={"key": "edit"}, strength=0.5, positions="response")
+    built = LowRankEditIntervention.build(declared, table(**stored), sizes)
+    assert [(site, layer) for site, layer, _ in built] == [("attention_heads", 0), ("attention_heads", 2)]
+    assert [edit.a.shape[0] for _, _, edit in built] == [4, 1]
+    assert {float(edit.strength) for _, _, edit in built} == {0.5}
+    assert {edit.positions for _, _, edit in built} == {"response"}
+    assert float(built[1][2].b[0, 0]) == 2.0
+    none = LowRankEditSpec(factors={"key": "none"})
+    with pytest.raises(TensorError, match=r"no factors under the key 'none'; they are stored in pairs"):
+        LowRankEditIntervention.build(none, table(**stored), sizes)
+
+
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
