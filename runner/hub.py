@@ -10,10 +10,9 @@ given.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
@@ -21,23 +20,13 @@ from typing import Any
 
 import huggingface_hub
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils import validate_repo_id
 
 from subvene.runner import artifact
 from subvene.runner.artifact import CARD, FINGERPRINT, SPEC, Artifact
 from subvene.runner.cache import atomic_folder
 from subvene.runner.card import finished
+from subvene.runner.hub_errors import HubError, check_repo_id, explained, is_repo_id
 from subvene.runner.packing import TENSORS
-from subvene.specs import SubveneError
 
 BAKED_RECORD = "baked.json"
 """What marks the folder of a baked checkpoint (`exports.checkpoint`, which imports too much to be asked)."""
@@ -45,10 +34,6 @@ BAKED_RECORD = "baked.json"
 _PYVENE = ("config.json", "intkey_*.bin")
 _ARTIFACT = (SPEC, TENSORS, FINGERPRINT, CARD, *_PYVENE)
 _ANYWHERE = (".gitattributes", ".gitignore", CARD, "LICENSE*", "LICENCE*")
-
-
-class HubError(SubveneError):
-    """The Hub, or the way to it, refused; the message names the repository and what to do."""
 
 
 # Pushing --------------------------------------------------------------------------------------------------
@@ -90,7 +75,7 @@ def push(
     files = _files(folder, repo_id, licence, beside if results is None else results)
     marker = SPEC if SPEC in files else BAKED_RECORD
     what = "interventions" if marker == SPEC else "a baked checkpoint"
-    with _explained(repo_id, "pushed", branch):
+    with explained(repo_id, "pushed", branch):
         api = HfApi(token=token, library_name="subvene", library_version=version("subvene"))
         api.create_repo(repo_id, private=private, exist_ok=True)
         found = api.model_info(repo_id)
@@ -207,7 +192,7 @@ def open_artifact(
         HubError: there is no such repository, it is no artifact, or the Hub cannot be reached.
     """
     folder = Path(source)
-    if folder.exists() or not _is_repo_id(str(source)):
+    if folder.exists() or not is_repo_id(str(source)):
         if revision is not None:
             raise HubError(
                 f"{folder}: revision={revision!r} is one of a repository on the Hub, and this is a folder; "
@@ -263,7 +248,7 @@ def fetch(repo_id: str, *, revision: str | None = None, token: str | bool | None
         HubError: it cannot be had, or the repository holds no artifact.
     """
     check_repo_id(repo_id)
-    with _explained(repo_id, "read", revision):
+    with explained(repo_id, "read", revision):
         snapshot = huggingface_hub.snapshot_download(
             repo_id,
             revision=revision,
@@ -291,98 +276,3 @@ def blobs(snapshot: Path) -> tuple[Path, Path]:
     """
     repository = snapshot.parent.parent
     return repository / "blobs", repository.parent / "blobs"
-
-
-# Names and errors -----------------------------------------------------------------------------------------
-
-
-def check_repo_id(repo_id: str) -> None:
-    """Check that this is `user/name` as the Hub allows it.
-
-    Raises:
-        HubError: it is not.
-    """
-    if not _is_repo_id(repo_id):
-        raise HubError(
-            f"{repo_id!r} is no repository of the Hub: expected user/name (letters, digits, '-', '_' and '.')"
-        )
-
-
-def _is_repo_id(name: str) -> bool:
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return name.count("/") == 1
-
-
-_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
-
-
-@contextlib.contextmanager
-def _explained(repo_id: str, done: str, revision: str | None) -> Iterator[None]:
-    """Everything that the library raises as one line: the repository, what happened, what to do."""
-    try:
-        yield
-    except SubveneError:
-        raise
-    # RuntimeError and ValueError: the library's uploads end in either, around what really happened.
-    except (OSError, RuntimeError, ValueError, *_network_errors()) as error:
-        raise HubError(_reason(_root(error), repo_id, done, revision)) from error
-
-
-def _network_errors() -> tuple[type[Exception], ...]:
-    """The base of the errors of the library's HTTP client, another package from version to version."""
-    return tuple(base for base in HfHubHTTPError.__bases__ if base.__module__.startswith("httpx"))
-
-
-def _root(error: BaseException) -> BaseException:
-    """What really happened, below the library's "error while uploading" and "not found locally"."""
-    while isinstance(error, RuntimeError | LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def _reason(error: BaseException, repo_id: str, done: str, revision: str | None) -> str:
-    pushing = done == "pushed"
-    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
-        if pushing:
-            return f"{repo_id} cannot be pushed offline; unset HF_HUB_OFFLINE"
-        return (
-            f"{repo_id}{_at(revision)} is not in the Hub's cache ({constants.HF_HUB_CACHE}), or not all of "
-            "it, and HF_HUB_OFFLINE forbids to download it; do so once without it"
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return f"{repo_id} has no branch, tag or commit {revision!r}"
-    if isinstance(error, GatedRepoError):
-        return f"{repo_id} is gated: ask for access at {constants.ENDPOINT}/{repo_id}, and {_LOG_IN}"
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if isinstance(error, RepositoryNotFoundError) and not pushing:
-        return (
-            f"there is no repository {repo_id}, or it is private and you may not read it; check the name, or "
-            f"{_LOG_IN} of an account that may"
-        )
-    if status in (401, 403) or isinstance(error, RepositoryNotFoundError):
-        may = "write to" if pushing else "read"
-        return f"the Hub does not let you {may} {repo_id} ({_said(error)}); {_LOG_IN} with that permission"
-    if status == 412:
-        return f"{repo_id} was changed by somebody else during the push, which was given up; push again"
-    again = "push again: what arrived is not sent twice" if pushing else "try again"
-    if status is not None:
-        advice = again if status >= 500 or status == 429 else "see the Hub's own words"
-        return f"{repo_id} cannot be {done}: the Hub answers {status} ({_said(error)}); {advice}"
-    if type(error).__name__ in ("ConnectError", "ConnectTimeout"):
-        return f"{repo_id} cannot be {done}: no connection to {constants.ENDPOINT} ({_said(error)}); {again}"
-    if isinstance(error, _network_errors()):
-        return f"{repo_id}: the connection broke before all was {done} ({_said(error)}); {again}"
-    return f"{repo_id} cannot be {done}: {_said(error)}"
-
-
-def _at(revision: str | None) -> str:
-    return f" at {revision}" if revision else ""
-
-
-def _said(error: BaseException) -> str:
-    """The error's own words on one line, the Hub's alone where it sent any."""
-    text = getattr(error, "server_message", None) or str(error) or type(error).__name__
-    return " ".join(text.split())
