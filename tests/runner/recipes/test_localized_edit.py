@@ -179,7 +179,8 @@ fit:
   key: glad
   data: {file: p.jsonl}
   heads: {rule: list, heads: {0: [1], 2: [0, 3]}}
-  learning_rate: 0.1
+  learning_rate: 0.03
+  evaluate_every: 2
   epochs: 4
   objective: {kind: ipo, tau: 0.25}
   %s
