@@ -45,8 +45,11 @@ if TYPE_CHECKING:
 _WINDOW = 8
 _LONGEST_PERIOD = 24
 _COMMON = frozenset(".,;:!?'\"()-–—…‘’“”*#%/&$€£" + string.whitespace)
+# The features that are log-probabilities come first.
+_LIKELIHOODS = 2
 _BATCH = 8
 _FOLDS = 5
+_C = 1.0
 #: Answers of each trait that the fit is made on, and the words that one must have to be worth corrupting.
 _PER_TRAIT = 5
 _LEAST_WORDS = 12
@@ -114,6 +117,18 @@ def alternating(contrasts: Sequence[Contrast]) -> list[Exchange]:
 
 @dataclass(frozen=True)
 class _Fit:
+    """A logistic regression on features that are bounded first.
+
+    Attributes:
+        low: nothing counts for less than the least that the fit saw.
+        high: likewise; of the log-probabilities, which a model's own text has far higher than what people
+            write, the median of coherent answers, so that being likely makes up for no loop.
+        mean: of the bounded features.
+        spread: their standard deviation.
+        regression: scikit-learn's.
+        worth: what `ModelCoherence.describe` says.
+    """
+
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     mean: NDArray[np.float64]
@@ -122,7 +137,7 @@ class _Fit:
     worth: dict[str, Any]
 
     def probability(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Beyond what the fit saw a feature counts no more: no likelihood makes a loop good."""
+        """That a response is coherent, for every row of `features`."""
         z = (np.clip(x, self.low, self.high) - self.mean) / self.spread
         odds = (z * self.regression.coef_[0]).sum(1) + self.regression.intercept_[0]
         return np.asarray(1 / (1 + np.exp(-odds)))
@@ -158,17 +173,13 @@ def _fitted(m: IntervenedModel, examples: Sequence[Exchange]) -> _Fit:
 def _regression(x: NDArray[np.float64], y: NDArray[np.int64], worth: dict[str, Any]) -> _Fit:
     from sklearn.linear_model import LogisticRegression
 
-    spread = x.std(0)
-    fit = _Fit(
-        x.min(0),
-        x.max(0),
-        x.mean(0),
-        np.where(spread > 0, spread, 1.0),
-        LogisticRegression(C=1.0, class_weight="balanced", max_iter=1000),
-        worth,
-    )
-    fit.regression.fit((x - fit.mean) / fit.spread, y)
-    return fit
+    low, high = x.min(0), x.max(0)
+    high[:_LIKELIHOODS] = np.median(x[y == 1, :_LIKELIHOODS], axis=0)
+    bounded = np.clip(x, low, high)
+    mean, spread = bounded.mean(0), bounded.std(0)
+    spread = np.where(spread > 0, spread, 1.0)
+    regression = LogisticRegression(C=_C, class_weight="balanced", max_iter=1000)
+    return _Fit(low, high, mean, spread, regression.fit((bounded - mean) / spread, y), worth)
 
 
 # --- what is coherent, and what is not ---------------------------------------------------------------------
@@ -202,10 +213,10 @@ def _shuffled(words: _Words, other: _Words, vocabulary: _Words, draw: random.Ran
 
 
 def _looped(words: _Words, other: _Words, vocabulary: _Words, draw: random.Random) -> _Words:
-    """A phrase of one to six words, over and over; as long as before, or longer: loops seldom end."""
+    """A phrase of one to eight words, three times or more, from somewhere in the first half."""
     start = draw.randrange(max(1, len(words) // 2))
-    phrase = words[start : start + draw.choice((1, 1, 2, 3, 4, 6))]
-    times = max(4, draw.choice((1, 2)) * len(words) // len(phrase))
+    phrase = words[start : start + draw.choice((1, 2, 3, 4, 6, 8))]
+    times = max(3, round(draw.choice((0.5, 1, 2)) * len(words) / len(phrase)))
     return [*words[:start], *phrase * times]
 
 

@@ -395,6 +395,12 @@ def _fit(
     work: Path | None,
 ) -> Fitted:
     (fitted,) = fit_localized_edits([Request(spec.key, spec, seed)], data, anatomy, tokenizer, work=work)
+    # A low-rank edit that does nothing can be compiled and says so; directions of length zero cannot.
+    if spec.gate == "constant" and not any(tensor.any() for tensor in fitted.tensors.values()):
+        raise LocalizedEditError(
+            "fit: no step lowered the loss on the validation questions, so the constant edit is zero; lower "
+            "the learning rate, give more data, or set `validation: null` to keep the last step"
+        )
     return fitted
 
 

@@ -26,9 +26,8 @@ def test_a_lora_is_the_free_weight_update_and_leaves_nothing_behind() -> None:
     for _ in range(2):
         with torch.no_grad():
             plain = model(IDS).logits
-        with trained_lora(Anatomy.of(model), EXAMPLES, one, pad_id=0) as trained:
-            with torch.no_grad():
-                adapted = model(IDS).logits
+        with trained_lora(Anatomy.of(model), EXAMPLES, one, pad_id=0) as trained, torch.no_grad():
+            adapted = model(IDS).logits
         outcomes.append((trained, adapted))
         assert {name for name, p in model.named_parameters() if p.requires_grad} == set(before)
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
