@@ -35,6 +35,7 @@ from subvene.runner.judges.base import JudgeError
 from subvene.runner.judges.traits import Exchange, Score
 from subvene.runner.judges.traits_scale import told_apart
 from subvene.runner.persona.traits import SHIPPED, Contrast, read_trait
+from subvene.runner.prefix import SharedPrefix, why_not_shared
 from subvene.runner.progress import track
 from subvene.runner.scoring import log_normalizer
 from subvene.runner.text import by_length, pad, pad_id_of, prompt_ids, response_ids
@@ -282,26 +283,47 @@ def features(
 def token_log_probs(
     m: IntervenedModel, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], description: str
 ) -> list[list[float]]:
-    """Log p(token | what precedes it) of every token of each (prompt, response), by the unedited model."""
+    """Log p(token | what precedes it) of every token of each (prompt, response), by the unedited model.
+
+    A prompt that several responses answer passes through the model once, if its keys and values can be forked.
+    """
+    members: dict[tuple[int, ...], list[int]] = {}
+    for i, (prompt, _) in enumerate(pairs):
+        members.setdefault(tuple(prompt), []).append(i)
     found: list[list[float]] = [[] for _ in pairs]
     with m.disabled():
-        for chosen in track(by_length([len(a) + len(b) for a, b in pairs], _BATCH), description):
-            rows = [[*pairs[i][0], *pairs[i][1]] for i in chosen]
-            lengths = [len(pairs[i][0]) for i in chosen]
-            batch = pad(rows, lengths, pad_id_of(m.tokenizer), "right")
-            # Logits only from the token that predicts the first response's beginning: they are the largest
-            # tensor here.
-            first = min(lengths) - 1
-            kept = batch.input_ids.shape[1] - first
-            logits = m(batch.input_ids, batch.attention_mask, use_cache=False, logits_to_keep=kept).logits
-            logits = logits[:, -kept:]
-            for row, (i, length) in enumerate(zip(chosen, lengths, strict=True)):
-                response = torch.tensor(list(pairs[i][1]), device=logits.device)
-                start = length - 1 - first
-                said = logits[row, start : start + len(response)]
-                picked = said.gather(1, response.unsqueeze(1)).squeeze(1).cpu().double()
-                found[i] = (picked - log_normalizer(said).cpu()).tolist()
+        shared, alone = [], []
+        for prompt, those in members.items():
+            forkable = len(those) > 1 and why_not_shared(m, prompt[:-1], [prompt]) is None
+            (shared if forkable else alone).append((prompt, those))
+        rest = [i for _, those in alone for i in those]
+        passes: list[tuple[tuple[int, ...] | None, list[int]]] = [(None, rest)] if rest else []
+        for prompt, those in track([*passes, *shared], description):
+            prefix = None if prompt is None else SharedPrefix(m, prompt[:-1], len(prompt))
+            # What the model reads: all but the last token, whose output predicts nothing.
+            inputs = {
+                i: [*(pairs[i][0] if prefix is None else pairs[i][0][-1:]), *pairs[i][1][:-1]] for i in those
+            }
+            for places in by_length([len(inputs[i]) for i in those], _BATCH):
+                chosen = [those[place] for place in places]
+                logits = _logits(m, prefix, [inputs[i] for i in chosen])
+                for row, i in enumerate(chosen):
+                    response = torch.tensor(list(pairs[i][1]), device=logits.device)
+                    end = len(inputs[i])
+                    said = logits[row, end - len(response) : end]
+                    picked = said.gather(1, response.unsqueeze(1)).squeeze(1).cpu().double()
+                    found[i] = (picked - log_normalizer(said).cpu()).tolist()
     return found
+
+
+def _logits(m: IntervenedModel, prefix: SharedPrefix | None, rows: Sequence[list[int]]) -> torch.Tensor:
+    batch = pad(rows, [0] * len(rows), pad_id_of(m.tokenizer), "right")
+    mask, options = batch.attention_mask, {"use_cache": False}
+    if prefix is not None:
+        mask = torch.cat([mask.new_ones(len(rows), prefix.length), mask], 1)
+        options = {"use_cache": True, "past_key_values": prefix.fork([0] * len(rows))}
+    logits: torch.Tensor = m(batch.input_ids, mask, **options).logits
+    return logits
 
 
 def _repeats(ids: Sequence[int]) -> list[bool]:

@@ -193,7 +193,9 @@ class OpenAITraitJudge(TraitJudge):
             (reply,) = self._endpoint.first_tokens(
                 model, [_BEGUN], top=self._top, max_tokens=1, description="checking the judge"
             )
-            self._goes_on[model] = isinstance(reply, Reply) and reply.text.lstrip().startswith(",")
+            # Some servers give back what was begun, too.
+            said = reply.text.removeprefix(_BEGUN[1]["content"]) if isinstance(reply, Reply) else ""
+            self._goes_on[model] = said.lstrip().startswith(",")
         return self._goes_on[model]
 
     def describe(self, traits: Sequence[Trait]) -> dict[str, Any]:

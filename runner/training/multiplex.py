@@ -175,7 +175,7 @@ class StackedEdits:
             missing = (0, 0, 0, most - one.b.shape[1])
             a = torch.zeros_like(one.b[i]) if one.a is None else one.a[i] * one.read[i]
             readers.append(torch.nn.functional.pad(a, missing))
-            writers.append(torch.nn.functional.pad(one.b[i] * one.write[i], missing))
+            writers.append(torch.nn.functional.pad(one.b[i], missing))
             constant.append(torch.full((1, most), float(one.a is None), device=one.b.device))
         # At last an edit that does nothing, for rows of experiments that leave this layer alone.
         for stack in (readers, writers, constant):

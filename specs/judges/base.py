@@ -22,12 +22,12 @@ class TwoModelJudge(BaseJudge):
     @model_validator(mode="after")
     def _models(self) -> Self:
         both = getattr(self, "model", None)
-        for field in ("truth_model", "info_model"):
-            if getattr(self, field) is not None:
-                continue
-            if both is None:
-                expected = "`truth_model` and `info_model`, or `model` in place of the two"
-                refuse(type(self).__name__, [Flaw((field,), expected, None, "missing_field")])
+        missing = [field for field in ("truth_model", "info_model") if getattr(self, field) is None]
+        if missing and both is None:
+            expected = "`truth_model` and `info_model`, or `model` in place of the two"
+            flaws = [Flaw((field,), expected, None, "missing_field") for field in missing]
+            refuse(type(self).__name__, flaws)
+        for field in missing:
             # Frozen for its users; this is the one place that fills in what the file left out.
             object.__setattr__(self, field, both)
         return self

@@ -67,7 +67,28 @@ def test_zero_vector_has_no_direction_to_normalize(table: Callable[..., Any], si
 def test_tiny_vector_is_normalized(table: Callable[..., Any], sizes: Sizes) -> None:
     tiny = table(**{"v.block_output[1]": V * 1e-30})
     ((_, _, edit),) = SteeringIntervention.build(spec(normalize="unit"), tiny, sizes)
-    assert edit.vector.norm().item() == pytest.approx(1.0)
+    assert edit.delta(torch.zeros(1, 1, len(V))).norm().item() == pytest.approx(1.0)
+
+
+def test_in_units_of_the_residual_norm(table: Callable[..., Any], sizes: Sizes) -> None:
+    """A coefficient of 0.5 adds half the typical norm, whatever length the vector is stored with."""
+    names = {"v.block_output[1]": V * 7, "v.block_output[1].residual_norm": torch.tensor(12.0)}
+    ((_, _, edit),) = SteeringIntervention.build(
+        spec(unit="residual_norm", coefficient=0.5), table(**names), sizes
+    )
+    h = torch.randn(2, 3, len(V))
+    expected = h + 0.5 * 12.0 * V / V.norm()
+    torch.testing.assert_close(edit(h), expected)
+    kept = edit.stored("v", "block_output", 1)
+    assert torch.equal(kept["v.block_output[1]"], V * 7)
+    assert kept["v.block_output[1].residual_norm"] == 12.0
+    # What stock pyvene keeps is the state dict alone.
+    again = SteeringIntervention()
+    again.load_state_dict(edit.state_dict())
+    torch.testing.assert_close(again(h), expected)
+    del names["v.block_output[1].residual_norm"]
+    with pytest.raises(TensorError, match=r"no tensor 'v.block_output\[1\].residual_norm'"):
+        SteeringIntervention.build(spec(unit="residual_norm"), table(**names), sizes)
 
 
 def test_is_additive() -> None:

@@ -15,7 +15,19 @@ import pytest
 
 Run = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[3]
-COMMANDS = ("validate", "schema", "fit", "generate", "show", "run")
+COMMANDS = (
+    "validate",
+    "schema",
+    "fit",
+    "generate",
+    "chat",
+    "show",
+    "run",
+    "project",
+    "screen",
+    "push",
+    "pull",
+)
 
 
 @pytest.mark.parametrize(

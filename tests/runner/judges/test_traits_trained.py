@@ -28,6 +28,7 @@ from subvene.runner.judges.coherence import (
 from subvene.runner.judges.traits import Exchange, make_trait_judge
 from subvene.runner.judges.traits_trained import TrainedTraitJudge
 from subvene.runner.persona.traits import Contrast, Trait, read_trait
+from subvene.runner.prefix import counting_tokens
 from subvene.runner.scoring import log_probs
 from subvene.runner.text import prompt_ids, response_ids
 from subvene.specs.judges import ReferenceJudgeSpec, TrainedJudgeSpec
@@ -188,13 +189,20 @@ def test_corruptions_are_the_same_every_time_and_change_every_answer() -> None:
 
 def test_log_probabilities_are_those_of_scoring_and_of_the_unedited_model(steer: Path) -> None:
     m = IntervenedModel.from_spec(steer)
-    texts = [("how are you", "i am very glad"), ("tell me about the train", "it"), ("hello", "a b c " * 9)]
+    texts = [
+        *[("how are you", "i am very glad"), ("tell me about the train", "it"), ("hello", "a b c " * 9)],
+        # A prompt that passes through the model once.
+        *[("how are you", "sad"), ("how are you", "the rain is very bad"), ("hello", "i")],
+    ]
     pairs = [(prompt_ids(m.tokenizer, q), response_ids(m.tokenizer, a)) for q, a in texts]
     found = token_log_probs(m, pairs, "")
     assert [len(one) for one in found] == [len(ids) for _, ids in pairs]
     with m.disabled():
         plain, _ = log_probs(m, pairs)
     assert [sum(one) for one in found] == pytest.approx(plain.tolist(), abs=1e-5)
+    with counting_tokens(m.model) as count:
+        token_log_probs(m, pairs[:1] * 8, "")
+    assert count[0] == len(pairs[0][0]) - 1 + 8 * len(pairs[0][1])
     edited, _ = log_probs(m, pairs)
     assert not torch.allclose(edited, plain, atol=1e-2)
 
@@ -230,7 +238,7 @@ def test_scores_of_a_tiny_model_are_kept_with_it(
     )
     assert loop.value is not None
     assert fine.value is not None
-    assert loop.value < 20 < fine.value
+    assert loop.value < fine.value / 2
     assert empty.value == 0.0
     worth = judge.describe()
     assert set(worth["found"]) == {"coherent", *CORRUPTIONS}
@@ -251,7 +259,7 @@ def test_smollm2_knows_text_from_loops_and_salad(smollm2: tuple[Any, Any]) -> No
     judge = judge_of(m)
     question = "How can I sleep better?"
     (own,) = m.generate([question], max_new_tokens=40, do_sample=False)
-    good = (own, "Keep your bedroom dark and cool, and go to bed at the same time every night.", "Whatever.")
+    good = (own, "Keep your bedroom dark and cool, and go to bed at the same time every night.")
     bad = (
         "the the the the the the the the the the the the",
         "I'm so happy to help you! " * 5,
@@ -261,7 +269,9 @@ def test_smollm2_knows_text_from_loops_and_salad(smollm2: tuple[Any, Any]) -> No
     )
     values = [one.value for one in judge.coherence([Exchange(question, text) for text in (*good, *bad)])]
     assert min(values[: len(good)]) > 60
-    assert max(values[len(good) :]) < 40
+    *plain, muddled = values[len(good) :]
+    assert max(plain) < 40
+    assert muddled < min(values[: len(good)]) - 20
     worth = judge.describe([])["coherence"]
     assert worth["auc"] > 0.9
     assert re.fullmatch(r"0\.[89]\d*|1\.0", str(worth["accuracy"]))
