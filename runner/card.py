@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -112,6 +112,7 @@ def finished(
         card = ModelCard(text)
     except (ValueError, TypeError) as error:
         raise CardError(f"README.md: its front matter is not valid: {error}") from error
+    data = cast(ModelCardData, card.data)
     # What was pulled from one repository may go to another.
     body = re.sub(r'(IntervenedModel\.from_pretrained|IntervenableModel\.load)\("[^"]*"', _HERE, card.text)
     body = body.replace(f'"{HERE}"', f'"{repo_id}"').lstrip("\n")
@@ -121,11 +122,11 @@ def finished(
                 f"licence {licence!r}: expected one of the Hub's names for licences, such as apache-2.0, mit "
                 "or cc-by-4.0 (https://huggingface.co/docs/hub/repositories-licenses)"
             )
-        card.data.license = licence
+        data.license = licence
         body = _with_section(body, LICENCE, f"{licence}, of this folder. The base model keeps its own.")
     if results is not None and (table := measured(results)) is not None:
         body = _with_section(body, MEASURED, table)
-    return with_front_matter(card.data, body)
+    return with_front_matter(data, body)
 
 
 def with_front_matter(data: ModelCardData, body: str) -> str:

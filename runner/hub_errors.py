@@ -56,7 +56,7 @@ def explained(repo_id: str, done: str, revision: str | None) -> Iterator[None]:
     except SubveneError:
         raise
     # RuntimeError and ValueError: the library's uploads end in either, around what really happened.
-    except (OSError, RuntimeError, ValueError, *_network_errors()) as error:
+    except _RAISED as error:
         raise HubError(_reason(_root(error), repo_id, done, revision)) from error
 
 
@@ -115,3 +115,6 @@ def _said(error: BaseException) -> str:
     """The error's own words on one line, the Hub's alone where it sent any."""
     text = getattr(error, "server_message", None) or str(error) or type(error).__name__
     return " ".join(text.split())
+
+
+_RAISED: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError, *_network_errors())

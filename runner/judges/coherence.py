@@ -7,8 +7,9 @@ Of a response y_1 … y_n to a question x, as tokens of the model:
 - the share of trigrams that came before, 1 − distinct/all;
 - the longest immediate repetition: the largest share of the response that a period of 1 to 24 tokens repeats
   without a break;
-- the share of characters that are letters, digits, spaces or common punctuation;
-- log(1 + n).
+- the share of characters that are letters, digits, spaces or common punctuation.
+
+Length is none of them: it would only tell how the corruptions below were made.
 
 A logistic regression on these tells answers that people wrote (the contrasts of the traits that come with
 subvene; some are cut off, because a response may be, too) from corruptions of them: words shuffled, loops,
@@ -19,7 +20,6 @@ whether a response keeps to the question.
 
 from __future__ import annotations
 
-import math
 import random
 import string
 import weakref
@@ -259,7 +259,7 @@ CORRUPTIONS: dict[str, Callable[[_Words, _Words, _Words, random.Random], _Words]
 def features(
     m: IntervenedModel, exchanges: Sequence[Exchange], description: str = "judging coherence"
 ) -> NDArray[np.float64]:
-    """The six numbers of this module's docstring, a row for each response; none of them may be empty."""
+    """The five numbers of this module's docstring, a row for each response; none of them may be empty."""
     pairs = [
         (prompt_ids(m.tokenizer, one.question), response_ids(m.tokenizer, one.answer)) for one in exchanges
     ]
@@ -273,7 +273,6 @@ def features(
                 repeated_trigrams(ids),
                 longest_repetition(ids),
                 sum(c.isalnum() or c in _COMMON for c in one.answer) / len(one.answer),
-                math.log1p(len(ids)),
             ]
         )
     return np.array(rows)
@@ -285,45 +284,53 @@ def token_log_probs(
 ) -> list[list[float]]:
     """Log p(token | what precedes it) of every token of each (prompt, response), by the unedited model.
 
-    A prompt that several responses answer passes through the model once, if its keys and values can be forked.
+    A prompt that several responses answer passes through the model once, if its cache can be forked.
     """
     members: dict[tuple[int, ...], list[int]] = {}
     for i, (prompt, _) in enumerate(pairs):
         members.setdefault(tuple(prompt), []).append(i)
     found: list[list[float]] = [[] for _ in pairs]
     with m.disabled():
-        shared, alone = [], []
+        shared: list[tuple[tuple[int, ...], list[int]]] = []
+        alone: list[tuple[tuple[int, ...], list[int]]] = []
         for prompt, those in members.items():
             forkable = len(those) > 1 and why_not_shared(m, prompt[:-1], [prompt]) is None
             (shared if forkable else alone).append((prompt, those))
         rest = [i for _, those in alone for i in those]
         passes: list[tuple[tuple[int, ...] | None, list[int]]] = [(None, rest)] if rest else []
-        for prompt, those in track([*passes, *shared], description):
-            prefix = None if prompt is None else SharedPrefix(m, prompt[:-1], len(prompt))
+        for begun, those in track([*passes, *shared], description):
+            prefix = None if begun is None else SharedPrefix(m, begun[:-1], len(begun))
             # What the model reads: all but the last token, whose output predicts nothing.
             inputs = {
                 i: [*(pairs[i][0] if prefix is None else pairs[i][0][-1:]), *pairs[i][1][:-1]] for i in those
             }
             for places in by_length([len(inputs[i]) for i in those], _BATCH):
                 chosen = [those[place] for place in places]
-                logits = _logits(m, prefix, [inputs[i] for i in chosen])
+                # Logits only from the first token that predicts: they are the largest tensor here.
+                first = min(len(inputs[i]) - len(pairs[i][1]) for i in chosen)
+                logits = _logits(m, prefix, [inputs[i] for i in chosen], first)
                 for row, i in enumerate(chosen):
                     response = torch.tensor(list(pairs[i][1]), device=logits.device)
-                    end = len(inputs[i])
+                    end = len(inputs[i]) - first
                     said = logits[row, end - len(response) : end]
                     picked = said.gather(1, response.unsqueeze(1)).squeeze(1).cpu().double()
                     found[i] = (picked - log_normalizer(said).cpu()).tolist()
     return found
 
 
-def _logits(m: IntervenedModel, prefix: SharedPrefix | None, rows: Sequence[list[int]]) -> torch.Tensor:
+def _logits(
+    m: IntervenedModel, prefix: SharedPrefix | None, rows: Sequence[list[int]], first: int
+) -> torch.Tensor:
+    """What follows each token of each row, from the slot `first` on; the rows continue the prefix."""
     batch = pad(rows, [0] * len(rows), pad_id_of(m.tokenizer), "right")
-    mask, options = batch.attention_mask, {"use_cache": False}
+    kept = batch.input_ids.shape[1] - first
+    mask = batch.attention_mask
+    options: dict[str, Any] = {"use_cache": False, "logits_to_keep": kept}
     if prefix is not None:
         mask = torch.cat([mask.new_ones(len(rows), prefix.length), mask], 1)
-        options = {"use_cache": True, "past_key_values": prefix.fork([0] * len(rows))}
+        options |= {"use_cache": True, "past_key_values": prefix.fork([0] * len(rows))}
     logits: torch.Tensor = m(batch.input_ids, mask, **options).logits
-    return logits
+    return logits[:, -kept:]
 
 
 def _repeats(ids: Sequence[int]) -> list[bool]:

@@ -52,7 +52,7 @@ class EditShape:
     def masks(self, layer: int, sizes: Sizes) -> tuple[torch.Tensor, torch.Tensor]:
         """What each factor of a layer may read and write: 0 or 1, float32 [factors, n_heads*head_dim]."""
         heads = sorted(self.heads[layer])
-        written = [(head,) for head in heads for _ in range(self.rank)]
+        written: list[tuple[int, ...]] = [(head,) for head in heads for _ in range(self.rank)]
         if self.per == "layer" or self.gate == "constant":
             written = [tuple(heads)] * self.rank
         write = torch.stack([_mask(some, sizes) for some in written])
@@ -112,7 +112,8 @@ class StackedEdits:
 
     def __init__(self, shapes: Sequence[EditShape], anatomy: Anatomy) -> None:
         self._anatomy = anatomy
-        self._edits = [_fresh(shape, anatomy.sizes, anatomy.model.device) for shape in shapes]
+        model: Any = anatomy.model
+        self._edits = [_fresh(shape, anatomy.sizes, model.device) for shape in shapes]
 
     def parameters_of(self, experiment: int) -> dict[str, torch.nn.Parameter]:
         """What an experiment trains: `a` (not of a constant edit) and `b`, [layers, factors, width]."""
@@ -175,7 +176,7 @@ class StackedEdits:
             missing = (0, 0, 0, most - one.b.shape[1])
             a = torch.zeros_like(one.b[i]) if one.a is None else one.a[i] * one.read[i]
             readers.append(torch.nn.functional.pad(a, missing))
-            writers.append(torch.nn.functional.pad(one.b[i], missing))
+            writers.append(torch.nn.functional.pad(one.b[i] * one.write[i], missing))
             constant.append(torch.full((1, most), float(one.a is None), device=one.b.device))
         # At last an edit that does nothing, for rows of experiments that leave this layer alone.
         for stack in (readers, writers, constant):

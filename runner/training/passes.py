@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -63,10 +63,11 @@ class Passes:
     def __init__(self, anatomy: Anatomy, answers: Answers, pad_id: int, pass_tokens: int) -> None:
         self.answers = answers
         self.pass_tokens = pass_tokens
-        self.reference = torch.zeros(len(answers.rows), device=anatomy.model.device)
+        self._anatomy, self._pad_id = anatomy, pad_id
+        self._model = cast(Any, anatomy.model)
+        self.reference = torch.zeros(len(answers.rows), device=self._model.device)
         self.entries: tuple[int, ...] = (0,)
         self.note: str | None = None
-        self._anatomy, self._model, self._pad_id = anatomy, anatomy.model, pad_id
         self._hidden: dict[tuple[int, int], torch.Tensor] = {}
         self._returns_tuple = False
 

@@ -212,8 +212,8 @@ class _Training:
         for e in chosen:
             experiment, progress = self.experiments[e], self.progress[e]
             pairs = experiment.validation
-            rows = [torch.stack([log_p[e, row] for row in self._rows_of(e, i)]) for i in pairs]
-            loss, delta = self._loss(e, pairs, torch.stack(rows))
+            by_pair = [torch.stack([log_p[e, row] for row in self._rows_of(e, i)]) for i in pairs]
+            loss, delta = self._loss(e, pairs, torch.stack(by_pair))
             found: dict[str, float] = {"step": self.step, "loss": float(loss.double().mean())}
             if not math.isfinite(found["loss"]):
                 raise TrainingError(

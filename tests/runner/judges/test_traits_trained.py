@@ -199,7 +199,7 @@ def test_log_probabilities_are_those_of_scoring_and_of_the_unedited_model(steer:
     assert [len(one) for one in found] == [len(ids) for _, ids in pairs]
     with m.disabled():
         plain, _ = log_probs(m, pairs)
-    assert [sum(one) for one in found] == pytest.approx(plain.tolist(), abs=1e-5)
+    assert [sum(one) for one in found] == pytest.approx(plain.tolist(), abs=1e-4)
     with counting_tokens(m.model) as count:
         token_log_probs(m, pairs[:1] * 8, "")
     assert count[0] == len(pairs[0][0]) - 1 + 8 * len(pairs[0][1])
@@ -211,7 +211,6 @@ def test_features_of_a_response(loaded: tuple[Any, Any]) -> None:
     m = IntervenedModel.plain(*loaded)
     exchanges = [Exchange("how are you", "very very very very"), Exchange("hello", "i am glad {")]
     x = features(m, exchanges)
-    (ids,) = [response_ids(m.tokenizer, "very very very very")]
     (log_p, _) = token_log_probs(
         m,
         [(prompt_ids(m.tokenizer, one.question), response_ids(m.tokenizer, one.answer)) for one in exchanges],
@@ -220,8 +219,8 @@ def test_features_of_a_response(loaded: tuple[Any, Any]) -> None:
     # The fourth word completes a trigram that was there.
     assert x[0, 0] == pytest.approx(np.mean(log_p[:3]))
     assert x[0, 1] == pytest.approx(np.mean(log_p[:3]))
-    assert x[0, 2:] == pytest.approx([1 / 2, 3 / 4, 1.0, np.log(1 + len(ids))])
-    assert x[1, 2:5] == pytest.approx([0.0, 0.0, 1 - 1 / 11])
+    assert x[0, 2:] == pytest.approx([1 / 2, 3 / 4, 1.0])
+    assert x[1, 2:] == pytest.approx([0.0, 0.0, 1 - 1 / 11])
 
 
 def test_scores_of_a_tiny_model_are_kept_with_it(
