@@ -135,6 +135,12 @@ class ExperimentSpec(InterventionSpec):
     @model_validator(mode="after")
     def _traits_can_be_measured(self) -> Self:
         flaws: list[Flaw] = []
+        steered = self.steered_traits if self.measures_traits else {}
+        for i, declared in enumerate(self.interventions if steered else ()):
+            key = declared.vector.key if isinstance(declared, SteeringSpec) else None
+            if key in steered and steered[key] != i:
+                expected = f"another trait, since interventions[{steered[key]}] steers along this one"
+                flaws.append(Flaw(("interventions", i, "vector", "key"), expected, key))
         kinds: set[str] = set()
         for i, evaluation in enumerate(self.evaluate if self.measures_traits else ()):
             if not isinstance(evaluation, TraitEvaluation):

@@ -70,6 +70,11 @@ class TraitJudge(ABC):
             file's written-out contrasts apart (None where there are none).
         """
 
+    def identity(self, traits: Sequence[Trait]) -> dict[str, Any]:
+        """What scores depend on: `describe` without what was measured of the judge."""
+        measured = ("agreement", "coherence")
+        return {name: value for name, value in self.describe(traits).items() if name not in measured}
+
     def with_model(self, model: IntervenedModel) -> TraitJudge:
         """The judge for the responses of a model, which it may ask, unedited, how likely a text is."""
         return self

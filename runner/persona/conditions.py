@@ -26,6 +26,7 @@ from subvene.specs import (
     InterventionSpec,
     ModelSpec,
     SteeringSpec,
+    SubveneError,
     TensorRef,
     TraitConditionsSpec,
 )
@@ -113,8 +114,7 @@ def arms_of(declared: TraitConditionsSpec, steering: SteeringSpec) -> list[Arm]:
     for condition in declared.conditions:
         name = condition.name or condition.kind
         if isinstance(condition, Steered):
-            own = steering.coefficient if isinstance(steering.coefficient, float) else 0.0
-            for value in condition.coefficients or (own,):
+            for value in condition.coefficients or (one_number(steering),):
                 label = name if condition.coefficients is None else f"{name} {value:g}"
                 found.append(Arm(condition, label, value, (steering.layer,)))
         elif isinstance(condition, Capped | Ablated):
@@ -123,6 +123,21 @@ def arms_of(declared: TraitConditionsSpec, steering: SteeringSpec) -> list[Arm]:
         else:
             found.append(Arm(condition, name))
     return found
+
+
+def one_number(steering: SteeringSpec) -> float:
+    """The coefficient of a steering intervention.
+
+    Raises:
+        SubveneError: it is a list, one number per row of a batch that this is not.
+    """
+    if isinstance(steering.coefficient, float):
+        return steering.coefficient
+    raise SubveneError(
+        f"interventions: {steering.name or steering.vector.key}: coefficient: expected one number, since "
+        "traits are measured in batches of their own; other coefficients stand in `trait_sweep` or in a "
+        "`steered` condition"
+    )
 
 
 def run_conditions(
@@ -244,7 +259,7 @@ def _measure(
         "unit": "condition",
         "asked": [[one.question, one.system, one.rollout] for one in asked],
         "sampling": sampling.model_dump(mode="json", exclude={"batch_size"}),
-        "judge": subject.judge.describe([subject.trait]),
+        "judge": subject.judge.identity([subject.trait]),
         "seed": seed,
     }
     record = dict(do(about | unit, generate))

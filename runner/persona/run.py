@@ -21,7 +21,7 @@ from subvene.runner.identity import environment, git_state, model_sha256, tensor
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.ledger import Ledger, digest
 from subvene.runner.model import load_config, load_model, with_overrides
-from subvene.runner.persona.conditions import Cost, Subject, arms_of, run_conditions
+from subvene.runner.persona.conditions import Cost, Subject, arms_of, one_number, run_conditions
 from subvene.runner.persona.geometry import geometry
 from subvene.runner.persona.sweep import best_point, run_sweep
 from subvene.runner.persona.traits import Trait
@@ -144,6 +144,7 @@ class _Persona:
                 )
         for trait in self.traits:
             if trait.name in self.spec.steered_traits:
+                one_number(self._declared(trait.name))
                 self._check_questions(trait)
 
     def _check_questions(self, trait: Trait) -> None:

@@ -103,7 +103,7 @@ def run_sweep(
         "unit": "sweep",
         "questions": list(questions),
         "sampling": sampling.model_dump(mode="json", exclude={"batch_size"}),
-        "judge": judge.describe([trait]),
+        "judge": judge.identity([trait]),
     }
     found = [Response.from_dict(values) for values in do(about | unit, generate)["responses"]]
     by_point: dict[Point, list[Response]] = {}

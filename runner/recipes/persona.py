@@ -122,7 +122,7 @@ def extract(
         "instructions": len(prompts),
         "questions": len(questions),
         "sampling": spec.sampling.model_dump(mode="json", exclude={"batch_size"}),
-        "judge": judge.describe([trait]),
+        "judge": judge.identity([trait]),
         "seed": seed,
     }
 

@@ -257,19 +257,24 @@ def test_without_written_contrasts_the_prompted_answers_serve(
         ({"layers": "[0, 3]"}, "trait_sweep.layers: expected layers from 0 to 2 for this model, found 3"),
         ({"questions": "5"}, "takes 5 of 5 evaluation questions and leaves none"),
         ({"conditions": "[{kind: ablated, layers: [1, 3]}]"}, "ablated: expected layers from 0 to 2"),
+        ({"edit": ("coefficient: 0.5", "coefficient: [0.5, 1.0]")}, "s: coefficient: expected one number"),
     ],
 )
 def test_refused_before_the_model_is_loaded(
     persona: Callable[..., Path],
     judge: Counting,
     tmp_path: Path,
-    fields: dict[str, str],
+    fields: dict[str, Any],
     message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("subvene.runner.persona.run.load_model", lambda *a, **k: pytest.fail("loaded"))
+    edit = fields.pop("edit", None)
+    path = persona(**fields)
+    if edit is not None:
+        path.write_text(path.read_text().replace(*edit))
     with pytest.raises(SubveneError, match=message):
-        run(persona(**fields), tmp_path / "run")
+        run(path, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -287,6 +292,14 @@ def test_refused_when_read(
 ) -> None:
     with pytest.raises(SpecError, match=message):
         run(persona(conditions), tmp_path / "run")
+
+
+def test_a_trait_is_steered_along_once(persona: Callable[..., Path], tmp_path: Path) -> None:
+    path = persona()
+    second = "  - {kind: steering, name: t, layer: 2, vector: {key: early}, coefficient: 1}\nevaluate:"
+    path.write_text(path.read_text().replace("evaluate:", second))
+    with pytest.raises(SpecError, match=r"interventions\[1\].vector.key: expected another trait"):
+        run(path, tmp_path / "run")
 
 
 def test_a_folder_of_something_else(persona: Callable[..., Path], judge: Counting, tmp_path: Path) -> None:
