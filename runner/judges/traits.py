@@ -71,7 +71,7 @@ class TraitJudge(ABC):
         """
 
     def identity(self, traits: Sequence[Trait]) -> dict[str, Any]:
-        """What scores depend on: `describe` without what was measured of the judge."""
+        """What scores depend on: `describe` without what was measured of the judge; it costs little."""
         measured = ("agreement", "coherence")
         return {name: value for name, value in self.describe(traits).items() if name not in measured}
 

@@ -198,12 +198,9 @@ class OpenAITraitJudge(TraitJudge):
             self._goes_on[model] = said.lstrip().startswith(",")
         return self._goes_on[model]
 
-    def describe(self, traits: Sequence[Trait]) -> dict[str, Any]:
-        """The endpoint without any secret, the models, the form, a digest of the words for coherence.
-
-        `agreement` asks for a score of every answer of the contrasts, once; the replies are kept.
-        """
-        described: dict[str, Any] = {
+    def identity(self, traits: Sequence[Trait]) -> dict[str, Any]:
+        """The endpoint without any secret, the models, the form, a digest of the words for coherence."""
+        return {
             "kind": "openai",
             "base_url": self._endpoint.base_url,
             "form": self._spec.form,
@@ -212,10 +209,14 @@ class OpenAITraitJudge(TraitJudge):
             "top_logprobs": self._top,
             "words": hashlib.sha256(json.dumps([COHERENCE, as_completion("")]).encode()).hexdigest()[:16],
         }
+
+    def describe(self, traits: Sequence[Trait]) -> dict[str, Any]:
+        """`identity`, and `agreement`, which asks for a score of every answer of the contrasts, once."""
         for trait in traits:
             if trait.sha256 not in self._agreement:
                 self._agreement[trait.sha256] = agreement(self, trait)
-        return described | {"agreement": {trait.name: self._agreement[trait.sha256] for trait in traits}}
+        known = {trait.name: self._agreement[trait.sha256] for trait in traits}
+        return self.identity(traits) | {"agreement": known}
 
     def usage(self) -> dict[str, Any]:
         """The endpoint's counts and `cost`: None without prices, or where a reply came without its counts."""

@@ -139,17 +139,18 @@ class TransformersTraitJudge(TraitJudge):
         """Give back the memory of the model that is loaded."""
         self._models.release()
 
-    def describe(self, traits: Sequence[Trait]) -> dict[str, Any]:
-        """The models as they are declared, without where they are put.
+    def identity(self, traits: Sequence[Trait]) -> dict[str, Any]:
+        """The models as they are declared, without where they are put; a digest of what they are asked."""
+        words = hashlib.sha256((COHERENCE + as_completion("")).encode()).hexdigest()[:16]
+        return {"kind": "transformers", **self._models.describe(), "words": words}
 
-        `agreement` scores every answer of the contrasts, once.
-        """
-        described: dict[str, Any] = {"kind": "transformers", **self._models.describe()}
-        described["words"] = hashlib.sha256((COHERENCE + as_completion("")).encode()).hexdigest()[:16]
+    def describe(self, traits: Sequence[Trait]) -> dict[str, Any]:
+        """`identity`, and `agreement`, which scores every answer of the contrasts, once."""
         for trait in traits:
             if trait.sha256 not in self._agreement:
                 self._agreement[trait.sha256] = agreement(self, trait)
-        return described | {"agreement": {trait.name: self._agreement[trait.sha256] for trait in traits}}
+        known = {trait.name: self._agreement[trait.sha256] for trait in traits}
+        return self.identity(traits) | {"agreement": known}
 
 
 class Numerals:

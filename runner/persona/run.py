@@ -172,7 +172,7 @@ class _Persona:
             "kind": "persona",
             "model": self.spec.model.model_dump(mode="json"),
             "traits": {trait.name: trait.sha256 for trait in self.traits},
-            "judge": self.judge.describe(self.traits),
+            "judge": self.judge.identity(self.traits),
             "seed": self.seed,
             "environment": environment(),
             "git": git_state(self.folder),
@@ -201,6 +201,12 @@ class _Persona:
         weights = model_sha256(plain.model)
         self.base = {"model": weights, "versions": versions(), "units": UNITS}
         self.judge = self.judge.with_model(plain)
+        # What it is worth is measured once, on contrasts that no response depends on.
+        judge = {"unit": "judge", "judge": self.judge.identity(self.traits)}
+        about_judge = ledger.do(
+            self.base | judge | {"traits": [trait.sha256 for trait in self.traits]},
+            lambda: self.judge.describe(self.traits),
+        )
         extractions: dict[str, Extraction] = {}
         found: dict[str, Vectors] = {}
         for trait in self.traits:
@@ -274,7 +280,7 @@ class _Persona:
                 }
             traits[trait.name] = record
         provenance = provenance_of(
-            self.recipe, self.judge, self.traits, extractions, found, seed=self.seed
+            self.recipe, about_judge, self.traits, extractions, found, seed=self.seed
         ) | {"model": self.spec.model.name}
         self._keep(chosen, tensors, provenance, plain, output)
         first = next(iter(chosen.values())).layer if chosen else len(about) // 2
@@ -285,7 +291,7 @@ class _Persona:
             "environment": environment(),
             "git": git_state(self.folder),
             "model_sha256": weights,
-            "judge": self.judge.describe(self.traits) | {"usage": self.judge.usage()},
+            "judge": {**about_judge, "usage": self.judge.usage()},
             "traits": traits,
             "geometry": geometry(
                 {name: dict(enumerate(v.vectors)) for name, v in found.items()},

@@ -247,21 +247,21 @@ def named_tensors(trait: Trait, found: Vectors) -> dict[str, torch.Tensor]:
 
 def provenance_of(
     spec: PersonaSpec,
-    judge: TraitJudge,
+    judge: Mapping[str, Any],
     traits: Sequence[Trait],
     extractions: Mapping[str, Extraction],
     found: Mapping[str, Vectors],
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """Where the tensors come from, JSON values."""
+    """Where the tensors come from, JSON values; `judge` is what its `describe` gives."""
     return {
         "recipe": spec.recipe,
         "site": SITE,
         "tokens": spec.tokens,
         "sampling": spec.sampling.model_dump(mode="json", exclude={"batch_size"}),
         "keep": spec.keep.model_dump(mode="json"),
-        "judge": judge.describe(traits),
+        "judge": dict(judge),
         "seed": seed,
         "traits": {
             trait.name: {
@@ -320,7 +320,9 @@ def _fit(
         extractions[trait.name] = extract(spec, trait, plain, judge, seed=seed, do=_at_once)
         found[trait.name] = vectors_of(spec, trait, extractions[trait.name], anatomy, tokenizer)
     tensors = {k: v for trait in data.traits for k, v in named_tensors(trait, found[trait.name]).items()}
-    return Fitted(tensors, provenance_of(spec, judge, data.traits, extractions, found, seed=seed))
+    return Fitted(
+        tensors, provenance_of(spec, judge.describe(data.traits), data.traits, extractions, found, seed=seed)
+    )
 
 
 PERSONA = Recipe(read_data, check, _reach, _fit)
