@@ -247,6 +247,20 @@ def test_scores_of_a_tiny_model_are_kept_with_it(
     assert ModelCoherence(IntervenedModel.plain(*loaded), examples).describe() == worth
 
 
+def test_no_likelihood_makes_a_loop_coherent() -> None:
+    """What people write is less likely than what the model itself says, be that a loop."""
+    draw = np.random.default_rng(0)
+    written = np.column_stack([draw.normal(-4, 0.5, (40, 2)), np.zeros((40, 2)), np.ones(40)])
+    loops = np.column_stack([draw.normal(-4.5, 0.5, (40, 2)), draw.uniform(0.3, 0.9, (40, 2)), np.ones(40)])
+    salad = np.column_stack([draw.normal(-8, 0.5, (40, 2)), np.zeros((40, 2)), np.ones(40)])
+    # The fit has seen one loop that is as likely as the model's own text.
+    loops[0, :2] = -0.5
+    fit = coherence._regression(np.vstack([written, loops, salad]), np.repeat([1, 0, 0], 40), {})
+    own, looped = fit.probability(np.array([[-0.5, -0.5, 0, 0, 1], [-0.5, -0.5, 0.6, 0.6, 1]]))
+    assert looped < 0.2 < 0.8 < own
+    assert own == fit.probability(np.array([[9.0, 9.0, 0, 0, 1]]))[0]
+
+
 def test_too_few_examples(loaded: tuple[Any, Any]) -> None:
     with pytest.raises(JudgeError, match="at least 5 answers, found 1"):
         ModelCoherence(IntervenedModel.plain(*loaded), [Exchange("how", "it is so")]).describe()
