@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from subvene.runner.intervened import IntervenedModel
     from subvene.runner.projection import ByVector, Projections
-    from subvene.runner.transcripts import Columns, Transcript, Turn
+    from subvene.runner.transcripts import Transcript, Turn
 
 _COLUMNS = "Columns"
 _TURNS, _VECTORS = 30, 4
@@ -141,13 +141,6 @@ def parse_layers(given: Sequence[str]) -> Any:
         if not text.isdecimal():
             raise typer.BadParameter(f"--layer {text}: expected a layer like 14, or all")
     return list(dict.fromkeys(map(int, given)))
-
-
-def columns_of(prompt: str | None, response: str | None, messages: str | None, system: str | None) -> Columns:
-    """The columns that options name."""
-    from subvene.runner.transcripts import Columns
-
-    return Columns(prompt, response, messages, system)
 
 
 def _document(

@@ -31,7 +31,6 @@ from subvene.runner.cli.project import (
     Raw,
     ResponseColumn,
     SystemColumn,
-    columns_of,
     number,
     parse_layers,
 )
@@ -97,7 +96,9 @@ def screen(
     layers = parse_layers(layer or [])
     with results(as_json) as emit:
         opened = open_source(source)
-        columns = columns_of(prompt, response, messages, system)
+        from subvene.runner.transcripts import Columns
+
+        columns = Columns(prompt, response, messages, system)
         # Before the model is loaded.
         transcripts = _read(dataset, columns, limit, subset=subset, split=split, revision=revision)
         from subvene.runner.screening import screen as run_screen

@@ -25,7 +25,7 @@ def panel(
     steering: SteeringSpec,
     layers: Sequence[int],
     tensors: Mapping[str, torch.Tensor],
-    plain: Any,
+    plain: IntervenedModel,
 ) -> IntervenedModel:
     """A model with one steering intervention per layer, all off; a row turns on the one that it needs."""
     entries = [
@@ -111,7 +111,7 @@ def run_sweep(
         layer, coefficient = response.asked.about["point"]
         by_point.setdefault((layer, coefficient), []).append(response)
 
-    contrasts, source = _contrasts(declared, trait, plain, seed)
+    contrasts, source = _contrasts(declared, trait, plain)
     measured: dict[Point, float] = {}
     if contrasts:
         sides = [[c.question, c.positive, c.negative] for c in contrasts]
@@ -185,7 +185,7 @@ def scores(responses: Sequence[Response]) -> dict[str, Any]:
 
 
 def _contrasts(
-    declared: TraitSweepSpec, trait: Trait, plain: IntervenedModel, seed: int
+    declared: TraitSweepSpec, trait: Trait, plain: IntervenedModel
 ) -> tuple[list[Contrast], str | None]:
     """Held-out answers of either side, and where they are from.
 

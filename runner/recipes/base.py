@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ import torch
 
 from subvene.interventions import Sizes
 from subvene.runner.anatomy import Anatomy
+from subvene.runner.compile import CompileError
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,41 @@ class Reach:
     layers: frozenset[int] | None = None
     heads: Mapping[int, frozenset[int]] | None = None
     kinds: frozenset[str] | None = None
+
+
+def listed_heads(
+    path: str, k: int | None, listed: Mapping[int, Sequence[int]] | None, sizes: Sizes
+) -> dict[int, frozenset[int]] | None:
+    """The heads that a spec lists, once it is seen that the model has all that it asks for.
+
+    Args:
+        path: the field that says which heads, `fit.select`.
+        k: how many heads are to be found; None where the number is not given.
+        listed: layer → heads; None where they are found in fitting.
+        sizes: of the model.
+
+    Raises:
+        CompileError: more heads than there are, or a layer or head that there is not.
+    """
+    count = sizes.n_layers * sizes.n_heads
+    if k is not None and k > count:
+        raise CompileError(
+            f"{path}.k: expected at most {count} for this model's {sizes.n_layers} layers of "
+            f"{sizes.n_heads} heads, found {k}"
+        )
+    if listed is None:
+        return None
+    for layer, heads in listed.items():
+        if layer >= sizes.n_layers:
+            raise CompileError(
+                f"{path}.heads: expected a layer from 0 to {sizes.n_layers - 1} for this model, found {layer}"
+            )
+        if max(heads) >= sizes.n_heads:
+            raise CompileError(
+                f"{path}.heads[{layer}]: expected a head from 0 to {sizes.n_heads - 1} for this model, "
+                f"found {max(heads)}"
+            )
+    return {layer: frozenset(heads) for layer, heads in listed.items()}
 
 
 class _Fit(Protocol):

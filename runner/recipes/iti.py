@@ -27,9 +27,8 @@ import torch
 from subvene.interventions import Sizes
 from subvene.runner.anatomy import Anatomy
 from subvene.runner.collector import Collected, collect
-from subvene.runner.compile import CompileError
 from subvene.runner.passages import Passage, common_prefix, last, shared_prefix
-from subvene.runner.recipes.base import Fitted, Reach, Recipe
+from subvene.runner.recipes.base import Fitted, Reach, Recipe, listed_heads
 from subvene.runner.recipes.probes import Probes, fit_probes
 from subvene.runner.text import pad_id_of
 from subvene.runner.truthfulqa.data import Question, data_sha256, load_questions
@@ -341,26 +340,9 @@ def _check(spec: ITISpec, questions: Sequence[Question], seed: int) -> None:
 
 def _reach(spec: ITISpec, sizes: Sizes) -> Reach:
     select = spec.select
-    count = sizes.n_layers * sizes.n_heads
-    heads = None
-    if isinstance(select, TopHeads | RandomHeads) and select.k > count:
-        raise CompileError(
-            f"fit.select.k: expected at most {count} for this model's {sizes.n_layers} layers of "
-            f"{sizes.n_heads} heads, found {select.k}"
-        )
-    if isinstance(select, ListedHeads):
-        for layer, listed in select.heads.items():
-            if layer >= sizes.n_layers:
-                raise CompileError(
-                    f"fit.select.heads: expected a layer from 0 to {sizes.n_layers - 1} for this model, "
-                    f"found {layer}"
-                )
-            if max(listed) >= sizes.n_heads:
-                raise CompileError(
-                    f"fit.select.heads[{layer}]: expected a head from 0 to {sizes.n_heads - 1} for this "
-                    f"model, found {max(listed)}"
-                )
-        heads = {layer: frozenset(listed) for layer, listed in select.heads.items()}
+    k = select.k if isinstance(select, TopHeads | RandomHeads) else None
+    listed = select.heads if isinstance(select, ListedHeads) else None
+    heads = listed_heads("fit.select", k, listed, sizes)
     return Reach(SITE, frozenset(heads) if heads is not None else None, heads, frozenset({"head_direction"}))
 
 

@@ -21,10 +21,9 @@ import torch
 from subvene.interventions import Sizes
 from subvene.runner.anatomy import Anatomy
 from subvene.runner.collector import collect
-from subvene.runner.compile import CompileError
 from subvene.runner.passages import Passage, last
 from subvene.runner.preferences import Data, encode, preferences_sha256, read_data
-from subvene.runner.recipes.base import Fitted, Reach, Recipe
+from subvene.runner.recipes.base import Fitted, Reach, Recipe, listed_heads
 from subvene.runner.recipes.iti import SITE, fit_iti
 from subvene.runner.recipes.probes import fit_probes
 from subvene.runner.text import pad_id_of
@@ -361,26 +360,10 @@ def _check(spec: LocalizedEditSpec, data: Data, seed: int) -> None:
 
 
 def _reach(spec: LocalizedEditSpec, sizes: Sizes) -> Reach:
-    rule, heads = spec.heads, None
-    count = sizes.n_layers * sizes.n_heads
-    if isinstance(rule, ProbedHeads | DrawnHeads) and rule.k > count:
-        raise CompileError(
-            f"fit.heads.k: expected at most {count} for this model's {sizes.n_layers} layers of "
-            f"{sizes.n_heads} heads, found {rule.k}"
-        )
-    if isinstance(rule, ListedHeads):
-        for layer, listed in rule.heads.items():
-            if layer >= sizes.n_layers:
-                raise CompileError(
-                    f"fit.heads.heads: expected a layer from 0 to {sizes.n_layers - 1} for this model, "
-                    f"found {layer}"
-                )
-            if max(listed) >= sizes.n_heads:
-                raise CompileError(
-                    f"fit.heads.heads[{layer}]: expected a head from 0 to {sizes.n_heads - 1} for this "
-                    f"model, found {max(listed)}"
-                )
-        heads = {layer: frozenset(listed) for layer, listed in rule.heads.items()}
+    rule = spec.heads
+    k = rule.k if isinstance(rule, ProbedHeads | DrawnHeads) else None
+    listed = rule.heads if isinstance(rule, ListedHeads) else None
+    heads = listed_heads("fit.heads", k, listed, sizes)
     kind = "low_rank_edit" if spec.gate == "adaptive" else "head_direction"
     return Reach(SITE, frozenset(heads) if heads is not None else None, heads, frozenset({kind}))
 
