@@ -140,6 +140,11 @@ class _Terminal:
                     self.fail(f"{error}{'; the answer is not part of the conversation' * unsteered}")
                     found = EXIT_NOT_STEERED if unsteered else EXIT_INVALID
                     code = max(code, 0 if self.interactive else found)
+                except KeyboardInterrupt:
+                    # One that came just after an answer ended must not end the session with it.
+                    if not self.interactive:
+                        raise
+                    self._stays()
         return code
 
     def take(self, line: str) -> None:
@@ -240,7 +245,10 @@ class _Terminal:
                 self.note("")
                 return
             except KeyboardInterrupt:
-                self.note("\nCtrl-D or /quit leaves")
+                self._stays()
+
+    def _stays(self) -> None:
+        self.note("\nCtrl-D or /quit leaves")
 
     def _ask(self) -> str:
         if sys.stdout.isatty():
