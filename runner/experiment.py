@@ -18,6 +18,7 @@ from subvene.runner.evaluations.contrast import contrast_texts
 from subvene.runner.fitting import fit
 from subvene.runner.identity import environment
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.localization.run import LocalizationResult, run_localization
 from subvene.runner.persona.run import PersonaResult, run_persona
 from subvene.runner.reload import reload_difference
 from subvene.runner.report.tables import write_json
@@ -50,11 +51,11 @@ def run_experiment(
     folder: str | os.PathLike[str] | None = None,
     on_step: Callable[[str, Any], None] | None = None,
     **overrides: Any,
-) -> ExperimentResult | ComparisonResult | PersonaResult:
+) -> ExperimentResult | ComparisonResult | PersonaResult | LocalizationResult:
     """Run an experiment file.
 
     One that compares conditions goes to `subvene.runner.comparison`, one that measures traits to
-    `subvene.runner.persona`.
+    `subvene.runner.persona`, one that asks about a localization to `subvene.runner.localization`.
 
     Args:
         spec: an experiment spec or its path.
@@ -83,6 +84,8 @@ def run_experiment(
     for declared in spec.evaluate:
         if isinstance(declared, ContrastSpec):
             contrast_texts(declared, folder)  # what is wrong with them is said before the work, not after it
+    if spec.asks_localization:
+        return run_localization(spec, output=target, folder=folder, on_step=on_step, **overrides)
     if spec.compares_conditions:
         return run_comparison(spec, output=target, folder=folder, on_step=on_step, **overrides)
     if spec.measures_traits:

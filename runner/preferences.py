@@ -112,12 +112,27 @@ def _of_questions(
     encoded = prompts.encode(tokenizer, [question.question for question in ordered]).prompts
     examples = []
     for question, prompt in zip(ordered, encoded, strict=True):
-        true, false = (
-            [(*ids, *end) for ids in prompts.answer_ids(tokenizer, list(dict.fromkeys(answers)))]
-            for answers in (question.correct, question.incorrect)
-        )
-        examples += [Example(question.key, prompt, chosen, rejected) for chosen in true for rejected in false]
+        pairs = _pairs(question, spec.per_question)
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        ids = dict(zip(texts, prompts.answer_ids(tokenizer, texts), strict=True)) if texts else {}
+        examples += [
+            Example(question.key, prompt, (*ids[chosen], *end), (*ids[rejected], *end))
+            for chosen, rejected in pairs
+        ]
     return examples
+
+
+def _pairs(question: Question, most: int | None) -> list[tuple[str, str]]:
+    """Each true answer with each false one; if these are too many, some, chosen by what they say."""
+    pairs = [
+        (true, false)
+        for true in dict.fromkeys(question.correct)
+        for false in dict.fromkeys(question.incorrect)
+    ]
+    if most is None or len(pairs) <= most:
+        return pairs
+    drawn = sorted(pairs, key=lambda pair: hashlib.sha256(json.dumps(["pair", *pair]).encode()).digest())
+    return [pair for pair in pairs if pair in set(drawn[:most])]
 
 
 def _prompts(spec: TruthfulPairsSpec) -> Prompts:

@@ -3,14 +3,17 @@
 This package imports neither torch nor transformers.
 """
 
+from subvene.specs.composition import Composition, composition
 from subvene.specs.conditions import ChooseSpec, ConditionSpec
 from subvene.specs.dumping import dump_spec
 from subvene.specs.errors import Problem, SpecError, SubveneError
 from subvene.specs.evaluations import (
     AnyEvaluation,
+    CompositionSpec,
     ConditionEvaluation,
     ContrastSpec,
     DivergenceSpec,
+    LocalizationSpec,
     SamplesSpec,
     TextsSpec,
     TraitConditionsSpec,
@@ -58,6 +61,8 @@ __all__ = [
     "AnyRecipe",
     "CappingSpec",
     "ChooseSpec",
+    "Composition",
+    "CompositionSpec",
     "ConditionEvaluation",
     "ConditionSpec",
     "ContrastSpec",
@@ -70,6 +75,7 @@ __all__ = [
     "ITISpec",
     "InterventionSpec",
     "LastTokens",
+    "LocalizationSpec",
     "LocalizedEditSpec",
     "LowRankEditSpec",
     "MeanDifferenceSpec",
@@ -102,6 +108,7 @@ __all__ = [
     "TriplesSpec",
     "TruthfulPairsSpec",
     "TruthfulQASpec",
+    "composition",
     "dump_spec",
     "intervention_name",
     "json_schema",

@@ -43,7 +43,8 @@ class ConditionSpec(SpecModel):
         Shaped(lambda value: 1 if isinstance(value, list | tuple) else 0, _NAMES),
     ] = Field(
         default="all",
-        description="The names of the interventions that act; an empty list is the untouched model.",
+        description="The names of the interventions that act, in the order in which they do; an empty list "
+        "is the untouched model, `all` the file's interventions in the file's order.",
     )
     set: dict[Text, JsonValue] = Field(
         default={},

@@ -12,17 +12,20 @@ from pydantic_core import PydanticCustomError
 from subvene.specs._base import SpecModel
 from subvene.specs._fields import Seed, Seeds, Text
 from subvene.specs._flaws import Expect, Flaw, Loc, one_of, refuse
+from subvene.specs.composition import composition_flaws
 from subvene.specs.conditions import ConditionSpec
 from subvene.specs.evaluations import (
     AnyEvaluation,
     ConditionEvaluation,
+    LocalizationSpec,
     TraitEvaluation,
     TraitSweepSpec,
     TruthfulQASpec,
 )
 from subvene.specs.interventions import AnyIntervention, SteeringSpec
+from subvene.specs.localization_flaws import localization_flaws
 from subvene.specs.model import ModelSpec
-from subvene.specs.recipes import AnyRecipe, ITISpec, PersonaSpec
+from subvene.specs.recipes import AnyRecipe, PersonaSpec
 from subvene.specs.tensors import TensorRef
 from subvene.specs.variants import condition_flaws
 
@@ -115,7 +118,14 @@ class ExperimentSpec(InterventionSpec):
     @property
     def compares_conditions(self) -> bool:
         """Whether this is a comparison of conditions, rather than a look at some coefficients of one fit."""
-        return any(isinstance(evaluation, ConditionEvaluation) for evaluation in self.evaluate)
+        return not self.asks_localization and any(
+            isinstance(evaluation, ConditionEvaluation) for evaluation in self.evaluate
+        )
+
+    @property
+    def asks_localization(self) -> bool:
+        """Whether this asks if the heads that a heuristic finds are better places for edits than others."""
+        return any(isinstance(evaluation, LocalizationSpec) for evaluation in self.evaluate)
 
     @property
     def measures_traits(self) -> bool:
@@ -167,7 +177,7 @@ class ExperimentSpec(InterventionSpec):
 
     @model_validator(mode="after")
     def _conditions_can_be_compared(self) -> Self:
-        flaws = list(self._flaws_of_a_comparison())
+        flaws = list(self._flaws_of_a_comparison()) or list(composition_flaws(self))
         if not flaws and self.conditions:
             flaws = list(condition_flaws(self))
         if flaws:
@@ -177,6 +187,9 @@ class ExperimentSpec(InterventionSpec):
     def _flaws_of_a_comparison(self) -> Iterator[Flaw]:
         if self.seeds is not None and "seed" in self.model_fields_set:
             yield Flaw(("seeds",), "either `seed` or `seeds`", None, found="both")
+        if self.asks_localization:
+            yield from localization_flaws(self)
+            return
         if not self.compares_conditions:
             for field in ("conditions", "seeds", "folds"):
                 if getattr(self, field):
@@ -196,14 +209,17 @@ class ExperimentSpec(InterventionSpec):
                     expected = f"seeds of the experiment: {', '.join(map(str, self.all_seeds))}"
                     yield Flaw(("evaluate", i, "seeds"), expected, evaluation.seeds)
                     break
-        if self.folds is not None and not isinstance(self.fit, ITISpec):
+        learns = self.fit is not None and self.fit.learns_from is not None
+        if self.folds is not None and not learns:
             expected = "nothing, since no `fit:` learns from questions"
             yield Flaw(("folds",), expected, self.folds)
         chosen = [i for i, condition in enumerate(self.conditions) if condition.choose is not None]
         questions = any(isinstance(evaluation, TruthfulQASpec) for evaluation in self.evaluate)
         for i in chosen:
-            if not questions or not isinstance(self.fit, ITISpec):
-                expected = "nothing, since it needs `fit: {recipe: iti}` and a truthfulqa evaluation"
+            if not questions or not learns:
+                expected = (
+                    "nothing, since it needs a `fit:` that learns from TruthfulQA and a truthfulqa evaluation"
+                )
                 yield Flaw(("conditions", i, "choose"), expected, None, found="choose")
 
     @property

@@ -84,6 +84,10 @@ class TruthfulPairsSpec(SpecModel):
         "`instruction_qa` the instruction, a blank line and the primer; `chat` the model's template, "
         "and nothing else.",
     )
+    per_question: Count | None = Field(
+        default=None,
+        description="At most so many pairs of each question, chosen by content; left out: the full product.",
+    )
     end: bool = Field(default=False, description="Close every answer with the model's end-of-sequence token.")
 
 

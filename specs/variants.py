@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from subvene.specs._flaws import Flaw, Loc, nearest, one_of
 from subvene.specs.conditions import ConditionSpec
+from subvene.specs.evaluations import CompositionSpec
 
 if TYPE_CHECKING:
     from subvene.specs.experiment import ExperimentSpec
@@ -78,7 +79,16 @@ def variant(
             chosen = link.interventions
     if not chosen:
         return None
-    data["interventions"] = [by_name[name] for name in names if name in chosen]
+    if chosen != tuple(names):
+        # Receipts call one without a name by its place; here it keeps the place that it has in the file.
+        by_name = {name: {**declared, "name": name} for name, declared in by_name.items()}
+    data["interventions"] = [by_name[name] for name in chosen]
+    # A variant is one condition, and composes nothing.
+    data["evaluate"] = [
+        entry
+        for entry, declared in zip(data.get("evaluate", ()), spec.evaluate, strict=True)
+        if not isinstance(declared, CompositionSpec)
+    ]
     return type(spec).model_validate(data)
 
 

@@ -11,10 +11,11 @@ import typer
 
 from subvene.runner.cli._comparison import ComparisonStory
 from subvene.runner.cli._console import err, out, quiet_libraries, results
+from subvene.runner.cli._localization import LocalizationStory
 from subvene.runner.cli._options import Json
 from subvene.runner.cli._persona import PersonaStory
 from subvene.runner.cli._source import experiment
-from subvene.runner.cli._units import print_places
+from subvene.runner.cli._units import UnitStory, print_places
 from subvene.runner.cli._words import positions_in_words, strength_in_words
 from subvene.specs import ExperimentSpec, SubveneError
 
@@ -55,7 +56,7 @@ def run(
     declared = experiment(
         spec, "this is no experiment: it has neither `fit:` nor `evaluate:`; try `subvene generate`"
     )
-    if declared.compares_conditions or declared.measures_traits:
+    if declared.compares_conditions or declared.measures_traits or declared.asks_localization:
         _in_units(spec, output, as_json, declared)
         return
     with results(as_json) as emit:
@@ -78,7 +79,9 @@ def _in_units(spec: Path, output: Path | None, as_json: bool, declared: Experime
         from subvene.runner.experiment import run_experiment
 
         quiet_libraries()
-        kind = PersonaStory if declared.measures_traits else ComparisonStory
+        kind: type[UnitStory] = PersonaStory if declared.measures_traits else ComparisonStory
+        if declared.asks_localization:
+            kind = LocalizationStory
         with kind(out(), err()) as story:
             done = run_experiment(spec, output=output, on_step=story.step)
         if as_json:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from subvene.runner.fitting import fit
 from subvene.runner.identity import model_sha256, tensors_digest, versions
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.ledger import Ledger, digest
-from subvene.runner.truthfulqa.data import Question, data_sha256
-from subvene.specs import ExperimentSpec, ITISpec
+from subvene.runner.recipes import RECIPES, Fitted
+from subvene.runner.truthfulqa.data import Question
+from subvene.specs import AnyRecipe, ExperimentSpec
 
 # How a result is computed; whoever changes that changes this number, and old units are done again.
-UNITS = 1
+UNITS = 2
 _TENSORS, _PROVENANCE = "tensors.safetensors", "provenance.json"
 
 
@@ -58,6 +59,9 @@ class Arms:
         ledger: where fits are recorded.
         output: the run's folder.
         folder: where relative files of the spec are looked for.
+
+    Attributes:
+        work: where activations, probes and checkpoints are kept by content.
     """
 
     def __init__(
@@ -65,6 +69,8 @@ class Arms:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self._ledger, self._output, self._folder = ledger, output, folder
+        self.work = output / "work"
+        self._read: dict[str, Any] = {}
         self.base = {"model": model_sha256(model), "versions": versions(), "units": UNITS}
 
     def make(
@@ -135,39 +141,76 @@ class Arms:
         recipe = variant.fit
         if recipe is None:
             raise ValueError("this variant has no fit")
-        on_questions = isinstance(recipe, ITISpec)
-        identity = self.base | {
+        data = self._data(recipe, tuning)
+        identity = self.fit_identity(recipe, seed, data)
+
+        def work() -> dict[str, Any]:
+            m = fit(
+                variant,
+                model=self.model,
+                tokenizer=self.tokenizer,
+                folder=self._folder,
+                seed=seed,
+                work=self.work,
+                data=data,
+            )
+            return self._stored(identity, m.tensors, m.provenance)
+
+        if self.is_fitted(identity) or not self._ledger.has(identity):
+            return self._ledger.do(identity, work)
+        # The record is there and its tensors were deleted: the fit is deterministic, so it is done again.
+        work()
+        return self._ledger.results[digest(identity)]
+
+    def _data(self, recipe: AnyRecipe, tuning: Sequence[Question] | None) -> Any:
+        if recipe.learns_from is not None:
+            return tuning or ()
+        name = recipe.model_dump_json()
+        if name not in self._read:
+            self._read[name] = RECIPES[recipe.recipe].read(recipe, self._folder)
+        return self._read[name]
+
+    def fit_identity(self, recipe: AnyRecipe, seed: int, data: Any) -> dict[str, Any]:
+        """What a fit depends on.
+
+        Args:
+            recipe: the recipe.
+            seed: the experiment's.
+            data: what the recipe reads, or the questions that it may see.
+        """
+        return self.base | {
             "unit": "fit",
-            "recipe": recipe.model_dump(mode="json", exclude={"data", "batch_size"}),
-            "data": data_sha256(tuning or ()) if on_questions else None,
+            "recipe": recipe.model_dump(mode="json", exclude=set(recipe.immaterial)),
+            "data": RECIPES[recipe.recipe].sha256(data),
             "seed": seed,
         }
-        name = digest(identity)[:16]
-        folder = self._output / "fits" / name
-        if self._ledger.has(identity) and not (folder / _TENSORS).is_file():
-            # The record is there and its tensors were deleted: the fit is deterministic, so it is done again.
-            self._fit(variant, seed, tuning if on_questions else None, folder)
-        return self._ledger.do(
-            identity,
-            lambda: {"folder": name, **self._fit(variant, seed, tuning if on_questions else None, folder)},
-        )
 
-    def _fit(
-        self, variant: ExperimentSpec, seed: int, tuning: Sequence[Question] | None, folder: Path
+    def is_fitted(self, identity: Mapping[str, Any]) -> bool:
+        """Whether a fit is done, and its tensors are there."""
+        return self._ledger.has(identity) and (self._place(identity) / _TENSORS).is_file()
+
+    def keep_fit(self, identity: Mapping[str, Any], fitted: Fitted) -> None:
+        """Record a fit that was made elsewhere, such as several at once.
+
+        Args:
+            identity: as `fit_identity` gives it.
+            fitted: what came of it.
+        """
+        self._ledger.do(identity, lambda: self._stored(identity, fitted.tensors, fitted.provenance))
+        if not self.is_fitted(identity):
+            self._stored(identity, fitted.tensors, fitted.provenance)
+
+    def _place(self, identity: Mapping[str, Any]) -> Path:
+        return self._output / "fits" / digest(identity)[:16]
+
+    def _stored(
+        self, identity: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], provenance: Mapping[str, Any]
     ) -> dict[str, Any]:
-        m = fit(
-            variant,
-            model=self.model,
-            tokenizer=self.tokenizer,
-            folder=self._folder,
-            seed=seed,
-            work=self._output / "work",
-            data=tuning,
-        )
+        folder = self._place(identity)
         with atomic_folder(folder) as temporary:
-            safetensors.torch.save_file(m.tensors, temporary / _TENSORS)
-            (temporary / _PROVENANCE).write_text(json.dumps(m.provenance, indent=1) + "\n", encoding="utf-8")
-        return {"tensors": tensors_digest(m.tensors), "provenance": m.provenance}
+            safetensors.torch.save_file(dict(tensors), temporary / _TENSORS)
+            (temporary / _PROVENANCE).write_text(json.dumps(provenance, indent=1) + "\n", encoding="utf-8")
+        return {"folder": folder.name, "tensors": tensors_digest(tensors), "provenance": dict(provenance)}
 
     def _files(self, variant: ExperimentSpec) -> dict[str, str]:
         names = sorted({ref.file for _, ref in variant.tensor_refs() if ref.file is not None})

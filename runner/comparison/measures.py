@@ -34,12 +34,14 @@ class Measured:
         units: name of a measurement → key of its unit in the ledger.
         receipts: name of a measurement → what the interventions did in it.
         questions: by question key, what was measured of it.
+        texts: `ce`, `kl` and `tokens` of each text of a divergence.
     """
 
     metrics: dict[str, float | None] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     receipts: dict[str, Any] = field(default_factory=dict)
     questions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    texts: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Progress(Protocol):
@@ -269,6 +271,11 @@ class DivergenceMeasure:
         result = _done("divergence", identity, work, ledger, progress, measured)
         measured.metrics |= {"ce": result["ce"], "kl": result["kl"]}
         measured.receipts["divergence"] = result["receipts"]
+        measured.texts = {
+            "ce": result["ce_by_text"],
+            "kl": result["kl_by_text"],
+            "tokens": result["tokens_by_text"],
+        }
         return measured
 
 

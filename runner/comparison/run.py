@@ -14,6 +14,7 @@ import transformers
 from subvene.interventions import Sizes
 from subvene.runner.anatomy import sizes_from_config
 from subvene.runner.comparison.arms import Arm, Arms
+from subvene.runner.comparison.composing import CompositionMeasure
 from subvene.runner.comparison.measures import DivergenceMeasure, Measured, Progress, TruthfulQAMeasure
 from subvene.runner.comparison.summary import rows
 from subvene.runner.exports.checkpoint import check_bakeable
@@ -32,6 +33,7 @@ from subvene.specs import (
     DivergenceSpec,
     ExperimentSpec,
     ITISpec,
+    LocalizedEditSpec,
     SubveneError,
     TruthfulQASpec,
     dump_spec,
@@ -123,7 +125,9 @@ class _Comparison:
 
     def __init__(self, spec: ExperimentSpec, folder: Path) -> None:
         self.spec = spec
-        self.conditions = spec.conditions or _DEFAULT_CONDITIONS
+        self.composition = CompositionMeasure.of(spec)
+        composed = () if self.composition is None else self.composition.planned.conditions
+        self.conditions = spec.conditions or composed or _DEFAULT_CONDITIONS
         self.n_folds = spec.folds or 1
         self.questions: list[tuple[TruthfulQASpec, TruthfulQAMeasure]] = []
         self.divergences: list[tuple[DivergenceSpec, DivergenceMeasure]] = []
@@ -133,7 +137,8 @@ class _Comparison:
             elif isinstance(declared, DivergenceSpec):
                 self.divergences.append((declared, DivergenceMeasure(declared, folder)))
         recipe = spec.fit
-        self.fit_questions = load_questions(recipe.data, folder) if isinstance(recipe, ITISpec) else None
+        source = None if recipe is None else recipe.learns_from
+        self.fit_questions = None if source is None else load_questions(source, folder)
         self.chosen: dict[tuple[str, int, int], dict[str, Any]] = {}
         self.grid: list[dict[str, Any]] = []
 
@@ -224,9 +229,13 @@ class _Comparison:
                     measured = self._measured(cell, arm, original, ledger, step)
                     cells.append(self._record(cell, arm, measured))
                     self._keep(cell, arm, arms, output, fits)
-        return {
+                    if self.composition is not None:
+                        self.composition.look(condition.name, arm, arms)
+        table = rows(cells)
+        composed = {} if self.composition is None else {"composition": self.composition.results(table, cells)}
+        return composed | {
             "cells": cells,
-            "rows": rows(cells),
+            "rows": table,
             "grid": self.grid,
             "chosen": [
                 {"condition": name, "seed": seed, "fold": fold, "point": point}
@@ -269,9 +278,16 @@ class _Comparison:
             return grid
         metric, (_, measure) = condition.choose.by, self.questions[0]
         recipe, tuning = self.spec.fit, self.tuning(fold)
-        if not isinstance(recipe, ITISpec) or tuning is None:
-            raise SubveneError(f"condition {condition.name}: `choose` needs a fit that learns from questions")
-        held = validation_keys(tuning, recipe.validation, seed)
+        if (
+            tuning is None
+            or not isinstance(recipe, ITISpec | LocalizedEditSpec)
+            or (share := recipe.validation) is None
+        ):
+            raise SubveneError(
+                f"condition {condition.name}: `choose` needs a fit that learns from questions, and a share "
+                "of them in `fit.validation`"
+            )
+        held = validation_keys(tuning, share, _own_seed(recipe, seed))
         validation = [q for q in tuning if q.key in held]
         scored: list[tuple[float, dict[str, Any]]] = []
         for point in grid:
@@ -378,6 +394,12 @@ def _about(questions: Sequence[Question]) -> dict[str, Any]:
         "questions": len(questions),
         "sha256": data_sha256(questions),
     }
+
+
+def _own_seed(recipe: ITISpec | LocalizedEditSpec, seed: int) -> int:
+    """The seed that a recipe holds questions out by: its own if it has one, or the experiment's."""
+    own = recipe.seed if isinstance(recipe, LocalizedEditSpec) else None
+    return seed if own is None else own
 
 
 def _told(step: Callable[[str, Any], None], name: str, seed: int, fold: int) -> Progress:

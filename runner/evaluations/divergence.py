@@ -157,7 +157,8 @@ def divergence(m: IntervenedModel, reference: Reference) -> dict[str, Any]:
 
     Returns:
         `ce` and `kl` in nats per token; `original_ce`; `ce_by_text` and `kl_by_text`, means over each text's
-        tokens; `texts`, `tokens`, `left_out`, `data_sha256`; `receipts`, one per intervention.
+        tokens, and `tokens_by_text`; `texts`, `tokens`, `left_out`, `data_sha256`; `receipts`, one per
+        intervention.
 
     Raises:
         NotSteeredError: an intervention acted on none of the texts.
@@ -202,6 +203,7 @@ def divergence(m: IntervenedModel, reference: Reference) -> dict[str, Any]:
         "original_ce": reference.ce,
         "ce_by_text": [float(loss) / (n - 1) for loss, n in zip(losses, lengths, strict=True)],
         "kl_by_text": [float(kl) / n for kl, n in zip(divergences, lengths, strict=True)],
+        "tokens_by_text": list(lengths),
         "texts": len(lengths),
         "tokens": reference.tokens,
         "left_out": reference.left_out,

@@ -95,10 +95,12 @@ class Recipe:
         check: (spec, data, seed); raises for data that it could not fit on, before a model is loaded.
         reach: (spec, sizes of the model) → what it will fit; raises CompileError for a spec that asks for
             what the model does not have.
+        sha256: data → a hash of all that they say.
         fit: (spec, data, anatomy, tokenizer, seed, folder to keep intermediate results in) → tensors.
     """
 
     read: Callable[[Any, Path], Any]
     check: Callable[[Any, Any, int], None]
     reach: Callable[[Any, Sizes], Reach]
+    sha256: Callable[[Any], str]
     fit: _Fit

@@ -346,4 +346,4 @@ def _reach(spec: ITISpec, sizes: Sizes) -> Reach:
     return Reach(SITE, frozenset(heads) if heads is not None else None, heads, frozenset({"head_direction"}))
 
 
-ITI = Recipe(_read, _check, _reach, fit_iti)
+ITI = Recipe(_read, _check, _reach, data_sha256, fit_iti)

@@ -147,6 +147,21 @@ def fit_localized_edits(
     ]
 
 
+def lora_experiment(request: Request, examples: Sequence[Example], sizes: Sizes) -> Experiment:
+    """A LoRA on the pairs of an edit, in the same order, with the same questions held out.
+
+    Args:
+        request: of an edit; its heads do not matter.
+        examples: every pair as token ids.
+        sizes: of the model.
+    """
+    spec, seed = request.spec, request.own_seed
+    every = {layer: tuple(range(sizes.n_heads)) for layer in range(sizes.n_layers)}
+    shape = EditShape(every, spec.read_heads, spec.rank, spec.per, spec.gate, seed)
+    train, validation = split(examples, spec.validation, seed)
+    return Experiment(request.name, spec, shape, seed, train, validation)
+
+
 def probe_heads(
     heads: ProbedHeads,
     data: Data,
@@ -387,4 +402,4 @@ def _fit(
     return fitted
 
 
-LOCALIZED_EDIT = Recipe(_read, _check, _reach, _fit)
+LOCALIZED_EDIT = Recipe(_read, _check, _reach, preferences_sha256, _fit)

@@ -73,7 +73,7 @@ def fit_mean_difference(
             "tokens": spec.tokens,
             "form": "texts" if isinstance(pairs, ContrastTexts) else "systems",
             "pairs": n_pairs,
-            "pairs_sha256": hashlib.sha256(pairs.model_dump_json().encode()).hexdigest(),
+            "pairs_sha256": _sha256(pairs),
             "tokens_read": sum(side.end - side.start for side in sides),
             "norm_by_layer": {str(layer): round(float(v.norm()), 4) for layer, v in vectors.items()},
         },
@@ -113,6 +113,10 @@ def _read(spec: MeanDifferenceSpec, folder: Path) -> ContrastTexts | ContrastSys
     return resolve_pairs(spec.pairs, folder)
 
 
+def _sha256(pairs: ContrastTexts | ContrastSystems) -> str:
+    return hashlib.sha256(pairs.model_dump_json().encode()).hexdigest()
+
+
 def _check(spec: MeanDifferenceSpec, pairs: ContrastTexts | ContrastSystems, seed: int) -> None:
     """Pairs that could be read can be fitted on."""
 
@@ -141,4 +145,4 @@ def _fit(
     return fit_mean_difference(spec, pairs, anatomy, tokenizer)
 
 
-MEAN_DIFFERENCE = Recipe(_read, _check, _reach, _fit)
+MEAN_DIFFERENCE = Recipe(_read, _check, _reach, _sha256, _fit)

@@ -28,6 +28,7 @@ from subvene.runner.activations import forward_reading
 from subvene.runner.anatomy import Anatomy
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.judges.traits import TraitJudge, make_trait_judge
+from subvene.runner.ledger import digest
 from subvene.runner.persona.geometry import explained_variance
 from subvene.runner.persona.responses import Asked, Do, Response, respond
 from subvene.runner.persona.traits import Trait, read_trait
@@ -306,6 +307,10 @@ def check(spec: PersonaSpec, data: PersonaData, seed: int) -> None:
     data.judge.check(data.traits)
 
 
+def _sha256(data: PersonaData) -> str:
+    return digest([[trait.sha256 for trait in data.traits], data.judge.identity(data.traits)])
+
+
 def _reach(spec: PersonaSpec, sizes: Sizes) -> Reach:
     return Reach(SITE, frozenset(range(sizes.n_layers)))
 
@@ -325,4 +330,4 @@ def _fit(
     )
 
 
-PERSONA = Recipe(read_data, check, _reach, _fit)
+PERSONA = Recipe(read_data, check, _reach, _sha256, _fit)

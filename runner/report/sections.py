@@ -11,6 +11,7 @@ import yaml
 
 from subvene.runner.comparison.summary import METRICS, in_words
 from subvene.runner.report import curves
+from subvene.runner.report.composition import composition
 from subvene.runner.report.figures import probe_heat_map
 from subvene.runner.report.markup import (
     Html,
@@ -171,9 +172,7 @@ def examples(results: Results) -> Html | None:
     if not answers:
         return None
     # Keys are hashes of the questions, so their order favours nothing.
-    differing = {
-        key for key, by_label in answers.items() if _verdicts_differ(f for _, f in by_label.values())
-    }
+    differing = {key for key, by_label in answers.items() if verdicts_differ(f for _, f in by_label.values())}
     shown = sorted(answers, key=lambda key: (key not in differing, key))[:EXAMPLES]
     about = (
         f"{len(shown)} of {len(answers)} questions. The judge's verdicts differ between conditions for "
@@ -264,6 +263,7 @@ def downloads(results: Results) -> Html | None:
 SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
     ("Results", results_table),
     ("Trade-offs", trade_offs),
+    ("Composition", composition),
     ("Choice on validation questions", validation),
     ("Probes", probes),
     ("Examples", examples),
@@ -309,6 +309,29 @@ def receipt_cells(parts: Sequence[Mapping[str, Any]]) -> list[str]:
         _strength(parts, weights),
         where,
     ]
+
+
+def verdicts_differ(found: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the judge says one thing of one answer and another of another."""
+    verdicts = list(found)
+    return any(
+        len({v[aspect] for v in verdicts if v.get(aspect) is not None}) > 1 for aspect in ("true", "info")
+    )
+
+
+def verdict_mark(found: Mapping[str, Any], aspect: str, words: tuple[str, str]) -> Html:
+    """The judge's word on an answer: a mark, the word, and its probability if it gives one.
+
+    Args:
+        found: of the answer.
+        aspect: `true` or `info`.
+        words: for yes and for no.
+    """
+    verdict, p = found[aspect], found.get(f"{aspect}_p")
+    if verdict is None:
+        return element("span", f"no verdict ({words[0]}?)", class_="verdict")
+    said = ("✓ " + words[0] if verdict else "✗ " + words[1]) + ("" if p is None else f" ({p:.2f})")
+    return element("span", said, class_="verdict good" if verdict else "verdict bad")
 
 
 def _apart(results: Results, condition: str) -> str:
@@ -383,13 +406,6 @@ def _by_label(cells: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str,
     return groups
 
 
-def _verdicts_differ(found: Iterable[Mapping[str, Any]]) -> bool:
-    verdicts = list(found)
-    return any(
-        len({v[aspect] for v in verdicts if v.get(aspect) is not None}) > 1 for aspect in ("true", "info")
-    )
-
-
 def _example(
     question: Mapping[str, Any], by_label: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
 ) -> Html:
@@ -409,7 +425,7 @@ def _example(
             else element("blockquote", element("em", "(empty)"))
         )
         verdicts = [
-            _verdict(found, aspect, words)
+            verdict_mark(found, aspect, words)
             for aspect, words in (
                 ("true", ("true", "not true")),
                 ("info", ("informative", "not informative")),
@@ -424,14 +440,6 @@ def _example(
         element("p", *about),
         element("div", *cards, class_="answers"),
     )
-
-
-def _verdict(found: Mapping[str, Any], aspect: str, words: tuple[str, str]) -> Html:
-    verdict, p = found[aspect], found.get(f"{aspect}_p")
-    if verdict is None:
-        return element("span", f"no verdict ({words[0]}?)", class_="verdict")
-    said = ("✓ " + words[0] if verdict else "✗ " + words[1]) + ("" if p is None else f" ({p:.2f})")
-    return element("span", said, class_="verdict good" if verdict else "verdict bad")
 
 
 def _strength(parts: Sequence[Mapping[str, Any]], weights: Sequence[int]) -> str:

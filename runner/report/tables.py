@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from subvene.runner.comparison.composition import composition_lines
 from subvene.runner.comparison.summary import METRICS, in_words
 
 
@@ -25,7 +26,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tables(results: Mapping[str, Any], folder: Path) -> None:
-    """Write `results.md`, `results.csv`, `results.json`, `cells.csv`, and `answers.csv` if there are answers.
+    """Write `results.md`, `results.csv`, `results.json`, `cells.csv`, and what there is of others.
+
+    `answers.csv` is written if there are answers, `composition.csv` if there is a composition.
 
     Args:
         results: of a comparison, as in its `results.json`.
@@ -36,6 +39,8 @@ def write_tables(results: Mapping[str, Any], folder: Path) -> None:
     write_json(folder / "results.json", results["rows"])
     write_text(folder / "results.csv", results_csv(results["rows"]))
     write_text(folder / "cells.csv", csv_text(_cell_lines(results["cells"])))
+    if composed := results.get("composition"):
+        write_text(folder / "composition.csv", csv_text(composition_lines(composed)))
     answers = list(_answer_lines(results))
     if answers:
         write_text(folder / "answers.csv", csv_text(answers))

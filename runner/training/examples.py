@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from subvene.runner.text import TextError
-
-_HELD_OUT = "localized edit validation"
+from subvene.runner.truthfulqa.splits import held_out
 
 
 class Keyed(Protocol):
@@ -44,11 +43,13 @@ class Answers:
 
     Attributes:
         rows: (prompt ids, answer ids).
+        prompts: of each row, the number of its prompt; rows of one prompt have one number.
         chosen: of each example, the row of its wanted answer.
         rejected: of each example, the row of its unwanted one.
     """
 
     rows: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    prompts: tuple[int, ...]
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
 
@@ -70,7 +71,9 @@ class Answers:
                         f"example {i}: the {what if example.prompt else 'prompt'} holds no token to train on"
                     )
                 side.append(number.setdefault((example.prompt, answer), len(number)))
-        return cls(tuple(number), *map(tuple, sides))
+        prompt_number: dict[tuple[int, ...], int] = {}
+        prompts = tuple(prompt_number.setdefault(prompt, len(prompt_number)) for prompt, _ in number)
+        return cls(tuple(number), prompts, *map(tuple, sides))
 
     def length(self, row: int) -> int:
         """Tokens of a row, prompt and answer."""
@@ -82,18 +85,13 @@ def split(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Indices of the examples that are trained on, and of those held out: a share of the questions.
 
-    Which questions a seed holds out depends on their keys alone.
+    Which questions a seed holds out depends on their keys alone; of TruthfulQA's they are those that ITI
+    holds out.
     """
-    keys = sorted({example.key for example in examples})
-
-    def draw(key: str) -> bytes:
-        return hashlib.sha256(f"{_HELD_OUT} {seed} {key}".encode()).digest()
-
-    count = 0 if fraction is None else round(fraction * len(keys))
-    held_out = set(sorted(keys, key=draw)[:count])
+    held = held_out((example.key for example in examples), fraction or 0.0, f"validation {seed}")
     sides: tuple[list[int], list[int]] = ([], [])
     for i, example in enumerate(examples):
-        sides[example.key in held_out].append(i)
+        sides[example.key in held].append(i)
     return tuple(sides[0]), tuple(sides[1])
 
 

@@ -18,7 +18,7 @@ from subvene.specs import SubveneError
 from subvene.specs.recipes.localized_edit import LocalizedEditSpec
 
 # Changes whenever the same job gives other numbers.
-_VERSION = 1
+_VERSION = 2
 
 
 class TrainingError(SubveneError, ValueError):

@@ -10,7 +10,7 @@ from subvene.specs.recipes.localized_edit import DPOSpec, IPOSpec, SFTSpec
 def token_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Log p of each target in nats, [tokens]; `logits` [tokens, vocabulary] of any floating-point type."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return wide.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - wide.logsumexp(-1)
+    return -torch.nn.functional.cross_entropy(wide, targets, reduction="none")
 
 
 def margin(

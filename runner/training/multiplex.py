@@ -87,7 +87,10 @@ class _One:
 
 
 class Edits(Protocol):
-    """What is trained: parameters of each experiment, and how they act on rows of a batch."""
+    """What is trained: parameters of each experiment, and how they act on rows of a batch.
+
+    Untrained, they change nothing.
+    """
 
     def parameters_of(self, experiment: int) -> dict[str, torch.nn.Parameter]:
         """What an experiment trains, by name."""

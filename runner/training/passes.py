@@ -7,23 +7,28 @@ in the same pass that gives the reference log-probabilities, and later passes be
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 
 from subvene.runner.anatomy import Anatomy
+from subvene.runner.forked_cache import why_not_forked
 from subvene.runner.hooks import take_input
 from subvene.runner.progress import track
-from subvene.runner.text import pad
 from subvene.runner.training.examples import Answers
+from subvene.runner.training.layout import Layout, lay_out, starts_of, tokens_of
 from subvene.runner.training.losses import token_log_probs
+from subvene.runner.training.units import Extent, planned
 
 CACHE_BYTES = 2 * 2**30
 # How far two computations of one token's log-probability may be apart, in nats. A pass that begins at a
 # layer where it cannot is off by much more.
 _SAME = {torch.float32: 1e-3, torch.float64: 1e-6}
 _SAME_IN_LOW_PRECISION = 0.2
+# Tokens of a sequence that takes in more answers of its prompt, unless the prompt alone is half as long.
+_SEQUENCE = 512
 
 
 @contextlib.contextmanager
@@ -51,25 +56,38 @@ class Passes:
         anatomy: of the model.
         answers: what may be scored.
         pad_id: any token id.
-        pass_tokens: most tokens of a pass, padding included; a row that is longer has one of its own.
+        pass_tokens: most tokens of a pass, padding included; a sequence that is longer has one of its own.
+        full: tokens of a pass that is worth having, though another might take in more.
 
     Attributes:
         reference: log-probability of each answer under the original model, float32 [rows] summed over its
             tokens; 0 for rows that were not prepared.
         entries: layers at which passes may begin, ascending; 0 is always one of them.
-        note: why some layer that was asked for is not one of them; None if all are.
+        side_by_side: whether answers of one prompt share a sequence.
+        note: why some layer that was asked for is not an entry, or answers are not side by side; None if
+            nothing stood in the way.
     """
 
-    def __init__(self, anatomy: Anatomy, answers: Answers, pad_id: int, pass_tokens: int) -> None:
+    def __init__(
+        self, anatomy: Anatomy, answers: Answers, pad_id: int, pass_tokens: int, full: int = 0
+    ) -> None:
         self.answers = answers
-        self.pass_tokens = pass_tokens
+        self.pass_tokens, self._full = pass_tokens, full
         self._anatomy, self._pad_id = anatomy, pad_id
         self._model = cast(Any, anatomy.model)
         self.reference = torch.zeros(len(answers.rows), device=self._model.device)
         self.entries: tuple[int, ...] = (0,)
-        self.note: str | None = None
-        self._hidden: dict[tuple[int, int], torch.Tensor] = {}
+        self.side_by_side = False
+        self._notes: list[str] = []
+        # By entry: of each prompt, and of each row all but its answer's last token.
+        self._prompts: dict[tuple[int, int], torch.Tensor] = {}
+        self._answers: dict[tuple[int, int], torch.Tensor] = {}
         self._returns_tuple = False
+
+    @property
+    def note(self) -> str | None:
+        """See `Passes`."""
+        return "; ".join(self._notes) or None
 
     @torch.no_grad()
     def prepare(self, rows: Sequence[int], wanted: Sequence[int], cache_bytes: int = CACHE_BYTES) -> None:
@@ -80,12 +98,14 @@ class Passes:
             wanted: layers at which passes would like to begin, one for each that would.
             cache_bytes: at most so much of their inputs is kept; the layers that save most are kept first.
         """
+        self._look_side_by_side(rows)
         entries = self._affordable(rows, wanted, cache_bytes)
-        for chosen in track(
-            cut([(row, self.answers.length(row)) for row in rows], self.pass_tokens), "reference"
-        ):
-            with self._keeping(entries, chosen):
-                self.reference[chosen] = self.log_probs(chosen)
+        groups = [[rows[i] for i in one] for one in self.together([(row,) for row in rows])]
+        passes = planned([self.extent(group) for group in groups], self.pass_tokens, self._full)
+        for chosen in track(list(passes), "reference"):
+            some = [groups[g] for g in chosen]
+            with self._keeping(entries, self._sequences(some)):
+                self.reference[[row for group in some for row in group]] = self.log_probs(some)
         self.entries = (0, *entries)
         for entry in entries:
             self._check(entry, max(rows, key=self.answers.length))
@@ -94,61 +114,113 @@ class Passes:
         """The highest layer, `layer` at most, at which a pass can begin."""
         return max(entry for entry in self.entries if entry <= layer)
 
-    def log_probs(self, rows: Sequence[int], entry: int = 0) -> torch.Tensor:
-        """Σ log p over each answer's tokens, float32 [rows]; edits that act now act on it.
+    def together(self, items: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Indices of items whose answers are to share a sequence.
 
         Args:
-            rows: of `answers`; one may come several times.
+            items: rows of one prompt each, which must share a pass.
+        """
+        if not self.side_by_side:
+            return [[i] for i in range(len(items))]
+        groups: list[tuple[list[int], set[int]]] = []
+        last: dict[int, int] = {}
+        for i, item in enumerate(items):
+            prompt = self.answers.prompts[item[0]]
+            if (place := last.get(prompt)) is not None:
+                rows = groups[place][1] | set(item)
+                # Attention costs the square of this, which is small beside the rest up to here.
+                most = min(self.pass_tokens, max(_SEQUENCE, 2 * len(self.answers.rows[item[0]][0])))
+                if tokens_of(self.answers, sorted(rows)) <= most:
+                    groups[place][0].append(i)
+                    groups[place][1].update(item)
+                    continue
+            last[prompt] = len(groups)
+            groups.append(([i], set(item)))
+        return [indices for indices, _ in groups]
+
+    def extent(self, rows: Sequence[int], entry: int = 0) -> Extent:
+        """What answers of one prompt that share a pass take of it."""
+        sequences = self._sequences([rows])
+        return Extent(entry, len(sequences), max(tokens_of(self.answers, one) for one in sequences))
+
+    def log_probs(self, groups: Sequence[Sequence[int]], entry: int = 0) -> torch.Tensor:
+        """Σ log p over each answer's tokens, float32, group by group; edits that act now act on it.
+
+        Args:
+            groups: rows of one prompt each; a row may be in several.
             entry: one of `entries` at which the pass begins.
         """
-        parts = [self.answers.rows[row] for row in rows]
-        ids = [[*prompt, *answer] for prompt, answer in parts]
-        batch = pad(ids, [len(prompt) for prompt, _ in parts], self._pad_id, "right").to(self._model.device)
-        # The token before each one of the answer predicts it.
-        where = [
-            row * batch.input_ids.shape[1] + place
-            for row, (prompt, answer) in enumerate(parts)
-            for place in range(len(prompt) - 1, len(prompt) - 1 + len(answer))
-        ]
-        predicting = torch.tensor(where, device=batch.input_ids.device)
+        sequences = self._sequences(groups)
+        layout = lay_out(self.answers, sequences, self._pad_id, self._model)
         with contextlib.ExitStack() as stack:
             if entry:
-                stack.enter_context(self._beginning_at(entry, rows, batch.input_ids.shape[1]))
-            logits = self._logits(batch.input_ids, batch.attention_mask, predicting)
-        targets = batch.input_ids.flatten()[predicting + 1].to(logits.device)
-        by_token = token_log_probs(logits, targets).to(self._model.device)
+                stack.enter_context(self._beginning_at(entry, sequences, layout.width))
+            logits = self._logits(layout)
+        by_token = token_log_probs(logits, layout.targets.to(logits.device)).to(self._model.device)
         # Split rather than scattered: sums in one order on every device.
-        return torch.stack([part.sum() for part in by_token.split([len(answer) for _, answer in parts])])
+        return torch.stack([part.sum() for part in by_token.split(layout.counts)])
 
-    def _logits(self, input_ids: torch.Tensor, mask: torch.Tensor, predicting: torch.Tensor) -> torch.Tensor:
-        """Logits [tokens, vocabulary] of chosen tokens of the flattened batch."""
+    def _sequences(self, groups: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+        """The rows of each sequence."""
+        if self.side_by_side:
+            return [tuple(group) for group in groups]
+        return [(row,) for group in groups for row in group]
+
+    def _logits(self, layout: Layout) -> torch.Tensor:
+        """Logits [tokens, vocabulary] of the tokens that predict an answer."""
         head = self._model.get_output_embeddings()
+        predicting = layout.predicting
+        selected = False
 
         def select(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            nonlocal selected
             hidden, put_back = take_input(args, kwargs)
+            selected = True
             return put_back(hidden.reshape(-1, hidden.shape[-1])[predicting.to(hidden.device)].unsqueeze(0))
 
         handles = [] if head is None else [head.register_forward_pre_hook(select, with_kwargs=True)]
         try:
-            output = self._model(input_ids=input_ids, attention_mask=mask, use_cache=False)
+            output = self._model(**layout.inputs, use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
         logits: torch.Tensor = output.logits
-        if logits.shape[:2] == (1, len(predicting)) and head is not None:
-            return logits[0]
-        return logits.flatten(0, 1)[predicting.to(logits.device)]
+        return logits[0] if selected else logits.flatten(0, 1)[predicting.to(logits.device)]
+
+    def _look_side_by_side(self, rows: Sequence[int]) -> None:
+        """Find out whether answers of one prompt can share a sequence: tried on the longest."""
+        by_prompt: dict[int, list[int]] = {}
+        for row in rows:
+            by_prompt.setdefault(self.answers.prompts[row], []).append(row)
+        shared = [some for some in by_prompt.values() if len(some) > 1]
+        if not shared:
+            return
+        longest = max(self.answers.length(row) for row in rows)
+        if (reason := _why_not_side_by_side(self._model, longest)) is None:
+            some = max(shared, key=lambda rows: max(self.answers.length(row) for row in rows))
+            some = sorted(some, key=self.answers.length)[-2:]
+            apart = self.log_probs([some])
+            self.side_by_side = True
+            reason = self._reason(some, 0, apart)
+            self.side_by_side = reason is None
+        if reason is not None:
+            self._notes.append(f"answers of one prompt are not side by side in a pass: {reason}")
 
     @contextlib.contextmanager
-    def _keeping(self, entries: Sequence[int], rows: Sequence[int]) -> Iterator[None]:
-        """Within the block, what reaches the entry layers is kept, row by row and without padding."""
+    def _keeping(self, entries: Sequence[int], sequences: Sequence[Sequence[int]]) -> Iterator[None]:
+        """Within the block, what reaches the entry layers is kept, part by part and without padding."""
 
         def keep(entry: int) -> Any:
             def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
                 hidden, _ = take_input(args, kwargs)
-                for place, row in enumerate(rows):
-                    # A copy, so that no whole batch is kept for one row.
-                    self._hidden[entry, row] = hidden[place, : self.answers.length(row)].clone()
+                for own, rows in zip(hidden, sequences, strict=True):
+                    # Copies, so that no whole batch is kept for one row.
+                    prompt = self.answers.prompts[rows[0]]
+                    if (entry, prompt) not in self._prompts:
+                        self._prompts[entry, prompt] = own[: len(self.answers.rows[rows[0]][0])].clone()
+                    for row, start in zip(rows, starts_of(self.answers, rows), strict=True):
+                        end = start + len(self.answers.rows[row][1]) - 1
+                        self._answers[entry, row] = own[start:end].clone()
 
             return hook
 
@@ -167,9 +239,13 @@ class Passes:
                 handle.remove()
 
     @contextlib.contextmanager
-    def _beginning_at(self, entry: int, rows: Sequence[int], width: int) -> Iterator[None]:
+    def _beginning_at(self, entry: int, sequences: Sequence[Sequence[int]], width: int) -> Iterator[None]:
         """Within the block, layers below `entry` pass on what they get, and `entry` gets what was kept."""
-        kept = torch.nn.utils.rnn.pad_sequence([self._hidden[entry, row] for row in rows], batch_first=True)
+        parts = [
+            [self._prompts[entry, self.answers.prompts[rows[0]]], *(self._answers[entry, r] for r in rows)]
+            for rows in sequences
+        ]
+        kept = torch.nn.utils.rnn.pad_sequence([torch.cat(some) for some in parts], batch_first=True)
         kept = torch.nn.functional.pad(kept, (0, 0, 0, width - kept.shape[1]))
 
         def pass_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
@@ -198,7 +274,9 @@ class Passes:
     def _affordable(self, rows: Sequence[int], wanted: Sequence[int], cache_bytes: int) -> list[int]:
         """The layers to begin at that save most, as far as memory goes, ascending."""
         width, bytes_each = self._anatomy.sizes.width, self._model.dtype.itemsize
-        one = max(1, width * bytes_each * sum(self.answers.length(row) for row in rows))
+        prompts = {self.answers.prompts[row]: len(self.answers.rows[row][0]) for row in rows}
+        tokens = sum(prompts.values()) + sum(len(self.answers.rows[row][1]) - 1 for row in rows)
+        one = max(1, width * bytes_each * tokens)
         chosen: list[int] = []
 
         def saved(entries: Sequence[int]) -> int:
@@ -210,7 +288,7 @@ class Passes:
                 max(set(candidates) - set(chosen), key=lambda layer: (saved([*chosen, layer]), layer))
             )
         if len(chosen) < len(candidates):
-            self.note = (
+            self._notes.append(
                 f"the inputs of {len(chosen)} of {len(candidates)} layers are kept; each takes "
                 f"{one / 2**20:.0f} MiB of {cache_bytes / 2**20:.0f}"
             )
@@ -218,27 +296,35 @@ class Passes:
 
     def _check(self, entry: int, row: int) -> None:
         """Leave a layer out where a pass that begins there gives something else than a whole one."""
-        tolerance = _SAME.get(self._model.dtype, _SAME_IN_LOW_PRECISION) * len(self.answers.rows[row][1])
-        try:
-            off = float((self.log_probs([row], entry) - self.reference[row]).abs())
-            reason = None if off <= tolerance else f"gives log-probabilities that are off by {off:.2g} nats"
-        except (RuntimeError, TypeError, IndexError, AttributeError) as error:
-            reason = f"fails ({error})"
+        reason = self._reason([row], entry, self.reference[[row]])
         if reason is not None:
             self.entries = tuple(e for e in self.entries if e != entry)
-            self.note = f"a pass of {type(self._model).__name__} that begins at layer {entry} {reason}"
+            self._notes.append(
+                f"a pass of {type(self._model).__name__} that begins at layer {entry} {reason}"
+            )
+
+    def _reason(self, rows: Sequence[int], entry: int, expected: torch.Tensor) -> str | None:
+        """What is wrong with a pass over these rows; None if it gives the log-probabilities expected."""
+        tolerance = _SAME.get(self._model.dtype, _SAME_IN_LOW_PRECISION)
+        counts = expected.new_tensor([len(self.answers.rows[row][1]) for row in rows])
+        try:
+            off = (self.log_probs([rows], entry) - expected).abs()
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            return f"fails ({error})"
+        if bool((off <= tolerance * counts).all()):
+            return None
+        return f"gives log-probabilities that are off by {float(off.max()):.2g} nats"
 
 
-def cut(rows: Sequence[tuple[int, int]], most: int) -> list[list[int]]:
-    """Rows, as (which, tokens), by length in passes of at most `most` tokens with padding.
-
-    The longest come first, so that too little memory shows at once.
-    """
-    passes: list[list[int]] = []
-    longest = 0
-    for row, length in sorted(rows, key=lambda item: (-item[1], item[0])):
-        if not passes or (len(passes[-1]) + 1) * longest > most:
-            passes.append([])
-            longest = length
-        passes[-1].append(row)
-    return passes
+def _why_not_side_by_side(model: Any, longest: int) -> str | None:
+    """What speaks against it before anything has been tried."""
+    if (reason := why_not_forked(model)) is not None:
+        return reason
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return f"{type(model).__name__} takes no position_ids"
+    config = model.config.get_text_config()
+    # Within such a window a mask for all layers is right; beyond it, each kind of layer needs its own.
+    for name in ("sliding_window", "attention_chunk_size"):
+        if (window := getattr(config, name, None)) is not None and longest > window:
+            return f"the longest row has {longest} tokens and {name} is {window}"
+    return None

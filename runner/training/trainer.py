@@ -7,7 +7,7 @@ gradient clipping, learning rate, order of pairs and best step; in a pass they o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ from subvene.runner.training.losses import margin, pair_losses
 from subvene.runner.training.multiplex import Edits, StackedEdits
 from subvene.runner.training.passes import CACHE_BYTES, Passes, frozen
 from subvene.runner.training.units import Unit, planned
+
+# By experiment and row.
+_LogP = dict[tuple[int, int], torch.Tensor]
 
 _ORDER = 1
 _BETAS, _EPS = (0.9, 0.999), 1e-8
@@ -92,10 +95,9 @@ class _Training:
         self.experiments = experiments
         self.answers = Answers.of(examples)
         self.edits: Edits = edits or StackedEdits([one.shape for one in experiments], anatomy)
-        self.passes = Passes(
-            anatomy, self.answers, pad_id, min(asked, default=_PASS_ON_CPU if on_cpu else _PASS)
-        )
-        self.full = min(_FULL_ON_CPU if on_cpu else _FULL, self.passes.pass_tokens)
+        most = min(asked, default=_PASS_ON_CPU if on_cpu else _PASS)
+        self.full = min(_FULL_ON_CPU if on_cpu else _FULL, most)
+        self.passes = Passes(anatomy, self.answers, pad_id, most, self.full)
         self.parameters = [self.edits.parameters_of(e) for e in range(len(experiments))]
         self.optimizer = torch.optim.AdamW(
             [
@@ -152,39 +154,39 @@ class _Training:
     def _optimize(self, active: Sequence[int]) -> None:
         """One step of every active experiment."""
         batches = {e: self._batch(e) for e in active}
+        pairs = [(e, i) for e, batch in batches.items() for i in batch]
         units: list[Unit] = []
-        pairs: list[int] = []
-        for e, batch in batches.items():
-            for i in batch:
-                units.append(self._unit(e, self._rows_of(e, i)))
-                pairs.append(i)
-        losses, margins = torch.zeros(len(units)), torch.zeros(len(units))
+        pairs_of: list[list[int]] = []
+        for e in batches:
+            own = [place for place, (owner, _) in enumerate(pairs) if owner == e]
+            rows = [self._rows_of(*pairs[place]) for place in own]
+            for some in self.passes.together(rows):
+                units.append(self._unit(e, [row for i in some for row in rows[i]]))
+                pairs_of.append([own[i] for i in some])
+        losses, margins = torch.zeros(len(pairs)), torch.zeros(len(pairs))
         self.optimizer.zero_grad(set_to_none=True)
-        for chosen in planned(units, self.passes.pass_tokens, self.full):
+        for chosen in self._planned(units):
             log_p = self._log_probs([units[u] for u in chosen])
             total = torch.zeros((), device=self.passes.reference.device)
             for e in sorted({units[u].experiment for u in chosen}):
-                mine = [place for place, u in enumerate(chosen) if units[u].experiment == e]
-                which = [chosen[place] for place in mine]
-                own = torch.stack([log_p[place] for place in mine])
-                loss, delta = self._loss(e, [pairs[u] for u in which], own)
+                which = [place for u in chosen if units[u].experiment == e for place in pairs_of[u]]
+                examples = [pairs[place][1] for place in which]
+                loss, delta = self._loss(e, examples, self._by_pair(e, examples, log_p))
                 # The mean over the experiment's own batch: other experiments' pairs do not count.
                 total = total + loss.sum() / len(batches[e])
                 losses[which] = loss.detach().cpu()
                 if delta is not None:
                     margins[which] = delta.detach().cpu()
             total.backward()  # type: ignore[no-untyped-call]
-        self._check_finite(units, pairs, losses, "loss")
+        self._check_finite(pairs, losses, "loss")
         for e in active:
             experiment, progress = self.experiments[e], self.progress[e]
-            mine = [u for u, unit in enumerate(units) if unit.experiment == e]
+            mine = [place for place, (owner, _) in enumerate(pairs) if owner == e]
             limit = experiment.spec.max_grad_norm
             norm = torch.nn.utils.clip_grad_norm_(
                 self.parameters[e].values(), math.inf if limit is None else limit
             )
-            self._check_finite(
-                [units[u] for u in mine], [pairs[u] for u in mine], norm.cpu().expand(len(mine)), "gradient"
-            )
+            self._check_finite([pairs[place] for place in mine], norm.cpu().expand(len(mine)), "gradient")
             progress.losses.append(float(losses[mine].mean()))
             if experiment.spec.objective.kind != "sft":
                 progress.accuracies.append(float((margins[mine] > _TIE).double().mean()))
@@ -198,22 +200,10 @@ class _Training:
         """The validation loss of these experiments; the best factors so far are kept."""
         if not chosen:
             return
-        units = []
-        for e in chosen:
-            rows = {row for i in self.experiments[e].validation for row in self._rows_of(e, i)}
-            units += [self._unit(e, (row,)) for row in sorted(rows)]
-        log_p: dict[tuple[int, int], torch.Tensor] = {}
-        for which in planned(units, self.passes.pass_tokens, self.full):
-            values = self._log_probs([units[u] for u in which])
-            log_p |= {
-                (units[u].experiment, units[u].rows[0]): value[0]
-                for u, value in zip(which, values, strict=True)
-            }
+        log_p = self._reference(chosen) if self.step == 0 else self._validation(chosen)
         for e in chosen:
             experiment, progress = self.experiments[e], self.progress[e]
-            pairs = experiment.validation
-            by_pair = [torch.stack([log_p[e, row] for row in self._rows_of(e, i)]) for i in pairs]
-            loss, delta = self._loss(e, pairs, torch.stack(by_pair))
+            loss, delta = self._loss(e, experiment.validation, self._by_pair(e, experiment.validation, log_p))
             found: dict[str, float] = {"step": self.step, "loss": float(loss.double().mean())}
             if not math.isfinite(found["loss"]):
                 raise TrainingError(
@@ -224,6 +214,21 @@ class _Training:
                 found["accuracy"] = float((delta > _TIE).double().mean())
             if progress.look(found, experiment.spec.patience):
                 self.best[e] = _copied(self.parameters[e])
+
+    def _reference(self, chosen: Sequence[int]) -> _LogP:
+        """What a look finds before the first step: an untrained edit changes nothing."""
+        return {(e, row): self.passes.reference[row] for e in chosen for row in self._held_out(e)}
+
+    def _validation(self, chosen: Sequence[int]) -> _LogP:
+        units = []
+        for e in chosen:
+            rows = self._held_out(e)
+            for some in self.passes.together([(row,) for row in rows]):
+                units.append(self._unit(e, [rows[i] for i in some]))
+        found: _LogP = {}
+        for which in self._planned(units):
+            found |= self._log_probs([units[u] for u in which])
+        return found
 
     # Pairs, rows and passes --------------------------------------------------------------------------------
 
@@ -244,16 +249,31 @@ class _Training:
             return (self.answers.chosen[example],)
         return self.answers.chosen[example], self.answers.rejected[example]
 
-    def _unit(self, e: int, rows: tuple[int, ...]) -> Unit:
-        entry = self.passes.entry_for(self.edits.first_layer(e))
-        return Unit(e, rows, entry, max(self.answers.length(row) for row in rows))
+    def _held_out(self, e: int) -> list[int]:
+        """The rows that an experiment's validation reads."""
+        return sorted({row for i in self.experiments[e].validation for row in self._rows_of(e, i)})
 
-    def _log_probs(self, units: Sequence[Unit]) -> tuple[torch.Tensor, ...]:
-        """The log-probabilities of each unit's rows, under the edit of its experiment."""
-        rows = [row for unit in units for row in unit.rows]
-        with self.edits.acting([unit.experiment for unit in units for _ in unit.rows]):
-            flat = self.passes.log_probs(rows, min(unit.entry for unit in units))
-        return flat.split([len(unit.rows) for unit in units])
+    def _unit(self, e: int, rows: Sequence[int]) -> Unit:
+        """Answers of one prompt, each once."""
+        once = tuple(dict.fromkeys(rows))
+        return Unit(e, once, self.passes.extent(once, self.passes.entry_for(self.edits.first_layer(e))))
+
+    def _planned(self, units: Sequence[Unit]) -> Iterator[list[int]]:
+        return planned([unit.extent for unit in units], self.passes.pass_tokens, self.full)
+
+    def _log_probs(self, units: Sequence[Unit]) -> _LogP:
+        """The log-probability of each row, under the edit of its experiment, in one pass."""
+        owners = [unit.experiment for unit in units for _ in range(unit.extent.sequences)]
+        with self.edits.acting(owners):
+            flat = self.passes.log_probs(
+                [unit.rows for unit in units], min(unit.extent.entry for unit in units)
+            )
+        names = [(unit.experiment, row) for unit in units for row in unit.rows]
+        return dict(zip(names, flat.unbind(), strict=True))
+
+    def _by_pair(self, e: int, examples: Sequence[int], log_p: _LogP) -> torch.Tensor:
+        """Log-probabilities [examples, rows]."""
+        return torch.stack([torch.stack([log_p[e, row] for row in self._rows_of(e, i)]) for i in examples])
 
     def _loss(
         self, e: int, examples: Sequence[int], log_p: torch.Tensor
@@ -273,18 +293,16 @@ class _Training:
 
     # Around it ---------------------------------------------------------------------------------------------
 
-    def _check_finite(
-        self, units: Sequence[Unit], pairs: Sequence[int], values: torch.Tensor, what: str
-    ) -> None:
+    def _check_finite(self, pairs: Sequence[tuple[int, int]], values: torch.Tensor, what: str) -> None:
         bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
         if not bad:
             return
-        e = units[bad[0]].experiment
-        batch = [pair for unit, pair in zip(units, pairs, strict=True) if unit.experiment == e]
+        e, first = pairs[bad[0]]
+        batch = [example for owner, example in pairs if owner == e]
         raise TrainingError(
             f"{self.experiments[e].name}: the {what} is {float(values[bad[0]])} at step {self.step + 1} of "
-            f"{self.experiments[e].steps}, in the batch of examples {batch} (first at example "
-            f"{pairs[bad[0]]}); {self._advice()}"
+            f"{self.experiments[e].steps}, in the batch of examples {batch} (first at example {first}); "
+            f"{self._advice()}"
         )
 
     def _advice(self) -> str:
@@ -346,6 +364,7 @@ class _Training:
                 },
                 "trained_together": len(self.experiments),
                 "passes_begin_at_layer": self.passes.entry_for(self.edits.first_layer(e)),
+                "answers_side_by_side": self.passes.side_by_side,
                 "passes_note": self.passes.note,
             },
         )

@@ -7,7 +7,7 @@ nothing, and the questions that two versions of TruthfulQA share fall into the s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from subvene.runner.truthfulqa.data import Question
 
@@ -21,10 +21,15 @@ def fold_of(question: Question, folds: int) -> int:
 
 def validation_keys(questions: Sequence[Question], fraction: float, seed: int) -> frozenset[str]:
     """Keys of the round(fraction · n) questions that a seed holds out of `questions` for validation."""
+    return held_out((question.key for question in questions), fraction, f"validation {seed}")
+
+
+def held_out(keys: Iterable[str], fraction: float, what: str) -> frozenset[str]:
+    """The round(fraction · n) of n different keys that are held out for `what`, whatever their order."""
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction: expected a number from 0 to 1, found {fraction}")
-    drawn = _smallest(questions, f"validation {seed}", round(fraction * len(questions)))
-    return frozenset(question.key for question in drawn)
+    chosen = sorted(set(keys), key=lambda key: _draw_of(what, key))
+    return frozenset(chosen[: round(fraction * len(chosen))])
 
 
 def limited(questions: Sequence[Question], limit: int | None) -> list[Question]:
@@ -43,4 +48,8 @@ def _smallest(questions: Sequence[Question], what: str, count: int) -> list[Ques
 
 
 def _draw(what: str, question: Question) -> int:
-    return int.from_bytes(hashlib.sha256(f"{what} {question.key}".encode()).digest())
+    return _draw_of(what, question.key)
+
+
+def _draw_of(what: str, key: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{what} {key}".encode()).digest())

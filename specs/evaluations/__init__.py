@@ -4,14 +4,23 @@ from typing import Annotated
 
 from subvene.specs._flaws import Named
 from subvene.specs.evaluations.base import BaseEvaluation, CoefficientEvaluation, ConditionEvaluation
+from subvene.specs.evaluations.composition import CompositionSpec
 from subvene.specs.evaluations.contrast import ContrastSpec
 from subvene.specs.evaluations.divergence import DivergenceSpec, TextsSpec
+from subvene.specs.evaluations.localization import LocalizationSpec
 from subvene.specs.evaluations.samples import SamplesSpec
 from subvene.specs.evaluations.traits import TraitConditionsSpec, TraitEvaluation, TraitSweepSpec
 from subvene.specs.evaluations.truthfulqa import TruthfulQASpec
 
 AnyEvaluation = Annotated[
-    SamplesSpec | ContrastSpec | TruthfulQASpec | DivergenceSpec | TraitSweepSpec | TraitConditionsSpec,
+    SamplesSpec
+    | ContrastSpec
+    | TruthfulQASpec
+    | DivergenceSpec
+    | CompositionSpec
+    | TraitSweepSpec
+    | TraitConditionsSpec
+    | LocalizationSpec,
     Named("kind"),
 ]
 
@@ -19,9 +28,11 @@ __all__ = [
     "AnyEvaluation",
     "BaseEvaluation",
     "CoefficientEvaluation",
+    "CompositionSpec",
     "ConditionEvaluation",
     "ContrastSpec",
     "DivergenceSpec",
+    "LocalizationSpec",
     "SamplesSpec",
     "TextsSpec",
     "TraitConditionsSpec",

@@ -8,17 +8,25 @@ from pydantic import Field
 
 from subvene.specs._base import SpecModel
 from subvene.specs._fields import Identifier
+from subvene.specs.questions import QuestionsSpec
 
 
 class BaseRecipe(SpecModel):
     """One way in which tensors come about; each recipe adds its ``recipe`` and its own fields."""
 
     expects: ClassVar[str] = "a mapping with `recipe`"
+    immaterial: ClassVar[frozenset[str]] = frozenset()
+    """Fields that no result depends on, and what the data's hash says in their place."""
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys of the tensors that this gives, by which interventions name them."""
         raise NotImplementedError
+
+    @property
+    def learns_from(self) -> QuestionsSpec | None:
+        """The TruthfulQA questions that it learns from; None if it learns from something else."""
+        return None
 
 
 class OneKeyRecipe(BaseRecipe):

@@ -67,6 +67,8 @@ Selection = Annotated[TopHeads | RandomHeads | ListedHeads | AllHeads | SoftHead
 class ITISpec(OneKeyRecipe):
     """Inference-time intervention (Li et al., 2023): probe every head, shift the best along its direction."""
 
+    immaterial: ClassVar[frozenset[str]] = frozenset({"data", "batch_size"})
+
     recipe: Literal["iti"] = Field(default="iti", description="Inference-time intervention.")
     data: QuestionsSpec = Field(default=QuestionsSpec(), description="The questions with their answers.")
     select: Selection = Field(default=TopHeads(), description="Which heads are shifted.")
@@ -88,3 +90,8 @@ class ITISpec(OneKeyRecipe):
         default=0.2, description="Share of the tuning questions, whole questions, that ranks the heads."
     )
     batch_size: Count = Field(default=64, description="Texts per forward pass.")
+
+    @property
+    def learns_from(self) -> QuestionsSpec:
+        """All that it learns from."""
+        return self.data

@@ -10,7 +10,8 @@ from pydantic import AllowInfNan, Field, Strict, model_validator
 from subvene.specs._base import SpecModel
 from subvene.specs._fields import Count, Fraction, Seed
 from subvene.specs._flaws import Expect, Flaw, Named, refuse
-from subvene.specs.preferences import PreferenceData
+from subvene.specs.preferences import PreferenceData, TruthfulPairsSpec
+from subvene.specs.questions import QuestionsSpec
 from subvene.specs.recipes.base import OneKeyRecipe
 from subvene.specs.recipes.iti import AllHeads, ListedHeads
 
@@ -94,6 +95,7 @@ class LocalizedEditSpec(OneKeyRecipe):
         "loss": "objective",
         "clip": "max_grad_norm",
     }
+    immaterial: ClassVar[frozenset[str]] = frozenset({"pass_tokens", "checkpoint_every"})
 
     recipe: Literal["localized_edit"] = Field(
         default="localized_edit", description="A low-rank edit trained on preferences."
@@ -165,3 +167,8 @@ class LocalizedEditSpec(OneKeyRecipe):
         if flaws:
             refuse("LocalizedEditSpec", flaws)
         return self
+
+    @property
+    def learns_from(self) -> QuestionsSpec | None:
+        """The questions whose answers are set against each other; None for triples."""
+        return self.data.truthfulqa if isinstance(self.data, TruthfulPairsSpec) else None

@@ -1,0 +1,429 @@
+"""A localization experiment from end to end: train, choose on validation, measure on test, weigh it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from subvene.interventions import Sizes
+from subvene.runner.anatomy import Anatomy, sizes_from_config
+from subvene.runner.comparison.arms import Arm, Arms
+from subvene.runner.comparison.measures import DivergenceMeasure, Measured, TruthfulQAMeasure
+from subvene.runner.fitting import check_reach
+from subvene.runner.identity import environment, git_state
+from subvene.runner.intervened import IntervenedModel
+from subvene.runner.ledger import Ledger
+from subvene.runner.localization import evidence
+from subvene.runner.localization.plan import Candidate, Planned, declared_of, edits_of, plan
+from subvene.runner.localization.samples import Resamples, Sample, interval
+from subvene.runner.localization.verdict import verdict
+from subvene.runner.model import load_config, load_model, with_overrides
+from subvene.runner.preferences import encode, preferences_sha256
+from subvene.runner.recipes import RECIPES, Fitted
+from subvene.runner.recipes.localized_edit import (
+    Probed,
+    Request,
+    fit_localized_edits,
+    lora_experiment,
+    probe_heads,
+)
+from subvene.runner.report.localization import write_localization_report
+from subvene.runner.report.localization_tables import write_localization_tables
+from subvene.runner.report.tables import write_json
+from subvene.runner.text import pad_id_of
+from subvene.runner.training.lora import trained_lora
+from subvene.runner.truthfulqa.data import Question, data_sha256, version_of
+from subvene.runner.truthfulqa.splits import held_out, limited, validation_keys
+from subvene.specs import (
+    DivergenceSpec,
+    ExperimentSpec,
+    LocalizedEditSpec,
+    SubveneError,
+    TruthfulQASpec,
+    dump_spec,
+)
+
+_TRAINING = ("steps", "best_step", "pairs", "epoch_losses", "evaluations")
+
+
+@dataclass(frozen=True)
+class LocalizationResult:
+    """What a localization experiment gave.
+
+    Attributes:
+        output: the folder with `results.json`, `report.html`, `tables` and `artifacts`.
+        results: what `results.json` holds.
+    """
+
+    output: Path
+    results: dict[str, Any]
+
+
+def run_localization(
+    spec: ExperimentSpec,
+    *,
+    output: Path,
+    folder: Path,
+    on_step: Callable[[str, Any], None] | None = None,
+    **overrides: Any,
+) -> LocalizationResult:
+    """Run a localization experiment, or take it up where it was stopped.
+
+    Edits that are not there yet train together in one job, which keeps checkpoints; every fit and every
+    measurement of an arm is a unit of work that is recorded and not done again.
+
+    Args:
+        spec: the experiment.
+        output: the run's folder; one of an earlier run of the same or another version of the experiment.
+        folder: where relative files of the spec are looked for.
+        on_step: called with ("planned", number of units), ("unit", what and whether it was done before), and
+            ("finished", results).
+        **overrides: fields of the spec's `model:` to replace.
+
+    Raises:
+        SubveneError: a file, the judge or a setting is not as it must be; found before the model is loaded.
+    """
+    spec = with_overrides(spec, overrides)
+    if output.exists() and not (output / "manifest.json").is_file() and any(output.iterdir()):
+        raise SubveneError(
+            f"{output} exists and is no run of a localization experiment; choose another --output"
+        )
+    sizes = sizes_from_config(load_config(spec.model, **overrides))
+    experiment = _Localization(spec, folder, sizes, on_step or (lambda what, value: None))
+    experiment.check(sizes)
+    output.mkdir(parents=True, exist_ok=True)
+    with Ledger(output) as ledger:
+        manifest = experiment.manifest()
+        write_json(output / "manifest.json", manifest)
+        (output / "experiment.yaml").write_text(dump_spec(spec), encoding="utf-8")
+        experiment.step("planned", experiment.units())
+        model, tokenizer = load_model(spec.model, **overrides)
+        arms = Arms(model, tokenizer, ledger, output, folder)
+        results = experiment.run(arms, ledger, output) | {"manifest": manifest}
+        write_json(output / "results.json", results)
+        write_localization_tables(output, results)
+        write_localization_report(output, results)
+    experiment.step("finished", results)
+    return LocalizationResult(output, results)
+
+
+class _Localization:
+    """The plan, its questions and its measures; and its execution arm by arm."""
+
+    def __init__(
+        self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Callable[[str, Any], None]
+    ) -> None:
+        self.spec, self.folder, self.step = spec, folder, step
+        self.asked, self.recipe, self.probed = declared_of(spec)
+        self.arms = plan(spec, sizes)
+        read: Sequence[Question] = RECIPES[self.recipe.recipe].read(self.recipe, folder)
+        self.fitted_on = read
+        test = held_out((question.key for question in read), self.asked.test, f"test {spec.seed}")
+        self.tuning = [question for question in read if question.key not in test]
+        own = spec.seed if self.recipe.seed is None else self.recipe.seed
+        chosen_on = validation_keys(self.tuning, self.recipe.validation or 0.0, own)
+        declared = next(e for e in spec.evaluate if isinstance(e, TruthfulQASpec))
+        self.measure = TruthfulQAMeasure(declared, folder)
+        self.tested = limited([q for q in self.measure.questions if q.key in test], declared.limit)
+        self.validation = limited(
+            [q for q in self.measure.questions if q.key in chosen_on], self.asked.selection.limit
+        )
+        self.divergence = next(
+            (DivergenceMeasure(e, folder) for e in spec.evaluate if isinstance(e, DivergenceSpec)), None
+        )
+        for what, questions in (("test on", self.tested), ("choose on", self.validation)):
+            if not questions:
+                raise SubveneError(
+                    f"evaluate: no question of the truthfulqa entry is left to {what}: it needs the same "
+                    "questions as `fit.data`, enough of them"
+                )
+
+    def check(self, sizes: Sizes) -> None:
+        """Find out what is wrong before the model is loaded."""
+        for arm in self.arms:
+            for candidate in arm.candidates:
+                check_reach(candidate.variant, sizes)
+                RECIPES[candidate.recipe.recipe].check(candidate.recipe, self.tuning, self.spec.seed)
+
+    def manifest(self) -> dict[str, Any]:
+        """What there is to know about where the numbers come from."""
+        judge = self.measure.judge
+        return {
+            "format": 1,
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "spec": dump_spec(self.spec),
+            "data": {
+                "fit": _about(self.fitted_on),
+                "truthfulqa_0": _about(self.measure.questions)
+                | {"prompts_sha256": self.measure.prompts_sha256},
+            },
+            "judges": [] if judge is None else [judge.describe()],
+            "environment": environment(),
+            "git": git_state(self.folder),
+            "files_relative_to": os.path.abspath(self.folder),
+        }
+
+    def units(self) -> int:
+        """Units of work to come, those of earlier runs among them."""
+        each = self.measure.steps() + (0 if self.divergence is None else self.divergence.steps())
+        choosing = self.measure.steps(only=self.asked.selection.by)
+        tried = sum(len(arm.candidates) for arm in self.arms if len(arm.candidates) > 1)
+        return 1 + len(edits_of(self.arms)) + tried * choosing + (1 + len(self.arms)) * each
+
+    def run(self, arms: Arms, ledger: Ledger, output: Path) -> dict[str, Any]:
+        """Do every unit that is not done, and put the results together."""
+        transformers.set_seed(self.spec.seed)
+        probed = self._probe(arms, ledger)
+        self._train(arms, ledger, probed)
+        original = IntervenedModel.plain(arms.model, arms.tokenizer)
+        keys = [question.key for question in self.tested]
+        untouched = arms.make(None, self.spec.seed, None, bake=False)
+        measured = self._measured("baseline", untouched, original, ledger)
+        about = {"name": "baseline", "group": "baseline", "family": "none", "heads": None, "n_heads": None}
+        about |= {"probe_accuracy": None, "candidates": [], "point": {}, "artifact": None, "training": None}
+        records, samples = [about | _merged(measured)], {"baseline": Sample.of(measured, keys)}
+        for planned in self.arms:
+            candidate, tried = self._chosen(planned, arms, ledger)
+            arm = self._arm(planned, candidate, arms)
+            measured = self._measured(planned.name, arm, original, ledger)
+            samples[planned.name] = Sample.of(measured, keys)
+            record = self._record(planned, candidate, tried, arm, probed, arms) | _merged(measured)
+            records.append(record | {"artifact": self._keep(planned, arm, arms, output)})
+        return self._results(records, samples, probed)
+
+    # Fits --------------------------------------------------------------------------------------------------
+
+    def _probe(self, arms: Arms, ledger: Ledger) -> Probed:
+        """What every head's probe gives; ITI's own fits and the choice of heads use the same."""
+        identity = arms.base | {
+            "unit": "probes",
+            "heads": self.probed.model_dump(mode="json", exclude={"k", "batch_size"}),
+            "data": data_sha256(self.tuning),
+            "seed": self.spec.seed,
+        }
+
+        def work() -> dict[str, Any]:
+            anatomy = Anatomy.of(arms.model)
+            examples = encode(self.recipe.data, self.tuning, arms.tokenizer)
+            found = probe_heads(
+                self.probed,
+                self.tuning,
+                examples,
+                anatomy,
+                arms.tokenizer,
+                seed=self.spec.seed,
+                work=arms.work,
+            )
+            return {"accuracy": found.accuracy.tolist(), "chance": found.chance}
+
+        result = self._done("probes of every head", identity, work, ledger)
+        return Probed(torch.tensor(result["accuracy"], dtype=torch.float64), result["chance"])
+
+    def _train(self, arms: Arms, ledger: Ledger, probed: Probed) -> None:
+        """Train the edits that no run has trained yet, together."""
+        names = {c.recipe.model_dump_json(): arm.name for arm in reversed(self.arms) for c in arm.candidates}
+        missing: list[tuple[Mapping[str, Any], Request]] = []
+        for candidate in edits_of(self.arms):
+            recipe = candidate.recipe
+            if not isinstance(recipe, LocalizedEditSpec):
+                raise TypeError("an edit is trained by the recipe localized_edit")
+            name = _named(names[recipe.model_dump_json()], candidate.point)
+            identity = arms.fit_identity(recipe, self.spec.seed, self.tuning)
+            if arms.is_fitted(identity):
+                self._told(f"{name}: training", was_done=True)
+            else:
+                missing.append((identity, Request(name, recipe, self.spec.seed)))
+        if not missing:
+            return
+        trained = fit_localized_edits(
+            [request for _, request in missing],
+            self.tuning,
+            Anatomy.of(arms.model),
+            arms.tokenizer,
+            work=arms.work,
+            probed=probed,
+        )
+        for (identity, request), fitted in zip(missing, trained, strict=True):
+            about = {"model": self.spec.model.name, **fitted.provenance}
+            arms.keep_fit(identity, Fitted(fitted.tensors, about))
+            self._told(f"{request.name}: training", was_done=False)
+
+    def _arm(self, planned: Planned, candidate: Candidate, arms: Arms) -> Arm:
+        if planned.family == "lora":
+            return self._lora(candidate, arms)
+        return arms.make(candidate.variant, self.spec.seed, self.tuning, bake=False)
+
+    def _lora(self, candidate: Candidate, arms: Arms) -> Arm:
+        """The model with an adapter on all output projections, trained when it is first opened."""
+        recipe = candidate.recipe
+        if not isinstance(recipe, LocalizedEditSpec):
+            raise TypeError("a LoRA is trained by the recipe localized_edit")
+        identity = arms.base | {
+            "unit_of": "lora",
+            "recipe": recipe.model_dump(mode="json", exclude={*recipe.immaterial, "heads"}),
+            "data": preferences_sha256(self.tuning),
+            "seed": self.spec.seed,
+        }
+
+        @contextlib.contextmanager
+        def opened() -> Iterator[IntervenedModel]:
+            anatomy = Anatomy.of(arms.model)
+            examples = encode(recipe.data, self.tuning, arms.tokenizer)
+            experiment = lora_experiment(Request("lora", recipe, self.spec.seed), examples, anatomy.sizes)
+            pad_id, work = pad_id_of(arms.tokenizer), arms.work / "training"
+            with trained_lora(anatomy, examples, experiment, pad_id=pad_id, folder=work):
+                yield IntervenedModel.plain(arms.model, arms.tokenizer, name="lora")
+
+        return Arm(None, False, identity, None, opened)
+
+    # Choosing and measuring --------------------------------------------------------------------------------
+
+    def _chosen(self, planned: Planned, arms: Arms, ledger: Ledger) -> tuple[Candidate, list[dict[str, Any]]]:
+        """The candidate that is best on the validation questions, and what each gave there."""
+        if len(planned.candidates) == 1:
+            return planned.candidates[0], []
+        metric, tried, best = self.asked.selection.by, [], None
+        for candidate in planned.candidates:
+            arm = self._arm(planned, candidate, arms)
+            name = f"{_named(planned.name, candidate.point)} on validation"
+            measured = self.measure.measure(arm, self.validation, ledger, self._progress(name), only=metric)
+            value = measured.metrics.get(metric)
+            tried.append({"point": candidate.point, "value": value})
+            # The first of equals: the order of the file decides, not the machine.
+            if value is not None and (best is None or value > best[0]):
+                best = (value, candidate)
+        if best is None:
+            raise SubveneError(f"{planned.name}: no {metric} was measured to choose by")
+        return best[1], tried
+
+    def _measured(self, name: str, arm: Arm, original: IntervenedModel, ledger: Ledger) -> list[Measured]:
+        told = self._progress(name)
+        found = [self.measure.measure(arm, self.tested, ledger, told)]
+        if self.divergence is not None:
+            found.append(self.divergence.measure(arm, original, ledger, told))
+        return found
+
+    def _record(
+        self,
+        planned: Planned,
+        candidate: Candidate,
+        tried: list[dict[str, Any]],
+        arm: Arm,
+        probed: Probed,
+        arms: Arms,
+    ) -> dict[str, Any]:
+        provenance = {} if arm.fitted is None else arm.fitted["provenance"]
+        heads: dict[str, list[int]] | None = provenance.get("heads")
+        accuracy = None
+        if heads is not None:
+            own = [float(probed.accuracy[int(layer), head]) for layer, some in heads.items() for head in some]
+            accuracy = sum(own) / len(own)
+        return {
+            "name": planned.name,
+            "group": planned.group,
+            "family": planned.family,
+            "heads": heads,
+            "n_heads": None if heads is None else sum(map(len, heads.values())),
+            "probe_accuracy": accuracy,
+            "candidates": tried,
+            "point": candidate.point,
+            "training": {name: provenance[name] for name in _TRAINING} if "steps" in provenance else None,
+        }
+
+    def _keep(self, planned: Planned, arm: Arm, arms: Arms, output: Path) -> str | None:
+        """Save the arm as an artifact that can be loaded and shared; a LoRA is none."""
+        if arm.variant is None:
+            return None
+        target = output / "artifacts" / planned.name
+        arms.compiled(arm.variant, arm.fitted).save_pretrained(target)
+        return f"artifacts/{planned.name}"
+
+    # Results -----------------------------------------------------------------------------------------------
+
+    def _results(
+        self, records: list[dict[str, Any]], samples: dict[str, Sample], probed: Probed
+    ) -> dict[str, Any]:
+        texts = samples["baseline"].texts.get("tokens", ())
+        drawn = Resamples.drawn(self.asked.resamples, len(self.tested), len(texts), self.spec.seed)
+        for record in records:
+            sample = samples[record["name"]]
+            bounds = {m: interval(drawn.of(sample, m), self.asked.level) for m in sample.metrics()}
+            record["intervals"] = {m: bound for m, bound in bounds.items() if bound is not None}
+        keys = {question.key for question in self.tuning}
+        validation = validation_keys(
+            self.tuning,
+            self.recipe.validation or 0.0,
+            self.spec.seed if self.recipe.seed is None else self.recipe.seed,
+        )
+        judge = self.measure.judge
+        results: dict[str, Any] = {
+            "kind": self.asked.kind,
+            "arms": records,
+            "evidence": evidence.evidence(records, self.asked.level),
+            "singles": evidence.singles(records),
+            "comparisons": evidence.comparisons(samples, drawn, self.asked.level),
+            "selection": {"metric": self.asked.selection.by, "questions": len(self.validation)},
+            "split": {
+                "train": len(keys - validation),
+                "validation": len(validation),
+                "test": len(self.tested),
+                "pairs": next((r["training"]["pairs"] for r in records if r["training"]), 0),
+            },
+            "probes": {"accuracy": probed.accuracy.tolist(), "chance": probed.chance},
+            "judges": [] if judge is None else [judge.describe()],
+            "questions": {
+                q.key: {"question": q.question, "best": q.best, "category": q.category} for q in self.tested
+            },
+        }
+        return results | {"verdict": verdict(results)}
+
+    # Units -------------------------------------------------------------------------------------------------
+
+    def _done(
+        self, what: str, identity: Mapping[str, Any], work: Callable[[], dict[str, Any]], ledger: Ledger
+    ) -> dict[str, Any]:
+        was_done = ledger.has(identity)
+        result = ledger.do(identity, work)
+        self._told(what, was_done=was_done)
+        return result
+
+    def _told(self, what: str, *, was_done: bool) -> None:
+        self.step("unit", {"what": what, "was_done": was_done})
+
+    def _progress(self, name: str) -> Any:
+        def told(what: str, *, was_done: bool) -> None:
+            self._told(f"{name}: {what}", was_done=was_done)
+
+        return told
+
+
+def _merged(measured: Sequence[Measured]) -> dict[str, Any]:
+    merged: dict[str, Any] = {"metrics": {}, "units": {}, "receipts": {}, "by_question": {}}
+    for found in measured:
+        merged["metrics"] |= found.metrics
+        merged["units"] |= found.units
+        merged["receipts"] |= found.receipts
+        for key, values in found.questions.items():
+            merged["by_question"].setdefault(key, {}).update(values)
+    return merged
+
+
+def _named(name: str, point: Mapping[str, Any]) -> str:
+    """`edit_random_3, tau=0.1`."""
+    return ", ".join([name, *(f"{field}={value:g}" for field, value in point.items())])
+
+
+def _about(questions: Sequence[Question]) -> dict[str, Any]:
+    return {
+        "version": version_of(questions),
+        "questions": len(questions),
+        "sha256": data_sha256(questions),
+    }

@@ -1,0 +1,109 @@
+"""Localization: whether the heads that a heuristic finds are better places for an edit than any others."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import AfterValidator, AllowInfNan, Field, Strict
+
+from subvene.specs._base import SpecModel
+from subvene.specs._fields import Count, FiniteList, Fraction, different
+from subvene.specs._flaws import Expect
+from subvene.specs.evaluations.base import BaseEvaluation
+from subvene.specs.recipes.localized_edit import Positive
+
+ARMS = (
+    "iti_probed",
+    "iti_random",
+    "edit_probed",
+    "edit_random",
+    "edit_single",
+    "edit_all",
+    "lora",
+)
+
+_ARMS = f"a non-empty list of different arms: {', '.join(ARMS)}"
+_POSITIVE = "a non-empty list of different numbers above 0"
+
+Positives = Annotated[tuple[Positive, ...], MinLen(1), AfterValidator(different), Expect(_POSITIVE)]
+Draws = Annotated[int, Strict(), Ge(2), Le(1000), Expect("an integer from 2 to 1000")]
+Level = Annotated[float, Strict(), Gt(0), Lt(1), AllowInfNan(False), Expect("a number between 0 and 1")]
+
+
+class ITIArm(SpecModel):
+    """How the heads are shifted by inference-time intervention, beside the trained edits."""
+
+    expects: ClassVar[str] = "a mapping with `strengths`, `direction`, `positions`"
+
+    strengths: FiniteList = Field(
+        default=(5.0, 10.0, 15.0),
+        description="α of o_h ← o_h + α·σ_h·θ̂_h; each arm gets the one that is best on validation questions.",
+    )
+    direction: Literal["mass_mean", "probe_weight"] = Field(
+        default="mass_mean", description="As in `fit: {recipe: iti}`."
+    )
+    positions: Literal["all", "response"] = Field(
+        default="response", description="The tokens that are shifted."
+    )
+
+
+class SelectionSpec(SpecModel):
+    """How strengths and τ are chosen: on validation questions, for every arm by itself."""
+
+    expects: ClassVar[str] = "a mapping with `by`"
+
+    by: Literal["mc1", "mc2", "mc3"] = Field(
+        default="mc2", description="The metric that is to be largest on validation questions."
+    )
+    limit: Count | None = Field(
+        default=None, description="At most so many validation questions, chosen by content; left out: all."
+    )
+
+
+class LocalizationSpec(BaseEvaluation):
+    """Does editing provide evidence for localization (Wang and Veitch, 2025).
+
+    The heads that probes find, edited by ITI and by the best low-rank edit that training finds, against heads
+    drawn at random, single heads, and all of them. What is measured is what the `truthfulqa` and `divergence`
+    entries beside it say.
+    """
+
+    kind: Literal["localization"] = Field(
+        default="localization", description="Probed heads against random ones, single ones and all."
+    )
+    arms: Annotated[
+        tuple[
+            Literal[
+                "iti_probed", "iti_random", "edit_probed", "edit_random", "edit_single", "edit_all", "lora"
+            ],
+            ...,
+        ],
+        MinLen(1),
+        AfterValidator(different),
+        Expect(_ARMS),
+    ] = Field(default=ARMS, description="Which arms there are; the untouched model is always one.")
+    random: Draws = Field(default=16, description="Draws of as many random heads as are probed.")
+    single: Draws = Field(default=24, description="Heads drawn to be edited alone.")
+    test: Fraction = Field(
+        default=0.2,
+        description="Share of the questions, whole ones, that nothing is fitted or chosen on; "
+        "`fit.validation` is a share of the others.",
+    )
+    tau: Positives | None = Field(
+        default=None,
+        description="Values of τ of which each edit gets the one that is best on validation questions; left "
+        "out: that of `fit.objective`.",
+    )
+    learning_rate_single: Positive = Field(
+        default=2e-3, description="Highest learning rate of edits at one head; those at several have `fit`'s."
+    )
+    learning_rate_all: Positive = Field(
+        default=1e-4, description="Highest learning rate of the edit at all heads, and of the LoRA."
+    )
+    iti: ITIArm = Field(default=ITIArm(), description="The arms of inference-time intervention.")
+    selection: SelectionSpec = Field(
+        default=SelectionSpec(), description="How one of several strengths or τ is chosen."
+    )
+    resamples: Count = Field(default=10_000, description="Bootstrap samples of the test questions.")
+    level: Level = Field(default=0.95, description="Level of intervals.")

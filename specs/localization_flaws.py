@@ -1,0 +1,70 @@
+"""What an experiment with an evaluation of kind ``localization`` must be like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from subvene.specs._flaws import Flaw
+from subvene.specs.evaluations.divergence import DivergenceSpec
+from subvene.specs.evaluations.localization import LocalizationSpec
+from subvene.specs.evaluations.truthfulqa import TruthfulQASpec
+from subvene.specs.interventions import LowRankEditSpec
+from subvene.specs.recipes.localized_edit import IPOSpec, LocalizedEditSpec, ProbedHeads
+
+if TYPE_CHECKING:
+    from subvene.specs.experiment import ExperimentSpec
+
+_FIT = "`{recipe: localized_edit}` on TruthfulQA (`data: {truthfulqa: {}}`) with `heads: {rule: probed}`"
+_BESIDE = "one truthfulqa entry and at most one divergence entry beside localization"
+
+
+def localization_flaws(spec: ExperimentSpec) -> Iterator[Flaw]:
+    """Yields what is wrong with an experiment that asks whether a localization means anything."""
+    for name in ("conditions", "seeds", "folds"):
+        if getattr(spec, name):
+            yield Flaw((name,), "nothing, since localization has arms of its own", None, found=f"`{name}`")
+    counts = {LocalizationSpec: 0, TruthfulQASpec: 0, DivergenceSpec: 0}
+    for i, evaluation in enumerate(spec.evaluate):
+        kind = type(evaluation)
+        counts[kind] = counts.get(kind, 0) + 1
+        if len(counts) > 3 or counts[kind] > 1:
+            yield Flaw(("evaluate", i), _BESIDE, None, found=evaluation.kind)
+            return
+        if isinstance(evaluation, TruthfulQASpec | DivergenceSpec) and evaluation.seeds is not None:
+            yield Flaw(("evaluate", i, "seeds"), "nothing beside localization", evaluation.seeds)
+    if not counts[TruthfulQASpec]:
+        yield Flaw(("evaluate",), _BESIDE, None, found="no truthfulqa entry")
+    yield from _flaws_of_fit(spec)
+    if len(spec.interventions) != 1 or not isinstance(spec.interventions[0], LowRankEditSpec):
+        expected = "one intervention, of kind low_rank_edit, with the key that `fit:` gives"
+        kinds = ", ".join(declared.kind for declared in spec.interventions)
+        yield Flaw(("interventions",), expected, None, found=kinds)
+        return
+    edit = spec.interventions[0]
+    if edit.factors.file is not None:
+        yield Flaw(("interventions", 0, "factors", "file"), "nothing, since edits are trained", edit.factors)
+    if edit.layer is not None:
+        yield Flaw(("interventions", 0, "layer"), "nothing, since arms edit different layers", edit.layer)
+
+
+def _flaws_of_fit(spec: ExperimentSpec) -> Iterator[Flaw]:
+    recipe = spec.fit
+    if not isinstance(recipe, LocalizedEditSpec):
+        found = "no `fit:`" if recipe is None else f"recipe: {recipe.recipe}"
+        yield Flaw(("fit",), _FIT, None, found=found)
+        return
+    if recipe.learns_from is None:
+        yield Flaw(("fit", "data"), _FIT, None, found="triples")
+    if not isinstance(recipe.heads, ProbedHeads):
+        yield Flaw(("fit", "heads"), _FIT, None, found=f"rule: {recipe.heads.rule}")
+    if recipe.gate != "adaptive":
+        yield Flaw(("fit", "gate"), "adaptive, since arms are low-rank edits", recipe.gate)
+    if recipe.validation is None:
+        expected = "a share of the questions, on which strengths are chosen"
+        yield Flaw(("fit", "validation"), expected, None, found="null")
+    asked = next((e for e in spec.evaluate if isinstance(e, LocalizationSpec)), None)
+    if asked is not None and asked.tau is not None and not isinstance(recipe.objective, IPOSpec):
+        place = spec.evaluate.index(asked)
+        expected = "nothing, since only the objective ipo has a τ"
+        yield Flaw(("evaluate", place, "tau"), expected, asked.tau)
