@@ -32,3 +32,24 @@ class ComparisonStory(UnitStory):
         self.console.print(table)
         for note in notes(results):
             self.console.print(f"- {note}", soft_wrap=True)
+        if results.get("composition"):
+            self._composition(results["composition"])
+
+    def _composition(self, found: Mapping[str, Any]) -> None:
+        from rich.table import Table
+
+        from subvene.runner.comparison.composition import expectation, pair_in_words
+        from subvene.runner.comparison.summary import METRICS
+        from subvene.runner.report.composition import ABOUT, error, sensitivity
+
+        table = Table("composition", show_edge=False, pad_edge=False)
+        for heading in ("order-free error", "order sensitivity"):
+            table.add_column(heading, justify="right")
+        table.add_column("best order")
+        for metric, scores in found["metrics"].items():
+            best = scores["best_order"] if scores["order_sensitivity"] else "all alike"
+            table.add_row(METRICS[metric], error(metric, scores), sensitivity(scores), best)
+        self.console.print()
+        self.console.print(table)
+        for note in (ABOUT, *map(pair_in_words, found["pairs"]), expectation(found)):
+            self.console.print(f"- {note}", soft_wrap=True)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
 
-from subvene.interventions import REGISTRY, ActivationIntervention, Sizes, TensorTable, Tokens
+from subvene.interventions import REGISTRY, Sizes, TensorTable, Tokens
 from subvene.interventions._pyvene import pyvene
 from subvene.interventions.positions import needs_length
 from subvene.runner.anatomy import sizes_from_config
 from subvene.runner.cli._source import Source, tokenised
-from subvene.runner.cli._words import ELSEWHERE, positions_in_words
-from subvene.runner.commute import Verdict, verdict
+from subvene.runner.cli._words import positions_in_words
 from subvene.runner.compile import check_sizes, entry_name, load_tensors, place
 from subvene.runner.model import load_config, load_tokenizer
+from subvene.runner.order import Edits, pairs_of
 from subvene.specs import AnyIntervention, InterventionSpec, SubveneError
-
-_Edits = dict[str, ActivationIntervention]
 
 
 def describe(source: Source) -> dict[str, Any]:
@@ -57,7 +54,7 @@ def describe(source: Source) -> dict[str, Any]:
         "made_for": made_for,
         "model_problem": problem,
         "interventions": interventions,
-        "order": [_order(spec, edits, i, j) for i, j in itertools.combinations(range(len(edits)), 2)],
+        "order": pairs_of(spec, edits),
         "provenance": stored.provenance if stored else {},
         "stored_tensors": len(stored.tensors) if stored else None,
         "stock_pyvene": stock,
@@ -107,7 +104,7 @@ def _sizes(source: Source) -> tuple[Sizes | None, dict[str, Any] | None, bool | 
     return sizes, {"architecture": architecture, **vars(sizes)}, stock, None
 
 
-def _built(source: Source, declared: AnyIntervention, sizes: Sizes | None) -> tuple[_Edits, str | None]:
+def _built(source: Source, declared: AnyIntervention, sizes: Sizes | None) -> tuple[Edits, str | None]:
     """The edits of one entry by place; or none, and why."""
     if sizes is None:
         return {}, "not looked at, since the model's sizes are not known"
@@ -126,7 +123,7 @@ def _built(source: Source, declared: AnyIntervention, sizes: Sizes | None) -> tu
     return {place(site, layer): edit for site, layer, edit in built}, None
 
 
-def _tensors(key: str, built: _Edits) -> dict[str, dict[str, Any]]:
+def _tensors(key: str, built: Edits) -> dict[str, dict[str, Any]]:
     found = {}
     for where, edit in built.items():
         site, _, layer = where.rpartition("[")
@@ -150,32 +147,3 @@ def _declared_place(declared: AnyIntervention) -> str:
     site = getattr(declared, "site", None) or getattr(declared, "component", None) or ""
     layers = list(getattr(declared, "heads", None) or {}) or [getattr(declared, "layer", None)]
     return ", ".join(place(site, layer) for layer in layers)
-
-
-def _order(spec: InterventionSpec, edits: list[_Edits], i: int, j: int) -> dict[str, Any]:
-    first, second = edits[i], edits[j]
-    pair: dict[str, Any] = {"first": entry_name(spec, i), "second": entry_name(spec, j), "shared": []}
-    if not first or not second:
-        return pair | {"commutes": None, "reason": "cannot be told without their tensors"}
-    if (
-        any(getattr(spec.interventions[n], "component", None) for n in (i, j))
-        and first.keys() != second.keys()
-    ):
-        return pair | {
-            "commutes": None,
-            "reason": "a module's path and a site may be one place, which only the model tells",
-        }
-    shared = [where for where in first if where in second]
-    if not shared:
-        return pair | {"commutes": None, "reason": ELSEWHERE}
-    verdicts = [verdict(first[where], second[where]) for where in shared]
-    worst = _worst(verdicts)
-    return pair | {"shared": shared, "commutes": worst.commutes, "reason": worst.reason}
-
-
-def _worst(verdicts: list[Verdict]) -> Verdict:
-    for answer in (False, None):
-        for found in verdicts:
-            if found.commutes is answer:
-                return found
-    return verdicts[0]

@@ -14,8 +14,6 @@ _MODES = {
     "last_prompt_token": "the last prompt token",
 }
 
-ELSEWHERE = "at different places: the model gives their order"
-
 
 def positions_in_words(rule: Positions) -> str:
     """`response` → "the last prompt token and every generated token"."""

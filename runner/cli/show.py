@@ -10,7 +10,7 @@ import typer
 from subvene.runner.cli._console import out, quiet_libraries, results
 from subvene.runner.cli._options import Json, SourcePath
 from subvene.runner.cli._source import Source, open_source
-from subvene.runner.cli._words import ELSEWHERE, places_in_words, strength_in_words
+from subvene.runner.cli._words import places_in_words, strength_in_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -105,6 +105,8 @@ _ORDER = {
 
 def _print_order(console: Console, description: Mapping[str, Any]) -> None:
     from rich.text import Text
+
+    from subvene.runner.order import ELSEWHERE
 
     elsewhere = 0
     for pair in description["order"]:

@@ -56,6 +56,7 @@ def test_every_kind_is_in_the_schema() -> None:
         "iti",
         "truthfulqa",
         "divergence",
+        "composition",
         "trained",
         "openai",
         "transformers",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from subvene.runner.comparison.composition import order_scores
 from subvene.runner.comparison.summary import rows
 
 SPEC = """\
@@ -151,6 +152,25 @@ def key(i: int) -> str:
     return f"{i:016x}"
 
 
+def composed() -> dict[str, Any]:
+    """What a comparison says of a composition; its conditions are none of those above, which is no matter."""
+    values = {"mc2": (0.25, 0.375), "kl": (0.5, 0.5)}
+    orders = {"a_then_b": ["a", "b"], "b_then_a": ["b", "a"]}
+    metrics = {}
+    for metric, pair in values.items():
+        scores = order_scores(metric, dict(zip(orders, pair, strict=True)))
+        cells = [{"seed": seed, "fold": 0, **scores} for seed in (1, 2)]
+        metrics[metric] = scores | {"alone": {"a": 0.3, "b": None}, "baseline": 0.2, "cells": cells}
+    pair = {"first": "a", "second": "b", "shared": ["block_output[1]"], "commutes": False, "reason": "x<y"}
+    return {
+        "interventions": ["a", "b"],
+        "orders": orders,
+        "metrics": metrics,
+        "pairs": [pair],
+        "order_can_matter": True,
+    }
+
+
 @pytest.fixture
 def results() -> dict[str, Any]:
     """A new copy for every test."""
@@ -187,6 +207,7 @@ def results() -> dict[str, Any]:
         "grid": grid,
         "chosen": chosen,
         "fits": [make.fit("iti", {}, *pair) for pair in pairs],
+        "composition": composed(),
         "judges": [
             {
                 "kind": "trained",

@@ -157,6 +157,20 @@ def test_numbers_of_the_table_are_those_of_the_results(results: dict[str, Any]) 
     ]
 
 
+def test_a_composition_is_told_metric_by_metric_and_order_by_order(results: dict[str, Any]) -> None:
+    page = Page(render(results))
+    lines = page.table("The untouched model, each intervention alone, and all of them in every order")
+    assert lines == [
+        ["Metric", "baseline", "a", "b", "a → b", "b → a", "Order-free error ↓", "Order sensitivity ↓"],
+        ["MC2", "0.200", "0.300", "–", "0.250", "0.375", "0.625", "0.125"],
+        ["KL", "0.200", "0.300", "–", "0.500", "0.500", "best 0.500", "0"],
+    ]
+    assert page.table("The same for each of 2 cells (seed and fold) alone")[1:] == [
+        ["MC2", "0.125 – 0.125", "1"],
+        ["KL", "0 – 0", "1"],
+    ]
+
+
 def test_a_metric_of_fewer_cells_says_so(results: dict[str, Any]) -> None:
     for cell in results["cells"]:
         if cell["seed"] == 2:
@@ -217,6 +231,7 @@ def test_hostile_text_is_inert(results: dict[str, Any]) -> None:
     [
         ("Trade-offs", {"rows": "baseline"}),
         ("Choice on validation questions", {"grid": [], "chosen": []}),
+        ("Composition", {"composition": None}),
         ("Probes", {"fits": []}),
         ("Provenance", {"manifest": {}}),
     ],
