@@ -14,6 +14,7 @@ from subvene.runner.text import Messages, TextError, prompt_ids, response_ids
 from subvene.runner.training.examples import Example
 from subvene.runner.truthfulqa.data import Question, data_sha256, load_questions
 from subvene.runner.truthfulqa.prompts import Prompts, load_prompts
+from subvene.runner.truthfulqa.splits import limited
 from subvene.specs import SubveneError
 from subvene.specs.preferences import TriplesSpec, TruthfulPairsSpec
 
@@ -104,11 +105,16 @@ def encode(spec: TriplesSpec | TruthfulPairsSpec, data: Data, tokenizer: Any) ->
     return examples
 
 
+def used(spec: TriplesSpec | TruthfulPairsSpec, questions: Sequence[Question]) -> list[Question]:
+    """Of some questions those whose pairs are trained on or validated with."""
+    return limited(questions, spec.limit)
+
+
 def _of_questions(
     spec: TruthfulPairsSpec, questions: Sequence[Question], tokenizer: Any, end: tuple[int, ...]
 ) -> list[Example]:
     prompts = _prompts(spec)
-    ordered = sorted(questions, key=lambda question: question.key)
+    ordered = sorted(used(spec, questions), key=lambda question: question.key)
     encoded = prompts.encode(tokenizer, [question.question for question in ordered]).prompts
     examples = []
     for question, prompt in zip(ordered, encoded, strict=True):

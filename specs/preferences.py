@@ -84,6 +84,9 @@ class TruthfulPairsSpec(SpecModel):
         "`instruction_qa` the instruction, a blank line and the primer; `chat` the model's template, "
         "and nothing else.",
     )
+    limit: Count | None = Field(
+        default=None, description="At most so many of the questions, chosen by content; left out: all."
+    )
     per_question: Count | None = Field(
         default=None,
         description="At most so many pairs of each question, chosen by content; left out: the full product.",

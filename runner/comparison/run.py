@@ -23,6 +23,7 @@ from subvene.runner.identity import environment, git_state
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.ledger import Ledger
 from subvene.runner.model import load_config, load_model, with_overrides
+from subvene.runner.preferences import used
 from subvene.runner.recipes import RECIPES
 from subvene.runner.report.page import write_report
 from subvene.runner.report.tables import write_json, write_tables
@@ -287,7 +288,8 @@ class _Comparison:
                 f"condition {condition.name}: `choose` needs a fit that learns from questions, and a share "
                 "of them in `fit.validation`"
             )
-        held = validation_keys(tuning, share, _own_seed(recipe, seed))
+        seen = used(recipe.data, tuning) if isinstance(recipe, LocalizedEditSpec) else tuning
+        held = validation_keys(seen, share, _own_seed(recipe, seed))
         validation = [q for q in tuning if q.key in held]
         scored: list[tuple[float, dict[str, Any]]] = []
         for point in grid:

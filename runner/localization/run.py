@@ -26,7 +26,7 @@ from subvene.runner.localization.plan import Candidate, Planned, declared_of, ed
 from subvene.runner.localization.samples import Resamples, Sample, interval
 from subvene.runner.localization.verdict import verdict
 from subvene.runner.model import load_config, load_model, with_overrides
-from subvene.runner.preferences import encode, preferences_sha256
+from subvene.runner.preferences import encode, preferences_sha256, used
 from subvene.runner.recipes import RECIPES, Fitted
 from subvene.runner.recipes.localized_edit import (
     Probed,
@@ -129,12 +129,13 @@ class _Localization:
         test = held_out((question.key for question in read), self.asked.test, f"test {spec.seed}")
         self.tuning = [question for question in read if question.key not in test]
         own = spec.seed if self.recipe.seed is None else self.recipe.seed
-        chosen_on = validation_keys(self.tuning, self.recipe.validation or 0.0, own)
+        self.seen = used(self.recipe.data, self.tuning)
+        self.held_out = validation_keys(self.seen, self.recipe.validation or 0.0, own)
         declared = next(e for e in spec.evaluate if isinstance(e, TruthfulQASpec))
         self.measure = TruthfulQAMeasure(declared, folder)
         self.tested = limited([q for q in self.measure.questions if q.key in test], declared.limit)
         self.validation = limited(
-            [q for q in self.measure.questions if q.key in chosen_on], self.asked.selection.limit
+            [q for q in self.measure.questions if q.key in self.held_out], self.asked.selection.limit
         )
         self.divergence = next(
             (DivergenceMeasure(e, folder) for e in spec.evaluate if isinstance(e, DivergenceSpec)), None
@@ -357,12 +358,6 @@ class _Localization:
             sample = samples[record["name"]]
             bounds = {m: interval(drawn.of(sample, m), self.asked.level) for m in sample.metrics()}
             record["intervals"] = {m: bound for m, bound in bounds.items() if bound is not None}
-        keys = {question.key for question in self.tuning}
-        validation = validation_keys(
-            self.tuning,
-            self.recipe.validation or 0.0,
-            self.spec.seed if self.recipe.seed is None else self.recipe.seed,
-        )
         judge = self.measure.judge
         results: dict[str, Any] = {
             "kind": self.asked.kind,
@@ -372,8 +367,8 @@ class _Localization:
             "comparisons": evidence.comparisons(samples, drawn, self.asked.level),
             "selection": {"metric": self.asked.selection.by, "questions": len(self.validation)},
             "split": {
-                "train": len(keys - validation),
-                "validation": len(validation),
+                "train": len(self.seen) - len(self.held_out),
+                "validation": len(self.held_out),
                 "test": len(self.tested),
                 "pairs": next((r["training"]["pairs"] for r in records if r["training"]), 0),
             },

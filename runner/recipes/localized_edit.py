@@ -22,7 +22,7 @@ from subvene.interventions import Sizes
 from subvene.runner.anatomy import Anatomy
 from subvene.runner.collector import collect
 from subvene.runner.passages import Passage, last
-from subvene.runner.preferences import Data, encode, preferences_sha256, read_data
+from subvene.runner.preferences import Data, encode, preferences_sha256, read_data, used
 from subvene.runner.recipes.base import Fitted, Reach, Recipe, listed_heads
 from subvene.runner.recipes.iti import SITE, fit_iti
 from subvene.runner.recipes.probes import fit_probes
@@ -358,9 +358,11 @@ def _read(spec: LocalizedEditSpec, folder: Path) -> Data:
 def _check(spec: LocalizedEditSpec, data: Data, seed: int) -> None:
     """There are questions on every side that the spec asks for."""
     keyed: Sequence[Keyed] = data
-    count = len({one.key for one in keyed})
     own = seed if spec.seed is None else spec.seed
-    train, held_out = split(keyed, spec.validation, own)
+    questions = [one for one in data if isinstance(one, Question)]
+    seen: Sequence[Keyed] = used(spec.data, questions) if questions else data
+    count = len({one.key for one in seen})
+    train, held_out = split(seen, spec.validation, own)
     if not train or (spec.validation is not None and not held_out):
         raise LocalizedEditError(
             f"fit.validation: {spec.validation} of {count} questions leaves nothing to "
@@ -369,8 +371,8 @@ def _check(spec: LocalizedEditSpec, data: Data, seed: int) -> None:
         )
     if isinstance(spec.heads, ProbedHeads) and not all(split(keyed, spec.heads.validation, seed)):
         raise LocalizedEditError(
-            f"fit.heads.validation: {spec.heads.validation} of {count} questions leaves none on one side; "
-            "give more questions, or another share"
+            f"fit.heads.validation: {spec.heads.validation} of {len({one.key for one in keyed})} questions "
+            "leaves none on one side; give more questions, or another share"
         )
 
 

@@ -116,3 +116,27 @@ def test_truthfulqa_is_the_full_product(loaded: Any) -> None:
     assert chat[0].chosen[-1] == tokenizer.eos_token_id
     assert preferences_sha256(questions) == preferences_sha256(questions[::-1])
     assert preferences_sha256(questions) != preferences_sha256(questions[:1])
+
+
+def test_fewer_questions_and_pairs_are_some_of_all(loaded: Any) -> None:
+    questions = [
+        Question(
+            f"is {word} good", "good", ("very good", "good", "i am glad"), ("bad", "sad", "very bad"), "c"
+        )
+        for word in ("rain", "the sun", "the day", "the train", "the world")
+    ]
+
+    def pairs(**fields: Any) -> list[Any]:
+        spec = TruthfulPairsSpec.model_validate({"truthfulqa": {}} | fields)
+        return encode(spec, questions, loaded[1])
+
+    every, two = pairs(), pairs(per_question=2)
+    assert (len(every), len(two)) == (45, 10)
+    assert [example for example in every if example in two] == two
+    assert pairs(per_question=9) == every
+    some = pairs(limit=3)
+    assert len({example.key for example in some}) == 3
+    assert [example for example in every if example in some] == some
+    # Neither the order of the questions nor that of other questions' answers matters.
+    questions.reverse()
+    assert pairs(per_question=2, limit=3) == [e for e in two if e.key in {s.key for s in some}]

@@ -130,9 +130,11 @@ def test_a_spoilt_spec_is_read_or_its_problems_have_a_place(data: Any, format: s
     outcome(json.dumps(data) if format == "json" else yaml.safe_dump(data), format)
 
 
-_WORDS = ["&a", "*a", "-", ":", "{", "}", "[", "]", "!!python/object:os.system", "'", '"', "|", ">", "#", "?", "1e999", "0x", "~", "é", "<<:*a", "---", "..."]
-_snippets = st.sampled_from([*_WORDS, " ", "\t", "\n", "\x85", "\u2028", "\ufeff", "\x00"]) | st.text(
-    max_size=4
+_YAML = """
+&a *a - : { } [ ] !!python/object:os.system ' " | > # ? 1e999 0x ~ é <<:*a --- ... %YAML
+"""
+_snippets = st.text(max_size=4) | st.sampled_from(
+    [*_YAML.split(), " ", "\t", "\n", "\x85", "\u2028", "\ufeff", "\x00"]
 )
 
 

@@ -57,6 +57,7 @@ def test_every_kind_is_in_the_schema() -> None:
         "truthfulqa",
         "divergence",
         "composition",
+        "localization",
         "trained",
         "openai",
         "transformers",
