@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from subvene.runner.artifact import ArtifactError
     from subvene.runner.experiment import run_experiment
+    from subvene.runner.exports.base import ExportError
+    from subvene.runner.exports.driver import export
     from subvene.runner.fitting import fit
+    from subvene.runner.hub_errors import HubError
     from subvene.runner.intervened import IntervenedModel
     from subvene.runner.model import load_model
     from subvene.runner.positions import PositionError
@@ -19,10 +22,13 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ArtifactError": "artifact",
+    "ExportError": "exports.base",
+    "HubError": "hub_errors",
     "IntervenedModel": "intervened",
     "NotSteeredError": "receipt",
     "PositionError": "positions",
     "Receipt": "receipt",
+    "export": "exports.driver",
     "fit": "fitting",
     "load_model": "model",
     "run_experiment": "experiment",
@@ -30,10 +36,13 @@ _HOME = {
 
 __all__ = [
     "ArtifactError",
+    "ExportError",
+    "HubError",
     "IntervenedModel",
     "NotSteeredError",
     "PositionError",
     "Receipt",
+    "export",
     "fit",
     "load_model",
     "run_experiment",

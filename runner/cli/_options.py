@@ -30,7 +30,7 @@ SourcePath = Annotated[
     Path,
     typer.Argument(
         metavar="SPEC|ARTIFACT",
-        help="A spec file, an artifact's folder, or the output of `subvene run`.",
+        help="A spec file, an artifact's folder or Hub repository, or the output of `subvene run`.",
         show_default=False,
     ),
 ]

@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from subvene.runner.artifact import Artifact
     from subvene.runner.intervened import IntervenedModel
 
+_SUFFIXES = (".yaml", ".yml", ".json")
+
 
 @dataclass(frozen=True)
 class Source:
     """A spec and where it came from.
 
     Attributes:
-        path: the spec's file, or the artifact's folder.
+        path: the spec's file, or the artifact's folder or repository.
         spec: what it declares.
         artifact: the checked artifact; None for a spec file.
     """
@@ -57,13 +59,19 @@ class Source:
 
 
 def open_source(path: Path) -> Source:
-    """Read and check a spec file, an artifact, or the artifact in the output of `subvene run`.
+    """Read and check a spec file, an artifact, the artifact in the output of `subvene run`, or on the Hub.
 
     Raises:
         SubveneError: there is no such thing, or it is not valid.
     """
     if not path.exists():
-        raise SubveneError(f"{path}: no such file or folder")
+        from subvene.runner import hub
+
+        # A misspelt file is not looked for on the Hub.
+        if path.suffix in _SUFFIXES or not hub.is_repo_id(str(path)):
+            raise SubveneError(f"{path}: no such file or folder")
+        found = hub.open_artifact(path)
+        return Source(path, found.spec, found)
     if path.is_dir():
         from subvene.runner import artifact
 

@@ -81,3 +81,30 @@ def test_an_error_is_one_line_and_exit_code_1(
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
     assert not Path("out").exists()
+
+
+def test_what_is_on_the_hub_is_used_by_its_name(subvene: Run, folder: Path, server: Hub) -> None:
+    subvene("push", folder, NAME)
+    shown, local = (subvene("show", source, "--json") for source in (NAME, folder))
+    assert shown.exit_code == 0, shown.stderr
+    assert json.loads(shown.stdout)["interventions"] == json.loads(local.stdout)["interventions"]
+    options = ("-p", "hello", "--max-new-tokens", "4", "--json")
+    generated, expected = (subvene("generate", source, *options) for source in (NAME, folder))
+    assert generated.exit_code == 0, generated.stderr
+    assert json.loads(generated.stdout) == json.loads(expected.stdout)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("ann/nothing", "is no folder here, and on the Hub:"),
+        ("examples/misspelt.yaml", "no such file or folder"),
+        ("a/b/c", "no such file or folder"),
+    ],
+)
+def test_what_is_nowhere(subvene: Run, server: Hub, source: str, said: str) -> None:
+    asked = len(server.seen)
+    result = subvene("generate", source, "-p", "hello")
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert (len(server.seen) > asked) == (source == "ann/nothing")
