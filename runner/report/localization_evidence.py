@@ -189,7 +189,7 @@ def _evidence_in_words(title: str, one: Mapping[str, Any]) -> str:
         )
         said += f"rank p {_compared(rank['p'])}. "
     if one.get("prediction") is None:
-        return said + "Too few draws for a prediction interval."
+        return said + "No prediction interval: too few draws, or all alike."
     where = {True: "inside", False: "outside", None: "beside"}[one.get("inside")]
     return (
         said + f"The probed heads lie {where} the prediction interval {interval_in_words(one['prediction'])}."
@@ -210,10 +210,12 @@ def _compared(p: float | None) -> str:
 def _singles_in_words(found: Mapping[str, Any]) -> str:
     lower = metric_label(found["metric"]).endswith("↓")
     best = number(found.get("best"), ".3f")
+    reach = ""
+    if found.get("reach") is not None:
+        reach = f"; {found['reach']} of {found['n']} do at least as well as the edit of all probed heads"
     return (
-        f"{METRICS.get(found['metric'], found['metric'])} of {count(found['n'], 'edit')} of one head each; "
-        f"{found['reach']} of {found['n']} do at least as well as the edit of all probed heads. The "
-        f"{'lowest' if lower else 'highest'} is {best}, and as the best of several it flatters that head."
+        f"{METRICS.get(found['metric'], found['metric'])} of {count(found['n'], 'edit')} of one head "
+        f"each{reach}. The {'lowest' if lower else 'highest'} is {best}, and as the best of several it flatters that head."
     )
 
 

@@ -84,6 +84,7 @@ class Progress:
     best_step: int = 0
     stale: int = 0
     stopped_early: bool = False
+    passes: dict[str, Any] = field(default_factory=dict)
 
     def is_active(self, experiment: Experiment) -> bool:
         """Whether there are steps left to do."""

@@ -129,6 +129,13 @@ class _Training:
             rows |= set(used)
             wanted += [self.edits.first_layer(e)] * len(used)
         self.passes.prepare(sorted(rows), wanted, cache_bytes)
+        for e, progress in enumerate(self.progress):
+            # A finished training that is taken up again prepares nothing, and must say the same.
+            progress.passes = {
+                "passes_begin_at_layer": self.passes.entry_for(self.edits.first_layer(e)),
+                "answers_side_by_side": self.passes.side_by_side,
+                "passes_note": self.passes.note,
+            }
 
     # The loop ----------------------------------------------------------------------------------------------
 
@@ -363,9 +370,7 @@ class _Training:
                     "weight_decay": experiment.spec.weight_decay,
                 },
                 "trained_together": len(self.experiments),
-                "passes_begin_at_layer": self.passes.entry_for(self.edits.first_layer(e)),
-                "answers_side_by_side": self.passes.side_by_side,
-                "passes_note": self.passes.note,
+                **progress.passes,
             },
         )
 

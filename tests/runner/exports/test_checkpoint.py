@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from architectures import ARCHITECTURES, BY_NAME, HEADS, LAYERS, WIDTH, Architecture
+from architectures import ARCHITECTURES, BY_NAME, LAYERS, WIDTH, Architecture
 from huggingface_hub import ModelCard
+from tiny_exports import (
+    EDIT,
+    HEAD,
+    ablate,
+    draw,
+    intervened,
+    load_in_silence,
+    logits,
+    steer,
+    tensors,
+    untouched,
+)
 
 from subvene.runner.exports import checkpoint
 from subvene.runner.exports.checkpoint import BakeError, bake, check_bakeable, save_baked
 from subvene.runner.intervened import IntervenedModel
 from subvene.specs import InterventionSpec
-
-IDS = torch.tensor([[11, 12, 13, 14, 15, 16], [21, 22, 23, 24, 0, 0]])
-MASK = (IDS != 0).long()
 
 # Read off transformers 5.23's sources: an output projection without a bias that no config field gives one.
 NO_BIAS = {"mistral", "mixtral", "qwen2", "phi3", "mpt", "stablelm", "qwen2_vl"}
@@ -31,85 +38,6 @@ NO_BIAS = {"mistral", "mixtral", "qwen2", "phi3", "mpt", "stablelm", "qwen2_vl"}
 # which something stands between that map and the residual stream.
 NO_MLP_BIAS = NO_BIAS | {"qwen3", "gemma", "olmo", "cohere", "deepseek_v3"}
 IN_BETWEEN = {"mixtral", "qwen3_moe", "gemma2", "gemma3", "gemma3_multimodal", "olmo2", "afmoe", "gpt_oss"}
-
-HEAD = {"kind": "head_direction", "directions": {"key": "iti"}, "strength": 3.0}
-
-
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def tensors(arch: Architecture) -> dict[str, torch.Tensor]:
-    found = {f"v.{site}[{LAYERS - 1}]": draw(WIDTH, seed=3) for site in ("block_output", "mlp_output")}
-    found |= {
-        f"v.attention_output[{LAYERS - 1}]": draw(WIDTH, seed=4),
-        f"v.attention_heads[{LAYERS - 1}]": draw(arch.width("attention_heads"), seed=5),
-    }
-    for layer in range(LAYERS):
-        name = f"iti.attention_heads[{layer}]"
-        found |= {
-            name: draw(HEADS, arch.head_dim, seed=layer),
-            f"{name}.sigma": draw(HEADS, seed=layer + 9).abs(),
-            f"{name}.probe_weight": draw(HEADS, arch.head_dim, seed=layer + 20),
-            f"{name}.probe_bias": draw(HEADS, seed=layer + 30),
-            f"edit.attention_heads[{layer}].a": draw(1, arch.width("attention_heads")),
-            f"edit.attention_heads[{layer}].b": draw(1, arch.width("attention_heads"), seed=1),
-        }
-    return found
-
-
-def steer(site: str = "block_output", **fields: Any) -> dict[str, Any]:
-    declared = {"kind": "steering", "site": site, "layer": LAYERS - 1, "vector": {"key": "v"}}
-    return declared | {"coefficient": 2.0} | fields
-
-
-def intervened(arch: Architecture, *declared: dict[str, Any], model: Any = None, **kwargs: Any) -> Any:
-    spec = InterventionSpec.model_validate(
-        {"subvene": 1, "model": {"name": f"tiny/{arch.name}"}, "interventions": list(declared)}
-    )
-    return IntervenedModel.from_spec(spec, model=model or arch.fresh(), tensors=tensors(arch), **kwargs)
-
-
-@torch.no_grad()
-def logits(model: Any, **kwargs: Any) -> torch.Tensor:
-    return model(input_ids=IDS, attention_mask=MASK, **kwargs).logits[MASK.bool()].float()
-
-
-def untouched(m: IntervenedModel) -> torch.Tensor:
-    with m.disabled():
-        return logits(m)
-
-
-class _Loud(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
-
-
-def load_in_silence(folder: Path, auto: Any, dtype: Any = torch.float32) -> Any:
-    """The model as transformers alone loads it: a warning is an error, and its log is read."""
-    transformers.utils.logging.get_logger("transformers")
-    logger, loud = logging.getLogger("transformers"), _Loud()
-    level = logger.level
-    logger.addHandler(loud)
-    logger.setLevel(logging.INFO)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            model, info = auto.from_pretrained(
-                folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
-            )
-    finally:
-        logger.removeHandler(loud)
-        logger.setLevel(level)
-    assert not any(info.values()), info
-    told = [line for line in loud.said if "loading" not in line.lower() and "config" not in line.lower()]
-    suspicious = ("newly initialized", "unexpected", "missing", "mismatch", "not used", "not initialized")
-    assert not [line for line in loud.said if any(word in line.lower() for word in suspicious)], told
-    return model.eval()
 
 
 def auto_of(model: Any) -> Any:
@@ -215,6 +143,115 @@ def test_several_additive_edits_sum_and_strength_0_adds_nothing() -> None:
     torch.testing.assert_close(logits(bake(m)), logits(m), rtol=0, atol=1e-5)
 
 
+# Linear edits -----------------------------------------------------------------------------------------------
+
+# Where something stands between the last linear map and the site: a router with its experts.
+NOT_A_MAP = {"mlp_output": {"mixtral", "qwen3_moe", "afmoe", "gpt_oss", "deepseek_v3"}}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES, ids=repr)
+def test_a_low_rank_edit_is_a_change_of_weights_in_every_architecture(
+    arch: Architecture, tmp_path: Path
+) -> None:
+    m = intervened(arch, EDIT | {"strength": 1.5})
+    expected = logits(m)
+    assert (expected - untouched(m)).abs().max() > 0.02
+    baked = bake(m)
+    torch.testing.assert_close(logits(baked), expected, rtol=0, atol=1e-5)
+    # No parameter more than before, so that any model can hold it.
+    assert baked.state_dict().keys() == m.model.state_dict().keys()
+    reloaded = load_in_silence(save_baked(m, tmp_path / "baked"), auto_of(m.model))
+    torch.testing.assert_close(logits(reloaded), expected, rtol=0, atol=1e-5)
+
+
+def test_the_weight_is_the_equation() -> None:
+    """W ← W + s·(W·B)·A, transposed in GPT-2, and nothing else changes."""
+    for name, path in (("llama", "model.layers.0.self_attn.o_proj"), ("gpt2", "transformer.h.0.attn.c_proj")):
+        arch = BY_NAME[name]
+        given = tensors(arch)
+        m = intervened(arch, EDIT | {"strength": 1.5})
+        mask = torch.tensor([0.0, 1.0, 0.0, 1.0]).repeat_interleave(arch.head_dim)
+        a, b = (given[f"edit.attention_heads[0].{part}"].double() for part in "ab")
+        before, after = m.model.state_dict(), bake(m).state_dict()
+        weight = before[f"{path}.weight"].double()
+        weight = weight.T if name == "gpt2" else weight
+        by_hand = weight + 1.5 * (weight @ (b * mask).T) @ a
+        found = after[f"{path}.weight"].double()
+        torch.testing.assert_close(found.T if name == "gpt2" else found, by_hand, rtol=1e-6, atol=1e-6)
+        assert [key for key in before if not torch.equal(before[key], after[key])] == [f"{path}.weight"]
+
+
+def test_the_order_of_edits_at_one_place_is_kept() -> None:
+    arch = BY_NAME["llama"]
+    edits = [HEAD, EDIT, EDIT | {"name": "again", "strength": -0.7, "write_heads": "all", "read_heads": [1]}]
+    edits = [one | {"name": f"e{i}"} for i, one in enumerate(edits)]
+    found = []
+    for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):
+        m = intervened(arch, *(edits[i] for i in order))
+        found.append(logits(m))
+        torch.testing.assert_close(logits(bake(m)), found[-1], rtol=0, atol=1e-5)
+    assert (found[0] - found[1]).abs().max() > 0.05
+    assert (found[0] - found[2]).abs().max() > 0.05
+
+
+def test_edits_of_one_map_from_both_of_its_sides() -> None:
+    """Before the projection, after it, and after its block: three sites, two maps, the model's own order."""
+    arch = BY_NAME["gpt2"]  # its maps have biases, which an ablation after them removes too
+    last = {"layer": LAYERS - 1}
+    m = intervened(
+        arch, steer(), ablate("mlp_output"), ablate("attention_output"), steer("attention_output", name="s"),
+        EDIT | last, HEAD,
+    )  # fmt: skip
+    expected = logits(m)
+    assert (expected - untouched(m)).abs().max() > 0.05
+    torch.testing.assert_close(logits(bake(m)), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("site", ["attention_heads", "attention_output", "mlp_output"])
+@pytest.mark.parametrize("arch", ARCHITECTURES, ids=repr)
+def test_an_ablation_inside_a_block_is_exact_or_refused(arch: Architecture, site: str) -> None:
+    m = intervened(arch, ablate(site))
+    if arch.name in NOT_A_MAP.get(site, ()):
+        with pytest.raises(BakeError, match="not the output of a linear map"):
+            bake(m)
+        return
+    baked = bake(m)
+    expected = logits(m)
+    assert (expected - untouched(m)).abs().max() > 1e-3
+    torch.testing.assert_close(logits(baked), expected, rtol=0, atol=1e-5)
+
+
+def test_a_weight_that_two_modules_share_is_refused() -> None:
+    model = BY_NAME["llama"].fresh()
+    model.model.layers[1].self_attn.o_proj.weight = model.model.layers[0].self_attn.o_proj.weight
+    with pytest.raises(BakeError, match=r"low_rank_edit_0 .*layers\.0\.self_attn\.o_proj shares its weight"):
+        bake(intervened(BY_NAME["llama"], EDIT, model=model))
+
+
+APPROXIMATE = {
+    "positions": HEAD | {"positions": "response"},
+    "low rank": EDIT | {"positions": "prompt"},
+    "adaptive": HEAD | {"adaptive": "one_minus_p"},
+    "capping": {"kind": "capping", "layer": LAYERS - 1, "direction": {"key": "v"}, "max": -1.0},
+    "ablation": ablate("block_output"),
+}
+
+
+@pytest.mark.parametrize("what", APPROXIMATE)
+def test_an_approximation_is_written_where_it_is_asked_for(what: str) -> None:
+    declared = APPROXIMATE[what]
+    m = intervened(BY_NAME["llama"], declared)
+    found = logits(bake(m, approximate=True))
+    if "positions" in declared:
+        everywhere = intervened(BY_NAME["llama"], declared | {"positions": "all"})
+        torch.testing.assert_close(found, logits(everywhere), rtol=0, atol=1e-5)
+        return
+    expected, plain = logits(m), untouched(m)
+    assert (found - expected).abs().max() > 1e-3
+    # Nearer to the intervened model than doing nothing is.
+    assert (found - expected).norm() < (plain - expected).norm()
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_weights_stay_tied(tied: bool, tmp_path: Path) -> None:
     arch = BY_NAME["llama"]
@@ -264,8 +301,8 @@ REFUSED = {
         "depends on the activation",
     ),
     "low rank": (
-        {"kind": "low_rank_edit", "layer": 0, "write_heads": "all", "factors": {"key": "edit"}},
-        "changes weights",
+        {"kind": "low_rank_edit", "layer": 0, "factors": {"key": "edit"}, "positions": "prompt"},
+        r'positions "prompt": a bias acts on every token, and so does a weight',
     ),
     "pyvene": (
         {"kind": "pyvene", "class": "ZeroIntervention", "component": "model.layers[1].mlp.act_fn.output"},

@@ -83,7 +83,7 @@ class _Maker:
             "candidates": candidates,
             "point": point,
             "metrics": found,
-            "intervals": {m: [max(0.0, v - 0.05), v + 0.05] for m, v in found.items() if v is not None},
+            "intervals": {m: [max(0.0, v - 0.03), v + 0.05] for m, v in found.items() if v is not None},
             "by_question": by_question,
             "receipts": {m: receipt if acting else [] for m in measurements},
             "units": {m: f"{self.random.getrandbits(64):016x}" for m in measurements},

@@ -138,18 +138,18 @@ def test_evidence_is_told_as_it_was_computed(results: dict[str, Any]) -> None:
 
 
 def test_a_histogram_holds_every_draw_once_and_marks_the_probed_set() -> None:
-    values = [0.1, 0.2, 0.2, 0.3, 0.9, None]
-    figure = draws(values, "mc2", "edit_random", {"edit_probed": 0.5, "baseline": 0.05}, [0.0, 1.0], 0.95)
+    values = [0.0, 0.2, 0.2, 0.3, 0.9, None]
+    figure = draws(values, "mc2", "edit_random", {"edit_probed": 0.5, "baseline": 0.05}, [-0.1, 1.0], 0.95)
     assert figure is not None
     bars, interval, ticks, probed, baseline = figure.data
     assert sum(bars.y) == 5
-    assert list(ticks.x) == [0.1, 0.2, 0.2, 0.3, 0.9]
+    assert list(ticks.x) == [0.0, 0.2, 0.2, 0.3, 0.9]
     assert list(ticks.text) == [f"draw {i}" for i in range(1, 6)]
-    assert list(interval.x) == [0.0, 1.0]
+    assert list(interval.x) == [-0.1, 1.0]
     assert (list(probed.x), list(baseline.x)) == ([0.5, 0.5], [0.05, 0.05])
     assert probed.line.dash != baseline.line.dash
     low, high = figure.layout.xaxis.range
-    assert low < 0.0
+    assert low < -0.1
     assert high > 1.0
 
 
@@ -197,9 +197,11 @@ def test_single_heads_say_how_many_reach_the_probed_set(results: dict[str, Any])
     text = render(results)
     assert f"MC1 of {SINGLES} edits of one head each; 7 of {SINGLES} do at least as well" in text
     assert "The highest is 0.432" in text
+    results["singles"][0]["reach"] = None
     for i, one in enumerate(a for a in results["arms"] if a["group"] == "edit_single"):
         one["probe_accuracy"], one["metrics"]["mc2"] = i / 100, -float(i)
-    assert f"Spearman correlation over edit, one head × {SINGLES}: −1.00." in render(results)
+    assert f"Spearman correlation over edit, one head × {SINGLES}: −1.00." in (text := render(results))
+    assert f"MC1 of {SINGLES} edits of one head each. The highest" in text
 
 
 def test_the_heat_map_rings_the_heads_of_each_arm_once(results: dict[str, Any], rendered: str) -> None:
@@ -299,7 +301,7 @@ def test_one_draw_has_neither_spread_nor_interval() -> None:
     assert lines[0][3:5] == ["–", "1"]
     assert lines[0][7:] == ["–", "–", "–"]
     assert "of 1 random draw at least as good" in text
-    assert "Too few draws for a prediction interval." in text
+    assert "No prediction interval: too few draws, or all alike." in text
     assert " × 1" not in story(results)
     assert read(localization_files(results)["evidence.csv"])[0]["prediction_low"] == ""
 

@@ -70,7 +70,7 @@ def test_log_probs_losses_and_gradients_are_trls(name: str, objective: IPOSpec |
             policy = trl_log_probs(model, rows, ipo=ipo)
             expected = trl_loss(objective.kind, policy, reference, strength)
             wanted = torch.autograd.grad(expected.mean(), list(parameters.values()))
-            own = passes.log_probs(pairs)
+            own = passes.log_probs([[row] for row in pairs])
     counts = torch.tensor([float(len(answer)) for _, answer in rows]) if ipo else torch.ones(len(rows))
     own, base = own / counts, passes.reference[pairs] / counts
     torch.testing.assert_close(own, policy, rtol=1e-5, atol=1e-5)

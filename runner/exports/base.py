@@ -1,0 +1,146 @@
+"""What an export format is: how it judges a declared intervention, and how it writes one.
+
+A format is a module of this folder with an object `EXPORT`, and one line in `subvene.runner.exports.FORMATS`
+(its name and what it is). The driver (`subvene.runner.exports.driver`) does what all formats have in common:
+it refuses, writes atomically, and measures what was written against the intervened model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from subvene.specs import AnyIntervention, SubveneError
+
+if TYPE_CHECKING:
+    import torch
+
+    from subvene.runner.intervened import IntervenedModel
+
+Exactness = Literal["exact", "approximate", "refused"]
+
+
+class ExportError(SubveneError):
+    """These interventions cannot be written in this format; the message lists each, why, and what else."""
+
+
+class BakeError(ExportError):
+    """These interventions cannot be put exactly into the weights of this model; the message lists why."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a format makes of one declared intervention.
+
+    Attributes:
+        exactness: `approximate` is written only where the user asks for it, and is measured.
+        reason: why it is not exact; for an approximation also what is written in its place.
+        nearest: the nearest exact alternative.
+    """
+
+    exactness: Exactness
+    reason: str = ""
+    nearest: str = ""
+
+
+EXACT = Verdict("exact")
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """Who reads an export, as the equivalence record names it.
+
+    Attributes:
+        name: the package, such as `transformers`; `emulated llama.cpp` where its arithmetic is redone here.
+        version: of that package; None for an emulation.
+        logits: token ids [1, tokens] and the number of them that are prompt → the consumer's logits
+            [1, tokens, vocabulary], from the files as they were written.
+        how: in words, where that is not simply loading and calling.
+    """
+
+    name: str
+    version: str | None
+    logits: Callable[[torch.Tensor, int], torch.Tensor]
+    how: str = ""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a format wrote.
+
+    Attributes:
+        consumer: reads it back, for the measurement.
+        record: what goes into `equivalence.json` beside the measurement, JSON values.
+    """
+
+    consumer: Consumer
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Export:
+    """One format.
+
+    Attributes:
+        name: as `--to` takes it.
+        judge: from the spec of one intervention alone, without a model.
+        write: the model, a fresh folder that is put in its place when everything has gone well, and whether
+            approximations are wanted (`judge` has allowed them then). Writes the files, among them a card
+            `README.md`. What only the model can tell is found here.
+
+            Raises `ExportError` naming every intervention that this model cannot have in this format.
+    """
+
+    name: str
+    judge: Callable[[AnyIntervention], Verdict]
+    write: Callable[[IntervenedModel, Path, bool], Written]
+
+
+KEEP = "keep it in an artifact (`save_pretrained`), which subvene reloads and which edits exactly as declared"
+"""The alternative that is always exact."""
+
+
+def positions_in_words(declared: AnyIntervention) -> str:
+    """The position rule as JSON: `"response"`, `{"first": 2, "of": "prompt"}`."""
+    return json.dumps(declared.model_dump(mode="json")["positions"])
+
+
+def judged(export: Export, declared: AnyIntervention) -> Verdict:
+    """A format's verdict, with what holds for all of them: strength 0 is exact, one a row is not."""
+    if isinstance(declared.strength, tuple):
+        return Verdict(
+            "refused",
+            f"it has one strength per row ({len(declared.strength)} of them), and an export has one for all",
+            "declare one number and export each by itself",
+        )
+    if declared.strength == 0:
+        return EXACT  # it does nothing, whatever it is
+    return export.judge(declared)
+
+
+def judge_all(
+    m: IntervenedModel, export: Export, *, approximate: bool, error: type[ExportError] = ExportError
+) -> Exactness:
+    """The verdict on all interventions of a model together.
+
+    Raises:
+        ExportError: (or `error`) one is refused, or is not exact and approximations are not wanted; every one
+            of them is named, with the reason and the nearest exact alternative.
+    """
+    problems, is_exact, can_be_approximated = [], True, True
+    for declared, entry in zip(m.spec.interventions, m.intervenable.entries, strict=True):
+        verdict = judged(export, declared)
+        if verdict.exactness == "exact":
+            continue
+        is_exact = False
+        if verdict.exactness == "refused" or not approximate:
+            can_be_approximated &= verdict.exactness == "approximate"
+            problems.append(f"{entry.name} ({declared.kind}): {verdict.reason}; instead, {verdict.nearest}")
+    if problems:
+        hint = "\nWith --approximate (`approximate=True`) it is written, and measured." * can_be_approximated
+        what = "baked" if export.name == "checkpoint" else f"exported as {export.name}"
+        raise error(f"this cannot be {what} exactly:\n" + "\n".join(problems) + hint)
+    return "exact" if is_exact else "approximate"

@@ -1,0 +1,194 @@
+"""Plain safetensors with the vectors of the interventions, for whoever adds them with code of their own.
+
+One tensor an edited place, flat and in float32: what the edit multiplies by its strength, the standard
+deviations of head directions and the normalisation of steering vectors folded in. The strength stands beside
+it, in the metadata, together with the place, the formula and the tokens: `about` reads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from subvene.interventions import ActivationIntervention, CappingIntervention, Tokens
+from subvene.interventions.positions import parse_positions
+from subvene.runner.anatomy import Anatomy, component_module
+from subvene.runner.exports.approximation import MEAN_SHIFT, mean_shifts
+from subvene.runner.exports.base import EXACT, KEEP, Consumer, Export, Verdict, Written
+from subvene.runner.exports.cards import CARD, export_card
+from subvene.runner.hooks import take_input, take_output
+from subvene.runner.intervened import IntervenedModel
+from subvene.specs import AnyIntervention, HeadDirectionSpec, LowRankEditSpec, PyveneSpec
+
+VECTORS = "vectors.safetensors"
+FORMAT = "1"
+CONVENTION = (
+    "layer is the 0-based index of the decoder block; block_output[l] is the residual stream after block l "
+    "(transformers' hidden_states[l + 1]); attention_heads[l] is the input of the attention's output "
+    "projection, all heads concatenated, head h at h*head_dim to (h+1)*head_dim; attention_output and "
+    "mlp_output are what those parts of the block give, before they are added to the residual stream"
+)
+ADD, REMOVE = "h + strength * v", "h - strength * <h, v> * v"
+CAP = "h + strength * (min(max(<h, v>, floor), ceiling) - <h, v>) * v"
+_FORMULAS: dict[str, Callable[[torch.Tensor, torch.Tensor, Mapping[str, Any]], torch.Tensor]] = {
+    ADD: lambda h, v, about: v.expand_as(h),
+    REMOVE: lambda h, v, about: -(h @ v).unsqueeze(-1) * v,
+    CAP: lambda h, v, about: (
+        ((h @ v).clamp(about.get("floor"), about.get("ceiling")) - h @ v).unsqueeze(-1) * v
+    ),
+}
+
+
+def judge(declared: AnyIntervention) -> Verdict:
+    """What one vector, a number and a formula say is exact at any positions, which stand beside them."""
+    if isinstance(declared, PyveneSpec):
+        return Verdict("refused", "what pyvene's class does is code rather than a vector", KEEP)
+    if isinstance(declared, LowRankEditSpec):
+        return Verdict("refused", "it is two factors rather than a vector", f"`--to peft`, or {KEEP}")
+    if isinstance(declared, HeadDirectionSpec) and declared.adaptive != "none":
+        return Verdict(
+            "approximate",
+            "its strength is self-monitored, α·(1 − p), and depends on the activation; as an approximation "
+            f"{MEAN_SHIFT} is the vector",
+            f"`adaptive: none`, which is another intervention, or {KEEP}",
+        )
+    return EXACT
+
+
+def about(path: Path) -> dict[str, dict[str, Any]]:
+    """What a file's metadata says of each tensor: kind, site, layer, formula, strength, positions."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        found: dict[str, dict[str, Any]] = json.loads(file.metadata()["vectors"])
+    return found
+
+
+def _write(m: IntervenedModel, folder: Path, approximate: bool) -> Written:
+    means: Mapping[str, torch.Tensor] | None = None
+    sizes = Anatomy.of(m.model).sizes
+    tensors: dict[str, torch.Tensor] = {}
+    told: dict[str, dict[str, Any]] = {}
+    for declared, entry in zip(m.spec.interventions, m.intervenable.entries, strict=True):
+        if declared.strength == 0:
+            continue
+        positions = declared.model_dump(mode="json")["positions"]
+        for place, key in zip(entry.sites, entry.keys, strict=True):
+            edit, name = m.intervenable.interventions[key], f"{entry.name}.{place}"
+            if not edit.is_additive and getattr(edit, "is_adaptive", False):
+                means = mean_shifts(m) if means is None else means
+                tensors[name], formula = means[key].float(), {"formula": ADD, "strength": 1.0}
+            else:
+                tensors[name], formula = _vector(edit)
+            site, _, layer = place.rstrip("]").rpartition("[")
+            told[name] = {"kind": declared.kind, "site": site, "layer": int(layer)} | formula
+            told[name]["positions"] = positions
+    metadata = {
+        "format": f"subvene vectors {FORMAT}",
+        "model": m.spec.model.name,
+        "revision": m.spec.model.revision or "",
+        "n_heads": str(sizes.n_heads),
+        "head_dim": str(sizes.head_dim),
+        "convention": CONVENTION,
+        "order": json.dumps(list(tensors)),
+        "vectors": json.dumps(told),
+    }
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(tensors, folder / VECTORS, metadata=metadata)
+    (folder / CARD).write_text(_card(m), encoding="utf-8")
+
+    @torch.no_grad()
+    def logits(ids: torch.Tensor, prompt_length: int) -> torch.Tensor:
+        with _applied(m.model, folder / VECTORS, ids.shape[1], prompt_length):
+            found: torch.Tensor = m.model(input_ids=ids, use_cache=False).logits
+            return found
+
+    how = (
+        f"the formulas of {VECTORS}, at the tokens that it names, read with safetensors and applied by hooks"
+    )
+    return Written(Consumer("the file's own formulas", None, logits, how))
+
+
+def _vector(edit: ActivationIntervention) -> tuple[torch.Tensor, dict[str, Any]]:
+    strength = {"strength": float(edit.strength)}
+    if edit.is_additive:
+        vector = edit.delta(torch.zeros(1, 1, 1)).detach().float().reshape(-1)
+        return vector.clone(), {"formula": ADD} | strength
+    direction = edit.direction.detach().float().clone()
+    if isinstance(edit, CappingIntervention):
+        bounds = {"floor": float(edit.floor), "ceiling": float(edit.ceiling)}
+        finite = {name: value for name, value in bounds.items() if abs(value) != float("inf")}
+        return direction, {"formula": CAP} | finite | strength
+    return direction, {"formula": REMOVE} | strength
+
+
+@contextlib.contextmanager
+def _applied(model: Any, path: Path, length: int, prompt_length: int) -> Iterator[None]:
+    """The file alone, as somebody would use it: one row, teacher-forced."""
+    anatomy, handles = Anatomy.of(model), []
+    tensors, told = safetensors.torch.load_file(path), about(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        order = json.loads(file.metadata()["order"])
+    tokens = Tokens(
+        index=torch.arange(length).unsqueeze(0),
+        real=torch.ones(1, length, dtype=torch.bool),
+        prompt_length=torch.tensor([prompt_length]),
+        length=torch.tensor([length]),
+    )
+    try:
+        for name in order:
+            one = told[name]
+            mask = tokens.mask(parse_positions(one["positions"])).unsqueeze(-1)
+            module, is_input = component_module(model, anatomy.component(one["site"], one["layer"]))
+            handles.append(_hooked(module, tensors[name], one, mask, is_input=is_input))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hooked(
+    module: Any, vector: torch.Tensor, one: Mapping[str, Any], mask: torch.Tensor, *, is_input: bool
+) -> Any:
+    def edited(h: torch.Tensor) -> torch.Tensor:
+        wide = torch.promote_types(h.dtype, torch.float32)
+        rows = h.to(wide).view(1, -1, h.shape[-1])
+        delta = _FORMULAS[one["formula"]](rows, vector.to(rows), one)
+        return (rows + one["strength"] * delta * mask.to(rows)).to(h.dtype).view_as(h)
+
+    def before(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        h, put_back = take_input(args, kwargs)
+        return put_back(edited(h))
+
+    def after(_module: Any, _args: Any, output: Any) -> Any:
+        h, put_back = take_output(output)
+        return put_back(edited(h))
+
+    if is_input:
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after)
+
+
+def _card(m: IntervenedModel) -> str:
+    return export_card(
+        m,
+        library="safetensors",
+        relation="adapter",
+        title="interventions, as plain vectors",
+        about=f"`{VECTORS}` holds one flat float32 tensor an edited place. Its metadata (text; `vectors` is "
+        "JSON by tensor name) says of each its site, layer, formula, strength and positions, and `order` in "
+        "which order they act. The strength is not folded in; standard deviations of head directions and the "
+        f"normalisation of vectors are. Convention: {CONVENTION}.",
+        load="import json\nfrom safetensors import safe_open\n\n"
+        f'with safe_open("{VECTORS}", framework="pt") as file:\n'
+        '    told = json.loads(file.metadata()["vectors"])\n'
+        "    vectors = {name: file.get_tensor(name) for name in told}",
+    )
+
+
+EXPORT = Export("vector", judge, _write)
