@@ -42,7 +42,9 @@ def localization_flaws(spec: ExperimentSpec) -> Iterator[Flaw]:
         yield Flaw(("interventions",), expected, None, found=kinds)
         return
     edit = spec.interventions[0]
-    if edit.factors.file is not None:
+    if edit.factors is None:
+        yield Flaw(("interventions", 0, "factors"), "the key that `fit:` gives", None, found="none")
+    elif edit.factors.file is not None:
         yield Flaw(("interventions", 0, "factors", "file"), "nothing, since edits are trained", edit.factors)
     if edit.layer is not None:
         yield Flaw(("interventions", 0, "layer"), "nothing, since arms edit different layers", edit.layer)

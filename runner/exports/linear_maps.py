@@ -69,18 +69,18 @@ def changes(m: IntervenedModel, *, approximate: bool = False) -> list[Change]:
                     raise ExportError(f"{entry.name} ({declared.kind}) at {place}: no affine map; {KEEP}")
                 means = mean_shifts(m) if means is None else means
                 affine = Affine.constant(means[key])
-            at = (int(layer), site)
-            composed[at] = composed[at].then(affine) if at in composed else affine
-            names.setdefault(at, []).append(f"{entry.name} ({declared.kind})")
+            where = (int(layer), site)
+            composed[where] = composed[where].then(affine) if where in composed else affine
+            names.setdefault(where, []).append(f"{entry.name} ({declared.kind})")
     found: dict[str, Change] = {}
     problems: list[str] = []
-    for layer, site in sorted(composed, key=lambda at: (at[0], _ORDER.index(at[1]))):
-        affine = composed[layer, site]
+    for block, site in sorted(composed, key=lambda at: (at[0], _ORDER.index(at[1]))):
+        affine = composed[block, site]
         try:
-            path = _path_for(anatomy, site, layer, is_constant=not len(affine.a))
+            path = _path_for(anatomy, site, block, is_constant=not len(affine.a))
             found[path] = _changed(m.model, found.get(path) or _unchanged(m.model, path), site, affine)
         except ExportError as error:
-            problems += [f"{name} at {site}[{layer}]: {error}" for name in names[layer, site]]
+            problems += [f"{name} at {site}[{block}]: {error}" for name in names[block, site]]
     if problems:
         raise ExportError("\n".join(problems))
     return list(found.values())

@@ -74,7 +74,9 @@ def evidence(arms: Sequence[Mapping[str, Any]], level: float) -> list[dict[str, 
     for family in ("iti", "edit"):
         probed = next((arm for arm in arms if arm["group"] == f"{family}_probed"), None)
         draws = [arm for arm in arms if arm["group"] == f"{family}_random"]
-        for metric in _shared([probed, *draws]) if probed and draws else ():
+        if probed is None or not draws:
+            continue
+        for metric in _shared([probed, *draws]):
             values = [arm["metrics"][metric] for arm in draws]
             own = {"family": family} | among_draws(probed["metrics"][metric], values, metric, level)
             found.append(own)

@@ -188,8 +188,9 @@ class _Localization:
         keys = [question.key for question in self.tested]
         untouched = arms.make(None, self.spec.seed, None, bake=False)
         measured = self._measured("baseline", untouched, original, ledger)
-        about = {"name": "baseline", "group": "baseline", "family": "none", "heads": None, "n_heads": None}
-        about |= {"probe_accuracy": None, "candidates": [], "point": {}, "artifact": None, "training": None}
+        about: dict[str, Any] = {"name": "baseline", "group": "baseline", "family": "none"}
+        about |= {"heads": None, "n_heads": None, "probe_accuracy": None, "candidates": [], "point": {}}
+        about |= {"artifact": None, "training": None}
         records, samples = [about | _merged(measured)], {"baseline": Sample.of(measured, keys)}
         for planned in self.arms:
             candidate, tried = self._chosen(planned, arms, ledger)
@@ -252,9 +253,9 @@ class _Localization:
             work=arms.work,
             probed=probed,
         )
-        for (identity, request), fitted in zip(missing, trained, strict=True):
+        for (key, request), fitted in zip(missing, trained, strict=True):
             about = {"model": self.spec.model.name, **fitted.provenance}
-            arms.keep_fit(identity, Fitted(fitted.tensors, about))
+            arms.keep_fit(key, Fitted(fitted.tensors, about))
             self._told(f"{request.name}: training", was_done=False)
 
     def _arm(self, planned: Planned, candidate: Candidate, arms: Arms) -> Arm:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import plotly.graph_objects as go
@@ -98,7 +99,7 @@ def singles(results: Results) -> Html | None:
         made = figures.against(
             edited,
             _accuracy,
-            lambda arm, m=metric: value_of(arm, m),
+            partial(value_of, metric=metric),
             ("probing accuracy", metric_label(metric)),
         )
         several = {group: found for group, found in edited.items() if len(found) > 1}
@@ -215,7 +216,8 @@ def _singles_in_words(found: Mapping[str, Any]) -> str:
         reach = f"; {found['reach']} of {found['n']} do at least as well as the edit of all probed heads"
     return (
         f"{METRICS.get(found['metric'], found['metric'])} of {count(found['n'], 'edit')} of one head "
-        f"each{reach}. The {'lowest' if lower else 'highest'} is {best}, and as the best of several it flatters that head."
+        f"each{reach}. The {'lowest' if lower else 'highest'} is {best}, and "
+        "as the best of several it flatters that head."
     )
 
 

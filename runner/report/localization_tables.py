@@ -112,7 +112,8 @@ def group_label(group: str, n: int = 1) -> str:
 def arm_label(arm: Arm) -> str:
     """`edit, random heads 3`."""
     _, _, last = arm["name"].rpartition("_")
-    return GROUPS.get(arm["group"], arm["name"]) + (f" {last}" if last.isdecimal() else "")
+    group = GROUPS.get(arm["group"]) or str(arm["name"])
+    return group + (f" {last}" if last.isdecimal() else "")
 
 
 def metrics_of(results: Results) -> list[str]:

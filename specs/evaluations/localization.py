@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, AllowInfNan, Field, Strict
@@ -13,17 +13,10 @@ from subvene.specs._flaws import Expect
 from subvene.specs.evaluations.base import BaseEvaluation
 from subvene.specs.recipes.localized_edit import Positive
 
-ARMS = (
-    "iti_probed",
-    "iti_random",
-    "edit_probed",
-    "edit_random",
-    "edit_single",
-    "edit_all",
-    "lora",
-)
+Group = Literal["iti_probed", "iti_random", "edit_probed", "edit_random", "edit_single", "edit_all", "lora"]
+GROUPS: tuple[Group, ...] = get_args(Group)
 
-_ARMS = f"a non-empty list of different arms: {', '.join(ARMS)}"
+_ARMS = f"a non-empty list of different arms: {', '.join(GROUPS)}"
 _POSITIVE = "a non-empty list of different numbers above 0"
 
 Positives = Annotated[tuple[Positive, ...], MinLen(1), AfterValidator(different), Expect(_POSITIVE)]
@@ -73,16 +66,11 @@ class LocalizationSpec(BaseEvaluation):
         default="localization", description="Probed heads against random ones, single ones and all."
     )
     arms: Annotated[
-        tuple[
-            Literal[
-                "iti_probed", "iti_random", "edit_probed", "edit_random", "edit_single", "edit_all", "lora"
-            ],
-            ...,
-        ],
+        tuple[Group, ...],
         MinLen(1),
         AfterValidator(different),
         Expect(_ARMS),
-    ] = Field(default=ARMS, description="Which arms there are; the untouched model is always one.")
+    ] = Field(default=GROUPS, description="Which arms there are; the untouched model is always one.")
     random: Draws = Field(default=16, description="Draws of as many random heads as are probed.")
     single: Draws = Field(default=24, description="Heads drawn to be edited alone.")
     test: Fraction = Field(

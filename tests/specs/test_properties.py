@@ -124,7 +124,7 @@ def _with_another_structure(draw: st.DrawFn) -> Any:
     return root["root"]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(_with_another_structure(), st.sampled_from(["yaml", "json"]))
 def test_a_spoilt_spec_is_read_or_its_problems_have_a_place(data: Any, format: str) -> None:
     outcome(json.dumps(data) if format == "json" else yaml.safe_dump(data), format)
@@ -138,7 +138,7 @@ _snippets = st.text(max_size=4) | st.sampled_from(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from(TEXTS),
     st.lists(st.tuples(st.floats(0, 1), st.integers(0, 20), _snippets), min_size=1, max_size=4),
