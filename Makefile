@@ -5,6 +5,8 @@
 
 PYTHON ?= python3
 BENCH_ARGS ?=
+# A file of tests is one worker's: what its tests share is made once.
+TEST_ARGS ?= -n 2 --dist loadfile
 FUZZ_ARGS ?=
 
 SHELL := bash
@@ -58,10 +60,10 @@ demo: env ## steer a real model from examples/quickstart.yaml
 	$(BIN)/subvene run examples/quickstart.yaml
 
 test: env ## run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TEST_ARGS)
 
 test-fast: env ## run the tests that do not load SmolLM2
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest $(TEST_ARGS) -m 'not slow'
 
 # Tools that read exports, each in an environment of its own: they need other versions than the project pins.
 # The tests in tests/consumers skip without one, so `make test` runs none of them.
