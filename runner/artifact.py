@@ -28,6 +28,7 @@ from subvene.runner.card import model_card
 from subvene.runner.intervenable import IntervenableModel
 from subvene.runner.packing import TENSORS, self_contained, with_file
 from subvene.runner.receipt import Receipt
+from subvene.runner.regular_file import open_regular
 from subvene.specs import InterventionSpec, SubveneError, dump_spec, parse_spec
 
 SPEC, FINGERPRINT, CARD = "intervention.yaml", "fingerprint.json", "README.md"
@@ -193,7 +194,8 @@ def read(folder: Path, *, links_into: Sequence[Path] = ()) -> Artifact:
     try:
         tensors = safetensors.torch.load(content[TENSORS])
         header = json.loads(content[TENSORS][8 : 8 + int.from_bytes(content[TENSORS][:8], "little")])
-        about = dict(json.loads(header.get("__metadata__", {}).get("subvene", "{}")))
+        # safetensors takes null for no metadata.
+        about = dict(json.loads((header.get("__metadata__") or {}).get("subvene", "{}")))
         provenance = dict(about.get("provenance", {}))
     except (safetensors.SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{folder / TENSORS}: not a readable safetensors file ({error})") from error
@@ -218,8 +220,8 @@ def checked_files(folder: Path, *, links_into: Sequence[Path] = ()) -> dict[str,
         raise ArtifactError(
             f"{folder / FINGERPRINT}: format {fingerprint.get('format')!r}, this subvene reads {FORMAT!r}"
         )
-    for name in sorted({SPEC, TENSORS, *hashes}):
-        if Path(name).name != name or not name.isprintable():
+    for name in sorted({SPEC, TENSORS, *hashes}, key=str):
+        if not isinstance(name, str) or Path(name).name != name or not name.isprintable():
             raise ArtifactError(f"{folder / FINGERPRINT}: {name!r} is not a plain file name")
         content[name] = _bytes(folder, name, links_into)
         # People edit a card on the Hub, and nothing here reads it; everything else is as it was saved.
@@ -260,14 +262,19 @@ def _model_fingerprint(model: torch.nn.Module) -> dict[str, Any]:
 
 def _bytes(folder: Path, name: str, links_into: Sequence[Path]) -> bytes:
     path = folder / name
-    if not path.is_file():
-        raise ArtifactError(f"{path}: missing; the artifact is incomplete")
-    if path.is_symlink():
-        # Read where it leads, and not through it: what was judged is what is read.
-        path = path.resolve()
-        if not any(path.is_relative_to(place.resolve()) for place in (folder, *links_into)):
-            raise ArtifactError(f"{folder / name}: a link that leaves the artifact's folder")
-    return path.read_bytes()
+    try:
+        if not path.is_file():
+            raise ArtifactError(f"{path}: missing; the artifact is incomplete")
+        if path.is_symlink():
+            # Read where it leads, and not through it: what was judged is what is read.
+            path = path.resolve()
+            if not any(path.is_relative_to(place.resolve()) for place in (folder, *links_into)):
+                raise ArtifactError(f"{folder / name}: a link that leaves the artifact's folder")
+        # Nor through a link that has taken the file's place since.
+        with open_regular(path, follow=False) as stream:
+            return stream.read()
+    except OSError as error:
+        raise ArtifactError(f"{folder / name}: cannot be read ({error.strerror})") from error
 
 
 def _path(loc: tuple[Any, ...]) -> str:

@@ -19,6 +19,7 @@ from subvene.runner.cli.chat import chat
 from subvene.runner.cli.export import export
 from subvene.runner.cli.fit import fit
 from subvene.runner.cli.generate import generate
+from subvene.runner.cli.import_ import import_
 from subvene.runner.cli.judge import judge_app
 from subvene.runner.cli.project import project
 from subvene.runner.cli.pull import pull
@@ -66,6 +67,7 @@ app = typer.Typer(
 )
 for command in (validate, schema, fit, generate, chat, show, run, project, screen, export, push, pull):
     app.command(epilog=EPILOG)(command)
+app.command("import", epilog=EPILOG)(import_)
 app.add_typer(judge_app)
 
 

@@ -1,0 +1,31 @@
+"""Opening a file that somebody else may have made, or may be changing: a regular one, and that very one."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from pathlib import Path
+
+
+def open_regular(path: Path, *, follow: bool = True) -> io.BufferedReader:
+    """Open a regular file for reading, unbuffered by what its name may lead to a moment later.
+
+    Args:
+        path: the file.
+        follow: whether its last part may be a link; False where links have been judged already, so that one
+            that has taken the file's place since is refused.
+
+    Raises:
+        OSError: no such file, a link that is not followed, or a pipe, device or folder.
+    """
+    # Without blocking: a pipe of that name would wait for a writer. Windows has neither flag, nor such pipes.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    if not follow:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+    stream = os.fdopen(os.open(path, flags), "rb")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "not a regular file")
+    return stream
