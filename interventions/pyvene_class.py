@@ -200,6 +200,9 @@ def make_inner(options: dict[str, Any], state: dict[str, torch.Tensor]) -> torch
         components, mean, std = (state[part].detach().cpu().numpy() for part in _PCA_STATE)
         kwargs |= {"pca": types.SimpleNamespace(components_=components), "pca_mean": mean, "pca_std": std}
     inner = getattr(pyvene, name)(**kwargs)
+    if options["subspace_partition"] is not None:
+        # pyvene takes two numbers for the ends of a range: [3, 7] would be 3, 4, 5 and 6.
+        inner.subspace_partition = [list(part) for part in options["subspace_partition"]]
     if name == "AutoencoderIntervention":
         # pyvene indexes the latent by this tensor; its default, the width, is no index at all.
         inner.set_interchange_dim(torch.arange(options["latent_dim"]))

@@ -149,9 +149,17 @@ def test_subspaces(stock: Stock, table: Callable[..., Any], sizes: Sizes) -> Non
         assert not torch.allclose(expected, inner(h.clone(), source))
 
 
+def test_a_subspace_of_two_dimensions_is_these_two(table: Callable[..., Any], sizes: Sizes) -> None:
+    (stock,) = (c for c in EDITING if c.name == "AdditionIntervention")
+    h = rows().view(2, 5, WIDTH)
+    edit = build(stock, stock.make(), table, sizes, subspaces=(0,), subspace_partition=((0, 3), (1, 2)))
+    changed = (edit(h) != h).flatten(0, -2).any(0)
+    assert changed.nonzero().flatten().tolist() == [0, 3]
+
+
 @pytest.mark.parametrize("stock", [c for c in EDITING if c.basis], ids=repr)
 def test_subspace_partition(stock: Stock, table: Callable[..., Any], sizes: Sizes) -> None:
-    partition = ((0, 2, 4), (1, 3))
+    partition = ((0, 2), (1, 3, 4))
     inner, h = stock.make(subspace_partition=[list(part) for part in partition]), rows()
     edit = build(stock, inner, table, sizes, subspaces=(1,), subspace_partition=partition)
     source = SOURCE.expand(10, WIDTH) if stock.has_source else None

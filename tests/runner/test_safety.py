@@ -370,29 +370,27 @@ def test_what_was_hashed_is_what_is_used(
     saved: Path, monkeypatch: pytest.MonkeyPatch, name: str, moment: str
 ) -> None:
     expected = artifact.read(saved)
-    evil, real, swapped = other_content(name, saved), artifact.hashlib.sha256, []
-    assert evil != (saved / name).read_bytes()
+    evil, whole = other_content(name, saved), (saved / name).read_bytes()
+    real, swapped = artifact.hashlib.sha256, []
+    assert evil != whole
 
     def sha256(data: bytes) -> Any:
-        found = None
-        if moment == "after the hash":
-            found = real(data)
-        (saved / name).write_bytes(evil)
-        swapped.append(len(data))
-        return real(data) if found is None else found
+        # Only at this file's own hash: what is swapped earlier is read, and refused for its hash.
+        vouched_for = real(data) if moment == "after the hash" else None
+        if data == whole:
+            (saved / name).write_bytes(evil)
+            swapped.append(name)
+        return real(data) if vouched_for is None else vouched_for
 
     monkeypatch.setattr(artifact.hashlib, "sha256", sha256)
-    refused = None
-    try:
-        found = artifact.read(saved)
-    except ArtifactError as error:  # it was swapped before it was read, and so its hash differs
-        refused = str(error)
-    if refused is None:
-        assert found.spec == expected.spec
-        assert torch.equal(found.tensors["v.block_output[1]"], expected.tensors["v.block_output[1]"])
-    else:
-        assert "truncated or altered" in refused
-    assert swapped
+    found = artifact.read(saved)
+    assert swapped == [name]
+    assert (saved / name).read_bytes() == evil
+    assert found.spec == expected.spec
+    assert torch.equal(found.tensors["v.block_output[1]"], expected.tensors["v.block_output[1]"])
+    monkeypatch.undo()
+    with pytest.raises(ArtifactError, match="truncated or altered"):
+        artifact.read(saved)
 
 
 def test_files_that_change_all_the_time(saved: Path) -> None:
