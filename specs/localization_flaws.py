@@ -46,6 +46,11 @@ def localization_flaws(spec: ExperimentSpec) -> Iterator[Flaw]:
         yield Flaw(("interventions", 0, "factors"), "the key that `fit:` gives", None, found="none")
     elif edit.factors.file is not None:
         yield Flaw(("interventions", 0, "factors", "file"), "nothing, since edits are trained", edit.factors)
+    wanted = {"write_heads": "all", "read_heads": "all", "strength": 1.0, "positions": "all"}
+    for name, value in wanted.items():
+        if (found := getattr(edit, name)) != value:
+            expected = f"{value}, since edits are measured as they are trained"
+            yield Flaw(("interventions", 0, name), expected, found)
     if edit.layer is not None:
         yield Flaw(("interventions", 0, "layer"), "nothing, since arms edit different layers", edit.layer)
 

@@ -278,22 +278,19 @@ class _Comparison:
         if condition.choose is None:
             return grid
         metric, (_, measure) = condition.choose.by, self.questions[0]
-        recipe, tuning = self.spec.fit, self.tuning(fold)
-        if (
-            tuning is None
-            or not isinstance(recipe, ITISpec | LocalizedEditSpec)
-            or (share := recipe.validation) is None
-        ):
+        tuning = self.tuning(fold) or []
+        cells = [_Cell(condition, seed, fold, point) for point in grid]
+        # A point may hold out other questions than the next; those are asked that no fit of them has seen.
+        held = [_held_out(declared, tuning, seed) for cell in cells if (declared := self._variant(cell))]
+        validation = [q for q in tuning if all(q.key in keys for keys in held)]
+        if not validation:
             raise SubveneError(
-                f"condition {condition.name}: `choose` needs a fit that learns from questions, and a share "
-                "of them in `fit.validation`"
+                f"condition {condition.name}: `choose` needs a fit that learns from questions, and questions "
+                "that all points of the sweep hold out (`fit.validation`, `fit.seed`, `fit.data.limit`)"
             )
-        seen = used(recipe.data, tuning) if isinstance(recipe, LocalizedEditSpec) else tuning
-        held = validation_keys(seen, share, _own_seed(recipe, seed))
-        validation = [q for q in tuning if q.key in held]
         scored: list[tuple[float, dict[str, Any]]] = []
-        for point in grid:
-            arm = self._arm(_Cell(condition, seed, fold, point), arms)
+        for cell in cells:
+            point, arm = cell.point, self._arm(cell, arms)
             told = _told(step, f"{condition.name} {_in_words(point)} on validation", seed, fold)
             value = measure.measure(arm, validation, ledger, told, only=metric).metrics.get(metric)
             if value is None:
@@ -314,13 +311,16 @@ class _Comparison:
         self.chosen[condition.name, seed, fold] = best
         return [best]
 
-    def _arm(self, cell: _Cell, arms: Arms) -> Arm:
+    def _variant(self, cell: _Cell) -> ExperimentSpec | None:
         inherited = {
             name: point
             for (name, seed, fold), point in self.chosen.items()
             if (seed, fold) == (cell.seed, cell.fold)
         }
-        declared = variant(self.spec, cell.condition, cell.point, inherited)
+        return variant(self.spec, cell.condition, cell.point, inherited)
+
+    def _arm(self, cell: _Cell, arms: Arms) -> Arm:
+        declared = self._variant(cell)
         return arms.make(declared, cell.seed, self.tuning(cell.fold), bake=cell.condition.bake)
 
     def _measured(
@@ -398,10 +398,15 @@ def _about(questions: Sequence[Question]) -> dict[str, Any]:
     }
 
 
-def _own_seed(recipe: ITISpec | LocalizedEditSpec, seed: int) -> int:
-    """The seed that a recipe holds questions out by: its own if it has one, or the experiment's."""
-    own = recipe.seed if isinstance(recipe, LocalizedEditSpec) else None
-    return seed if own is None else own
+def _held_out(declared: ExperimentSpec, tuning: Sequence[Question], seed: int) -> frozenset[str]:
+    """Keys of the questions that the fit of a variant holds out for validation."""
+    recipe = declared.fit
+    if isinstance(recipe, ITISpec):
+        return validation_keys(tuning, recipe.validation, seed)
+    if not isinstance(recipe, LocalizedEditSpec):
+        return frozenset()
+    own = seed if recipe.seed is None else recipe.seed
+    return validation_keys(used(recipe.data, tuning), recipe.validation or 0.0, own)
 
 
 def _told(step: Callable[[str, Any], None], name: str, seed: int, fold: int) -> Progress:

@@ -20,8 +20,9 @@ from subvene.runner.intervened import IntervenedModel
 from subvene.runner.refusals import refuse_compiled
 
 EQUIVALENCE = "equivalence.json"
-#: Of the largest logit: what rounding never explains in full precision.
-TOLERANCE = 1e-3
+#: What rounding never explains in full precision: more than a part of the largest logit, or of what the edit
+#: itself does where that is more than rounding.
+TOLERANCE, OF_EFFECT, ROUNDING = 1e-3, 0.05, 2e-5
 
 
 def export(
@@ -69,6 +70,8 @@ def export(
         record |= _measured(m, written.consumer, texts, exactness) | dict(written.record)
         packages = ("subvene", "torch", "transformers", "pyvene")
         record["versions"] = {package: version(package) for package in packages}
+        # Before the card is finished, which is one of them: what a later export may replace.
+        record["files"] = sorted({EQUIVALENCE, *(path.name for path in temporary.iterdir())})
         text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         (temporary / EQUIVALENCE).write_text(text, encoding="utf-8")
         add_measurement(temporary, record)
@@ -81,10 +84,19 @@ def check_free(folder: Path) -> None:
     Raises:
         ExportError: something else is there.
     """
-    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not is_free and not (folder / EQUIVALENCE).is_file():
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        files = set(json.loads((folder / EQUIVALENCE).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(
-            f"{folder} exists and holds no export (no {EQUIVALENCE}); choose another place, or remove it"
+            f"{folder} exists and holds no export (no readable {EQUIVALENCE}); choose another place, or "
+            "remove it"
+        ) from error
+    if others := sorted(path.name for path in folder.iterdir() if path.name not in files):
+        raise ExportError(
+            f"{folder} holds more than the export that is there ({', '.join(others[:3])}"
+            f"{', …' if len(others) > 3 else ''}), which would be lost; choose another place"
         )
 
 
@@ -111,7 +123,9 @@ def _measured(
         kls_untouched.append(_kl(expected, untouched))
         largest = max(largest, float(expected.abs().max()))
     worst, dtype = max(differences), m.model.dtype
-    if exactness == "exact" and dtype.itemsize >= 4 and worst > TOLERANCE * max(1.0, largest):
+    scale = max(1.0, largest)
+    allowed = min(TOLERANCE * scale, max(ROUNDING * scale, OF_EFFECT * max(effects)))
+    if exactness == "exact" and dtype.itemsize >= 4 and worst > allowed:
         raise ExportError(
             f"{consumer.name} gives logits that differ by up to {worst:.3g} (they reach {largest:.3g}) from "
             "those of the intervened model, though this export should be exact; nothing was written. Please "

@@ -31,7 +31,8 @@ VECTORS = "vectors.safetensors"
 FORMAT = "1"
 CONVENTION = (
     "layer is the 0-based index of the decoder block; block_output[l] is the residual stream after block l "
-    "(transformers' hidden_states[l + 1]); attention_heads[l] is the input of the attention's output "
+    "(transformers' hidden_states[l + 1], except for the last block, where that is after the final norm); "
+    "attention_heads[l] is the input of the attention's output "
     "projection, all heads concatenated, head h at h*head_dim to (h+1)*head_dim; attention_output and "
     "mlp_output are what those parts of the block give, before they are added to the residual stream"
 )

@@ -171,6 +171,12 @@ class HeadDirections(Importer):
         if (found < 0).any():
             raise self.refuse("sigma holds negative values, and standard deviations are none")
         if self.sigma.shape in self._grids(sizes):
+            flat = [layer * sizes.n_heads + head for layer, head in self.heads]
+            if self.sigma.ndim == 1 and len(flat) == len(found) and flat != sorted(flat):
+                raise self.refuse(
+                    f"sigma has {len(found)} values, by head number or in the order of the heads, which "
+                    "differ here; give it as [layers, heads]"
+                )
             return found
         sigma = torch.ones(sizes.n_layers * sizes.n_heads)
         for (layer, head), value in zip(self.heads, found, strict=True):

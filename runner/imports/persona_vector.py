@@ -85,6 +85,11 @@ class PersonaVector(Importer):
             for layer in layers
         )
         statements = [f"row {layer + 1} of the file is {_SITE}[{layer}]" for layer in layers]
+        if (last := anatomy.sizes.n_layers - 1) in layers:
+            statements.append(
+                f"row {last + 1} was read after the model's final norm, if the file comes from "
+                f"transformers' hidden_states, and {_SITE}[{last}] is before it: better choose another layer"
+            )
         statements += [
             "row 0, the embeddings, is left out: it is the output of no block",
             f"norms are kept; coefficient {strength:g} at positions {positions!r}",

@@ -49,7 +49,8 @@ def among_draws(probed: float, draws: Sequence[float], metric: str, level: float
     sd = float(np.std(draws, ddof=1)) if n > 1 else None
     at_least = sum(sign * draw >= sign * probed for draw in draws)
     test, prediction = None, None
-    if sd:
+    # Draws that are equal differ by rounding.
+    if sd is not None and sd > 1e-9 * max(1.0, abs(mean)):
         found = stats.ttest_1samp(draws, probed)
         test = {"t": float(found.statistic), "df": n - 1, "p": float(found.pvalue)}
         reach = float(stats.t.ppf((1 + level) / 2, n - 1)) * sd * math.sqrt(1 + 1 / n)

@@ -20,7 +20,7 @@ from subvene.runner.comparison.measures import DivergenceMeasure, Measured, Trut
 from subvene.runner.fitting import check_reach
 from subvene.runner.identity import environment, git_state
 from subvene.runner.intervened import IntervenedModel
-from subvene.runner.ledger import Ledger
+from subvene.runner.ledger import Ledger, digest
 from subvene.runner.localization import evidence
 from subvene.runner.localization.plan import Candidate, Planned, declared_of, edits_of, plan
 from subvene.runner.localization.samples import Resamples, Sample, interval
@@ -31,6 +31,7 @@ from subvene.runner.recipes import RECIPES, Fitted
 from subvene.runner.recipes.localized_edit import (
     Probed,
     Request,
+    epoch_losses,
     fit_localized_edits,
     lora_experiment,
     probe_heads,
@@ -39,7 +40,8 @@ from subvene.runner.report.localization import write_localization_report
 from subvene.runner.report.localization_tables import write_localization_tables
 from subvene.runner.report.tables import write_json
 from subvene.runner.text import pad_id_of
-from subvene.runner.training.lora import trained_lora
+from subvene.runner.training.experiments import Experiment, Trained
+from subvene.runner.training.lora import check_peft, trained_lora
 from subvene.runner.truthfulqa.data import Question, data_sha256, version_of
 from subvene.runner.truthfulqa.splits import held_out, limited, validation_keys
 from subvene.specs import (
@@ -149,6 +151,8 @@ class _Localization:
 
     def check(self, sizes: Sizes) -> None:
         """Find out what is wrong before the model is loaded."""
+        if any(arm.family == "lora" for arm in self.arms):
+            check_peft()
         for arm in self.arms:
             for candidate in arm.candidates:
                 check_reach(candidate.variant, sizes)
@@ -177,7 +181,10 @@ class _Localization:
         each = self.measure.steps() + (0 if self.divergence is None else self.divergence.steps())
         choosing = self.measure.steps(only=self.asked.selection.by)
         tried = sum(len(arm.candidates) for arm in self.arms if len(arm.candidates) > 1)
-        return 1 + len(edits_of(self.arms)) + tried * choosing + (1 + len(self.arms)) * each
+        loras = [len(arm.candidates) for arm in self.arms if arm.family == "lora"]
+        # A LoRA that is chosen among several is made once more to be measured.
+        trained = len(edits_of(self.arms)) + sum(n + (n > 1) for n in loras)
+        return 1 + trained + tried * choosing + (1 + len(self.arms)) * each
 
     def run(self, arms: Arms, ledger: Ledger, output: Path) -> dict[str, Any]:
         """Do every unit that is not done, and put the results together."""
@@ -194,7 +201,7 @@ class _Localization:
         records, samples = [about | _merged(measured)], {"baseline": Sample.of(measured, keys)}
         for planned in self.arms:
             candidate, tried = self._chosen(planned, arms, ledger)
-            arm = self._arm(planned, candidate, arms)
+            arm = self._arm(planned, candidate, arms, ledger)
             measured = self._measured(planned.name, arm, original, ledger)
             samples[planned.name] = Sample.of(measured, keys)
             record = self._record(planned, candidate, tried, arm, probed, arms) | _merged(measured)
@@ -258,13 +265,13 @@ class _Localization:
             arms.keep_fit(key, Fitted(fitted.tensors, about))
             self._told(f"{request.name}: training", was_done=False)
 
-    def _arm(self, planned: Planned, candidate: Candidate, arms: Arms) -> Arm:
+    def _arm(self, planned: Planned, candidate: Candidate, arms: Arms, ledger: Ledger) -> Arm:
         if planned.family == "lora":
-            return self._lora(candidate, arms)
+            return self._lora(candidate, arms, ledger)
         return arms.make(candidate.variant, self.spec.seed, self.tuning, bake=False)
 
-    def _lora(self, candidate: Candidate, arms: Arms) -> Arm:
-        """The model with an adapter on all output projections, trained when it is first opened."""
+    def _lora(self, candidate: Candidate, arms: Arms, ledger: Ledger) -> Arm:
+        """The model with an adapter on all output projections; its training is kept as a checkpoint."""
         recipe = candidate.recipe
         if not isinstance(recipe, LocalizedEditSpec):
             raise TypeError("a LoRA is trained by the recipe localized_edit")
@@ -281,10 +288,17 @@ class _Localization:
             examples = encode(recipe.data, self.tuning, arms.tokenizer)
             experiment = lora_experiment(Request("lora", recipe, self.spec.seed), examples, anatomy.sizes)
             pad_id, work = pad_id_of(arms.tokenizer), arms.work / "training"
-            with trained_lora(anatomy, examples, experiment, pad_id=pad_id, folder=work):
+            with trained_lora(anatomy, examples, experiment, pad_id=pad_id, folder=work) as trained:
+                ledger.do(fit, lambda: _told_of(trained, experiment))
                 yield IntervenedModel.plain(arms.model, arms.tokenizer, name="lora")
 
-        return Arm(None, False, identity, None, opened)
+        fit = identity | {"unit": "fit"}
+        was_done = ledger.has(fit)
+        if not was_done:
+            with opened():
+                pass
+        self._told(f"{_named('lora', candidate.point)}: training", was_done=was_done)
+        return Arm(None, False, identity, ledger.results[digest(fit)], opened)
 
     # Choosing and measuring --------------------------------------------------------------------------------
 
@@ -294,7 +308,7 @@ class _Localization:
             return planned.candidates[0], []
         metric, tried, best = self.asked.selection.by, [], None
         for candidate in planned.candidates:
-            arm = self._arm(planned, candidate, arms)
+            arm = self._arm(planned, candidate, arms, ledger)
             name = f"{_named(planned.name, candidate.point)} on validation"
             measured = self.measure.measure(arm, self.validation, ledger, self._progress(name), only=metric)
             value = measured.metrics.get(metric)
@@ -322,7 +336,7 @@ class _Localization:
         probed: Probed,
         arms: Arms,
     ) -> dict[str, Any]:
-        provenance = {} if arm.fitted is None else arm.fitted["provenance"]
+        provenance = (arm.fitted or {}).get("provenance", {})
         heads: dict[str, list[int]] | None = provenance.get("heads")
         accuracy = None
         if heads is not None:
@@ -371,6 +385,7 @@ class _Localization:
                 "train": len(self.seen) - len(self.held_out),
                 "validation": len(self.held_out),
                 "test": len(self.tested),
+                "tuning": len(self.tuning),
                 "pairs": next((r["training"]["pairs"] for r in records if r["training"]), 0),
             },
             "probes": {"accuracy": probed.accuracy.tolist(), "chance": probed.chance},
@@ -399,6 +414,19 @@ class _Localization:
             self._told(f"{name}: {what}", was_done=was_done)
 
         return told
+
+
+def _told_of(trained: Trained, experiment: Experiment) -> dict[str, Any]:
+    """What is recorded of a LoRA's training, as edits have it in their provenance."""
+    return {
+        "provenance": {
+            "steps": len(trained.losses),
+            "best_step": trained.best_step,
+            "pairs": len(experiment.train),
+            "epoch_losses": epoch_losses(trained, experiment),
+            "evaluations": list(trained.evaluations),
+        }
+    }
 
 
 def _merged(measured: Sequence[Measured]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from subvene.runner.comparison.summary import METRICS
-from subvene.runner.localization.samples import LOWER_IS_BETTER
 
 Results = Mapping[str, Any]
 _NAMES = {"iti": "ITI", "edit": "trained edits"}
@@ -40,12 +39,14 @@ def verdict(results: Results) -> list[str]:
 
 
 def _tested(results: Results) -> str:
-    split, heads = results["split"], _heads(results)
+    split, heads, chosen = results["split"], _heads(results), results["selection"]["questions"]
     return (
-        f"Tested on {split['test']} questions that nothing was fitted or chosen on (trained on "
-        f"{split['pairs']} pairs of {split['train']} questions; strengths and steps chosen on "
-        f"{split['validation']}){f', at sets of {heads} heads' if heads else ''}, with one split and one "
-        "seed of training."
+        f"Tested on {split['test']} questions that nothing was fitted or chosen on"
+        f"{f', at sets of {heads} heads' if heads else ''}, with one split and one seed of training. Edits "
+        f"were trained on {split['pairs']} pairs of {split['train']} questions, their best step chosen on "
+        f"{split['validation']} others; ITI's directions and the probes come from all answers to "
+        f"{split['tuning']} questions. Where several strengths or τ were tried, the best on {chosen} of the "
+        "questions that no edit was trained on was taken."
     )
 
 
@@ -83,7 +84,6 @@ def _differences(results: Results, metric: str) -> list[str]:
 
 def _special(one: Mapping[str, Any]) -> str:
     rank, name = one["rank"], METRICS[one["metric"]]
-    best = "fewer" if one["metric"] in LOWER_IS_BETTER else "more"
     low, high = min(one["random"]), max(one["random"])
     first = (
         f"{name}, {_NAMES[one['family']]}: {rank['at_least']} of {rank['n']} random sets do at least as "
@@ -91,9 +91,10 @@ def _special(one: Mapping[str, Any]) -> str:
         f"rank p = {rank['p']:.3f}"
     )
     smallest = 1 / (1 + rank["n"])
-    if rank["p"] <= 1 - one["level"]:
-        end = f": {best} than chance would give; by this test the probed heads are special"
-    elif smallest > 1 - one["level"]:
+    alpha = 1 - one["level"] + 1e-12  # 1 - 0.9 is less than 0.1
+    if rank["p"] <= alpha:
+        end = ", fewer than chance would give: by this test the probed heads are special"
+    elif smallest > alpha:
         end = (
             f": with {rank['n']} draws the smallest p there can be is {smallest:.3f}, so this test could not "
             "have called any set special"

@@ -301,6 +301,13 @@ def _tensors(spec: LocalizedEditSpec, trained: Trained, sizes: Sizes) -> dict[st
     return tensors
 
 
+def epoch_losses(trained: Trained, experiment: Experiment) -> list[float]:
+    """The mean loss of the steps of each epoch."""
+    per_epoch = experiment.steps_per_epoch
+    epochs = [trained.losses[i : i + per_epoch] for i in range(0, len(trained.losses), per_epoch)]
+    return [round(sum(losses) / len(losses), 6) for losses in epochs]
+
+
 def _provenance(
     request: Request,
     experiment: Experiment,
@@ -310,8 +317,6 @@ def _provenance(
     probed: Probed | None,
 ) -> dict[str, Any]:
     spec = request.spec
-    per_epoch = experiment.steps_per_epoch
-    epochs = [trained.losses[i : i + per_epoch] for i in range(0, len(trained.losses), per_epoch)]
     about: dict[str, Any] = {
         "recipe": spec.recipe,
         "key": spec.key,
@@ -338,7 +343,7 @@ def _provenance(
         "steps": len(trained.losses),
         "best_step": trained.best_step,
         "stopped_early": trained.stopped_early,
-        "epoch_losses": [round(sum(losses) / len(losses), 6) for losses in epochs],
+        "epoch_losses": epoch_losses(trained, experiment),
         "evaluations": [
             {name: value if name == "step" else round(value, 6) for name, value in one.items()}
             for one in trained.evaluations

@@ -66,6 +66,16 @@ class LoraEdits:
             self.switch(on=False)
 
 
+def check_peft() -> None:
+    """Check that peft is there.
+
+    Raises:
+        TrainingError: it is not.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise TrainingError("a LoRA needs the package peft: pip install 'subvene[train]'")
+
+
 @contextlib.contextmanager
 def trained_lora(
     anatomy: Anatomy,
@@ -90,8 +100,7 @@ def trained_lora(
     Raises:
         TrainingError: peft is not installed, or as `train_edits` does.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise TrainingError("a LoRA needs the package peft: pip install 'subvene[train]'")
+    check_peft()
     import peft
 
     if experiment.shape.gate == "constant":

@@ -323,6 +323,9 @@ def _why_not_side_by_side(model: Any, longest: int) -> str | None:
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return f"{type(model).__name__} takes no position_ids"
     config = model.config.get_text_config()
+    if getattr(config, "window_size", None) is not None:
+        # GPT-Neo's local attention counts places in the sequence, whatever the mask says.
+        return f"{type(model).__name__} limits attention within its attention module (window_size)"
     # Within such a window a mask for all layers is right; beyond it, each kind of layer needs its own.
     for name in ("sliding_window", "attention_chunk_size"):
         if (window := getattr(config, name, None)) is not None and longest > window:

@@ -105,7 +105,7 @@ def said(probed: float, draws: list[float]) -> str:
         "singles": [],
         "comparisons": [],
         "selection": {"metric": "mc2", "questions": 5},
-        "split": {"train": 6, "validation": 2, "test": 2, "pairs": 9},
+        "split": {"train": 6, "validation": 2, "test": 2, "pairs": 9, "tuning": 8},
     }
     return " ".join(verdict(results))
 

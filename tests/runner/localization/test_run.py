@@ -74,7 +74,8 @@ def test_end_to_end(localization: Path, tmp_path: Path) -> None:
     # Nothing of the test was fitted or chosen on: the questions are told apart by the text alone.
     tested = set(results["questions"])
     assert len(tested) == 4
-    assert results["split"] == {"train": 5, "validation": 3, "test": 4, "pairs": results["split"]["pairs"]}
+    split = {"train": 5, "validation": 3, "test": 4, "tuning": 8}
+    assert results["split"] == split | {"pairs": results["split"]["pairs"]}
     for arm in arms.values():
         assert arm["by_question"].keys() == tested
         assert {"true", "mc1", "mc2", "ce", "kl"} <= arm["metrics"].keys()
