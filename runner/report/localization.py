@@ -14,6 +14,7 @@ from subvene.runner.report import localization_figures as figures
 from subvene.runner.report.localization_evidence import DRAWS, evidence, over, probes, range_below, singles
 from subvene.runner.report.localization_making import provenance, receipts, selection, training
 from subvene.runner.report.localization_tables import (
+    GROUPS,
     Arm,
     Results,
     arm_label,
@@ -130,7 +131,8 @@ def arms(results: Results) -> Html | None:
         caption = (
             "Differences, with a paired bootstrap interval over the same questions (texts for CE and KL)"
         )
-        parts.append(table(caption, ["Arms", "Metric", "Difference", "Interval", "Zero"], differences))
+        made = table(caption, ["Arms", "Metric", "Difference", "Interval", "Zero"], differences)
+        parts.append(folded("Differences of arms", made))
     return join(parts)
 
 
@@ -274,7 +276,10 @@ def _notes(results: Results, used: Sequence[str]) -> Html:
 
 
 def _called(name: str, results: Results) -> str:
-    return next((arm_label(arm) for arm in results["arms"] if arm["name"] == name), name)
+    for arm in results["arms"]:
+        if arm["name"] == name:
+            return arm_label(arm)
+    return f"{GROUPS[name]} (mean)" if name in GROUPS else name
 
 
 def _about_zero(interval: Sequence[float] | None) -> str:

@@ -21,7 +21,7 @@ def test_from_preferences_to_an_adapter(smollm2: tuple[Any, Any], tmp_path: Path
     spec = load_spec(EXAMPLES / "localized-edit.yaml")
     assert isinstance(spec, ExperimentSpec)
     model, tokenizer = smollm2
-    short = {"data": spec.fit.data.model_copy(update={"limit": 20}), "epochs": 1}  # type: ignore[union-attr]
+    short = {"data": spec.fit.data.model_copy(update={"limit": 20}), "epochs": 1, "learning_rate": 0.02}  # type: ignore[union-attr]
     shortened = spec.model_copy(update={"fit": spec.fit.model_copy(update=short)})  # type: ignore[union-attr]
     m = fit(shortened, model=model, tokenizer=tokenizer, folder=EXAMPLES)
     first, last = m.provenance["evaluations"][0], m.provenance["evaluations"][-1]
@@ -31,10 +31,10 @@ def test_from_preferences_to_an_adapter(smollm2: tuple[Any, Any], tmp_path: Path
     m.save_pretrained(tmp_path / "edit")
     again = IntervenedModel.from_pretrained(tmp_path / "edit", model=model, tokenizer=tokenizer)
     prompts = ["How many planets are there?"]
-    answers = [one.generate(prompts, max_new_tokens=12) for one in (m, again)]
+    answers = [one.generate(prompts, max_new_tokens=24) for one in (m, again)]
     assert answers[0] == answers[1]
     with m.disabled():
-        assert m.generate(prompts, max_new_tokens=12) != answers[0]
+        assert m.generate(prompts, max_new_tokens=24) != answers[0]
 
     folder = export(again, "peft", tmp_path / "adapter")
     record = json.loads((folder / "equivalence.json").read_text(encoding="utf-8"))

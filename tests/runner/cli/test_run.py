@@ -32,7 +32,8 @@ def test_the_story_of_a_run(subvene: Run, experiment: Path, tmp_path: Path, colu
     result = subvene("run", experiment, "-o", out, env={"COLUMNS": str(columns)})
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert max(map(len, lines)) <= columns
+    # A path is never broken, and the folder of a test may be deep.
+    assert max(len(line) for line in lines if str(tmp_path) not in line) <= columns
     assert "\x1b" not in result.stdout
     text = " ".join(result.stdout.split())
     assert "fitted glad from 2 pairs of texts: mean_difference" in text
@@ -130,7 +131,7 @@ def test_the_quickstart_steers_the_real_model(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert max(len(line) for line in done.stdout.splitlines() if str(tmp_path) not in line) <= 80
     assert done.stdout.rstrip().endswith("logits agree exactly") or "max |Δ logit| = " in done.stdout
     stored = json.loads((out / "results.json").read_text())
     assert stored["reload_max_logit_difference"] <= 1e-5

@@ -48,7 +48,9 @@ def test_the_record_and_the_card_say_what_was_measured(loaded: tuple[Any, Any], 
         "consumer",
         "dtype",
         "versions",
+        "files",
     } == record.keys()
+    assert set(record["files"]) == {path.name for path in folder.iterdir()}
     assert (record["format"], record["exactness"], record["dtype"]) == ("checkpoint", "exact", "float32")
     assert record["prompts"] == [dataclasses.asdict(text) for text in MEASURED]
     assert record["tokens"] == sum(len(f"{t.prompt} {t.response}".split()) for t in MEASURED)
