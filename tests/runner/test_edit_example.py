@@ -30,11 +30,11 @@ def test_from_preferences_to_an_adapter(smollm2: tuple[Any, Any], tmp_path: Path
 
     m.save_pretrained(tmp_path / "edit")
     again = IntervenedModel.from_pretrained(tmp_path / "edit", model=model, tokenizer=tokenizer)
-    prompts = ["How many planets are there?"]
-    answers = [one.generate(prompts, max_new_tokens=24) for one in (m, again)]
+    prompts = ["What is a good way to learn the piano?"]
+    answers = [one.generate(prompts, max_new_tokens=32) for one in (m, again)]
     assert answers[0] == answers[1]
     with m.disabled():
-        assert m.generate(prompts, max_new_tokens=24) != answers[0]
+        assert m.generate(prompts, max_new_tokens=32) != answers[0]
 
     folder = export(again, "peft", tmp_path / "adapter")
     record = json.loads((folder / "equivalence.json").read_text(encoding="utf-8"))
