@@ -18,7 +18,9 @@ from subvene.specs import SubveneError
 from subvene.specs.recipes.localized_edit import LocalizedEditSpec
 
 # Changes whenever the same job gives other numbers.
-_VERSION = 2
+_VERSION = 3
+# A loss that is smaller by less, relatively, is as small: which batch a row stood in must choose no step.
+_ROUNDING = 1e-4
 
 
 class TrainingError(SubveneError, ValueError):
@@ -91,10 +93,11 @@ class Progress:
         return not self.stopped_early and len(self.losses) < experiment.steps
 
     def look(self, found: dict[str, float], patience: int | None) -> bool:
-        """Take down a look at the validation pairs; returns whether it is the best so far."""
-        best = min((before["loss"] for before in self.evaluations), default=math.inf)
+        """Take down a look at the validation pairs; returns whether it is the best so far, beyond rounding."""
+        kept = [before["loss"] for before in self.evaluations if before["step"] == self.best_step]
+        best = kept[0] if kept else math.inf
         self.evaluations.append(found)
-        if found["loss"] < best:
+        if best == math.inf or best - found["loss"] > _ROUNDING * max(1.0, abs(best)):
             self.best_step, self.stale = int(found["step"]), 0
             return True
         self.stale += 1
