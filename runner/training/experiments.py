@@ -93,7 +93,7 @@ class Progress:
         return not self.stopped_early and len(self.losses) < experiment.steps
 
     def look(self, found: dict[str, float], patience: int | None) -> bool:
-        """Take down a look at the validation pairs; returns whether it is the best so far, beyond rounding."""
+        """Take down a look at the validation pairs; whether it is the best by more than rounding."""
         kept = [before["loss"] for before in self.evaluations if before["step"] == self.best_step]
         best = kept[0] if kept else math.inf
         self.evaluations.append(found)
