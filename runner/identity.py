@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -84,3 +86,26 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def run_manifest(
+    spec: str, folder: Path, *, data: Mapping[str, Any], judges: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What there is to know about where the numbers of a run come from.
+
+    Args:
+        spec: the experiment as it is run, YAML.
+        folder: where its relative files are looked for.
+        data: what is said of the data, by use.
+        judges: what is said of each judge.
+    """
+    return {
+        "format": 1,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "spec": spec,
+        "data": dict(data),
+        "judges": list(judges),
+        "environment": environment(),
+        "git": git_state(folder),
+        "files_relative_to": os.path.abspath(folder),
+    }

@@ -30,6 +30,20 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def check_run_folder(output: Path, what: str) -> None:
+    """Check that a run may write into a folder: nothing is there, or a run that it takes up.
+
+    Args:
+        output: the run's folder.
+        what: what it would be a run of, in words.
+
+    Raises:
+        SubveneError: something else is there.
+    """
+    if output.exists() and not (output / "manifest.json").is_file() and any(output.iterdir()):
+        raise SubveneError(f"{output} exists and is no run of {what}; choose another --output")
+
+
 class Ledger:
     """An append-only file of finished units, held by one process at a time.
 

@@ -156,11 +156,7 @@ class Arms:
             )
             return self._stored(identity, m.tensors, m.provenance)
 
-        if self.is_fitted(identity) or not self._ledger.has(identity):
-            return self._ledger.do(identity, work)
-        # The record is there and its tensors were deleted: the fit is deterministic, so it is done again.
-        work()
-        return self._ledger.results[digest(identity)]
+        return self._kept(identity, work)
 
     def _data(self, recipe: AnyRecipe, tuning: Sequence[Question] | None) -> Any:
         if recipe.learns_from is not None:
@@ -196,9 +192,13 @@ class Arms:
             identity: as `fit_identity` gives it.
             fitted: what came of it.
         """
-        self._ledger.do(identity, lambda: self._stored(identity, fitted.tensors, fitted.provenance))
-        if not self.is_fitted(identity):
-            self._stored(identity, fitted.tensors, fitted.provenance)
+        self._kept(identity, lambda: self._stored(identity, fitted.tensors, fitted.provenance))
+
+    def _kept(self, identity: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if self._ledger.has(identity) and not self.is_fitted(identity):
+            # The record is there and its tensors were deleted: the fit is deterministic, so it is done again.
+            work()
+        return self._ledger.do(identity, work)
 
     def _place(self, identity: Mapping[str, Any]) -> Path:
         return self._output / "fits" / digest(identity)[:16]

@@ -16,12 +16,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from subvene.runner.comparison.summary import LOWER_IS_BETTER, METRICS
 from subvene.runner.order import ELSEWHERE
 
-BOUNDED = ("true", "info", "true_info", "true_and_info", "mc1", "mc2", "mc3")
-"""In [0, 1], more is better."""
-UNBOUNDED = ("ce", "kl")
-"""From 0 without a bound, less is better."""
+UNBOUNDED = LOWER_IS_BETTER
+BOUNDED = tuple(metric for metric in METRICS if metric not in UNBOUNDED)
 
 
 def order_scores(metric: str, values: Mapping[str, float]) -> dict[str, Any]:

@@ -44,6 +44,18 @@ class Measured:
     texts: dict[str, list[float]] = field(default_factory=dict)
 
 
+def merged(measured: Sequence[Measured]) -> dict[str, Any]:
+    """What several measures gave of one arm, put together: `metrics`, `units`, `receipts`, `by_question`."""
+    found: dict[str, Any] = {"metrics": {}, "units": {}, "receipts": {}, "by_question": {}}
+    for one in measured:
+        found["metrics"] |= one.metrics
+        found["units"] |= one.units
+        found["receipts"] |= one.receipts
+        for key, values in one.questions.items():
+            found["by_question"].setdefault(key, {}).update(values)
+    return found
+
+
 class Progress(Protocol):
     """Told of every unit of work, done now or before."""
 

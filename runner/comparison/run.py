@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +13,25 @@ from subvene.interventions import Sizes
 from subvene.runner.anatomy import sizes_from_config
 from subvene.runner.comparison.arms import Arm, Arms
 from subvene.runner.comparison.composing import CompositionMeasure
-from subvene.runner.comparison.measures import DivergenceMeasure, Measured, Progress, TruthfulQAMeasure
+from subvene.runner.comparison.measures import (
+    DivergenceMeasure,
+    Measured,
+    Progress,
+    TruthfulQAMeasure,
+    merged,
+)
 from subvene.runner.comparison.summary import rows
 from subvene.runner.exports.checkpoint import check_bakeable
 from subvene.runner.fitting import check_reach
-from subvene.runner.identity import environment, git_state
+from subvene.runner.identity import run_manifest
 from subvene.runner.intervened import IntervenedModel
-from subvene.runner.ledger import Ledger
+from subvene.runner.ledger import Ledger, check_run_folder
 from subvene.runner.model import load_config, load_model, with_overrides
-from subvene.runner.preferences import used
 from subvene.runner.recipes import RECIPES
+from subvene.runner.recipes.localized_edit import held_out_keys
 from subvene.runner.report.page import write_report
 from subvene.runner.report.tables import write_json, write_tables
-from subvene.runner.truthfulqa.data import Question, data_sha256, load_questions, version_of
+from subvene.runner.truthfulqa.data import Question, about_data, load_questions
 from subvene.runner.truthfulqa.splits import fold_of, limited, validation_keys
 from subvene.specs import (
     ConditionSpec,
@@ -98,10 +102,7 @@ def run_comparison(
     """
     step = on_step or (lambda what, value: None)
     spec = with_overrides(spec, overrides)
-    if output.exists() and not (output / "manifest.json").is_file() and any(output.iterdir()):
-        raise SubveneError(
-            f"{output} exists and is no run of a comparison of conditions; choose another --output"
-        )
+    check_run_folder(output, "a comparison of conditions")
     comparison = _Comparison(spec, folder)
     comparison.check(sizes_from_config(load_config(spec.model, **overrides)))
     output.mkdir(parents=True, exist_ok=True)
@@ -147,21 +148,13 @@ class _Comparison:
         """What there is to know about where the numbers come from."""
         data = {}
         if self.fit_questions is not None:
-            data["fit"] = _about(self.fit_questions)
+            data["fit"] = about_data(self.fit_questions)
         for i, (_, measure) in enumerate(self.questions):
-            data[f"truthfulqa_{i}"] = _about(measure.questions) | {"prompts_sha256": measure.prompts_sha256}
-        return {
-            "format": 1,
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "spec": dump_spec(self.spec),
-            "data": data,
-            "judges": [
-                measure.judge.describe() for _, measure in self.questions if measure.judge is not None
-            ],
-            "environment": environment(),
-            "git": git_state(folder),
-            "files_relative_to": os.path.abspath(folder),
-        }
+            data[f"truthfulqa_{i}"] = about_data(measure.questions) | {
+                "prompts_sha256": measure.prompts_sha256
+            }
+        judges = [measure.judge.describe() for _, measure in self.questions if measure.judge is not None]
+        return run_manifest(dump_spec(self.spec), folder, data=data, judges=judges)
 
     def check(self, sizes: Sizes) -> None:
         """Check every point of every condition against the model's sizes, and the data against the fits.
@@ -348,13 +341,6 @@ class _Comparison:
         seen = {q.key for q in tuning} if tuning and arm.fitted is not None else set()
         tested = {key for found in measured for key in found.questions}
         shown = "" if cell.condition.choose is not None else _in_words(cell.point)
-        merged: dict[str, Any] = {"metrics": {}, "units": {}, "receipts": {}, "by_question": {}}
-        for found in measured:
-            merged["metrics"] |= found.metrics
-            merged["units"] |= found.units
-            merged["receipts"] |= found.receipts
-            for key, values in found.questions.items():
-                merged["by_question"].setdefault(key, {}).update(values)
         return {
             "condition": cell.condition.name,
             "label": f"{cell.condition.name} {shown}".strip(),
@@ -363,7 +349,7 @@ class _Comparison:
             "fold": cell.fold,
             "questions": len(tested),
             "questions_seen_in_fit": len(tested & seen),
-            **merged,
+            **merged(measured),
         }
 
     def _keep(self, cell: _Cell, arm: Arm, arms: Arms, output: Path, fits: list[dict[str, Any]]) -> None:
@@ -390,14 +376,6 @@ class _Comparison:
         )
 
 
-def _about(questions: Sequence[Question]) -> dict[str, Any]:
-    return {
-        "version": version_of(questions),
-        "questions": len(questions),
-        "sha256": data_sha256(questions),
-    }
-
-
 def _held_out(declared: ExperimentSpec, tuning: Sequence[Question], seed: int) -> frozenset[str]:
     """Keys of the questions that the fit of a variant holds out for validation."""
     recipe = declared.fit
@@ -405,8 +383,7 @@ def _held_out(declared: ExperimentSpec, tuning: Sequence[Question], seed: int) -
         return validation_keys(tuning, recipe.validation, seed)
     if not isinstance(recipe, LocalizedEditSpec):
         return frozenset()
-    own = seed if recipe.seed is None else recipe.seed
-    return validation_keys(used(recipe.data, tuning), recipe.validation or 0.0, own)
+    return held_out_keys(recipe, tuning, seed)
 
 
 def _told(step: Callable[[str, Any], None], name: str, seed: int, fold: int) -> Progress:

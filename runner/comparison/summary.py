@@ -18,6 +18,8 @@ METRICS: dict[str, str] = {
     "kl": "KL",
 }
 """What is measured, in the order of the table, and what the table calls it."""
+LOWER_IS_BETTER = ("ce", "kl")
+"""From 0 without a bound; all others are in [0, 1], and more is better."""
 
 
 def rows(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

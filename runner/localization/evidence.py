@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from subvene.runner.localization.samples import LOWER_IS_BETTER, Resamples, Sample, interval
+from subvene.runner.comparison.summary import LOWER_IS_BETTER, METRICS
+from subvene.runner.localization.samples import Resamples, Sample, interval
 
 _PAIRS = (
     ("edit_probed", "iti_probed"),
@@ -131,8 +132,5 @@ def comparisons(samples: Mapping[str, Sample], resamples: Resamples, level: floa
 def _shared(arms: Sequence[Mapping[str, Any] | None]) -> list[str]:
     """The metrics that every arm has a number for."""
     known = [arm for arm in arms if arm is not None]
-    names = [name for name in known[0]["metrics"] if name in _ORDER]
+    names = [name for name in known[0]["metrics"] if name in METRICS]
     return [m for m in names if all(arm["metrics"].get(m) is not None for arm in known)]
-
-
-_ORDER = ("true", "info", "true_info", "true_and_info", "mc1", "mc2", "mc3", "ce", "kl")

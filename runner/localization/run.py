@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,11 @@ import transformers
 from subvene.interventions import Sizes
 from subvene.runner.anatomy import Anatomy, sizes_from_config
 from subvene.runner.comparison.arms import Arm, Arms
-from subvene.runner.comparison.measures import DivergenceMeasure, Measured, TruthfulQAMeasure
+from subvene.runner.comparison.measures import DivergenceMeasure, Measured, TruthfulQAMeasure, merged
 from subvene.runner.fitting import check_reach
-from subvene.runner.identity import environment, git_state
+from subvene.runner.identity import run_manifest
 from subvene.runner.intervened import IntervenedModel
-from subvene.runner.ledger import Ledger, digest
+from subvene.runner.ledger import Ledger, check_run_folder, digest
 from subvene.runner.localization import evidence
 from subvene.runner.localization.plan import Candidate, Planned, declared_of, edits_of, plan
 from subvene.runner.localization.samples import Resamples, Sample, interval
@@ -33,6 +31,7 @@ from subvene.runner.recipes.localized_edit import (
     Request,
     epoch_losses,
     fit_localized_edits,
+    held_out_keys,
     lora_experiment,
     probe_heads,
 )
@@ -42,8 +41,8 @@ from subvene.runner.report.tables import write_json
 from subvene.runner.text import pad_id_of
 from subvene.runner.training.experiments import Experiment, Trained
 from subvene.runner.training.lora import check_peft, trained_lora
-from subvene.runner.truthfulqa.data import Question, data_sha256, version_of
-from subvene.runner.truthfulqa.splits import held_out, limited, validation_keys
+from subvene.runner.truthfulqa.data import Question, about_data, data_sha256
+from subvene.runner.truthfulqa.splits import held_out, limited
 from subvene.specs import (
     DivergenceSpec,
     ExperimentSpec,
@@ -94,10 +93,7 @@ def run_localization(
         SubveneError: a file, the judge or a setting is not as it must be; found before the model is loaded.
     """
     spec = with_overrides(spec, overrides)
-    if output.exists() and not (output / "manifest.json").is_file() and any(output.iterdir()):
-        raise SubveneError(
-            f"{output} exists and is no run of a localization experiment; choose another --output"
-        )
+    check_run_folder(output, "a localization experiment")
     sizes = sizes_from_config(load_config(spec.model, **overrides))
     experiment = _Localization(spec, folder, sizes, on_step or (lambda what, value: None))
     experiment.check(sizes)
@@ -130,9 +126,8 @@ class _Localization:
         self.fitted_on = read
         test = held_out((question.key for question in read), self.asked.test, f"test {spec.seed}")
         self.tuning = [question for question in read if question.key not in test]
-        own = spec.seed if self.recipe.seed is None else self.recipe.seed
         self.seen = used(self.recipe.data, self.tuning)
-        self.held_out = validation_keys(self.seen, self.recipe.validation or 0.0, own)
+        self.held_out = held_out_keys(self.recipe, self.tuning, spec.seed)
         declared = next(e for e in spec.evaluate if isinstance(e, TruthfulQASpec))
         self.measure = TruthfulQAMeasure(declared, folder)
         self.tested = limited([q for q in self.measure.questions if q.key in test], declared.limit)
@@ -161,20 +156,13 @@ class _Localization:
     def manifest(self) -> dict[str, Any]:
         """What there is to know about where the numbers come from."""
         judge = self.measure.judge
-        return {
-            "format": 1,
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "spec": dump_spec(self.spec),
-            "data": {
-                "fit": _about(self.fitted_on),
-                "truthfulqa_0": _about(self.measure.questions)
-                | {"prompts_sha256": self.measure.prompts_sha256},
-            },
-            "judges": [] if judge is None else [judge.describe()],
-            "environment": environment(),
-            "git": git_state(self.folder),
-            "files_relative_to": os.path.abspath(self.folder),
-        }
+        asked = about_data(self.measure.questions) | {"prompts_sha256": self.measure.prompts_sha256}
+        return run_manifest(
+            dump_spec(self.spec),
+            self.folder,
+            data={"fit": about_data(self.fitted_on), "truthfulqa_0": asked},
+            judges=[] if judge is None else [judge.describe()],
+        )
 
     def units(self) -> int:
         """Units of work to come, those of earlier runs among them."""
@@ -198,13 +186,13 @@ class _Localization:
         about: dict[str, Any] = {"name": "baseline", "group": "baseline", "family": "none"}
         about |= {"heads": None, "n_heads": None, "probe_accuracy": None, "candidates": [], "point": {}}
         about |= {"artifact": None, "training": None}
-        records, samples = [about | _merged(measured)], {"baseline": Sample.of(measured, keys)}
+        records, samples = [about | merged(measured)], {"baseline": Sample.of(measured, keys)}
         for planned in self.arms:
             candidate, tried = self._chosen(planned, arms, ledger)
             arm = self._arm(planned, candidate, arms, ledger)
             measured = self._measured(planned.name, arm, original, ledger)
             samples[planned.name] = Sample.of(measured, keys)
-            record = self._record(planned, candidate, tried, arm, probed, arms) | _merged(measured)
+            record = self._record(planned, candidate, tried, arm, probed, arms) | merged(measured)
             records.append(record | {"artifact": self._keep(planned, arm, arms, output)})
         return self._results(records, samples, probed)
 
@@ -429,25 +417,6 @@ def _told_of(trained: Trained, experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _merged(measured: Sequence[Measured]) -> dict[str, Any]:
-    merged: dict[str, Any] = {"metrics": {}, "units": {}, "receipts": {}, "by_question": {}}
-    for found in measured:
-        merged["metrics"] |= found.metrics
-        merged["units"] |= found.units
-        merged["receipts"] |= found.receipts
-        for key, values in found.questions.items():
-            merged["by_question"].setdefault(key, {}).update(values)
-    return merged
-
-
 def _named(name: str, point: Mapping[str, Any]) -> str:
     """`edit_random_3, tau=0.1`."""
     return ", ".join([name, *(f"{field}={value:g}" for field, value in point.items())])
-
-
-def _about(questions: Sequence[Question]) -> dict[str, Any]:
-    return {
-        "version": version_of(questions),
-        "questions": len(questions),
-        "sha256": data_sha256(questions),
-    }

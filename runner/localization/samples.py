@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 
 from subvene.runner.comparison.measures import Measured
 
-BY_QUESTION = ("mc1", "mc2", "mc3", "true", "info", "true_info", "true_and_info")
 BY_TEXT = ("ce", "kl")
-LOWER_IS_BETTER = frozenset(BY_TEXT)
 
 _Array = NDArray[np.float64]
 

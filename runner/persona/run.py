@@ -19,7 +19,7 @@ from subvene.runner.evaluations.multiple_choice import shipped_questions
 from subvene.runner.fitting import check_reach
 from subvene.runner.identity import environment, git_state, model_sha256, tensors_digest, versions
 from subvene.runner.intervened import IntervenedModel
-from subvene.runner.ledger import Ledger, digest
+from subvene.runner.ledger import Ledger, check_run_folder, digest
 from subvene.runner.model import load_config, load_model, with_overrides
 from subvene.runner.persona.conditions import Cost, Subject, arms_of, one_number, run_conditions
 from subvene.runner.persona.geometry import geometry
@@ -93,8 +93,7 @@ def run_persona(
             loaded.
     """
     spec = with_overrides(spec, overrides)
-    if output.exists() and not (output / "manifest.json").is_file() and any(output.iterdir()):
-        raise SubveneError(f"{output} exists and is no run of a persona experiment; choose another --output")
+    check_run_folder(output, "a persona experiment")
     persona = _Persona(spec, folder, on_step or (lambda what, value: None))
     persona.check(sizes_from_config(load_config(spec.model, **overrides)))
     output.mkdir(parents=True, exist_ok=True)

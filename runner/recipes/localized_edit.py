@@ -32,6 +32,7 @@ from subvene.runner.training.experiments import Experiment, Trained
 from subvene.runner.training.multiplex import EditShape
 from subvene.runner.training.trainer import train_edits
 from subvene.runner.truthfulqa.data import Question
+from subvene.runner.truthfulqa.splits import validation_keys
 from subvene.specs import ITISpec, SubveneError, tensor_name
 from subvene.specs.recipes.iti import AllHeads, ListedHeads
 from subvene.specs.recipes.localized_edit import DrawnHeads, LocalizedEditSpec, ProbedHeads
@@ -61,7 +62,7 @@ class Request:
     @property
     def own_seed(self) -> int:
         """The seed that is used."""
-        return self.seed if self.spec.seed is None else self.spec.seed
+        return self.spec.own_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,17 @@ def fit_localized_edits(
         )
         for request, experiment, result in zip(requests, experiments, trained, strict=True)
     ]
+
+
+def held_out_keys(spec: LocalizedEditSpec, questions: Sequence[Question], seed: int) -> frozenset[str]:
+    """Keys of the questions that an edit is validated with and not trained on.
+
+    Args:
+        spec: the recipe.
+        questions: those that it may see.
+        seed: the experiment's.
+    """
+    return validation_keys(used(spec.data, questions), spec.validation or 0.0, spec.own_seed(seed))
 
 
 def lora_experiment(request: Request, examples: Sequence[Example], sizes: Sizes) -> Experiment:
@@ -363,7 +375,7 @@ def _read(spec: LocalizedEditSpec, folder: Path) -> Data:
 def _check(spec: LocalizedEditSpec, data: Data, seed: int) -> None:
     """There are questions on every side that the spec asks for."""
     keyed: Sequence[Keyed] = data
-    own = seed if spec.seed is None else spec.seed
+    own = spec.own_seed(seed)
     questions = [one for one in data if isinstance(one, Question)]
     seen: Sequence[Keyed] = used(spec.data, questions) if questions else data
     count = len({one.key for one in seen})

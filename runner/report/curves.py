@@ -23,6 +23,9 @@ _STRENGTHS = ("strength", "coefficient")
 
 Row = Mapping[str, Any]
 
+LEGEND_WIDTH = 430
+"""In pixels, where two figures stand side by side."""
+
 
 def figure(*traces: Any, x: str, y: str, height: int = 420) -> go.Figure:
     """A figure without a background, with axis titles."""
@@ -38,6 +41,22 @@ def figure(*traces: Any, x: str, y: str, height: int = 420) -> go.Figure:
     axis = {"gridcolor": _GRID, "zeroline": False, "linecolor": _GRID, "automargin": True}
     made.update_xaxes(title={"text": x}, **axis)
     made.update_yaxes(title={"text": y}, **axis)
+    return made
+
+
+def with_legend(made: go.Figure, width: int = LEGEND_WIDTH) -> go.Figure:
+    """Room for the legend between the buttons, which a full row would reach, and the axes.
+
+    Args:
+        made: the figure.
+        width: of the legend, in pixels; left out: of a figure that has another one beside it.
+    """
+    names = [trace.name or "" for trace in made.data if trace.showlegend is not False]
+    # As plotly lays it out: one row if all fit, else columns as wide as the widest.
+    widths = [45 + 7 * len(name) for name in names]
+    in_a_row = max(1, width // max(widths, default=1))
+    rows = 1 if sum(widths) <= width else -(-len(names) // in_a_row)
+    made.update_layout(margin={"t": 44 + 20 * rows}, height=made.layout.height + 20 * rows)
     return made
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from subvene.runner.comparison.summary import METRICS
 from subvene.runner.report import localization_figures as figures
+from subvene.runner.report import markup
 from subvene.runner.report.localization_evidence import DRAWS, evidence, over, probes, range_below, singles
 from subvene.runner.report.localization_making import provenance, receipts, selection, training
 from subvene.runner.report.localization_tables import (
@@ -31,7 +32,6 @@ from subvene.runner.report.localization_tables import (
 )
 from subvene.runner.report.markup import (
     Html,
-    download,
     element,
     folded,
     items,
@@ -201,12 +201,7 @@ def answers(results: Results) -> Html | None:
 
 def downloads(results: Results) -> Html | None:
     """The tables as files."""
-    return items(
-        *(
-            download(name, "text/csv" if name.endswith(".csv") else "text/markdown", text)
-            for name, text in localization_files(results).items()
-        )
-    )
+    return markup.downloads(localization_files(results))
 
 
 SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (

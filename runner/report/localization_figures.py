@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from subvene.runner.report.curves import COLORS, REFERENCE, as_it_stands, figure
+from subvene.runner.report.curves import COLORS, LEGEND_WIDTH, REFERENCE, as_it_stands, figure, with_legend
 from subvene.runner.report.localization_tables import (
     Arm,
     arm_label,
@@ -38,7 +38,6 @@ STYLES = {
 _OTHER = Style(REFERENCE, "hexagon", "dot")
 _FEWEST_FOR_BARS = 5
 # Of a figure with another one beside it, in pixels.
-_LEGEND_WIDTH = 430
 WHOLE_WIDTH = 1000
 """What a legend may take of a figure that has none beside it, in pixels."""
 
@@ -134,7 +133,7 @@ def draws(
     if barred:
         most = max(made.data[0].y)
         made.update_layout(yaxis_dtick=max(1, math.ceil(most / 4)))
-    return _with_legend(made)
+    return with_legend(made)
 
 
 def against(
@@ -188,7 +187,7 @@ def against(
                 hovertemplate=f"%{{text}}<br>{titles[0]} %{{x:.4f}}<br>{titles[1]} %{{y:.4f}}<extra></extra>",
             )
         )
-    return _with_legend(made, legend_width or _LEGEND_WIDTH) if acting else None
+    return with_legend(made, legend_width or LEGEND_WIDTH) if acting else None
 
 
 def training_curves(groups: Groups, field: str, title: str) -> go.Figure | None:
@@ -245,7 +244,7 @@ def training_curves(groups: Groups, field: str, title: str) -> go.Figure | None:
     # A loss of IPO begins at (1/(2τ))², which is 25 for the smallest τ and 1 for the largest.
     if min(every) > 0 and max(every) / min(every) > 20:
         made.update_yaxes(type="log", dtick=1)
-    return _with_legend(made)
+    return with_legend(made)
 
 
 def _bars(values: Sequence[float], style: Style, name: str) -> go.Bar:
@@ -298,14 +297,3 @@ def _error(arm: Arm, metric: str | None) -> dict[str, Any] | None:
         return None
     bars = {"array": [max(0.0, interval[1] - value)], "arrayminus": [max(0.0, value - interval[0])]}
     return {"type": "data", "symmetric": False, "thickness": 1, "width": 4, **bars}
-
-
-def _with_legend(made: go.Figure, width: int = _LEGEND_WIDTH) -> go.Figure:
-    """Room for the legend, below the buttons and above the axes."""
-    names = [trace.name or "" for trace in made.data if trace.showlegend is not False]
-    # As plotly lays it out: one row if all fit, else columns as wide as the widest.
-    widths = [45 + 7 * len(name) for name in names]
-    in_a_row = max(1, width // max(widths, default=1))
-    rows = 1 if sum(widths) <= width else -(-len(names) // in_a_row)
-    made.update_layout(margin={"t": 44 + 20 * rows}, height=made.layout.height + 20 * rows)
-    return made

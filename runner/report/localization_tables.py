@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subvene.runner.comparison.summary import METRICS
+from subvene.runner.comparison.summary import LOWER_IS_BETTER, METRICS
 from subvene.runner.report.curves import point_in_words
 from subvene.runner.report.persona_tables import number
-from subvene.runner.report.tables import csv_text, judge_in_words, write_text
+from subvene.runner.report.tables import csv_text, in_cell, judge_in_words, write_text
 
 Results = Mapping[str, Any]
 Arm = Mapping[str, Any]
@@ -31,7 +31,6 @@ GROUPS = {
 }
 """What the groups of arms are called."""
 FAMILIES = {"iti": "ITI", "edit": "Trained edit", "lora": "LoRA"}
-_LOWER_IS_BETTER = ("ce", "kl")
 _OF_TRAINING = ("steps", "best_step", "pairs")
 
 
@@ -72,7 +71,7 @@ def localization_files(results: Results) -> dict[str, str]:
 def localization_markdown(results: Results) -> str:
     """The verdict, the table of arms and the evidence, for a reader of text."""
     used = metrics_of(results)
-    lines = [*(f"- {_in_cell(said)}" for said in results.get("verdict") or ())]
+    lines = [*(f"- {in_cell(said)}" for said in results.get("verdict") or ())]
     lines += [""] if lines else []
     lines += _table(
         ["arm", "heads", "probing accuracy", "chosen", *(METRICS[metric] for metric in used)],
@@ -92,7 +91,7 @@ def localization_markdown(results: Results) -> str:
         lines += ["", *_table([*heads, "prediction interval"], _evidence_cells(results))]
     lines += ["", "- [low, high]: bootstrap interval over test questions (texts for CE and KL)"]
     lines += ["- mean (lowest to highest): over the arms of a group"]
-    lines += [f"- {_in_cell(judge_in_words(judge))}" for judge in results.get("judges") or ()]
+    lines += [f"- {in_cell(judge_in_words(judge))}" for judge in results.get("judges") or ()]
     return "\n".join(lines) + "\n"
 
 
@@ -123,7 +122,7 @@ def metrics_of(results: Results) -> list[str]:
 
 def metric_label(metric: str) -> str:
     """Its name, with an arrow to where it is better."""
-    return f"{METRICS.get(metric, metric)} {'↓' if metric in _LOWER_IS_BETTER else '↑'}"
+    return f"{METRICS.get(metric, metric)} {'↓' if metric in LOWER_IS_BETTER else '↑'}"
 
 
 def value_of(arm: Arm, metric: str) -> float | None:
@@ -289,9 +288,4 @@ def _answer_lines(results: Results) -> Iterator[Line]:
 
 def _table(heads: Sequence[str], rows: Iterator[list[str]] | Sequence[list[str]]) -> list[str]:
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    return lines + ["| " + " | ".join(_in_cell(cell) for cell in row) + " |" for row in rows]
-
-
-def _in_cell(text: str) -> str:
-    """Text that ends neither a cell nor a line of a Markdown table, and is no markup there."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return lines + ["| " + " | ".join(in_cell(cell) for cell in row) + " |" for row in rows]

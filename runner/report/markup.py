@@ -109,6 +109,16 @@ def download(name: str, kind: str, content: str) -> Html:
     return element("a", name, download=name, href=f"data:{kind};charset=utf-8;base64,{encoded}")
 
 
+def downloads(files: Mapping[str, str]) -> Html:
+    """Links to tables that are in the page itself, CSV or Markdown by their names."""
+    return items(
+        *(
+            download(name, "text/csv" if name.endswith(".csv") else "text/markdown", text)
+            for name, text in files.items()
+        )
+    )
+
+
 def _flat(values: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, str]]:
     for name, value in values.items():
         whole = f"{path}{name}"

@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
+from subvene.runner.report import markup
 from subvene.runner.report import persona_figures as figures
 from subvene.runner.report.markup import (
     Html,
-    download,
     element,
     facts,
     folded,
@@ -392,12 +392,7 @@ def provenance(results: Results) -> Html | None:
 
 def downloads(results: Results) -> Html | None:
     """The tables as files."""
-    return items(
-        *(
-            download(name, "text/csv" if name.endswith(".csv") else "text/markdown", text)
-            for name, text in persona_files(results).items()
-        )
-    )
+    return markup.downloads(persona_files(results))
 
 
 SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (

@@ -26,7 +26,6 @@ SCORES = (0.0, 100.0)
 _SCORE_AXIS = {"range": [-4, 104], "tickvals": [0, 25, 50, 75, 100]}
 _TEXT_IN_CELLS = 10
 # Of a figure with another one beside it, in pixels.
-_LEGEND_WIDTH = 430
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def score_by_coefficient(
             "automargin": True,
         },
     )
-    return _with_legend(made)
+    return curves.with_legend(made)
 
 
 def score_by_layer(sweep: Sequence[Point], chosen: Mapping[str, Any] | None) -> go.Figure | None:
@@ -150,7 +149,7 @@ def score_by_layer(sweep: Sequence[Point], chosen: Mapping[str, Any] | None) -> 
     made.update_xaxes(**_whole(layers))
     made.update_yaxes(**_SCORE_AXIS)
     made.update_layout(legend={"title": {"text": "coefficient "}})
-    return _with_legend(made)
+    return curves.with_legend(made)
 
 
 def contrast_by_coefficient(sweep: Sequence[Point], coefficient: str) -> go.Figure | None:
@@ -172,7 +171,7 @@ def contrast_by_coefficient(sweep: Sequence[Point], coefficient: str) -> go.Figu
                 hovertemplate=f"layer {layer}, coefficient %{{x}}: %{{y:.4f}}<extra></extra>",
             )
         )
-    return _with_legend(made)
+    return curves.with_legend(made)
 
 
 def along_coefficient(
@@ -229,7 +228,7 @@ def along_coefficient(
                 marker={"size": 9, "symbol": look.symbol},
             )
         )
-    return _with_legend(made)
+    return curves.with_legend(made)
 
 
 def score_against_kl(conditions: Mapping[str, Sequence[Mapping[str, Any]]]) -> go.Figure | None:
@@ -254,7 +253,7 @@ def score_against_kl(conditions: Mapping[str, Sequence[Mapping[str, Any]]]) -> g
                 marker={"size": 10, "symbol": look.symbol, "color": look.color},
             )
         )
-    return _with_legend(made)
+    return curves.with_legend(made)
 
 
 def projection_boxes(responses: Sequence[Mapping[str, Any]], looks: Mapping[str, Style]) -> go.Figure | None:
@@ -310,7 +309,7 @@ def projection_scatter(
             )
         )
     made.update_yaxes(**_SCORE_AXIS)
-    return _with_legend(made) if made.data else None
+    return curves.with_legend(made) if made.data else None
 
 
 def cosine_map(names: Sequence[str], cosines: Matrix) -> go.Figure:
@@ -376,7 +375,7 @@ def by_layer(
         made.update_yaxes(type="log", dtick=1)
     if marked is not None:
         made.add_vline(x=marked, line={"color": REFERENCE, "dash": "dash", "width": 1.5})
-    return _with_legend(made)
+    return curves.with_legend(made)
 
 
 def signed(coefficient: float) -> str:
@@ -386,17 +385,6 @@ def signed(coefficient: float) -> str:
 
 def _figure(*traces: Any, x: str, y: str, height: int = 420) -> go.Figure:
     return curves.figure(*traces, x=x, y=y, height=height)
-
-
-def _with_legend(made: go.Figure) -> go.Figure:
-    """Room for the legend between the buttons, which a full row would reach, and the axes."""
-    names = [trace.name or "" for trace in made.data if trace.showlegend is not False]
-    # As plotly lays it out: one row if all fit, else columns as wide as the widest.
-    widths = [45 + 7 * len(name) for name in names]
-    in_a_row = max(1, _LEGEND_WIDTH // max(widths, default=1))
-    rows = 1 if sum(widths) <= _LEGEND_WIDTH else -(-len(names) // in_a_row)
-    made.update_layout(margin={"t": 44 + 20 * rows}, height=made.layout.height + 20 * rows)
-    return made
 
 
 def _heat_map(xs: Sequence[Any], ys: Sequence[Any], cosines: Matrix, hover: str) -> go.Figure:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from subvene.runner.report.tables import csv_text
+from subvene.runner.report.tables import csv_text, in_cell
 
 Results = Mapping[str, Any]
 Line = dict[str, Any]
@@ -63,9 +63,9 @@ def conditions_markdown(results: Results) -> str:
     for name, found in results["traits"].items():
         for condition in found["conditions"]:
             cells = [name, condition["label"], *condition_cells(condition)]
-            lines.append("| " + " | ".join(_in_cell(cell) for cell in cells) + " |")
+            lines.append("| " + " | ".join(in_cell(cell) for cell in cells) + " |")
     lines += ["", "- mean ± standard deviation over responses; CE and KL in nats per token on neutral texts"]
-    lines += [f"- WARNING: {_in_cell(warning)}" for warning in warnings(results)]
+    lines += [f"- WARNING: {in_cell(warning)}" for warning in warnings(results)]
     return "\n".join(lines) + "\n"
 
 
@@ -182,9 +182,3 @@ def _extraction_lines(results: Results) -> Iterable[Line]:
             "mean_score_negative": found["mean_score"]["negative"],
             "warning": found.get("warning"),
         }
-
-
-def _in_cell(text: str) -> str:
-    """Text that ends neither a cell nor a line of a Markdown table, and is no markup there."""
-    kept: Sequence[str] = text.split()
-    return " ".join(kept).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

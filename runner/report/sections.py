@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from subvene.runner.comparison.summary import METRICS, in_words
+from subvene.runner.comparison.summary import LOWER_IS_BETTER, METRICS, in_words
 from subvene.runner.report import curves
 from subvene.runner.report.composition import composition
 from subvene.runner.report.figures import probe_heat_map
@@ -30,7 +30,6 @@ from subvene.runner.report.tables import judge_in_words, metrics_used, results_c
 Results = Mapping[str, Any]
 
 EXAMPLES = 20
-_LOWER_IS_BETTER = ("ce", "kl")
 _ROLES = ("prompt", "cursor", "response")
 RECEIPT_COLUMNS = (
     "Intervention",
@@ -49,7 +48,7 @@ def results_table(results: Results) -> Html | None:
     if not rows:
         return None
     used = metrics_used(rows)
-    heads = [f"{METRICS[m]} {'↓' if m in _LOWER_IS_BETTER else '↑'}" for m in used]
+    heads = [f"{METRICS[m]} {'↓' if m in LOWER_IS_BETTER else '↑'}" for m in used]
     lines = []
     for row in rows:
         n = max((summary["n"] for summary in row["metrics"].values() if summary), default=0)

@@ -25,6 +25,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def in_cell(text: str) -> str:
+    """Text that ends neither a cell nor a line of a Markdown table, and is no markup there."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
 def write_tables(results: Mapping[str, Any], folder: Path) -> None:
     """Write `results.md`, `results.csv`, `results.json`, `cells.csv`, and what there is of others.
 

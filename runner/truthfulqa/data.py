@@ -106,6 +106,15 @@ def version_of(questions: Sequence[Question]) -> str:
     return f"other ({len(keys)} question{'s' * (len(keys) != 1)})"
 
 
+def about_data(questions: Sequence[Question]) -> dict[str, Any]:
+    """What a manifest says of some questions: which TruthfulQA, how many, their hash."""
+    return {
+        "version": version_of(questions),
+        "questions": len(questions),
+        "sha256": data_sha256(questions),
+    }
+
+
 def data_sha256(questions: Iterable[Question]) -> str:
     """A hash of everything that the questions say, whatever their order."""
     rows = sorted((asdict(question) for question in questions), key=lambda row: question_key(row["question"]))

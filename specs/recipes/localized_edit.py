@@ -168,6 +168,10 @@ class LocalizedEditSpec(OneKeyRecipe):
             refuse("LocalizedEditSpec", flaws)
         return self
 
+    def own_seed(self, experiment: int) -> int:
+        """Returns the seed that is used: its own if it has one, or the experiment's."""
+        return experiment if self.seed is None else self.seed
+
     @property
     def learns_from(self) -> QuestionsSpec | None:
         """The questions whose answers are set against each other; None for triples."""
