@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from subvene.runner.artifact import ArtifactError
+    from subvene.runner.cache_record import CacheError
     from subvene.runner.experiment import run_experiment
     from subvene.runner.exports.base import ExportError
     from subvene.runner.exports.driver import export
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
     from subvene.runner.model import load_model
     from subvene.runner.positions import PositionError
     from subvene.runner.receipt import NotSteeredError, Receipt
+    from subvene.runner.scopes import ConcurrentRunError
 
 _HOME = {
     "ArtifactError": "artifact",
+    "CacheError": "cache_record",
+    "ConcurrentRunError": "scopes",
     "ExportError": "exports.base",
     "HubError": "hub_errors",
     "IntervenedModel": "intervened",
@@ -36,6 +40,8 @@ _HOME = {
 
 __all__ = [
     "ArtifactError",
+    "CacheError",
+    "ConcurrentRunError",
     "ExportError",
     "HubError",
     "IntervenedModel",

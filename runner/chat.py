@@ -330,7 +330,7 @@ class ChatSession:
         sequence = output if isinstance(output, torch.Tensor) else output.sequences
         new = tuple(sequence[0, len(ids) :].tolist())
         ending: Ending
-        if new and new[-1] in row_ends(m.model, kwargs)[0]:
+        if new and new[-1] in row_ends(m.model, kwargs):
             ending = "finished"
         elif criterion is not None and criterion.stopped:
             ending = "stopped"

@@ -35,6 +35,11 @@ def layers_of(cache: Cache) -> list[Any]:
     return list(cache.layers)
 
 
+def is_forked(cache: Any) -> bool:
+    """Whether a cache is one of this module's: whoever forks one answers for what it holds."""
+    return any(isinstance(layer, Branch | Buffer) for layer in getattr(cache, "layers", ()))
+
+
 def continued(cache: Cache, rows: Sequence[int], *, room: int) -> Cache:
     """A cache whose rows continue those `rows` of a filled one (any row several times), token by token.
 

@@ -1,11 +1,20 @@
-"""The settings of a `generate` call as transformers will see them."""
+"""The settings of a `generate` call as transformers will see them, and what callers hand into it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
+
+_T = TypeVar("_T")
+Suspend = Callable[[], contextlib.AbstractContextManager[Any]]
+# Called with Bool[rows], the rows that have ended, and the length of the sequences with their newest token.
+OnEnded = Callable[[torch.Tensor, int], None]
+
+_CRITERIA = "transformers.generation.stopping_criteria"
+_PROCESSORS = "transformers.generation.logits_process"
 
 
 def setting(model: Any, kwargs: Mapping[str, Any], name: str) -> Any:
@@ -16,10 +25,106 @@ def setting(model: Any, kwargs: Mapping[str, Any], name: str) -> Any:
     return given if given is not None else getattr(model.generation_config, name, None)
 
 
-def row_ends(model: Any, kwargs: Mapping[str, Any]) -> tuple[list[int], int | None]:
-    """The ids that end a row, and the one that fills up a row which something else has ended."""
-    ends = setting(model, kwargs, "eos_token_id")
-    ends = [] if ends is None else torch.as_tensor(ends).reshape(-1).tolist()
-    other = kwargs.get("stopping_criteria") or setting(model, kwargs, "stop_strings")
-    # Without an end token transformers fills nothing up: finished rows are generated further.
-    return ends, setting(model, kwargs, "pad_token_id") if other and ends else None
+def row_ends(model: Any, kwargs: Mapping[str, Any]) -> list[int]:
+    """The ids that end a row."""
+    ends = [setting(model, kwargs, "eos_token_id")]
+    # A criterion of transformers' own takes the place of the one that `generate` would make.
+    ends = [
+        criterion.eos_token_id
+        for criterion in kwargs.get("stopping_criteria") or []
+        if hasattr(criterion, "eos_token_id")
+    ] or ends
+    return [token for end in ends if end is not None for token in torch.as_tensor(end).reshape(-1).tolist()]
+
+
+def guard_callbacks(model: Any, kwargs: dict[str, Any], suspend: Suspend, on_ended: OnEnded | None) -> None:
+    """Make what the caller hands into `generate` run outside the run, and see which rows it ends.
+
+    A criterion, processor or streamer may call the model itself: that call is not part of the generation.
+    transformers fills up the rows that a criterion has ended, and does not say which those are.
+
+    Args:
+        model: the model that generates.
+        kwargs: of its `generate`; changed in place.
+        suspend: makes calls of the model inside its block no part of the run.
+        on_ended: is told which rows have ended; None where rows cannot be told apart (beams).
+    """
+    from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
+
+    criteria = list(kwargs.get("stopping_criteria") or [])
+    stop_strings, tokenizer = setting(model, kwargs, "stop_strings"), kwargs.get("tokenizer")
+    if stop_strings is not None and tokenizer is not None:
+        # The same rule as `generate` would make of it, made here so that it can be seen. One given as a
+        # criterion takes precedence there, too.
+        if not any(type(criterion) is StopStringCriteria for criterion in criteria):
+            criteria.append(StopStringCriteria(tokenizer=tokenizer, stop_strings=stop_strings))
+        if "stop_strings" in kwargs:
+            kwargs["stop_strings"] = None
+    if criteria:
+        kwargs["stopping_criteria"] = StoppingCriteriaList(
+            _criterion(criterion, suspend, on_ended) for criterion in criteria
+        )
+    if processors := kwargs.get("logits_processor"):
+        kwargs["logits_processor"] = LogitsProcessorList(
+            processor if type(processor).__module__ == _PROCESSORS else _processor(processor, suspend)
+            for processor in processors
+        )
+    if (allowed := kwargs.get("prefix_allowed_tokens_fn")) is not None:
+        kwargs["prefix_allowed_tokens_fn"] = _suspended(allowed, suspend)
+    if (streamer := kwargs.get("streamer")) is not None:
+        kwargs["streamer"] = _Streamer(streamer, suspend)
+
+
+def _suspended(function: Callable[..., _T], suspend: Suspend) -> Callable[..., _T]:
+    def call(*args: Any, **kwargs: Any) -> _T:
+        with suspend():
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _criterion(criterion: Any, suspend: Suspend, on_ended: OnEnded | None) -> Any:
+    from transformers import StoppingCriteria, StopStringCriteria
+
+    # transformers' own others end all rows at once, or by a token; and it replaces defaults by their type.
+    if type(criterion).__module__ == _CRITERIA and not isinstance(criterion, StopStringCriteria):
+        return criterion
+
+    class Guarded(StoppingCriteria):
+        def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
+            with suspend():
+                done = criterion(input_ids, scores, **kwargs)
+            if on_ended is not None:
+                ended = torch.as_tensor(done, dtype=torch.bool, device=input_ids.device)
+                on_ended(ended.expand(input_ids.shape[0]), input_ids.shape[1])
+            return done
+
+    guarded = Guarded()
+    # By this attribute `generate` knows that ended rows are filled up.
+    if hasattr(criterion, "eos_token_id"):
+        guarded.eos_token_id = criterion.eos_token_id
+    return guarded
+
+
+def _processor(processor: Any, suspend: Suspend) -> Any:
+    from transformers import LogitsProcessor
+
+    class Guarded(LogitsProcessor):
+        # `generate` looks at the parameters of `__call__` for further arguments.
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            with suspend():
+                return processor(input_ids, scores)
+
+    return Guarded()
+
+
+class _Streamer:
+    """A caller's streamer, called outside the run."""
+
+    def __init__(self, streamer: Any, suspend: Suspend) -> None:
+        self._streamer = streamer
+        self.put = _suspended(streamer.put, suspend)
+        self.end = _suspended(streamer.end, suspend)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._streamer, name)

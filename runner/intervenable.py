@@ -3,14 +3,15 @@
 Differences from the stock class, each a fault of it that DESIGN section 6 lists: only our own hooks are
 removed; the caller's train/eval mode and `requires_grad` stay as they were; interventions return a new
 activation instead of writing into the old one (autograd, and modules whose output is a view, stay intact);
-positions come from a `TokenTracker`; every run leaves a receipt.
+positions come from a `TokenTracker`; every run leaves a receipt, and is one thread's or task's alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,18 +19,25 @@ import torch
 from subvene.interventions import ActivationIntervention
 from subvene.interventions._pyvene import pyvene
 from subvene.interventions.positions import is_within_prompt
-from subvene.runner.generation import row_ends, setting
+from subvene.runner.cache_record import CacheRecord, record_of
+from subvene.runner.forked_cache import is_forked
+from subvene.runner.generation import guard_callbacks, row_ends, setting
 from subvene.runner.hooks import as_batch, take_input, take_output
-from subvene.runner.positions import PositionError, TokenTracker, cached_length
+from subvene.runner.outcomes import Outcome, Outcomes
+from subvene.runner.positions import PositionError, TokenTracker, cache_of, cached_length
 from subvene.runner.receipt import Receipt, Recorder
 from subvene.runner.refusals import (
+    refuse_changed_places,
     refuse_compiled,
     refuse_generation,
     refuse_recomputation,
     refuse_undecidable,
+    refuse_unmasked_padding,
 )
+from subvene.runner.scopes import ConcurrentRunError, Scope, entered, innermost, plain, refuse_nested
 
 _PRE_HOOK = "register_forward_pre_hook"
+_SERIAL = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -47,13 +55,42 @@ class Entry:
     keys: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Run:
-    """What one run keeps: where its tokens stand, what its edits did, and the strengths in force."""
+    """What one run keeps: where its tokens stand, what its edits did, and the strengths in force.
+
+    Attributes:
+        tracker: says where the tokens of each forward call stand.
+        recorder: measures what the edits do.
+        strengths: key → strength in force, scalar or [rows].
+        caches: the caches that its calls were given or made, by identity.
+        fired: the edits that have run in the forward call that is under way.
+        is_in_call: whether a forward call of the whole model is under way.
+        first: slot at which the first call began; None before it.
+    """
 
     tracker: TokenTracker
     recorder: Recorder
     strengths: dict[str, torch.Tensor]
+    caches: dict[int, Any] = field(default_factory=dict)
+    fired: set[str] = field(default_factory=set)
+    is_in_call: bool = False
+    first: int | None = None
+
+
+@dataclass(eq=False)
+class Attachment:
+    """The hooks of one scope, and the run that they belong to at the moment."""
+
+    scope: Scope
+    run: Run | None = None
+    handles: list[Any] = field(default_factory=list)
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
 
 
 class IntervenableModel(pyvene.IntervenableModel):
@@ -75,10 +112,8 @@ class IntervenableModel(pyvene.IntervenableModel):
         **kwargs: Any,
     ) -> None:
         self._handles: list[Any] = []
-        self._run: Run | None = None
-        self._suspended = 0
-        self.receipt: Receipt | None = None
-        self.collected: dict[str, list[torch.Tensor]] = {}
+        self._outcomes = Outcomes()
+        self._serial = next(_SERIAL)
         # pyvene's constructor calls eval() and freezes every parameter of a model that is not its own.
         training = [(module, module.training) for module in model.modules()]
         trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -93,40 +128,69 @@ class IntervenableModel(pyvene.IntervenableModel):
             Entry(name, tuple(sites), tuple(next(keys) for _ in sites)) for name, sites in entries
         )
 
-    def generate(self, base: Mapping[str, torch.Tensor], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    @property
+    def receipt(self) -> Receipt | None:
+        """What each intervention did in the last run; None before the first, and after one that failed."""
+        return self._outcomes.get().receipt
+
+    @property
+    def collected(self) -> dict[str, list[torch.Tensor]]:
+        """Key → per row, the activations [tokens, width] that a reading intervention kept in the last run."""
+        return self._outcomes.get().collected
+
+    def leave(self, receipt: Receipt | None = None, collected: Mapping[str, Any] | None = None) -> None:
+        """Make this the outcome of the last run of this thread."""
+        self._outcomes.put(Outcome(receipt, dict(collected or {})))
+
+    def generate(
+        self, base: Mapping[str, torch.Tensor], *args: Any, inside: Scope | None = None, **kwargs: Any
+    ) -> tuple[Any, Any]:
         """As pyvene's `generate`, with positions taken from `base["attention_mask"]` (left padding).
 
-        `strengths` (entry name → scalar or [batch]) replaces stored strengths for this run. Returns pyvene's
-        pair (None, what the model's `generate` returned). Passing pyvene's `unit_locations` or `sources`
-        leaves the run to pyvene alone, without receipts.
+        `strengths` (entry name → scalar or [batch]) replaces stored strengths for this run; `prompt_lengths`
+        [batch] says that of each row's tokens only so many are prompt and the rest is response already;
+        `must_act` is as for `running`. Returns pyvene's pair (None, what the model's `generate` returned).
+        Passing pyvene's `unit_locations` or `sources` leaves the run to pyvene alone, without receipts.
         """
         if not self._is_ours(args, kwargs):
             return super().generate(base, *args, **kwargs)
-        strengths = kwargs.pop("strengths", None)
+        strengths, prompt_lengths = kwargs.pop("strengths", None), kwargs.pop("prompt_lengths", None)
+        must_act = kwargs.pop("must_act", True)
         refuse_generation(self.model, kwargs)
         # Passed on in any case: without a mask transformers would guess padding from the token ids.
         inputs = _inputs(base)
         mask = base.get("attention_mask")
-        mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device) if mask is None else mask
+        if mask is None:
+            refuse_unmasked_padding(inputs, setting(self.model, kwargs, "pad_token_id"))
+            mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         if mask.ndim == 2 and not mask[:, -1].all():
             raise PositionError("generate needs left padding: a row of attention_mask ends in padding")
         beams = (setting(self.model, kwargs, "num_beams") or 1) > 1
-        ends, pad_id = row_ends(self.model, kwargs)
         # Beams trade places between steps, and one that has ended is not continued: nothing is filled up.
-        if beams:
-            ends, pad_id = [], None
-        tracker = TokenTracker(mask, mask.sum(-1), generating=True, end_ids=ends, pad_id=pad_id)
+        ends = [] if beams else row_ends(self.model, kwargs)
+        tracker = TokenTracker(
+            mask,
+            mask.sum(-1) if prompt_lengths is None else prompt_lengths,
+            generating=True,
+            end_ids=ends,
+            is_sequential=not _drafts(self.model, kwargs),
+        )
+        given = 0 if base.get("input_ids") is None else inputs.shape[1]
+        # Without an end token transformers fills nothing up: finished rows are generated further.
+        on_ended = (
+            (lambda rows, length: tracker.ended(rows, tracker.slots + length - given)) if ends else None
+        )
+        kwargs = dict(kwargs)
+        guard_callbacks(self.model, kwargs, lambda: plain(self.model), on_ended)
         # A compiled decode step would have been traced without our hooks, or would keep them for ever.
         kwargs["disable_compile"] = True
-        with self.running(tracker, strengths) as run:
-            base = {**base, "attention_mask": mask}
-            unedited, output = super().generate(base, unit_locations=None, intervene_on_prompt=True, **kwargs)
+        with self.running(tracker, strengths, must_act=must_act, edits=True, inside=inside) as run:
+            output = self.model.generate(**{**base, "attention_mask": mask}, **kwargs)
             if not beams:
                 sequences = output if isinstance(output, torch.Tensor) else output.sequences
-                new = sequences.shape[1] - (0 if base.get("input_ids") is None else inputs.shape[1])
                 # The last token of a sequence has not been passed through the model.
-                run.recorder.truncate(mask.shape[1] + new - 1)
-            return unedited, output
+                run.recorder.truncate(mask.shape[1] + sequences.shape[1] - given - 1)
+            return None, output
 
     def forward(self, base: Mapping[str, torch.Tensor], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """As pyvene's `forward`, teacher-forced; with `prompt_lengths` [batch], `strengths`, `must_act`."""
@@ -134,19 +198,21 @@ class IntervenableModel(pyvene.IntervenableModel):
             return super().forward(base, *args, **kwargs)
         strengths, prompt_lengths = kwargs.pop("strengths", None), kwargs.pop("prompt_lengths", None)
         must_act = kwargs.pop("must_act", True)
-        mask = base.get("attention_mask")
-        if mask is None:
-            inputs = _inputs(base)
-            rows, count = inputs.shape[0], cached_length(base) + inputs.shape[1]
-            mask = torch.ones(rows, count, dtype=torch.long, device=inputs.device)
         refuse_recomputation(self.model)
-        tracker = TokenTracker(mask, prompt_lengths, generating=False)
-        with self.running(tracker, strengths, must_act=must_act):
-            return super().forward(base, unit_locations=None, **kwargs)
+        tracker = TokenTracker(mask_of(base), prompt_lengths, generating=False)
+        with self.running(tracker, strengths, must_act=must_act, edits=True):
+            return None, self.model(**base, **kwargs)
 
     @contextlib.contextmanager
     def running(
-        self, tracker: TokenTracker, strengths: Mapping[str, Any] | None = None, *, must_act: bool = True
+        self,
+        tracker: TokenTracker,
+        strengths: Mapping[str, Any] | None = None,
+        *,
+        must_act: bool = True,
+        edits: bool = False,
+        is_driven: bool = False,
+        inside: Scope | None = None,
     ) -> Iterator[Run]:
         """Make `tracker` the source of positions for the calls inside, and leave `receipt` behind.
 
@@ -155,58 +221,144 @@ class IntervenableModel(pyvene.IntervenableModel):
             strengths: entry name → scalar or [batch], in place of stored strengths.
             must_act: whether a declared intervention has to act; False for a caller who checks the receipts
                 of several runs together (`subvene.runner.receipt.check_together`).
+            edits: whether to attach the edits.
+            is_driven: whether somebody else makes the calls.
+            inside: a scope of this model's own that this run is a part of.
 
         Raises:
             NotSteeredError: on leaving, if a declared intervention did not act.
             PositionError: positions cannot be told, of a rule or (again on leaving) of a forward call.
             CompiledModelError: the model was compiled before.
+            ConcurrentRunError: a run of this model is under way in this thread or task.
         """
-        if self._run is not None:
-            raise RuntimeError("this IntervenableModel is running already; a run cannot be entered twice")
+        if inside is None:
+            refuse_nested(self.model, self, is_driven=is_driven)
         # A run that fails leaves no receipt, rather than that of the run before.
-        self.receipt, self.collected = None, {}
+        self.leave()
+        attachment = Attachment(Scope(self.model, self, is_run=True, is_driven=is_driven))
+        attachment.run = run = self.begin(tracker, strengths)
+        try:
+            with entered(attachment.scope):
+                self._observe(attachment)
+                if edits:
+                    self.attach(attachment)
+                yield run
+            if tracker.error is not None:
+                raise tracker.error
+            receipt = self.finish(run)
+            self.leave(receipt, {key: _by_row(calls) for key, calls in run.recorder.collected.items()})
+            if must_act:
+                receipt.check()
+        finally:
+            attachment.remove()
+            self.remember(run)
+
+    def begin(self, tracker: TokenTracker, strengths: Mapping[str, Any] | None) -> Run:
+        """A run that has not called the model yet; what can be refused before is refused here."""
         refuse_compiled(self.model)
+        refuse_changed_places(self)
         for key, edit in self.interventions.items():
             refuse_undecidable(key, edit.positions, tracker)
         in_force = self._strengths_in_force(strengths, tracker.real.shape[0])
-        run = self._run = Run(tracker, Recorder(in_force, tracker.slots + 64 * tracker.generating), in_force)
-        observer = self.model.register_forward_pre_hook(self._observe, with_kwargs=True)
-        try:
-            yield run
-            if tracker.error is not None:
-                raise tracker.error
-            entries = [(e.name, e.keys, e.sites, self.interventions[e.keys[0]]) for e in self.entries]
-            self.receipt = run.recorder.finish(entries)
-            self.collected = {key: _by_row(calls) for key, calls in run.recorder.collected.items()}
-            if must_act:
-                self.receipt.check()
-        finally:
-            observer.remove()
-            self._remove_forward_hooks()
-            self._run = None
+        return Run(tracker, Recorder(in_force, tracker.slots + 64 * tracker.generating), in_force)
+
+    def finish(self, run: Run) -> Receipt:
+        """What the edits did in a run."""
+        entries = [(e.name, e.keys, e.sites, self.interventions[e.keys[0]]) for e in self.entries]
+        return run.recorder.finish(entries)
+
+    def remember(self, run: Run) -> None:
+        """Record in a run's caches what they were filled with."""
+        caches = [cache for cache in run.caches.values() if not is_forked(cache)]
+        if caches:
+            record = CacheRecord.of(self._edits(run), run.recorder, run.tracker, run.first or 0)
+            for cache in caches:
+                record.put(cache)
 
     @contextlib.contextmanager
     def attached(
         self, tracker: TokenTracker, strengths: Mapping[str, Any] | None = None
     ) -> Iterator[torch.nn.Module]:
-        """Attach the edits for one run that somebody else drives (`model.generate`, a training step)."""
-        with self.running(tracker, strengths):
-            for key in self.sorted_keys:
-                self._intervention_setter([key], [None], None, None)
+        """Attach the edits for one run that somebody else drives (`model.generate`, a training step).
+
+        For a caller who knows where every token stands; `IntervenedModel.attached` finds that out itself.
+        """
+        with self.running(tracker, strengths, edits=True, is_driven=True):
             yield self.model
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
-        """Inside a run, forward calls that are not part of it: not edited, and not in the receipt."""
-        self._suspended += 1
-        try:
-            yield
-        finally:
-            self._suspended -= 1
+        """The untouched model: calls inside are part of no run, not edited, and in no receipt.
 
-    def _observe(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._suspended and self._run is not None:
-            self._run.tracker.observe(model, args, kwargs)
+        In this thread or task alone: a run in another one goes on.
+        """
+        with entered(Scope(self.model, self, is_run=False)):
+            yield
+
+    def before_call(self, run: Run, kwargs: dict[str, Any]) -> None:
+        """Take notice of a forward call of the whole model that begins; its tokens have been placed."""
+        run.fired.clear()
+        run.is_in_call = True
+        cache = cache_of(kwargs)
+        start = 0 if run.tracker.current is None else run.tracker.current.start
+        if run.first is None:
+            run.first = start
+        if cache is not None and id(cache) not in run.caches:
+            if start and not is_forked(cache):
+                edited = record_of(cache).check(self._edits(run), start, run.tracker)
+                run.recorder.cached = {entry.name: self._least(edited, entry) for entry in self.entries}
+            run.caches[id(cache)] = cache
+
+    def after_call(self, run: Run, output: Any) -> None:
+        """Take notice of a forward call of the whole model that has ended."""
+        run.is_in_call = False
+        cache = cache_of(output) if isinstance(output, Mapping) else None
+        if cache is not None:
+            run.caches[id(cache)] = cache
+
+    def _edits(self, run: Run) -> dict[str, tuple[Any, torch.Tensor]]:
+        """Of each edit in a run, under a name that no other edit has: its position rule and strength."""
+        return {
+            self._name(entry, site): (self.interventions[key].positions, run.strengths[key])
+            for entry in self.entries
+            for key, site in zip(entry.keys, entry.sites, strict=True)
+            if not getattr(self.interventions[key], "collects", False)
+        }
+
+    def _name(self, entry: Entry, site: str) -> str:
+        return f"{self._serial}.{entry.name} at {site}"
+
+    def _least(self, edited: Mapping[str, int], entry: Entry) -> int:
+        return min(edited.get(self._name(entry, site), 0) for site in entry.sites)
+
+    def _observe(self, attachment: Attachment) -> None:
+        """Follow the calls of the whole model."""
+        run, scope = attachment.run, attachment.scope
+
+        def before(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            here = innermost(self.model)
+            if here is scope:
+                kwargs = run.tracker.observe(model, args, kwargs)
+                self.before_call(run, kwargs)
+            elif here is None and scope.is_driven:
+                refuse_foreign_call(run.tracker, kwargs)
+
+        def after(model: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if innermost(self.model) is scope:
+                self.after_call(run, output)
+
+        attachment.handles.append(self.model.register_forward_pre_hook(before, with_kwargs=True))
+        attachment.handles.append(self.model.register_forward_hook(after, with_kwargs=True))
+
+    def attach(self, attachment: Attachment) -> None:
+        """Attach every edit, to act in `attachment.run`."""
+        for key in self.sorted_keys:
+            attachment.handles.append(self._attach(attachment, key))
+
+    def _acts_here(self, scope: Scope) -> bool:
+        here = innermost(self.model)
+        # autograd recomputes checkpointed blocks in threads of its own.
+        return here is scope or (here is None and scope.is_driven)
 
     def _is_ours(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         own = ("sources", "unit_locations", "source_representations", "subspaces", "activations_sources")
@@ -215,41 +367,40 @@ class IntervenableModel(pyvene.IntervenableModel):
         return all(isinstance(edit, ActivationIntervention) for edit in self.interventions.values())
 
     def _remove_forward_hooks(self) -> None:
+        # Of pyvene's own runs; ours keep theirs in their attachment.
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    def _intervention_setter(
-        self, keys: Any, unit_locations_base: Any, subspaces: Any, intervention_additional_kwargs: Any = None
-    ) -> Any:
-        if self._run is None:
-            handlers = super()._intervention_setter(
-                keys, unit_locations_base, subspaces, intervention_additional_kwargs
-            )
-        else:
-            handlers = pyvene.models.modeling_utils.HandlerList(
-                [self._attach(self._run, key) for key in keys]
-            )
+    def _intervention_setter(self, *args: Any, **kwargs: Any) -> Any:
+        handlers = super()._intervention_setter(*args, **kwargs)
         self._handles.extend(handlers.handlers)
         return handlers
 
-    def _attach(self, run: Run, key: str) -> Any:
+    def _attach(self, attachment: Attachment, key: str) -> Any:
         edit, register = self.interventions[key], self.intervention_hooks[key]
         rule = edit.positions
         skips_response = is_within_prompt(rule)
-        override = run.strengths[key]
         is_pre_hook = register.__name__ == _PRE_HOOK
         collects = getattr(edit, "collects", False)
         wants_input = getattr(edit, "needs_module_input", False)
 
         def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any = None) -> Any:
-            if self._suspended:
+            run = attachment.run
+            if run is None or not self._acts_here(attachment.scope):
                 return None
             tokens = run.tracker.current
             if tokens is None:
                 raise PositionError(
                     f"{key} ran before the model's own forward did; call the model, not a part of it"
                 )
+            if key in run.fired and run.is_in_call:
+                raise PositionError(
+                    f"{key} ran twice in one forward call: the model holds this module in two places, and the "
+                    "edit would act in both. Give each place a module of its own"
+                )
+            run.fired.add(key)
+            run.recorder.reached.add(key)
             if skips_response and tokens.after_prompt:
                 return None
             found, put_back = take_input(args, kwargs) if is_pre_hook else take_output(output)
@@ -259,7 +410,7 @@ class IntervenableModel(pyvene.IntervenableModel):
             context = {}
             if wants_input:
                 context["module_input"] = as_batch(take_input(args, kwargs)[0], tokens, key)
-            edited = edit(h, tokens=tokens, strength=override, **context)
+            edited = edit(h, tokens=tokens, strength=run.strengths[key], **context)
             run.recorder.record(key, rule, h, edited, tokens, edit.strength_factors(h))
             if collects:
                 run.recorder.collect(key, edit.collected(h), tokens.mask(rule, h.device))
@@ -288,6 +439,52 @@ class IntervenableModel(pyvene.IntervenableModel):
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"{entry.name}: strength must be finite, found {tensor.tolist()}")
         return in_force
+
+
+def mask_of(base: Mapping[str, Any]) -> torch.Tensor:
+    """The attention mask [batch, slots] of a forward call and what its cache holds; all real where none is.
+
+    Raises:
+        PositionError: the mask does not cover the cached and the new tokens.
+    """
+    inputs, mask = _inputs(base), base.get("attention_mask")
+    slots = cached_length(base) + inputs.shape[1]
+    if mask is None:
+        return torch.ones(inputs.shape[0], slots, dtype=torch.long, device=inputs.device)
+    if mask.ndim == 2 and mask.shape[1] != slots:
+        cache = cache_of(base)
+        held = (
+            "" if cache is None else f" and a {type(cache).__name__} that says it holds {cached_length(base)}"
+        )
+        raise PositionError(
+            f"attention_mask has {mask.shape[1]} columns, for {inputs.shape[1]} tokens{held}; expected one for "
+            "each cached and each new token"
+        )
+    return mask
+
+
+def refuse_foreign_call(tracker: TokenTracker, kwargs: dict[str, Any]) -> None:
+    """Refuse a call of an attached model by a thread or task that has no run of its own.
+
+    Whether it belongs to the attached run (continuous batching calls the model in a thread of its own) or is
+    somebody else's cannot be told, so both are made to know.
+    """
+    try:
+        tracker.refuse_packed(kwargs, 0)
+        raise ConcurrentRunError(
+            "this model is attached to an IntervenedModel in another thread or task, and a call from here can "
+            "neither be edited nor be sure to be meant unedited. Call `m(…)` or `m.generate(…)` here, or call "
+            "the model inside `with m.disabled()`"
+        )
+    except (PositionError, ConcurrentRunError) as error:
+        tracker.error = error
+        raise
+
+
+def _drafts(model: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a generation passes drafts, of which some are taken back."""
+    names = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+    return any(setting(model, kwargs, name) for name in names)
 
 
 def _inputs(base: Mapping[str, torch.Tensor]) -> torch.Tensor:

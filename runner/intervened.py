@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,12 +16,17 @@ from huggingface_hub import CommitInfo
 
 from subvene.runner import artifact, hub
 from subvene.runner.anatomy import sizes_from_config
+from subvene.runner.attached import PromptLengths, attached
+from subvene.runner.cache_record import refuse_edited
 from subvene.runner.compile import check_sizes, compile_spec
 from subvene.runner.intervenable import IntervenableModel
 from subvene.runner.model import load_config, load_model, with_overrides
+from subvene.runner.positions import check_prompt_lengths
+from subvene.runner.prompts import as_prompts
 from subvene.runner.receipt import Receipt
-from subvene.runner.text import Messages, pad, pad_id_of, prompt_ids
-from subvene.specs import InterventionSpec, ModelSpec, load_spec
+from subvene.runner.scopes import is_exempt
+from subvene.runner.text import Messages, TextError, pad, pad_id_of, prompt_ids
+from subvene.specs import InterventionSpec, ModelSpec, load_spec, parse_spec
 
 
 class IntervenedModel:
@@ -31,7 +37,8 @@ class IntervenedModel:
 
     Attributes:
         spec: the spec.
-        model: the transformers model.
+        model: the plain transformers model. What calls it directly (a pipeline, a harness, a trainer) runs it
+            unedited; `with m.attached() as model:` edits such calls.
         tokenizer: its tokenizer; None if none was given, and then only token ids are accepted.
         intervenable: the pyvene `IntervenableModel`, for pyvene users.
         tensors: what a fit or an artifact holds, by full name; more than the interventions use, perhaps.
@@ -54,12 +61,12 @@ class IntervenedModel:
         self.intervenable = intervenable
         self.tensors = dict(tensors or {})
         self.provenance = dict(provenance or {})
-        self._disabled = 0
+        self._is_plain = False
 
     @classmethod
     def from_spec(
         cls,
-        spec: InterventionSpec | str | os.PathLike[str],
+        spec: InterventionSpec | Mapping[str, Any] | str | os.PathLike[str],
         *,
         model: torch.nn.Module | None = None,
         tokenizer: Any = None,
@@ -71,19 +78,21 @@ class IntervenedModel:
         """Load the model that a spec names and compile the interventions onto it.
 
         Args:
-            spec: a spec, or the path of a YAML or JSON file.
+            spec: a spec, its fields as a mapping, or the path of a YAML or JSON file.
             model: an already loaded model to use instead of the one the spec names.
             tokenizer: its tokenizer.
             tensors: tensors for references without a file, by full name (`cheerful.block_output[14]`).
             provenance: how those came about, to be kept in an artifact.
-            folder: where relative tensor files are; default: the folder of the spec's file.
+            folder: where relative tensor files are; default: the folder of the spec's file, or the current one.
             **overrides: fields of the spec's `model:` to replace (`dtype="bfloat16"`, `device="cuda"`).
 
         Raises:
             SpecError: the file is not a valid spec; nothing has been loaded.
             CompileError: the spec does not fit the model's config; no weights have been loaded.
         """
-        if not isinstance(spec, InterventionSpec):
+        if isinstance(spec, Mapping):
+            spec = parse_spec(json.dumps(spec, default=str), "<mapping>", "json")
+        elif not isinstance(spec, InterventionSpec):
             folder = Path(folder) if folder is not None else Path(spec).parent
             spec = load_spec(Path(spec))
         if model is None:
@@ -153,52 +162,85 @@ class IntervenedModel:
         # Not a spec that a file could hold: it declares no intervention.
         spec = InterventionSpec.model_construct(subvene=1, model=ModelSpec(name=name), interventions=())
         plain = cls(spec, model, tokenizer, intervenable=IntervenableModel([], model, ()))
-        plain._disabled = 1
+        plain._is_plain = True
         return plain
 
     @property
     def receipt(self) -> Receipt | None:
-        """What each intervention did in the last run; None before the first."""
+        """What each intervention did in the last run; None before the first, and after a disabled one.
+
+        A thread sees its own last run, or a later one of a thread that has ended since.
+        """
         return self.intervenable.receipt
 
     @property
     def is_disabled(self) -> bool:
-        """Whether we are inside `disabled()`."""
-        return self._disabled > 0
+        """Whether this thread or task is inside `disabled()`."""
+        return self._is_plain or is_exempt(self.intervenable)
+
+    def __repr__(self) -> str:
+        entries = (
+            ", ".join(f"{e.name} at {' '.join(e.sites)}" for e in self.intervenable.entries) or "nothing"
+        )
+        return (
+            f"IntervenedModel({self.spec.model.name}: {entries}; edited by generate, generate_ids, calls and "
+            f"`with attached()`; .model is the plain {type(self.model).__name__}, never edited by itself)"
+        )
 
     def generate(
         self,
-        prompts: str | Sequence[str | Messages],
+        prompts: str | Messages | Sequence[str | Messages],
         *,
         system: str | None = None,
         chat: bool | None = None,
         strengths: Mapping[str, Any] | float | Sequence[float] | torch.Tensor | None = None,
+        prompt_lengths: Sequence[int] | torch.Tensor | None = None,
+        seed: int | None = None,
         **kwargs: Any,
     ) -> list[str]:
         """Answer prompts in one batch.
 
         Args:
-            prompts: user turns (put into the chat template if the tokenizer has one), or lists of messages.
+            prompts: a user's turn (put into the chat template if the tokenizer has one), a conversation (a
+                list of messages), or a list of these.
             system: a system prompt for every string prompt.
             chat: False for raw text, True to insist on the template.
             strengths: replaces the spec's strengths for this call: by intervention name, or one value if
                 there is one intervention; each a number, or one per prompt (0: that row is unedited).
-            **kwargs: any keyword of transformers' `generate` (`max_new_tokens`, `do_sample`, `streamer`, …).
+            prompt_lengths: as for `generate_ids`.
+            seed: of the sampling; the global random state is left as it was.
+            **kwargs: any keyword of transformers' `generate` (`max_new_tokens`, `do_sample`, `streamer`,
+                `stop_strings`, …).
 
         Returns:
             The responses, without special tokens, one per prompt (times `num_return_sequences`).
+
+        Raises:
+            TextError: a prompt is none.
+            NotSteeredError: an intervention that should have acted did not.
         """
         if self.tokenizer is None:
             raise ValueError(
                 "generate needs a tokenizer for text; pass one to from_spec, or use generate_ids"
             )
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts:
+        for name in ("input_ids", "inputs", "inputs_embeds", "attention_mask"):
+            if name in kwargs:
+                raise TextError(
+                    f"generate takes texts, not {name}; token ids go to generate_ids(input_ids, mask)"
+                )
+        rows = [prompt_ids(self.tokenizer, p, system=system, chat=chat) for p in as_prompts(prompts)]
+        if not rows:
             return []
-        rows = [prompt_ids(self.tokenizer, prompt, system=system, chat=chat) for prompt in prompts]
         kwargs.setdefault("pad_token_id", pad_id_of(self.tokenizer))
         batch = pad(rows, [len(row) for row in rows], pad_id_of(self.tokenizer), "left")
-        output = self.generate_ids(batch.input_ids, batch.attention_mask, strengths=strengths, **kwargs)
+        output = self.generate_ids(
+            batch.input_ids,
+            batch.attention_mask,
+            strengths=strengths,
+            prompt_lengths=prompt_lengths,
+            seed=seed,
+            **kwargs,
+        )
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         return self.tokenizer.batch_decode(sequences[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
 
@@ -208,15 +250,39 @@ class IntervenedModel:
         attention_mask: torch.Tensor | None = None,
         *,
         strengths: Mapping[str, Any] | float | Sequence[float] | torch.Tensor | None = None,
+        prompt_lengths: Sequence[int] | torch.Tensor | None = None,
+        seed: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As `generate`, for token ids [batch, tokens] padded on the left; returns what the model's does."""
+        """As `generate`, for token ids [batch, tokens] padded on the left; returns what the model's does.
+
+        Args:
+            input_ids: the prompts, perhaps with the beginning of their responses.
+            attention_mask: 1 on real tokens; all real if None, and then no row of a batch may hold padding.
+            strengths: as for `generate`.
+            prompt_lengths: [batch], real tokens of each row that are prompt. What follows them is response
+                already and is edited as such, so that going on is the same as one long generation. None: all.
+            seed: as for `generate`.
+            **kwargs: any keyword of transformers' `generate`.
+
+        Raises:
+            PositionError: it cannot be told where a token stands.
+            CacheError: a cache among `kwargs` was filled otherwise than this run would have filled it.
+            NotSteeredError: an intervention that should have acted did not.
+        """
         device = self.model.device
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        base = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
-        if self.is_disabled:
-            return self.model.generate(**base, **kwargs)
-        return self.intervenable.generate(base, strengths=self._named(strengths), **kwargs)[1]
+        base = {"input_ids": torch.as_tensor(input_ids).to(device)}
+        if attention_mask is not None:
+            base["attention_mask"] = attention_mask.to(device)
+        if kwargs.get("stop_strings") is not None:
+            kwargs.setdefault("tokenizer", self.tokenizer)
+        lengths = self._prompt_lengths(prompt_lengths, base)
+        with _seeded(seed):
+            if self.is_disabled:
+                return self._untouched(self.model.generate, {**base, **kwargs})
+            return self.intervenable.generate(
+                base, strengths=self._named(strengths), prompt_lengths=lengths, **kwargs
+            )[1]
 
     def __call__(
         self,
@@ -241,8 +307,14 @@ class IntervenedModel:
 
         Raises:
             PositionError: a position rule cannot be decided.
+            CacheError: `past_key_values` was filled otherwise than this run would have filled it.
             NotSteeredError: an intervention that should have acted did not.
         """
+        if not isinstance(input_ids, torch.Tensor):
+            raise TextError(
+                f"a call takes token ids [batch, tokens] as a tensor, found {input_ids!r:.60}; for text use "
+                "generate, or the tokenizer with return_tensors='pt'"
+            )
         device = self.model.device
         base: dict[str, Any] = {"input_ids": input_ids.to(device), **kwargs}
         if attention_mask is not None:
@@ -250,24 +322,58 @@ class IntervenedModel:
             ids = self.position_ids(base["attention_mask"], input_ids.shape[1])
             if ids is not None:
                 base.setdefault("position_ids", ids)
+        lengths = self._prompt_lengths(prompt_lengths, base)
         if self.is_disabled:
-            return self.model(**base)
-        if prompt_lengths is not None:
-            prompt_lengths = torch.as_tensor(prompt_lengths, device=device)
-            _check_prompt_lengths(prompt_lengths, base)
+            return self._untouched(self.model, base)
         named = self._named(strengths)
-        return self.intervenable(base, prompt_lengths=prompt_lengths, strengths=named, must_act=must_act)[1]
+        return self.intervenable(base, prompt_lengths=lengths, strengths=named, must_act=must_act)[1]
+
+    @contextlib.contextmanager
+    def attached(
+        self,
+        *,
+        prompt_lengths: PromptLengths | None = None,
+        strengths: Mapping[str, Any] | float | Sequence[float] | torch.Tensor | None = None,
+    ) -> Iterator[Any]:
+        """The plain model, edited for whoever calls it: a pipeline, an evaluation harness, a training loop.
+
+            with m.attached() as model:
+                pipeline("text-generation", model=model, tokenizer=m.tokenizer)(prompts)
+            m.receipt
+
+        `model.generate` knows where its prompts end. A forward call without a cache is a sequence of its own,
+        and one that goes on with the cache of an earlier one continues that. Calls by other threads are
+        refused (`m.generate` there is a run of its own). The receipt is of all calls together.
+
+        Args:
+            prompt_lengths: where prompts end in forward calls that are no part of `model.generate`, and in
+                `generate` too where it is given: [batch], or a function of (input_ids, attention_mask). With
+                None every position rule except `all` refuses such calls.
+            strengths: as for `generate`, for every call.
+
+        Raises:
+            PositionError: it cannot be told where a token of a call stands; raised at that call and on leaving.
+            NotSteeredError: on leaving, if an intervention that should have acted did not.
+            ConcurrentRunError: another IntervenedModel is attached to this base model here.
+        """
+        if self.is_disabled:
+            with self.intervenable.suspended():
+                self.intervenable.leave()
+                yield self.model
+            return
+        with attached(self.intervenable, prompt_lengths, self._named(strengths)) as model:
+            yield model
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[Self]:
-        """The same methods without any edit, for a baseline; may be nested."""
-        self._disabled += 1
-        try:
-            # Also where a run is under way (`intervenable.attached`): its hooks leave these calls alone.
-            with self.intervenable.suspended():
-                yield self
-        finally:
-            self._disabled -= 1
+        """The same methods without any edit, for a baseline; may be nested.
+
+        For this thread or task alone, and what it calls: a run in another thread goes on as it was. A thread
+        that is started inside begins outside; let it enter `disabled()` itself.
+        """
+        # Also where a run is under way (`attached`): its hooks leave these calls alone.
+        with self.intervenable.suspended():
+            yield self
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write the artifact: spec, tensors, fingerprint, model card, and pyvene's own files; atomically.
@@ -324,6 +430,20 @@ class IntervenedModel:
                 results=results,
             )
 
+    def _untouched(self, call: Callable[..., Any], base: Mapping[str, Any]) -> Any:
+        """A disabled run, which leaves no receipt, rather than that of the run before."""
+        refuse_edited(base.get("past_key_values"))
+        self.intervenable.leave()
+        with self.intervenable.suspended():
+            return call(**base)
+
+    def _prompt_lengths(self, lengths: Any, base: Mapping[str, Any]) -> torch.Tensor | None:
+        if lengths is None:
+            return None
+        lengths = torch.as_tensor(lengths, device=self.model.device)
+        check_prompt_lengths(lengths, base)
+        return lengths
+
     def _named(self, strengths: Any) -> Mapping[str, Any] | None:
         if strengths is None or isinstance(strengths, Mapping):
             return strengths
@@ -340,15 +460,11 @@ class IntervenedModel:
         return (mask.long().cumsum(1) - 1).clamp_min(0)[:, -count:]
 
 
-def _check_prompt_lengths(prompt_lengths: torch.Tensor, base: Mapping[str, Any]) -> None:
-    rows, count = base["input_ids"].shape
-    found = prompt_lengths.tolist()
-    if prompt_lengths.shape != (rows,) or (prompt_lengths < 1).any():
-        raise ValueError(f"prompt_lengths must be {rows} positive numbers, found {found}")
-    # With a cache a row is longer than its input_ids, and only a mask of the whole row says how long.
-    mask = base.get("attention_mask")
-    if mask is None and base.get("past_key_values") is not None:
+@contextlib.contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    if seed is None:
+        yield
         return
-    lengths = prompt_lengths.new_full((rows,), count) if mask is None else mask.sum(1)
-    if (prompt_lengths > lengths).any():
-        raise ValueError(f"prompt_lengths {found} exceed the rows' {lengths.tolist()} tokens")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

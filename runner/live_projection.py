@@ -68,15 +68,24 @@ class LiveProjections:
                 "num_beams: expected 1, since beams trade places while they are generated; generate without "
                 "beams, or project the responses afterwards"
             )
-        ends, pad_id = row_ends(m.model, options)
+        for name in ("stopping_criteria", "stop_strings"):
+            if setting(m.model, options, name) and len(attention_mask) > 1:
+                raise ProjectionError(
+                    f"{name}: expected none for several rows: which rows it ends, and which tokens fill them "
+                    "up, is not known here; project the responses afterwards"
+                )
         mask = attention_mask.to(m.model.device)
-        self._tracker = TokenTracker(mask, mask.sum(-1), generating=True, end_ids=ends, pad_id=pad_id)
+        self._tracker = TokenTracker(mask, mask.sum(-1), generating=True, end_ids=row_ends(m.model, options))
         self._calls: dict[tuple[When, int], list[tuple[int, torch.Tensor, torch.Tensor]]] = defaultdict(list)
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         self._calls.clear()
-        observer = self._model.register_forward_pre_hook(self._tracker.observe, with_kwargs=True)
+
+        def observe(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._tracker.observe(model, args, kwargs)
+
+        observer = self._model.register_forward_pre_hook(observe, with_kwargs=True)
         self._stack.callback(observer.remove)
         self._stack.enter_context(around_edits(self._axes.anatomy, self._axes.layers, self._keep))
         return self

@@ -22,10 +22,50 @@ class PositionError(SubveneError, ValueError):
     """The positions of the tokens of a forward call cannot be told."""
 
 
+# The names under which models take their cache.
+_CACHES = ("past_key_values", "cache_params", "state")
+
+
+def cache_of(inputs: Mapping[str, Any]) -> Any:
+    """The cache that a forward call is given; None without one."""
+    return next((inputs[name] for name in _CACHES if inputs.get(name) is not None), None)
+
+
 def cached_length(inputs: Mapping[str, Any]) -> int:
-    """Tokens that a forward call's `past_key_values` holds; 0 without a cache."""
-    cache = inputs.get("past_key_values")
-    return 0 if cache is None else int(cache.get_seq_length())
+    """Tokens that a forward call's cache says it holds; 0 without a cache, or where it cannot say."""
+    cache = cache_of(inputs)
+    if not hasattr(cache, "get_seq_length"):
+        return 0
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:  # a cache of states alone knows no length
+        return 0
+
+
+def by_name(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of `model`, all by name."""
+    if not args:
+        return kwargs
+    return dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
+
+
+def check_prompt_lengths(prompt_lengths: torch.Tensor, base: Mapping[str, Any]) -> None:
+    """Check the prompt lengths [rows] of a call against its rows.
+
+    Raises:
+        ValueError: not one positive number a row, or more than the row has tokens.
+    """
+    rows, count = base["input_ids"].shape
+    found = prompt_lengths.tolist()
+    if prompt_lengths.shape != (rows,) or (prompt_lengths < 1).any():
+        raise ValueError(f"prompt_lengths must be {rows} positive numbers, found {found}")
+    # With a cache a row is longer than its input_ids, and only a mask of the whole row says how long.
+    mask = base.get("attention_mask")
+    if mask is None and cache_of(base) is not None:
+        return
+    lengths = prompt_lengths.new_full((rows,), count) if mask is None else mask.sum(1)
+    if (prompt_lengths > lengths).any():
+        raise ValueError(f"prompt_lengths {found} exceed the rows' {lengths.tolist()} tokens")
 
 
 class TokenTracker:
@@ -36,9 +76,8 @@ class TokenTracker:
         prompt_lengths: [batch], real tokens in each row's prompt; None where it is not known.
         generating: further slots will follow those of the mask.
         end_ids: token ids that end a generated row: they and what follows them decide nothing, so they count
-            as padding, as if the row had been generated alone.
-        pad_id: the id that fills up a row which something other than `end_ids` has finished (a stop string);
-            None where only they can, and the id is then a token like any other.
+            as padding, as if the row had been generated alone. What ends rows otherwise is told to `ended`.
+        is_sequential: each call begins where the last one ended: no drafts that may be taken back.
 
     Attributes:
         current: positions of the forward call that is under way.
@@ -52,7 +91,7 @@ class TokenTracker:
         *,
         generating: bool,
         end_ids: Iterable[int] = (),
-        pad_id: int | None = None,
+        is_sequential: bool = False,
     ) -> None:
         if attention_mask.ndim != 2:
             raise PositionError(
@@ -61,26 +100,35 @@ class TokenTracker:
         mask = attention_mask.bool()
         self.slots = mask.shape[1]
         self.generating = generating
+        self.is_sequential = is_sequential
         self.real = mask
         self.index = mask.long().cumsum(1) - 1
         self.length = mask.sum(1)
         self.prompt_lengths = prompt_lengths
         ends = sorted(set(end_ids))
         self._ends = torch.tensor(ends, device=mask.device) if ends else None
-        self._pad_id = pad_id if pad_id is not None and pad_id not in ends else None
         self._end_slot: torch.Tensor | None = None
+        self._ended_slot: torch.Tensor | None = None
+        # Of each cache that a call of this run was given, how many slots have gone into it.
+        self._filled: dict[int, tuple[Any, int]] = {}
         self.current: Tokens | None = None
-        self.error: PositionError | None = None
+        self.error: SubveneError | None = None
 
-    def observe(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward pre-hook on the whole model: reads the call's extent from its inputs and cache."""
-        if args:
-            kwargs = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
+    def observe(
+        self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Read a call's extent from its inputs and cache; for a forward pre-hook on the whole model.
+
+        Returns:
+            The call's arguments, all by name.
+        """
+        kwargs = by_name(model, args, kwargs)
         try:
             self._observe(kwargs)
         except PositionError as error:
             self.error = error
             raise
+        return kwargs
 
     def _observe(self, kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids")
@@ -89,9 +137,51 @@ class TokenTracker:
             raise PositionError(
                 "a forward call carries neither input_ids nor inputs_embeds, so nothing can be placed"
             )
-        start = cached_length(kwargs)
-        self._refuse_packed(kwargs, start)
+        start = self._start(kwargs, inputs.shape[1])
+        self.refuse_packed(kwargs, start)
         self.current = self.place(start, inputs.shape[0], inputs.shape[1], ids)
+
+    def _start(self, kwargs: Mapping[str, Any], count: int) -> int:
+        """The slot at which a call begins: what its cache says, held against what the run has put into it."""
+        cache, start = cache_of(kwargs), cached_length(kwargs)
+        if cache is None:
+            if self._filled and self.generating:
+                raise PositionError(
+                    "a forward call without a cache amid a generation that uses one is none of its steps; for "
+                    "a call of your own inside a run use `with m.disabled()` (the untouched model) or `m(…)`"
+                )
+            return 0
+        _, filled = self._filled.get(id(cache), (None, 0))
+        if filled and start != filled:
+            if start == 0 and self.generating and self.is_sequential:
+                start = filled  # MiniMax's cache, and those of states alone, know no length
+            elif not 0 < start < filled or self.is_sequential:
+                raise PositionError(
+                    f"{type(cache).__name__} says that it holds {start} tokens, after {filled} of this run went "
+                    "into it; tokens cannot be placed by it. Generate with use_cache=False"
+                )
+        self._filled[id(cache)] = (cache, start + count)  # held, so that no other object takes its id
+        return start
+
+    def ended(self, rows: torch.Tensor, slots: int) -> None:
+        """Take notice of rows [batch] that something other than `end_ids` has ended at length `slots`.
+
+        As if each had been generated alone, its last token decides nothing.
+        """
+        never = torch.iinfo(torch.long).max
+        slot = torch.where(rows, slots - 1, never)
+        self._ended_slot = slot if self._ended_slot is None else torch.minimum(self._ended_slot, slot)
+
+    def extend(self, attention_mask: torch.Tensor) -> None:
+        """Take a longer mask [batch, slots] of the same rows, of a sequence that goes on."""
+        mask = attention_mask.bool()
+        if mask.shape[0] != self.real.shape[0] or mask.shape[1] < self.slots:
+            raise PositionError(
+                f"a forward call goes on with a cache of {list(self.real.shape)} rows and slots under a mask of "
+                f"shape {list(mask.shape)}; the mask has to cover what is cached and what is new"
+            )
+        self.slots, self.real = mask.shape[1], mask
+        self.index, self.length = mask.long().cumsum(1) - 1, mask.sum(1)
 
     def place(self, start: int, batch: int, count: int, ids: torch.Tensor | None = None) -> Tokens:
         """Positions of `count` tokens that begin at slot `start` of every row."""
@@ -135,18 +225,19 @@ class TokenTracker:
         slot = torch.arange(start, start + ids.shape[1], device=ids.device).unsqueeze(0)
         generated = slot >= self.slots
         filling = torch.zeros_like(ids, dtype=torch.bool)
+        if self._ended_slot is not None:
+            filling = slot >= self._ended_slot.unsqueeze(1)
         if self._ends is not None:
             never = torch.iinfo(torch.long).max
             ended = torch.where(torch.isin(ids, self._ends) & generated, slot, never).amin(1)
             if self._end_slot is not None:
                 ended = torch.minimum(ended, torch.where(self._end_slot < start, self._end_slot, never))
             self._end_slot = ended
-            filling = slot >= ended.unsqueeze(1)
-        if self._pad_id is not None:
-            filling = filling | ((ids == self._pad_id) & generated)
+            filling = filling | (slot >= ended.unsqueeze(1))
         return ~filling
 
-    def _refuse_packed(self, kwargs: dict[str, Any], start: int) -> None:
+    def refuse_packed(self, kwargs: dict[str, Any], start: int) -> None:
+        """Raise `PositionError` if a call packs several requests into a row."""
         packed = [key for key in _PACKED_KEYWORDS if kwargs.get(key) is not None]
         ids = kwargs.get("position_ids")
         if ids is not None and ids.ndim == 2 and ids.shape[1] > 1 and ids.shape[0] in (1, self.real.shape[0]):

@@ -33,9 +33,11 @@ class InterventionReceipt:
         sites: where it acted, as `site[layer]`.
         positions: its position rule.
         strengths: the strengths in force, one, or one per row of the batch.
+        reached: whether every module that it edits ran in this run.
         calls: forward calls in which it ran, over all its sites.
         edited: tokens edited at each site, by role (`prompt` without the cursor, `cursor`, `response`); a
             token that a run passes twice (no cache, rejected drafts) counts once, padding never.
+        cached: tokens that it had edited in the cache that the run goes on from; not counted elsewhere.
         changed: tokens whose activation differs after the edit, at the site where fewest do.
         mean_relative: mean of ‖Δ‖/‖h‖ over the edited tokens and sites.
         max_relative: its maximum.
@@ -53,8 +55,10 @@ class InterventionReceipt:
     sites: tuple[str, ...]
     positions: Positions
     strengths: tuple[float, ...]
+    reached: bool
     calls: int
     edited: dict[str, int]
+    cached: int
     changed: int
     mean_relative: float
     max_relative: float
@@ -80,6 +84,10 @@ class InterventionReceipt:
         if self.is_off:
             return None
         what = f"{self.name!r} ({self.kind} at {', '.join(self.sites)}, positions {_words(self.positions)})"
+        if self.cached and not self.tokens:
+            return None
+        if not self.reached:
+            return f"{what} edited no token: its module never ran in this run"
         if self.tokens == 0:
             return f"{what} edited no token: no position of this run matches the rule"
         if self.changed == 0 and self.expects_change:
@@ -154,8 +162,10 @@ def merged(receipts: Sequence[Receipt], *, same_rows: bool) -> list[Receipt]:
         summed.append(
             replace(
                 same[0],
+                reached=any(receipt.reached for receipt in same),
                 calls=sum(receipt.calls for receipt in same),
                 edited={role: sum(receipt.edited[role] for receipt in same) for role in same[0].edited},
+                cached=count(receipt.cached for receipt in same),
                 changed=sum(receipt.changed for receipt in same),
                 mean_relative=sum(r.mean_relative * w for r, w in zip(same, weights, strict=True))
                 / max(total, 1),
@@ -187,6 +197,10 @@ class Recorder:
     def __init__(self, strengths: dict[str, torch.Tensor], slots: int) -> None:
         self.strengths = strengths
         self.calls = dict.fromkeys(strengths, 0)
+        # Name → tokens that were edited in the cache already.
+        self.cached: dict[str, int] = {}
+        # Keys whose modules have run, whether or not there was anything to edit.
+        self.reached: set[str] = set()
         self._capacity = slots
         self._norms: dict[str, torch.Tensor] = {}
         # Key → sum of the strength's factors by slot [rows, slots], and how many factors that are.
@@ -249,6 +263,10 @@ class Recorder:
         """Keep an activation [batch, tokens, width] that a reading intervention saw."""
         self.collected.setdefault(key, []).append((activation.detach().clone(), mask))
 
+    def selected(self, rule: Positions) -> torch.Tensor | None:
+        """Bool[rows, slots] of the tokens that `rule` has selected; None if no edit with it has run."""
+        return self._masks.get(rule)
+
     def truncate(self, slots: int) -> None:
         """Forget what came after the first `slots` slots: drafts that the run ended before accepting."""
         for mask in self._masks.values():
@@ -269,7 +287,9 @@ class Recorder:
             "sites": tuple(sites),
             "positions": edit.positions,
             "strengths": tuple(strength.reshape(-1).tolist()),
+            "reached": self.reached.issuperset(keys),
             "calls": sum(self.calls[key] for key in keys),
+            "cached": self.cached.get(name, 0),
             "expects_change": edit.expects_change,
         }
         measured = [self._norms[key] for key in keys if key in self._norms]

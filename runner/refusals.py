@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from subvene.interventions.positions import needs_length, needs_prompt_length
+from subvene.runner.anatomy import component_module
 from subvene.runner.generation import setting
 from subvene.runner.positions import PositionError, TokenTracker
 from subvene.specs import Positions, SubveneError
@@ -79,4 +80,46 @@ def refuse_generation(model: Any, kwargs: Mapping[str, Any]) -> None:
     if kwargs.get("disable_compile") is False or kwargs.get("compile_config") is not None:
         raise CompiledModelError(
             "a compiled generate ignores hooks; leave out compile_config and disable_compile=False"
+        )
+
+
+class ChangedModelError(SubveneError):
+    """The model is no longer the one that the interventions were compiled onto."""
+
+
+def refuse_changed_places(intervenable: Any) -> None:
+    """Raise `ChangedModelError` if a module path of an edit now leads to another module.
+
+    A LoRA around the output projection reads its input past an edit there; after a block was put in, paths
+    and receipts name other blocks than those that the hooks are on.
+    """
+    for key in intervenable.sorted_keys:
+        component = str(intervenable.representations[key].component)
+        if not component.endswith((".input", ".output")):
+            continue  # a name of pyvene's own, in a model that pyvene itself loaded
+        compiled = intervenable.intervention_hooks[key].__self__
+        try:
+            now = component_module(intervenable.model, component)[0]
+        except (AttributeError, IndexError):
+            now = None
+        if now is not compiled:
+            found = "no module" if now is None else f"a {type(now).__name__}"
+            raise ChangedModelError(
+                f"{component}: the interventions were compiled onto a {type(compiled).__name__}, and there is "
+                f"{found} now: the model has changed since (an adapter, a block put in or taken out). Compile "
+                "again: IntervenedModel.from_spec(m.spec, model=m.model, tokenizer=m.tokenizer, "
+                "tensors=m.tensors)"
+            )
+
+
+def refuse_unmasked_padding(inputs: torch.Tensor, pad_id: Any) -> None:
+    """Raise `PositionError` if padding ids stand in a batch that has no mask to tell padding from text."""
+    if pad_id is None or inputs.ndim != 2 or inputs.shape[0] == 1:
+        return
+    pads = torch.isin(inputs, torch.as_tensor(pad_id, device=inputs.device))
+    if pads.any():
+        rows = pads.any(1).nonzero().flatten().tolist()
+        raise PositionError(
+            f"rows {rows} hold the padding id {pad_id}, and without attention_mask it cannot be told whether "
+            "that is padding or text; pass attention_mask [batch, tokens], 1 on real tokens"
         )

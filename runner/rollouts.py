@@ -161,7 +161,7 @@ class _Batch:
         self.m = m
         self.rows = rows
         self.pad_id = pad_id_of(m.tokenizer)
-        self.ends = {*row_ends(m.model, {})[0], m.tokenizer.eos_token_id} - {None}
+        self.ends = {*row_ends(m.model, {}), m.tokenizer.eos_token_id} - {None}
         self.lengths = torch.tensor([len(row.prompt) for row in rows])
         self.batch = pad([row.prompt for row in rows], self.lengths.tolist(), self.pad_id, "left")
         self.limits = [row.max_new_tokens for row in rows]

@@ -94,7 +94,7 @@ class _Writer:
         self.max_new_tokens = max_new_tokens
         self.strengths = strengths
         self.pad_id = pad_id_of(m.tokenizer)
-        self.ends = {*row_ends(m.model, {})[0], m.tokenizer.eos_token_id} - {None}
+        self.ends = {*row_ends(m.model, {}), m.tokenizer.eos_token_id} - {None}
 
     def text(self, tokens: Sequence[int]) -> str:
         """What a row says before the next `Q:`."""

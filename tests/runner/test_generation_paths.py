@@ -28,6 +28,8 @@ from oracle import (
     tiny,
 )
 
+from subvene.runner import CacheError
+
 # 5. chunked prefill ---------------------------------------------------------------------------------------
 
 
@@ -211,25 +213,81 @@ def test_several_sequences_a_prompt_are_filled_up_too() -> None:
 
 @every_model
 @main_rules
-def test_a_generation_continues_from_a_cache(name: str, rule: Any) -> None:
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_generation_that_goes_on_is_one_long_generation(name: str, rule: Any, cached: bool) -> None:
+    """With the lengths of the first prompts, the response so far is response; from its cache or from anew."""
+    model = tiny(name)
+    m = intervened(model, steering(rule))
+    ids, mask = batch(PROMPTS, "left")
+    settings = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    long = m.generate_ids(ids, mask, max_new_tokens=3 + NEW, **settings)
+    tokens = m.receipt[0].tokens
+    first = m.generate_ids(ids, mask, max_new_tokens=3, **settings)
+    mask = torch.cat([mask, torch.ones(3, 3, dtype=torch.long)], 1)
+    cache = {"past_key_values": first.past_key_values} if cached else {}
+    with Watch(model) as watch:
+        rest = m.generate_ids(
+            first.sequences, mask, prompt_lengths=LENGTHS, max_new_tokens=NEW, **settings, **cache
+        )
+    assert torch.equal(rest.sequences, long.sequences)
+    torch.testing.assert_close(torch.stack(rest.logits), torch.stack(long.logits[3:]), atol=1e-5, rtol=1e-5)
+    assert watch.counts[0] == mask.shape[1] - (ids.shape[1] + 2 if cached else 0)
+    expected = slots(batch(PROMPTS, "left")[1], rule, LENGTHS, mask.shape[1] + NEW - 1)
+    passed = watch.changed()
+    assert torch.equal(passed, expected[:, expected.shape[1] - passed.shape[1] :])
+    if not cached:
+        assert m.receipt[0].tokens == tokens
+
+
+@every_model
+@main_rules
+def test_a_cache_that_was_filled_otherwise_is_refused(name: str, rule: Any) -> None:
+    """A new turn makes prompt of what was response: only `all` edits both."""
     model = tiny(name)
     m = intervened(model, steering(rule))
     ids, mask = batch(PROMPTS, "left")
     first = m.generate_ids(ids, mask, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+    cache = first.past_key_values
     turn = torch.tensor([[61, 62], [63, 64], [65, 66]])
     ids = torch.cat([first.sequences, turn], 1)
     mask = torch.cat([mask, torch.ones(3, 5, dtype=torch.long)], 1)
-    cached = first.past_key_values.get_seq_length()
+    settings = {"past_key_values": cache, "max_new_tokens": NEW, "do_sample": False}
+    held = cache.get_seq_length()
+    for other in (
+        intervened(model, steering(rule, coefficient=2.0)),
+        intervened(model, steering(rule, layer=0)),
+        intervened(model, steering("all"), steering(rule)),
+    ):
+        with pytest.raises(CacheError, match="filled otherwise"):
+            other.generate_ids(ids, mask, **settings)
+    with pytest.raises(CacheError, match="filled otherwise"):
+        m.generate_ids(ids, mask, strengths=[1.0, 0.5, 1.0], **settings)
+    with pytest.raises(CacheError, match="without edits"), m.disabled():
+        m.generate_ids(ids, mask, **settings)
+    if rule != "all":
+        with pytest.raises(CacheError, match=r"token \d of row 0"):
+            m.generate_ids(ids, mask, **settings)
+        assert cache.get_seq_length() == held, "a refused call put nothing into the cache"
+        return
     with Watch(model) as watch:
-        found = m.generate_ids(
-            ids, mask, past_key_values=first.past_key_values, max_new_tokens=NEW, do_sample=False
-        )
-    assert watch.counts[0] == ids.shape[1] - cached
-    prompts = [length + 5 for length in LENGTHS]
-    expected = slots(mask, rule, prompts, ids.shape[1] + NEW - 1)[:, cached:]
-    assert torch.equal(watch.changed(), expected)
-    assert m.receipt[0].tokens == expected.sum()
-    assert found.shape[1] == ids.shape[1] + NEW
+        found = m.generate_ids(ids, mask, **settings)
+    assert watch.counts[0] == ids.shape[1] - held
+    expected = by_hand(model, rule, [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)])
+    assert found[:, ids.shape[1] :].tolist() == expected
+
+
+def test_a_copied_cache_is_known_too() -> None:
+    model = tiny("llama")
+    m = intervened(model, steering("prompt"))
+    ids = torch.tensor([[11, 12, 13, 14]])
+    with torch.no_grad():
+        cache = model(ids[:, :3]).past_key_values
+        with pytest.raises(CacheError, match="strength 0"):
+            m(ids[:, 3:], prompt_lengths=[4], past_key_values=copy.deepcopy(cache))
+        cache = m(ids[:, :3], prompt_lengths=[3]).past_key_values
+        m(ids[:, 3:], prompt_lengths=[4], past_key_values=copy.deepcopy(cache))
+        with pytest.raises(CacheError, match="strength 1"):
+            m(ids[:, 3:], prompt_lengths=[2], past_key_values=copy.deepcopy(cache))
 
 
 @both_models
@@ -252,16 +310,18 @@ def test_a_scoring_pass_continues_from_a_cache(name: str, rule: Any, first: int)
     torch.testing.assert_close(torch.cat([head.logits, tail.logits], 1)[0], whole, atol=1e-5, rtol=1e-5)
     if not expected[:, first:].any():
         return
-    with torch.no_grad():
-        head = model(ids[:, :first], use_cache=True)  # unedited: only what the call itself carries is edited
-        with Watch(model) as watch:
-            m(ids[:, first:], mask, prompt_lengths=[prompt], past_key_values=head.past_key_values)
-    assert torch.equal(watch.changed(), expected[:, first:])
-    with torch.no_grad():
-        head = model(ids[:, :first], use_cache=True)
-        with Watch(model) as watch:
-            m(ids[:, first:], prompt_lengths=[prompt], past_key_values=head.past_key_values)
-    assert torch.equal(watch.changed(), expected[:, first:])
+    for masked in ({"attention_mask": mask}, {}):
+        with torch.no_grad():
+            head = model(ids[:, :first], use_cache=True)  # filled unedited
+            settings = {"prompt_lengths": [prompt], "past_key_values": head.past_key_values, **masked}
+            if expected[:, :first].any():
+                with pytest.raises(CacheError, match="filled otherwise"):
+                    m(ids[:, first:], **settings)
+                continue
+            with Watch(model) as watch:
+                logits = m(ids[:, first:], **settings).logits[0]
+        assert torch.equal(watch.changed(), expected[:, first:])
+        torch.testing.assert_close(logits, whole[first:], atol=1e-5, rtol=1e-5)
 
 
 def test_arguments_of_the_model_may_be_positional() -> None:

@@ -26,7 +26,7 @@ from oracle import (
 )
 from torch import nn
 
-from subvene.runner import NotSteeredError, PositionError
+from subvene.runner import ConcurrentRunError, NotSteeredError, PositionError
 from subvene.runner.refusals import CompiledModelError
 
 
@@ -181,7 +181,7 @@ def test_every_way_to_run_leaves_the_hooks_as_they_were() -> None:
         assert oracle.hooks(model) == before
         with m.intervenable.attached(oracle.tracker(mask)):
             model(ids, attention_mask=mask)
-            assert len(oracle.hooks(model)) == len(before) + 3
+            assert len(oracle.hooks(model)) == len(before) + 4  # two edits, and two that follow the calls
         assert oracle.hooks(model) == before
         with m.disabled():
             responses(m)
@@ -258,45 +258,38 @@ def test_a_run_cannot_be_entered_twice_and_the_first_goes_on() -> None:
     assert oracle.hooks(model) == []
 
 
-@pytest.mark.parametrize("inner_first", [False, True])
-def test_two_interventions_on_one_model_nest(inner_first: bool) -> None:
-    """Each keeps its own rule and receipt, and the one that leaves takes only its own hooks with it."""
+def test_two_attached_to_one_model_cannot_be_told_apart() -> None:
+    """Whose the calls are could not be said; the first goes on as it was."""
     model = tiny("llama")
-    one, two = intervened(model, steering("prompt")), intervened(model, steering("response", layer=0))
+    one, two = intervened(model, steering("all")), intervened(model, steering("response", layer=0))
     ids, mask = batch(PROMPTS, "left")
-    only_one = by_hand(model, "prompt")
-    trackers = [oracle.tracker(mask), oracle.tracker(mask)]
-    first, second = one.intervenable.attached(trackers[0]), two.intervenable.attached(trackers[1])
-    settings = {"max_new_tokens": NEW, "do_sample": False}
-    with Watch(model, 0) as at_0, Watch(model, MIDDLE) as at_1:
-        first.__enter__()
-        second.__enter__()
-        model.generate(input_ids=ids, attention_mask=mask, **settings)
-        if inner_first:
-            second.__exit__(None, None, None)
-        else:
-            first.__exit__(None, None, None)
-    total = ids.shape[1] + NEW - 1
-    assert torch.equal(at_0.changed(), slots(mask, "response", LENGTHS, total))
-    assert torch.equal(at_1.changed(), slots(mask, "prompt", LENGTHS, total))
-    if inner_first:
-        found = model.generate(input_ids=ids, attention_mask=mask, **settings)
-        assert found[:, ids.shape[1] :].tolist() == only_one
-    (first if inner_first else second).__exit__(None, None, None)
+    with Watch(model, 0) as at_0, Watch(model, MIDDLE) as at_1, one.intervenable.attached(oracle.tracker(mask)):
+        during = oracle.hooks(model)
+        for enter in (lambda: two.intervenable.attached(oracle.tracker(mask)), two.attached):
+            with pytest.raises(ConcurrentRunError, match="in one spec"), enter():
+                pass
+        assert oracle.hooks(model) == during
+        model(ids, attention_mask=mask)
+    assert not at_0.changed().any()
+    assert torch.equal(at_1.changed(), mask.bool())
+    assert two.receipt is None
     assert oracle.hooks(model) == []
-    assert one.receipt[0].tokens == slots(mask, "prompt", LENGTHS, total).sum()
-    assert two.receipt[0].tokens == slots(mask, "response", LENGTHS, total).sum()
 
 
-def test_generate_of_one_inside_a_run_of_another_has_both_edits() -> None:
+def test_a_run_of_one_inside_an_attached_other_is_its_own() -> None:
     model = tiny("llama")
     one, two = intervened(model, steering("all", coefficient=0.75)), intervened(model, steering("all"))
-    _, mask = batch(PROMPTS, "left")
-    with one.intervenable.attached(oracle.tracker(mask)):
-        both = responses(two)
-    assert both == [
-        oracle.greedy_by_hand(model, prompt, "all", NEW, 1.75 * oracle.vector())[0] for prompt in PROMPTS
-    ]
+    ids, mask = batch(PROMPTS, "left")
+    with torch.no_grad(), one.intervenable.attached(oracle.tracker(mask)):
+        first = model(ids, attention_mask=mask).logits
+        inside = responses(two)
+        with two.disabled():
+            plain = responses(two)
+        assert torch.equal(model(ids, attention_mask=mask).logits, first)
+    assert inside == by_hand(model, "all")
+    assert plain == [oracle.greedy_by_hand(model, row, "all", NEW, 0 * oracle.vector())[0] for row in PROMPTS]
+    assert one.receipt[0].calls == 2
+    assert oracle.hooks(model) == []
 
 
 def test_disabled_nests_and_comes_back_after_an_exception() -> None:

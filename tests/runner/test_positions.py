@@ -237,8 +237,8 @@ def test_rows_that_something_else_than_the_end_token_finishes(pad_is_eos: bool) 
     ]
     expected = slots(mask, "response", LENGTHS, ids.shape[1] + NEW - 1)
     for i, length in enumerate(lengths):
-        # The last token of a row that something else finished looks like any other when it is passed.
-        expected[i, ids.shape[1] + length :] = False
+        # As if the row had been generated alone: its last token decides nothing.
+        expected[i, ids.shape[1] + length - 1 :] = False
     assert torch.equal(watch.changed(), expected)
     assert m.receipt[0].tokens == expected.sum()
 
@@ -263,7 +263,7 @@ def test_rows_that_a_stop_string_finishes(words: Any, pad_is_eos: bool) -> None:
         responses(m, max_new_tokens=8, stop_strings=[f"<{ending.token}>"], tokenizer=words, **settings)
     expected = slots(batch(PROMPTS, "left")[1], "response", LENGTHS, 7 + max(ending.lengths()) - 1)
     for i, length in enumerate(ending.lengths()):
-        expected[i, 7 + length :] = False
+        expected[i, 7 + length - 1 :] = False
     assert torch.equal(watch.changed(), expected)
     assert m.receipt[0].tokens == expected.sum()
 
