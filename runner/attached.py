@@ -155,6 +155,7 @@ class _Calls:
             run = self._begin(kwargs)
         else:
             self._go_on(run, kwargs)
+            run.caches[id(cache)] = cache
         self.attachment.run = run
         run.tracker.observe(model, (), kwargs)
         self.intervenable.before_call(run, kwargs)

@@ -7,12 +7,12 @@ filled by the model without edits.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from subvene.runner.positions import TokenTracker, cached_length
+from subvene.runner.positions import PositionError, TokenTracker, cached_length
 from subvene.runner.receipt import Recorder
 from subvene.specs import Positions, SubveneError
 
@@ -32,9 +32,11 @@ class CacheRecord:
 
     Attributes:
         applied: edit → the strength at which each slot was edited, [rows, slots]; 0 where it was not.
+        lies: whether the cache says that it holds nothing, though the run has filled it.
     """
 
     applied: dict[str, torch.Tensor] = field(default_factory=dict)
+    lies: bool = False
 
     @classmethod
     def of(cls, edits: Edits, recorder: Recorder, tracker: TokenTracker, first: int) -> CacheRecord:
@@ -54,8 +56,8 @@ class CacheRecord:
         return cls(applied)
 
     def put(self, cache: Any) -> None:
-        """Leave the record on a cache."""
-        setattr(cache, _NAME, self)
+        """Leave the record on a cache that the run has filled."""
+        setattr(cache, _NAME, replace(self, lies=not cached_length({"past_key_values": cache})))
 
     def check(self, edits: Edits, start: int, tracker: TokenTracker) -> dict[str, int]:
         """Refuse a run whose edits are not those of the first `start` slots.
@@ -64,8 +66,14 @@ class CacheRecord:
             How many tokens of these each edit has edited.
 
         Raises:
+            PositionError: the cache holds more than it says.
             CacheError: naming a row and token at which they differ.
         """
+        if self.lies:
+            raise PositionError(
+                "past_key_values says that it holds nothing, though it was filled; tokens cannot be placed by "
+                "it. Pass the whole sequence without a cache"
+            )
         rows = tracker.real.shape[0]
         cached = tracker.place(0, rows, start)
         real = cached.real

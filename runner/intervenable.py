@@ -304,8 +304,9 @@ class IntervenableModel(pyvene.IntervenableModel):
         if run.first is None:
             run.first = start
         if cache is not None and id(cache) not in run.caches:
-            if start and not is_forked(cache):
-                edited = record_of(cache).check(self._edits(run), start, run.tracker)
+            record = record_of(cache)
+            if (start or record.lies) and not is_forked(cache):
+                edited = record.check(self._edits(run), start, run.tracker)
                 run.recorder.cached = {entry.name: self._least(edited, entry) for entry in self.entries}
             run.caches[id(cache)] = cache
 

@@ -91,7 +91,9 @@ class IntervenedModel:
             CompileError: the spec does not fit the model's config; no weights have been loaded.
         """
         if isinstance(spec, Mapping):
-            spec = parse_spec(json.dumps(spec, default=str), "<mapping>", "json")
+            spec = parse_spec(
+                json.dumps(spec, default=str), "<mapping>", "json", own_tensors=tensors is not None
+            )
         elif not isinstance(spec, InterventionSpec):
             folder = Path(folder) if folder is not None else Path(spec).parent
             spec = load_spec(Path(spec))

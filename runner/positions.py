@@ -111,6 +111,7 @@ class TokenTracker:
         self._ended_slot: torch.Tensor | None = None
         # Of each cache that a call of this run was given, how many slots have gone into it.
         self._filled: dict[int, tuple[Any, int]] = {}
+        self._end = 0
         self.current: Tokens | None = None
         self.error: SubveneError | None = None
 
@@ -150,17 +151,22 @@ class TokenTracker:
                     "a forward call without a cache amid a generation that uses one is none of its steps; for "
                     "a call of your own inside a run use `with m.disabled()` (the untouched model) or `m(…)`"
                 )
+            self._end = count
             return 0
-        _, filled = self._filled.get(id(cache), (None, 0))
+        if self.is_sequential:
+            filled = self._end  # a model may put a cache of its own in the place of the one that it was given
+        else:
+            _, filled = self._filled.get(id(cache), (None, 0))
         if filled and start != filled:
-            if start == 0 and self.generating and self.is_sequential:
+            if start == 0 and self.is_sequential:
                 start = filled  # MiniMax's cache, and those of states alone, know no length
             elif not 0 < start < filled or self.is_sequential:
                 raise PositionError(
                     f"{type(cache).__name__} says that it holds {start} tokens, after {filled} of this run went "
                     "into it; tokens cannot be placed by it. Generate with use_cache=False"
                 )
-        self._filled[id(cache)] = (cache, start + count)  # held, so that no other object takes its id
+        self._end = start + count
+        self._filled[id(cache)] = (cache, self._end)  # held, so that no other object takes its id
         return start
 
     def ended(self, rows: torch.Tensor, slots: int) -> None:
