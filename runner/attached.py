@@ -103,7 +103,8 @@ class _Calls:
             inside=self.attachment.scope,
             **kwargs,
         )[1]
-        self._receipts.append(self.intervenable.receipt)
+        if (receipt := self.intervenable.receipt) is not None:
+            self._receipts.append(receipt)
         return output
 
     def close(self) -> None:
@@ -120,7 +121,7 @@ class _Calls:
             if self._is_off():
                 return
             raise NotSteeredError(
-                "this run was not steered: nothing in this thread called the attached model, or its `generate`"
+                "this run was not steered: nothing in this thread called the attached model or its `generate`"
             )
         self.intervenable.leave(merged(self._receipts, same_rows=False)[0])
         check_together(self._receipts)
@@ -204,7 +205,7 @@ class _Calls:
 
     def _end(self, *, still_held: bool) -> None:
         """Summarise the runs that cannot go on, or all."""
-        kept = []
+        kept: list[tuple[Run, weakref.ref[Any] | None]] = []
         for run, held in self._open:
             if held is not None and (cache := held()) is not None:
                 run.caches[id(cache)] = cache
@@ -259,7 +260,7 @@ def _generate_taken_over(base: Any) -> Iterator[None]:
 def _routed(base: Any) -> Callable[..., Any]:
     original = type(base).generate
     signature = inspect.signature(original)
-    held = weakref.ref(base)
+    held: Callable[[], Any] = weakref.ref(base)
 
     @functools.wraps(original)
     def generate(*args: Any, **kwargs: Any) -> Any:
@@ -267,8 +268,8 @@ def _routed(base: Any) -> Callable[..., Any]:
         here = innermost(model)
         if here is None:
             raise ConcurrentRunError(
-                "this model is attached to an IntervenedModel in another thread or task. Call `m.generate(…)` "
-                "here, or call the model inside `with m.disabled()`"
+                "this model is attached to an IntervenedModel in another thread or task. Call "
+                "`m.generate(…)` here, or call the model inside `with m.disabled()`"
             )
         if not isinstance(here.owner, _Calls):
             return original(model, *args, **kwargs)

@@ -71,8 +71,8 @@ class CacheRecord:
         """
         if self.lies:
             raise PositionError(
-                "past_key_values says that it holds nothing, though it was filled; tokens cannot be placed by "
-                "it. Pass the whole sequence without a cache"
+                "past_key_values says that it holds nothing, though it was filled; tokens cannot be placed "
+                "by it. Pass the whole sequence without a cache"
             )
         rows = tracker.real.shape[0]
         cached = tracker.place(0, rows, start)
@@ -88,10 +88,10 @@ class CacheRecord:
                 row, slot = differs.nonzero()[0].tolist()
                 edit = name.partition(".")[2]
                 raise CacheError(
-                    f"past_key_values was filled otherwise than this run would fill it: token {slot} of row {row} "
-                    f"was edited by {edit} at strength {float(held[row, slot]):g}, and this run edits it at "
-                    f"{float(wanted[row, slot]):g}. Pass the whole sequence without a cache; or, to go on with "
-                    "one long response, the prompt_lengths and strengths of the run that filled it"
+                    f"past_key_values was filled otherwise than this run would fill it: token {slot} of row "
+                    f"{row} was edited by {edit} at strength {float(held[row, slot]):g}, and this run edits "
+                    f"it at {float(wanted[row, slot]):g}. Pass the whole sequence without a cache; or, to go "
+                    "on with one long response, the prompt_lengths and strengths of the run that filled it"
                 )
         return {name: int(((strengths != 0) & real).sum()) for name, strengths in expected.items()}
 
@@ -129,7 +129,8 @@ def _repeated(rows: torch.Tensor, count: int) -> torch.Tensor:
         return rows
     if count % len(rows):
         raise CacheError(
-            f"past_key_values was filled with {len(rows)} rows, and this run has {count}; rows cannot be told apart"
+            f"past_key_values was filled with {len(rows)} rows, and this run has {count}; rows cannot be "
+            "told apart"
         )
     return rows.repeat_interleave(count // len(rows), 0)
 

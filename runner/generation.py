@@ -99,7 +99,7 @@ def _criterion(criterion: Any, suspend: Suspend, on_ended: OnEnded | None) -> An
                 on_ended(ended.expand(input_ids.shape[0]), input_ids.shape[1])
             return done
 
-    guarded = Guarded()
+    guarded: Any = Guarded()
     # By this attribute `generate` knows that ended rows are filled up.
     if hasattr(criterion, "eos_token_id"):
         guarded.eos_token_id = criterion.eos_token_id

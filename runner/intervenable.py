@@ -235,11 +235,11 @@ class IntervenableModel(pyvene.IntervenableModel):
             refuse_nested(self.model, self, is_driven=is_driven)
         # A run that fails leaves no receipt, rather than that of the run before.
         self.leave()
-        attachment = Attachment(Scope(self.model, self, is_run=True, is_driven=is_driven))
-        attachment.run = run = self.begin(tracker, strengths)
+        run = self.begin(tracker, strengths)
+        attachment = Attachment(Scope(self.model, self, is_run=True, is_driven=is_driven), run)
         try:
             with entered(attachment.scope):
-                self._observe(attachment)
+                self._observe(attachment, run)
                 if edits:
                     self.attach(attachment)
                 yield run
@@ -332,9 +332,9 @@ class IntervenableModel(pyvene.IntervenableModel):
     def _least(self, edited: Mapping[str, int], entry: Entry) -> int:
         return min(edited.get(self._name(entry, site), 0) for site in entry.sites)
 
-    def _observe(self, attachment: Attachment) -> None:
+    def _observe(self, attachment: Attachment, run: Run) -> None:
         """Follow the calls of the whole model."""
-        run, scope = attachment.run, attachment.scope
+        scope = attachment.scope
 
         def before(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             here = innermost(self.model)
@@ -397,8 +397,8 @@ class IntervenableModel(pyvene.IntervenableModel):
                 )
             if key in run.fired and run.is_in_call:
                 raise PositionError(
-                    f"{key} ran twice in one forward call: the model holds this module in two places, and the "
-                    "edit would act in both. Give each place a module of its own"
+                    f"{key} ran twice in one forward call: the model holds this module in two places, and "
+                    "the edit would act in both. Give each place a module of its own"
                 )
             run.fired.add(key)
             run.recorder.reached.add(key)
@@ -458,8 +458,8 @@ def mask_of(base: Mapping[str, Any]) -> torch.Tensor:
             "" if cache is None else f" and a {type(cache).__name__} that says it holds {cached_length(base)}"
         )
         raise PositionError(
-            f"attention_mask has {mask.shape[1]} columns, for {inputs.shape[1]} tokens{held}; expected one for "
-            "each cached and each new token"
+            f"attention_mask has {mask.shape[1]} columns, for {inputs.shape[1]} tokens{held}; expected one "
+            "for each cached and each new token"
         )
     return mask
 
@@ -473,9 +473,9 @@ def refuse_foreign_call(tracker: TokenTracker, kwargs: dict[str, Any]) -> None:
     try:
         tracker.refuse_packed(kwargs, 0)
         raise ConcurrentRunError(
-            "this model is attached to an IntervenedModel in another thread or task, and a call from here can "
-            "neither be edited nor be sure to be meant unedited. Call `m(…)` or `m.generate(…)` here, or call "
-            "the model inside `with m.disabled()`"
+            "this model is attached to an IntervenedModel in another thread or task, and a call from here "
+            "can neither be edited nor be sure to be meant unedited. Call `m(…)` or `m.generate(…)` here, or "
+            "call the model inside `with m.disabled()`"
         )
     except (PositionError, ConcurrentRunError) as error:
         tracker.error = error

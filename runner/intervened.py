@@ -83,7 +83,8 @@ class IntervenedModel:
             tokenizer: its tokenizer.
             tensors: tensors for references without a file, by full name (`cheerful.block_output[14]`).
             provenance: how those came about, to be kept in an artifact.
-            folder: where relative tensor files are; default: the folder of the spec's file, or the current one.
+            folder: where relative tensor files are; default: the folder of the spec's file, or the current
+                one.
             **overrides: fields of the spec's `model:` to replace (`dtype="bfloat16"`, `device="cuda"`).
 
         Raises:
@@ -354,7 +355,7 @@ class IntervenedModel:
             strengths: as for `generate`, for every call.
 
         Raises:
-            PositionError: it cannot be told where a token of a call stands; raised at that call and on leaving.
+            PositionError: it cannot be told where a token of a call stands; at that call, and on leaving.
             NotSteeredError: on leaving, if an intervention that should have acted did not.
             ConcurrentRunError: another IntervenedModel is attached to this base model here.
         """

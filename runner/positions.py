@@ -148,8 +148,9 @@ class TokenTracker:
         if cache is None:
             if self._filled and self.generating:
                 raise PositionError(
-                    "a forward call without a cache amid a generation that uses one is none of its steps; for "
-                    "a call of your own inside a run use `with m.disabled()` (the untouched model) or `m(…)`"
+                    "a forward call without a cache amid a generation that uses one is none of its steps; "
+                    "for a call of your own inside a run use `with m.disabled()` (the untouched model) or "
+                    "`m(…)`"
                 )
             self._end = count
             return 0
@@ -162,8 +163,8 @@ class TokenTracker:
                 start = filled  # MiniMax's cache, and those of states alone, know no length
             elif not 0 < start < filled or self.is_sequential:
                 raise PositionError(
-                    f"{type(cache).__name__} says that it holds {start} tokens, after {filled} of this run went "
-                    "into it; tokens cannot be placed by it. Generate with use_cache=False"
+                    f"{type(cache).__name__} says that it holds {start} tokens, after {filled} of this run "
+                    "went into it; tokens cannot be placed by it. Generate with use_cache=False"
                 )
         self._end = start + count
         self._filled[id(cache)] = (cache, self._end)  # held, so that no other object takes its id
@@ -183,8 +184,8 @@ class TokenTracker:
         mask = attention_mask.bool()
         if mask.shape[0] != self.real.shape[0] or mask.shape[1] < self.slots:
             raise PositionError(
-                f"a forward call goes on with a cache of {list(self.real.shape)} rows and slots under a mask of "
-                f"shape {list(mask.shape)}; the mask has to cover what is cached and what is new"
+                f"a forward call goes on with a cache of {list(self.real.shape)} rows and slots under a mask "
+                f"of shape {list(mask.shape)}; the mask has to cover what is cached and what is new"
             )
         self.slots, self.real = mask.shape[1], mask
         self.index, self.length = mask.long().cumsum(1) - 1, mask.sum(1)

@@ -1,4 +1,4 @@
-"""What callers hand in as prompts, as a list of texts and conversations; the renderer is `text.prompt_ids`."""
+"""What callers hand in as prompts, as a list of texts and conversations, for `text.prompt_ids` to render."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import torch
 
 from subvene.runner.text import Messages, TextError
 
-_EXPECTED = "expected a text, a conversation (a list of {'role': …, 'content': …}), or a list of texts and conversations"
+_EXPECTED = (
+    "expected a text, a conversation (a list of {'role': …, 'content': …}), or a list of texts and "
+    "conversations"
+)
 
 
 def as_prompts(prompts: Any) -> list[str | Messages]:

@@ -105,9 +105,9 @@ def refuse_changed_places(intervenable: Any) -> None:
         if now is not compiled:
             found = "no module" if now is None else f"a {type(now).__name__}"
             raise ChangedModelError(
-                f"{component}: the interventions were compiled onto a {type(compiled).__name__}, and there is "
-                f"{found} now: the model has changed since (an adapter, a block put in or taken out). Compile "
-                "again: IntervenedModel.from_spec(m.spec, model=m.model, tokenizer=m.tokenizer, "
+                f"{component}: the interventions were compiled onto a {type(compiled).__name__}, and there "
+                f"is {found} now: the model has changed since (an adapter, a block put in or taken out). "
+                "Compile again: IntervenedModel.from_spec(m.spec, model=m.model, tokenizer=m.tokenizer, "
                 "tensors=m.tensors)"
             )
 

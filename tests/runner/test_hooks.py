@@ -20,7 +20,6 @@ from oracle import (
     by_hand,
     intervened,
     responses,
-    slots,
     steering,
     tiny,
 )
@@ -263,7 +262,8 @@ def test_two_attached_to_one_model_cannot_be_told_apart() -> None:
     model = tiny("llama")
     one, two = intervened(model, steering("all")), intervened(model, steering("response", layer=0))
     ids, mask = batch(PROMPTS, "left")
-    with Watch(model, 0) as at_0, Watch(model, MIDDLE) as at_1, one.intervenable.attached(oracle.tracker(mask)):
+    first = one.intervenable.attached(oracle.tracker(mask))
+    with Watch(model, 0) as at_0, Watch(model, MIDDLE) as at_1, first:
         during = oracle.hooks(model)
         for enter in (lambda: two.intervenable.attached(oracle.tracker(mask)), two.attached):
             with pytest.raises(ConcurrentRunError, match="in one spec"), enter():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
+import operator
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -287,11 +290,9 @@ def test_attached_strengths_by_row() -> None:
 
 def test_a_swallowed_refusal_is_raised_on_leaving() -> None:
     m = intervened(tiny("llama"), steering("response"))
-    with pytest.raises(PositionError, match="prompt_lengths"), m.attached() as model:  # noqa: PT012
-        try:
-            model(torch.tensor([[11, 12, 13]]))
-        except PositionError:
-            pass
+    leaving = pytest.raises(PositionError, match="prompt_lengths")
+    with leaving, m.attached() as model, contextlib.suppress(PositionError):
+        model(torch.tensor([[11, 12, 13]]))
 
 
 def test_a_cache_of_the_attached_calls_goes_on_and_keeps_its_record() -> None:
@@ -398,8 +399,7 @@ def test_another_thread_calls_an_attached_model() -> None:
     assert m.receipt is not None
     for call in (lambda: model(ids), lambda: model.generate(input_ids=ids, attention_mask=mask, **GREEDY)):
         with pytest.raises(ConcurrentRunError, match="another thread"), m.attached() as inside:
-            inside.generate(input_ids=ids, attention_mask=mask, **GREEDY)
-            in_threads(call)
+            _ = inside.generate(input_ids=ids, attention_mask=mask, **GREEDY), in_threads(call)
     assert oracle.hooks(model) == []
 
 
@@ -489,11 +489,9 @@ def test_a_plain_call_amid_a_run_that_somebody_else_drives_is_refused(rule: str)
     def call(ids: torch.Tensor) -> None:
         model(ids)
 
-    with pytest.raises(PositionError, match="none of its steps"):
-        with m.intervenable.attached(oracle.tracker(mask)):
-            model.generate(
-                input_ids=ids, attention_mask=mask, stopping_criteria=[_Criterion(call)], **GREEDY
-            )
+    driven = m.intervenable.attached(oracle.tracker(mask))
+    with pytest.raises(PositionError, match="none of its steps"), driven:
+        model.generate(input_ids=ids, attention_mask=mask, stopping_criteria=[_Criterion(call)], **GREEDY)
     assert oracle.hooks(model) == []
 
 
@@ -507,7 +505,7 @@ def test_an_answers_padding_token_is_a_token_until_its_row_has_ended() -> None:
     width, lengths = ids.shape[1], [NEW, 2, 4]
     ends = [width + length for length in lengths]
     settings = {"eos_token_id": 99, "pad_token_id": pad}
-    assert 99 not in sum(greedy, [])
+    assert 99 not in functools.reduce(operator.iadd, greedy, [])
     with Watch(model) as watch:
         found = responses(m, stopping_criteria=[_Criterion(lambda ids: None, ends)], **settings)
     assert [row[:n] for row, n in zip(found, lengths, strict=True)] == [
@@ -698,9 +696,7 @@ def test_models_that_keep_states(name: str, rule: Any) -> None:
     m = intervened(model, steering(rule), tensors={"v.block_output[1]": v})
     row = PROMPTS[1]
     expected, logits = oracle.greedy_by_hand(model, row, rule, NEW, v)
-    output = m.generate_ids(
-        torch.tensor([row]), output_logits=True, return_dict_in_generate=True, **GREEDY
-    )
+    output = m.generate_ids(torch.tensor([row]), output_logits=True, return_dict_in_generate=True, **GREEDY)
     torch.testing.assert_close(torch.cat(output.logits), logits, atol=1e-5, rtol=1e-5)
     assert output.sequences[0, len(row) :].tolist() == expected
     assert m.receipt[0].tokens == len(oracle.selected(rule, len(row), len(row) + NEW - 1))
@@ -721,9 +717,7 @@ def test_a_cache_whose_length_lies_is_refused_where_it_decides() -> None:
 
 def made(model: nn.Module, rule: Any) -> IntervenedModel:
     fields = {"subvene": 1, "model": {"name": "tiny"}, "interventions": [steering(rule)]}
-    return IntervenedModel.from_spec(
-        fields, model=model, tensors={"v.block_output[1]": oracle.vector(32)}
-    )
+    return IntervenedModel.from_spec(fields, model=model, tensors={"v.block_output[1]": oracle.vector(32)})
 
 
 @rules
