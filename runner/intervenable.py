@@ -18,9 +18,11 @@ import torch
 from subvene.interventions import ActivationIntervention
 from subvene.interventions._pyvene import pyvene
 from subvene.interventions.positions import is_within_prompt
+from subvene.runner.edits_only import EditsOnly
 from subvene.runner.generation import row_ends, setting
 from subvene.runner.hooks import as_batch, take_input, take_output
 from subvene.runner.positions import PositionError, TokenTracker, cached_length
+from subvene.runner.pyvene_calls import own_arguments, refuse_mixture
 from subvene.runner.receipt import Receipt, Recorder
 from subvene.runner.refusals import (
     refuse_compiled,
@@ -56,7 +58,7 @@ class Run:
     strengths: dict[str, torch.Tensor]
 
 
-class IntervenableModel(pyvene.IntervenableModel):
+class IntervenableModel(EditsOnly):
     """A pyvene IntervenableModel whose interventions are subvene's.
 
     Args:
@@ -77,8 +79,7 @@ class IntervenableModel(pyvene.IntervenableModel):
         self._handles: list[Any] = []
         self._run: Run | None = None
         self._suspended = 0
-        self.receipt: Receipt | None = None
-        self.collected: dict[str, list[torch.Tensor]] = {}
+        self.leave()
         # pyvene's constructor calls eval() and freezes every parameter of a model that is not its own.
         training = [(module, module.training) for module in model.modules()]
         trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -93,15 +94,24 @@ class IntervenableModel(pyvene.IntervenableModel):
             Entry(name, tuple(sites), tuple(next(keys) for _ in sites)) for name, sites in entries
         )
 
+    def leave(
+        self, receipt: Receipt | None = None, collected: Mapping[str, list[torch.Tensor]] | None = None
+    ) -> None:
+        """Make this the outcome of the last run; without arguments: it has none."""
+        self.receipt, self.collected = receipt, dict(collected or {})
+
     def generate(self, base: Mapping[str, torch.Tensor], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """As pyvene's `generate`, with positions taken from `base["attention_mask"]` (left padding).
 
         `strengths` (entry name → scalar or [batch]) replaces stored strengths for this run. Returns pyvene's
-        pair (None, what the model's `generate` returned). Passing pyvene's `unit_locations` or `sources`
-        leaves the run to pyvene alone, without receipts.
+        pair (None, what the model's `generate` returned).
+
+        Raises:
+            PyveneCallError: pyvene's `sources`, `unit_locations` and the like; the spec declares them.
         """
-        if not self._is_ours(args, kwargs):
+        if not self._is_ours():
             return super().generate(base, *args, **kwargs)
+        kwargs = own_arguments("generate", self.model, args, kwargs)
         strengths = kwargs.pop("strengths", None)
         refuse_generation(self.model, kwargs)
         # Passed on in any case: without a mask transformers would guess padding from the token ids.
@@ -129,9 +139,14 @@ class IntervenableModel(pyvene.IntervenableModel):
             return unedited, output
 
     def forward(self, base: Mapping[str, torch.Tensor], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """As pyvene's `forward`, teacher-forced; with `prompt_lengths` [batch], `strengths`, `must_act`."""
-        if not self._is_ours(args, kwargs):
+        """As pyvene's `forward`, teacher-forced; with `prompt_lengths` [batch], `strengths`, `must_act`.
+
+        Raises:
+            PyveneCallError: pyvene's `sources`, `unit_locations` and the like; the spec declares them.
+        """
+        if not self._is_ours():
             return super().forward(base, *args, **kwargs)
+        kwargs = own_arguments("forward", self.model, args, kwargs)
         strengths, prompt_lengths = kwargs.pop("strengths", None), kwargs.pop("prompt_lengths", None)
         must_act = kwargs.pop("must_act", True)
         mask = base.get("attention_mask")
@@ -164,7 +179,7 @@ class IntervenableModel(pyvene.IntervenableModel):
         if self._run is not None:
             raise RuntimeError("this IntervenableModel is running already; a run cannot be entered twice")
         # A run that fails leaves no receipt, rather than that of the run before.
-        self.receipt, self.collected = None, {}
+        self.leave()
         refuse_compiled(self.model)
         for key, edit in self.interventions.items():
             refuse_undecidable(key, edit.positions, tracker)
@@ -176,10 +191,10 @@ class IntervenableModel(pyvene.IntervenableModel):
             if tracker.error is not None:
                 raise tracker.error
             entries = [(e.name, e.keys, e.sites, self.interventions[e.keys[0]]) for e in self.entries]
-            self.receipt = run.recorder.finish(entries)
-            self.collected = {key: _by_row(calls) for key, calls in run.recorder.collected.items()}
+            receipt = run.recorder.finish(entries)
+            self.leave(receipt, {key: _by_row(calls) for key, calls in run.recorder.collected.items()})
             if must_act:
-                self.receipt.check()
+                receipt.check()
         finally:
             observer.remove()
             self._remove_forward_hooks()
@@ -208,10 +223,8 @@ class IntervenableModel(pyvene.IntervenableModel):
         if not self._suspended and self._run is not None:
             self._run.tracker.observe(model, args, kwargs)
 
-    def _is_ours(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        own = ("sources", "unit_locations", "source_representations", "subspaces", "activations_sources")
-        if args or any(kwargs.get(name) is not None for name in own):
-            return False
+    def _is_ours(self) -> bool:
+        refuse_mixture(self.interventions, ActivationIntervention)
         return all(isinstance(edit, ActivationIntervention) for edit in self.interventions.values())
 
     def _remove_forward_hooks(self) -> None:

@@ -158,7 +158,7 @@ class IntervenedModel:
 
     @property
     def receipt(self) -> Receipt | None:
-        """What each intervention did in the last run; None before the first."""
+        """What each intervention did in the last run; None before the first, and after a disabled one."""
         return self.intervenable.receipt
 
     @property
@@ -215,6 +215,7 @@ class IntervenedModel:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         base = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
         if self.is_disabled:
+            self.intervenable.leave()
             return self.model.generate(**base, **kwargs)
         return self.intervenable.generate(base, strengths=self._named(strengths), **kwargs)[1]
 
@@ -251,6 +252,7 @@ class IntervenedModel:
             if ids is not None:
                 base.setdefault("position_ids", ids)
         if self.is_disabled:
+            self.intervenable.leave()
             return self.model(**base)
         if prompt_lengths is not None:
             prompt_lengths = torch.as_tensor(prompt_lengths, device=device)

@@ -146,7 +146,7 @@ def test_a_receipt_is_that_of_the_last_run() -> None:
     assert m.receipt[0].tokens == 2
     with m.disabled():
         generate(m, [[5]])
-    assert m.receipt[0].tokens == 2, "a baseline is no run of the interventions"
+    assert m.receipt is None, "a baseline leaves none, rather than that of the run before"
 
 
 def test_receipts_are_found_by_name_and_place() -> None:
@@ -425,9 +425,9 @@ def test_a_self_monitored_strength_of_zero_changes_nothing() -> None:
     ids, mask = batch(PROMPTS, "left")
     with torch.no_grad():
         edited = m(ids, mask).logits
+        assert m.receipt[0].mean_strength is None
         with m.disabled():
             assert torch.equal(edited, m(ids, mask).logits)
-    assert m.receipt[0].mean_strength is None
 
 
 def test_probes_that_are_sure_leave_the_run_as_it_is_and_the_receipt_says_so() -> None:
@@ -443,3 +443,16 @@ def test_a_constant_strength_has_no_mean() -> None:
     m = intervened(tiny("llama"), ADAPTIVE | {"adaptive": "none"}, tensors=probed())
     generate(m)
     assert m.receipt[0].mean_strength is None
+
+
+def test_a_disabled_run_leaves_no_receipt() -> None:
+    ids = torch.tensor([[11, 12, 13]])
+    m = oracle.intervened(oracle.tiny("llama"), oracle.steering("all"))
+    for run in (m, lambda ids: m.generate_ids(ids, max_new_tokens=2)):
+        with torch.no_grad():
+            m(ids)
+            assert m.receipt is not None
+            with m.disabled():
+                run(ids)
+                assert m.receipt is None
+        assert m.receipt is None
