@@ -12,6 +12,7 @@ from typing import Any, Self, get_args
 import torch
 
 from subvene.interventions._pyvene import pyvene
+from subvene.interventions.autoencoder import AutoencoderIntervention
 from subvene.interventions.base import ActivationIntervention, unpack
 from subvene.interventions.tensors import Sizes, TensorError, TensorTable, stored_name
 from subvene.specs import PyveneSpec, parse_tensor_name
@@ -20,6 +21,8 @@ from subvene.specs.interventions import PyveneClass
 _PCA_STATE = ("pca_components", "pca_mean", "pca_std")
 # pyvene registers these sizes as state; here they follow from the spec, so they are neither stored nor read.
 _SIZES = ("embed_dim", "interchange_dim")
+# Classes whose stock forward cannot be trained.
+_OURS = {"AutoencoderIntervention": AutoencoderIntervention}
 
 
 class PyveneIntervention(ActivationIntervention):
@@ -99,7 +102,7 @@ class PyveneIntervention(ActivationIntervention):
     ) -> torch.Tensor:
         if self.collects:
             return h
-        source = self.source.to(h.dtype).expand_as(h) if self.source.numel() else None
+        source = self._source_for(h)
         if self.needs_module_input:
             if module_input is None:
                 raise ValueError(
@@ -118,6 +121,17 @@ class PyveneIntervention(ActivationIntervention):
         )
         # lerp returns either end exactly, so that strength 1 is pyvene's own result bit for bit.
         return torch.lerp(h, edited.to(h.dtype).view_as(h), scale.expand_as(h))
+
+    def _source_for(self, h: torch.Tensor) -> torch.Tensor | None:
+        if not self.source.numel():
+            return None
+        # A source of one number would be spread over any width.
+        if len(self.source) != h.shape[-1]:
+            raise TensorError(
+                f"the source has shape [{len(self.source)}], and the activation that it is put into is "
+                f"{h.shape[-1]} wide; store a source of that width, or name another module"
+            )
+        return self.source.to(h.dtype).expand_as(h)
 
     def _made(self) -> torch.nn.Module:
         if self.inner is None:
@@ -199,7 +213,7 @@ def make_inner(options: dict[str, Any], state: dict[str, torch.Tensor]) -> torch
             raise ValueError(f"{', '.join(_PCA_STATE)} need rows of the site's width {options['width']}")
         components, mean, std = (state[part].detach().cpu().numpy() for part in _PCA_STATE)
         kwargs |= {"pca": types.SimpleNamespace(components_=components), "pca_mean": mean, "pca_std": std}
-    inner = getattr(pyvene, name)(**kwargs)
+    inner = _OURS.get(name, getattr(pyvene, name))(**kwargs)
     if options["subspace_partition"] is not None:
         # pyvene takes two numbers for the ends of a range: [3, 7] would be 3, 4, 5 and 6.
         inner.subspace_partition = [list(part) for part in options["subspace_partition"]]

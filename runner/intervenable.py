@@ -17,14 +17,15 @@ from typing import Any
 import torch
 
 from subvene.interventions import ActivationIntervention
-from subvene.interventions._pyvene import pyvene
 from subvene.interventions.positions import is_within_prompt
 from subvene.runner.cache_record import CacheRecord, record_of
+from subvene.runner.edits_only import EditsOnly
 from subvene.runner.forked_cache import is_forked
 from subvene.runner.generation import guard_callbacks, row_ends, setting
 from subvene.runner.hooks import as_batch, take_input, take_output
 from subvene.runner.outcomes import Outcome, Outcomes
 from subvene.runner.positions import PositionError, TokenTracker, cache_of, cached_length
+from subvene.runner.pyvene_calls import own_arguments, refuse_mixture
 from subvene.runner.receipt import Receipt, Recorder
 from subvene.runner.refusals import (
     refuse_changed_places,
@@ -93,7 +94,7 @@ class Attachment:
         self.handles.clear()
 
 
-class IntervenableModel(pyvene.IntervenableModel):
+class IntervenableModel(EditsOnly):
     """A pyvene IntervenableModel whose interventions are subvene's.
 
     Args:
@@ -150,10 +151,13 @@ class IntervenableModel(pyvene.IntervenableModel):
         `strengths` (entry name → scalar or [batch]) replaces stored strengths for this run; `prompt_lengths`
         [batch] says that of each row's tokens only so many are prompt and the rest is response already;
         `must_act` is as for `running`. Returns pyvene's pair (None, what the model's `generate` returned).
-        Passing pyvene's `unit_locations` or `sources` leaves the run to pyvene alone, without receipts.
+
+        Raises:
+            PyveneCallError: pyvene's `sources`, `unit_locations` and the like; the spec declares them.
         """
-        if not self._is_ours(args, kwargs):
+        if not self._is_ours():
             return super().generate(base, *args, **kwargs)
+        kwargs = own_arguments("generate", self.model, args, kwargs)
         strengths, prompt_lengths = kwargs.pop("strengths", None), kwargs.pop("prompt_lengths", None)
         must_act = kwargs.pop("must_act", True)
         refuse_generation(self.model, kwargs)
@@ -180,7 +184,6 @@ class IntervenableModel(pyvene.IntervenableModel):
         on_ended = (
             (lambda rows, length: tracker.ended(rows, tracker.slots + length - given)) if ends else None
         )
-        kwargs = dict(kwargs)
         guard_callbacks(self.model, kwargs, lambda: plain(self.model), on_ended)
         # A compiled decode step would have been traced without our hooks, or would keep them for ever.
         kwargs["disable_compile"] = True
@@ -193,9 +196,14 @@ class IntervenableModel(pyvene.IntervenableModel):
             return None, output
 
     def forward(self, base: Mapping[str, torch.Tensor], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """As pyvene's `forward`, teacher-forced; with `prompt_lengths` [batch], `strengths`, `must_act`."""
-        if not self._is_ours(args, kwargs):
+        """As pyvene's `forward`, teacher-forced; with `prompt_lengths` [batch], `strengths`, `must_act`.
+
+        Raises:
+            PyveneCallError: pyvene's `sources`, `unit_locations` and the like; the spec declares them.
+        """
+        if not self._is_ours():
             return super().forward(base, *args, **kwargs)
+        kwargs = own_arguments("forward", self.model, args, kwargs)
         strengths, prompt_lengths = kwargs.pop("strengths", None), kwargs.pop("prompt_lengths", None)
         must_act = kwargs.pop("must_act", True)
         refuse_recomputation(self.model)
@@ -361,10 +369,8 @@ class IntervenableModel(pyvene.IntervenableModel):
         # autograd recomputes checkpointed blocks in threads of its own.
         return here is scope or (here is None and scope.is_driven)
 
-    def _is_ours(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        own = ("sources", "unit_locations", "source_representations", "subspaces", "activations_sources")
-        if args or any(kwargs.get(name) is not None for name in own):
-            return False
+    def _is_ours(self) -> bool:
+        refuse_mixture(self.interventions, ActivationIntervention)
         return all(isinstance(edit, ActivationIntervention) for edit in self.interventions.values())
 
     def _remove_forward_hooks(self) -> None:

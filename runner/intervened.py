@@ -19,11 +19,13 @@ from subvene.runner.anatomy import sizes_from_config
 from subvene.runner.attached import PromptLengths, attached
 from subvene.runner.cache_record import refuse_edited
 from subvene.runner.compile import check_sizes, compile_spec
+from subvene.runner.generation import setting
 from subvene.runner.intervenable import IntervenableModel
 from subvene.runner.model import load_config, load_model, with_overrides
 from subvene.runner.positions import check_prompt_lengths
 from subvene.runner.prompts import as_prompts
 from subvene.runner.receipt import Receipt
+from subvene.runner.refusals import refuse_unmasked_padding
 from subvene.runner.scopes import is_exempt
 from subvene.runner.text import Messages, TextError, pad, pad_id_of, prompt_ids
 from subvene.specs import InterventionSpec, ModelSpec, load_spec, parse_spec
@@ -274,9 +276,12 @@ class IntervenedModel:
             NotSteeredError: an intervention that should have acted did not.
         """
         device = self.model.device
-        base = {"input_ids": torch.as_tensor(input_ids).to(device)}
-        if attention_mask is not None:
-            base["attention_mask"] = attention_mask.to(device)
+        input_ids = torch.as_tensor(input_ids)
+        if attention_mask is None:
+            refuse_unmasked_padding(input_ids, setting(self.model, kwargs, "pad_token_id"))
+        # Passed on in any case: without a mask transformers would guess padding from the token ids.
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        base = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
         if kwargs.get("stop_strings") is not None:
             kwargs.setdefault("tokenizer", self.tokenizer)
         lengths = self._prompt_lengths(prompt_lengths, base)

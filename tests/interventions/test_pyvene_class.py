@@ -14,6 +14,7 @@ import torch
 from subvene.interventions import PyveneIntervention, Sizes, TensorError
 from subvene.interventions._pyvene import pyvene
 from subvene.interventions.pyvene_class import make_inner
+from subvene.runner.intervenable import IntervenableModel
 from subvene.runner.intervened import IntervenedModel
 from subvene.specs import InterventionSpec, PyveneSpec
 from subvene.specs.interventions import PyveneClass
@@ -236,6 +237,62 @@ def test_parameters_are_trained(table: Callable[..., Any], sizes: Sizes) -> None
     assert all(g is not None and g.any() for g in gradients)
 
 
+def _gradients(parameters: Any) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in parameters if p.grad is not None}
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+@pytest.mark.parametrize("stock", TRAINABLE, ids=repr)
+def test_gradients_are_those_of_the_stock_class(
+    stock: Stock, table: Callable[..., Any], sizes: Sizes
+) -> None:
+    inner, h = stock.make(), rows()
+    edit = build(stock, inner, table, sizes)
+    weights = rows(seed=9)
+    edited = edit(h.view(2, 5, WIDTH)).view(10, WIDTH)
+    if edited.requires_grad:
+        (edited * weights).sum().backward()
+    found = _gradients(edit.inner.named_parameters())
+    if stock.name == "AutoencoderIntervention":
+        # Stock cannot be trained (see `interventions/autoencoder.py`); every latent is swapped in.
+        expected = inner.autoencoder.decode(inner.autoencoder.encode(SOURCE.expand(10, WIDTH)))
+    else:
+        expected = inner(h.clone(), SOURCE.expand(10, WIDTH))
+    if stock.name.startswith("PCA"):  # whose parameters are frozen
+        assert not expected.requires_grad
+        return
+    (expected * weights).sum().backward()
+    by_stock = _gradients(inner.named_parameters())
+    assert found.keys() == by_stock.keys()
+    assert any(gradient.any() for gradient in found.values())
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, by_stock[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+@pytest.mark.parametrize("stock", CLASSES, ids=repr)
+def test_every_class_lets_gradients_through_at_its_place_in_a_model(
+    stock: Stock, table: Callable[..., Any], llama: Callable[..., Any], sizes: Sizes
+) -> None:
+    model = llama()
+    # At half strength, since a swap of everything leaves nothing of what is below it.
+    edit = build(stock, stock.make(), table, sizes, strength=0.5)
+    m = IntervenableModel([{"component": "model.layers[1].output", "intervention": edit}], model)
+    _, output = m({"input_ids": torch.tensor([[1, 2, 3]])})
+    output.logits.square().sum().backward()
+    assert model.model.layers[0].mlp.down_proj.weight.grad.any()
+    if stock in TRAINABLE and not stock.name.startswith("PCA"):
+        assert any(p.grad is not None and p.grad.any() for p in m.get_trainable_parameters())
+
+
+@pytest.mark.parametrize("width", [1, WIDTH - 1])
+def test_a_source_of_another_width_is_not_spread(width: int, table: Callable[..., Any], sizes: Sizes) -> None:
+    spec = PyveneSpec(class_name="AdditionIntervention", component="a.output", source={"key": "src"})
+    ((_, _, edit),) = PyveneIntervention.build(spec, table(src=torch.ones(width)), sizes)
+    with pytest.raises(TensorError, match=rf"the source has shape \[{width}\].* is {WIDTH} wide"):
+        edit(rows().view(2, 5, WIDTH))
+
+
 @pytest.mark.parametrize(
     ("tensors", "fields", "message"),
     [
@@ -326,13 +383,14 @@ def test_collect_collects_and_does_not_edit(llama: Callable[..., Any], subspaces
     with torch.no_grad():
         logits = m(IDS, ATTENTION, prompt_lengths=[2, 2]).logits
         handle.remove()
+        ((first, second),) = m.intervenable.collected.values()
+        receipt = m.receipt
         with m.disabled():
             assert torch.equal(logits, m(IDS, ATTENTION).logits)
-    ((first, second),) = m.intervenable.collected.values()
     keep = slice(None) if subspaces is None else list(subspaces)
     assert torch.equal(first, seen[0][0, :2, keep])
     assert torch.equal(second, seen[0][1, 1:3, keep])
-    assert m.receipt["it"].changed == 0
+    assert receipt["it"].changed == 0
 
 
 def test_skip_skips_a_block(llama: Callable[..., Any]) -> None:

@@ -443,3 +443,16 @@ def test_a_constant_strength_has_no_mean() -> None:
     m = intervened(tiny("llama"), ADAPTIVE | {"adaptive": "none"}, tensors=probed())
     generate(m)
     assert m.receipt[0].mean_strength is None
+
+
+def test_a_disabled_run_leaves_no_receipt() -> None:
+    ids = torch.tensor([[11, 12, 13]])
+    m = oracle.intervened(oracle.tiny("llama"), oracle.steering("all"))
+    for run in (m, lambda ids: m.generate_ids(ids, max_new_tokens=2)):
+        with torch.no_grad():
+            m(ids)
+            assert m.receipt is not None
+            with m.disabled():
+                run(ids)
+                assert m.receipt is None
+        assert m.receipt is None
