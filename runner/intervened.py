@@ -15,6 +15,7 @@ from huggingface_hub import CommitInfo
 
 from subvene.runner import artifact, hub
 from subvene.runner.anatomy import sizes_from_config
+from subvene.runner.chat_settings import CHAT_FIELDS, with_chat
 from subvene.runner.compile import check_sizes, compile_spec
 from subvene.runner.intervenable import IntervenableModel
 from subvene.runner.model import load_config, load_model, with_overrides
@@ -77,7 +78,9 @@ class IntervenedModel:
             tensors: tensors for references without a file, by full name (`cheerful.block_output[14]`).
             provenance: how those came about, to be kept in an artifact.
             folder: where relative tensor files are; default: the folder of the spec's file.
-            **overrides: fields of the spec's `model:` to replace (`dtype="bfloat16"`, `device="cuda"`).
+            **overrides: fields of the spec's `model:` to replace (`dtype="bfloat16"`, `device="cuda"`); of a
+                model that is already loaded only those about conversations (`chat_template_kwargs`,
+                `system="fold"`, `reasoning="keep"`).
 
         Raises:
             SpecError: the file is not a valid spec; nothing has been loaded.
@@ -90,6 +93,9 @@ class IntervenedModel:
             spec = with_overrides(spec, overrides)
             check_sizes(spec, sizes_from_config(load_config(spec.model, **overrides)))
             model, tokenizer = load_model(spec.model, **overrides)
+        else:
+            spec = with_overrides(spec, {n: v for n, v in overrides.items() if n in CHAT_FIELDS})
+        tokenizer = with_chat(tokenizer, spec.model)
         folder = None if folder is None else Path(folder)
         intervenable = compile_spec(spec, model, folder=folder, own_tensors=tensors)
         return cls(spec, model, tokenizer, intervenable=intervenable, tensors=tensors, provenance=provenance)
@@ -130,6 +136,7 @@ class IntervenedModel:
         if model is None:
             loaded.check_config(load_config(spec.model, **overrides))
             model, tokenizer = load_model(spec.model, **overrides)
+        tokenizer = with_chat(tokenizer, spec.model)
         loaded.check_model(model)
         intervenable = compile_spec(spec, model, own_tensors=loaded.tensors)
         return cls(
@@ -173,6 +180,7 @@ class IntervenedModel:
         system: str | None = None,
         chat: bool | None = None,
         strengths: Mapping[str, Any] | float | Sequence[float] | torch.Tensor | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> list[str]:
         """Answer prompts in one batch.
@@ -183,6 +191,8 @@ class IntervenedModel:
             chat: False for raw text, True to insist on the template.
             strengths: replaces the spec's strengths for this call: by intervention name, or one value if
                 there is one intervention; each a number, or one per prompt (0: that row is unedited).
+            chat_template_kwargs: variables of the chat template for this call (`{"enable_thinking": False}`),
+                beside those that the spec's `model:` declares.
             **kwargs: any keyword of transformers' `generate` (`max_new_tokens`, `do_sample`, `streamer`, …).
 
         Returns:
@@ -195,7 +205,8 @@ class IntervenedModel:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
             return []
-        rows = [prompt_ids(self.tokenizer, prompt, system=system, chat=chat) for prompt in prompts]
+        options = {"system": system, "chat": chat, "chat_template_kwargs": chat_template_kwargs}
+        rows = [prompt_ids(self.tokenizer, prompt, **options) for prompt in prompts]
         kwargs.setdefault("pad_token_id", pad_id_of(self.tokenizer))
         batch = pad(rows, [len(row) for row in rows], pad_id_of(self.tokenizer), "left")
         output = self.generate_ids(batch.input_ids, batch.attention_mask, strengths=strengths, **kwargs)

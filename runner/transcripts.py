@@ -19,7 +19,7 @@ from typing import Any
 from subvene.runner.activations import Text
 from subvene.runner.progress import status
 from subvene.runner.statistics import correlation
-from subvene.runner.text import prompt_ids, response_ids
+from subvene.runner.text import TextError, prompt_ids, reply_ids
 from subvene.specs import SubveneError
 
 PROMPTS, RESPONSES = ("prompt", "question", "instruction"), ("response", "answer", "completion", "output")
@@ -185,9 +185,12 @@ def turns_of(tokenizer: Any, transcripts: Sequence[Transcript], *, chat: bool | 
         for number, at in enumerate(transcript.turns):
             before, message = transcript.messages[:at], transcript.messages[at]
             prompt = _prompt_ids(tokenizer, before, transcript.where, chat)
-            response = response_ids(tokenizer, message["content"])
-            ids = (*prompt, *response)
-            read = Text(ids, len(prompt), len(ids))
+            try:
+                before_it, response = reply_ids(tokenizer, prompt, message["content"])
+            except TextError as error:
+                raise TranscriptError(f"{transcript.where}: {error}") from error
+            ids = (*before_it, *response)
+            read = Text(ids, len(before_it), len(ids))
             turns.append(Turn(index, number, message["content"], read, transcript.scores.get(at)))
     return turns
 
@@ -405,10 +408,7 @@ def _prompt_ids(tokenizer: Any, before: Sequence[dict[str, str]], where: str, ch
         raise TranscriptError(f"{where}: a conversation of several messages needs the chat template")
     try:
         return prompt_ids(tokenizer, before[0]["content"] if alone else before, chat=chat)
-    except Exception as error:
-        # By name: templates speak through jinja2, which is transformers' dependency and none of ours.
-        if not isinstance(error, ValueError) and not type(error).__module__.startswith("jinja2"):
-            raise
+    except TextError as error:
         raise TranscriptError(f"{where}: {error}") from error
 
 

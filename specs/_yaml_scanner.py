@@ -34,7 +34,7 @@ class Loader(yaml.SafeLoader):
         """Whether `:` begins a value: before a space or, in a flow collection, right behind a quoted key."""
         if not self.flow_level or self.peek(1) in _ENDS + ",[]{}":
             return bool(super().check_value())
-        # What PyYAML kept as a possible key ends right here, and was no plain scalar: those take the colon in.
+        # The key ends right here, and was no plain scalar: those take the colon in.
         return self.index > 0 and self.buffer[self.pointer - 1] in "\"']}"
 
     def scan_plain(self) -> Any:

@@ -14,6 +14,7 @@ from subvene.runner.intervened import IntervenedModel
 from subvene.runner.positions import PositionError
 from subvene.runner.prefix import SharedPrefix, Strengths, why_not_shared
 from subvene.runner.progress import track
+from subvene.runner.reasoning import answer_of
 from subvene.runner.receipt import Receipt, check_together, merged
 from subvene.runner.text import by_length, pad, pad_id_of
 from subvene.runner.truthfulqa.data import Question
@@ -78,7 +79,7 @@ def answer_questions(
         written, receipt = writer.plainly(batch) if prefix is None else writer.after(prefix, batch)
         receipts += receipt
         for i, tokens in zip(chosen, written, strict=True):
-            answers[i] = writer.text(tokens).strip()
+            answers[i] = writer.text(rows[i], tokens)
     check_together(receipts)
     return answers, merged(receipts, same_rows=False)
 
@@ -96,10 +97,10 @@ class _Writer:
         self.pad_id = pad_id_of(m.tokenizer)
         self.ends = {*row_ends(m.model, {})[0], m.tokenizer.eos_token_id} - {None}
 
-    def text(self, tokens: Sequence[int]) -> str:
-        """What a row says before the next `Q:`."""
-        text = self.m.tokenizer.decode(tokens, skip_special_tokens=True)
-        return text if self.stop is None else text.split(self.stop)[0]
+    def text(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        """What a row answers before the next `Q:`, without the spaces around it."""
+        _, text = answer_of(self.m.tokenizer, prompt, tokens)
+        return text if self.stop is None else text.split(self.stop)[0].strip()
 
     def after(self, prefix: SharedPrefix, rows: Sequence[list[int]]) -> tuple[list[list[int]], list[Receipt]]:
         """The tokens of each row's answer, and the receipt of the batch."""
