@@ -29,6 +29,7 @@ from subvene.runner.decoding import Decoding, decode
 from subvene.runner.forked_cache import continued, empty, why_not_forked
 from subvene.runner.generation import row_ends
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.measured import measured_options
 from subvene.runner.positions import PositionError
 from subvene.runner.progress import track
 from subvene.runner.reasoning import answer_of
@@ -184,11 +185,10 @@ class _Batch:
             self.batch.attention_mask,
             strengths=self.strengths,
             max_new_tokens=max(self.limits),
-            do_sample=False,
-            repetition_penalty=1.0,
             eos_token_id=sorted(self.ends) or None,
             pad_token_id=self.pad_id,
             logits_processor=LogitsProcessorList([_Drawn(self._choose, list(range(len(self.rows))))]),
+            **measured_options(self.m.model),
         )
         written: list[list[int]] = []
         for row, tokens in enumerate(sequences[:, self.batch.input_ids.shape[1] :].tolist()):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from subvene.runner.activations import Text
+from subvene.runner.limits import TooLongError, context_length
 from subvene.runner.progress import status
 from subvene.runner.statistics import correlation
 from subvene.runner.text import TextError, prompt_ids, reply_ids
@@ -193,6 +194,32 @@ def turns_of(tokenizer: Any, transcripts: Sequence[Transcript], *, chat: bool | 
             read = Text(ids, len(before_it), len(ids))
             turns.append(Turn(index, number, message["content"], read, transcript.scores.get(at)))
     return turns
+
+
+def refuse_long(
+    model: Any, turns: Sequence[Turn], transcripts: Sequence[Transcript], lengths: Sequence[int] | None = None
+) -> None:
+    """Refuse turns that the model cannot read whole.
+
+    Args:
+        model: the model.
+        turns: the turns.
+        transcripts: theirs.
+        lengths: tokens that are read of each, with what precedes it; default: all.
+
+    Raises:
+        TooLongError: naming the row, how long it is, and how many more there are.
+    """
+    lengths = [len(turn.read.ids) for turn in turns] if lengths is None else lengths
+    longest = context_length(model)
+    long = [i for i, length in enumerate(lengths) if longest is not None and length > longest]
+    if long:
+        where = transcripts[turns[long[0]].transcript].where
+        raise TooLongError(
+            f"{where}: turn {turns[long[0]].turn} ends at token {lengths[long[0]]} of its conversation, and "
+            f"this model reads at most {longest}; so do {len(long) - 1} further turns of {len(turns)}: leave "
+            "these out, or shorten them"
+        )
 
 
 def drift(values: Sequence[float], turns: Sequence[Turn]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from subvene.interventions.positions import needs_length, plain_positions
 from subvene.runner.decoding import Decoding, decode
 from subvene.runner.generation import row_ends
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.measured import measured_options
 from subvene.runner.positions import PositionError
 from subvene.runner.prefix import SharedPrefix, Strengths, why_not_shared
 from subvene.runner.progress import track
@@ -131,11 +132,9 @@ class _Writer:
             batch.attention_mask,
             strengths=self.strengths,
             max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            repetition_penalty=1.0,
             eos_token_id=sorted(self.ends) or None,
             pad_token_id=self.pad_id,
-            **stop,
+            **measured_options(self.m.model, **stop),
         )
         written = sequences[:, batch.input_ids.shape[1] :].tolist()
         receipt = None if self.m.is_disabled else self.m.receipt
