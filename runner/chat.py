@@ -24,8 +24,9 @@ import transformers
 from subvene.runner.anatomy import text_config
 from subvene.runner.generation import row_ends
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.reasoning import answer_of
 from subvene.runner.receipt import Receipt
-from subvene.runner.text import pad_id_of, prompt_ids
+from subvene.runner.text import TextError, pad_id_of, prompt_ids
 from subvene.specs import SubveneError
 from subvene.specs._flaws import nearest
 
@@ -141,8 +142,9 @@ class ChatSession:
             ChatError: the turn does not fit the model's context or its template; nothing was generated.
             NotSteeredError: the answer was not edited as declared, and is not kept.
         """
-        answer = self._answer(self._prompt(text), on_text, stop, edited=self.on)
-        self._keep(text, answer)
+        ids = self._prompt(text)
+        answer = self._answer(ids, on_text, stop, edited=self.on)
+        self._keep(text, ids, answer)
         return answer
 
     def compare(
@@ -171,7 +173,7 @@ class ChatSession:
         if plain.ending == "stopped":
             raise ChatError("stopped before the edited answer; this turn is not part of the conversation")
         edited = self._answer(ids, on_text, stop, edited=True)
-        self._keep(text, edited)
+        self._keep(text, ids, edited)
         return plain, edited
 
     def set_strength(self, value: float, name: str | None = None) -> str:
@@ -267,8 +269,14 @@ class ChatSession:
                 + (f"did you mean {hint!r}?" if hint else f"there are: {', '.join(self.strengths)}")
             )
 
-    def _keep(self, text: str, answer: Answer) -> None:
-        self._turns += [{"role": "user", "content": text}, {"role": "assistant", "content": answer.text}]
+    def _keep(self, text: str, prompt: list[int], answer: Answer) -> None:
+        # What the next turn is read after is the answer: the template may have opened a block of reasoning,
+        # whose end alone stands in the text.
+        start, said = answer_of(self.model.tokenizer, prompt, answer.ids)
+        self._turns += [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": said if start else answer.text},
+        ]
         self.last = answer
 
     def _prompt(self, text: str) -> list[int]:
@@ -292,12 +300,7 @@ class ChatSession:
             raise ChatError("the system prompt is not valid UTF-8")
         messages = [*self.messages, {"role": "user", "content": "?"}]
         with _template_errors():
-            rendered = self.model.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        # Some templates have no place for it and say nothing; then it would be set, and have no effect.
-        if text.strip() not in rendered:
-            raise ChatError("the model's chat template leaves system prompts out; put it into a turn instead")
+            prompt_ids(self.model.tokenizer, messages)
 
     @torch.no_grad()
     def _answer(self, ids: list[int], on_text: OnText | None, stop: Stop | None, *, edited: bool) -> Answer:
@@ -372,14 +375,11 @@ class _Stopper(transformers.StoppingCriteria):
 
 @contextlib.contextmanager
 def _template_errors() -> Iterator[None]:
-    """What a chat template refuses, as an error of the conversation."""
+    """What cannot be put into the chat template, as an error of the conversation."""
     try:
         yield
-    except Exception as error:
-        # By name: templates speak through jinja2, which is transformers' dependency and none of ours.
-        if not any(kind.__module__.partition(".")[0] == "jinja2" for kind in type(error).__mro__):
-            raise
-        raise ChatError(f"the model's chat template refuses this conversation: {error}") from error
+    except TextError as error:
+        raise ChatError(str(error)) from error
 
 
 def _is_unicode(text: str) -> bool:

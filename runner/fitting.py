@@ -10,6 +10,7 @@ import torch
 
 from subvene.interventions import Sizes
 from subvene.runner.anatomy import Anatomy, sizes_from_config
+from subvene.runner.chat_settings import CHAT_FIELDS, with_chat
 from subvene.runner.compile import CompileError, check_sizes
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.model import load_config, load_model, with_overrides
@@ -71,6 +72,8 @@ def fit(
     elif tokenizer is None:
         raise SubveneError("fitting on an already loaded model needs its tokenizer too; pass tokenizer=")
     else:
+        spec = with_overrides(spec, {n: v for n, v in overrides.items() if n in CHAT_FIELDS})
+        tokenizer = with_chat(tokenizer, spec.model)
         check_reach(spec, Anatomy.of(model).sizes)
     kept = None if work is None else Path(work)
     fitted = recipe.fit(how, data, Anatomy.of(model), tokenizer, seed=seed, work=kept)

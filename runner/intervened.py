@@ -18,6 +18,7 @@ from subvene.runner import artifact, hub
 from subvene.runner.anatomy import sizes_from_config
 from subvene.runner.attached import PromptLengths, attached
 from subvene.runner.cache_record import refuse_edited
+from subvene.runner.chat_settings import CHAT_FIELDS, with_chat
 from subvene.runner.compile import check_sizes, compile_spec
 from subvene.runner.generation import setting
 from subvene.runner.intervenable import IntervenableModel
@@ -87,7 +88,9 @@ class IntervenedModel:
             provenance: how those came about, to be kept in an artifact.
             folder: where relative tensor files are; default: the folder of the spec's file, or the current
                 one.
-            **overrides: fields of the spec's `model:` to replace (`dtype="bfloat16"`, `device="cuda"`).
+            **overrides: fields of the spec's `model:` to replace (`dtype="bfloat16"`, `device="cuda"`); of a
+                model that is already loaded only those about conversations (`chat_template_kwargs`,
+                `system="fold"`, `reasoning="keep"`).
 
         Raises:
             SpecError: the file is not a valid spec; nothing has been loaded.
@@ -104,6 +107,9 @@ class IntervenedModel:
             spec = with_overrides(spec, overrides)
             check_sizes(spec, sizes_from_config(load_config(spec.model, **overrides)))
             model, tokenizer = load_model(spec.model, **overrides)
+        else:
+            spec = with_overrides(spec, {n: v for n, v in overrides.items() if n in CHAT_FIELDS})
+        tokenizer = with_chat(tokenizer, spec.model)
         folder = None if folder is None else Path(folder)
         intervenable = compile_spec(spec, model, folder=folder, own_tensors=tensors)
         return cls(spec, model, tokenizer, intervenable=intervenable, tensors=tensors, provenance=provenance)
@@ -144,6 +150,7 @@ class IntervenedModel:
         if model is None:
             loaded.check_config(load_config(spec.model, **overrides))
             model, tokenizer = load_model(spec.model, **overrides)
+        tokenizer = with_chat(tokenizer, spec.model)
         loaded.check_model(model)
         intervenable = compile_spec(spec, model, own_tensors=loaded.tensors)
         return cls(
@@ -201,6 +208,7 @@ class IntervenedModel:
         strengths: Mapping[str, Any] | float | Sequence[float] | torch.Tensor | None = None,
         prompt_lengths: Sequence[int] | torch.Tensor | None = None,
         seed: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> list[str]:
         """Answer prompts in one batch.
@@ -212,6 +220,8 @@ class IntervenedModel:
             chat: False for raw text, True to insist on the template.
             strengths: replaces the spec's strengths for this call: by intervention name, or one value if
                 there is one intervention; each a number, or one per prompt (0: that row is unedited).
+            chat_template_kwargs: variables of the chat template for this call (`{"enable_thinking": False}`),
+                beside those that the spec's `model:` declares.
             prompt_lengths: as for `generate_ids`.
             seed: of the sampling; the global random state is left as it was.
             **kwargs: any keyword of transformers' `generate` (`max_new_tokens`, `do_sample`, `streamer`,
@@ -233,7 +243,8 @@ class IntervenedModel:
                 raise TextError(
                     f"generate takes texts, not {name}; token ids go to generate_ids(input_ids, mask)"
                 )
-        rows = [prompt_ids(self.tokenizer, p, system=system, chat=chat) for p in as_prompts(prompts)]
+        options = {"system": system, "chat": chat, "chat_template_kwargs": chat_template_kwargs}
+        rows = [prompt_ids(self.tokenizer, prompt, **options) for prompt in as_prompts(prompts)]
         if not rows:
             return []
         kwargs.setdefault("pad_token_id", pad_id_of(self.tokenizer))

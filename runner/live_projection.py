@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -25,6 +25,7 @@ from subvene.runner.projection import (
     When,
     around_edits,
 )
+from subvene.runner.reasoning import answer_of
 from subvene.runner.text import Messages, pad, pad_id_of, prompt_ids
 
 OVER = (
@@ -43,7 +44,8 @@ class LiveProjections:
         projections = live.of(output)
 
     The mean is over the generated tokens that went through the model: not the prompt, not the cursor, not
-    the token that ended a response and what fills up its row. The last token of a response that was cut off
+    the token that ended a response and what fills up its row, nor a block of reasoning before the answer
+    (unless the model's spec says `reasoning: keep`). The last token of a response that was cut off
     at `max_new_tokens` is chosen and never passed on, so it has no activation; a response of one such token
     has no projection (NaN). Nothing is generated otherwise than without this context, and no step waits for
     the device.
@@ -63,6 +65,7 @@ class LiveProjections:
     ) -> None:
         self._axes = Axes(m.model, vectors)
         self._model: Any = m.model
+        self._tokenizer = m.tokenizer
         if (setting(m.model, options, "num_beams") or 1) > 1:
             raise ProjectionError(
                 "num_beams: expected 1, since beams trade places while they are generated; generate without "
@@ -113,21 +116,34 @@ class LiveProjections:
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         rows, first = len(sequences), self._tracker.slots
         slots = max(sequences.shape[1] - first - 1, 0)
+        starts = self._starts(sequences)
         found: dict[When, ByVector] = {}
         counts = torch.zeros(rows, dtype=torch.long)
         for when in WHEN:
             found[when] = self._axes.by_vector(lambda _: torch.full((rows,), torch.nan, dtype=torch.float64))
             for layer, keys in self._axes.keys.items():
-                total, counts = self._sums(self._calls[when, layer], rows, first, slots, len(keys))
+                total, counts = self._sums(self._calls[when, layer], starts, first, slots, len(keys))
                 for column, key in enumerate(keys):
                     found[when][key][layer] = total[:, column] / counts  # 0/0: NaN, as it should be
         return Projections(found["before"], found["after"], counts)
 
+    def _starts(self, sequences: torch.Tensor) -> list[int]:
+        """Of each row, which generated token is the first of its answer."""
+        if self._tokenizer is None:
+            return [0] * len(sequences)
+        rows = ((row[: self._tracker.slots], row[self._tracker.slots :]) for row in sequences.tolist())
+        return [answer_of(self._tokenizer, prompt, tokens)[0] for prompt, tokens in rows]
+
     @staticmethod
     def _sums(
-        calls: list[tuple[int, torch.Tensor, torch.Tensor]], rows: int, first: int, slots: int, columns: int
+        calls: list[tuple[int, torch.Tensor, torch.Tensor]],
+        starts: list[int],
+        first: int,
+        slots: int,
+        columns: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums over the tokens [rows, columns] and how many those are [rows]."""
+        """Sums over the tokens of each answer [rows, columns] and how many those are [rows]."""
+        rows = len(starts)
         values = torch.zeros(rows, slots, columns, dtype=torch.float64)
         real = torch.zeros(rows, slots, dtype=torch.bool)
         for start, some, is_real in calls:
@@ -138,6 +154,7 @@ class LiveProjections:
             if count > 0:
                 values[:, at : at + count] = some[:, :count].cpu().double()
                 real[:, at : at + count] = is_real[:, :count].cpu()
+        real &= torch.arange(slots) >= torch.tensor(starts).unsqueeze(1)
         # Not by multiplying with the mask: a filled-up slot may hold NaN.
         return values.masked_fill(~real.unsqueeze(-1), 0.0).sum(1), real.sum(1)
 
@@ -150,6 +167,7 @@ def generate_with_projections(
     system: str | None = None,
     chat: bool | None = None,
     strengths: Any = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> tuple[list[str], dict[str, Any]]:
     """As `m.generate`, with the projections of what is being generated.
@@ -161,6 +179,7 @@ def generate_with_projections(
         system: likewise.
         chat: likewise.
         strengths: likewise.
+        chat_template_kwargs: likewise.
         **options: likewise.
 
     Returns:
@@ -169,7 +188,10 @@ def generate_with_projections(
         response.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    rows = [prompt_ids(m.tokenizer, prompt, system=system, chat=chat) for prompt in prompts]
+    rows = [
+        prompt_ids(m.tokenizer, prompt, system=system, chat=chat, chat_template_kwargs=chat_template_kwargs)
+        for prompt in prompts
+    ]
     told: dict[str, Any] = {"read": dict(READ), "over": OVER, "rows": []}
     if not rows:
         return [], told

@@ -15,6 +15,7 @@ import transformers
 from filelock import FileLock
 
 from subvene.runner.cache import atomic_folder, cache_folder
+from subvene.runner.chat_settings import CHAT_FIELDS, with_chat
 from subvene.runner.progress import status
 from subvene.specs import InterventionSpec, ModelSpec, SubveneError
 
@@ -69,7 +70,8 @@ def load_model(
 
 def load_tokenizer(model: ModelSpec | str, **overrides: Any) -> transformers.PreTrainedTokenizerBase:
     """The model's tokenizer alone; arguments and errors as for `load_model`."""
-    return _pretrained(transformers.AutoTokenizer, _spec(model, overrides), "tokenizer")
+    spec = _spec(model, overrides)
+    return with_chat(_pretrained(transformers.AutoTokenizer, spec, "tokenizer"), spec)
 
 
 def load_config(model: ModelSpec | str, **overrides: Any) -> transformers.PretrainedConfig:
@@ -103,7 +105,7 @@ def _revision(spec: ModelSpec) -> dict[str, str]:
 def with_overrides(spec: _Spec, overrides: dict[str, Any]) -> _Spec:
     """The spec with the model that is really loaded; the device stays as it was declared."""
     merged = _spec(spec.model, overrides)
-    names = ("name", "revision", "dtype", "attn_implementation")
+    names = ("name", "revision", "dtype", "attn_implementation", *CHAT_FIELDS)
     # Only what differs: a field that is set to its default is written out, and one that is left out is not.
     changed = {n: getattr(merged, n) for n in names if getattr(merged, n) != getattr(spec.model, n)}
     return spec.model_copy(update={"model": spec.model.model_copy(update=changed)})

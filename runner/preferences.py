@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from subvene.runner.text import Messages, TextError, prompt_ids, response_ids
+from subvene.runner.text import Messages, TextError, prompt_ids, reply_ids
 from subvene.runner.training.examples import Example
 from subvene.runner.truthfulqa.data import Question, data_sha256, load_questions
 from subvene.runner.truthfulqa.prompts import Prompts, load_prompts
@@ -99,9 +99,17 @@ def encode(spec: TriplesSpec | TruthfulPairsSpec, data: Data, tokenizer: Any) ->
     for one in data:
         if not isinstance(one, Preference):
             raise TypeError("expected triples, found questions; `data` is a file or a dataset")
-        answers = [(*response_ids(tokenizer, text), *end) for text in (one.chosen, one.rejected)]
-        prompt = tuple(prompt_ids(tokenizer, one.prompt, chat=spec.chat))
-        examples.append(Example(one.key, prompt, answers[0], answers[1]))
+        prompt = prompt_ids(tokenizer, one.prompt, chat=spec.chat)
+        (before, chosen), (other, rejected) = (
+            reply_ids(tokenizer, prompt, text) for text in (one.chosen, one.rejected)
+        )
+        if before != other:
+            raise TextError(
+                f"reasoning: keep: of the answers {one.chosen[:40]!r} and {one.rejected[:40]!r} one begins "
+                "with a block of reasoning and one does not, so they answer different prompts of this "
+                "model's template; give both one, or none"
+            )
+        examples.append(Example(one.key, tuple(before), (*chosen, *end), (*rejected, *end)))
     return examples
 
 
@@ -115,7 +123,8 @@ def _of_questions(
 ) -> list[Example]:
     prompts = _prompts(spec)
     ordered = sorted(used(spec, questions), key=lambda question: question.key)
-    encoded = prompts.encode(tokenizer, [question.question for question in ordered]).prompts
+    asked = [question.question for question in ordered]
+    encoded = prompts.encode(tokenizer, asked, answered=True).prompts
     examples = []
     for question, prompt in zip(ordered, encoded, strict=True):
         pairs = _pairs(question, spec.per_question)

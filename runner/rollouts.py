@@ -29,14 +29,14 @@ from subvene.runner.decoding import Decoding, decode
 from subvene.runner.forked_cache import continued, empty, why_not_forked
 from subvene.runner.generation import row_ends
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.measured import measured_options
 from subvene.runner.positions import PositionError
 from subvene.runner.progress import track
+from subvene.runner.reasoning import answer_of
 from subvene.runner.receipt import Receipt, check_together
 from subvene.runner.text import pad, pad_id_of
 
 log = logging.getLogger(__name__)
-
-_OPEN, _CLOSE = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class Rollout:
     Attributes:
         tokens: as they were generated, without the token that ended it.
         ended: whether the model ended it; otherwise it was cut off.
-        start: the first of `tokens` that belongs to the answer: what comes before is a block of reasoning.
+        start: the first of `tokens` that belongs to the answer: what comes before is a block of reasoning
+            (`runner.reasoning`).
         text: the answer, without the spaces around it; empty where the reasoning did not end.
     """
 
@@ -128,23 +129,6 @@ def rollouts(
     return [rollout for rollout in found if rollout is not None], receipts
 
 
-def answer_of(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int]) -> tuple[int, str]:
-    """Where the answer begins in a response that may begin with a block of reasoning, and what it says.
-
-    The block ends with `</think>`; it begins with `<think>` in the response, or in a template that opens it
-    for the model.
-    """
-    text = tokenizer.decode(tokens, skip_special_tokens=True)
-    whole = tokenizer.decode(tokens)
-    if _CLOSE in whole:
-        start = next(n for n in range(1, len(tokens) + 1) if _CLOSE in tokenizer.decode(tokens[:n]))
-        return start, tokenizer.decode(tokens[start:], skip_special_tokens=True).strip()
-    opened = tokenizer.decode(prompt[-8:]).rstrip().endswith(_OPEN)
-    if opened or whole.lstrip().startswith(_OPEN):
-        return len(tokens), ""
-    return 0, text.strip()
-
-
 def _rules(m: IntervenedModel) -> dict[str, Any]:
     """Intervention name → its position rule; none for a disabled model."""
     if m.is_disabled:
@@ -201,11 +185,10 @@ class _Batch:
             self.batch.attention_mask,
             strengths=self.strengths,
             max_new_tokens=max(self.limits),
-            do_sample=False,
-            repetition_penalty=1.0,
             eos_token_id=sorted(self.ends) or None,
             pad_token_id=self.pad_id,
             logits_processor=LogitsProcessorList([_Drawn(self._choose, list(range(len(self.rows))))]),
+            **measured_options(self.m.model),
         )
         written: list[list[int]] = []
         for row, tokens in enumerate(sequences[:, self.batch.input_ids.shape[1] :].tolist()):

@@ -21,7 +21,7 @@ from subvene.runner.activations import Text
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.projection import ByVector, Projections, Vectors, project
 from subvene.runner.rollouts import Rollout, Row, rollouts
-from subvene.runner.transcripts import Transcript, Turn, turns_of
+from subvene.runner.transcripts import Transcript, Turn, refuse_long, turns_of
 
 # How many resampled values the bootstrap holds at a time.
 _HELD = 2**22
@@ -142,6 +142,8 @@ def screen(
         turn.transcript: turn for turn in turns_of(m.tokenizer, transcripts, chat=chat)
     }
     samples = [by_transcript[i] for i in range(len(transcripts))]
+    ends = [min(sample.read.end, sample.read.start + max_answer_tokens) for sample in samples]
+    refuse_long(m.model, samples, transcripts, ends)
     prompts = [sample.read.ids[: sample.read.start] for sample in samples]
     # A prompt that comes twice is answered once: the model's own answer is the same.
     distinct = list(dict.fromkeys(prompts))
@@ -155,8 +157,7 @@ def screen(
     answer_to = dict(zip(distinct, answers, strict=True))
     own = [answer_to[prompt] for prompt in prompts]
     data_texts, shortened = [], 0
-    for sample in samples:
-        end = min(sample.read.end, sample.read.start + max_answer_tokens)
+    for sample, end in zip(samples, ends, strict=True):
         shortened += end < sample.read.end
         data_texts.append(Text(sample.read.ids[:end], sample.read.start, end))
     own_texts = [

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from subvene.runner.activations import Text
+from subvene.runner.limits import TooLongError, context_length
 from subvene.runner.progress import status
 from subvene.runner.statistics import correlation
-from subvene.runner.text import prompt_ids, response_ids
+from subvene.runner.text import TextError, prompt_ids, reply_ids
 from subvene.specs import SubveneError
 
 PROMPTS, RESPONSES = ("prompt", "question", "instruction"), ("response", "answer", "completion", "output")
@@ -185,11 +186,40 @@ def turns_of(tokenizer: Any, transcripts: Sequence[Transcript], *, chat: bool | 
         for number, at in enumerate(transcript.turns):
             before, message = transcript.messages[:at], transcript.messages[at]
             prompt = _prompt_ids(tokenizer, before, transcript.where, chat)
-            response = response_ids(tokenizer, message["content"])
-            ids = (*prompt, *response)
-            read = Text(ids, len(prompt), len(ids))
+            try:
+                before_it, response = reply_ids(tokenizer, prompt, message["content"])
+            except TextError as error:
+                raise TranscriptError(f"{transcript.where}: {error}") from error
+            ids = (*before_it, *response)
+            read = Text(ids, len(before_it), len(ids))
             turns.append(Turn(index, number, message["content"], read, transcript.scores.get(at)))
     return turns
+
+
+def refuse_long(
+    model: Any, turns: Sequence[Turn], transcripts: Sequence[Transcript], lengths: Sequence[int] | None = None
+) -> None:
+    """Refuse turns that the model cannot read whole.
+
+    Args:
+        model: the model.
+        turns: the turns.
+        transcripts: theirs.
+        lengths: tokens that are read of each, with what precedes it; default: all.
+
+    Raises:
+        TooLongError: naming the row, how long it is, and how many more there are.
+    """
+    lengths = [len(turn.read.ids) for turn in turns] if lengths is None else lengths
+    longest = context_length(model)
+    long = [i for i, length in enumerate(lengths) if longest is not None and length > longest]
+    if long:
+        where = transcripts[turns[long[0]].transcript].where
+        raise TooLongError(
+            f"{where}: turn {turns[long[0]].turn} ends at token {lengths[long[0]]} of its conversation, and "
+            f"this model reads at most {longest}; so do {len(long) - 1} further turns of {len(turns)}: leave "
+            "these out, or shorten them"
+        )
 
 
 def drift(values: Sequence[float], turns: Sequence[Turn]) -> dict[str, Any]:
@@ -405,10 +435,7 @@ def _prompt_ids(tokenizer: Any, before: Sequence[dict[str, str]], where: str, ch
         raise TranscriptError(f"{where}: a conversation of several messages needs the chat template")
     try:
         return prompt_ids(tokenizer, before[0]["content"] if alone else before, chat=chat)
-    except Exception as error:
-        # By name: templates speak through jinja2, which is transformers' dependency and none of ours.
-        if not isinstance(error, ValueError) and not type(error).__module__.startswith("jinja2"):
-            raise
+    except TextError as error:
         raise TranscriptError(f"{where}: {error}") from error
 
 

@@ -25,6 +25,7 @@ from subvene.specs._nodes import (
     ScalarNode,
     SequenceNode,
 )
+from subvene.specs._yaml_scanner import Loader, stand_ins
 
 _CONSTANTS: dict[str, Scalar] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
@@ -62,7 +63,7 @@ class YamlReader:
     """
 
     def __init__(self, text: str, complaints: Complaints) -> None:
-        self.text = text
+        self.text, self.replaced = stand_ins(text)
         self.complaints = complaints
         self.anchors: dict[str, Node] = {}
         self.open: set[str] = set()
@@ -71,7 +72,7 @@ class YamlReader:
     def read(self) -> Node | None:
         """Returns the document's root, None when there is no document."""
         try:
-            return self._document(yaml.parse(self.text, Loader=yaml.SafeLoader))
+            return self._document(yaml.parse(self.text, Loader=Loader))
         except yaml.reader.ReaderError as error:
             before = self.text[: error.position]
             mark = Mark(before.count("\n") + 1, error.position - (before.rfind("\n") + 1) + 1)
@@ -92,6 +93,10 @@ class YamlReader:
                 documents += 1
                 if documents > 1:
                     raise self.complaints.fail(_mark(event), "one document", "a second one")
+                if event.version not in (None, (1, 2)):
+                    # Its `on` and `12:30` would not be what they are here.
+                    found = "version " + ".".join(map(str, event.version))
+                    raise self.complaints.fail(_mark(event), "YAML 1.2", found)
                 root = self._node(next(events), events, 0)
         return root
 
@@ -134,12 +139,13 @@ class YamlReader:
         return self.anchors[event.anchor]
 
     def _scalar(self, event: yaml.ScalarEvent) -> Scalar:
+        text = str(event.value).translate(self.replaced)
         if event.style is not None:
-            return str(event.value)
+            return text
         try:
-            return plain_scalar(event.value)
+            return plain_scalar(text)
         except ValueError:
-            found = f"one of {len(event.value)} digits"
+            found = f"one of {len(text)} digits"
             raise self.complaints.fail(_mark(event), "a number", found) from None
 
     def _sequence(self, start: yaml.Event, events: Iterator[yaml.Event], depth: int) -> SequenceNode:

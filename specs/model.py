@@ -6,7 +6,7 @@ import re
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 from annotated_types import MinLen
-from pydantic import AfterValidator, Field, Strict, model_validator
+from pydantic import AfterValidator, Field, JsonValue, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
 from subvene.specs._base import SpecModel
@@ -52,6 +52,33 @@ _PLACE = Annotated[
 ]
 
 
+# What `apply_chat_template` is given by the runner itself, or what would change what it gives back.
+_OWN_ARGUMENTS = frozenset(
+    {
+        "conversation",
+        "messages",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+        "processor_kwargs",
+    }
+)
+_VARIABLES = "a mapping from variables of the chat template, such as enable_thinking, to values"
+
+
+def _template_variables(variables: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    if any(not name.isidentifier() or name in _OWN_ARGUMENTS for name in variables):
+        raise PydanticCustomError("template_variables", "template_variables")
+    return variables
+
+
 class ModelSpec(SpecModel):
     """The model whose activations are edited."""
 
@@ -86,6 +113,24 @@ class ModelSpec(SpecModel):
     )
     attn_implementation: Text | None = Field(
         default=None, description="transformers' attention implementation, such as `eager` or `sdpa`."
+    )
+    chat_template_kwargs: (
+        Annotated[dict[str, JsonValue], AfterValidator(_template_variables), Expect(_VARIABLES)] | None
+    ) = Field(
+        default=None,
+        description="Variables that the chat template is given wherever a prompt is made: "
+        "`{enable_thinking: false}`, a date, `tools`. A variable that the template does not use is refused.",
+    )
+    system: Literal["role", "fold"] | None = Field(
+        default=None,
+        description="Where a system prompt goes: `role`, a message of the role system; `fold`, before the "
+        "first user's turn, with a blank line between, for templates without that role (Gemma). Left out: "
+        "role.",
+    )
+    reasoning: Literal["drop", "keep"] | None = Field(
+        default=None,
+        description="Whether a block of reasoning (`<think>…</think>`) counts as part of a reply wherever a "
+        "reply after a prompt is read: fitted on, scored, projected or judged. Left out: drop.",
     )
 
     @model_validator(mode="after")

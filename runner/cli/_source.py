@@ -99,12 +99,9 @@ def tokenised(tokenizer: Any, prompt: str, *, system: str | None, raw: bool) -> 
     Raises:
         SubveneError: there is no chat template, or it refuses this chat (some have no system role).
     """
-    from subvene.runner.text import prompt_ids
+    from subvene.runner.text import TextError, prompt_ids
 
     try:
         return prompt_ids(tokenizer, prompt, system=system, chat=False if raw else None)
-    except Exception as error:
-        # By name: templates speak through jinja2, which is transformers' dependency and none of ours.
-        if not isinstance(error, ValueError) and not type(error).__module__.startswith("jinja2"):
-            raise
+    except TextError as error:
         raise SubveneError(f"prompt {prompt[:60]!r}: {error}") from error

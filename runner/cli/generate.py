@@ -74,7 +74,8 @@ def generate(
     """Answer prompts with the interventions at work; greedy unless a temperature or top-p is given.
 
     One prompt is streamed as it is written. The receipt (what each intervention did) goes to standard error,
-    or below the table with --compare.
+    or below the table with --compare. What the checkpoint's generation config asks for (a repetition penalty)
+    is obeyed, but not with --compare.
     """
     if raw and system is not None:
         raise typer.BadParameter("--system needs the chat template, which --raw leaves out")
@@ -96,7 +97,13 @@ def generate(
         m = opened.load(**overrides)
         for text in prompts:
             tokenised(m.tokenizer, text, system=system, raw=raw)
-        options = _sampling(temperature, top_p, seed) | {
+        options = _sampling(temperature, top_p, seed)
+        if compare:
+            from subvene.runner.measured import measured_options
+
+            # Two answers set beside each other are a measurement.
+            options = measured_options(m.model, **options)
+        options |= {
             "system": system,
             "chat": False if raw else None,
             "strengths": strengths,

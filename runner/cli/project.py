@@ -105,7 +105,7 @@ def project(
     layers = parse_layers(layer or [])
     with results(as_json) as emit:
         opened = open_source(source)
-        from subvene.runner.transcripts import Columns, read_transcripts, turns_of
+        from subvene.runner.transcripts import Columns, read_transcripts, refuse_long, turns_of
 
         # Before the model is loaded.
         transcripts = read_transcripts(file, Columns(prompt, response, messages, system, score), limit)
@@ -116,6 +116,7 @@ def project(
         m = opened.load(**overrides)
         vectors = chosen_vectors(m, key or [], layers)
         turns = turns_of(m.tokenizer, transcripts, chat=False if raw else None)
+        refuse_long(m.model, turns, transcripts)
         texts = [turn.read for turn in turns]
         found = projection.project(m, texts, vectors, edited=edited, batch_size=batch_size)
         if csv_file is not None:

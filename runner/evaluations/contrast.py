@@ -10,7 +10,7 @@ from typing import Any
 from subvene.runner.evaluations.base import sweep_strengths
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.scoring import log_probs
-from subvene.runner.text import prompt_ids, response_ids
+from subvene.runner.text import prompt_ids, reply_ids
 from subvene.specs import ContrastSpec, ContrastTexts, SubveneError, resolve_pairs
 
 
@@ -54,7 +54,7 @@ def run_contrast(m: IntervenedModel, spec: ContrastSpec, folder: Path) -> dict[s
         for text, positive, negative in texts:
             prompt = prompt_ids(m.tokenizer, text)
             for side in (positive, negative):
-                scored.append((prompt, response_ids(m.tokenizer, side)))
+                scored.append(reply_ids(m.tokenizer, prompt, side))
                 coefficients.append(c)
     strengths = sweep_strengths(m, coefficients)
     totals, receipts = log_probs(

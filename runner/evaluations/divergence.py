@@ -23,7 +23,7 @@ import torch
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.progress import track
 from subvene.runner.receipt import Receipt, check_together, merged
-from subvene.runner.text import Batch, by_length, pad, pad_id_of
+from subvene.runner.text import Batch, by_length, pad, pad_id_of, raw_ids
 from subvene.runner.texts import read_texts, texts_sha256
 from subvene.specs import DivergenceSpec, SubveneError
 
@@ -64,7 +64,7 @@ class Reference:
         prompt_tokens: int = 1,
         batch_size: int = 8,
     ) -> None:
-        tokenized = [list(m.tokenizer(text)["input_ids"][:max_tokens]) for text in texts]
+        tokenized = [raw_ids(m.tokenizer, text)[:max_tokens] for text in texts]
         self.first = prompt_tokens - 1
         self.ids = [ids for ids in tokenized if len(ids) > prompt_tokens]
         if not self.ids:

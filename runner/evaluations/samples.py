@@ -7,12 +7,13 @@ from typing import Any
 
 from subvene.runner.evaluations.base import sweep_strengths
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.measured import measured_options
 from subvene.runner.progress import generating
 from subvene.specs import SamplesSpec
 
 
 def run_samples(m: IntervenedModel, spec: SamplesSpec, folder: Path) -> dict[str, Any]:
-    """Greedy responses to every prompt at every coefficient.
+    """Greedy responses to every prompt at every coefficient (`runner.measured`).
 
     Returns:
         `records` (prompt, coefficient, response) and the run's `receipt`.
@@ -22,9 +23,8 @@ def run_samples(m: IntervenedModel, spec: SamplesSpec, folder: Path) -> dict[str
         responses = m.generate(
             [prompt for prompt, _ in rows],
             strengths=sweep_strengths(m, [c for _, c in rows]),
-            max_new_tokens=spec.max_new_tokens,
-            do_sample=False,
             streamer=streamer,
+            **measured_options(m.model, max_new_tokens=spec.max_new_tokens),
         )
     records = [
         {"prompt": prompt, "coefficient": c, "response": response}

@@ -38,7 +38,7 @@ from subvene.runner.persona.traits import SHIPPED, Contrast, read_trait
 from subvene.runner.prefix import SharedPrefix, why_not_shared
 from subvene.runner.progress import track
 from subvene.runner.scoring import log_normalizer
-from subvene.runner.text import by_length, pad, pad_id_of, prompt_ids, response_ids
+from subvene.runner.text import by_length, pad, pad_id_of, prompt_ids, quoted_response_ids
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -261,7 +261,8 @@ def features(
 ) -> NDArray[np.float64]:
     """The five numbers of this module's docstring, a row for each response; none of them may be empty."""
     pairs = [
-        (prompt_ids(m.tokenizer, one.question), response_ids(m.tokenizer, one.answer)) for one in exchanges
+        (prompt_ids(m.tokenizer, one.question), quoted_response_ids(m.tokenizer, one.answer))
+        for one in exchanges
     ]
     rows = []
     for one, (_, ids), log_p in zip(exchanges, pairs, token_log_probs(m, pairs, description), strict=True):

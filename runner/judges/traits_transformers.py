@@ -36,7 +36,7 @@ from subvene.runner.persona.traits import Trait
 from subvene.runner.prefix import SharedPrefix, alike, why_not_shared
 from subvene.runner.progress import track
 from subvene.runner.scoring import log_normalizer
-from subvene.runner.text import pad, pad_id_of, prompt_ids
+from subvene.runner.text import pad, pad_id_of, quoted_ids, reply_ids
 
 if TYPE_CHECKING:
     from subvene.specs.judges import TransformersJudgeSpec
@@ -98,7 +98,9 @@ class TransformersTraitJudge(TraitJudge):
         rows = []
         for one in asked:
             text = prompt.format(question=one.question, answer=one.answer)
-            rows.append(prompt_ids(tokenizer, text if chat else as_completion(text), chat=chat))
+            ids = quoted_ids(tokenizer, text if chat else as_completion(text), chat=chat)
+            # The number is read right here, outside of any block of reasoning that the template opens.
+            rows.append(reply_ids(tokenizer, ids, "")[0])
         numerals = Numerals(tokenizer)
         read = self._whole if numerals.whole else self._split
         found = read(model, tokenizer, numerals, rows, description)

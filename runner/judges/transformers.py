@@ -15,6 +15,7 @@ from subvene.runner.judges.base import Answer, Aspect, Judge, JudgeError, Judgem
 from subvene.runner.judges.local import LocalModels, last_logits
 from subvene.runner.judges.measured import known_accuracy
 from subvene.runner.judges.prompts import NO, YES, completion_prompt
+from subvene.runner.text import quoted_ids
 
 if TYPE_CHECKING:
     from subvene.specs.judges import TransformersJudgeSpec
@@ -86,7 +87,7 @@ def yes_and_no(tokenizer: Any, prompt: str) -> tuple[list[int], int, int]:
     Raises:
         JudgeError: there is no such place.
     """
-    yes, no = (list(tokenizer(prompt + word)["input_ids"]) for word in (YES, NO))
+    yes, no = (quoted_ids(tokenizer, prompt + word, chat=False) for word in (YES, NO))
     shared = next((i for i, (a, b) in enumerate(zip(yes, no, strict=False)) if a != b), 0)
     if shared == 0:
         raise JudgeError(

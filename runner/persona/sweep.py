@@ -15,7 +15,7 @@ from subvene.runner.receipt import check_together
 from subvene.runner.rollouts import Row, rollouts
 from subvene.runner.scoring import log_probs
 from subvene.runner.statistics import mean_and_sd
-from subvene.runner.text import prompt_ids, response_ids
+from subvene.runner.text import prompt_ids, reply_ids
 from subvene.specs import InterventionSpec, ModelSpec, SteeringSpec, TraitSweepSpec
 
 Point = tuple[int, float]
@@ -219,8 +219,8 @@ def _log_ratios(m: IntervenedModel, points: Sequence[Point], contrasts: Sequence
     for contrast in contrasts:
         prompt = prompt_ids(tokenizer, contrast.question)
         for answer in (contrast.positive, contrast.negative):
-            ids = response_ids(tokenizer, answer)
-            pairs.append((prompt, ids))
+            before, ids = reply_ids(tokenizer, prompt, answer)
+            pairs.append((before, ids))
             sizes.append(len(ids))
     strengths = {
         entry.name: [strengths_at(point).get(entry.name, 0.0) for point in points for _ in pairs]

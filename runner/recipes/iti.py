@@ -30,7 +30,7 @@ from subvene.runner.collector import Collected, collect
 from subvene.runner.passages import Passage, common_prefix, last, shared_prefix
 from subvene.runner.recipes.base import Fitted, Reach, Recipe, listed_heads
 from subvene.runner.recipes.probes import Probes, fit_probes
-from subvene.runner.text import pad_id_of
+from subvene.runner.text import pad_id_of, plain
 from subvene.runner.truthfulqa.data import Question, data_sha256, load_questions
 from subvene.runner.truthfulqa.splits import validation_keys
 from subvene.specs import ITISpec, SubveneError, tensor_name
@@ -180,7 +180,8 @@ def _passages(answers: Sequence[_Answer], tokenizer: Any, last_n: int) -> list[P
     listed, place = list(questions.values()), {key: i for i, key in enumerate(questions)}
     starts, texts, tails = [], [], []
     for answer in answers:
-        start = f"Q: {answer.question.question} A:"
+        start = f"Q: {plain(tokenizer, answer.question.question, 'a question')} A:"
+        plain(tokenizer, answer.text, "an answer")
         starts.append(start)
         texts.append(f"{start} {_as_published(answer.text)}")
         tails.append(f" Q: {_other(answer, listed, place[answer.question.key]).question}")

@@ -19,7 +19,7 @@ from subvene.runner.activations import Text, weighted_sums
 from subvene.runner.anatomy import Anatomy, text_config
 from subvene.runner.compile import CompileError
 from subvene.runner.recipes.base import Fitted, Reach, Recipe
-from subvene.runner.text import pad_id_of, prompt_ids, response_ids
+from subvene.runner.text import pad_id_of, prompt_ids, raw_ids, reply_ids
 from subvene.specs import (
     ContrastSystems,
     ContrastTexts,
@@ -89,9 +89,11 @@ def _sides(pairs: ContrastTexts | ContrastSystems, tokenizer: Any) -> Iterator[t
                     yield prompt_ids(tokenizer, question, system=side), 0, question
         return
     for pair in pairs.texts:
-        prompt = [] if pair.prompt is None else prompt_ids(tokenizer, pair.prompt)
         for side in (pair.positive, pair.negative):
-            reply = response_ids(tokenizer, side) if pair.prompt is not None else tokenizer(side)["input_ids"]
+            if pair.prompt is None:
+                yield raw_ids(tokenizer, side), 0, side
+                continue
+            prompt, reply = reply_ids(tokenizer, prompt_ids(tokenizer, pair.prompt), side)
             yield [*prompt, *reply], len(prompt), side
 
 

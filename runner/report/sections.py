@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
-
-import yaml
+from typing import Any, cast
 
 from subvene.runner.comparison.summary import LOWER_IS_BETTER, METRICS, in_words
 from subvene.runner.report import curves
@@ -26,6 +24,7 @@ from subvene.runner.report.markup import (
     table,
 )
 from subvene.runner.report.tables import judge_in_words, metrics_used, results_csv
+from subvene.specs.document import parse_document
 
 Results = Mapping[str, Any]
 
@@ -275,8 +274,8 @@ SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
 
 def declared(results: Results) -> Mapping[str, Any]:
     """The experiment's file as plain values; empty if the results do not say."""
-    found = yaml.safe_load((results.get("manifest") or {}).get("spec") or "")
-    return found if isinstance(found, Mapping) else {}
+    text = (results.get("manifest") or {}).get("spec")
+    return cast(Mapping[str, Any], parse_document(text).data) if text else {}
 
 
 def baseline_conditions(results: Results) -> frozenset[str]:

@@ -11,9 +11,11 @@ from subvene.interventions.positions import needs_length, plain_positions
 from subvene.runner.decoding import Decoding, decode
 from subvene.runner.generation import row_ends
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.measured import measured_options
 from subvene.runner.positions import PositionError
 from subvene.runner.prefix import SharedPrefix, Strengths, why_not_shared
 from subvene.runner.progress import track
+from subvene.runner.reasoning import answer_of
 from subvene.runner.receipt import Receipt, check_together, merged
 from subvene.runner.text import by_length, pad, pad_id_of
 from subvene.runner.truthfulqa.data import Question
@@ -78,7 +80,7 @@ def answer_questions(
         written, receipt = writer.plainly(batch) if prefix is None else writer.after(prefix, batch)
         receipts += receipt
         for i, tokens in zip(chosen, written, strict=True):
-            answers[i] = writer.text(tokens).strip()
+            answers[i] = writer.text(rows[i], tokens)
     check_together(receipts)
     return answers, merged(receipts, same_rows=False)
 
@@ -96,10 +98,10 @@ class _Writer:
         self.pad_id = pad_id_of(m.tokenizer)
         self.ends = {*row_ends(m.model, {}), m.tokenizer.eos_token_id} - {None}
 
-    def text(self, tokens: Sequence[int]) -> str:
-        """What a row says before the next `Q:`."""
-        text = self.m.tokenizer.decode(tokens, skip_special_tokens=True)
-        return text if self.stop is None else text.split(self.stop)[0]
+    def text(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        """What a row answers before the next `Q:`, without the spaces around it."""
+        _, text = answer_of(self.m.tokenizer, prompt, tokens)
+        return text if self.stop is None else text.split(self.stop)[0].strip()
 
     def after(self, prefix: SharedPrefix, rows: Sequence[list[int]]) -> tuple[list[list[int]], list[Receipt]]:
         """The tokens of each row's answer, and the receipt of the batch."""
@@ -130,11 +132,9 @@ class _Writer:
             batch.attention_mask,
             strengths=self.strengths,
             max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            repetition_penalty=1.0,
             eos_token_id=sorted(self.ends) or None,
             pad_token_id=self.pad_id,
-            **stop,
+            **measured_options(self.m.model, **stop),
         )
         written = sequences[:, batch.input_ids.shape[1] :].tolist()
         receipt = None if self.m.is_disabled else self.m.receipt

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from subvene.runner.text import Messages, TextError, prompt_ids
+from subvene.runner.chat_template import has_template, takes_system
+from subvene.runner.text import Messages, TextError, plain, prompt_ids, reply_ids, response_ids
 from subvene.specs import SubveneError
 
 Preset = Literal["qa", "instruction_qa", "chat"]
@@ -66,14 +67,22 @@ class Prompts:
         parts += [f"Q: {asked}\nA: {answer}" for asked, answer in self.primer]
         return "\n\n".join([*parts, f"Q: {question}\nA:"])
 
-    def encode(self, tokenizer: Any, questions: Sequence[str]) -> Encoded:
+    def encode(self, tokenizer: Any, questions: Sequence[str], *, answered: bool = False) -> Encoded:
         """Token ids of the questions' prompts, and what all of them begin with.
+
+        Args:
+            tokenizer: the model's.
+            questions: the questions.
+            answered: reference answers will stand behind the prompts, which then end outside of any block of
+                reasoning (`reply_ids`).
 
         Raises:
             PromptError: the tokenizer has no chat template, or one that accepts no instruction.
         """
         texts = [*_PROBES, *questions]
         rows = self._chat_ids(tokenizer, texts) if self.is_chat else self._plain_ids(tokenizer, texts)
+        if answered:
+            rows = [reply_ids(tokenizer, row, "")[0] for row in rows]
         # The last token of a prompt is never shared: something must be passed after the shared part.
         longest = min(len(row) for row in rows) - 1
         first = rows[0]
@@ -85,7 +94,9 @@ class Prompts:
         if not answers:
             return []
         if self.is_chat:
-            return [list(ids) for ids in tokenizer(list(answers), add_special_tokens=False)["input_ids"]]
+            return [response_ids(tokenizer, answer) for answer in answers]
+        for answer in answers:
+            plain(tokenizer, answer, "an answer")
         # After `A:`, since a sentencepiece tokenizer puts a second space before a text of its own.
         before = tokenizer("A:", add_special_tokens=False)["input_ids"]
         texts = [f"A: {answer}" for answer in answers]
@@ -96,13 +107,13 @@ class Prompts:
         return [list(row[len(before) :]) for row in rows]
 
     def _plain_ids(self, tokenizer: Any, questions: Sequence[str]) -> list[list[int]]:
-        texts = [self.text(question) for question in questions]
+        texts = [self.text(plain(tokenizer, question, "a question")) for question in questions]
         start = _leading_ids(tokenizer)
         rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
         return [[*start, *row] for row in rows]
 
     def _chat_ids(self, tokenizer: Any, questions: Sequence[str]) -> list[list[int]]:
-        folded = not _takes_system(tokenizer, self._messages("?", folded=False), self.instruction)
+        folded = self.instruction is not None and has_template(tokenizer) and not takes_system(tokenizer)
         rows = []
         for question in questions:
             messages = self._messages(question, folded=folded)
@@ -110,13 +121,6 @@ class Prompts:
                 rows.append(prompt_ids(tokenizer, messages))
             except TextError as error:
                 raise PromptError(f"preset chat: {error}; use preset qa or instruction_qa") from error
-            except Exception as error:
-                if not _of_template(error):
-                    raise
-                raise PromptError(
-                    f"preset chat: the model's chat template refuses the conversation ({error}); use preset "
-                    "qa or instruction_qa"
-                ) from error
         return rows
 
     def _messages(self, question: str, *, folded: bool) -> Messages:
@@ -212,21 +216,3 @@ def _leading_ids(tokenizer: Any) -> list[int]:
         if full[start : start + len(bare)] == bare:
             return list(full[:start])
     return []
-
-
-def _takes_system(tokenizer: Any, messages: Messages, instruction: str | None) -> bool:
-    """Whether the chat template renders a system prompt: some refuse it, some leave it out."""
-    if instruction is None or getattr(tokenizer, "chat_template", None) is None:
-        return True
-    try:
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:
-        if not _of_template(error):
-            raise
-        return False
-    return instruction in rendered
-
-
-def _of_template(error: Exception) -> bool:
-    """Whether jinja2, which transformers imports by itself, or a template's `raise_exception` raised it."""
-    return any(kind.__module__.partition(".")[0] == "jinja2" for kind in type(error).__mro__)

@@ -118,7 +118,7 @@ def score_choices(
     """
     if not questions:
         raise ValueError("there are no questions to score")
-    encoded = prompts.encode(m.tokenizer, [question.question for question in questions])
+    encoded = prompts.encode(m.tokenizer, [question.question for question in questions], answered=True)
     # An answer may stand in a question several times, as the best one does: it is scored once.
     answers = [list(dict.fromkeys((q.best, *q.correct, *q.incorrect))) for q in questions]
     ids = [prompts.answer_ids(m.tokenizer, texts) for texts in answers]

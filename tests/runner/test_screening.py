@@ -87,12 +87,26 @@ def test_differences_are_those_of_one_sample_at_a_time(m: IntervenedModel, vecto
 
 
 def test_the_model_s_own_answers_differ_from_themselves_by_nothing(m: IntervenedModel, vectors: Any) -> None:
-    prompts = ["hello world", "how are you", "tell me about the sun"]
-    answers = [own_answer(m, prompt_ids(m.tokenizer, prompt)) for prompt in prompts]
+    said = {
+        prompt: own_answer(m, prompt_ids(m.tokenizer, prompt))
+        for prompt in (
+            "hello world",
+            "how are you",
+            "good day",
+            "rain",
+            "the sun is bad",
+            "i am sad",
+            "not happy",
+        )
+    }
+    # A text that spells special tokens is no answer that a file may hold.
+    special = set(m.tokenizer.all_special_ids)
     rows = [
         {"prompt": prompt, "response": m.tokenizer.decode(answer)}
-        for prompt, answer in zip(prompts, answers, strict=True)
+        for prompt, answer in said.items()
+        if not special & set(answer)
     ]
+    assert len(rows) >= 2
     found = screen(m, data(rows), vectors, max_new_tokens=NEW)
     # Every token of the tiny model is a word, so that what it says is tokenised back to the same ids.
     for answer, sample in zip(found.own, found.samples, strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from subvene.runner.activations import Text
-from subvene.runner.text import prompt_ids, response_ids
+from subvene.runner.text import TextError, prompt_ids, response_ids
 from subvene.runner.transcripts import (
     Columns,
     Transcript,
@@ -21,6 +21,7 @@ from subvene.runner.transcripts import (
     correlation,
     drift,
     read_transcripts,
+    refuse_long,
     turns_of,
 )
 
@@ -206,3 +207,21 @@ def test_correlation_with_scores_of_rows_or_of_turns() -> None:
     assert against_scores(values, of(2, 1, 1, 1, 1), rows(*[None] * 5)) is None
     assert correlation([1, 2], [1, 2]) == {"pearson": None, "spearman": None, "n": 2}
     assert correlation([1, 1, 1], [1, 2, 3])["pearson"] is None
+
+
+def test_turns_beyond_the_context_are_refused_with_a_count(loaded: Any, file: Any) -> None:
+    model, tokenizer = loaded
+    rows = [
+        {"prompt": "hello", "response": "you"},
+        {"prompt": "hello " * 40, "response": "you"},
+        {"messages": [*CHAT[:2], {"role": "user", "content": "how " * 40}, CHAT[3]]},
+    ]
+    transcripts = read_transcripts(file("a.jsonl", rows))
+    turns = turns_of(tokenizer, transcripts)
+    refuse_long(model, turns, transcripts)
+    model.config.max_position_embeddings = 32
+    with pytest.raises(
+        TextError, match=r"a.jsonl:2: turn 0 ends at token 47 .*at most 32; so do 1 further turns of 4"
+    ):
+        refuse_long(model, turns, transcripts)
+    refuse_long(model, turns, transcripts, [len(turn.read.ids[:32]) for turn in turns])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,45 @@ def test_plain_scalars_follow_yaml_1_2(text: str, value: object) -> None:
     found = parse_document(f"a: {text}").data["a"]
     assert found == value
     assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ("a: {prompt: How was it?, b: c}", {"prompt": "How was it?", "b": "c"}),
+        ("a: {prompt: Ça va ?, b: What? No!}", {"prompt": "Ça va ?", "b": "What? No!"}),
+        ("a: [x?, http://h/p?q=1&r=2, y]", ["x?", "http://h/p?q=1&r=2", "y"]),
+        ("a: {q: {r: why?}}", {"q": {"r": "why?"}}),
+        ("a: [?x, :y, ::z, -w]", ["?x", ":y", "::z", "-w"]),
+        ("a: {?x: 1, :y: 2}", {"?x": 1, ":y": 2}),
+        ("a: {? x : y, ? z}", {"x": "y", "z": None}),
+        ('a: {"x":y, "z":[1], \'w\'::v}', {"x": "y", "z": [1], "w": ":v"}),
+        ("a: {x: 12:30, y: b:c}", {"x": "12:30", "y": "b:c"}),
+        ("a: x\u2028y\x85z", "x\u2028y\x85z"),
+        ("a: 'x\x85 y'", "x\x85 y"),
+        ('a: "x\u2029 \\x85"', "x\u2029 \x85"),
+        ("a: |\n  x\u2028\n  y\n", "x\u2028\ny\n"),
+        ("a: x\ue000\u2028y", "x\ue000\u2028y"),
+    ],
+)
+def test_flow_collections_and_lines_follow_yaml_1_2(text: str, data: object) -> None:
+    assert parse_document(text).data == {"a": data}
+
+
+def test_lines_are_counted_as_editors_count_them() -> None:
+    place = parse_document("a: x\u2028y\nb: {c: why?, d: 1}").locate(("b", "d"))
+    assert (place.value.line, place.value.column) == (2, 17)
+
+
+@pytest.mark.parametrize("text", ["a: {x: ?}", "a: {b?c: d: e}", "a: {x: 'y'? , z: w}", "a: [x: y: z]"])
+def test_what_is_no_yaml_1_2_either_has_a_place(text: str) -> None:
+    assert error(text)[0] == 1
+    assert error(text)[2] == "YAML"
+
+
+def test_a_file_that_says_it_is_yaml_1_1_is_refused_since_its_words_mean_something_else() -> None:
+    assert error("%YAML 1.1\n---\na: on")[2:] == ("YAML 1.2", "version 1.1")
+    assert parse_document("%YAML 1.2\n---\na: on").data == {"a": "on"}
 
 
 def test_nan_is_read_as_a_number() -> None:
@@ -318,3 +358,15 @@ def test_no_yaml_that_pyyaml_refuses_is_read() -> None:
         with pytest.raises(yaml.YAMLError):
             yaml.safe_load(text)
         assert error(text)[2] == "YAML"
+
+
+def test_there_is_one_reader_of_yaml() -> None:
+    root = Path(__file__).parents[2]
+    calls = re.compile(r"yaml\.(safe_)?(load|parse|compose|scan)|SafeLoader|yaml_load")
+    found = [
+        str(path.relative_to(root))
+        for folder in ("specs", "interventions", "runner")
+        for path in sorted((root / folder).rglob("*.py"))
+        if calls.search(path.read_text())
+    ]
+    assert found == ["specs/_yaml_reader.py", "specs/_yaml_scanner.py"]

@@ -36,7 +36,31 @@ from subvene.specs.sites import SITES
 
 # Words that one YAML version or the other takes for something else than text.
 _words = st.sampled_from(
-    ["on", "yes", "1e-4", "0o17", "1_0", "12:30", "null", "~", "<<", "*a", "&a", "- x", "a: b", "#"]
+    [
+        "on",
+        "yes",
+        "1e-4",
+        "0o17",
+        "1_0",
+        "12:30",
+        "null",
+        "~",
+        "<<",
+        "*a",
+        "&a",
+        "- x",
+        "a: b",
+        "#",
+        "why?",
+        "?x",
+        "a ?, b",
+        "x\x85y",
+        "\u2028",
+        "=",
+        "017",
+        "1e5",
+        ":y",
+    ]
 )
 _text = st.text(min_size=1, max_size=12) | _words
 _finite = st.floats(allow_nan=False, allow_infinity=False)

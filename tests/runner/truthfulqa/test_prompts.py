@@ -137,7 +137,7 @@ def test_a_model_without_a_template_is_refused(words: Any, monkeypatch: pytest.M
     with pytest.raises(PromptError, match=r"no chat template.*qa or instruction_qa"):
         small("chat").encode(words, ["Why?"])
     monkeypatch.setattr(words, "chat_template", "{{ raise_exception('never') }}")
-    with pytest.raises(PromptError, match=r"refuses the conversation \(never\)"):
+    with pytest.raises(PromptError, match=r"refuses this conversation: never"):
         small("chat").encode(words, ["Why?"])
 
 
