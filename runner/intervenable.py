@@ -18,6 +18,7 @@ import torch
 from subvene.interventions import ActivationIntervention
 from subvene.interventions._pyvene import pyvene
 from subvene.interventions.positions import is_within_prompt
+from subvene.runner.finite_watch import FiniteWatch
 from subvene.runner.generation import row_ends, setting
 from subvene.runner.hooks import as_batch, take_input, take_output
 from subvene.runner.positions import PositionError, TokenTracker, cached_length
@@ -158,6 +159,7 @@ class IntervenableModel(pyvene.IntervenableModel):
 
         Raises:
             NotSteeredError: on leaving, if a declared intervention did not act.
+            NotFiniteError: on leaving, if activations or logits of real tokens were not finite.
             PositionError: positions cannot be told, of a rule or (again on leaving) of a forward call.
             CompiledModelError: the model was compiled before.
         """
@@ -171,17 +173,27 @@ class IntervenableModel(pyvene.IntervenableModel):
         in_force = self._strengths_in_force(strengths, tracker.real.shape[0])
         run = self._run = Run(tracker, Recorder(in_force, tracker.slots + 64 * tracker.generating), in_force)
         observer = self.model.register_forward_pre_hook(self._observe, with_kwargs=True)
+        watch = FiniteWatch(tracker)
+
+        def look(*call: Any) -> None:
+            if not self._suspended:
+                watch.observe(*call)
+
+        looking = self.model.register_forward_hook(look, with_kwargs=True)
         try:
             yield run
             if tracker.error is not None:
                 raise tracker.error
             entries = [(e.name, e.keys, e.sites, self.interventions[e.keys[0]]) for e in self.entries]
+            with self.suspended():
+                watch.check(self.model, run.recorder, entries)
             self.receipt = run.recorder.finish(entries)
             self.collected = {key: _by_row(calls) for key, calls in run.recorder.collected.items()}
             if must_act:
                 self.receipt.check()
         finally:
             observer.remove()
+            looking.remove()
             self._remove_forward_hooks()
             self._run = None
 

@@ -181,7 +181,8 @@ def test_every_way_to_run_leaves_the_hooks_as_they_were() -> None:
         assert oracle.hooks(model) == before
         with m.intervenable.attached(oracle.tracker(mask)):
             model(ids, attention_mask=mask)
-            assert len(oracle.hooks(model)) == len(before) + 3
+            # Two edits, and on the model one that places tokens and one that looks at the logits.
+            assert len(oracle.hooks(model)) == len(before) + 4
         assert oracle.hooks(model) == before
         with m.disabled():
             responses(m)
