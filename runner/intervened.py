@@ -16,8 +16,11 @@ from huggingface_hub import CommitInfo
 from subvene.runner import artifact, hub
 from subvene.runner.anatomy import sizes_from_config
 from subvene.runner.compile import check_sizes, compile_spec
+from subvene.runner.generation import setting
 from subvene.runner.intervenable import IntervenableModel
+from subvene.runner.limits import refuse_batch_beyond_context
 from subvene.runner.model import load_config, load_model, with_overrides
+from subvene.runner.positions import cached_length
 from subvene.runner.receipt import Receipt
 from subvene.runner.text import Messages, pad, pad_id_of, prompt_ids
 from subvene.specs import InterventionSpec, ModelSpec, load_spec
@@ -187,6 +190,12 @@ class IntervenedModel:
 
         Returns:
             The responses, without special tokens, one per prompt (times `num_return_sequences`).
+
+        Raises:
+            TooLongError: a prompt and what is to follow are longer than the model's context.
+            NotSteeredError: an intervention that should have acted did not.
+            NotFiniteError: activations or logits are not finite. `rows` says in which rows; of a batch of
+                several strengths the others can be generated again without them.
         """
         if self.tokenizer is None:
             raise ValueError(
@@ -214,6 +223,8 @@ class IntervenedModel:
         device = self.model.device
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         base = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
+        new = setting(self.model, kwargs, "max_new_tokens") or 0
+        refuse_batch_beyond_context(self.model, input_ids, mask, new=new)
         if self.is_disabled:
             return self.model.generate(**base, **kwargs)
         return self.intervenable.generate(base, strengths=self._named(strengths), **kwargs)[1]
@@ -241,9 +252,13 @@ class IntervenedModel:
 
         Raises:
             PositionError: a position rule cannot be decided.
+            TooLongError: a row has more tokens than the model reads.
             NotSteeredError: an intervention that should have acted did not.
+            NotFiniteError: activations or logits of real tokens are not finite.
         """
         device = self.model.device
+        before = cached_length(kwargs)
+        refuse_batch_beyond_context(self.model, input_ids, attention_mask, before=before)
         base: dict[str, Any] = {"input_ids": input_ids.to(device), **kwargs}
         if attention_mask is not None:
             base["attention_mask"] = attention_mask.to(device)

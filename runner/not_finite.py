@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from subvene.specs import SubveneError
+
+if TYPE_CHECKING:
+    from subvene.runner.intervened import IntervenedModel
 
 ADVICE = "lower the strength, or use a dtype of more range (float32, bfloat16)"
 ADVICE_OF_MODEL = "check the weights, or use a dtype of more range (float32, bfloat16)"
@@ -63,6 +67,11 @@ def check_finite(values: torch.Tensor, what: str, names: Collection[str] = ()) -
         advice = ADVICE if names else ADVICE_OF_MODEL
         message = f"{what} {acting}: not finite in {rows_in_words(bad, len(values))}; {advice}"
         raise NotFiniteError(message, {row: f"{what}: not finite" for row in bad}, of_model=not names)
+
+
+def acting(m: IntervenedModel) -> tuple[str, ...]:
+    """The names of the interventions that a model's calls run with; none where it is disabled."""
+    return () if m.is_disabled else tuple(entry.name for entry in m.intervenable.entries)
 
 
 def rows_in_words(rows: Sequence[int], count: int) -> str:
