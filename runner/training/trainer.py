@@ -96,6 +96,13 @@ class _Training:
         asked = [e.spec.pass_tokens for e in experiments if e.spec.pass_tokens is not None]
         self.experiments = experiments
         self.answers = Answers.of(examples)
+        for one in experiments:
+            pairs = [(self.answers.chosen[i], self.answers.rejected[i]) for i in one.train]
+            if one.spec.objective.kind != "sft" and all(chosen == rejected for chosen, rejected in pairs):
+                raise TrainingError(
+                    f"{one.name}: in every pair the wanted answer is the unwanted one, so that there is "
+                    "nothing to train; look at `fit.data`"
+                )
         self.edits: Edits = edits or StackedEdits([one.shape for one in experiments], anatomy)
         most = min(asked, default=_PASS_ON_CPU if on_cpu else _PASS)
         self.full = min(_FULL_ON_CPU if on_cpu else _FULL, most)
