@@ -84,6 +84,12 @@ class HeadDirectionIntervention(ActivationIntervention):
             elif not directions.any():
                 # A fit may store every layer and leave those without a chosen head zero: nothing to do there.
                 continue
+            if flat := _without_spread(directions, sigma):
+                name = stored_name(key, spec.site, layer, "sigma")
+                raise TensorError(
+                    f"{table.origin}: tensor {name!r} is zero at the heads {flat}, so nothing would move "
+                    "them: activations do not spread along their directions; choose other heads, or more data"
+                )
             probes = _probes(spec, table, sizes, layer) if spec.adaptive == "one_minus_p" else (None, None)
             edit = cls(directions, sigma, *probes, strength=strength, positions=spec.positions)
             built.append((spec.site, layer, edit))
@@ -142,6 +148,13 @@ class HeadDirectionIntervention(ActivationIntervention):
         logit = (heads * self.probe_weight.to(h.dtype)).sum(-1) + self.probe_bias.to(h.dtype)
         # Not 1 − sigmoid(logit), which has no digits left where p is near 1.
         return torch.sigmoid(-logit)
+
+
+def _without_spread(directions: torch.Tensor, sigma: torch.Tensor | None) -> list[int]:
+    """The heads that have a direction and σ = 0."""
+    if sigma is None:
+        return []
+    return [int(head) for head in ((sigma == 0) & directions.any(-1)).nonzero().flatten()]
 
 
 def _probes(

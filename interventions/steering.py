@@ -40,8 +40,7 @@ class SteeringIntervention(ActivationIntervention):
         cls, spec: SteeringSpec, table: TensorTable, sizes: Sizes
     ) -> list[tuple[str, int | None, Self]]:
         width, key, length = sizes.site_width(spec.site), spec.vector.key, None
-        rescaled = spec.normalize == "unit" or spec.unit == "residual_norm"
-        vector = table.get(key, spec.site, spec.layer, shape=(width,), nonzero=rescaled)
+        vector = table.get(key, spec.site, spec.layer, shape=(width,), nonzero=True)
         if spec.unit == "residual_norm":
             length = table.get(key, spec.site, spec.layer, shape=(), part=RESIDUAL_NORM, nonzero=True)
         elif spec.normalize == "unit":

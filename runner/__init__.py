@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from subvene.runner.hub_errors import HubError
     from subvene.runner.intervened import IntervenedModel
     from subvene.runner.model import load_model
+    from subvene.runner.not_finite import NotFiniteError
     from subvene.runner.positions import PositionError
     from subvene.runner.receipt import NotSteeredError, Receipt
     from subvene.runner.scopes import ConcurrentRunError
@@ -29,6 +30,7 @@ _HOME = {
     "ExportError": "exports.base",
     "HubError": "hub_errors",
     "IntervenedModel": "intervened",
+    "NotFiniteError": "not_finite",
     "NotSteeredError": "receipt",
     "PositionError": "positions",
     "Receipt": "receipt",
@@ -45,6 +47,7 @@ __all__ = [
     "ExportError",
     "HubError",
     "IntervenedModel",
+    "NotFiniteError",
     "NotSteeredError",
     "PositionError",
     "Receipt",

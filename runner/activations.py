@@ -6,6 +6,7 @@ text's activations are, and how they are kept, is `collector`'s.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,12 @@ import torch
 
 from subvene.runner.anatomy import Anatomy, component_module
 from subvene.runner.hooks import take_input, take_output
+from subvene.runner.limits import refuse_batch_beyond_context
 from subvene.runner.progress import track
 from subvene.runner.text import Batch, by_length, pad
+
+# A sum that is smaller than this part of what it was added up from holds nothing but rounding.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,30 @@ class Text:
     end: int
 
 
+@dataclass(frozen=True)
+class WeightedSums:
+    """Sums over texts, some of which may add and others subtract.
+
+    Attributes:
+        vectors: layer → float32 [width of the site].
+        scales: layer → Σ_i |w_i| · mean ‖h‖ over the span of text i: what a sum is small or large against.
+    """
+
+    vectors: dict[int, torch.Tensor]
+    scales: dict[int, float]
+
+    def degenerate(self) -> dict[int, str]:
+        """Layer → why its sum is no direction; layers where it is one are not in it."""
+        found = {}
+        for layer, vector in self.vectors.items():
+            norm = float(vector.double().norm())
+            if not math.isfinite(norm):
+                found[layer] = "its activations are not finite"
+            elif norm <= _ROUNDING * self.scales[layer]:
+                found[layer] = "zero, up to rounding: both sides have the same activations there"
+        return found
+
+
 class _LastLayerRead(Exception):
     """Stops a forward pass whose remaining layers nobody needs."""
 
@@ -47,7 +76,7 @@ def weighted_sums(
     pad_id: int,
     batch_size: int,
     description: str = "reading activations",
-) -> dict[int, torch.Tensor]:
+) -> WeightedSums:
     """Σ_i w_i · mean over the span of text i of the activation at `site`, for several layers from one pass.
 
     Args:
@@ -61,9 +90,10 @@ def weighted_sums(
         description: what the progress bar says.
 
     Returns:
-        Layer → vector [width of the site], float32; only the sums are ever held, never the activations.
+        The sums of each layer; nothing else is ever held, never the activations.
     """
     sums: dict[int, torch.Tensor] = {}
+    scales: dict[int, float] = dict.fromkeys(layers, 0.0)
     for chosen in track(by_length([len(text.ids) for text in texts], batch_size), description):
         rows = [texts[i].ids for i in chosen]
         batch = pad(rows, [len(row) for row in rows], pad_id, "right")
@@ -77,9 +107,10 @@ def weighted_sums(
             h = h.view(*spans.shape, -1)
             total = torch.einsum("bs,bsd->d", spans.to(h.device), h).cpu().double()  # MPS has no float64
             sums[layer] = sums[layer] + total if layer in sums else total
+            scales[layer] += float((spans.abs().to(h.device) * h.norm(dim=-1)).sum())
 
         forward_reading(anatomy, site, layers, batch, read)
-    return {layer: sums[layer].float() for layer in layers}
+    return WeightedSums({layer: sums[layer].float() for layer in layers}, scales)
 
 
 @torch.no_grad()
@@ -107,8 +138,16 @@ def forward_reading(
         cache: a transformers cache that holds what precedes the batch, equally long in every row, and takes
             up the keys and values of this pass; None: there is none, and none is kept.
         **inputs: what the blocks are given beside the tokens, or in place of the batch's own mask.
+
+    Raises:
+        TooLongError: a text has more tokens than the model reads.
     """
     model: Any = anatomy.model
+    if "position_ids" not in inputs:  # rows that hold several texts are not as long as they look
+        before = 0 if cache is None else cache.get_seq_length()
+        refuse_batch_beyond_context(
+            model, batch.input_ids, None if before else batch.attention_mask, before=before
+        )
     trunk = model.get_submodule(anatomy.blocks_path.rpartition(".")[0])
     batch = batch.to(model.device)
     training = [module for module in model.modules() if module.training]

@@ -196,7 +196,7 @@ class _Calls:
         run = self.attachment.run
         if innermost(model) is not self.attachment.scope or run is None:
             return
-        self.intervenable.after_call(run, output)
+        self.intervenable.after_call(run, args, kwargs, output)
         cache = cache_of(output) if isinstance(output, Mapping) else None
         held = None if cache is None else weakref.ref(cache)
         self._open = [(other, held if other is run else ref) for other, ref in self._open]

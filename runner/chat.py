@@ -21,9 +21,9 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from subvene.runner.anatomy import text_config
 from subvene.runner.generation import row_ends
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.limits import context_length
 from subvene.runner.reasoning import answer_of
 from subvene.runner.receipt import Receipt
 from subvene.runner.text import TextError, pad_id_of, prompt_ids
@@ -128,7 +128,7 @@ class ChatSession:
     @property
     def context(self) -> int | None:
         """How many tokens the model takes, prompt and answer together; None if its config does not say."""
-        return getattr(text_config(self.model.model.config), "max_position_embeddings", None)
+        return context_length(self.model.model)
 
     def say(self, text: str, *, on_text: OnText | None = None, stop: Stop | None = None) -> Answer:
         """Answer a turn of the user; both become part of the conversation.

@@ -26,9 +26,10 @@ from filelock import FileLock
 from transformers.cache_utils import DynamicCache
 
 from subvene.runner.activations import forward_reading
-from subvene.runner.anatomy import Anatomy, text_config
+from subvene.runner.anatomy import Anatomy
 from subvene.runner.forked_cache import FORKABLE
 from subvene.runner.identity import model_sha256
+from subvene.runner.limits import refuse_beyond_context
 from subvene.runner.passages import Passage, every_token
 from subvene.runner.passes import (
     Fork,
@@ -316,13 +317,11 @@ class _Reader:
 
 
 def _check(passages: Sequence[Passage], anatomy: Anatomy) -> None:
-    longest = getattr(text_config(anatomy.model.config), "max_position_embeddings", None)
+    refuse_beyond_context(anatomy.model, [len(passage.ids) for passage in passages], "passage")
     for i, passage in enumerate(passages):
         n = len(passage.ids)
         if not n:
             raise TextError(f"passage {i} holds no token")
-        if longest is not None and n > longest:
-            raise TextError(f"passage {i} has {n} tokens, and this model reads at most {longest}")
         for start, end in passage.spans:
             if not 0 <= start < end <= n:
                 raise TextError(f"passage {i}: expected spans within its {n} tokens, found {start} to {end}")

@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache
 
 from subvene.runner.forked_cache import select
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.not_finite import check_finite, rows_named
 from subvene.runner.receipt import Receipt, merged
 
 # Rows that have ended are dropped once they are so large a part of a batch: dropping copies the cache.
@@ -58,6 +59,9 @@ def decode(
 
     Returns:
         Each row's tokens, and the receipt of all passes together (none for a disabled model).
+
+    Raises:
+        NotFiniteError: the logits of a step are not finite; its `rows` are those of `begin`.
     """
     ids, mask, lengths, cache = begin.input_ids, begin.attention_mask, begin.prompt_lengths, begin.cache
     count = len(ids)
@@ -66,17 +70,20 @@ def decode(
     here = list(range(count))  # the rows that are still in the batch
     receipts: list[Receipt] = []
     for step in range(max(max_new_tokens, default=0)):
-        logits = m(
-            ids,
-            mask,
-            prompt_lengths=lengths,
-            strengths=_of(strengths, here, count),
-            must_act=False,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        if not m.is_disabled and m.receipt is not None:
+        with rows_named(here):
+            logits = m(
+                ids,
+                mask,
+                prompt_lengths=lengths,
+                strengths=_of(strengths, here, count),
+                must_act=False,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits
+        if m.is_disabled:
+            check_finite(logits[:, -1].amax(-1, keepdim=True), "the logits", ())
+        elif m.receipt is not None:
             receipts.append(m.receipt)
         chosen = choose(logits[:, -1], here, step).cpu()
         for row, token in zip(here, chosen.tolist(), strict=True):

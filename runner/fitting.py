@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def fit(
 
     Raises:
         SpecError: the spec or its file of pairs is not valid; no model has been loaded.
-        SubveneError: the recipe cannot be fitted on this data; no model has been loaded.
+        SubveneError: the recipe cannot be fitted on this data (no model has been loaded), or there is no
+            direction where an intervention needs one.
+        NotFiniteError: the model's own activations are not finite.
         CompileError: a layer is out of the model's range; nothing has been fitted, no weights loaded.
     """
     declared: InterventionSpec
@@ -77,6 +80,7 @@ def fit(
         check_reach(spec, Anatomy.of(model).sizes)
     kept = None if work is None else Path(work)
     fitted = recipe.fit(how, data, Anatomy.of(model), tokenizer, seed=seed, work=kept)
+    _refuse_left_out(spec, fitted.left_out)
     return IntervenedModel.from_spec(
         spec,
         model=model,
@@ -85,6 +89,25 @@ def fit(
         folder=folder,
         provenance={"model": spec.model.name, **fitted.provenance},
     )
+
+
+def _refuse_left_out(spec: ExperimentSpec, left_out: Mapping[tuple[str, str, int], str]) -> None:
+    """Refuse interventions at layers where the fit has found no direction.
+
+    Raises:
+        SubveneError: naming the intervention, the layer, and why there is none.
+    """
+    for i, declared in enumerate(spec.interventions):
+        site, layer = getattr(declared, "site", None), getattr(declared, "layer", None)
+        for name, ref in declared.tensor_refs():
+            reason = None if site is None or layer is None else left_out.get((ref.key, site, layer))
+            if ref.file is None and reason is not None:
+                others = sorted(at for other, _, at in left_out if other == ref.key)
+                raise SubveneError(
+                    f"interventions[{i}].{name}: the fit gives {ref.key!r} no direction at "
+                    f"{site}[{layer}]: {reason} (layers without one: {', '.join(map(str, others))}); "
+                    "choose another layer, other data, or a dtype of more range"
+                )
 
 
 def check_reach(spec: ExperimentSpec, sizes: Sizes) -> None:

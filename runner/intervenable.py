@@ -20,6 +20,7 @@ from subvene.interventions import ActivationIntervention
 from subvene.interventions.positions import is_within_prompt
 from subvene.runner.cache_record import CacheRecord, record_of
 from subvene.runner.edits_only import EditsOnly
+from subvene.runner.finite_watch import FiniteWatch
 from subvene.runner.forked_cache import is_forked
 from subvene.runner.generation import guard_callbacks, row_ends, setting
 from subvene.runner.hooks import as_batch, take_input, take_output
@@ -64,6 +65,7 @@ class Run:
         tracker: says where the tokens of each forward call stand.
         recorder: measures what the edits do.
         strengths: key → strength in force, scalar or [rows].
+        watch: sees whether the calls stay finite.
         caches: the caches that its calls were given or made, by identity.
         fired: the edits that have run in the forward call that is under way.
         is_in_call: whether a forward call of the whole model is under way.
@@ -73,6 +75,7 @@ class Run:
     tracker: TokenTracker
     recorder: Recorder
     strengths: dict[str, torch.Tensor]
+    watch: FiniteWatch
     caches: dict[int, Any] = field(default_factory=dict)
     fired: set[str] = field(default_factory=set)
     is_in_call: bool = False
@@ -235,6 +238,7 @@ class IntervenableModel(EditsOnly):
 
         Raises:
             NotSteeredError: on leaving, if a declared intervention did not act.
+            NotFiniteError: on leaving, if activations or logits of real tokens were not finite.
             PositionError: positions cannot be told, of a rule or (again on leaving) of a forward call.
             CompiledModelError: the model was compiled before.
             ConcurrentRunError: a run of this model is under way in this thread or task.
@@ -268,11 +272,18 @@ class IntervenableModel(EditsOnly):
         for key, edit in self.interventions.items():
             refuse_undecidable(key, edit.positions, tracker)
         in_force = self._strengths_in_force(strengths, tracker.real.shape[0])
-        return Run(tracker, Recorder(in_force, tracker.slots + 64 * tracker.generating), in_force)
+        recorder = Recorder(in_force, tracker.slots + 64 * tracker.generating)
+        return Run(tracker, recorder, in_force, FiniteWatch(tracker))
 
     def finish(self, run: Run) -> Receipt:
-        """What the edits did in a run."""
+        """What the edits did in a run.
+
+        Raises:
+            NotFiniteError: activations or logits of real tokens were not finite.
+        """
         entries = [(e.name, e.keys, e.sites, self.interventions[e.keys[0]]) for e in self.entries]
+        with self.suspended():
+            run.watch.check(self.model, run.recorder, entries)
         return run.recorder.finish(entries)
 
     def remember(self, run: Run) -> None:
@@ -318,9 +329,10 @@ class IntervenableModel(EditsOnly):
                 run.recorder.cached = {entry.name: self._least(edited, entry) for entry in self.entries}
             run.caches[id(cache)] = cache
 
-    def after_call(self, run: Run, output: Any) -> None:
+    def after_call(self, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Take notice of a forward call of the whole model that has ended."""
         run.is_in_call = False
+        run.watch.observe(self.model, args, kwargs, output)
         cache = cache_of(output) if isinstance(output, Mapping) else None
         if cache is not None:
             run.caches[id(cache)] = cache
@@ -354,7 +366,7 @@ class IntervenableModel(EditsOnly):
 
         def after(model: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if innermost(self.model) is scope:
-                self.after_call(run, output)
+                self.after_call(run, args, kwargs, output)
 
         attachment.handles.append(self.model.register_forward_pre_hook(before, with_kwargs=True))
         attachment.handles.append(self.model.register_forward_hook(after, with_kwargs=True))

@@ -22,8 +22,9 @@ from subvene.runner.chat_settings import CHAT_FIELDS, with_chat
 from subvene.runner.compile import check_sizes, compile_spec
 from subvene.runner.generation import setting
 from subvene.runner.intervenable import IntervenableModel
+from subvene.runner.limits import refuse_batch_beyond_context
 from subvene.runner.model import load_config, load_model, with_overrides
-from subvene.runner.positions import check_prompt_lengths
+from subvene.runner.positions import cached_length, check_prompt_lengths
 from subvene.runner.prompts import as_prompts
 from subvene.runner.receipt import Receipt
 from subvene.runner.refusals import refuse_unmasked_padding
@@ -232,7 +233,10 @@ class IntervenedModel:
 
         Raises:
             TextError: a prompt is none.
+            TooLongError: a prompt and what is to follow are longer than the model's context.
             NotSteeredError: an intervention that should have acted did not.
+            NotFiniteError: activations or logits are not finite. `rows` says in which rows; of a batch of
+                several strengths the others can be generated again without them.
         """
         if self.tokenizer is None:
             raise ValueError(
@@ -284,7 +288,9 @@ class IntervenedModel:
         Raises:
             PositionError: it cannot be told where a token stands.
             CacheError: a cache among `kwargs` was filled otherwise than this run would have filled it.
+            TooLongError: a row and what is to follow are longer than the model's context.
             NotSteeredError: an intervention that should have acted did not.
+            NotFiniteError: as for `generate`.
         """
         device = self.model.device
         input_ids = torch.as_tensor(input_ids)
@@ -293,6 +299,8 @@ class IntervenedModel:
         # Passed on in any case: without a mask transformers would guess padding from the token ids.
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         base = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
+        new = setting(self.model, kwargs, "max_new_tokens") or 0
+        refuse_batch_beyond_context(self.model, input_ids, mask, new=new)
         if kwargs.get("stop_strings") is not None:
             kwargs.setdefault("tokenizer", self.tokenizer)
         lengths = self._prompt_lengths(prompt_lengths, base)
@@ -327,7 +335,9 @@ class IntervenedModel:
         Raises:
             PositionError: a position rule cannot be decided.
             CacheError: `past_key_values` was filled otherwise than this run would have filled it.
+            TooLongError: a row has more tokens than the model reads.
             NotSteeredError: an intervention that should have acted did not.
+            NotFiniteError: activations or logits of real tokens are not finite.
         """
         if not isinstance(input_ids, torch.Tensor):
             raise TextError(
@@ -335,6 +345,8 @@ class IntervenedModel:
                 "generate, or the tokenizer with return_tensors='pt'"
             )
         device = self.model.device
+        before = cached_length(kwargs)
+        refuse_batch_beyond_context(self.model, input_ids, attention_mask, before=before)
         base: dict[str, Any] = {"input_ids": input_ids.to(device), **kwargs}
         if attention_mask is not None:
             base["attention_mask"] = attention_mask.to(device)

@@ -12,6 +12,7 @@ import torch
 from subvene.runner.generation import row_ends, setting
 from subvene.runner.hooks import as_batch
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.not_finite import acting, check_finite
 from subvene.runner.positions import TokenTracker
 from subvene.runner.projection import (
     READ,
@@ -66,6 +67,7 @@ class LiveProjections:
         self._axes = Axes(m.model, vectors)
         self._model: Any = m.model
         self._tokenizer = m.tokenizer
+        self._names = acting(m)
         if (setting(m.model, options, "num_beams") or 1) > 1:
             raise ProjectionError(
                 "num_beams: expected 1, since beams trade places while they are generated; generate without "
@@ -123,6 +125,7 @@ class LiveProjections:
             found[when] = self._axes.by_vector(lambda _: torch.full((rows,), torch.nan, dtype=torch.float64))
             for layer, keys in self._axes.keys.items():
                 total, counts = self._sums(self._calls[when, layer], starts, first, slots, len(keys))
+                check_finite(total, f"projections at {SITE}[{layer}] {when} the edits", self._names)
                 for column, key in enumerate(keys):
                     found[when][key][layer] = total[:, column] / counts  # 0/0: NaN, as it should be
         return Projections(found["before"], found["after"], counts)

@@ -20,6 +20,7 @@ from subvene.interventions import Tokens
 from subvene.interventions.positions import needs_length, plain_positions
 from subvene.runner.forked_cache import Branch, Buffer, Shared, branch, layers_of, why_not_forked
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.not_finite import acting, check_finite
 from subvene.runner.progress import track
 from subvene.runner.receipt import Receipt, check_together
 from subvene.runner.scoring import log_normalizer
@@ -164,6 +165,7 @@ def continuation_log_probs(
     Raises:
         TextError: a prompt has no token after the prefix, or a continuation none at all.
         NotSteeredError: an intervention acted in no pass.
+        NotFiniteError: a sum is not finite.
     """
     shared, prompts = list(continued.shared), [list(prompt) for prompt in continued.prompts]
     for i, (prompt, choices) in enumerate(zip(prompts, continued.continuations, strict=True)):
@@ -184,6 +186,7 @@ def continuation_log_probs(
             totals[chosen[row]][j] = value
         receipts += scorer.receipts
     check_together(receipts)
+    check_finite(torch.stack([total.sum() for total in totals]), "Σ log p of the continuations", acting(m))
     return totals, receipts
 
 

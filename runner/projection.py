@@ -29,6 +29,7 @@ from subvene.runner.activations import Text, forward_reading
 from subvene.runner.anatomy import Anatomy, component_module
 from subvene.runner.hooks import take_output
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.not_finite import ADVICE_OF_MODEL, NotFiniteError
 from subvene.runner.progress import track
 from subvene.runner.receipt import Receipt, check_together
 from subvene.runner.text import by_length, pad, pad_id_of
@@ -249,7 +250,9 @@ def _read(
             values = axes.values(layer, h.view(*shape, -1)).cpu()
             for row, group in enumerate(some):
                 for i in group:
-                    keep(when, layer, i, values[row, texts[i].start : texts[i].end])
+                    own = values[row, texts[i].start : texts[i].end]
+                    _refuse_not_finite(own, f"texts[{i}]", when, layer)
+                    keep(when, layer, i, own)
 
         if not edited:
             with m.disabled():
@@ -272,6 +275,13 @@ def _read(
             receipts.append(m.receipt)
     check_together(receipts)
     return tuple(receipts)
+
+
+def _refuse_not_finite(values: torch.Tensor, text: str, when: When, layer: int) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise NotFiniteError(
+            f"{text}: the projections at {SITE}[{layer}] {when} the edits are not finite; {ADVICE_OF_MODEL}"
+        )
 
 
 def _beginning_alike(texts: Sequence[Text]) -> list[list[int]]:

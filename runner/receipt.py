@@ -192,6 +192,9 @@ class Recorder:
     Args:
         strengths: key → strength in force, scalar or [rows].
         slots: how many slots of a row to expect; more are allocated as they come.
+
+    Attributes:
+        end: what came after so many slots is forgotten; None: nothing is.
     """
 
     def __init__(self, strengths: dict[str, torch.Tensor], slots: int) -> None:
@@ -210,6 +213,11 @@ class Recorder:
         self._prompt: torch.Tensor | None = None
         self._last: Tokens | None = None
         self.collected: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self.end: int | None = None
+
+    def norms(self, key: str) -> torch.Tensor | None:
+        """‖h‖ and ‖Δ‖ at each slot, [2, rows, slots], 0 where not measured; None if `key` never ran."""
+        return self._norms.get(key)
 
     @torch.no_grad()
     def record(
@@ -269,6 +277,7 @@ class Recorder:
 
     def truncate(self, slots: int) -> None:
         """Forget what came after the first `slots` slots: drafts that the run ended before accepting."""
+        self.end = slots
         for mask in self._masks.values():
             mask[:, slots:] = False
 

@@ -29,7 +29,9 @@ from subvene.runner.decoding import Decoding, decode
 from subvene.runner.forked_cache import continued, empty, why_not_forked
 from subvene.runner.generation import row_ends
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.limits import refuse_beyond_context
 from subvene.runner.measured import measured_options
+from subvene.runner.not_finite import rows_named
 from subvene.runner.positions import PositionError
 from subvene.runner.progress import track
 from subvene.runner.reasoning import answer_of
@@ -102,7 +104,10 @@ def rollouts(
 
     Raises:
         PositionError: a rule counts from the end of the response, which is not known yet.
+        TooLongError: a prompt and its response would be longer than the model's context.
         NotSteeredError: an intervention that has a strength in some row acted in none.
+        NotFiniteError: activations or logits are not finite; `rows` says in which rows of the first batch
+            where they are not.
     """
     for name, rule in _rules(m).items():
         if needs_length(rule):
@@ -110,6 +115,8 @@ def rollouts(
                 f"{name}: positions {plain_positions(rule)} count from the end of the response, which "
                 "generation does not know"
             )
+    for row in rows:
+        refuse_beyond_context(m.model, [len(row.prompt)], "a prompt, row", new=row.max_new_tokens)
     reason = why_not_forked(m.model)
     if reason is not None:
         log.warning("every row's prompt is passed whole: %s", reason)
@@ -120,7 +127,8 @@ def rollouts(
     receipts: list[Receipt] = []
     for chosen in track(batches, description):
         batch = _Batch(m, [rows[i] for i in chosen])
-        written, ended, told = batch.forked() if reason is None else batch.whole()
+        with rows_named(chosen):
+            written, ended, told = batch.forked() if reason is None else batch.whole()
         receipts += told
         for i, tokens, has_ended in zip(chosen, written, ended, strict=True):
             start, text = answer_of(m.tokenizer, rows[i].prompt, tokens)
@@ -275,7 +283,8 @@ class _Batch:
             strengths = {name: [values[i] for i in rows] for name, values in self.strengths.items()}
         # Not through `m`, which refuses a prompt that is longer than the row: here it is, on purpose.
         lengths = self.lengths[index].to(device)
-        self.m.intervenable(base, prompt_lengths=lengths, strengths=strengths, must_act=False)
+        with rows_named(rows):
+            self.m.intervenable(base, prompt_lengths=lengths, strengths=strengths, must_act=False)
         return [] if self.m.receipt is None else [self.m.receipt]
 
     def _choose(self, logits: torch.Tensor, rows: Sequence[int], step: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.not_finite import acting, check_finite, rows_named
 from subvene.runner.progress import track
 from subvene.runner.receipt import Receipt, check_together
 from subvene.runner.text import TextError, by_length, pad, pad_id_of
@@ -37,6 +38,7 @@ def log_probs(
     Raises:
         TextError: a prompt or a response holds no token.
         NotSteeredError: an intervention acted on none of the pairs.
+        NotFiniteError: a sum is not finite; its `rows` are indices of pairs.
     """
     for i, (prompt, response) in enumerate(pairs):
         if not prompt or not response:
@@ -54,7 +56,8 @@ def log_probs(
         if strengths is not None:
             options["strengths"] = {name: [values[i] for i in chosen] for name, values in strengths.items()}
         options["prompt_lengths"] = batch.prompt_lengths
-        output = m(batch.input_ids, batch.attention_mask, must_act=False, **options)
+        with rows_named(chosen):
+            output = m(batch.input_ids, batch.attention_mask, must_act=False, **options)
         if m.receipt is not None and not m.is_disabled:
             receipts.append(m.receipt)
         logits = output.logits[:, :-1]
@@ -66,6 +69,7 @@ def log_probs(
         is_real = batch.attention_mask[:, first + 1 :].bool()
         totals[chosen] = (token_log_p * (is_response & is_real)).sum(1)
     check_together(receipts)
+    check_finite(totals, "Σ log p", acting(m))
     return totals, receipts
 
 

@@ -25,9 +25,8 @@ class ComparisonStory(UnitStory):
         for metric in used:
             table.add_column(METRICS[metric], justify="right")
         for row in results["rows"]:
-            table.add_row(
-                row["label"], *(in_words(row["metrics"].get(m)).replace(" ± ", "\n± ") for m in used)
-            )
+            values = [in_words(row["metrics"].get(m)).replace(" ± ", "\n± ") for m in used]
+            table.add_row(row["label"], *(["not finite"] * len(used) if "not_finite" in row else values))
         self.console.print()
         self.console.print(table)
         for note in notes(results):

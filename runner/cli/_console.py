@@ -21,7 +21,7 @@ EXIT_INVALID, EXIT_USAGE, EXIT_NOT_STEERED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 EPILOG = (
     "Exit codes: 0 done; 1 the file, artifact or model is not valid; 2 wrong usage; "
-    "3 the run was not steered as declared; 130 interrupted (Ctrl-C)."
+    "3 the run was not steered as declared, or is not finite; 130 interrupted (Ctrl-C)."
 )
 
 

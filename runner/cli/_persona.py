@@ -46,7 +46,7 @@ class PersonaStory(UnitStory):
             cost = row["cost"] or {}
             table.add_row(
                 row["label"],
-                _in_words(row["score"], row["score_sd"], 1),
+                "not finite" if "not_finite" in row else _in_words(row["score"], row["score_sd"], 1),
                 _in_words(row["coherence"], row["coherence_sd"], 1),
                 _in_words(row["projection"], row["projection_sd"], 2),
                 _in_words(cost.get("ce"), None, 3),

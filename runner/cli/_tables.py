@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +56,15 @@ def print_samples(console: Console, evaluation: Mapping[str, Any]) -> None:
     for prompt in dict.fromkeys(record["prompt"] for record in records):
         of_prompt = [record for record in records if record["prompt"] == prompt]
         titles = [coefficient_title(record["coefficient"]) for record in of_prompt]
-        print_side_by_side(console, prompt, titles, [record["response"] for record in of_prompt])
+        print_side_by_side(console, prompt, titles, [_answer(record) for record in of_prompt])
     print_receipt(console, evaluation["receipt"])
+
+
+def _answer(record: Mapping[str, Any]) -> str:
+    """A sample's response, or why there is none."""
+    if record["response"] is None:
+        return f"(no answer: not finite: {record['not_finite']})"
+    return str(record["response"])
 
 
 def print_contrast(console: Console, evaluation: Mapping[str, Any]) -> None:
@@ -68,16 +74,23 @@ def print_contrast(console: Console, evaluation: Mapping[str, Any]) -> None:
     for title in ("coefficient", "mean difference", "± s.e.", "positive likelier"):
         table.add_column(title, justify="right", header_style="cyan")
     for record in records:
-        error = record["standard_error"]
+        error, difference = record["standard_error"], record["mean_difference"]
+        if difference is None:
+            table.add_row(coefficient_title(record["coefficient"]), "not finite", "", "")
+            continue
         table.add_row(
             coefficient_title(record["coefficient"]),
-            f"{record['mean_difference']:+.2f}",
+            f"{difference:+.2f}",
             "" if error is None else f"{error:.2f}",
             f"{record['positive_preferred']:.0%}",
         )
     console.print(Padding(table, (0, 0, 1, 2)))
+    for record in records:
+        if record["mean_difference"] is None:
+            title = coefficient_title(record["coefficient"])
+            print_line(console, title, f"not finite: {record['not_finite']}", style="yellow")
     points = [(record["coefficient"], record["mean_difference"]) for record in records]
-    points = [point for point in points if math.isfinite(point[1])]
+    points = [point for point in points if point[1] is not None]
     if len(points) > 1:
         plot = Text(line_plot(points, width=min(console.width - 2, 78)), no_wrap=True)
         plot.highlight_regex("●", "bold cyan")

@@ -54,7 +54,7 @@ class _Commands(TyperGroup):
 def _exit_code(error: SubveneError) -> int:
     # By name: the class lives in a module that imports torch, which this one must not.
     names = {cls.__name__ for cls in type(error).__mro__}
-    return EXIT_NOT_STEERED if "NotSteeredError" in names else EXIT_INVALID
+    return EXIT_NOT_STEERED if names & {"NotSteeredError", "NotFiniteError"} else EXIT_INVALID
 
 
 app = typer.Typer(

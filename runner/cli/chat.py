@@ -437,9 +437,10 @@ def _number(text: str, usage: str) -> float:
 
 
 def _is_unsteered(error: SubveneError) -> bool:
+    from subvene.runner.not_finite import NotFiniteError
     from subvene.runner.receipt import NotSteeredError
 
-    return isinstance(error, NotSteeredError)
+    return isinstance(error, NotSteeredError | NotFiniteError)
 
 
 def _printable(text: str) -> str:

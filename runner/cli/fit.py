@@ -116,7 +116,10 @@ def _of_layers(provenance: Mapping[str, Any]) -> str:
     layers = provenance.get("norm_by_layer", {})
     where = provenance["site"] + (f" of {len(layers)} layers in one pass" if layers else "")
     what = f"{provenance['pairs']} pairs of {provenance['form']}"
-    return f"{what}: {provenance['recipe']} at {where}, {provenance['tokens_read']} tokens read"
+    cut = f"; {provenance['texts_cut']} texts cut at {provenance['max_tokens']} tokens"
+    return f"{what}: {provenance['recipe']} at {where}, {provenance['tokens_read']} tokens read" + cut * bool(
+        provenance.get("texts_cut")
+    )
 
 
 def print_heads(console: Console, provenance: Mapping[str, Any]) -> None:
@@ -153,5 +156,7 @@ def print_norms(console: Console, provenance: Mapping[str, Any], spec: Intervent
     for row in range(height):
         table.add_row(*(part for cell in cells[row::height] for part in cell))
     console.print(table)
+    for layer, reason in provenance.get("left_out", {}).items():
+        console.print(f"layer {layer} is left out: {reason}", soft_wrap=True)
     if any("*" in text for _, text in cells):
         console.print("* the layer that the spec edits")

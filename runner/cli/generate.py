@@ -112,15 +112,60 @@ def generate(
         rows = [text for text in prompts for _ in range(2)] if compare else prompts
         streams = len(rows) == 1 and not as_json
         write, told = _writer(m, project)
-        answers = _stream(m, write, rows, options) if streams else _batch(write, rows, options)
+        marked: dict[int, str] = {}
+        answers: list[str | None]
+        if compare:
+            answers, marked = _compared(write, told, rows, options)
+        else:
+            answers = [*(_stream(m, write, rows, options) if streams else _batch(write, rows, options))]
         receipt = m.receipt.to_dict() if m.receipt else []
         if as_json:
             records = _records(prompts, answers, compare)
+            for row, words in marked.items():
+                records[row // 2] |= {"not_finite": words}
             document = {"model": m.spec.model.name, "strengths": strengths, "records": records}
             emit(document | _projections(told, compare) | {"receipt": receipt})
+            _fail(marked, strengths)
             return
-    _print(prompts, answers, receipt, compare=compare, streamed=streams)
+    shown = [f"(no answer: not finite: {marked[i]})" if i in marked else a for i, a in enumerate(answers)]
+    _print(prompts, shown, receipt, compare=compare, streamed=streams)
     _print_projections(told, prompts, compare)
+    _fail(marked, strengths)
+
+
+def _compared(
+    write: Write, told: dict[str, Any], rows: Sequence[str], options: Mapping[str, Any]
+) -> tuple[list[str | None], dict[int, str]]:
+    """Each row's answer, None where the edited run is no longer finite; and of those rows why."""
+    from subvene.runner.finite_points import over_finite_points
+
+    def answer(which: list[int]) -> list[str]:
+        strengths = {
+            name: [value[i] for i in which] if isinstance(value, list) else value
+            for name, value in options["strengths"].items()
+        }
+        return _batch(write, [rows[i] for i in which], {**options, "strengths": strengths})
+
+    kept, written, marked = over_finite_points(range(len(rows)), answer)
+    answers = dict(zip(kept, written or [], strict=True))
+    if told:
+        read = dict(zip(kept, told["rows"], strict=True))
+        told["rows"] = [read.get(i, []) for i in range(len(rows))]
+    return [answers.get(i) for i in range(len(rows))], marked
+
+
+def _fail(marked: Mapping[int, str], strengths: Mapping[str, Any]) -> None:
+    """Fail where an answer is missing, unless its strength is one of several, of which the others count.
+
+    Raises:
+        NotFiniteError: an edited answer is not finite.
+    """
+    swept = {name: set(value[1::2]) for name, value in strengths.items() if isinstance(value, list)}
+    is_sweep = any(len(values) > 1 for values in swept.values())
+    if marked and not (is_sweep and len(marked) < max(len(v) for v in strengths.values()) // 2):
+        from subvene.runner.not_finite import NotFiniteError
+
+        raise NotFiniteError(f"{len(marked)} edited answers are not finite: {next(iter(marked.values()))}")
 
 
 def _print(
@@ -142,7 +187,7 @@ def _print(
     print_receipt(console if compare else err(), receipt)
 
 
-def _records(prompts: Sequence[str], answers: Sequence[str], compare: bool) -> list[dict[str, str]]:
+def _records(prompts: Sequence[str], answers: Sequence[str | None], compare: bool) -> list[dict[str, Any]]:
     if not compare:
         return [{"prompt": text, "response": answer} for text, answer in zip(prompts, answers, strict=True)]
     triples = zip(prompts, answers[0::2], answers[1::2], strict=True)

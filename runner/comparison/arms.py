@@ -41,6 +41,7 @@ class Arm:
         identity: what its results depend on, JSON values.
         fitted: the ledger's record of its fit; None without one.
         open: gives the model, for as long as its block lasts.
+        swept: whether it is a point of a sweep, which goes on where one of its points is no longer finite.
     """
 
     variant: ExperimentSpec | None
@@ -48,6 +49,7 @@ class Arm:
     identity: dict[str, Any]
     fitted: dict[str, Any] | None
     open: Callable[[], contextlib.AbstractContextManager[IntervenedModel]]
+    swept: bool = False
 
 
 class Arms:

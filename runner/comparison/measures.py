@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from subvene.runner.comparison.arms import Arm
 from subvene.runner.evaluations.divergence import Reference, divergence
+from subvene.runner.finite_points import marking
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.judges import Answer, Aspect, Judge, make_judge
 from subvene.runner.ledger import Ledger, digest
@@ -35,6 +36,7 @@ class Measured:
         receipts: name of a measurement → what the interventions did in it.
         questions: by question key, what was measured of it.
         texts: `ce`, `kl` and `tokens` of each text of a divergence.
+        not_finite: why there are no numbers, in words; None where there are.
     """
 
     metrics: dict[str, float | None] = field(default_factory=dict)
@@ -42,10 +44,14 @@ class Measured:
     receipts: dict[str, Any] = field(default_factory=dict)
     questions: dict[str, dict[str, Any]] = field(default_factory=dict)
     texts: dict[str, list[float]] = field(default_factory=dict)
+    not_finite: str | None = None
 
 
 def merged(measured: Sequence[Measured]) -> dict[str, Any]:
-    """What several measures gave of one arm, put together: `metrics`, `units`, `receipts`, `by_question`."""
+    """What several measures gave of one arm, put together: `metrics`, `units`, `receipts`, `by_question`.
+
+    Where one of them is not finite, `not_finite` says so in words.
+    """
     found: dict[str, Any] = {"metrics": {}, "units": {}, "receipts": {}, "by_question": {}}
     for one in measured:
         found["metrics"] |= one.metrics
@@ -53,6 +59,8 @@ def merged(measured: Sequence[Measured]) -> dict[str, Any]:
         found["receipts"] |= one.receipts
         for key, values in one.questions.items():
             found["by_question"].setdefault(key, {}).update(values)
+        if one.not_finite is not None:
+            found["not_finite"] = one.not_finite
     return found
 
 
@@ -107,6 +115,8 @@ class TruthfulQAMeasure:
         """
         measured = Measured()
         for measure in self._measures(only):
+            if measured.not_finite is not None:
+                break
             if measure == "multiple_choice":
                 self._multiple_choice(arm, questions, ledger, progress, measured)
             else:
@@ -151,7 +161,9 @@ class TruthfulQAMeasure:
                 "from_scratch": scores.from_scratch,
             }
 
-        result = _done("multiple_choice", identity, work, ledger, progress, measured)
+        result = _done("multiple_choice", identity, marking(arm.swept, work), ledger, progress, measured)
+        if measured.not_finite is not None:
+            return
         for metric in ("mc1", "mc2", "mc3"):
             measured.metrics[metric] = _mean(score[metric] for score in result["scores"].values())
         measured.receipts["multiple_choice"] = result["receipts"]
@@ -186,7 +198,9 @@ class TruthfulQAMeasure:
             by_key = {question.key: answer for question, answer in zip(questions, answers, strict=True)}
             return {"answers": by_key, "receipts": _plain(receipts)}
 
-        generated = _done("generation", identity, work, ledger, progress, measured)
+        generated = _done("generation", identity, marking(arm.swept, work), ledger, progress, measured)
+        if measured.not_finite is not None:
+            return
         measured.receipts["generation"] = generated["receipts"]
         for key, answer in generated["answers"].items():
             measured.questions.setdefault(key, {})["answer"] = answer
@@ -280,7 +294,9 @@ class DivergenceMeasure:
                 return divergence(m, self._reference)
 
         measured = Measured()
-        result = _done("divergence", identity, work, ledger, progress, measured)
+        result = _done("divergence", identity, marking(arm.swept, work), ledger, progress, measured)
+        if measured.not_finite is not None:
+            return measured
         measured.metrics |= {"ce": result["ce"], "kl": result["kl"]}
         measured.receipts["divergence"] = result["receipts"]
         measured.texts = {
@@ -304,6 +320,7 @@ def _done(
     result = ledger.do(identity, work)
     progress(name.replace("_", " "), was_done=was_done)
     measured.units[name] = digest(identity)
+    measured.not_finite = result.get("not_finite", measured.not_finite)
     return result
 
 

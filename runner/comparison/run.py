@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from subvene.runner.identity import run_manifest
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.ledger import Ledger, check_run_folder
 from subvene.runner.model import load_config, load_model, with_overrides
+from subvene.runner.not_finite import NotFiniteError
 from subvene.runner.recipes import RECIPES
 from subvene.runner.recipes.localized_edit import held_out_keys
 from subvene.runner.report.page import write_report
@@ -285,10 +286,12 @@ class _Comparison:
         for cell in cells:
             point, arm = cell.point, self._arm(cell, arms)
             told = _told(step, f"{condition.name} {_in_words(point)} on validation", seed, fold)
-            value = measure.measure(arm, validation, ledger, told, only=metric).metrics.get(metric)
-            if value is None:
+            measured = measure.measure(arm, validation, ledger, told, only=metric)
+            value = measured.metrics.get(metric)
+            if value is not None:
+                scored.append((value, point))
+            elif measured.not_finite is None:
                 raise SubveneError(f"condition {condition.name}: the judge gave no {metric} to choose by")
-            scored.append((value, point))
             self.grid.append(
                 {
                     "condition": condition.name,
@@ -298,6 +301,12 @@ class _Comparison:
                     "questions": len(validation),
                     "metrics": {metric: value},
                 }
+                | ({} if measured.not_finite is None else {"not_finite": measured.not_finite})
+            )
+        if not scored:
+            raise NotFiniteError(
+                f"condition {condition.name}: no point of its sweep stays finite on the validation "
+                f"questions; {self.grid[-1]['not_finite']}"
             )
         # The first of equals: the order of the file decides, not the machine.
         best = max(scored, key=lambda pair: pair[0])[1]
@@ -314,7 +323,10 @@ class _Comparison:
 
     def _arm(self, cell: _Cell, arms: Arms) -> Arm:
         declared = self._variant(cell)
-        return arms.make(declared, cell.seed, self.tuning(cell.fold), bake=cell.condition.bake)
+        arm = arms.make(declared, cell.seed, self.tuning(cell.fold), bake=cell.condition.bake)
+        # A point that was chosen is no longer one of several.
+        key = (cell.condition.name, cell.seed, cell.fold)
+        return replace(arm, swept=len(points(cell.condition)) > 1 and key not in self.chosen)
 
     def _measured(
         self,

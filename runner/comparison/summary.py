@@ -33,7 +33,8 @@ def rows(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Returns:
         One row per label, in the order in which the labels first come: `condition`, `label`, `point`, and
-        `metrics`: name → `mean`, `sd` (None for one cell) and `n`, the number of cells.
+        `metrics`: name → `mean`, `sd` (None for one cell) and `n`, the number of cells. A row with a cell
+        that is not finite has no metrics, and `not_finite` says why.
     """
     by_label: dict[str, list[Mapping[str, Any]]] = {}
     for cell in cells:
@@ -41,7 +42,9 @@ def rows(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     table = []
     for label, group in by_label.items():
         metrics = {}
-        for name in METRICS:
+        # A mean over the seeds and folds that stayed finite would be a mean over other questions.
+        broken = next((cell["not_finite"] for cell in group if cell.get("not_finite")), None)
+        for name in METRICS if broken is None else ():
             values = [
                 (cell["metrics"][name], cell["questions"])
                 for cell in group
@@ -52,6 +55,7 @@ def rows(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         first = group[0]
         table.append(
             {"condition": first["condition"], "label": label, "point": first["point"], "metrics": metrics}
+            | ({} if broken is None else {"not_finite": broken})
         )
     return table
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from subvene.runner.evaluations.base import sweep_strengths
+from subvene.runner.finite_points import over_finite_points
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.receipt import Receipt
 from subvene.runner.scoring import log_probs
 from subvene.runner.text import prompt_ids, reply_ids
 from subvene.specs import ContrastSpec, ContrastTexts, SubveneError, resolve_pairs
@@ -46,7 +51,8 @@ def run_contrast(m: IntervenedModel, spec: ContrastSpec, folder: Path) -> dict[s
 
     Returns:
         `records`: per coefficient the mean over pairs in nats, its standard error, and the share of pairs in
-        which the positive answer is the likelier one; and `pairs`, the values by coefficient and pair.
+        which the positive answer is the likelier one; and `pairs`, the values by coefficient and pair. Of a
+        coefficient at which the model is no longer finite all are None, and `not_finite` says so in words.
     """
     texts = contrast_texts(spec, folder)
     scored, coefficients = [], []
@@ -56,19 +62,35 @@ def run_contrast(m: IntervenedModel, spec: ContrastSpec, folder: Path) -> dict[s
             for side in (positive, negative):
                 scored.append(reply_ids(m.tokenizer, prompt, side))
                 coefficients.append(c)
-    strengths = sweep_strengths(m, coefficients)
-    totals, receipts = log_probs(
-        m, scored, strengths=strengths, batch_size=spec.batch_size, description="contrast"
-    )
-    differences = (totals[0::2] - totals[1::2]).view(len(spec.coefficients), -1).tolist()
-    records = [
-        {
-            "coefficient": c,
-            "mean_difference": statistics.fmean(row),
-            "standard_error": statistics.stdev(row) / math.sqrt(len(row)) if len(row) > 1 else None,
-            "positive_preferred": sum(d > 0 for d in row) / len(row),
-        }
-        for c, row in zip(spec.coefficients, differences, strict=True)
-    ]
+
+    def score(which: list[int]) -> tuple[torch.Tensor, list[Receipt]]:
+        return log_probs(
+            m,
+            [scored[i] for i in which],
+            strengths=sweep_strengths(m, [coefficients[i] for i in which]),
+            batch_size=spec.batch_size,
+            description="contrast",
+        )
+
+    _, found, marked = over_finite_points(coefficients, score)
+    totals, receipts = found or (torch.zeros(0), [])
+    finite = [c for c in spec.coefficients if c not in marked]
+    rows = (totals[0::2] - totals[1::2]).view(len(finite), len(texts)).tolist()
+    differences: dict[float, list[float]] = dict(zip(finite, rows, strict=True))
+    records = [_record(c, differences.get(c), marked.get(c)) for c in spec.coefficients]
     tokens = sum(r.tokens for receipt in receipts for r in receipt)
-    return {"kind": spec.kind, "records": records, "pairs": differences, "tokens_edited": tokens}
+    pairs = [differences.get(c) for c in spec.coefficients]
+    return {"kind": spec.kind, "records": records, "pairs": pairs, "tokens_edited": tokens}
+
+
+def _record(coefficient: float, row: Sequence[float] | None, not_finite: str | None) -> dict[str, Any]:
+    """One coefficient's record; without numbers where its run was not finite, and in words why."""
+    if row is None:
+        nothing = dict.fromkeys(("mean_difference", "standard_error", "positive_preferred"))
+        return {"coefficient": coefficient, **nothing, "not_finite": not_finite}
+    return {
+        "coefficient": coefficient,
+        "mean_difference": statistics.fmean(row),
+        "standard_error": statistics.stdev(row) / math.sqrt(len(row)) if len(row) > 1 else None,
+        "positive_preferred": sum(d > 0 for d in row) / len(row),
+    }

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.limits import refuse_beyond_context
+from subvene.runner.not_finite import acting, check_finite
 from subvene.runner.progress import track
 from subvene.runner.receipt import Receipt, check_together, merged
 from subvene.runner.text import Batch, by_length, pad, pad_id_of, raw_ids
@@ -45,6 +47,7 @@ class Reference:
         ids: token ids of each text that is measured.
         lengths: how many tokens of each count.
         left_out: how many texts were too short.
+        cut: how many texts have more than `max_tokens` tokens, so that their rest is not read.
         first: the cursor, the first token whose output counts.
         tokens: tokens of all texts from there on.
         ce: the original's cross-entropy, mean over predicted tokens.
@@ -64,8 +67,9 @@ class Reference:
         prompt_tokens: int = 1,
         batch_size: int = 8,
     ) -> None:
-        tokenized = [raw_ids(m.tokenizer, text)[:max_tokens] for text in texts]
-        self.first = prompt_tokens - 1
+        whole = [raw_ids(m.tokenizer, text) for text in texts]
+        tokenized = [ids[:max_tokens] for ids in whole]
+        self.first, self.max_tokens = prompt_tokens - 1, max_tokens
         self.ids = [ids for ids in tokenized if len(ids) > prompt_tokens]
         if not self.ids:
             raise SubveneError(
@@ -73,6 +77,8 @@ class Reference:
                 f"{max_tokens}, and the first {prompt_tokens} of a text are its prompt"
             )
         self.left_out = len(tokenized) - len(self.ids)
+        self.cut = sum(len(ids) > max_tokens for ids in whole)
+        refuse_beyond_context(m.model, [len(ids) for ids in self.ids], "divergence: text")
         self.lengths = [len(ids) - self.first for ids in self.ids]
         self.tokens = sum(self.lengths)
         self.data_sha256 = texts_sha256(texts)
@@ -87,6 +93,7 @@ class Reference:
                 self._check(chosen, logits)
             for i, row in zip(chosen, logits, strict=True):
                 losses[i] = _cross_entropy(_log_probs(row[self.first :]), self.ids[i][self.first :])
+        check_finite(losses, "divergence: CE of the original model")
         self.ce_by_text = [float(loss) / (n - 1) for loss, n in zip(losses, self.lengths, strict=True)]
         self.ce = float(losses.sum()) / (self.tokens - len(self.ids))
 
@@ -157,11 +164,12 @@ def divergence(m: IntervenedModel, reference: Reference) -> dict[str, Any]:
 
     Returns:
         `ce` and `kl` in nats per token; `original_ce`; `ce_by_text` and `kl_by_text`, means over each text's
-        tokens, and `tokens_by_text`; `texts`, `tokens`, `left_out`, `data_sha256`; `receipts`, one per
-        intervention.
+        tokens, and `tokens_by_text`; `texts`, `tokens`, `left_out`, `max_tokens`, `cut` (how many texts have
+        more), `data_sha256`; `receipts`, one per intervention.
 
     Raises:
         NotSteeredError: an intervention acted on none of the texts.
+        NotFiniteError: CE or KL of a text is not a number, such as where it rules out what the original says.
         SubveneError: the two models have different vocabularies.
     """
     losses = torch.zeros(len(reference.ids), dtype=torch.float64)
@@ -190,11 +198,7 @@ def divergence(m: IntervenedModel, reference: Reference) -> dict[str, Any]:
             log_q = _log_probs(edited[reference.first :])
             losses[i] = _cross_entropy(log_q, ids[reference.first :])
             divergences[i] = _kl(_log_probs(original[reference.first :]).to(log_q.device), log_q)
-            if losses[i].isnan() or divergences[i].isnan():
-                raise SubveneError(
-                    f"divergence: the edited model's logits on text {i} hold NaN; its strength is too "
-                    f"large for {str(edited.dtype).removeprefix('torch.')}"
-                )
+    check_finite(torch.stack([losses, divergences], 1), "divergence: CE and KL", acting(m))
     check_together(receipts)
     lengths = reference.lengths
     return {
@@ -207,6 +211,8 @@ def divergence(m: IntervenedModel, reference: Reference) -> dict[str, Any]:
         "texts": len(lengths),
         "tokens": reference.tokens,
         "left_out": reference.left_out,
+        "max_tokens": reference.max_tokens,
+        "cut": reference.cut,
         "data_sha256": reference.data_sha256,
         "receipts": [one for receipt in merged(receipts, same_rows=False) for one in receipt.to_dict()],
     }

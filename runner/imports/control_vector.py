@@ -43,7 +43,13 @@ class ControlVector(Importer):
         if missing := sorted(set(wanted) - self.directions.keys()):
             there = ", ".join(map(str, sorted(self.directions)))
             raise self.refuse(f"no direction.{missing[0]}; it has directions for the layers {there}")
-        self.layers = wanted
+        zero = sorted(layer for layer, values in self.directions.items() if not values.any())
+        if asked := sorted(set(zero) & set(self.options.layers)):
+            raise self.refuse(f"direction.{asked[0]} is zero, so it has no direction; choose another --layer")
+        if len(zero) == len(self.directions):
+            raise self.refuse("every direction is zero, so there is nothing to add")
+        self.zero = zero
+        self.layers = tuple(layer for layer in wanted if layer not in zero)
 
     def _directions(self, data: bytes) -> tuple[dict[int, np.ndarray[Any, Any]], str | None]:
         try:
@@ -98,6 +104,7 @@ class ControlVector(Importer):
         tensors = {
             tensor_name(self.key, _SITE, layer): self.finite(torch.from_numpy(values), f"direction.{layer}")
             for layer, values in self.directions.items()
+            if layer not in self.zero
         }
         positions = self.options.positions or "all"
         strength = 1.0 if self.options.strength is None else self.options.strength
@@ -117,6 +124,11 @@ class ControlVector(Importer):
             f"direction.N of the file is {_SITE}[N], for repeng and llama.cpp alike; {span} are applied",
             f"scale {strength:g} at positions {positions!r}",
         ]
+        if self.zero:
+            named = ", ".join(f"direction.{layer}" for layer in self.zero)
+            statements.append(
+                f"{named} of the file {'are' if len(self.zero) > 1 else 'is'} zero, and left out"
+            )
         if 0 in self.layers:
             statements.append("llama.cpp would refuse direction.0; repeng adds it, and so does this artifact")
         model_type = text_config(anatomy.model.config).model_type
@@ -124,7 +136,7 @@ class ControlVector(Importer):
             statements.append(
                 f"the file was made for a model of type {self.hint!r}, and this is {model_type!r}"
             )
-        return Imported(interventions, tensors, statements, {"model_hint": self.hint})
+        return Imported(interventions, tensors, statements, {"model_hint": self.hint, "left_out": self.zero})
 
 
 def _text(reader: Any, name: str) -> str | None:

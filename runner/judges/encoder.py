@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,6 +57,11 @@ def find_encoder(name: str) -> str:
     return str(folder)
 
 
+def cut_in_words(texts: Collection[str]) -> dict[str, Any]:
+    """What a judge's usage says of texts that were cut; nothing where none were."""
+    return {"texts_cut": len(texts), "read_tokens": MAX_TOKENS} if texts else {}
+
+
 class SentenceEncoder:
     """Texts in, unit vectors out: the mean of the last layer's token vectors, as sentence-transformers does.
 
@@ -68,6 +73,9 @@ class SentenceEncoder:
 
     Raises:
         JudgeError: the encoder is missing or cannot be loaded.
+
+    Attributes:
+        cut: texts of more tokens than are read (`MAX_TOKENS`); their vectors say nothing of the rest.
     """
 
     def __init__(self, name: str = MINILM) -> None:
@@ -81,6 +89,7 @@ class SentenceEncoder:
         except (OSError, ValueError, ImportError) as error:
             raise JudgeError(f"the sentence encoder {name} cannot be loaded: {error}") from error
         self._known: dict[str, NDArray[np.float32]] = {}
+        self.cut: set[str] = set()
 
     def sha256(self) -> str:
         """Of the weights, whatever file they came from: what was fitted with one encoder needs that one."""
@@ -105,6 +114,9 @@ class SentenceEncoder:
             return
         by_length = defaultdict(list)
         tokens = self._tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"]
+        full = [text for text, ids in zip(texts, tokens, strict=True) if len(ids) == MAX_TOKENS]
+        whole = self._tokenizer(full)["input_ids"] if full else []
+        self.cut |= {text for text, ids in zip(full, whole, strict=True) if len(ids) > MAX_TOKENS}
         for text, ids in zip(texts, tokens, strict=True):
             by_length[-(-len(ids) // _STEP) * _STEP].append((text, ids))
         for length, rows in sorted(by_length.items()):

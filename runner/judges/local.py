@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from subvene.runner.judges.base import JudgeError
+from subvene.runner.limits import refuse_beyond_context
 from subvene.runner.model import ModelError, load_config, load_model, load_tokenizer
 from subvene.runner.progress import track
 from subvene.runner.text import by_length, pad, pad_id_of
@@ -83,6 +84,7 @@ def last_logits(
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """What a model says after each row of token ids: indices of rows, and their logits [rows, vocabulary]."""
     takes = inspect.signature(model.forward).parameters
+    refuse_beyond_context(model, [len(ids) for ids in rows], "what the judge is asked, row")
     for chosen in track(by_length([len(ids) for ids in rows], batch_size), description):
         prompts = [rows[i] for i in chosen]
         # Padded on the left, so that the last slot is every row's last token.

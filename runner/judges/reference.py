@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from subvene.runner.judges.base import Answer, Aspect, Judge, JudgeError, Judgement
-from subvene.runner.judges.encoder import MINILM, SentenceEncoder, find_encoder
+from subvene.runner.judges.encoder import MINILM, SentenceEncoder, cut_in_words, find_encoder
 from subvene.runner.truthfulqa.data import NO_COMMENT
 from subvene.specs.judges import ReferenceJudgeSpec
 
@@ -92,6 +92,11 @@ class ReferenceJudge(Judge):
             else _nearest(similarity, answer, both[0]) - _nearest(similarity, answer, both[1])
             for answer, both in zip(answers, sides, strict=True)
         ]
+
+    def usage(self) -> dict[str, Any]:
+        """How many of the texts that it has read were cut; empty if none were."""
+        encoder = self.__dict__.get("_encoder")  # not loaded for this
+        return {} if encoder is None else cut_in_words(encoder.cut)
 
     @cached_property
     def _similar(self) -> Callable[[_Pairs], list[float]]:

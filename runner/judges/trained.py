@@ -13,7 +13,7 @@ from typing import Any
 
 from subvene.runner.judges.base import Answer, Aspect, Judge, JudgeError, Judgement
 from subvene.runner.judges.classifier import Classifier, load_classifier, load_record
-from subvene.runner.judges.encoder import SentenceEncoder, find_encoder
+from subvene.runner.judges.encoder import SentenceEncoder, cut_in_words, find_encoder
 from subvene.runner.judges.features import extract
 from subvene.runner.truthfulqa.data import question_key
 from subvene.specs.judges import TrainedJudgeSpec
@@ -82,6 +82,11 @@ class TrainedJudge(Judge):
             for p in self._classifier.probability(features, aspect):
                 judgements.append(Judgement(float(p), bool(p >= 0.5)))
         return judgements
+
+    def usage(self) -> dict[str, Any]:
+        """How many of the texts that it has read were cut; empty if none were."""
+        encoder = self.__dict__.get("_encoder")  # not loaded for this
+        return {} if encoder is None else cut_in_words(encoder.cut)
 
     def held_out(self, question: str) -> bool:
         """See `Judge.held_out`."""

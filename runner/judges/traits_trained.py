@@ -19,7 +19,7 @@ import numpy as np
 
 from subvene.runner.judges.base import JudgeError
 from subvene.runner.judges.coherence import ModelCoherence
-from subvene.runner.judges.encoder import MINILM, SentenceEncoder, find_encoder
+from subvene.runner.judges.encoder import MINILM, SentenceEncoder, cut_in_words, find_encoder
 from subvene.runner.judges.traits import Exchange, Score, TraitJudge
 from subvene.runner.judges.traits_scale import told_apart
 from subvene.runner.persona.traits import Trait
@@ -54,6 +54,7 @@ class TrainedTraitJudge(TraitJudge):
 
     def __init__(self, spec: TrainedJudgeSpec, model: IntervenedModel | None) -> None:
         self._spec = spec
+        self._cut: set[str] = set()
         self._coherence = None if model is None else ModelCoherence(model)
 
     def check(self, traits: Sequence[Trait]) -> None:
@@ -88,6 +89,8 @@ class TrainedTraitJudge(TraitJudge):
         fitted = self._fitted(trait)
         there = [one for one in exchanges if one.answer.strip()]
         scores = iter(fitted.probability(there, _encoder()) if there else ())
+        if there:
+            self._cut |= _encoder().cut & {text for one in there for text in (one.question, one.answer)}
         return [
             Score(100 * float(next(scores)))
             if one.answer.strip()
@@ -112,6 +115,10 @@ class TrainedTraitJudge(TraitJudge):
     def with_model(self, model: IntervenedModel) -> TrainedTraitJudge:
         """The judge whose coherence is what this model finds likely."""
         return TrainedTraitJudge(self._spec, model)
+
+    def usage(self) -> dict[str, Any]:
+        """How many of the texts that it has read were cut; empty if none were."""
+        return cut_in_words(self._cut)
 
     def describe(self, traits: Sequence[Trait]) -> dict[str, Any]:
         """`agreement`: cross-validated, five folds by question; `coherence`: the same for its corruptions.

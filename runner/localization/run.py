@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -298,9 +298,13 @@ class _Localization:
         for candidate in planned.candidates:
             arm = self._arm(planned, candidate, arms, ledger)
             name = f"{_named(planned.name, candidate.point)} on validation"
+            arm = replace(arm, swept=True)
             measured = self.measure.measure(arm, self.validation, ledger, self._progress(name), only=metric)
             value = measured.metrics.get(metric)
-            tried.append({"point": candidate.point, "value": value})
+            tried.append(
+                {"point": candidate.point, "value": value}
+                | ({} if measured.not_finite is None else {"not_finite": measured.not_finite})
+            )
             # The first of equals: the order of the file decides, not the machine.
             if value is not None and (best is None or value > best[0]):
                 best = (value, candidate)

@@ -12,6 +12,7 @@ import torch
 from subvene.runner.activations import Text
 from subvene.runner.evaluations.divergence import Reference, divergence
 from subvene.runner.evaluations.multiple_choice import ChoiceQuestion, accuracy, questions_sha256
+from subvene.runner.finite_points import marking
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.judges.traits import TraitJudge
 from subvene.runner.persona.responses import Asked, Do, Response, respond
@@ -52,6 +53,11 @@ class Arm:
     label: str
     coefficient: float | None = None
     layers: tuple[int, ...] = ()
+
+    @property
+    def swept(self) -> bool:
+        """Whether it is one of several coefficients, which go on where one of them is no longer finite."""
+        return isinstance(self.condition, Steered) and len(self.condition.coefficients or ()) > 1
 
 
 @dataclass(frozen=True)
@@ -204,6 +210,7 @@ def run_conditions(
         if one["projection"] is not None and one["score"] is not None
     ]
     warnings = [record["warning"] for record in table if record["warning"] is not None]
+    warnings += [f"{one['label']}: not finite: {one['not_finite']}" for one in table if "not_finite" in one]
     return {
         "conditions": table,
         "responses": shown,
@@ -262,12 +269,16 @@ def _measure(
         "judge": subject.judge.identity([subject.trait]),
         "seed": seed,
     }
-    record = dict(do(about | unit, generate))
+    record = dict(do(about | unit, marking(arm.swept, generate)))
+    if "not_finite" in record:
+        return {"responses": [], "receipt": None, "cost": None, **record}
     # A system prompt leaves the model as it is, and costs nothing.
     measured = None
     if cost is not None and side is None:
         unit = {"unit": "cost", **cost.identity}
-        measured = do(about | unit, lambda: cost.of(_compiled(entries, subject)))
+        measured = do(about | unit, marking(arm.swept, lambda: cost.of(_compiled(entries, subject))))
+        if "not_finite" in measured:
+            return {"responses": [], "receipt": None, "cost": None, **measured}
     return record | {"cost": measured}
 
 
@@ -345,6 +356,11 @@ def _cap(
     texts = [text for text in map(_text, measured_on) if text.end > text.start]
 
     def work() -> dict[str, Any]:
+        if not texts:
+            raise SubveneError(
+                f"trait {name}: {arm.label}: the responses of {condition.of!r} are all empty, so there are "
+                "no tokens to measure its threshold on"
+            )
         vectors = {name: {layer: subject.vector[layer] for layer in arm.layers}}
         found = token_projections(subject.plain, texts, vectors).before[name]
         thresholds = {

@@ -246,6 +246,12 @@ class _Persona:
                         seed=self.seed,
                         do=do,
                     )
+                    warnings += [
+                        f"{trait.name}: layer {point['layer']}, coefficient {point['coefficient']:g}: "
+                        f"not finite: {point['not_finite']}"
+                        for point in record["sweep"]
+                        if "not_finite" in point
+                    ]
                     best = record["chosen"] = best_point(self.sweep, record["sweep"])
                     if best is not None:
                         fields = {"layer": best["layer"], "coefficient": best["coefficient"]}

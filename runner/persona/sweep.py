@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from subvene.runner.finite_points import over_finite_points
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.judges.traits import TraitJudge
 from subvene.runner.persona.responses import Asked, Do, Response, respond
 from subvene.runner.persona.traits import Contrast, Trait
-from subvene.runner.receipt import check_together
 from subvene.runner.rollouts import Row, rollouts
 from subvene.runner.scoring import log_probs
 from subvene.runner.statistics import mean_and_sd
@@ -73,7 +73,8 @@ def run_sweep(
         do: does a unit of work, or gives what is recorded of it.
 
     Returns:
-        `sweep` and `sweep_responses` of the results, and `contrast_from`.
+        `sweep` and `sweep_responses` of the results, and `contrast_from`. A point at which the model is no
+        longer finite has no numbers, and `not_finite` says so in words.
     """
     coefficients = sorted({0.0, *declared.coefficients})
     points: list[Point] = [(layer, c) for layer in declared.layers for c in coefficients if c]
@@ -96,8 +97,12 @@ def run_sweep(
     ]
 
     def generate() -> dict[str, Any]:
-        found, _ = respond(m, asked, sampling, trait, judge, seed=seed, description=f"{trait.name}: sweep")
-        return {"responses": [response.to_dict() for response in found]}
+        def answer(which: list[int]) -> list[Response]:
+            some, name = [asked[i] for i in which], f"{trait.name}: sweep"
+            return respond(m, some, sampling, trait, judge, seed=seed, description=name)[0]
+
+        _, written, marked = over_finite_points([(*one.about["point"],) for one in asked], answer)
+        return {"responses": [response.to_dict() for response in written or []], **_listed(marked)}
 
     unit: dict[str, Any] = {
         "unit": "sweep",
@@ -105,21 +110,23 @@ def run_sweep(
         "sampling": sampling.model_dump(mode="json", exclude={"batch_size"}),
         "judge": judge.identity([trait]),
     }
-    found = [Response.from_dict(values) for values in do(about | unit, generate)["responses"]]
-    by_point: dict[Point, list[Response]] = {}
+    said = do(about | unit, generate)
+    found = [Response.from_dict(values) for values in said["responses"]]
+    not_finite = _by_point(said)
+    by_point: dict[Point, list[Response]] = {point: [] for point in not_finite}
     for response in found:
         layer, coefficient = response.asked.about["point"]
         by_point.setdefault((layer, coefficient), []).append(response)
 
     contrasts, source = _contrasts(declared, trait, plain)
-    measured: dict[Point, float] = {}
+    measured: dict[Point, float | None] = {}
     if contrasts:
         sides = [[c.question, c.positive, c.negative] for c in contrasts]
         unit = {"unit": "contrast", "contrasts": sides}
-        values = do(about | unit, lambda: {"values": _log_ratios(m, [(-1, 0.0), *points], contrasts)})[
-            "values"
-        ]
-        measured = dict(zip([(-1, 0.0), *points], values, strict=True))
+        scored = [point for point in [(-1, 0.0), *points] if point not in not_finite]
+        ratios = do(about | unit, lambda: _log_ratios(m, scored, contrasts))
+        measured = dict(zip(scored, ratios["values"], strict=True))
+        not_finite |= _by_point(ratios)
     records, responses = [], []
     for layer in declared.layers:
         for coefficient in coefficients:
@@ -131,6 +138,7 @@ def run_sweep(
                     **scores(by_point[point]),
                     "contrast": measured.get(point),
                 }
+                | ({"not_finite": not_finite[point]} if point in not_finite else {})
             )
             responses += [
                 {
@@ -158,6 +166,7 @@ def best_point(declared: TraitSweepSpec, records: Sequence[Mapping[str, Any]]) -
         record
         for record in records
         if record["coefficient"] > 0
+        and "not_finite" not in record
         and record[by] is not None
         and record["coherence"] is not None
         and record["coherence"] >= least
@@ -212,8 +221,21 @@ def _contrasts(
     return [Contrast(q, p.text, n.text) for q, p, n in pairs if p.text and n.text], "prompted"
 
 
-def _log_ratios(m: IntervenedModel, points: Sequence[Point], contrasts: Sequence[Contrast]) -> list[float]:
-    """Of each point the mean over contrasts of log p(positive)/n⁺ − log p(negative)/n⁻, n in tokens."""
+def _listed(marked: Mapping[Point, str]) -> dict[str, Any]:
+    """Points that are not finite, as JSON values; nothing where there are none."""
+    return {"not_finite": [[*point, words] for point, words in marked.items()]} if marked else {}
+
+
+def _by_point(result: Mapping[str, Any]) -> dict[Point, str]:
+    return {(layer, coefficient): words for layer, coefficient, words in result.get("not_finite", [])}
+
+
+def _log_ratios(m: IntervenedModel, points: Sequence[Point], contrasts: Sequence[Contrast]) -> dict[str, Any]:
+    """Of each point the mean over contrasts of log p(positive)/n⁺ − log p(negative)/n⁻, n in tokens.
+
+    Returns:
+        `values`, None at points that are not finite, and which those are.
+    """
     tokenizer = m.tokenizer
     pairs, sizes = [], []
     for contrast in contrasts:
@@ -222,13 +244,20 @@ def _log_ratios(m: IntervenedModel, points: Sequence[Point], contrasts: Sequence
             before, ids = reply_ids(tokenizer, prompt, answer)
             pairs.append((before, ids))
             sizes.append(len(ids))
-    strengths = {
-        entry.name: [strengths_at(point).get(entry.name, 0.0) for point in points for _ in pairs]
-        for entry in m.intervenable.entries
-    }
-    totals, receipts = log_probs(
-        m, pairs * len(points), strengths=strengths, batch_size=32, description="contrasts"
-    )
-    check_together(receipts)
-    per_token = totals.view(len(points), len(pairs)) / torch.tensor(sizes, dtype=torch.float64)
-    return (per_token[:, ::2] - per_token[:, 1::2]).mean(1).tolist()
+    rows = [(point, pair) for point in points for pair in pairs]
+
+    def score(which: list[int]) -> torch.Tensor:
+        strengths = {
+            entry.name: [strengths_at(rows[i][0]).get(entry.name, 0.0) for i in which]
+            for entry in m.intervenable.entries
+        }
+        scored = [rows[i][1] for i in which]
+        return log_probs(m, scored, strengths=strengths, batch_size=32, description="contrasts")[0]
+
+    _, totals, marked = over_finite_points([point for point, _ in rows], score)
+    finite = [point for point in points if point not in marked]
+    totals = torch.zeros(0) if totals is None else totals
+    per_token = totals.view(len(finite), len(pairs)) / torch.tensor(sizes, dtype=torch.float64)
+    means = (per_token[:, ::2] - per_token[:, 1::2]).mean(1).tolist()
+    values = dict(zip(finite, means, strict=True))
+    return {"values": [values.get(point) for point in points], **_listed(marked)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,10 +21,12 @@ class Fitted:
     Attributes:
         tensors: full tensor name → tensor.
         provenance: how they came about, JSON values: the recipe, its data's hash, counts, norms.
+        left_out: (key, site, layer) → why there is no tensor.
     """
 
     tensors: dict[str, torch.Tensor]
     provenance: dict[str, Any]
+    left_out: Mapping[tuple[str, str, int], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

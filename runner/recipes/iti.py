@@ -27,6 +27,7 @@ import torch
 from subvene.interventions import Sizes
 from subvene.runner.anatomy import Anatomy
 from subvene.runner.collector import Collected, collect
+from subvene.runner.not_finite import ADVICE_OF_MODEL, NotFiniteError
 from subvene.runner.passages import Passage, common_prefix, last, shared_prefix
 from subvene.runner.recipes.base import Fitted, Reach, Recipe, listed_heads
 from subvene.runner.recipes.probes import Probes, fit_probes
@@ -319,9 +320,22 @@ def _shifted(
             f"{spec.direction} gives them no direction; choose others"
         )
     chosen = has_weight & (norms > 0)
+    if not bool(torch.isfinite(norms[has_weight]).all()):
+        raise NotFiniteError(
+            f"fit.select: {SITE}[{layer}]: the heads' activations are not finite; {ADVICE_OF_MODEL}",
+            of_model=True,
+        )
     unit = torch.where(chosen.unsqueeze(1), directions / norms.unsqueeze(1), 0.0)
     # The published code's np.std: divided by the number of texts.
     sigma = torch.einsum("thd,hd->th", after_question, unit).std(0, correction=0)
+    flat = (chosen & (sigma.float() == 0)).nonzero().squeeze(1).tolist()
+    if flat and spec.select.rule not in ("all", "soft"):
+        raise ITIError(
+            f"fit.select: {SITE}[{layer}]: the activations of heads {flat} do not spread along their "
+            "direction (σ = 0), so that no strength would move them; choose others, or fit on more questions"
+        )
+    chosen = chosen & (sigma.float() > 0)
+    unit, sigma = unit * chosen.unsqueeze(1), sigma * chosen
     parts = {
         "sigma": sigma.float(),
         "probe_weight": probes.weight[layer] * chosen.unsqueeze(1),

@@ -412,11 +412,16 @@ def _fit(
     work: Path | None,
 ) -> Fitted:
     (fitted,) = fit_localized_edits([Request(spec.key, spec, seed)], data, anatomy, tokenizer, work=work)
-    # A low-rank edit that does nothing can be compiled and says so; directions of length zero cannot.
-    if spec.gate == "constant" and not any(tensor.any() for tensor in fitted.tensors.values()):
+    written = [t for name, t in fitted.tensors.items() if spec.gate == "constant" or name.endswith(".b")]
+    if not any(tensor.any() for tensor in written):
         raise LocalizedEditError(
-            "fit: no step lowered the loss on the validation questions, so the constant edit is zero; lower "
-            "the learning rate, give more data, or set `validation: null` to keep the last step"
+            "fit: the trained edit is zero and would do nothing: "
+            + (
+                "no step lowered the loss on the validation questions; lower the learning rate, give more "
+                "data, or set `validation: null` to keep the last step"
+                if fitted.provenance["best_step"] == 0
+                else "training left it where it began; raise the learning rate, or look at the data"
+            )
         )
     return fitted
 

@@ -10,14 +10,16 @@ massive activations). In texts of unlike length it would outweigh the contrast.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from subvene.interventions import Sizes
 from subvene.runner.activations import Text, weighted_sums
-from subvene.runner.anatomy import Anatomy, text_config
+from subvene.runner.anatomy import Anatomy
 from subvene.runner.compile import CompileError
+from subvene.runner.limits import refuse_beyond_context
 from subvene.runner.recipes.base import Fitted, Reach, Recipe
 from subvene.runner.text import pad_id_of, prompt_ids, raw_ids, reply_ids
 from subvene.specs import (
@@ -42,17 +44,20 @@ def fit_mean_difference(
         tokenizer: the model's.
 
     Raises:
-        SubveneError: a contrasted text is empty, or cut away by `max_tokens` or the model's limit.
+        SubveneError: a contrasted text is empty or cut away by `max_tokens`, or no layer has a direction.
+        TooLongError: a text is longer than the model's context.
     """
     # 1. Both sides of every pair, tokenised with the contrasted tokens marked.
-    limits = (spec.max_tokens, getattr(text_config(anatomy.model.config), "max_position_embeddings", None))
-    limit = min((limit for limit in limits if limit is not None), default=None)
-    sides = [_text(*side, spec, limit) for side in _sides(pairs, tokenizer)]
+    whole = list(_sides(pairs, tokenizer))
+    sides = [_text(*side, spec) for side in whole]
+    cut = sum(len(side.ids) < len(ids) for side, (ids, _, _) in zip(sides, whole, strict=True))
+    refuse_beyond_context(anatomy.model, [len(side.ids) for side in sides], lambda i: repr(whole[i][2][:60]))
+    _refuse_same(sides, spec)
     # 2. One forward pass over all of them; a positive text adds to the sum, a negative one subtracts.
     n_pairs = len(sides) // 2
     weights = [sign / n_pairs for _ in range(n_pairs) for sign in (1.0, -1.0)]
     layers = list(range(anatomy.sizes.n_layers)) if spec.layers == "all" else sorted(spec.layers)
-    vectors = weighted_sums(
+    sums = weighted_sums(
         anatomy,
         spec.site,
         layers,
@@ -63,6 +68,14 @@ def fit_mean_difference(
         description=f"fitting {spec.key}",
     )
     # 3. Each layer's vector under its full name, and where it came from.
+    left_out = sums.degenerate()
+    vectors = {layer: vector for layer, vector in sums.vectors.items() if layer not in left_out}
+    if not vectors:
+        layer, reason = next(iter(left_out.items()))
+        raise SubveneError(
+            f"recipe {spec.recipe}: there is no direction at any of {len(left_out)} layers; "
+            f"{spec.site}[{layer}]: {reason}"
+        )
     tensors = {tensor_name(spec.key, spec.site, layer): vector for layer, vector in vectors.items()}
     return Fitted(
         tensors,
@@ -75,8 +88,12 @@ def fit_mean_difference(
             "pairs": n_pairs,
             "pairs_sha256": _sha256(pairs),
             "tokens_read": sum(side.end - side.start for side in sides),
+            "max_tokens": spec.max_tokens,
+            "texts_cut": cut,
+            "left_out": {str(layer): reason for layer, reason in left_out.items()},
             "norm_by_layer": {str(layer): round(float(v.norm()), 4) for layer, v in vectors.items()},
         },
+        {(spec.key, spec.site, layer): reason for layer, reason in left_out.items()},
     )
 
 
@@ -97,7 +114,13 @@ def _sides(pairs: ContrastTexts | ContrastSystems, tokenizer: Any) -> Iterator[t
             yield [*prompt, *reply], len(prompt), side
 
 
-def _text(ids: list[int], start: int, what: str, spec: MeanDifferenceSpec, limit: int | None) -> Text:
+def _text(ids: list[int], start: int, what: str, spec: MeanDifferenceSpec) -> Text:
+    limit = spec.max_tokens
+    if limit is not None and len(ids) > limit and spec.tokens == "last":
+        raise SubveneError(
+            f"recipe {spec.recipe}: `tokens: last` reads the last token of {what[:60]!r}, which is cut away: "
+            f"it has {len(ids)} tokens and max_tokens is {limit}; raise max_tokens, or shorten the text"
+        )
     ids = ids[:limit]
     if len(ids) <= start:
         raise SubveneError(
@@ -109,6 +132,22 @@ def _text(ids: list[int], start: int, what: str, spec: MeanDifferenceSpec, limit
     elif start == 0 and len(ids) > 1:
         start = 1  # all but the attention sink
     return Text(tuple(ids), start, len(ids))
+
+
+def _refuse_same(sides: Sequence[Text], spec: MeanDifferenceSpec) -> None:
+    """Refuse pairs that contrast nothing, and those that add up to nothing."""
+    for i, (positive, negative) in enumerate(zip(sides[::2], sides[1::2], strict=True)):
+        if positive == negative:
+            raise SubveneError(
+                f"recipe {spec.recipe}: pair {i} reads the same tokens on both sides"
+                f"{f' (within max_tokens: {spec.max_tokens})' if spec.max_tokens else ''}, so it contrasts "
+                "nothing; make them differ, or leave the pair out"
+            )
+    if Counter(sides[::2]) == Counter(sides[1::2]):
+        raise SubveneError(
+            f"recipe {spec.recipe}: the positive texts and the negative ones are the same, in another order: "
+            "their difference is zero"
+        )
 
 
 def _read(spec: MeanDifferenceSpec, folder: Path) -> ContrastTexts | ContrastSystems:

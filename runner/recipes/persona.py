@@ -29,6 +29,7 @@ from subvene.runner.anatomy import Anatomy
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.judges.traits import TraitJudge, make_trait_judge
 from subvene.runner.ledger import digest
+from subvene.runner.not_finite import ADVICE_OF_MODEL, NotFiniteError
 from subvene.runner.persona.geometry import explained_variance
 from subvene.runner.persona.responses import Asked, Do, Response, respond
 from subvene.runner.persona.traits import Trait, read_trait
@@ -177,7 +178,8 @@ def vectors_of(
     """The vectors of a trait at the output of every block.
 
     Raises:
-        SubveneError: no pair was kept.
+        SubveneError: no pair was kept, or no layer has a direction.
+        NotFiniteError: the model's activations are not finite.
     """
     if not extraction.kept:
         reasons = ", ".join(f"{reason} {count}" for reason, count in extraction.dropped.items())
@@ -189,8 +191,21 @@ def vectors_of(
         )
     sides = [side for i in extraction.kept for side in extraction.pairs[i]]
     means, norms = _read(spec, sides, anatomy, pad_id_of(tokenizer), f"{trait.name}: activations")
+    bad = ~(torch.isfinite(means).all(-1).all(0) & torch.isfinite(norms))
+    if bool(bad.any()):
+        layers = ", ".join(map(str, bad.nonzero().flatten().tolist()))
+        raise NotFiniteError(
+            f"fit: trait {trait.name}: the activations of the responses at {SITE}, layers {layers}, are not "
+            f"finite; {ADVICE_OF_MODEL}",
+            of_model=True,
+        )
     differences = means[::2] - means[1::2]
     vectors = differences.mean(0, dtype=torch.float64).float()
+    if not bool(vectors.any()):
+        raise SubveneError(
+            f"fit: trait {trait.name}: the kept pairs of responses differ nowhere, so there is no direction; "
+            "look at the responses"
+        )
     explained = [explained_variance(differences[:, layer]) for layer in range(anatomy.sizes.n_layers)]
     return Vectors(vectors, norms, explained)
 
@@ -237,10 +252,18 @@ def _span(tokens: str, side: Response) -> tuple[int, int]:
     return (min(1, length - 1), length) if tokens == "prompt_avg" else (length - 1, length)
 
 
+def without_direction(found: Vectors) -> dict[int, str]:
+    """Layer → why it has no vector."""
+    zero = (found.vectors == 0).all(-1).nonzero().flatten().tolist()
+    return dict.fromkeys(zero, "the responses of both sides have the same activations there")
+
+
 def named_tensors(trait: Trait, found: Vectors) -> dict[str, torch.Tensor]:
-    """The vectors and norms by their full names."""
+    """The vectors and norms by their full names; without those of layers where there is no direction."""
     tensors = {}
     for layer, (vector, norm) in enumerate(zip(found.vectors, found.residual_norm, strict=True)):
+        if layer in without_direction(found):
+            continue
         tensors[tensor_name(trait.name, SITE, layer)] = vector.clone()
         tensors[tensor_name(trait.name, SITE, layer, RESIDUAL_NORM)] = norm.clone()
     return tensors
@@ -270,6 +293,7 @@ def provenance_of(
                 "prompts_sha256": _prompts_sha256(extractions[trait.name]),
                 **extractions[trait.name].summary(),
                 "norm_by_layer": _rounded(found[trait.name].vectors.norm(dim=-1)),
+                "left_out": {str(k): why for k, why in without_direction(found[trait.name]).items()},
                 "residual_norm_by_layer": _rounded(found[trait.name].residual_norm),
             }
             for trait in traits
@@ -326,7 +350,13 @@ def _fit(
         found[trait.name] = vectors_of(spec, trait, extractions[trait.name], anatomy, tokenizer)
     tensors = {k: v for trait in data.traits for k, v in named_tensors(trait, found[trait.name]).items()}
     return Fitted(
-        tensors, provenance_of(spec, judge.describe(data.traits), data.traits, extractions, found, seed=seed)
+        tensors,
+        provenance_of(spec, judge.describe(data.traits), data.traits, extractions, found, seed=seed),
+        {
+            (name, SITE, layer): reason
+            for name, vectors in found.items()
+            for layer, reason in without_direction(vectors).items()
+        },
     )
 
 

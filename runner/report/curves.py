@@ -180,8 +180,12 @@ def grid_means(
     """Each point with its values over seeds and folds, and how many of these chose it."""
     values: dict[str, tuple[dict[str, Any], list[float]]] = {}
     metric = grid_metric(grid)
+    # A mean over the seeds and folds that stayed finite would be a mean over other questions.
+    broken = {_key(entry["point"]) for entry in grid if "not_finite" in entry}
     for entry in grid:
         _, found = values.setdefault(_key(entry["point"]), (entry["point"], []))
+        if _key(entry["point"]) in broken:
+            continue
         if entry["metrics"].get(metric) is not None:
             found.append(entry["metrics"][metric])
     times = [_key(entry["point"]) for entry in chosen]

@@ -52,7 +52,12 @@ def selection(results: Results) -> Html | None:
             for tried in arm["candidates"]:
                 taken = "✓ chosen" if tried["point"] == arm.get("point") else ""
                 lines.append(
-                    [arm["name"], point_in_words(tried["point"]), number(tried["value"], ".4f"), taken]
+                    [
+                        arm["name"],
+                        point_in_words(tried["point"]),
+                        "not finite" if "not_finite" in tried else number(tried["value"], ".4f"),
+                        taken,
+                    ]
                 )
     parts = [element("p", about)]
     if drawn:

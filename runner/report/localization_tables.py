@@ -195,7 +195,8 @@ def selection_lines(results: Results) -> Iterator[Line]:
             point = json.dumps(tried["point"], sort_keys=True)
             chosen = int(point == json.dumps(arm.get("point"), sort_keys=True))
             about = {"arm": arm["name"], "group": arm["group"], "point": point}
-            yield about | {"metric": metric, "value": tried["value"], "chosen": chosen}
+            value = "not finite" if "not_finite" in tried else tried["value"]
+            yield about | {"metric": metric, "value": value, "chosen": chosen}
 
 
 _SELECTION = ("point", "metric", "value", "chosen")

@@ -474,7 +474,9 @@ def _sweep_numbers(name: str, points: Sequence[Mapping[str, Any]]) -> Html:
         (
             str(point["layer"]),
             signed(point["coefficient"]),
-            _with_small_spread(spread(point["score"], point["score_sd"], ".1f")),
+            "not finite"
+            if "not_finite" in point
+            else _with_small_spread(spread(point["score"], point["score_sd"], ".1f")),
             _with_small_spread(spread(point["coherence"], point["coherence_sd"], ".1f")),
             number(point.get("contrast"), ".4f"),
             number(point["refused"], "d"),

@@ -51,7 +51,10 @@ def results_table(results: Results) -> Html | None:
     lines = []
     for row in rows:
         n = max((summary["n"] for summary in row["metrics"].values() if summary), default=0)
-        lines.append([row["label"], *(_value(row["metrics"].get(m), n) for m in used), str(n)])
+        values = [_value(row["metrics"].get(m), n) for m in used]
+        if "not_finite" in row:
+            values = ["not finite"] * len(used)
+        lines.append([row["label"], *values, str(n)])
     caption = (
         "Mean ± standard deviation over n cells, one for each seed and fold; "
         "↑ higher is better, ↓ lower is better"

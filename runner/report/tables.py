@@ -58,6 +58,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     lines.append("|---" * (len(used) + 2) + "|")
     for row in results["rows"]:
         values = [in_words(row["metrics"].get(m)) for m in used]
+        if "not_finite" in row:
+            values = ["not finite"] * len(used)
         n = max((summary["n"] for summary in row["metrics"].values()), default=0)
         lines.append(f"| {row['label']} | " + " | ".join(values) + f" | {n} |")
     lines += ["", *(f"- {note}" for note in notes(results))]
@@ -83,6 +85,14 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             f"WARNING: {seen} answers are to questions that the fit saw; give the experiment `folds:` for a "
             "test on others"
         )
+    said += [
+        f"{row['label']}: not finite: {row['not_finite']}" for row in results["rows"] if "not_finite" in row
+    ]
+    for entry in results.get("grid") or []:
+        if "not_finite" in entry:
+            where = f"{entry['condition']}, seed {entry['seed']}, fold {entry['fold']}"
+            point = ", ".join(f"{path} = {value}" for path, value in entry["point"].items())
+            said.append(f"{where}: {point} is not finite on the validation questions and was not chosen from")
     for chosen in results.get("chosen", []):
         point = ", ".join(f"{path} = {value}" for path, value in chosen["point"].items())
         said.append(
@@ -127,14 +137,23 @@ def _summary_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             if (summary := row["metrics"].get(name)) is not None
             for part in ("mean", "sd", "n")
         }
+        | _if_not_finite(row)
         for row in rows
     ]
+
+
+def _if_not_finite(one: Mapping[str, Any]) -> dict[str, str]:
+    """The column that says why there are no numbers; only there where there are none."""
+    return {"not_finite": one["not_finite"]} if "not_finite" in one else {}
 
 
 def _cell_lines(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     plain = ("condition", "label", "seed", "fold", "questions", "questions_seen_in_fit")
     return [
-        {name: cell[name] for name in plain} | {"point": json.dumps(cell["point"])} | cell["metrics"]
+        {name: cell[name] for name in plain}
+        | {"point": json.dumps(cell["point"])}
+        | cell["metrics"]
+        | _if_not_finite(cell)
         for cell in cells
     ]
 

@@ -74,7 +74,7 @@ class Passes:
         self.answers = answers
         self.pass_tokens, self._full = pass_tokens, full
         self._anatomy, self._pad_id = anatomy, pad_id
-        self._model = cast(Any, anatomy.model)
+        self._model = self.model = cast(Any, anatomy.model)
         self.reference = torch.zeros(len(answers.rows), device=self._model.device)
         self.entries: tuple[int, ...] = (0,)
         self.side_by_side = False

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 
 from subvene.runner.anatomy import Anatomy
+from subvene.runner.limits import refuse_beyond_context
+from subvene.runner.not_finite import check_finite
 from subvene.runner.progress import track
 from subvene.runner.training import checkpoints
 from subvene.runner.training.examples import Answers, Example
@@ -94,6 +96,13 @@ class _Training:
         asked = [e.spec.pass_tokens for e in experiments if e.spec.pass_tokens is not None]
         self.experiments = experiments
         self.answers = Answers.of(examples)
+        for one in experiments:
+            pairs = [(self.answers.chosen[i], self.answers.rejected[i]) for i in one.train]
+            if one.spec.objective.kind != "sft" and all(chosen == rejected for chosen, rejected in pairs):
+                raise TrainingError(
+                    f"{one.name}: in every pair the wanted answer is the unwanted one, so that there is "
+                    "nothing to train; look at `fit.data`"
+                )
         self.edits: Edits = edits or StackedEdits([one.shape for one in experiments], anatomy)
         most = min(asked, default=_PASS_ON_CPU if on_cpu else _PASS)
         self.full = min(_FULL_ON_CPU if on_cpu else _FULL, most)
@@ -128,7 +137,11 @@ class _Training:
             used = [i for i in (*experiment.train, *experiment.validation) for i in self._rows_of(e, i)]
             rows |= set(used)
             wanted += [self.edits.first_layer(e)] * len(used)
+        refuse_beyond_context(
+            self.passes.model, [self.answers.length(row) for row in sorted(rows)], "fit.data: answer"
+        )
         self.passes.prepare(sorted(rows), wanted, cache_bytes)
+        check_finite(self.passes.reference.cpu(), "fit.data: Σ log p of the answers")
         for e, progress in enumerate(self.progress):
             # A finished training that is taken up again prepares nothing, and must say the same.
             progress.passes = {
@@ -351,6 +364,10 @@ class _Training:
     def _trained(self, e: int) -> Trained:
         experiment, progress = self.experiments[e], self.progress[e]
         values: Any = self.best[e] if experiment.validation else self.parameters[e]
+        if bad := [name for name, tensor in values.items() if not torch.isfinite(tensor).all()]:
+            raise TrainingError(
+                f"{experiment.name}: {', '.join(bad)} is not finite after step {self.step}; {self._advice()}"
+            )
         return Trained(
             name=experiment.name,
             factors=self.edits.factors_of(e, values),

@@ -32,5 +32,7 @@ class MeanDifferenceSpec(OneKeyRecipe):
     )
     batch_size: Count = Field(default=16, description="Texts per forward pass.")
     max_tokens: Count | None = Field(
-        default=None, description="Longest text in tokens, longer ones are cut; left out: the model's limit."
+        default=None,
+        description="The first so many tokens of each text are read; texts that this cuts are counted, and "
+        "`tokens: last` refuses to read a cut text. Left out: whole texts, which must fit the model.",
     )

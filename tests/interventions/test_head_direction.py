@@ -88,6 +88,8 @@ def test_stored_reads_back(table: Callable[..., Any], sizes: Sizes) -> None:
         ({NAME: THETA * torch.nan}, None, "NaN"),
         ({NAME: torch.zeros(4, 8)}, None, "'iti' are zero at every layer and head"),
         ({NAME: THETA * torch.tensor([[1], [0], [1], [1]])}, {1: [0, 1]}, r"zero at the chosen heads \[1\]"),
+        ({NAME: THETA, f"{NAME}.sigma": SIGMA * torch.tensor([1, 0, 1, 0])}, None, r"sigma.* heads \[1, 3\]"),
+        ({NAME: THETA, f"{NAME}.sigma": torch.zeros(4)}, {1: [2]}, r"sigma.* is zero at the heads \[2\]"),
     ],
 )
 def test_tensors_that_do_not_fit(

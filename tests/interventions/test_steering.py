@@ -58,10 +58,11 @@ def test_vector_stored_in_another_precision(
     assert torch.equal(edit.vector, V.to(dtype).float())
 
 
-def test_zero_vector_has_no_direction_to_normalize(table: Callable[..., Any], sizes: Sizes) -> None:
+@pytest.mark.parametrize("options", [{}, {"normalize": "unit"}], ids=str)
+def test_zero_vector_has_no_direction(table: Callable[..., Any], sizes: Sizes, options: Any) -> None:
     zero = table(**{"v.block_output[1]": torch.zeros(24)})
     with pytest.raises(TensorError, match=r"'v.block_output\[1\]' is zero everywhere"):
-        SteeringIntervention.build(spec(normalize="unit"), zero, sizes)
+        SteeringIntervention.build(spec(**options), zero, sizes)
 
 
 def test_tiny_vector_is_normalized(table: Callable[..., Any], sizes: Sizes) -> None:

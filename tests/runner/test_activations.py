@@ -81,7 +81,7 @@ def by_hand(model: nn.Module, ids: tuple[int, ...], site: str, layer: int) -> to
 
 def sums(model: nn.Module, site: str = "block_output", layers: Any = (0, 2), **options: Any) -> Any:
     settings = {"pad_id": 0, "batch_size": 2} | options
-    return weighted_sums(Anatomy.of(model), site, layers, TEXTS, WEIGHTS, **settings)
+    return weighted_sums(Anatomy.of(model), site, layers, TEXTS, WEIGHTS, **settings).vectors
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])

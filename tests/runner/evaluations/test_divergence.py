@@ -11,7 +11,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, HEADS, LAYERS, Architecture
 
-from subvene.runner import IntervenedModel, NotSteeredError
+from subvene.runner import IntervenedModel, NotFiniteError, NotSteeredError
 from subvene.runner.evaluations import EVALUATIONS
 from subvene.runner.evaluations.divergence import Reference, divergence
 from subvene.runner.exports.checkpoint import bake
@@ -76,6 +76,7 @@ def test_against_full_logits_by_hand(
     assert found["kl"] == pytest.approx(float(torch.cat(kls).mean()), abs=1e-5)
     assert found["kl"] > 0.005
     assert (found["texts"], found["tokens"], found["left_out"]) == (3, 8 + 9 + MAX, 0)
+    assert (found["max_tokens"], found["cut"]) == (MAX, 1)
     edited = sum(len(range(*slice(*span).indices(n))) for n in (8, 9, MAX))
     (receipt,) = found["receipts"]
     assert sum(receipt["edited"].values()) == edited
@@ -210,7 +211,7 @@ def test_what_cannot_be_compared_is_refused(made: Callable[..., IntervenedModel]
         divergence(IntervenedModel.plain(larger, m.tokenizer), reference)
     broken = copy.deepcopy(m.model)
     broken.lm_head.weight.data[3] = torch.nan
-    with pytest.raises(SubveneError, match="hold NaN"):
+    with pytest.raises(NotFiniteError, match="CE and KL of the model without any edit: not finite"):
         divergence(IntervenedModel.plain(broken, m.tokenizer), reference)
 
 

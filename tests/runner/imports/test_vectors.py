@@ -169,6 +169,28 @@ def test_chosen_directions(imported: Importing, control: Path) -> None:
     assert m.tensors.keys() == {"k.block_output[1]", "k.block_output[2]"}
 
 
+def test_zero_directions_are_left_out_and_named(imported: Importing, tmp_path: Path) -> None:
+    zero = np.zeros(24, np.float32)
+    path = write_gguf(tmp_path / "v.gguf", {"direction.1": zero, "direction.2": VECTORS[2]})
+    m = imported(path)
+    assert [edit.layer for edit in m.spec.interventions] == [2]
+    assert list(m.tensors) == ["v.block_output[2]"]
+    assert "direction.1 of the file is zero, and left out" in m.provenance["conversion"]
+    assert m.provenance["left_out"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("directions", "layers", "message"),
+    [((0.0, 1.0), (1,), r"direction.1 is zero, so it has no direction"), ((0.0, 0.0), (), "every direction")],
+)
+def test_a_zero_direction_that_is_asked_for_is_refused(
+    imported: Importing, tmp_path: Path, directions: Any, layers: Any, message: str
+) -> None:
+    some = {f"direction.{i}": np.full(24, value, np.float32) for i, value in enumerate(directions, 1)}
+    with pytest.raises(ImportRefusedError, match=message):
+        imported(write_gguf(tmp_path / "v.gguf", some), layers=layers)
+
+
 def test_direction_0_is_repengs_alone(imported: Importing, tmp_path: Path) -> None:
     m = imported(write_gguf(tmp_path / "v.gguf", {"direction.0": VECTORS[0]}))
     assert m.spec.interventions[0].layer == 0

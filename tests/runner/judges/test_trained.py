@@ -161,6 +161,20 @@ def test_shipped_record_says_what_the_judge_is_worth(shipped: TrainedJudge) -> N
     assert sum(path.stat().st_size for path in shipped_folder().iterdir()) < 2_000_000
 
 
+@needs_encoder
+def test_texts_that_the_encoder_cuts_are_counted() -> None:
+    judge = TrainedJudge(TrainedJudgeSpec(), Path())
+    judge.judge([Answer("What is it?", "It is good.")], "truth")
+    assert judge.usage() == {}
+    judge.judge([Answer("What is it?", "good " * 255)], "truth")
+    assert judge.usage()["read_tokens"] == 256
+    assert judge.usage()["texts_cut"] >= 1
+    encoder = SentenceEncoder()
+    # With a special token on either side just what is read, and one more.
+    encoder.encode(["good " * 254, "good " * 255])
+    assert encoder.cut == {"good " * 255}
+
+
 @needs_data
 def test_shipped_judge_was_fitted_on_four_fifths_of_the_questions(shipped: TrainedJudge) -> None:
     questions = {row.question for row in read_labels(DATA / "finetune_truth.jsonl")[1]}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from counting_judge import Counting
 
-from subvene.runner import IntervenedModel, run_experiment
+from subvene.runner import IntervenedModel, NotFiniteError, run_experiment
 from subvene.runner.persona import conditions
 from subvene.runner.persona.conditions import cap_warning
 from subvene.runner.persona.run import PersonaResult
@@ -334,6 +334,37 @@ def test_a_flipped_cap_is_caught_by_its_receipt(
     monkeypatch.setattr(conditions, "_entries", flipped)
     found = run(persona("[{kind: baseline}, {kind: capped, percentile: 10}]"), tmp_path / "run")
     assert any("early: capped: the cap changes" in warning for warning in found["warnings"])
+
+
+def test_points_that_are_not_finite_are_marked_and_not_chosen(
+    persona: Callable[..., Path], judge: Counting, tmp_path: Path
+) -> None:
+    conditions = "[{kind: baseline}, {kind: steered, name: two, coefficients: [0.5, 1.0e+30]}]"
+    path = persona(conditions, coefficients="[0.5, 1.0e+30]")
+    found = run(path, tmp_path / "run")
+    sweep = found["traits"]["early"]["sweep"]
+    marked = [point for point in sweep if point["coefficient"] == 1e30]
+    assert all(point["n"] == 0 and point["score"] is None for point in marked)
+    assert ["'layer_0'" in marked[0]["not_finite"], "'layer_2'" in marked[1]["not_finite"]] == [True, True]
+    assert all(point["contrast"] is None for point in marked)
+    assert found["traits"]["early"]["chosen"]["coefficient"] == 0.5
+    others = [point for point in sweep if point["coefficient"] == 0.5]
+    assert all("not_finite" not in point and point["n"] == 4 for point in others)
+    table = {row["label"]: row for row in found["traits"]["early"]["conditions"]}
+    assert table["two 1e+30"]["n"] == 0
+    assert table["two 1e+30"]["cost"] is None
+    assert "'" in table["two 1e+30"]["not_finite"]
+    assert table["two 0.5"]["n"] > 0
+    assert sum("not finite" in warning for warning in found["warnings"]) == 3
+    assert "not finite" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_single_condition_that_is_not_finite_fails_the_run(
+    persona: Callable[..., Path], judge: Counting, tmp_path: Path
+) -> None:
+    path = persona("[{kind: steered, coefficients: [1.0e+30]}]", choose="")
+    with pytest.raises(NotFiniteError, match="no longer finite"):
+        run(path, tmp_path / "run")
 
 
 def test_best_point() -> None:

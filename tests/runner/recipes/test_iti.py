@@ -23,9 +23,12 @@ from sklearn.preprocessing import StandardScaler
 
 from subvene.runner import fit
 from subvene.runner.anatomy import Anatomy
+from subvene.runner.collector import Collected
 from subvene.runner.compile import CompileError
 from subvene.runner.recipes.base import Fitted
-from subvene.runner.recipes.iti import ITIError, fit_iti
+from subvene.runner.recipes.iti import ITIError, _shifted, fit_iti
+from subvene.runner.recipes.probes import Probes
+from subvene.runner.shards import Index, Store
 from subvene.runner.truthfulqa.data import Question, load_questions
 from subvene.runner.truthfulqa.splits import fold_of, validation_keys
 from subvene.specs import ExperimentSpec, ITISpec, SubveneError, load_spec
@@ -696,6 +699,35 @@ def test_a_head_without_a_direction_is_left_out_of_all(loaded: Any) -> None:
     assert found.provenance["heads"]["1"] == [2, 3]
     assert not found.tensors["iti.attention_heads[1]"][:2].any()
     assert all(torch.isfinite(tensor).all() for tensor in found.tensors.values())
+
+
+@pytest.mark.parametrize("rule", ["list", "all"])
+def test_heads_that_do_not_spread(tmp_path: Path, rule: str) -> None:
+    """σ = 0: no strength would move them. What is asked for is refused, of the rest it is left out."""
+    at_end, after = torch.randn(2, 6, HEADS * HEAD_DIM, generator=torch.Generator().manual_seed(1))
+    after[:, :HEAD_DIM] = 1.0  # the first head is the same after every question
+    rows = torch.stack([at_end, after], 1).flatten(0, 1)
+    index = Index("content", "attention_heads", (0,), HEADS * HEAD_DIM, (12,), "whole", None)
+    store = Store.create(tmp_path / "rows", index)
+    store.put(0, {0: rows})
+    heads = {"rule": "list", "heads": {0: [0, 1]}} if rule == "list" else {"rule": "all"}
+    spec = ITISpec.model_validate({"key": "iti", "select": heads})
+    nothing = Probes(torch.zeros(1, HEADS), torch.zeros(1, HEADS, HEAD_DIM), torch.zeros(1, HEADS))
+    weights = torch.ones(HEADS, dtype=torch.float64)
+
+    def shifted() -> Any:
+        is_true = torch.tensor([True, False] * 3)
+        collected = Collected(store, tuple(range(0, 12, 2)), 0)
+        return _shifted(spec, collected, nothing, is_true, 0, weights, 1)
+
+    if rule == "list":
+        with pytest.raises(ITIError, match=r"heads \[0\] do not spread along their direction \(σ = 0\)"):
+            shifted()
+        return
+    found = shifted()
+    assert found.heads == [1, 2, 3]
+    assert not found.directions[0].any()
+    assert found.parts["sigma"][0] == 0
 
 
 def test_activations_that_are_not_finite(loaded: Any) -> None:

@@ -227,6 +227,23 @@ def test_the_artifact_favours_what_was_preferred(
     assert heads == {"0": [1], "2": [0, 3]}
 
 
+@pytest.mark.parametrize(
+    ("fields", "entry"),
+    [
+        ("gate: adaptive", "{kind: low_rank_edit, factors: {key: glad}}"),
+        ("gate: constant", "{kind: head_direction, directions: {key: glad}, strength: 1}"),
+    ],
+    ids=["adaptive", "constant"],
+)
+def test_a_training_without_effect_is_refused(
+    write: Callable[..., Path], folder: Path, loaded: Any, fields: str, entry: str
+) -> None:
+    # A rate at which every step makes the validation loss worse.
+    spec = write((FIT % (fields, entry)).replace("learning_rate: 0.03", "learning_rate: 1000"), "fit.yaml")
+    with pytest.raises(LocalizedEditError, match="the trained edit is zero and would do nothing: no step"):
+        fit(spec, model=loaded[0], tokenizer=loaded[1])
+
+
 def test_work_is_taken_up(loaded: Any, folder: Path, tmp_path: Path) -> None:
     spec = spec_of(heads={"rule": "probed", "k": 2})
     (first,) = fitted(loaded, folder, spec, work=tmp_path / "work")

@@ -16,6 +16,7 @@ import yaml
 from subvene.runner import IntervenedModel, artifact, fit
 from subvene.runner.anatomy import Anatomy
 from subvene.runner.compile import CompileError
+from subvene.runner.limits import TooLongError
 from subvene.runner.recipes.mean_difference import fit_mean_difference
 from subvene.runner.text import TextError
 from subvene.specs import (
@@ -134,19 +135,109 @@ def test_some_layers_are_those_of_all_layers(loaded: Any) -> None:
 
 
 @pytest.mark.parametrize(("form", "cut"), [("answers", 12), ("raw", 3), ("systems", 6)])
-@pytest.mark.parametrize("tokens", ["mean", "last"])
-def test_max_tokens_cuts_the_end(loaded: Any, form: str, cut: int, tokens: str) -> None:
-    found = vectors(loaded, form, max_tokens=cut, tokens=tokens)["glad.block_output[1]"]
-    assert (found - by_hand(loaded, form, 1, tokens, cut)).abs().max() <= 1e-5
-    assert (found - by_hand(loaded, form, 1, tokens)).abs().max() > 1e-2
+def test_max_tokens_cuts_the_end_and_counts(loaded: Any, form: str, cut: int) -> None:
+    spec = MeanDifferenceSpec.model_validate({"key": "glad", "pairs": FORMS[form], "max_tokens": cut})
+    fitted = fit_mean_difference(spec, pairs_of(form), Anatomy.of(loaded[0]), loaded[1])
+    found = fitted.tensors["glad.block_output[1]"]
+    assert (found - by_hand(loaded, form, 1, "mean", cut)).abs().max() <= 1e-5
+    assert (found - by_hand(loaded, form, 1, "mean")).abs().max() > 1e-2
+    longer = [text for before, text in sides(form) if len([*before.split(), *text.split()]) > cut]
+    assert (fitted.provenance["texts_cut"], fitted.provenance["max_tokens"]) == (len(longer), cut)
+    assert longer
 
 
-def test_without_max_tokens_the_limit_of_the_model_cuts(loaded: Any) -> None:
+@pytest.mark.parametrize(("form", "cut"), [("answers", 12), ("raw", 3), ("systems", 6)])
+def test_the_last_token_of_a_text_that_is_cut_is_refused(loaded: Any, form: str, cut: int) -> None:
+    with pytest.raises(SubveneError, match=rf"which is cut away: it has \d+ tokens and max_tokens is {cut}"):
+        vectors(loaded, form, max_tokens=cut, tokens="last")
+    assert vectors(loaded, form, max_tokens=500, tokens="last")
+
+
+@pytest.mark.parametrize("options", [{}, {"max_tokens": 500}], ids=str)
+def test_a_text_beyond_the_limit_of_the_model_is_refused(loaded: Any, options: Any) -> None:
     loaded[0].config.max_position_embeddings = 12
+    with pytest.raises(TooLongError, match=r"has 13 tokens, and this model reads at most 12"):
+        vectors(loaded, **options)
+    # What a declared limit leaves of it is within the model's.
     expected = by_hand(loaded, "answers", 1, cut=12)
-    assert (vectors(loaded)["glad.block_output[1]"] - expected).abs().max() <= 1e-5
-    # And a larger number than the model can take does not lift it.
-    assert (vectors(loaded, max_tokens=500)["glad.block_output[1]"] - expected).abs().max() <= 1e-5
+    assert (vectors(loaded, max_tokens=12)["glad.block_output[1]"] - expected).abs().max() <= 1e-5
+
+
+# Degenerate fits ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        ([{"prompt": "hello", "positive": "glad", "negative": "glad"}], {}, "pair 0 reads the same tokens"),
+        ([*ANSWERS, {"positive": "sad", "negative": " sad "}], {}, "pair 3 reads the same tokens"),
+        (
+            [{"positive": "i am glad", "negative": "i am sad"}],
+            {"max_tokens": 2},
+            r"pair 0 reads the same tokens on both sides \(within max_tokens: 2\)",
+        ),
+        (
+            [{"positive": "glad", "negative": "sad"}, {"positive": "sad", "negative": "glad"}],
+            {},
+            "are the same, in another order",
+        ),
+    ],
+    ids=["identical", "identical to the tokenizer", "after a cut", "they add up to nothing"],
+)
+def test_pairs_that_contrast_nothing_are_refused(loaded: Any, texts: Any, options: Any, message: str) -> None:
+    spec = MeanDifferenceSpec.model_validate({"key": "glad", "pairs": {"texts": texts}, **options})
+    with pytest.raises(SubveneError, match=message):
+        fit_mean_difference(spec, spec.pairs, Anatomy.of(loaded[0]), loaded[1])
+
+
+def _spoil(model: Any, layer: int) -> None:
+    """From this block on nothing is finite."""
+    model.model.layers[layer].mlp.down_proj.weight.data[:] = torch.nan
+
+
+def test_layers_that_are_not_finite_are_left_out_and_named(loaded: Any) -> None:
+    _spoil(loaded[0], 2)
+    spec = MeanDifferenceSpec.model_validate({"key": "glad", "pairs": {"texts": ANSWERS}})
+    fitted = fit_mean_difference(spec, spec.pairs, Anatomy.of(loaded[0]), loaded[1])
+    assert list(fitted.tensors) == ["glad.block_output[0]", "glad.block_output[1]"]
+    assert fitted.provenance["left_out"] == {"2": "its activations are not finite"}
+    json.dumps(fitted.provenance, allow_nan=False)
+
+
+def test_layers_without_a_difference_are_left_out_and_named(loaded: Any) -> None:
+    # Without attention and MLP in the first block, the last tokens are alike there: they are one token.
+    model, tokenizer = loaded
+    for module in (model.model.layers[0].self_attn.o_proj, model.model.layers[0].mlp.down_proj):
+        module.weight.data[:] = 0
+    texts = {"texts": [{"positive": "i am glad .", "negative": "it is sad and bad ."}]}
+    spec = MeanDifferenceSpec.model_validate({"key": "glad", "pairs": texts, "tokens": "last"})
+    fitted = fit_mean_difference(spec, spec.pairs, Anatomy.of(model), tokenizer)
+    assert list(fitted.tensors) == ["glad.block_output[1]", "glad.block_output[2]"]
+    assert "zero, up to rounding" in fitted.provenance["left_out"]["0"]
+
+
+def test_a_model_without_any_finite_layer_is_refused(loaded: Any) -> None:
+    _spoil(loaded[0], 0)
+    with pytest.raises(SubveneError, match=r"no direction at any of 3 layers.*not finite"):
+        vectors(loaded)
+
+
+def test_an_edit_at_a_layer_that_was_left_out_is_refused(loaded: Any) -> None:
+    _spoil(loaded[0], 2)
+    edit = {"kind": "steering", "layer": 2, "vector": {"key": "glad"}, "coefficient": 1.0, "positions": "all"}
+    declared = {
+        "subvene": 1,
+        "model": {"name": "tiny"},
+        "fit": {"recipe": "mean_difference", "key": "glad", "pairs": {"texts": ANSWERS}},
+        "interventions": [edit],
+    }
+    with pytest.raises(
+        SubveneError, match=r"interventions\[0\].vector: .* no direction at block_output\[2\]"
+    ):
+        fit(ExperimentSpec.model_validate(declared), model=loaded[0], tokenizer=loaded[1])
+    declared["interventions"] = [edit | {"layer": 1}]
+    m = fit(ExperimentSpec.model_validate(declared), model=loaded[0], tokenizer=loaded[1])
+    assert m.provenance["left_out"] == {"2": "its activations are not finite"}
 
 
 @pytest.mark.parametrize(
@@ -188,6 +279,9 @@ def test_provenance(loaded: Any, form: str, pairs: int, tokens: int) -> None:
         "pairs": pairs,
         "pairs_sha256": digest,
         "tokens_read": tokens,
+        "max_tokens": None,
+        "texts_cut": 0,
+        "left_out": {},
     }
     for layer in range(3):
         assert norms[str(layer)] == pytest.approx(

@@ -14,7 +14,9 @@ from architectures import BY_NAME
 from tiny_preferences import examples_of, experiment, train
 from torch import nn
 
+from subvene.runner.not_finite import NotFiniteError
 from subvene.runner.training import checkpoints, trainer
+from subvene.runner.training.examples import Example
 from subvene.runner.training.experiments import Experiment, TrainingError
 
 EXAMPLES = examples_of(12, seed=7)
@@ -38,6 +40,20 @@ def test_the_schedule_is_that_of_transformers(warmup: float) -> None:
         theirs.step()
     flat = one(warmup=warmup, epochs=7, schedule="constant", learning_rate=0.3)
     assert flat.rate(flat.steps - 1) == 0.3
+
+
+def test_pairs_that_prefer_nothing_are_refused() -> None:
+    same = [Example(one.key, one.prompt, one.chosen, one.chosen) for one in EXAMPLES]
+    alike = experiment("edit", {0: (1,)}, same)
+    with pytest.raises(TrainingError, match="edit: in every pair the wanted answer is the unwanted one"):
+        train(BY_NAME["llama"].shared(), same, alike)
+
+
+def test_a_model_that_is_not_finite_is_not_trained_on() -> None:
+    model = BY_NAME["llama"].fresh()
+    model.lm_head.weight.data[:] = math.nan
+    with pytest.raises(NotFiniteError, match=r"fit.data: Σ log p .* without any edit"):
+        train(model, EXAMPLES, one())
 
 
 def test_training_is_a_plain_loop_of_adamw() -> None:
