@@ -12,7 +12,6 @@ import contextlib
 import json
 import math
 import os
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from subvene.runner.anatomy import text_config
 from subvene.runner.generation import row_ends
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.receipt import Receipt
+from subvene.runner.storage import atomic_file
 from subvene.runner.text import pad_id_of, prompt_ids
 from subvene.specs import SubveneError
 from subvene.specs._flaws import nearest
@@ -245,17 +245,11 @@ class ChatSession:
         if os.path.lexists(path) and path != self._saved:
             raise ChatError(f"{path} exists and is not of this session; choose another name")
         line = json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n"
-        temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:12]}")
         try:
-            with open(temporary, "x", encoding="utf-8") as stream:
+            with atomic_file(path) as stream:
                 stream.write(line)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
         except OSError as error:
             raise ChatError(f"{path}: cannot be written ({error.strerror or error})") from error
-        finally:
-            temporary.unlink(missing_ok=True)
         self._saved = path
         return path
 

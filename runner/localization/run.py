@@ -18,7 +18,7 @@ from subvene.runner.comparison.measures import DivergenceMeasure, Measured, Trut
 from subvene.runner.fitting import check_reach
 from subvene.runner.identity import run_manifest
 from subvene.runner.intervened import IntervenedModel
-from subvene.runner.ledger import Ledger, check_run_folder, digest
+from subvene.runner.ledger import Ledger, digest
 from subvene.runner.localization import evidence
 from subvene.runner.localization.plan import Candidate, Planned, declared_of, edits_of, plan
 from subvene.runner.localization.samples import Resamples, Sample, interval
@@ -38,6 +38,7 @@ from subvene.runner.recipes.localized_edit import (
 from subvene.runner.report.localization import write_localization_report
 from subvene.runner.report.localization_tables import write_localization_tables
 from subvene.runner.report.tables import write_json
+from subvene.runner.run_folder import check_run_folder, run_folder
 from subvene.runner.text import pad_id_of
 from subvene.runner.training.experiments import Experiment, Trained
 from subvene.runner.training.lora import check_peft, trained_lora
@@ -97,11 +98,8 @@ def run_localization(
     sizes = sizes_from_config(load_config(spec.model, **overrides))
     experiment = _Localization(spec, folder, sizes, on_step or (lambda what, value: None))
     experiment.check(sizes)
-    output.mkdir(parents=True, exist_ok=True)
-    with Ledger(output) as ledger:
-        manifest = experiment.manifest()
-        write_json(output / "manifest.json", manifest)
-        (output / "experiment.yaml").write_text(dump_spec(spec), encoding="utf-8")
+    manifest = experiment.manifest()
+    with run_folder(output, manifest, dump_spec(spec)) as ledger:
         experiment.step("planned", experiment.units())
         model, tokenizer = load_model(spec.model, **overrides)
         arms = Arms(model, tokenizer, ledger, output, folder)

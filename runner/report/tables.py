@@ -11,13 +11,17 @@ from typing import Any
 
 from subvene.runner.comparison.composition import composition_lines
 from subvene.runner.comparison.summary import METRICS, in_words
+from subvene.runner.storage import atomic_file
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old one or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    temporary.replace(path)
+    """Write a file so that a reader finds the old one or the new one, never half of it.
+
+    Raises:
+        StorageError: the disk does not take it.
+    """
+    with atomic_file(path) as stream:
+        stream.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:
