@@ -24,7 +24,7 @@ from subvene.runner.anatomy import text_config
 from subvene.runner.generation import row_ends
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.receipt import Receipt
-from subvene.runner.storage import atomic_file
+from subvene.runner.storage import StorageError, atomic_file
 from subvene.runner.text import pad_id_of, prompt_ids
 from subvene.specs import SubveneError
 from subvene.specs._flaws import nearest
@@ -248,6 +248,8 @@ class ChatSession:
         try:
             with atomic_file(path) as stream:
                 stream.write(line)
+        except StorageError as error:
+            raise ChatError(str(error)) from error
         except OSError as error:
             raise ChatError(f"{path}: cannot be written ({error.strerror or error})") from error
         self._saved = path

@@ -111,6 +111,8 @@ class Store:
     def clean(self) -> None:
         """Remove what a killed writer left half-written."""
         clean_folder(self.folder)
+        for path in self.folder.glob(".*.new"):
+            path.unlink()  # as an earlier subvene called them
 
     def read(
         self, layer: int, rows: torch.Tensor | None = None, columns: slice | None = None
