@@ -18,6 +18,7 @@ from subvene.runner.comparison.measures import (
     Measured,
     Progress,
     TruthfulQAMeasure,
+    check_complete,
     merged,
 )
 from subvene.runner.comparison.summary import rows
@@ -283,7 +284,9 @@ class _Comparison:
         for cell in cells:
             point, arm = cell.point, self._arm(cell, arms)
             told = _told(step, f"{condition.name} {_in_words(point)} on validation", seed, fold)
-            value = measure.measure(arm, validation, ledger, told, only=metric).metrics.get(metric)
+            measured = measure.measure(arm, validation, ledger, told, only=metric)
+            check_complete(measured, f"condition {condition.name}")
+            value = measured.metrics.get(metric)
             if value is None:
                 raise SubveneError(f"condition {condition.name}: the judge gave no {metric} to choose by")
             scored.append((value, point))

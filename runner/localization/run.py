@@ -14,7 +14,7 @@ import transformers
 from subvene.interventions import Sizes
 from subvene.runner.anatomy import Anatomy, sizes_from_config
 from subvene.runner.comparison.arms import Arm, Arms
-from subvene.runner.comparison.measures import DivergenceMeasure, Measured, TruthfulQAMeasure, merged
+from subvene.runner.comparison.measures import DivergenceMeasure, Measured, TruthfulQAMeasure, check_complete, merged
 from subvene.runner.fitting import check_reach
 from subvene.runner.identity import run_manifest
 from subvene.runner.intervened import IntervenedModel
@@ -297,6 +297,7 @@ class _Localization:
             arm = self._arm(planned, candidate, arms, ledger)
             name = f"{_named(planned.name, candidate.point)} on validation"
             measured = self.measure.measure(arm, self.validation, ledger, self._progress(name), only=metric)
+            check_complete(measured, planned.name)
             value = measured.metrics.get(metric)
             tried.append({"point": candidate.point, "value": value})
             # The first of equals: the order of the file decides, not the machine.

@@ -18,7 +18,8 @@ import tokenizers
 import torch
 
 from subvene.runner import shards
-from subvene.runner.judges.endpoint import Reply, _Store
+from subvene.runner.judges.replies import Reply
+from subvene.runner.judges.store import Store
 from subvene.runner.ledger import Ledger
 from subvene.runner.report.tables import write_json, write_text
 from subvene.runner.storage import StorageError, atomic_file, atomic_folder
@@ -106,13 +107,13 @@ def test_shards_are_whole_or_not_there(tmp_path: Path) -> None:
 
 
 def test_a_store_of_replies_keeps_what_came_before(tmp_path: Path) -> None:
-    store = _Store(tmp_path / "replies.jsonl")
+    store = Store(tmp_path / "replies.jsonl")
     with store:
         store.add("a", Reply("yes", ((" yes", -0.1),)))
         with small_files(), pytest.raises(StorageError, match=rf"replies\.jsonl: {REFUSED}"):
             store.add("b", Reply("x" * 9000, ((" yes", -0.1),)))
         store.add("c", Reply("no", ((" no", -0.1),)))
-    assert sorted(_Store(tmp_path / "replies.jsonl").read()) == ["a", "c"]
+    assert sorted(Store(tmp_path / "replies.jsonl").read()) == ["a", "c"]
 
 
 def test_what_is_no_file_is_written_as_it_is(tmp_path: Path) -> None:
