@@ -26,6 +26,7 @@ from subvene.runner.anatomy import Anatomy, sizes_from_config, text_config
 from subvene.runner.cache import atomic_folder
 from subvene.runner.card import model_card
 from subvene.runner.intervenable import IntervenableModel
+from subvene.runner.leftovers import restore
 from subvene.runner.packing import TENSORS, self_contained, with_file
 from subvene.runner.receipt import Receipt
 from subvene.runner.regular_file import open_regular
@@ -108,6 +109,7 @@ def check_free(folder: Path) -> None:
     Raises:
         ArtifactError: something else is there.
     """
+    restore(folder)
     if (
         folder.exists()
         and not (folder / SPEC).is_file()
@@ -208,6 +210,7 @@ def checked_files(folder: Path, *, links_into: Sequence[Path] = ()) -> dict[str,
     Raises:
         ArtifactError: naming the file that is missing, truncated or altered.
     """
+    restore(folder)
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: no such artifact folder")
     try:
@@ -234,6 +237,7 @@ def checked_files(folder: Path, *, links_into: Sequence[Path] = ()) -> dict[str,
 
 def is_artifact(path: Path) -> bool:
     """Whether a path looks like an artifact's folder."""
+    restore(path)
     return path.is_dir() and (path / SPEC).is_file()
 
 

@@ -12,7 +12,6 @@ import contextlib
 import json
 import math
 import os
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from subvene.runner.intervened import IntervenedModel
 from subvene.runner.limits import context_length
 from subvene.runner.reasoning import answer_of
 from subvene.runner.receipt import Receipt
+from subvene.runner.storage import StorageError, atomic_file
 from subvene.runner.text import TextError, pad_id_of, prompt_ids
 from subvene.specs import SubveneError
 from subvene.specs._flaws import nearest
@@ -247,17 +247,13 @@ class ChatSession:
         if os.path.lexists(path) and path != self._saved:
             raise ChatError(f"{path} exists and is not of this session; choose another name")
         line = json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n"
-        temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:12]}")
         try:
-            with open(temporary, "x", encoding="utf-8") as stream:
+            with atomic_file(path) as stream:
                 stream.write(line)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
+        except StorageError as error:
+            raise ChatError(str(error)) from error
         except OSError as error:
             raise ChatError(f"{path}: cannot be written ({error.strerror or error})") from error
-        finally:
-            temporary.unlink(missing_ok=True)
         self._saved = path
         return path
 

@@ -18,6 +18,7 @@ from subvene.runner.evaluations.contrast import contrast_texts
 from subvene.runner.fitting import fit
 from subvene.runner.identity import environment
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.leftovers import restore
 from subvene.runner.localization.run import LocalizationResult, run_localization
 from subvene.runner.persona.run import PersonaResult, run_persona
 from subvene.runner.reload import reload_difference
@@ -90,6 +91,7 @@ def run_experiment(
         return run_comparison(spec, output=target, folder=folder, on_step=on_step, **overrides)
     if spec.measures_traits:
         return run_persona(spec, output=target, folder=folder, on_step=on_step, **overrides)
+    restore(target)
     if target.exists() and not (target / "results.json").is_file() and not _is_empty_folder(target):
         raise SubveneError(f"{target} exists and holds no results of an experiment; choose another --output")
     step = on_step or (lambda what, value: None)

@@ -8,15 +8,23 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 import transformers
 
 from subvene.specs import SubveneError
+
+
+class AlteredWarning(UserWarning):
+    """A file of a run is not what was recorded of it."""
+
 
 # Of a config, what says where a model lies or by what it was written rather than what it computes.
 _NOT_CONTENT = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
@@ -31,6 +39,25 @@ def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
         state.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
         state.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
+
+
+def holds(file: Path, recorded: str) -> bool:
+    """Whether a file of tensors is there and is the one that a record names; says so where it is another.
+
+    Args:
+        file: safetensors.
+        recorded: its `tensors_digest` when it was written.
+    """
+    if not file.is_file():
+        return False
+    try:
+        if tensors_digest(safetensors.torch.load_file(file)) == recorded:
+            return True
+    except (OSError, safetensors.SafetensorError):
+        pass  # cut short or spoilt: it is not that file either
+    message = f"{file}: is not what the run recorded of it (damaged, edited or mixed up); it is made again"
+    warnings.warn(message, AlteredWarning, stacklevel=3)
+    return False
 
 
 def model_sha256(model: Any) -> str:

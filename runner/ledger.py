@@ -1,13 +1,12 @@
 """The ledger: what a run has done, one line a unit of work, so that it can be stopped and taken up again.
 
 A unit is addressed by what it depends on. Doing it again with the same identity costs nothing; whatever is
-changed in it (a seed, a strength, a question, a version) makes another unit.
+changed in it (a seed, a strength, a question, a version) makes another unit. What a line holds, and when it
+is believed, is the business of `records`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 import time
@@ -17,31 +16,14 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from subvene.specs import SubveneError
+from subvene.runner.records import LEDGER, LedgerError, LedgerWarning, Reader, digest, made
+from subvene.runner.storage import disk_errors
 
+__all__ = ["LEDGER", "LOCK", "MISSING", "Ledger", "LedgerError", "LedgerWarning", "digest"]
 
-class LedgerError(SubveneError):
-    """The record of a run cannot be read, or somebody else is writing it."""
-
-
-def digest(value: Any) -> str:
-    """sha256 of a JSON value, whatever the order of its keys."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def check_run_folder(output: Path, what: str) -> None:
-    """Check that a run may write into a folder: nothing is there, or a run that it takes up.
-
-    Args:
-        output: the run's folder.
-        what: what it would be a run of, in words.
-
-    Raises:
-        SubveneError: something else is there.
-    """
-    if output.exists() and not (output / "manifest.json").is_file() and any(output.iterdir()):
-        raise SubveneError(f"{output} exists and is no run of {what}; choose another --output")
+LOCK = ".lock"
+MISSING = "missing"
+"""The field of a result that says how many verdicts are missing in it; above 0 the unit is not finished."""
 
 
 class Ledger:
@@ -52,89 +34,105 @@ class Ledger:
 
     Args:
         folder: where `units.jsonl` is.
+        begin: called when the folder is this process's alone, before anything of the ledger is there.
 
     Attributes:
         results: what each unit gave, by its key; units of earlier runs among them.
+        unfinished: what units gave in this run that lack verdicts; another run does them again.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "units.jsonl"
+    def __init__(self, folder: Path, *, begin: Callable[[], None] | None = None) -> None:
+        self.path = folder / LEDGER
         self.results: dict[str, dict[str, Any]] = {}
-        self._lock = FileLock(folder / ".lock")
-        self._stream: Any = None
+        self.unfinished: dict[str, dict[str, Any]] = {}
+        self._begin = begin
+        self._lock = FileLock(folder / LOCK)
+        self._descriptor: int | None = None
 
     def __enter__(self) -> Self:
         try:
-            self._lock.acquire(blocking=False)
+            with disk_errors(self.path.parent):
+                self._lock.acquire(blocking=False)
         except Timeout:
             raise LedgerError(
                 f"{self.path.parent}: another process is running this experiment; wait for it, or choose "
                 "another --output"
             ) from None
         try:
-            whole = self._read()
-            self._stream = self.path.open("r+b" if self.path.exists() else "w+b")
-            # A line that a kill cut short is taken away, so that the next one begins on a line of its own.
-            self._stream.truncate(whole)
-            self._stream.seek(whole)
+            if self._begin is not None:
+                self._begin()
+            self.results = Reader(self.path).read()
+            with disk_errors(self.path):
+                self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         except BaseException:
             self._lock.release()
             raise
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stream.close()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
         self._lock.release()
 
     def do(self, identity: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The unit's result: from the record if it was done before, otherwise from `work`.
 
+        A result that says that verdicts are missing (`missing` above 0) is given back, stands for its unit
+        while this run lasts, and is not recorded: the next run does the unit again.
+
         Args:
             identity: everything that the result depends on, JSON values.
             work: does the unit and returns its result, JSON values.
+
+        Raises:
+            LedgerError: the result is not finite.
+            StorageError: the disk does not take the record.
         """
         key = digest(identity)
-        if key not in self.results:
-            begun = time.monotonic()
-            result = work()
-            seconds = round(time.monotonic() - begun, 3)
-            record = {"key": key, "unit": dict(identity), "seconds": seconds, "result": result}
-            # As a later run will read it, so that the two cannot differ.
-            self.results[key] = json.loads(self._append(record))["result"]
-        return self.results[key]
+        for known in (self.results, self.unfinished):
+            if key in known:
+                return known[key]
+        begun = time.monotonic()
+        result = work()
+        seconds = round(time.monotonic() - begun, 3)
+        record = made({"key": key, "unit": dict(identity), "seconds": seconds, "result": result})
+        # As a later run will read it, so that the two cannot differ.
+        found: dict[str, Any] = record["result"]
+        if digest(record["unit"]) != key:
+            raise TypeError(f"{record['unit'].get('unit')}: the names in an identity must be texts")
+        if found.get(MISSING):
+            self.unfinished[key] = found
+        else:
+            self._append(record)
+            self.results[key] = found
+        return found
 
     def has(self, identity: Mapping[str, Any]) -> bool:
         """Whether the unit is done."""
         return digest(identity) in self.results
 
-    def _append(self, record: dict[str, Any]) -> str:
-        try:
-            line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-        except ValueError as error:
-            what = record["unit"].get("unit")
-            raise LedgerError(
-                f"{what}: a result is not finite, and nothing was recorded: an edit that is too strong for "
-                f"the model's dtype gives NaN; lower the strength or use float32 ({error})"
-            ) from error
-        self._stream.write(line.encode())
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        return line
+    def forget(self, identity: Mapping[str, Any]) -> None:
+        """Take a unit for not done, because what it left beside the ledger is gone or altered."""
+        self.results.pop(digest(identity), None)
 
-    def _read(self) -> int:
-        """Read what is there; the length in bytes of its whole lines."""
-        whole = 0
-        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    record = json.loads(line)
-                    self.results[record["key"]] = record["result"]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise LedgerError(
-                        f"{self.path}, line {number}: not a unit of work ({error!r}); delete the line to do "
-                        "that unit again, or choose another --output"
-                    ) from error
-                whole += len(line)
-        return whole
+    def _append(self, record: Mapping[str, Any]) -> None:
+        if self._descriptor is None:
+            raise RuntimeError("the ledger is not open")
+        line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        before = os.fstat(self._descriptor).st_size
+        with disk_errors(self.path):
+            try:
+                write_all(self._descriptor, line)
+                os.fsync(self._descriptor)
+            except BaseException:
+                # A line that only a part of was taken must not stand before the next one.
+                os.ftruncate(self._descriptor, before)
+                raise
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write all of it: a disk that is nearly full takes a part and refuses the rest."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

@@ -21,6 +21,7 @@ from subvene.runner.activations import Text
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.projection import ByVector, Projections, Vectors, project
 from subvene.runner.rollouts import Rollout, Row, rollouts
+from subvene.runner.storage import atomic_file
 from subvene.runner.transcripts import Transcript, Turn, refuse_long, turns_of
 
 # How many resampled values the bootstrap holds at a time.
@@ -94,7 +95,7 @@ class Screening:
         """A row per sample, in `order`: where it stands, both answers, and three columns per vector."""
         differences = self.per_sample()
         vectors = [(key, layer) for key, by_layer in differences.items() for layer in by_layer]
-        with path.open("w", encoding="utf-8", newline="") as file:
+        with atomic_file(path) as file:
             writer = csv.writer(file)
             names = [
                 f"{key}@{layer} {what}" for key, layer in vectors for what in ("difference", "data", "own")

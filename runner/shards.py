@@ -7,20 +7,18 @@ written beside its place, flushed and renamed.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 
+from subvene.runner.leftovers import clean_folder
 from subvene.runner.passes import Way
+from subvene.runner.storage import atomic_file
 from subvene.specs import Site, SubveneError, tensor_name
 
 INDEX, FORMAT = "index.json", 2
@@ -112,8 +110,9 @@ class Store:
 
     def clean(self) -> None:
         """Remove what a killed writer left half-written."""
+        clean_folder(self.folder)
         for path in self.folder.glob(".*.new"):
-            path.unlink()
+            path.unlink()  # as an earlier subvene called them
 
     def read(
         self, layer: int, rows: torch.Tensor | None = None, columns: slice | None = None
@@ -169,19 +168,5 @@ def rows_per_shard(layers: Sequence[int], width: int, shard_bytes: int) -> int:
 
 def _write(path: Path, content: bytes) -> None:
     """A file that is there whole or not at all, even if the machine stops."""
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:12]}.new")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    descriptor: Any = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with atomic_file(path, "wb") as file:
+        file.write(content)

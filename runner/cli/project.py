@@ -22,6 +22,7 @@ from subvene.runner.cli._options import (
     model_overrides,
 )
 from subvene.runner.cli._source import open_source
+from subvene.runner.storage import atomic_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -210,7 +211,7 @@ def _write_csv(
             columns[f"{key}@{layer} before"] = values.tolist()
             if found.after is not None:
                 columns[f"{key}@{layer} after"] = found.after[key][layer].tolist()
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with atomic_file(path) as file:
         writer = csv.writer(file)
         writer.writerow(["where", "transcript", "turn", "tokens", "score", *columns, "text"])
         for i, turn in enumerate(turns):

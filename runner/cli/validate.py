@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from subvene.runner.cli._console import EXIT_INVALID, err, results
+from subvene.runner.storage import atomic_file
 from subvene.specs import (
     ExperimentSpec,
     PairsFile,
@@ -80,7 +81,8 @@ def schema(
         typer.echo(text, nl=False)
         return
     try:
-        output.write_text(text, encoding="utf-8")
+        with atomic_file(output) as file:
+            file.write(text)
     except OSError as error:
         raise SubveneError(f"{output}: cannot be written ({error.strerror})") from error
     err().print(f"wrote {output}", soft_wrap=True)

@@ -19,7 +19,7 @@ from subvene.runner.cache import atomic_folder
 from subvene.runner.compile import load_tensors
 from subvene.runner.exports.checkpoint import save_baked
 from subvene.runner.fitting import fit
-from subvene.runner.identity import model_sha256, tensors_digest, versions
+from subvene.runner.identity import holds, model_sha256, tensors_digest, versions
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.ledger import Ledger, digest
 from subvene.runner.recipes import RECIPES, Fitted
@@ -113,8 +113,7 @@ class Arms:
         tensors, provenance = None, None
         if fitted is not None:
             folder = self._output / "fits" / fitted["folder"]
-            tensors = load_tensors(folder / _TENSORS)
-            provenance = json.loads((folder / _PROVENANCE).read_text(encoding="utf-8"))
+            tensors, provenance = load_tensors(folder / _TENSORS), fitted["provenance"]
         return IntervenedModel.from_spec(
             variant,
             model=self.model,
@@ -184,8 +183,11 @@ class Arms:
         }
 
     def is_fitted(self, identity: Mapping[str, Any]) -> bool:
-        """Whether a fit is done, and its tensors are there."""
-        return self._ledger.has(identity) and (self._place(identity) / _TENSORS).is_file()
+        """Whether a fit is done, and its tensors are there and are those of the record."""
+        if not self._ledger.has(identity):
+            return False
+        recorded = self._ledger.results[digest(identity)]["tensors"]
+        return holds(self._place(identity) / _TENSORS, recorded)
 
     def keep_fit(self, identity: Mapping[str, Any], fitted: Fitted) -> None:
         """Record a fit that was made elsewhere, such as several at once.
@@ -198,8 +200,7 @@ class Arms:
 
     def _kept(self, identity: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if self._ledger.has(identity) and not self.is_fitted(identity):
-            # The record is there and its tensors were deleted: the fit is deterministic, so it is done again.
-            work()
+            self._ledger.forget(identity)
         return self._ledger.do(identity, work)
 
     def _place(self, identity: Mapping[str, Any]) -> Path:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from subvene.runner.comparison.arms import Arm
+from subvene.runner.comparison.missing import missing_in_words, missing_verdicts
 from subvene.runner.evaluations.divergence import Reference, divergence
 from subvene.runner.finite_points import marking
 from subvene.runner.intervened import IntervenedModel
-from subvene.runner.judges import Answer, Aspect, Judge, make_judge
-from subvene.runner.ledger import Ledger, digest
+from subvene.runner.judges import Answer, Aspect, Judge, JudgeError, make_judge
+from subvene.runner.ledger import MISSING, Ledger, digest
 from subvene.runner.receipt import Receipt
 from subvene.runner.texts import read_texts
 from subvene.runner.truthfulqa.answering import answer_questions
@@ -62,6 +63,17 @@ def merged(measured: Sequence[Measured]) -> dict[str, Any]:
         if one.not_finite is not None:
             found["not_finite"] = one.not_finite
     return found
+
+
+def check_complete(measured: Measured, what: str) -> None:
+    """Check that nothing is missing in what a choice is made by: another point might be the best.
+
+    Raises:
+        JudgeError: verdicts are missing.
+    """
+    found = missing_verdicts([measured.questions])
+    if found:
+        raise JudgeError(f"{what}: nothing can be chosen yet: {missing_in_words(found)}")
 
 
 class Progress(Protocol):
@@ -233,19 +245,28 @@ class TruthfulQAMeasure:
                 if aspect in judge.aspects:
                     judged = judge.judge(rows, aspect)
                     found[metric] = {
-                        q.key: {"p": j.probability, "verdict": j.verdict, "reason": j.reason}
+                        q.key: {
+                            "p": j.probability,
+                            "verdict": j.verdict,
+                            "reason": j.reason,
+                            "missing": j.missing,
+                        }
                         for q, j in zip(questions, judged, strict=True)
                     }
-            return {"judgements": found, "usage": judge.usage()}
+            missing = sum(j["missing"] for by_key in found.values() for j in by_key.values())
+            return {"judgements": found, "usage": judge.usage(), MISSING: missing}
 
         judged = _done("judgement", identity, work, ledger, progress, measured)["judgements"]
         for metric, by_key in judged.items():
             verdicts = [j["verdict"] for j in by_key.values() if j["verdict"] is not None]
             measured.metrics[metric] = _mean(verdicts)
             measured.metrics[f"{metric}_without_verdict"] = len(by_key) - len(verdicts)
+            measured.metrics[f"{metric}_missing"] = sum(j["missing"] for j in by_key.values())
             for key, j in by_key.items():
                 measured.questions[key][metric] = j["verdict"]
                 measured.questions[key][f"{metric}_p"] = j["p"]
+                if j["missing"]:
+                    measured.questions[key][f"{metric}_missing"] = j["reason"]
         true, info = measured.metrics.get("true"), measured.metrics.get("info")
         if true is not None and info is not None:
             # As published, the product of the means; and beside it the share of answers that are both.

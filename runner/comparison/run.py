@@ -18,6 +18,7 @@ from subvene.runner.comparison.measures import (
     Measured,
     Progress,
     TruthfulQAMeasure,
+    check_complete,
     merged,
 )
 from subvene.runner.comparison.summary import rows
@@ -25,13 +26,14 @@ from subvene.runner.exports.checkpoint import check_bakeable
 from subvene.runner.fitting import check_reach
 from subvene.runner.identity import run_manifest
 from subvene.runner.intervened import IntervenedModel
-from subvene.runner.ledger import Ledger, check_run_folder
+from subvene.runner.ledger import Ledger
 from subvene.runner.model import load_config, load_model, with_overrides
 from subvene.runner.not_finite import NotFiniteError
 from subvene.runner.recipes import RECIPES
 from subvene.runner.recipes.localized_edit import held_out_keys
 from subvene.runner.report.page import write_report
 from subvene.runner.report.tables import write_json, write_tables
+from subvene.runner.run_folder import check_run_folder, run_folder
 from subvene.runner.truthfulqa.data import Question, about_data, load_questions
 from subvene.runner.truthfulqa.splits import fold_of, limited, validation_keys
 from subvene.specs import (
@@ -106,11 +108,8 @@ def run_comparison(
     check_run_folder(output, "a comparison of conditions")
     comparison = _Comparison(spec, folder)
     comparison.check(sizes_from_config(load_config(spec.model, **overrides)))
-    output.mkdir(parents=True, exist_ok=True)
-    with Ledger(output) as ledger:
-        manifest = comparison.manifest(folder)
-        write_json(output / "manifest.json", manifest)
-        (output / "experiment.yaml").write_text(dump_spec(spec), encoding="utf-8")
+    manifest = comparison.manifest(folder)
+    with run_folder(output, manifest, dump_spec(spec)) as ledger:
         step("planned", comparison.steps())
         model, tokenizer = load_model(spec.model, **overrides)
         arms = Arms(model, tokenizer, ledger, output, folder)
@@ -287,6 +286,7 @@ class _Comparison:
             point, arm = cell.point, self._arm(cell, arms)
             told = _told(step, f"{condition.name} {_in_words(point)} on validation", seed, fold)
             measured = measure.measure(arm, validation, ledger, told, only=metric)
+            check_complete(measured, f"condition {condition.name}")
             value = measured.metrics.get(metric)
             if value is not None:
                 scored.append((value, point))

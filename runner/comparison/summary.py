@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from subvene.runner.comparison.missing import ASPECTS
+
 METRICS: dict[str, str] = {
     "true": "True",
     "info": "Info",
@@ -32,9 +34,10 @@ def rows(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         cells: `condition`, `label`, `point`, `seed`, `fold`, `questions` and `metrics` (name → number) each.
 
     Returns:
-        One row per label, in the order in which the labels first come: `condition`, `label`, `point`, and
-        `metrics`: name → `mean`, `sd` (None for one cell) and `n`, the number of cells. A row with a cell
-        that is not finite has no metrics, and `not_finite` says why.
+        One row per label, in the order in which the labels first come: `condition`, `label`, `point`;
+        `metrics`: name → `mean`, `sd` (None for one cell) and `n`, the number of cells; and `missing`, how
+        many verdicts the judge still owes. A row with a cell that is not finite has no metrics, and
+        `not_finite` says why.
     """
     by_label: dict[str, list[Mapping[str, Any]]] = {}
     for cell in cells:
@@ -54,7 +57,15 @@ def rows(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 metrics[name] = _summary(values)
         first = group[0]
         table.append(
-            {"condition": first["condition"], "label": label, "point": first["point"], "metrics": metrics}
+            {
+                "condition": first["condition"],
+                "label": label,
+                "point": first["point"],
+                "metrics": metrics,
+                "missing": sum(
+                    cell["metrics"].get(f"{aspect}_missing") or 0 for cell in group for aspect in ASPECTS
+                ),
+            }
             | ({} if broken is None else {"not_finite": broken})
         )
     return table

@@ -33,6 +33,7 @@ from subvene.runner.exports.cards import CARD, HERE, export_card, own_spec
 from subvene.runner.exports.config_switches import bias_switches, switch_on
 from subvene.runner.exports.linear_maps import Change, changes, is_transposed
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.leftovers import restore
 from subvene.runner.refusals import refuse_compiled
 from subvene.specs import AblationSpec, AnyIntervention, CappingSpec, HeadDirectionSpec, PyveneSpec, dump_spec
 
@@ -128,6 +129,7 @@ def save_baked(m: IntervenedModel, folder: Path | str, *, approximate: bool = Fa
         BakeError: as `bake` does, or something else is at `folder`.
     """
     folder = Path(folder)
+    restore(folder)
     is_ours = (folder / RECORD).is_file() or (folder.is_dir() and not any(folder.iterdir()))
     if folder.exists() and not is_ours:
         raise BakeError(f"{folder} exists and holds no baked model; choose another place, or remove it first")

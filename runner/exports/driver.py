@@ -17,6 +17,7 @@ from subvene.runner.exports.base import Consumer, ExportError, judge_all, judged
 from subvene.runner.exports.cards import add_measurement
 from subvene.runner.exports.texts import MEASURED, Text, encoded
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.leftovers import restore
 from subvene.runner.refusals import refuse_compiled
 
 EQUIVALENCE = "equivalence.json"
@@ -84,6 +85,7 @@ def check_free(folder: Path) -> None:
     Raises:
         ExportError: something else is there.
     """
+    restore(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:

@@ -34,14 +34,17 @@ class Judgement:
     """What a judge says of one answer.
 
     Attributes:
-        probability: that the answer has the quality, 0 to 1; None if the judge gave no usable reply.
+        probability: that the answer has the quality, 0 to 1; None if the judge does not tell.
         verdict: whether it has; None with `probability`.
         reason: why there is no verdict.
+        missing: whether the judge gave no usable reply, so that it is to be asked again. False where it was
+            understood and does not tell: that is what it says of this answer.
     """
 
     probability: float | None
     verdict: bool | None
     reason: str | None = None
+    missing: bool = False
 
 
 class JudgeError(SubveneError):

@@ -22,6 +22,7 @@ from safetensors.numpy import save as save_tensors
 from subvene.runner.cache import atomic_folder
 from subvene.runner.judges.base import Aspect, JudgeError
 from subvene.runner.judges.features import FEATURES_VERSION, Features
+from subvene.runner.leftovers import restore
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -206,10 +207,11 @@ def load_record(folder: Path) -> dict[str, Any]:
     Raises:
         JudgeError: the file is missing or not what it should be, or of another version.
     """
+    restore(folder)
     path = folder / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise JudgeError(
             f"{path}: expected a judge as `subvene judge fit` writes it; cannot be read: {error}"
         ) from error

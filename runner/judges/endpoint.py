@@ -1,8 +1,8 @@
 """An OpenAI-compatible endpoint: what comes first in a reply, and how likely it was.
 
-Requests run concurrently, are retried by the openai client, and every reply is kept on disk by the content of
-its request, so that a run which is killed asks only for what is missing. What is asked, and what the tokens
-mean, is the business of the judges.
+Requests run concurrently. What fails on the way is retried by the openai client, what comes and is no reply
+(`replies`) here; every reply is kept on disk (`store`) by the content of its request, so that a run which is
+killed asks only for what is missing. What is asked, and what the tokens mean, is the business of the judges.
 """
 
 from __future__ import annotations
@@ -10,19 +10,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ipaddress
+import itertools
 import json
 import os
+import random
 import re
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from subvene.runner.cache import cache_folder
 from subvene.runner.judges.base import JudgeError
+from subvene.runner.judges.replies import NoReply, Reply, read_reply, unusable
+from subvene.runner.judges.store import Store
 from subvene.runner.progress import track
 
 if TYPE_CHECKING:
@@ -30,30 +33,15 @@ if TYPE_CHECKING:
 
 OPENAI_URL = "https://api.openai.com/v1"
 _CHECK_SECONDS = 20.0
+_CHECK_RETRIES = 2
+# As the openai client pauses: seconds before the first further try, and at most.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0
+# So many requests in a row that came to nothing, each with all its tries: the server is broken.
+_BROKEN = 20
 _SHOWN = 300
 
 _T = TypeVar("_T")
 Messages = Sequence[Mapping[str, str]]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The beginning of a reply.
-
-    Attributes:
-        text: the reply, as far as it was asked for.
-        top: the likeliest first tokens with their log-probabilities; empty if the server gave none.
-    """
-
-    text: str
-    top: tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True)
-class NoReply:
-    """The server refused this request, or answered with what is no reply; `reason` says which."""
-
-    reason: str
 
 
 class Priced(Protocol):
@@ -80,6 +68,20 @@ class _Request(NamedTuple):
     body: dict[str, Any]
 
 
+class _Asking(NamedTuple):
+    """What all requests of one call share.
+
+    Attributes:
+        store: where replies go.
+        top: how many of the likeliest first tokens are asked for.
+        retries: further tries; None: as many as the endpoint is declared with.
+    """
+
+    store: Store
+    top: int
+    retries: int | None
+
+
 class Endpoint:
     """A server, with a bound on the requests under way, and the replies that are known already.
 
@@ -87,7 +89,8 @@ class Endpoint:
         base_url: `http://…/v1`; None: $OPENAI_BASE_URL, else OpenAI's own.
         api_key_env: the environment variable that holds the key. The key itself is kept in the client only.
         concurrency: requests under way at a time.
-        max_retries: further tries after 429, 5xx, timeouts and dropped connections, with growing pauses.
+        max_retries: further tries after 429, 5xx, timeouts, dropped connections and what is no reply, with
+            growing pauses.
         timeout: seconds until a request counts as lost.
         cache: the folder of known replies; None: `judgements` in subvene's cache folder.
     """
@@ -114,6 +117,7 @@ class Endpoint:
         self._usage = dict.fromkeys(
             ("requests", "retries", "from_cache", "prompt_tokens", "completion_tokens", "uncounted"), 0
         )
+        self._in_vain = 0
 
     @property
     def client(self) -> openai.OpenAI:
@@ -157,27 +161,38 @@ class Endpoint:
         """
         import openai
 
-        client = self.client.with_options(timeout=min(self._timeout, _CHECK_SECONDS), max_retries=2)
         try:
-            listed = client.models.list()
-            names = {model.id for model in listed.data}
-            # llama.cpp: the file's path is the name, and what it was started under is an alias.
-            names |= {alias for model in listed.data for alias in getattr(model, "aliases", None) or ()}
+            names = self._names()
         except openai.APIStatusError as error:
             if error.status_code in (404, 405, 501):
                 return
             raise self.failure(error) from None
         except openai.OpenAIError as error:
             raise self.failure(error) from None
-        except (AttributeError, TypeError):
-            raise JudgeError(
-                f"{self.base_url}/models answers, but not as an OpenAI-compatible server does; "
-                f"is the path right? It usually ends in /v1"
-            ) from None
         for model in models:
             if names and model not in names:
                 some = ", ".join(sorted(names)[:10]) + (", …" if len(names) > 10 else "")
                 raise JudgeError(f"{self.base_url} has no model {model!r}; it has: {some}")
+
+    def _names(self) -> set[str]:
+        """The models that the server lists."""
+        client = self.client.with_options(
+            timeout=min(self._timeout, _CHECK_SECONDS), max_retries=_CHECK_RETRIES
+        )
+        for _ in range(1 + _CHECK_RETRIES):
+            try:
+                listed = client.models.list()
+                names = {model.id for model in listed.data}
+                # llama.cpp: the file's path is the name, and what it was started under is an alias.
+                return names | {
+                    alias for model in listed.data for alias in getattr(model, "aliases", None) or ()
+                }
+            except (AttributeError, TypeError, ValueError, RecursionError):
+                continue  # it answers with what is no list
+        raise JudgeError(
+            f"{self.base_url}/models answers, but not as an OpenAI-compatible server does; "
+            f"is the path right? It usually ends in /v1"
+        )
 
     def first_tokens(
         self,
@@ -187,6 +202,7 @@ class Endpoint:
         top: int,
         max_tokens: int = 1,
         description: str = "asking",
+        checking: bool = False,
     ) -> list[Reply | NoReply]:
         """The replies' first tokens, at temperature 0, in the order of `inputs`.
 
@@ -196,15 +212,22 @@ class Endpoint:
             top: how many of the likeliest first tokens to ask for; 0 (chats only): none.
             max_tokens: how much of the reply's text to ask for.
             description: what the progress bar says.
+            checking: whether this only finds out what the server can do; it is not asked so often then.
+
+        Returns:
+            What came; `NoReply` where the server refused a request, or gave no reply however often asked.
 
         Raises:
-            JudgeError: the server is gone, refuses the key or the model, or is still too busy after every
-                retry. Replies that had come are kept, and are not asked for again.
+            JudgeError: the server is gone, refuses the key or the model, is still too busy after every
+                retry, or gives no replies any more. Those that had come are kept, and are not asked for
+                again.
+            StorageError: the disk does not take a reply.
         """
         requests = [_request(model, one, top, max_tokens) for one in inputs]
         keys = [self._digest(request) for request in requests]
-        store = _Store(self._cache / self._file(model))
-        known = store.read()
+        store = Store(self._cache / self._file(model))
+        # What an earlier version kept although it is of no use is asked for again.
+        known = {key: reply for key, reply in store.read().items() if unusable(reply, top) is None}
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
         with self._lock:
             self._usage["from_cache"] += sum(key in known for key in keys)
@@ -212,7 +235,8 @@ class Endpoint:
         if missing:
             connection = self._connection()
             with store:
-                results |= _run(self._ask_all(connection, missing, store, description))
+                asking = _Asking(store, top, min(self._max_retries, _CHECK_RETRIES) if checking else None)
+                results |= _run(self._ask_all(connection, missing, asking, description))
         return [results[key] for key in keys]
 
     def usage(self) -> dict[str, Any]:
@@ -242,7 +266,7 @@ class Endpoint:
         return JudgeError(f"{self.base_url}: {said}")
 
     async def _ask_all(
-        self, connection: dict[str, Any], missing: Mapping[str, _Request], store: _Store, description: str
+        self, connection: dict[str, Any], missing: Mapping[str, _Request], asking: _Asking, description: str
     ) -> dict[str, Reply | NoReply]:
         import openai
 
@@ -251,43 +275,67 @@ class Endpoint:
 
         async def work() -> None:
             for key, request in remaining:  # shared: every request is taken by one worker
-                results[key] = await self._ask(client, key, request, store)
+                reply = results[key] = await self._ask(client, request, asking)
+                if isinstance(reply, Reply):
+                    asking.store.add(key, reply)
 
         async with openai.AsyncOpenAI(**connection) as client:
             # The first failure ends them all: `asyncio.run` cancels what is still under way.
             await asyncio.gather(*(work() for _ in range(min(self._concurrency, len(missing)))))
         return results
 
-    async def _ask(
-        self, client: openai.AsyncOpenAI, key: str, request: _Request, store: _Store
-    ) -> Reply | NoReply:
+    async def _ask(self, client: openai.AsyncOpenAI, request: _Request, asking: _Asking) -> Reply | NoReply:
+        """One reply, asked for again as long as what comes is none and tries are left."""
         import openai
 
-        create: Any = (
-            client.chat.completions if request.chat else client.completions
-        ).with_raw_response.create
-        try:
-            raw = await create(**request.body)
-            document = json.loads(raw.text)
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            return NoReply(f"the server refused the request: {self._said(error)}")
-        except openai.OpenAIError as error:
-            raise self.failure(error) from None
-        except ValueError:
-            return NoReply("the server's reply is no JSON")
-        reply = _read(document)
-        counts = document.get("usage") if isinstance(document, dict) else None
-        with self._lock:
-            self._usage["requests"] += 1
-            self._usage["retries"] += raw.retries_taken
-            if isinstance(counts, dict) and isinstance(counts.get("prompt_tokens"), int):
-                self._usage["prompt_tokens"] += counts["prompt_tokens"]
-                self._usage["completion_tokens"] += counts.get("completion_tokens") or 0
-            else:
-                self._usage["uncounted"] += 1
-        if isinstance(reply, Reply):
-            store.add(key, reply)
+        left = self._max_retries if asking.retries is None else asking.retries
+        for tries in itertools.count():
+            client = client if client.max_retries == left else client.with_options(max_retries=left)
+            api = client.chat.completions if request.chat else client.completions
+            create: Any = api.with_raw_response.create
+            try:
+                raw = await create(**request.body)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                return NoReply(f"the server refused the request: {self._said(error)}", refused=True)
+            except openai.OpenAIError as error:
+                raise self.failure(error) from None
+            reply = read_reply(raw.text, asking.top)
+            left -= raw.retries_taken
+            self._count(raw, reply)
+            if isinstance(reply, Reply):
+                self._in_vain = 0
+                return reply
+            if left <= 0:
+                break
+            left -= 1
+            with self._lock:
+                self._usage["retries"] += 1
+            await asyncio.sleep(_pause(raw.headers, tries))
+        reply = NoReply(self._shown(reply.reason), reply.no_log_probs)
+        self._in_vain += 1
+        if self._in_vain >= _BROKEN:
+            raise JudgeError(
+                f"{self.base_url}: {self._in_vain} requests in a row came to nothing, however often asked: "
+                f"{reply.reason}; replies that had come are kept, so run the same command when it works again"
+            )
         return reply
+
+    def _count(self, raw: Any, reply: Reply | NoReply) -> None:
+        """Counts a try; what was no reply may have cost tokens, too."""
+        try:
+            counts = json.loads(raw.text)["usage"]
+            asked, answered = counts["prompt_tokens"], counts.get("completion_tokens") or 0
+            known = isinstance(asked, int) and isinstance(answered, int)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            known = False
+        with self._lock:
+            self._usage["retries"] += raw.retries_taken
+            if isinstance(reply, Reply):
+                self._usage["requests"] += 1
+                self._usage["uncounted"] += not known
+            if known:
+                self._usage["prompt_tokens"] += asked
+                self._usage["completion_tokens"] += answered
 
     def _said(self, error: openai.OpenAIError) -> str:
         """What the server said, or why nothing came; a server may repeat the key that it refuses."""
@@ -296,7 +344,10 @@ class Endpoint:
         cause = error.__cause__
         text = " ".join(str(said or (cause if cause is not None and str(cause) else error)).split())
         status = getattr(error, "status_code", None)
-        text = f"{status} {text}" if status and not text.startswith(str(status)) else text
+        return self._shown(f"{status} {text}" if status and not text.startswith(str(status)) else text)
+
+    def _shown(self, text: str) -> str:
+        """Without the key and the URL's password, and not too long."""
         for secret in (self._key, urlsplit(self._url).password):
             if secret:
                 text = text.replace(secret, "…")
@@ -313,50 +364,6 @@ class Endpoint:
         return f"{name or 'model'}-{digest[:12]}.jsonl"
 
 
-class _Store:
-    """Replies by the digest of their request: one JSON document a line, lines are only ever added.
-
-    Each line goes out in one write to a file opened for appending, so processes that share it do not mix
-    their lines, and a kill leaves at most a torn last line, which is skipped when read and ended by the next
-    writer.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor: int | None = None
-
-    def __enter__(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-
-    def __exit__(self, *_: object) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def read(self) -> dict[str, Reply]:
-        known: dict[str, Reply] = {}
-        try:
-            lines = self._path.read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return known
-        for line in lines:
-            try:
-                record = json.loads(line)
-                top = tuple((str(token), float(log_prob)) for token, log_prob in record["top"])
-                known[record["key"]] = Reply(str(record["text"]), top)
-            except (ValueError, KeyError, TypeError):
-                continue  # an empty line, or one that a kill tore: its request is simply made again
-        return known
-
-    def add(self, key: str, reply: Reply) -> None:
-        record = json.dumps({"key": key, "text": reply.text, "top": reply.top})
-        if self._descriptor is None:
-            raise RuntimeError("the store is not open")
-        # A line break on both sides: the first ends a line that a killed process left torn.
-        os.write(self._descriptor, f"\n{record}\n".encode())
-
-
 def _run(work: Coroutine[Any, Any, _T]) -> _T:
     """The result of a coroutine, also where an event loop runs already, as in a notebook."""
     try:
@@ -365,6 +372,18 @@ def _run(work: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run(work)
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()
+
+
+def _pause(headers: Mapping[str, str], tries: int) -> float:
+    """Seconds before the next try: what the server asks for, else growing, and not all at the same time."""
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            asked = float(headers[name]) * unit
+        except (KeyError, ValueError):
+            continue
+        if 0 <= asked <= 60:
+            return asked
+    return min(_FIRST_PAUSE * 2.0**tries, _LONGEST_PAUSE) * (1 - random.random() / 4)
 
 
 def is_loopback(url: str) -> bool:
@@ -391,23 +410,3 @@ def _request(model: str, one: str | Messages, top: int, max_tokens: int) -> _Req
     if top:
         body |= {"logprobs": True, "top_logprobs": top}
     return _Request(True, body | {"messages": [dict(message) for message in one]})
-
-
-def _read(document: Any) -> Reply | NoReply:
-    """The reply in a server's document; llama.cpp gives completions their log-probabilities as chats."""
-    try:
-        choice = document["choices"][0]
-        text = choice["message"]["content"] if "message" in choice else choice["text"]
-        return Reply(text or "", _top(choice.get("logprobs")))
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        return NoReply("the server's reply has not the form of a completion")
-
-
-def _top(logprobs: Any) -> tuple[tuple[str, float], ...]:
-    if not logprobs:
-        return ()
-    if "content" in logprobs:
-        first = logprobs["content"][0] if logprobs["content"] else {"top_logprobs": ()}
-        return tuple((str(one["token"]), float(one["logprob"])) for one in first["top_logprobs"])
-    likeliest = logprobs.get("top_logprobs")
-    return tuple((str(token), float(value)) for token, value in likeliest[0].items()) if likeliest else ()

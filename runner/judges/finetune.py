@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from subvene.runner.cache import atomic_folder
 from subvene.runner.judges.base import Answer, Aspect, JudgeError
 from subvene.runner.judges.labels import Label
 from subvene.runner.judges.prompts import NO, YES, chat_messages, completion_prompt
+from subvene.runner.storage import atomic_file
 from subvene.runner.truthfulqa.data import question_key
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def prepared(folder: Path) -> list[Aspect]:
         files = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
         aspects: tuple[Aspect, ...] = ("truth", "info")
         return [aspect for aspect in aspects if file_name(aspect, "train", "chat") in files]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise JudgeError(
             f"{folder}: expected a folder of `subvene judge finetune prepare` ({error})"
         ) from error
@@ -287,12 +287,8 @@ class _Jobs(dict[str, Any]):
         self._lock.release()
 
     def save(self) -> None:
-        temporary = self._path.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
+        with atomic_file(self._path) as file:
             file.write(json.dumps(self, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
 
 
 def _started(folder: Path, aspect: Aspect) -> dict[str, Any]:
@@ -308,7 +304,7 @@ def _read_jobs(folder: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise JudgeError(f"{path}: expected the record of started jobs ({error})") from error
     if not isinstance(found, dict):
         raise JudgeError(f"{path}: expected a mapping of started jobs, found {type(found).__name__}")

@@ -89,7 +89,7 @@ def _records(path: Path) -> Iterable[tuple[int, Any]]:
             continue
         try:
             yield number, json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise LabelError(f"{path}:{number}: expected a line of JSON: {error}") from error
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from subvene.runner.cache import cache_folder
 from subvene.runner.judges.base import Aspect
+from subvene.runner.storage import atomic_file
 
 _STATED = ("n", "unjudged", "accuracy", "majority", "auc", "brier", "ece")
 
@@ -29,7 +28,7 @@ def known_accuracy(described: Mapping[str, Any], aspect: Aspect) -> dict[str, An
     """
     try:
         found = json.loads(_place(described, aspect).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None  # never measured here, or a file that is none of ours: the judge states no accuracy
     return found if isinstance(found, dict) else None
 
@@ -53,12 +52,8 @@ def keep_accuracy(described: Mapping[str, Any], aspect: Aspect, agreement: Any, 
         return False
     place = _place(described, aspect)
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{place.name}-{uuid.uuid4().hex[:12]}")
-    try:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, place)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(place) as stream:
+        stream.write(json.dumps(record, indent=2) + "\n")
     return True
 
 

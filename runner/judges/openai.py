@@ -51,22 +51,25 @@ class OpenAIJudge(Judge):
         models: dict[str, Aspect] = {self._spec.info_model: "info", self._spec.truth_model: "truth"}
         self._endpoint.check(list(models))
         for model, aspect in models.items():
-            (reply,) = self._replies([_PROBE], aspect, "checking the judge")
-            if isinstance(reply, NoReply):
-                raise JudgeError(f"{self._endpoint.base_url}: {model}: {reply.reason}")
-            if self._top and not reply.top:
+            (reply,) = self._replies([_PROBE], aspect, "checking the judge", checking=True)
+            if not isinstance(reply, NoReply):
+                continue
+            if reply.no_log_probs:
                 ways = "`top_logprobs: 0` with `form: chat` reads the reply's text instead"
                 raise JudgeError(
                     f"{self._endpoint.base_url}: {model} gives no log-probabilities, asked in the form "
                     f"{self._spec.form}; {ways}"
                 )
+            raise JudgeError(f"{self._endpoint.base_url}: {model}: {reply.reason}")
 
     def judge(self, answers: Sequence[Answer], aspect: Aspect) -> list[Judgement]:
         """One judgement for each answer, in order; replies that are known from earlier are not asked for."""
         replies = self._replies(answers, aspect, f"judging {aspect}")
         return [read_judgement(reply, any_case=self._spec.form == "chat") for reply in replies]
 
-    def _replies(self, answers: Sequence[Answer], aspect: Aspect, description: str) -> list[Reply | NoReply]:
+    def _replies(
+        self, answers: Sequence[Answer], aspect: Aspect, description: str, *, checking: bool = False
+    ) -> list[Reply | NoReply]:
         chat = self._spec.form == "chat"
         inputs: list[Any] = [
             chat_messages(answer, aspect, references=self._spec.references)
@@ -78,7 +81,7 @@ class OpenAIJudge(Judge):
         # A few tokens of text where the text is what is read: a word may be more than one.
         length = 1 if self._top else 4
         return self._endpoint.first_tokens(
-            model, inputs, top=self._top, max_tokens=length, description=description
+            model, inputs, top=self._top, max_tokens=length, description=description, checking=checking
         )
 
     def describe(self) -> dict[str, Any]:
@@ -118,7 +121,7 @@ def read_judgement(reply: Reply | NoReply, *, any_case: bool) -> Judgement:
             the space does not matter, because servers show it or not.
     """
     if isinstance(reply, NoReply):
-        return Judgement(None, None, reply.reason)
+        return Judgement(None, None, reply.reason, missing=True)
     if reply.top:
         mass = {"yes": 0.0, "no": 0.0}
         for token, log_prob in reply.top:

@@ -35,11 +35,14 @@ class Score:
         value: 0 to 100; None if there is no score.
         refused: whether the judge said that the response refuses to answer.
         reason: why there is no score.
+        missing: whether the judge gave no usable reply, so that it is to be asked again. False where it was
+            understood and gives no score.
     """
 
     value: float | None
     refused: bool = False
     reason: str | None = None
+    missing: bool = False
 
 
 class TraitJudge(ABC):

@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from subvene.specs.judges import OpenAIJudgeSpec
 
 _TOP = 20
+_CHECKING = "checking the judge"
 # REFUSAL is up to five tokens.
 _TEXT = 6
 # A request more for every beginning that is at least so likely.
@@ -89,14 +91,14 @@ class OpenAITraitJudge(TraitJudge):
         self._endpoint.check(list(prompts))
         for model, prompt in prompts.items():
             where = f"{self._endpoint.base_url}: {model}"
-            (reply,) = self._replies(model, [_filled(prompt, _PROBE)], "checking the judge")
-            if isinstance(reply, NoReply):
-                raise JudgeError(f"{where}: {reply.reason}")
-            if self._top and not reply.top:
+            (reply,) = self._replies(model, [_filled(prompt, _PROBE)], _CHECKING, checking=True)
+            if isinstance(reply, NoReply) and reply.no_log_probs:
                 raise JudgeError(
                     f"{where} gives no log-probabilities, asked in the form {self._spec.form}; "
                     "`top_logprobs: 0` with `form: chat` reads the number in the reply's text instead"
                 )
+            if isinstance(reply, NoReply):
+                raise JudgeError(f"{where}: {reply.reason}")
             if self._splits(model, reply) and not self._continues(model):
                 raise JudgeError(f"{where} {_NO_DIGITS}")
 
@@ -107,7 +109,7 @@ class OpenAITraitJudge(TraitJudge):
     def coherence(self, exchanges: Sequence[Exchange]) -> list[Score]:
         """See `TraitJudge.coherence`."""
         scores = self._scores(self._spec.info_model, COHERENCE, exchanges, "judging coherence")
-        return [Score(one.value, False, one.reason) for one in scores]
+        return [replace(one, refused=False) for one in scores]
 
     def _scores(
         self, model: str, prompt: str, exchanges: Sequence[Exchange], description: str
@@ -118,9 +120,8 @@ class OpenAITraitJudge(TraitJudge):
         split: list[tuple[int, str, Reply]] = []
         for i, reply in enumerate(replies):
             if isinstance(reply, NoReply):
-                scores.append(Score(None, False, reply.reason))
-            elif not reply.top:
-                # A server may leave them out of one reply; the number that it wrote is the best there is.
+                scores.append(Score(None, False, reply.reason, missing=True))
+            elif not self._top:
                 scores.append(written_score(reply.text))
             else:
                 score = whole_numbers(_probabilities(reply)).score(refused=says_refusal(reply.text))
@@ -154,19 +155,22 @@ class OpenAITraitJudge(TraitJudge):
 
         found = digit_by_digit(len(split), following, floor=_FLOOR, ends=False)
         return [
-            Score(None, False, failed[j])
+            Score(None, False, failed[j], missing=True)
             if j in failed
             else one.score(refused=says_refusal(split[j][2].text))
             for j, one in enumerate(found)
         ]
 
-    def _replies(self, model: str, prompts: Sequence[str], description: str) -> list[Reply | NoReply]:
+    def _replies(
+        self, model: str, prompts: Sequence[str], description: str, *, checking: bool = False
+    ) -> list[Reply | NoReply]:
         return self._endpoint.first_tokens(
             model,
             [self._input(prompt, "") for prompt in prompts],
             top=self._top,
             max_tokens=_TEXT,
             description=description,
+            checking=checking,
         )
 
     def _input(self, prompt: str, begun: str) -> Any:
@@ -180,8 +184,8 @@ class OpenAITraitJudge(TraitJudge):
         if not splits_numbers(token for token, _ in reply.top):
             return False
         if model not in self._whole:
-            (number,) = self._replies(model, [_NUMBER], "checking the judge")
-            tokens = [token for token, _ in number.top] if isinstance(number, Reply) else []
+            (number,) = self._replies(model, [_NUMBER], _CHECKING)
+            tokens = [token for token, _ in self._found_out(model, number).top]
             self._whole[model] = bool(tokens) and not splits_numbers(tokens)
         return not self._whole[model]
 
@@ -191,12 +195,22 @@ class OpenAITraitJudge(TraitJudge):
             return True
         if model not in self._goes_on:
             (reply,) = self._endpoint.first_tokens(
-                model, [_BEGUN], top=self._top, max_tokens=1, description="checking the judge"
+                model, [_BEGUN], top=self._top, max_tokens=1, description=_CHECKING
             )
-            # Some servers give back what was begun, too.
-            said = reply.text.removeprefix(_BEGUN[1]["content"]) if isinstance(reply, Reply) else ""
+            # Some servers give back what was begun, too. One may also refuse a chat that ends so.
+            refused = isinstance(reply, NoReply) and reply.refused
+            said = "" if refused else self._found_out(model, reply).text.removeprefix(_BEGUN[1]["content"])
             self._goes_on[model] = said.lstrip().startswith(",")
         return self._goes_on[model]
+
+    def _found_out(self, model: str, reply: Reply | NoReply) -> Reply:
+        """The reply to a question about the server itself: all scores depend on it, so that it must come."""
+        if isinstance(reply, NoReply):
+            raise JudgeError(
+                f"{self._endpoint.base_url}: {model}: how it writes numbers could not be found out: "
+                f"{reply.reason}; run the same command again, replies that had come are kept"
+            )
+        return reply
 
     def identity(self, traits: Sequence[Trait]) -> dict[str, Any]:
         """The endpoint without any secret, the models, the form, a digest of the words for coherence."""

@@ -200,16 +200,20 @@ def agreement(judge: TraitJudge, trait: Trait) -> dict[str, Any] | None:
 
     Returns:
         `auc`: the share of (positive, negative) pairs of answers whose positive one scores higher (ties
-        half); `accuracy`: the share of answers on the right side of 50; `n`: answers with a score. None if
-        the trait has no contrasts, or a side has no score.
+        half); `accuracy`: the share of answers on the right side of 50; `n`: answers with a score; `missing`,
+        where there are any: answers to which the judge gave no usable reply. None if the trait has no
+        contrasts, or a side has no score.
     """
     if not trait.contrasts:
         return None
     exchanges = [
         Exchange(one.question, answer) for one in trait.contrasts for answer in (one.positive, one.negative)
     ]
-    scores = [one.value for one in judge.trait(trait, exchanges)]
-    return told_apart(scores[::2], scores[1::2])
+    scores = judge.trait(trait, exchanges)
+    values = [one.value for one in scores]
+    found = told_apart(values[::2], values[1::2])
+    missing = sum(one.missing for one in scores)
+    return {**(found or {}), "missing": missing} if missing else found
 
 
 def told_apart(positive: Sequence[float | None], negative: Sequence[float | None]) -> dict[str, Any] | None:

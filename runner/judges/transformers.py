@@ -61,7 +61,9 @@ class TransformersJudge(Judge):
             for i, probability in zip(chosen, p_yes, strict=True):
                 probabilities[i] = probability
         return [
-            Judgement(p, p >= 0.5) if p == p else Judgement(None, None, "the model's logits are not numbers")
+            Judgement(p, p >= 0.5)
+            if p == p
+            else Judgement(None, None, "the model's logits are not numbers", missing=True)
             for p in probabilities
         ]
 

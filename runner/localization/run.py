@@ -14,11 +14,17 @@ import transformers
 from subvene.interventions import Sizes
 from subvene.runner.anatomy import Anatomy, sizes_from_config
 from subvene.runner.comparison.arms import Arm, Arms
-from subvene.runner.comparison.measures import DivergenceMeasure, Measured, TruthfulQAMeasure, merged
+from subvene.runner.comparison.measures import (
+    DivergenceMeasure,
+    Measured,
+    TruthfulQAMeasure,
+    check_complete,
+    merged,
+)
 from subvene.runner.fitting import check_reach
 from subvene.runner.identity import run_manifest
 from subvene.runner.intervened import IntervenedModel
-from subvene.runner.ledger import Ledger, check_run_folder, digest
+from subvene.runner.ledger import Ledger, digest
 from subvene.runner.localization import evidence
 from subvene.runner.localization.plan import Candidate, Planned, declared_of, edits_of, plan
 from subvene.runner.localization.samples import Resamples, Sample, interval
@@ -38,6 +44,7 @@ from subvene.runner.recipes.localized_edit import (
 from subvene.runner.report.localization import write_localization_report
 from subvene.runner.report.localization_tables import write_localization_tables
 from subvene.runner.report.tables import write_json
+from subvene.runner.run_folder import check_run_folder, run_folder
 from subvene.runner.text import pad_id_of
 from subvene.runner.training.experiments import Experiment, Trained
 from subvene.runner.training.lora import check_peft, trained_lora
@@ -97,11 +104,8 @@ def run_localization(
     sizes = sizes_from_config(load_config(spec.model, **overrides))
     experiment = _Localization(spec, folder, sizes, on_step or (lambda what, value: None))
     experiment.check(sizes)
-    output.mkdir(parents=True, exist_ok=True)
-    with Ledger(output) as ledger:
-        manifest = experiment.manifest()
-        write_json(output / "manifest.json", manifest)
-        (output / "experiment.yaml").write_text(dump_spec(spec), encoding="utf-8")
+    manifest = experiment.manifest()
+    with run_folder(output, manifest, dump_spec(spec)) as ledger:
         experiment.step("planned", experiment.units())
         model, tokenizer = load_model(spec.model, **overrides)
         arms = Arms(model, tokenizer, ledger, output, folder)
@@ -300,6 +304,7 @@ class _Localization:
             name = f"{_named(planned.name, candidate.point)} on validation"
             arm = replace(arm, swept=True)
             measured = self.measure.measure(arm, self.validation, ledger, self._progress(name), only=metric)
+            check_complete(measured, planned.name)
             value = measured.metrics.get(metric)
             tried.append(
                 {"point": candidate.point, "value": value}

@@ -17,9 +17,9 @@ from subvene.runner.compile import CompileError, load_tensors
 from subvene.runner.evaluations.divergence import Reference
 from subvene.runner.evaluations.multiple_choice import shipped_questions
 from subvene.runner.fitting import check_reach
-from subvene.runner.identity import environment, git_state, model_sha256, tensors_digest, versions
+from subvene.runner.identity import environment, git_state, holds, model_sha256, tensors_digest, versions
 from subvene.runner.intervened import IntervenedModel
-from subvene.runner.ledger import Ledger, check_run_folder, digest
+from subvene.runner.ledger import Ledger, digest
 from subvene.runner.model import load_config, load_model, with_overrides
 from subvene.runner.persona.conditions import Cost, Subject, arms_of, one_number, run_conditions
 from subvene.runner.persona.geometry import geometry
@@ -37,6 +37,7 @@ from subvene.runner.recipes.persona import (
 )
 from subvene.runner.report.persona import write_persona_report, write_persona_tables
 from subvene.runner.report.tables import write_json
+from subvene.runner.run_folder import check_run_folder, run_folder
 from subvene.runner.texts import read_texts
 from subvene.specs import (
     ExperimentSpec,
@@ -96,10 +97,7 @@ def run_persona(
     check_run_folder(output, "a persona experiment")
     persona = _Persona(spec, folder, on_step or (lambda what, value: None))
     persona.check(sizes_from_config(load_config(spec.model, **overrides)))
-    output.mkdir(parents=True, exist_ok=True)
-    with Ledger(output) as ledger:
-        write_json(output / "manifest.json", persona.manifest())
-        (output / "experiment.yaml").write_text(dump_spec(spec), encoding="utf-8")
+    with run_folder(output, persona.manifest(), dump_spec(spec)) as ledger:
         persona.step("planned", persona.units())
         model, tokenizer = load_model(spec.model, **overrides)
         results = persona.run(IntervenedModel.plain(model, tokenizer), ledger, output)
@@ -326,21 +324,22 @@ class _Persona:
         read = [[list(side.prompt), list(side.tokens), side.start] for side in sides]
         identity = self.base | {"unit": "vectors", "tokens": self.recipe.tokens, "read": digest(read)}
         target = output / "vectors" / f"{trait.name}-{digest(identity)[:16]}"
+        file = target / "vectors.safetensors"
 
         def work() -> dict[str, Any]:
             made = vectors_of(self.recipe, trait, extraction, Anatomy.of(plain.model), plain.tokenizer)
             with atomic_folder(target) as temporary:
                 kept = {"vectors": made.vectors, "residual_norm": made.residual_norm}
                 safetensors.torch.save_file(kept, temporary / "vectors.safetensors")
-            return {"folder": target.name, "explained": made.explained}
+            return {"folder": target.name, "tensors": tensors_digest(kept), "explained": made.explained}
 
         was_done = ledger.has(identity)
-        if was_done and not (target / "vectors.safetensors").is_file():
-            # The record is there and its tensors were deleted: the same responses give them again.
-            work()
+        if was_done and not holds(file, ledger.results[digest(identity)]["tensors"]):
+            ledger.forget(identity)
+            was_done = False
         explained = ledger.do(identity, work)["explained"]
         self.step("unit", {"trait": trait.name, "what": "vectors", "was_done": was_done})
-        stored = load_tensors(target / "vectors.safetensors")
+        stored = load_tensors(file)
         return Vectors(stored["vectors"], stored["residual_norm"], explained)
 
     def _remaining(self, trait: Trait) -> tuple[str, ...]:

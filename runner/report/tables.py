@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from subvene.runner.comparison.composition import composition_lines
+from subvene.runner.comparison.missing import missing_in_words, missing_verdicts
 from subvene.runner.comparison.summary import METRICS, in_words
+from subvene.runner.storage import atomic_file
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old one or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    temporary.replace(path)
+    """Write a file so that a reader finds the old one or the new one, never half of it.
+
+    Raises:
+        StorageError: the disk does not take it.
+    """
+    with atomic_file(path) as stream:
+        stream.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -54,12 +59,16 @@ def write_tables(results: Mapping[str, Any], folder: Path) -> None:
 def markdown(results: Mapping[str, Any]) -> str:
     """The table with what must be known to read it: spread, judge, chosen points, warnings."""
     used = metrics_used(results["rows"])
-    lines = ["| condition | " + " | ".join(METRICS[m] for m in used) + " | n |"]
-    lines.append("|---" * (len(used) + 2) + "|")
+    heads = [METRICS[m] for m in used]
+    missing = any(row.get("missing") for row in results["rows"])
+    heads += ["verdicts missing"] if missing else []
+    lines = ["| condition | " + " | ".join(heads) + " | n |"]
+    lines.append("|---" * (len(heads) + 2) + "|")
     for row in results["rows"]:
         values = [in_words(row["metrics"].get(m)) for m in used]
         if "not_finite" in row:
             values = ["not finite"] * len(used)
+        values += [str(row["missing"])] if missing else []
         n = max((summary["n"] for summary in row["metrics"].values()), default=0)
         lines.append(f"| {row['label']} | " + " | ".join(values) + f" | {n} |")
     lines += ["", *(f"- {note}" for note in notes(results))]
@@ -69,6 +78,8 @@ def markdown(results: Mapping[str, Any]) -> str:
 def notes(results: Mapping[str, Any]) -> list[str]:
     """What must stand beside the table."""
     said = ["mean ± standard deviation over n (seed, fold) cells; a fold's weight is its number of questions"]
+    if missing := missing_verdicts(cell["by_question"] for cell in results["cells"]):
+        said.insert(0, f"WARNING: {missing_in_words(missing)}")
     if any("kl" in row["metrics"] for row in results["rows"]):
         said.append(
             "CE and KL(original ‖ edited) in nats per token; KL is against the untouched model always"
@@ -137,6 +148,7 @@ def _summary_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             if (summary := row["metrics"].get(name)) is not None
             for part in ("mean", "sd", "n")
         }
+        | {"verdicts_missing": row.get("missing", 0)}
         | _if_not_finite(row)
         for row in rows
     ]

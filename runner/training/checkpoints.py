@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from subvene.runner.cache import atomic_folder
+from subvene.runner.leftovers import restore
 from subvene.runner.training.experiments import TrainingError
 
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
@@ -53,6 +54,7 @@ def read(folder: Path, identity: str) -> Checkpoint | None:
     Raises:
         TrainingError: it cannot be read, or belongs to another training.
     """
+    restore(folder)
     if not (folder / _STATE).is_file():
         return None
     try:

@@ -243,7 +243,7 @@ def test_a_refused_request_is_no_judgement_and_is_not_kept(proxy: loopback.Proxy
     proxy.status, proxy.message = 400, "too long"
     judge = make_judge(spec(proxy.url), Path(), cache=tmp_path)
     (found,) = judge.judge(ANSWERS[:1], "truth")
-    assert found == Judgement(None, None, "the server refused the request: 400 too long")
+    assert found == Judgement(None, None, "the server refused the request: 400 too long", missing=True)
     proxy.status = 200
     (found,) = judge.judge(ANSWERS[:1], "truth")
     assert found.verdict is not None

@@ -192,7 +192,7 @@ def test_a_server_that_starts_another_reply(scripted: Scripted, tmp_path: Path) 
 def test_a_digit_that_fails_is_no_score(scripted: Scripted, tmp_path: Path) -> None:
     scripted.says(lambda prompt, begun: None if begun == "1" else digits(prompt, begun))
     (found,) = judge_of(scripted.url, tmp_path).trait(TRAIT, [Exchange("How is it?", "glad")])
-    assert found == Score(None, False, "the server refused the request: 400 no such thing")
+    assert found == Score(None, False, "the server refused the request: 400 no such thing", missing=True)
 
 
 def test_coherence_is_asked_of_the_other_model_and_refuses_nothing(
