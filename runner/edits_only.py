@@ -73,7 +73,7 @@ class EditsOnly(pyvene.IntervenableModel):
     def enable_model_gradients(self) -> NoReturn:
         """Refused: the model's weights are no part of what is saved."""
         raise PyveneCallError(
-            "enable_model_gradients: the model's weights are no part of the edits, and no artifact would keep "
+            "enable_model_gradients: the model's weights are no part of the edits, and no artifact keeps "
             "them; to train them as well, set m.model.requires_grad_(True), give m.model.parameters() to "
             "an optimizer of your own, and save the model yourself"
         )

@@ -14,12 +14,12 @@ import torch
 from huggingface_hub import CommitInfo
 
 from subvene.runner import artifact, hub
-from subvene.runner.anatomy import sizes_from_config
-from subvene.runner.compile import check_sizes, compile_spec
+from subvene.runner.compile import check_config, compile_spec
 from subvene.runner.intervenable import IntervenableModel
 from subvene.runner.model import load_config, load_model, with_overrides
 from subvene.runner.receipt import Receipt
 from subvene.runner.text import Messages, pad, pad_id_of, prompt_ids
+from subvene.runner.whole_tensor import WholeTensorModel
 from subvene.specs import InterventionSpec, ModelSpec, load_spec
 
 
@@ -88,7 +88,7 @@ class IntervenedModel:
             spec = load_spec(Path(spec))
         if model is None:
             spec = with_overrides(spec, overrides)
-            check_sizes(spec, sizes_from_config(load_config(spec.model, **overrides)))
+            check_config(spec, load_config(spec.model, **overrides))
             model, tokenizer = load_model(spec.model, **overrides)
         folder = None if folder is None else Path(folder)
         intervenable = compile_spec(spec, model, folder=folder, own_tensors=tensors)
@@ -221,7 +221,7 @@ class IntervenedModel:
 
     def __call__(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         *,
         prompt_lengths: Sequence[int] | torch.Tensor | None = None,
@@ -238,12 +238,21 @@ class IntervenedModel:
                 except `all`.
             strengths: as for `generate`.
             must_act: False for a caller who checks the receipts of several calls together.
-            **kwargs: further arguments of the model's forward (`labels`, `logits_to_keep`, …).
+            **kwargs: further arguments of the model's forward (`labels`, `logits_to_keep`, …); on
+                a model that is no decoder language model all of them, the first being its main input.
 
         Raises:
             PositionError: a position rule cannot be decided.
             NotSteeredError: an intervention that should have acted did not.
         """
+        if isinstance(self.intervenable, WholeTensorModel):
+            inputs = {"attention_mask": attention_mask, **kwargs}
+            if self.is_disabled:
+                return self.intervenable.call_plain(input_ids, inputs)
+            options = {"strengths": self._named(strengths), "must_act": must_act}
+            return self.intervenable.call(input_ids, inputs, prompt_lengths=prompt_lengths, **options)
+        if input_ids is None:
+            raise ValueError("a call needs input_ids [batch, tokens]")
         device = self.model.device
         base: dict[str, Any] = {"input_ids": input_ids.to(device), **kwargs}
         if attention_mask is not None:
