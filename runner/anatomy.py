@@ -6,6 +6,7 @@ architecture that is new tomorrow works, or fails here with a clear error.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
 from collections.abc import Iterable
@@ -49,7 +50,12 @@ class Anatomy:
         Raises:
             AnatomyError: the decoder blocks cannot be found, or there are several candidates.
         """
-        text, sizes = text_config(model.config), sizes_from_config(model.config)
+        config = getattr(model, "config", None)
+        if not hasattr(config, "get_text_config"):
+            raise AnatomyError(
+                f"{type(model).__name__} has no transformers config, so its blocks are not known"
+            )
+        text, sizes = text_config(config), sizes_from_config(config)
         blocks_path = _find_blocks(model, sizes.n_layers)
         blocks = cast(nn.ModuleList, model.get_submodule(blocks_path))
         for block in blocks:
@@ -117,6 +123,38 @@ def component_module(model: nn.Module, component: str) -> tuple[nn.Module, bool]
     return model.get_submodule(path.replace("[", ".").replace("]", "")), end == "input"
 
 
+def reads_one_text(model: Any) -> bool:
+    """Whether a model's calls are about one sequence of tokens, so that it may have an anatomy.
+
+    An encoder-decoder reads two, and an image model none.
+    """
+    if getattr(model.config, "is_encoder_decoder", False):
+        return False
+    return getattr(model, "main_input_name", None) == "input_ids"
+
+
+def nearest_component(model: nn.Module, component: str) -> str | None:
+    """The component of this model that a path which it does not have was probably meant to name.
+
+    Tried are the path under the names that this model has for its own blocks (`transformer.h[3].input` for
+    `model.layers[3].input`), then the nearest spelling.
+    """
+    path, _, end = component.rpartition(".")
+    names = [_as_component(name) for name, _ in model.named_modules() if name]
+    if found := re.search(r"\[(\d+)\](.*)$", path):
+        blocks = [name for name in names if name.endswith(f"[{found[1]}]") and name.count("[") == 1]
+        for block in blocks:
+            if (candidate := block + found[2]) in names:
+                return f"{candidate}.{end}"
+    near = difflib.get_close_matches(path, names, n=1)
+    return f"{near[0]}.{end}" if near else None
+
+
+def _as_component(name: str) -> str:
+    """A module's name (`model.layers.3.mlp`) as pyvene writes it (`model.layers[3].mlp`)."""
+    return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", name)
+
+
 def text_config(config: Any) -> Any:
     """The part of a config that describes the language model (itself, for a text-only model)."""
     return config.get_text_config(decoder=True)
@@ -151,7 +189,10 @@ def _of_all_layers(config: Any, name: str) -> Any:
 def _find_blocks(model: nn.Module, count: int) -> str:
     """The list of `count` modules that stands beside the input embeddings."""
     lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    embeddings = cast(Any, model).get_input_embeddings()
+    try:
+        embeddings = cast(Any, model).get_input_embeddings()
+    except (NotImplementedError, AttributeError) as error:
+        raise AnatomyError(f"{type(model).__name__} does not say which its input embeddings are") from error
     siblings = [
         name
         for name, _ in lists

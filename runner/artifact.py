@@ -22,14 +22,16 @@ import safetensors.torch
 import torch
 
 from subvene.interventions._pyvene import pyvene
-from subvene.runner.anatomy import Anatomy, sizes_from_config, text_config
+from subvene.runner.anatomy import text_config
 from subvene.runner.cache import atomic_folder
 from subvene.runner.card import model_card
+from subvene.runner.fingerprint import config_fingerprint, model_fingerprint, modules_fingerprint
 from subvene.runner.intervenable import IntervenableModel
 from subvene.runner.leftovers import restore
 from subvene.runner.packing import TENSORS, self_contained, with_file
 from subvene.runner.receipt import Receipt
 from subvene.runner.regular_file import open_regular
+from subvene.runner.whole_tensor import WholeTensorModel
 from subvene.specs import InterventionSpec, SubveneError, dump_spec, parse_spec
 
 SPEC, FINGERPRINT, CARD = "intervention.yaml", "fingerprint.json", "README.md"
@@ -68,8 +70,11 @@ class Artifact:
         Raises:
             ArtifactError: another architecture or size, both values named.
         """
+        if self._is_by_path:
+            self._refuse({"model_type": text_config(config).model_type}, ("model_type",))
+            return
         # A config only guesses head_dim where it does not say it; the loaded model decides.
-        self._refuse(_config_fingerprint(config), ("model_type", "n_layers", "width", "n_heads"))
+        self._refuse(config_fingerprint(config), ("model_type", "n_layers", "width", "n_heads"))
 
     def check_model(self, model: torch.nn.Module) -> None:
         """Check a loaded model against the fingerprint, `head_dim` and heads as its modules have them.
@@ -79,8 +84,13 @@ class Artifact:
         Raises:
             ArtifactError: another architecture or size, both values named.
         """
-        made_for, found = self.fingerprint["model"], _model_fingerprint(model)
-        self._refuse(found, ("model_type", "n_layers", "width", "n_heads", "head_dim"))
+        made_for = self.fingerprint["model"]
+        if self._is_by_path:
+            found = modules_fingerprint(self.spec, model)
+            self._refuse(found, ("model_type", "architecture", "modules"))
+        else:
+            found = model_fingerprint(model)
+            self._refuse(found, ("model_type", "n_layers", "width", "n_heads", "head_dim"))
         for key in ("revision", "vocab_size"):
             if made_for.get(key) and found[key] and made_for[key] != found[key]:
                 warnings.warn(
@@ -88,6 +98,11 @@ class Artifact:
                     RevisionWarning,
                     stacklevel=3,
                 )
+
+    @property
+    def _is_by_path(self) -> bool:
+        """Whether it was made for a model whose blocks are not known, and names modules by their paths."""
+        return "modules" in self.fingerprint["model"]
 
     def _refuse(self, found: Mapping[str, Any], keys: Sequence[str]) -> None:
         made_for = self.fingerprint["model"]
@@ -97,9 +112,10 @@ class Artifact:
             if found[key] != made_for.get(key)
         ]
         if differences:
+            how = ", and pass it: from_pretrained(folder, model=model)" if self._is_by_path else ""
             raise ArtifactError(
                 f"{self.folder} was made for another model ({'; '.join(differences)}); "
-                f"load it onto {made_for.get('name')}"
+                f"load it onto {made_for.get('name')}{how}"
             )
 
 
@@ -145,7 +161,14 @@ def write(
     listed = listed and hasattr(intervenable.model.config, "hidden_size")
     fingerprint: dict[str, Any] = {
         "format": FORMAT,
-        "model": {"name": spec.model.name, **_model_fingerprint(intervenable.model)},
+        "model": {
+            "name": spec.model.name,
+            **(
+                modules_fingerprint(spec, intervenable.model)
+                if isinstance(intervenable, WholeTensorModel)
+                else model_fingerprint(intervenable.model)
+            ),
+        },
         "stock_pyvene": listed,
         "versions": {
             name: version(name) for name in ("subvene", "pyvene", "torch", "transformers", "safetensors")
@@ -239,29 +262,6 @@ def is_artifact(path: Path) -> bool:
     """Whether a path looks like an artifact's folder."""
     restore(path)
     return path.is_dir() and (path / SPEC).is_file()
-
-
-def _config_fingerprint(config: Any) -> dict[str, Any]:
-    sizes = sizes_from_config(config)
-    return {
-        "model_type": text_config(config).model_type,
-        "n_layers": sizes.n_layers,
-        "width": sizes.width,
-        "n_heads": sizes.n_heads,
-        "head_dim": sizes.head_dim,
-        "vocab_size": text_config(config).vocab_size,
-        "revision": getattr(config, "_commit_hash", None),
-    }
-
-
-def _model_fingerprint(model: torch.nn.Module) -> dict[str, Any]:
-    sizes = Anatomy.of(model).sizes
-    return _config_fingerprint(model.config) | {
-        "architecture": type(model).__name__,
-        "n_layers": sizes.n_layers,
-        "n_heads": sizes.n_heads,
-        "head_dim": sizes.head_dim,
-    }
 
 
 def _bytes(folder: Path, name: str, links_into: Sequence[Path]) -> bytes:

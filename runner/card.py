@@ -57,29 +57,24 @@ def model_card(
         CardError: the front matter does not say what was put into it.
     """
     kinds = list(dict.fromkeys(declared.kind for declared in spec.interventions))
-    base = hub_id(spec.model.name)
+    base, model = hub_id(spec.model.name), fingerprint["model"]
     data = ModelCardData(
         library_name="subvene",
         base_model=base,
         base_model_relation="adapter" if base else None,
-        pipeline_tag="text-generation",
+        pipeline_tag=None if "modules" in model else "text-generation",
         tags=["pyvene", "activation-steering", *kinds],
     )
-    model = fingerprint["model"]
     parts = [
         f"# Interventions on {spec.model.name}",
         "Declared edits of the model's activations while it runs; its weights are not part of this folder.",
         "## What it does",
         fenced(dump_spec(spec), "yaml"),
-        f"Made for {model['architecture']}: {model['n_layers']} layers, width {model['width']}, "
-        f"{model['n_heads']} heads of {model['head_dim']}. Layers and heads count from 0; "
-        "`block_output[l]` is the output of block l.",
+        _made_for(model),
         "## Intended use",
         _USE,
         "## How to load it",
-        "```python\nfrom subvene.runner import IntervenedModel\n\n"
-        f'm = IntervenedModel.from_pretrained("{HERE}")\n'
-        'print(m.generate(["Hello"], max_new_tokens=64)[0])\n```',
+        _how_to_load(model),
         "`m.receipt` then says how many tokens each intervention edited.",
         *_stock(spec, fingerprint),
         f"## {MEASURED}",
@@ -203,6 +198,32 @@ def _with_section(body: str, title: str, text: str) -> str:
         return f"{body.rstrip()}\n\n{section}"
     rest = body[found.end() :]
     return body[: found.start()] + section + (f"\n{rest}" if rest else "")
+
+
+def _made_for(model: Mapping[str, Any]) -> str:
+    if "modules" in model:
+        modules = "; ".join(
+            f"`{path}`, a {what.partition(' ')[0]}" for path, what in model["modules"].items()
+        )
+        return (
+            f"Made for {model['architecture']}, whose modules it names by their paths: {modules}. It edits "
+            "the whole tensor that such a module takes (`.input`) or hands on (`.output`)."
+        )
+    return (
+        f"Made for {model['architecture']}: {model['n_layers']} layers, width {model['width']}, "
+        f"{model['n_heads']} heads of {model['head_dim']}. Layers and heads count from 0; "
+        "`block_output[l]` is the output of block l."
+    )
+
+
+def _how_to_load(model: Mapping[str, Any]) -> str:
+    if "modules" in model:
+        lines = f'm = IntervenedModel.from_pretrained("{HERE}", model=model)  # a {model["architecture"]}\n'
+        lines += "output = m(**inputs)"
+    else:
+        lines = f'm = IntervenedModel.from_pretrained("{HERE}")\n'
+        lines += 'print(m.generate(["Hello"], max_new_tokens=64)[0])'
+    return fenced(f"from subvene.runner import IntervenedModel\n\n{lines}", "python")
 
 
 def _stock(spec: InterventionSpec, fingerprint: Mapping[str, Any]) -> list[str]:

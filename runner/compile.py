@@ -11,9 +11,20 @@ import safetensors.torch
 import torch
 
 from subvene.interventions import REGISTRY, Sizes, TensorError, TensorTable
-from subvene.runner.anatomy import Anatomy, component_module
+from subvene.runner.anatomy import (
+    Anatomy,
+    AnatomyError,
+    component_module,
+    nearest_component,
+    reads_one_text,
+    sizes_from_config,
+)
 from subvene.runner.intervenable import IntervenableModel
-from subvene.specs import SITES, AnyIntervention, InterventionSpec, SubveneError
+from subvene.runner.whole_tensor import WholeTensorModel
+from subvene.specs import SITES, AnyIntervention, InterventionSpec, PyveneSpec, SubveneError
+
+# For entries that name a module by its path, whose tensors no size of the model decides.
+NO_SIZES = Sizes(n_layers=0, width=0, n_heads=0, head_dim=0)
 
 
 class CompileError(SubveneError, ValueError):
@@ -29,9 +40,13 @@ def compile_spec(
 ) -> IntervenableModel:
     """Compile the interventions of `spec` onto `model`, which is left as it is.
 
+    Interventions at sites need a decoder language model. Those that name modules by their paths (`kind:
+    pyvene` with `component:`) work on any transformers model; on one that is no decoder language model they
+    edit whole tensors, and the result is a `WholeTensorModel`.
+
     Args:
         spec: a valid spec.
-        model: a loaded transformers causal language model.
+        model: a loaded transformers model.
         folder: where relative tensor files are looked for (the spec's folder).
         own_tensors: tensors for references without a file (those of a fit), by full name.
 
@@ -39,16 +54,19 @@ def compile_spec(
         CompileError: layers, heads or sites that this model does not have; every one is listed.
         TensorError: a tensor is missing, of another shape, or not finite.
     """
-    anatomy = Anatomy.of(model)
-    check_sizes(spec, anatomy.sizes)
+    anatomy = _anatomy(spec, model)
+    if anatomy is not None:
+        check_sizes(spec, anatomy.sizes)
     representations: list[dict[str, Any]] = []
     entries: list[tuple[str, list[str]]] = []
     problems: list[str] = []
     for i, declared in enumerate(spec.interventions):
         try:
             table = _table(declared, folder or Path(), own_tensors)
-            built = REGISTRY[declared.kind].build(declared, table, anatomy.sizes)
-            components = [_component(anatomy, site, layer) for site, layer, _ in built]
+            if anatomy is None:
+                _check_covers_all(declared, model)
+            built = REGISTRY[declared.kind].build(declared, table, anatomy.sizes if anatomy else NO_SIZES)
+            components = [_component(model, anatomy, site, layer) for site, layer, _ in built]
         except SubveneError as error:
             problems.append(f"interventions[{i}] ({declared.kind}): {error}")
             continue
@@ -57,7 +75,56 @@ def compile_spec(
         entries.append((entry_name(spec, i), [place(site, layer) for site, layer, _ in built]))
     if problems:
         raise CompileError("\n".join(problems))
-    return IntervenableModel(representations, model, entries)
+    compiled = IntervenableModel if anatomy is not None else WholeTensorModel
+    return compiled(representations, model, entries)
+
+
+def needs_anatomy(spec: InterventionSpec) -> bool:
+    """Whether an intervention is at a site, and not at a module that is named by its path."""
+    return not all(
+        isinstance(declared, PyveneSpec) and declared.component is not None for declared in spec.interventions
+    )
+
+
+def check_config(spec: InterventionSpec, config: Any) -> None:
+    """Check a spec against a model's config, as far as its interventions are at sites.
+
+    Raises:
+        CompileError: naming every field that is out of range.
+        AnatomyError: the config is not that of a model of attention blocks, and a site needs one.
+    """
+    if needs_anatomy(spec):
+        check_sizes(spec, sizes_from_config(config))
+
+
+def _anatomy(spec: InterventionSpec, model: torch.nn.Module) -> Anatomy | None:
+    """The model's anatomy; None for a model that is no decoder language model, if the spec needs none."""
+    if needs_anatomy(spec):
+        try:
+            return Anatomy.of(model)
+        except AnatomyError as error:
+            raise AnatomyError(
+                f"{error}. Any module of any model can be named by its path: `kind: pyvene` with `component:`"
+            ) from error
+    if getattr(model, "config", None) is None:
+        raise CompileError(
+            f"{type(model).__name__} has no `config`, which pyvene needs; wrap it in a "
+            "transformers.PreTrainedModel, or give it a transformers.PretrainedConfig as `config`"
+        )
+    if not reads_one_text(model):
+        return None
+    try:
+        return Anatomy.of(model)
+    except AnatomyError:
+        return None
+
+
+def _check_covers_all(declared: AnyIntervention, model: torch.nn.Module) -> None:
+    if declared.positions != "all":
+        raise CompileError(
+            f"positions: expected all, found {declared.positions!r}: {type(model).__name__} is no decoder "
+            "language model whose blocks are known, so prompt and response cannot be told apart in it"
+        )
 
 
 def entry_name(spec: InterventionSpec, i: int) -> str:
@@ -142,11 +209,13 @@ def _add(tensors: dict[str, torch.Tensor], more: Mapping[str, torch.Tensor], ori
         tensors[name] = tensor
 
 
-def _component(anatomy: Anatomy, site: str, layer: int | None) -> str:
-    if layer is not None and site in SITES:
+def _component(model: torch.nn.Module, anatomy: Anatomy | None, site: str, layer: int | None) -> str:
+    if anatomy is not None and layer is not None and site in SITES:
         return anatomy.component(site, layer)
     try:
-        component_module(anatomy.model, site)
+        component_module(model, site)
     except AttributeError as error:
-        raise CompileError(f"component {site!r}: this model has no such module ({error})") from error
+        near = nearest_component(model, site)
+        hint = f"; did you mean {near}?" if near else ""
+        raise CompileError(f"component {site!r}: this model has no such module ({error}){hint}") from error
     return site

@@ -73,9 +73,9 @@ class EditsOnly(pyvene.IntervenableModel):
     def enable_model_gradients(self) -> NoReturn:
         """Refused: the model's weights are no part of what is saved."""
         raise PyveneCallError(
-            "enable_model_gradients: the model's weights are no part of the edits, and no artifact would "
-            "keep them; to train them as well, set m.model.requires_grad_(True), give m.model.parameters() "
-            "to an optimizer of your own, and save the model yourself"
+            "enable_model_gradients: the model's weights are no part of the edits, and no artifact keeps "
+            "them; to train them as well, set m.model.requires_grad_(True), give m.model.parameters() to "
+            "an optimizer of your own, and save the model yourself"
         )
 
     def train_alignment(self, *args: Any, **kwargs: Any) -> NoReturn:

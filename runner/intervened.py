@@ -15,11 +15,10 @@ import torch
 from huggingface_hub import CommitInfo
 
 from subvene.runner import artifact, hub
-from subvene.runner.anatomy import sizes_from_config
 from subvene.runner.attached import PromptLengths, attached
 from subvene.runner.cache_record import refuse_edited
 from subvene.runner.chat_settings import CHAT_FIELDS, with_chat
-from subvene.runner.compile import check_sizes, compile_spec
+from subvene.runner.compile import check_config, compile_spec
 from subvene.runner.generation import setting
 from subvene.runner.intervenable import IntervenableModel
 from subvene.runner.limits import refuse_batch_beyond_context
@@ -30,6 +29,7 @@ from subvene.runner.receipt import Receipt
 from subvene.runner.refusals import refuse_unmasked_padding
 from subvene.runner.scopes import is_exempt
 from subvene.runner.text import Messages, TextError, pad, pad_id_of, prompt_ids
+from subvene.runner.whole_tensor import WholeTensorModel
 from subvene.specs import InterventionSpec, ModelSpec, load_spec, parse_spec
 
 
@@ -106,7 +106,7 @@ class IntervenedModel:
             spec = load_spec(Path(spec))
         if model is None:
             spec = with_overrides(spec, overrides)
-            check_sizes(spec, sizes_from_config(load_config(spec.model, **overrides)))
+            check_config(spec, load_config(spec.model, **overrides))
             model, tokenizer = load_model(spec.model, **overrides)
         else:
             spec = with_overrides(spec, {n: v for n, v in overrides.items() if n in CHAT_FIELDS})
@@ -313,7 +313,7 @@ class IntervenedModel:
 
     def __call__(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         *,
         prompt_lengths: Sequence[int] | torch.Tensor | None = None,
@@ -330,7 +330,8 @@ class IntervenedModel:
                 except `all`.
             strengths: as for `generate`.
             must_act: False for a caller who checks the receipts of several calls together.
-            **kwargs: further arguments of the model's forward (`labels`, `logits_to_keep`, …).
+            **kwargs: further arguments of the model's forward (`labels`, `logits_to_keep`, …); on
+                a model that is no decoder language model all of them, the first being its main input.
 
         Raises:
             PositionError: a position rule cannot be decided.
@@ -339,6 +340,12 @@ class IntervenedModel:
             NotSteeredError: an intervention that should have acted did not.
             NotFiniteError: activations or logits of real tokens are not finite.
         """
+        if isinstance(self.intervenable, WholeTensorModel):
+            inputs = {"attention_mask": attention_mask, **kwargs}
+            if self.is_disabled:
+                return self.intervenable.call_plain(input_ids, inputs)
+            options = {"strengths": self._named(strengths), "must_act": must_act}
+            return self.intervenable.call(input_ids, inputs, prompt_lengths=prompt_lengths, **options)
         if not isinstance(input_ids, torch.Tensor):
             raise TextError(
                 f"a call takes token ids [batch, tokens] as a tensor, found {input_ids!r:.60}; for text use "

@@ -12,7 +12,7 @@ from subvene.interventions.positions import needs_length
 from subvene.runner.anatomy import sizes_from_config
 from subvene.runner.cli._source import Source, tokenised
 from subvene.runner.cli._words import positions_in_words
-from subvene.runner.compile import check_sizes, entry_name, load_tensors, place
+from subvene.runner.compile import NO_SIZES, check_sizes, entry_name, load_tensors, place
 from subvene.runner.model import load_config, load_tokenizer
 from subvene.runner.order import Edits, pairs_of
 from subvene.specs import AnyIntervention, InterventionSpec, SubveneError
@@ -91,6 +91,8 @@ def _sizes(source: Source) -> tuple[Sizes | None, dict[str, Any] | None, bool | 
     """Sizes, the same as a mapping, whether stock pyvene lists the model, and why none of this is known."""
     if source.artifact:
         made_for = source.artifact.fingerprint["model"]
+        if "modules" in made_for:
+            return None, made_for, source.artifact.fingerprint["stock_pyvene"], None
         sizes = Sizes(*(made_for[name] for name in ("n_layers", "width", "n_heads", "head_dim")))
         return sizes, made_for, source.artifact.fingerprint["stock_pyvene"], None
     try:
@@ -106,6 +108,8 @@ def _sizes(source: Source) -> tuple[Sizes | None, dict[str, Any] | None, bool | 
 
 def _built(source: Source, declared: AnyIntervention, sizes: Sizes | None) -> tuple[Edits, str | None]:
     """The edits of one entry by place; or none, and why."""
+    if sizes is None and getattr(declared, "component", None) is not None:
+        sizes = NO_SIZES
     if sizes is None:
         return {}, "not looked at, since the model's sizes are not known"
     tensors: dict[str, torch.Tensor] = dict(source.artifact.tensors) if source.artifact else {}

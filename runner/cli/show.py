@@ -62,8 +62,10 @@ def _print(console: Console, source: Source, description: Mapping[str, Any]) -> 
     line(description["what"], description["path"])
     line("model", description["model"])
     if made_for := description["made_for"]:
-        heads = f"{made_for['n_heads']} heads of {made_for['head_dim']}"
-        sizes = f"{made_for['n_layers']} layers, width {made_for['width']}, {heads}"
+        sizes = None
+        if made_for["n_layers"] is not None:
+            heads = f"{made_for['n_heads']} heads of {made_for['head_dim']}"
+            sizes = f"{made_for['n_layers']} layers, width {made_for['width']}, {heads}"
         line(
             "made for" if source.artifact else "sizes",
             ", ".join(filter(None, (made_for.get("architecture"), sizes))),

@@ -130,6 +130,12 @@ def judge_all(
         ExportError: (or `error`) one is refused, or is not exact and approximations are not wanted; every one
             of them is named, with the reason and the nearest exact alternative.
     """
+    from subvene.runner.whole_tensor import WholeTensorModel
+
+    if isinstance(m.intervenable, WholeTensorModel):
+        raise error(
+            f"{type(m.model).__name__} is no decoder language model, and the exports are for those; {KEEP}"
+        )
     problems, is_exact, can_be_approximated = [], True, True
     for declared, entry in zip(m.spec.interventions, m.intervenable.entries, strict=True):
         verdict = judged(export, declared)

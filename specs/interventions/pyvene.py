@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NoReturn, Self
 
 from annotated_types import MinLen
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from subvene.specs._fields import Count, Index, Indices, Seed, Strength, full_match
 from subvene.specs._flaws import Expect, Flaw, refuse
+from subvene.specs._pyvene_names import instead_of
 from subvene.specs.interventions.base import LAYER, STRENGTH, BaseIntervention
 from subvene.specs.sites import Site
 from subvene.specs.tensors import TensorRef
@@ -33,6 +34,15 @@ PyveneClass = Literal[
 ]
 
 _WITHOUT_SOURCE = frozenset({"ZeroIntervention", "CollectIntervention", "SkipIntervention"})
+# Their `forward` takes subspaces and does not look at them.
+_WITHOUT_SUBSPACES = frozenset(
+    {
+        "BoundlessRotatedSpaceIntervention",
+        "SigmoidMaskRotatedSpaceIntervention",
+        "SigmoidMaskIntervention",
+        "AutoencoderIntervention",
+    }
+)
 _NEEDS: dict[str, tuple[str, str]] = {
     "LowRankRotatedSpaceIntervention": ("low_rank_dimension", "an integer >= 1, which this class needs"),
     "JumpReLUAutoencoderIntervention": ("low_rank_dimension", "an integer >= 1, which this class needs"),
@@ -41,14 +51,25 @@ _NEEDS: dict[str, tuple[str, str]] = {
 }
 
 
-def _works_at_any_length(name: object) -> object:
+def _refuse(expected: str) -> NoReturn:
+    raise PydanticCustomError("expected", "expected {expected}", {"expected": expected})
+
+
+def _declarable(name: object) -> object:
     if name == "NoiseIntervention":
-        raise PydanticCustomError(
-            "expected",
-            "expected {expected}",
-            {"expected": "another class: NoiseIntervention of pyvene 0.1.8 works on exactly 4 tokens only"},
+        _refuse("another class: NoiseIntervention of pyvene 0.1.8 works on exactly 4 tokens only")
+    if name == "LambdaIntervention":
+        _refuse(
+            "another class: a function cannot be declared in a file; take a class from the list, or build a "
+            "stock pyvene.IntervenableModel with the function in Python"
         )
     return name
+
+
+def _by_path(component: object, info: ValidationInfo) -> object:
+    if isinstance(component, str) and (instead := instead_of(component, info.data.get("layer"))):
+        _refuse(instead)
+    return component
 
 
 def _disjoint(partition: tuple[tuple[Hashable, ...], ...]) -> tuple[tuple[Hashable, ...], ...]:
@@ -62,7 +83,7 @@ class PyveneSpec(BaseIntervention):
     """One of pyvene's own interventions, at a site or at any module's input or output."""
 
     kind: Literal["pyvene"] = Field(default="pyvene", description="A class of pyvene's own.")
-    class_name: Annotated[PyveneClass, BeforeValidator(_works_at_any_length)] = Field(
+    class_name: Annotated[PyveneClass, BeforeValidator(_declarable)] = Field(
         validation_alias="class",
         serialization_alias="class",
         description="The pyvene class. NoiseIntervention is left out: in pyvene 0.1.8 it works on exactly 4 "
@@ -76,6 +97,7 @@ class PyveneSpec(BaseIntervention):
             full_match(
                 r"[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])*(\.[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])*)*\.(input|output)"
             ),
+            BeforeValidator(_by_path),
             Expect("a module path that ends in .input or .output, such as model.layers[3].mlp.act_fn.output"),
         ]
         | None
@@ -132,7 +154,18 @@ class PyveneSpec(BaseIntervention):
             yield Flaw(("layer",), "an integer >= 0 beside `site`", None, "missing_field")
         if self.source is None and self.class_name not in _WITHOUT_SOURCE:
             yield Flaw(("source",), f"the source that {self.class_name} needs", None, "missing_field")
-        if self.class_name in _NEEDS:
-            field, expected = _NEEDS[self.class_name]
-            if getattr(self, field) is None:
-                yield Flaw((field,), expected, None, "missing_field")
+        needed, expected = _NEEDS.get(self.class_name, (None, ""))
+        if needed is not None and getattr(self, needed) is None:
+            yield Flaw((needed,), expected, None, "missing_field")
+        yield from self._unheeded(needed)
+
+    def _unheeded(self, needed: str | None) -> Iterator[Flaw]:
+        """Fields that the class does not look at, so that they would change nothing."""
+        if self.source is not None and self.class_name in _WITHOUT_SOURCE:
+            yield Flaw(("source",), f"no source: {self.class_name} takes none", self.source)
+        for field in ("low_rank_dimension", "latent_dim"):
+            if field != needed and (value := getattr(self, field)) is not None:
+                yield Flaw((field,), f"no {field}: {self.class_name} has none", value)
+        for field in ("subspaces", "subspace_partition"):
+            if self.class_name in _WITHOUT_SUBSPACES and (value := getattr(self, field)) is not None:
+                yield Flaw((field,), f"no {field}: {self.class_name} does not look at them", value)

@@ -114,7 +114,14 @@ _interventions = st.one_of(
     st.builds(AblationSpec, site=_site, layer=_index, direction=_ref, strength=_strength, **_common),
     st.builds(
         PyveneSpec,
-        class_name=st.sampled_from(["RotatedSpaceIntervention", "LowRankRotatedSpaceIntervention"]),
+        class_name=st.just("RotatedSpaceIntervention"),
+        component=st.just("model.layers[3].mlp.act_fn.output"),
+        source=_ref,
+        **_common,
+    ),
+    st.builds(
+        PyveneSpec,
+        class_name=st.just("LowRankRotatedSpaceIntervention"),
         component=st.just("model.layers[3].mlp.act_fn.output"),
         source=_ref,
         state=st.none() | _ref,
