@@ -170,7 +170,8 @@ class IntervenedModel:
         Args:
             model: a transformers model, such as a baked checkpoint.
             tokenizer: its tokenizer.
-            name: what its spec calls it.
+            name: what its spec calls it; `plain` if its weights are as they were loaded, else what they were
+                made into (`baked`, `lora`).
         """
         # Not a spec that a file could hold: it declares no intervention.
         spec = InterventionSpec.model_construct(subvene=1, model=ModelSpec(name=name), interventions=())
@@ -292,6 +293,8 @@ class IntervenedModel:
             NotSteeredError: an intervention that should have acted did not.
             NotFiniteError: as for `generate`.
         """
+        if isinstance(self.intervenable, WholeTensorModel):
+            self.intervenable.generate()
         device = self.model.device
         input_ids = torch.as_tensor(input_ids)
         if attention_mask is None:
@@ -394,6 +397,8 @@ class IntervenedModel:
             NotSteeredError: on leaving, if an intervention that should have acted did not.
             ConcurrentRunError: another IntervenedModel is attached to this base model here.
         """
+        if isinstance(self.intervenable, WholeTensorModel):
+            self.intervenable.attached()
         if self.is_disabled:
             with self.intervenable.suspended():
                 self.intervenable.leave()
