@@ -248,7 +248,8 @@ class IntervenedModel:
                 raise TextError(
                     f"generate takes texts, not {name}; token ids go to generate_ids(input_ids, mask)"
                 )
-        options = {"system": system, "chat": chat, "chat_template_kwargs": chat_template_kwargs}
+        options: dict[str, Any] = {"system": system, "chat": chat}
+        options["chat_template_kwargs"] = chat_template_kwargs
         rows = [prompt_ids(self.tokenizer, prompt, **options) for prompt in as_prompts(prompts)]
         if not rows:
             return []

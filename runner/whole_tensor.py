@@ -191,7 +191,7 @@ class WholeTensorModel(IntervenableModel):
                     check_finite(norms[1], f"‖Δ‖ at {site}", [entry.name])
 
     def _receipt(self, run: _Run) -> Receipt:
-        receipts = []
+        receipts: list[Any] = []
         for entry in self.entries:
             (key,) = entry.keys
             recorder = run.recorders.get(key) or Recorder({key: run.strengths[key]}, 0)
