@@ -88,8 +88,9 @@ test-vllm: env .venv-vllm/$(VLLM) ## compare exports with vLLM, token for token 
 	@.venv-vllm/bin/python $(PIP_OF) uninstall -y torchvision torchaudio torchcodec
 	@touch $@
 
-fuzz: env ## feed spoilt bytes to everything that reads what others made (FUZZ_ARGS="--seconds 3600 --seed 3")
+fuzz: env ## spoilt bytes to everything that reads, drawn specs against an oracle (FUZZ_ARGS="--seconds 3600 --seed 3")
 	$(BIN)/python tests/fuzz/test_loaders.py $(FUZZ_ARGS)
+	$(BIN)/python tests/fuzz/test_runs.py $(FUZZ_ARGS)
 
 check: lint typecheck ## format, lint and types
 
