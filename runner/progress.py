@@ -10,9 +10,10 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.progress import track as rich_track
+
+from subvene.runner.terminal import console
 
 _T = TypeVar("_T")
 
@@ -22,7 +23,7 @@ def track(items: Sequence[_T], description: str) -> Iterable[_T]:
     return rich_track(
         items,
         description,
-        console=Console(stderr=True),
+        console=console(stderr=True),
         transient=True,
         disable=not sys.stderr.isatty(),
     )
@@ -39,7 +40,7 @@ def status(description: str, *, silent: bool = False) -> Iterator[None]:
     if silent or not sys.stderr.isatty():
         yield
         return
-    with Console(stderr=True).status(description):
+    with console(stderr=True).status(description):
         yield
 
 
@@ -53,7 +54,7 @@ def generating(max_new_tokens: int, description: str = "generating") -> Iterator
     if not sys.stderr.isatty():
         yield None
         return
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=console(stderr=True), transient=True) as bar:
         yield _TokenBar(bar, bar.add_task(description, total=max_new_tokens))
 
 

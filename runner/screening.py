@@ -21,6 +21,7 @@ from subvene.runner.activations import Text
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.projection import ByVector, Projections, Vectors, project
 from subvene.runner.rollouts import Rollout, Row, rollouts
+from subvene.runner.spreadsheet import as_cell
 from subvene.runner.storage import atomic_file
 from subvene.runner.transcripts import Transcript, Turn, refuse_long, turns_of
 
@@ -100,13 +101,15 @@ class Screening:
             names = [
                 f"{key}@{layer} {what}" for key, layer in vectors for what in ("difference", "data", "own")
             ]
-            writer.writerow(["rank", "sample", "where", *names, "answer", "own_answer"])
+            heads = ["rank", "sample", "where", *names, "answer", "own_answer"]
+            writer.writerow([as_cell(head) for head in heads])
             for rank, i in enumerate(self.order()):
                 values = []
                 for key, layer in vectors:
                     sides = differences, self.data_projections.before, self.own_projections.before
                     values += [_cell(float(side[key][layer][i])) for side in sides]
-                writer.writerow([rank, i, self.where[i], *values, self.samples[i].text, self.own[i].text])
+                texts = [as_cell(text) for text in (self.where[i], self.samples[i].text, self.own[i].text)]
+                writer.writerow([rank, i, texts[0], *values, *texts[1:]])
 
 
 def screen(

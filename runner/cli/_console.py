@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+
+from subvene.runner.terminal import console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,19 +30,12 @@ EPILOG = (
 
 def out() -> Console:
     """Standard output: colours on a terminal only, `COLUMNS` or 80 columns wide elsewhere."""
-    return _console(stderr=False)
+    return console(stderr=False)
 
 
 def err() -> Console:
     """Standard error, likewise."""
-    return _console(stderr=True)
-
-
-def _console(*, stderr: bool) -> Console:
-    from rich.console import Console
-
-    # What is printed is prompts, answers and file names: never markup.
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    return console(stderr=True)
 
 
 @contextlib.contextmanager
@@ -52,7 +48,9 @@ def results(as_json: bool) -> Iterator[Callable[[Any], None]]:
     stdout = sys.stdout
 
     def emit(document: Any) -> None:
-        stdout.write(json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False)
+        # JSON escapes the other control characters by itself.
+        stdout.write(re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
     if not as_json:
         yield emit

@@ -10,7 +10,6 @@ import contextlib
 import signal
 import sys
 import threading
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +28,7 @@ from subvene.runner.cli._options import (
     parse_strengths,
 )
 from subvene.runner.cli._source import open_source
+from subvene.runner.terminal import printable
 from subvene.specs import SubveneError
 from subvene.specs._flaws import nearest
 
@@ -225,7 +225,7 @@ class _Terminal:
 
     def _show(self, text: str) -> None:
         # A model may write anything, escape codes included; a file gets it as it is, a terminal must not.
-        sys.stdout.write(_printable(text) if sys.stdout.isatty() else text)
+        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
         self._is_midline = not text.endswith("\n")
 
@@ -370,7 +370,7 @@ def _temperature(terminal: _Terminal, argument: str) -> None:
 
 def _history(terminal: _Terminal, argument: str) -> None:
     _no_argument("history", argument)
-    lines = [f"{message['role']}: {_printable(message['content'])}" for message in terminal.session.messages]
+    lines = [f"{message['role']}: {printable(message['content'])}" for message in terminal.session.messages]
     terminal.note("\n".join(lines) or "nothing yet")
 
 
@@ -441,7 +441,3 @@ def _is_unsteered(error: SubveneError) -> bool:
     from subvene.runner.receipt import NotSteeredError
 
     return isinstance(error, NotSteeredError | NotFiniteError)
-
-
-def _printable(text: str) -> str:
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")

@@ -22,6 +22,7 @@ from subvene.runner.cli._options import (
     model_overrides,
 )
 from subvene.runner.cli._source import open_source
+from subvene.runner.spreadsheet import as_cell
 from subvene.runner.storage import atomic_file
 
 if TYPE_CHECKING:
@@ -213,12 +214,14 @@ def _write_csv(
                 columns[f"{key}@{layer} after"] = found.after[key][layer].tolist()
     with atomic_file(path) as file:
         writer = csv.writer(file)
-        writer.writerow(["where", "transcript", "turn", "tokens", "score", *columns, "text"])
+        heads = ["where", "transcript", "turn", "tokens", "score", *columns, "text"]
+        writer.writerow([as_cell(head) for head in heads])
         for i, turn in enumerate(turns):
             score = _score(turn, transcripts)
             shown = [f"{column[i]:.6g}" if math.isfinite(column[i]) else "" for column in columns.values()]
             first = [transcripts[turn.transcript].where, turn.transcript, turn.turn, int(found.tokens[i])]
-            writer.writerow([*first, "" if score is None else score, *shown, turn.text])
+            line = [*first, "" if score is None else score, *shown, turn.text]
+            writer.writerow([as_cell(value) for value in line])
 
 
 def _print(console: Console, document: Mapping[str, Any], csv_file: Path | None) -> None:

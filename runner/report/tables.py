@@ -12,6 +12,7 @@ from typing import Any
 from subvene.runner.comparison.composition import composition_lines
 from subvene.runner.comparison.missing import missing_in_words, missing_verdicts
 from subvene.runner.comparison.summary import METRICS, in_words
+from subvene.runner.spreadsheet import as_cell
 from subvene.runner.storage import atomic_file
 
 
@@ -180,7 +181,7 @@ def _answer_lines(results: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
 
 
 def csv_text(lines: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """Mappings as CSV.
+    """Mappings as CSV, without formulas (`runner.spreadsheet`).
 
     Args:
         lines: one a row.
@@ -197,6 +198,6 @@ def csv_text(lines: Sequence[Mapping[str, Any]], columns: Sequence[str] | None =
         lineterminator="\n",
         quoting=csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL,
     )
-    writer.writeheader()
-    writer.writerows(lines)
+    writer.writerow({column: as_cell(column) for column in columns})
+    writer.writerows({name: as_cell(value) for name, value in line.items()} for line in lines)
     return stream.getvalue()
