@@ -10,11 +10,11 @@ from typing import Any
 from subvene.runner.evaluations.base import sweep_strengths
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.scoring import log_probs
-from subvene.runner.text import prompt_ids, reply_ids
+from subvene.runner.text import Messages, prompt_ids, reply_ids
 from subvene.specs import ContrastSpec, ContrastTexts, SubveneError, resolve_pairs
 
 
-def contrast_texts(spec: ContrastSpec, folder: Path) -> list[tuple[str, str, str]]:
+def contrast_texts(spec: ContrastSpec, folder: Path) -> list[tuple[str | Messages, str, str]]:
     """(prompt, positive, negative) of every pair; needs no model, so that flaws show before one is loaded.
 
     Raises:
@@ -28,11 +28,11 @@ def contrast_texts(spec: ContrastSpec, folder: Path) -> list[tuple[str, str, str
         )
     texts = []
     for i, pair in enumerate(pairs.texts):
-        if pair.prompt is None:
+        if pair.asked is None:
             raise SubveneError(
                 f"evaluate contrast: texts[{i}].prompt is missing; answers are scored after a prompt"
             )
-        texts.append((pair.prompt, pair.positive, pair.negative))
+        texts.append((pair.asked, pair.positive, pair.negative))
     return texts
 
 

@@ -50,9 +50,12 @@ def test_rows_of_text_and_of_messages(read: Callable[..., list[Preference]]) -> 
         ([1], r"p\.jsonl:2: expected an object, found \[1\]"),
         ({"prompt": "a", "chosen": "b"}, r":2: expected the field 'rejected', found: prompt, chosen"),
         ({"chosen": "b", "rejected": "c"}, r":2: expected the field 'prompt'"),
-        (ROW | {"chosen": " "}, ":2: chosen: expected text or messages, found ' '"),
+        (ROW | {"chosen": " "}, ':2: chosen: expected text or messages, found " "'),
         (ROW | {"chosen": [USER]}, ":2: chosen: expected an assistant's answer as the last message"),
-        (ROW | {"chosen": [{"role": 1}]}, ":2: chosen: expected messages with `role` and `content`"),
+        (
+            ROW | {"chosen": [{"role": 1}]},
+            ":2: chosen\[0\]: expected an object with the texts",
+        ),
         (ROW | {"prompt": 3}, ":2: prompt: expected text or messages, found 3"),
         (ROW | {"rejected": "i am glad"}, ":2: chosen and rejected are the same answer"),
         (
