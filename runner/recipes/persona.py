@@ -333,8 +333,9 @@ def _fit(
 def _given(spec: PersonaSpec, data: Any) -> PersonaData:
     if not isinstance(data, PersonaData):
         raise SubveneError(
-            f"data: persona vectors are made of the answers that the model itself gives, found "
-            f"{type(data).__name__}; declare traits (`fit.traits`: names, or files of instructions and questions)"
+            "data: persona vectors are made of the answers that the model itself gives, found "
+            f"{type(data).__name__}; declare traits (`fit.traits`: names, or files of instructions and "
+            "questions)"
         )
     return data
 

@@ -114,7 +114,7 @@ def test_provenance_names_the_columns(write: Callable[..., Path], loaded: Any) -
         ([{"prompt": "a", "positive": "b"}], "data: row 0: expected a column `negative`"),
         (
             [{"prompt": "a", "positive": "b", "negative": "c", "tools": ["t"]}],
-            "row 0: tools: .* cannot be used",
+            "tools: .* cannot be used",
         ),
     ],
 )
