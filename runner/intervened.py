@@ -205,7 +205,11 @@ class IntervenedModel:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
             return []
-        options = {"system": system, "chat": chat, "chat_template_kwargs": chat_template_kwargs}
+        options: dict[str, Any] = {
+            "system": system,
+            "chat": chat,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
         rows = [prompt_ids(self.tokenizer, prompt, **options) for prompt in prompts]
         kwargs.setdefault("pad_token_id", pad_id_of(self.tokenizer))
         batch = pad(rows, [len(row) for row in rows], pad_id_of(self.tokenizer), "left")

@@ -48,8 +48,13 @@ def read_data(spec: TriplesSpec | TruthfulPairsSpec, folder: Path) -> Data:
     if isinstance(spec, TruthfulPairsSpec):
         return load_questions(spec.truthfulqa, folder)
     if spec.dataset is not None:
-        options = {"subset": spec.subset, "split": spec.split, "revision": spec.revision}
-        rows = hub_rows(spec.dataset, fail=PreferenceError, **options)
+        rows = hub_rows(
+            spec.dataset,
+            subset=spec.subset,
+            split=spec.split,
+            revision=spec.revision,
+            fail=PreferenceError,
+        )
     else:
         path = folder / Path(spec.file or "").expanduser()
         rows = file_rows(path, PreferenceError, hint="; it is looked for beside the spec")

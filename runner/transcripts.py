@@ -291,7 +291,7 @@ def _known(points: Iterable[tuple[float, float | None]]) -> tuple[list[float], l
 
 
 def _transcript(row: Any, where: str, columns: Columns, used: Used) -> Transcript:
-    chosen = {
+    chosen: dict[Meaning, str | None] = {
         "prompt": columns.prompt,
         "response": columns.response,
         "messages": columns.messages,

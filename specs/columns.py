@@ -174,7 +174,7 @@ def take(
     taken = Taken()
     found: dict[Meaning, dict[str, Any]] = {}
     for column, value in row.items():
-        meaning = next((m for m, name in named.items() if name == column), None)
+        meaning: Meaning | None = next((m for m, name in named.items() if name == column), None)
         if meaning is None:
             meaning = KNOWN.get(_normal(column))
             if meaning is None or meaning in named or meaning in excused:

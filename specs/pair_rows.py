@@ -46,7 +46,8 @@ def _pair(row: Any, where: str, used: Used, fail: Fail) -> TextPair:
     taken = take(row, where, _WANTED, fail=fail)
     before: list[dict[str, Any]] = []
     sides = []
-    for meaning, name in (("chosen", "positive"), ("rejected", "negative")):
+    names: dict[Meaning, str] = {"chosen": "positive", "rejected": "negative"}
+    for meaning, name in names.items():
         if meaning not in taken:
             raise fail(
                 f"{where}: expected a column `{name}` (or `{meaning}`); the columns are: "

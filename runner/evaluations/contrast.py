@@ -26,7 +26,7 @@ def contrast_texts(spec: ContrastSpec, folder: Path) -> list[tuple[str | Message
         raise SubveneError(
             "evaluate contrast: its pairs are `systems`; it needs `texts` with answers to score"
         )
-    texts = []
+    texts: list[tuple[str | Messages, str, str]] = []
     for i, pair in enumerate(pairs.texts):
         if pair.asked is None:
             raise SubveneError(

@@ -88,7 +88,7 @@ def test_a_dataset_is_streamed_up_to_the_limit(tmp_path: Path) -> None:
         ({"field": "n"}, "expected non-empty text, found 0"),
         (
             {"split": "test"},
-            r"dataset .*corpus' \(subset none, split test\) cannot be read: .*give a `file:`",
+            r"dataset .*corpus' \(subset none, split test\) cannot be read: .*give a file",
         ),
         ({"subset": "en"}, "cannot be read"),
     ):

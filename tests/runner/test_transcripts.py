@@ -25,6 +25,7 @@ from subvene.runner.transcripts import (
     turns_of,
 )
 
+TOLD = {"role": "system", "content": "be good"}
 CHAT = [
     {"role": "user", "content": "hello"},
     {"role": "assistant", "content": "hello you"},
@@ -87,7 +88,6 @@ def test_conversations_and_scores_of_turns(file: Any) -> None:
 
 def test_the_forms_that_people_have(file: Any) -> None:
     """Each column that means something is in the conversation; the others are named."""
-    told = {"role": "system", "content": "be good"}
     share = [{"from": {"user": "human", "assistant": "gpt"}[m["role"]], "value": m["content"]} for m in CHAT]
     rows = {
         "system_prompt": {"system_prompt": "be good", "question": "hello", "answer": "hello you"},
@@ -97,7 +97,7 @@ def test_the_forms_that_people_have(file: Any) -> None:
     }
     for name, row in rows.items():
         (found,) = read_transcripts(file(f"{name}.jsonl", [row]))
-        assert list(found.messages) == [told, *CHAT[:2]], name
+        assert list(found.messages) == [TOLD, *CHAT[:2]], name
     (both,) = read_transcripts(file("b.jsonl", [{"instruction": "hello", "input": "world", "output": "you"}]))
     assert both.messages[0]["content"] == "hello\n\nworld"
     (whole,) = read_transcripts(file("c.jsonl", [{"conversations": share}]))
@@ -124,10 +124,10 @@ WRONG = [
     ("a.jsonl", [{"prompt": "a", "response": "b"}, "{"], {}, r"a.jsonl:2: not JSON"),
     ("a.jsonl", [["a"]], {}, r"a.jsonl:1: expected a row with columns, found \[\"a\"\]"),
     ("a.jsonl", [{"words": "b"}], {}, r"a.jsonl:1: expected `messages`.*the columns are: words"),
-    ("a.jsonl", [{"messages": CHAT, "prompt": "other"}], {}, r"a.jsonl:1: prompt: says what the conversation"),
-    ("a.jsonl", [{"prompt": "a", "response": "b", "text": "c"}], {}, r"text: says what prompt and response do"),
-    ("a.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}], {}, r"chosen: .*say which answer is meant"),
-    ("a.jsonl", [{"messages": [{"role": "system", "content": "a"}, *CHAT], "system": "b"}], {}, r"another system"),
+    ("a.jsonl", [{"messages": CHAT, "prompt": "other"}], {}, r"a.jsonl:1: prompt: says what the conv"),
+    ("a.jsonl", [{"prompt": "a", "response": "b", "text": "c"}], {}, r"text: says what prompt and resp"),
+    ("a.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}], {}, r"chosen: .*say which answer"),
+    ("a.jsonl", [{"messages": [TOLD, *CHAT], "system": "b"}], {}, r"another system"),
     ("a.jsonl", [{"prompt": "a", "response": 3}], {}, r"a.jsonl:1: response: expected text, found 3"),
     ("a.jsonl", [{"prompt": " ", "response": "b"}], {}, r"a.jsonl:1: prompt: expected non-empty text"),
     ("a.jsonl", [{"prompt": "a", "response": "b"}], {"prompt": "q"}, r"a.jsonl:1: no column 'q'; there is"),

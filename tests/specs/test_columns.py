@@ -50,11 +50,11 @@ def test_what_was_used_is_named() -> None:
     assert used.to_dict() == {
         "read": {"prompt": ["prompt", "question"], "response": ["answer"]},
         "said_again": ["question"],
-        "not_read": ["evil", "prompt", "coherence"],
+        "not_read": ["evil", "coherence", "prompt"],
     }
     assert used.in_words() == (
         "prompt from prompt, question; response from answer; said again in question; "
-        "not read: evil, prompt, coherence"
+        "not read: evil, coherence, prompt"
     )
 
 
