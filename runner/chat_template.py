@@ -68,11 +68,11 @@ def _rendered(
 ) -> Any:
     settings = chat_of(tokenizer) if settings is None else settings
     _check_variables(tokenizer, settings)
-    messages = [dict(message) for message in messages]
+    turns = [dict(message) for message in messages]
     if settings.reasoning == "drop":
-        messages = [_answered(message) for message in messages]
+        turns = [_answered(message) for message in turns]
     if settings.system == "fold":
-        messages = _folded(messages)
+        turns = _folded(turns)
 
     def call(some: Messages, tokenize: bool) -> Any:
         return tokenizer.apply_chat_template(
@@ -83,10 +83,10 @@ def _rendered(
             **settings.chat_template_kwargs,
         )
 
-    if messages and messages[0]["role"] == "system":
-        _check_system(call, messages)
+    if turns and turns[0]["role"] == "system":
+        _check_system(call, turns)
     try:
-        return call(messages, tokenize)
+        return call(turns, tokenize)
     except Exception as error:
         if not _of_template(error):
             raise

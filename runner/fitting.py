@@ -40,8 +40,10 @@ def fit(
         seed: of what the recipe draws at random; default: the spec's.
         work: folder where the recipe keeps what another fit may need again, such as activations, named by
             content; default: nothing is kept.
-        data: what is fitted on, in place of what the `fit:` block names: TruthfulQA's tuning questions of a
-            fold, contrast pairs.
+        data: what is fitted on, in place of what the `fit:` block names: a `datasets.Dataset`, a DataFrame or
+            a list of rows, whose columns are those of a file (pairs for `mean_difference`, preferences or
+            TruthfulQA's questions for `localized_edit`, TruthfulQA's questions for `iti`); or what those are
+            read into.
         **overrides: fields of the spec's `model:` to replace.
 
     Returns:
@@ -66,7 +68,7 @@ def fit(
     folder = Path() if folder is None else Path(folder)
     recipe = RECIPES[how.recipe]
     seed = spec.seed if seed is None else seed
-    data = recipe.read(how, folder) if data is None else data
+    data = recipe.read(how, folder) if data is None else recipe.given(how, data)
     recipe.check(how, data, seed)
     if model is None:
         spec = with_overrides(spec, overrides)

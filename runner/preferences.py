@@ -4,44 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from subvene.runner.text import Messages, TextError, prompt_ids, reply_ids
+from subvene.runner.hub_rows import hub_rows
+from subvene.runner.preference_rows import Preference, PreferenceError, Preferences, preferences_of
+from subvene.runner.text import TextError, prompt_ids, reply_ids
 from subvene.runner.training.examples import Example
 from subvene.runner.truthfulqa.data import Question, data_sha256, load_questions
 from subvene.runner.truthfulqa.prompts import Prompts, load_prompts
 from subvene.runner.truthfulqa.splits import limited
-from subvene.specs import SubveneError
 from subvene.specs.preferences import TriplesSpec, TruthfulPairsSpec
+from subvene.specs.rows import file_rows
 
-
-class PreferenceError(SubveneError, ValueError):
-    """Preferences cannot be read; the message names the file and line, or the dataset and row."""
-
-
-@dataclass(frozen=True)
-class Preference:
-    """A prompt, the answer that is wanted and the one that is not.
-
-    Attributes:
-        prompt: a user's turn or raw text, or messages with `role` and `content`.
-        chosen: the wanted answer.
-        rejected: the unwanted one.
-    """
-
-    prompt: str | Messages
-    chosen: str
-    rejected: str
-
-    @property
-    def key(self) -> str:
-        """What names the question: a hash of the prompt."""
-        return hashlib.sha256(json.dumps(self.prompt, ensure_ascii=False).encode()).hexdigest()[:16]
-
+__all__ = [
+    "Data",
+    "Preference",
+    "PreferenceError",
+    "Preferences",
+    "encode",
+    "preferences_sha256",
+    "read_data",
+    "used",
+]
 
 Data = Sequence[Preference] | Sequence[Question]
 """What a spec's `data` names: triples, or TruthfulQA's questions."""
@@ -60,15 +47,18 @@ def read_data(spec: TriplesSpec | TruthfulPairsSpec, folder: Path) -> Data:
     """
     if isinstance(spec, TruthfulPairsSpec):
         return load_questions(spec.truthfulqa, folder)
-    rows = (
-        _of_dataset(spec)
-        if spec.dataset is not None
-        else _of_file(folder / Path(spec.file or "").expanduser())
-    )
-    preferences = [_preference(row, where, spec) for where, row in islice(rows, spec.limit)]
-    if not preferences:
-        raise PreferenceError(f"{spec.dataset or spec.file}: holds no preference")
-    return preferences
+    if spec.dataset is not None:
+        rows = hub_rows(
+            spec.dataset,
+            subset=spec.subset,
+            split=spec.split,
+            revision=spec.revision,
+            fail=PreferenceError,
+        )
+    else:
+        path = folder / Path(spec.file or "").expanduser()
+        rows = file_rows(path, PreferenceError, hint="; it is looked for beside the spec")
+    return preferences_of(rows, spec, str(spec.dataset or spec.file))
 
 
 def preferences_sha256(data: Data) -> str:
@@ -162,93 +152,3 @@ def _end(tokenizer: Any) -> tuple[int, ...]:
     if tokenizer.eos_token_id is None:
         raise TextError("this tokenizer has no end-of-sequence token; set `end: false` under `fit.data`")
     return (int(tokenizer.eos_token_id),)
-
-
-def _of_file(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise PreferenceError(
-            f"{path}: cannot be read ({error.strerror}); it is looked for beside the spec"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise PreferenceError(f"{path}: not UTF-8 text (byte {error.start}: {error.reason})") from error
-    # Not splitlines: JSON text may hold U+2028 as it is.
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            yield where, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise PreferenceError(f"{where}: not JSON ({error})") from error
-
-
-def _of_dataset(spec: TriplesSpec) -> Iterator[tuple[str, Any]]:
-    import datasets
-
-    name = f"{spec.dataset}{'' if spec.subset is None else f' ({spec.subset})'}, {spec.split}"
-    try:
-        loaded = datasets.load_dataset(spec.dataset, spec.subset, split=spec.split, revision=spec.revision)
-    # Its own errors, those of the network, and ValueError for a name or a configuration that is not there.
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
-        raise PreferenceError(f"dataset {name}: cannot be loaded: {error}") from error
-    for number, row in enumerate(loaded):
-        yield f"dataset {name}: row {number}", row
-
-
-def _preference(row: Any, where: str, spec: TriplesSpec) -> Preference:
-    if not isinstance(row, Mapping):
-        raise PreferenceError(f"{where}: expected an object, found {_short(row)}")
-    before, chosen = _answer(row, where, spec.chosen)
-    other, rejected = _answer(row, where, spec.rejected)
-    prompt = row.get(spec.prompt)
-    if prompt is None:
-        if not before:
-            raise PreferenceError(
-                f"{where}: expected the field {spec.prompt!r}, found: {', '.join(map(str, row))}"
-            )
-        if before != other:
-            raise PreferenceError(
-                f"{where}: {spec.chosen} and {spec.rejected} answer different prompts; give the prompt a "
-                "field of its own"
-            )
-        prompt = before
-    elif isinstance(prompt, list):
-        prompt = _messages(prompt, where, spec.prompt)
-    if not prompt or not isinstance(prompt, str | list):
-        raise PreferenceError(f"{where}: {spec.prompt}: expected text or messages, found {_short(prompt)}")
-    if chosen == rejected:
-        raise PreferenceError(f"{where}: {spec.chosen} and {spec.rejected} are the same answer")
-    return Preference(prompt, chosen, rejected)
-
-
-def _answer(row: Mapping[str, Any], where: str, field: str) -> tuple[Messages, str]:
-    """What stands before an answer in its own field (nothing, for text), and the answer."""
-    if field not in row:
-        raise PreferenceError(f"{where}: expected the field {field!r}, found: {', '.join(map(str, row))}")
-    value = row[field]
-    if isinstance(value, str) and value.strip():
-        return [], value
-    if not isinstance(value, list) or not value:
-        raise PreferenceError(f"{where}: {field}: expected text or messages, found {_short(value)}")
-    *before, last = _messages(value, where, field)
-    if last["role"] != "assistant" or not last["content"].strip():
-        raise PreferenceError(f"{where}: {field}: expected an assistant's answer as the last message")
-    return before, last["content"]
-
-
-def _messages(value: list[Any], where: str, field: str) -> Messages:
-    for message in value:
-        if not isinstance(message, Mapping) or not all(
-            isinstance(message.get(part), str) for part in ("role", "content")
-        ):
-            raise PreferenceError(
-                f"{where}: {field}: expected messages with `role` and `content`, found {_short(message)}"
-            )
-    return [{"role": message["role"], "content": message["content"]} for message in value]
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -9,8 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from subvene.runner.progress import status
+from subvene.runner.hub_rows import hub_rows
 from subvene.specs import SubveneError, TextsSpec
+from subvene.specs.rows import file_rows, file_text, short
 
 SAMPLE = Path(__file__).parent / "evaluations" / "data" / "neutral.txt"
 """A hundred short paragraphs of subvene's own: facts, news, recipes, instructions, dialogue, stories."""
@@ -47,21 +48,13 @@ def texts_sha256(texts: Sequence[str]) -> str:
 
 
 def _of_file(path: Path, field: str) -> Iterator[str]:
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise TextsError(
-            f"{path}: cannot be read ({error.strerror}); it is looked for beside the spec"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise TextsError(f"{path}: not UTF-8 text (byte {error.start}: {error.reason})") from error
+    hint = "; it is looked for beside the spec"
     match path.suffix.lower():
         case ".txt":
-            return _paragraphs(content)
-        case ".jsonl":
-            return _of_lines(path, content, field)
-        case ".json":
-            return _of_list(path, content, field)
+            return _paragraphs(file_text(path, TextsError, hint=hint))
+        case ".jsonl" | ".json":
+            rows = file_rows(path, TextsError, hint=hint)
+            return (_text(row, where, field) for where, row in rows)
     raise TextsError(f"{path}: expected a file that ends in .txt, .jsonl or .json")
 
 
@@ -76,34 +69,6 @@ def _paragraphs(content: str) -> Iterator[str]:
             lines = []
 
 
-def _of_lines(path: Path, content: str, field: str) -> Iterator[str]:
-    # Not splitlines: JSON text may hold U+2028 as it is.
-    for number, line in enumerate(content.split("\n"), start=1):
-        if line.strip():
-            yield _text(_parsed(line, f"{path}:{number}"), f"{path}:{number}", field)
-
-
-def _of_list(path: Path, content: str, field: str) -> Iterator[str]:
-    rows = _parsed(content, str(path))
-    if not isinstance(rows, list):
-        raise TextsError(f"{path}: expected a list of texts or of objects, found {_short(rows)}")
-    for i, row in enumerate(rows):
-        yield _text(row, f"{path}: [{i}]", field)
-
-
-def _parsed(content: str, where: str) -> Any:
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        line = (
-            f" line {error.lineno}," if isinstance(error, json.JSONDecodeError) and error.lineno > 1 else ""
-        )
-        what = (
-            f"{error.msg},{line} column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-        )
-        raise TextsError(f"{where}: not JSON ({what})") from error
-
-
 def _text(row: Any, where: str, field: str) -> str:
     """The text of a row: the row itself, or one of its fields."""
     if isinstance(row, dict):
@@ -112,36 +77,18 @@ def _text(row: Any, where: str, field: str) -> str:
             raise TextsError(f"{where}: no field {field!r}; there is: {there} (say which with `field:`)")
         row, where = row[field], f"{where}: {field}"
     if not isinstance(row, str) or not row.strip():
-        raise TextsError(f"{where}: expected non-empty text, found {_short(row)}")
+        raise TextsError(f"{where}: expected non-empty text, found {short(row)}")
     return row
 
 
-def _short(value: Any) -> str:
-    shown = json.dumps(value, ensure_ascii=False, default=repr)
-    return shown if len(shown) <= 60 else f"{shown[:60]}…"
-
-
 def _of_dataset(spec: TextsSpec, limit: int | None) -> list[str]:
-    import datasets
+    rows = hub_rows(
+        str(spec.dataset), subset=spec.subset, split=spec.split, revision=spec.revision, fail=TextsError
+    )
+    texts = (_text(row, where, spec.field) for where, row in rows if not _is_blank(row, spec.field))
+    return list(islice(texts, limit))
 
-    name = str(spec.dataset)
-    found: list[str] = []
-    try:
-        with status(f"reading {name}"):
-            # Streamed, so that a hundred texts do not fetch a corpus.
-            rows = datasets.load_dataset(
-                name, spec.subset, split=spec.split, revision=spec.revision, streaming=True
-            )
-            for row in rows:
-                if spec.field in row and isinstance(row[spec.field], str) and not row[spec.field].strip():
-                    continue  # corpora of lines have blank ones
-                found.append(_text(row, f"dataset {name}, split {spec.split}", spec.field))
-                if limit is not None and len(found) >= limit:
-                    break
-    except (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
-        said = str(error).strip().partition("\n")[0]
-        raise TextsError(
-            f"dataset {name!r} (subset {spec.subset or 'none'}, split {spec.split}) cannot be read: {said}; "
-            "check its name and that the Hub can be reached, or give a `file:`"
-        ) from error
-    return found
+
+def _is_blank(row: Any, field: str) -> bool:
+    """Corpora of lines have blank ones."""
+    return field in row and isinstance(row[field], str) and not row[field].strip()

@@ -1,30 +1,42 @@
 """Transcripts: conversations in a file of any common form, and statistics of what is measured on their turns.
 
-A row holds `messages` (a list of objects with `role` and `content`), or a prompt and a response in columns of
-their own. Files are JSON Lines, a JSON list, or CSV; data sets of the Hub have the same rows.
+What the columns of a row mean is told by `specs.columns`; files are JSON Lines, a JSON list, or CSV, and data
+sets of the Hub have the same rows.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from subvene.runner.activations import Text
+from subvene.runner.hub_rows import hub_rows
 from subvene.runner.limits import TooLongError, context_length
-from subvene.runner.progress import status
+from subvene.runner.rendered import conversation
 from subvene.runner.statistics import correlation
 from subvene.runner.text import TextError, prompt_ids, reply_ids
 from subvene.specs import SubveneError
+from subvene.specs.columns import (
+    Meaning,
+    Taken,
+    Used,
+    asked,
+    messages_of,
+    missing,
+    says_again,
+    take,
+    text_of,
+    with_system,
+)
+from subvene.specs.rows import Row, file_rows, short
 
-PROMPTS, RESPONSES = ("prompt", "question", "instruction"), ("response", "answer", "completion", "output")
-MESSAGES, SCORE, SYSTEM = "messages", "score", "system"
+_WANTED: frozenset[Meaning] = frozenset(
+    {"messages", "prompt", "input", "history", "system", "response", "reasoning", "text", "score"}
+)
 
 
 class TranscriptError(SubveneError):
@@ -59,17 +71,32 @@ class Transcript:
         messages: objects with `role` and `content`, in order.
         score: of the row; None if nobody gave any.
         scores: of single messages, by their index.
+        text: of a row that is one text, made by a chat template; a tokenizer reads its messages.
     """
 
     where: str
     messages: tuple[dict[str, str], ...]
     score: float | None
     scores: Mapping[int, float]
+    text: str | None = None
 
     @property
     def turns(self) -> list[int]:
         """Indices of the assistant's messages."""
-        return [i for i, message in enumerate(self.messages) if message["role"] == "assistant"]
+        return turns_in(self.messages)
+
+
+def turns_in(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Indices of the assistant's messages."""
+    return [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+
+
+class Transcripts(list[Transcript]):
+    """Transcripts, and which columns they were read from."""
+
+    def __init__(self, transcripts: Iterable[Transcript], used: Used) -> None:
+        super().__init__(transcripts)
+        self.used = used
 
 
 @dataclass(frozen=True)
@@ -91,9 +118,7 @@ class Turn:
     score: float | None
 
 
-def read_transcripts(
-    path: Path, columns: Columns | None = None, limit: int | None = None
-) -> list[Transcript]:
+def read_transcripts(path: Path, columns: Columns | None = None, limit: int | None = None) -> Transcripts:
     """The first `limit` transcripts (all if None) of a file.
 
     Args:
@@ -104,19 +129,8 @@ def read_transcripts(
     Raises:
         TranscriptError: naming the line and the column.
     """
-    columns = columns or Columns()
-    try:
-        # Bytes: csv reads line ends, those within quoted fields too, itself.
-        content = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise TranscriptError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise TranscriptError(f"{path}: not UTF-8 text (byte {error.start}: {error.reason})") from error
-    readers = {".jsonl": _lines, ".json": _list, ".csv": _table}
-    if path.suffix.lower() not in readers:
-        raise TranscriptError(f"{path}: expected a file that ends in {', '.join(readers)}")
-    rows = readers[path.suffix.lower()](path, content)
-    return transcripts_of(islice(rows, limit), columns, str(path))
+    rows = islice(file_rows(path, TranscriptError), limit)
+    return transcripts_of(rows, columns or Columns(), str(path))
 
 
 def hub_transcripts(
@@ -127,36 +141,24 @@ def hub_transcripts(
     split: str = "train",
     revision: str | None = None,
     limit: int | None = None,
-) -> list[Transcript]:
+) -> Transcripts:
     """The first `limit` transcripts of a data set of the Hugging Face Hub, streamed.
 
     Raises:
         TranscriptError: it cannot be read, or a row is none.
     """
-    import datasets
-
-    found: list[tuple[str, Any]] = []
-    try:
-        with status(f"reading {name}"):
-            rows = datasets.load_dataset(name, subset, split=split, revision=revision, streaming=True)
-            for i, row in enumerate(islice(rows, limit)):
-                found.append((f"dataset {name}, split {split}, row {i}", row))
-    except (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
-        said = str(error).strip().partition("\n")[0]
-        raise TranscriptError(
-            f"dataset {name!r} (subset {subset or 'none'}, split {split}) cannot be read: {said}; check its "
-            "name and that the Hub can be reached, or give a file"
-        ) from error
-    return transcripts_of(found, columns or Columns(), f"dataset {name}")
+    rows = hub_rows(name, subset=subset, split=split, revision=revision, fail=TranscriptError)
+    return transcripts_of(islice(rows, limit), columns or Columns(), f"dataset {name}")
 
 
-def transcripts_of(rows: Iterable[tuple[str, Any]], columns: Columns, source: str) -> list[Transcript]:
+def transcripts_of(rows: Iterable[Row], columns: Columns, source: str) -> Transcripts:
     """Rows, each with where it stands, as transcripts.
 
     Raises:
         TranscriptError: a row is none, there are no rows, or no row has a score that was asked for.
     """
-    found = [_transcript(row, where, columns) for where, row in rows]
+    used = Used()
+    found = Transcripts((_transcript(row, where, columns, used) for where, row in rows), used)
     if not found:
         raise TranscriptError(f"{source}: holds no row")
     if columns.score is not None and all(t.score is None and not t.scores for t in found):
@@ -181,10 +183,11 @@ def turns_of(tokenizer: Any, transcripts: Sequence[Transcript], *, chat: bool | 
     """
     turns = []
     for index, transcript in enumerate(transcripts):
-        if not transcript.turns:
+        messages = _messages_of(tokenizer, transcript)
+        if not turns_in(messages):
             raise TranscriptError(f"{transcript.where}: there is no turn of the role `assistant`")
-        for number, at in enumerate(transcript.turns):
-            before, message = transcript.messages[:at], transcript.messages[at]
+        for number, at in enumerate(turns_in(messages)):
+            before, message = messages[:at], messages[at]
             prompt = _prompt_ids(tokenizer, before, transcript.where, chat)
             try:
                 before_it, response = reply_ids(tokenizer, prompt, message["content"])
@@ -287,128 +290,74 @@ def _known(points: Iterable[tuple[float, float | None]]) -> tuple[list[float], l
     return [value for value, _ in known], [score for _, score in known]
 
 
-def _lines(path: Path, content: str) -> Iterator[tuple[str, Any]]:
-    # Not splitlines: JSON text may hold U+2028 as it is.
-    for number, line in enumerate(content.split("\n"), start=1):
-        if line.strip():
-            yield f"{path}:{number}", _parsed(line, f"{path}:{number}")
-
-
-def _list(path: Path, content: str) -> Iterator[tuple[str, Any]]:
-    rows = _parsed(content, str(path))
-    if not isinstance(rows, list):
-        raise TranscriptError(f"{path}: expected a list of rows, found {_short(rows)}")
-    for i, row in enumerate(rows):
-        yield f"{path}: [{i}]", row
-
-
-def _table(path: Path, content: str) -> Iterator[tuple[str, Any]]:
-    # strict: a quote that is never closed is an error, not a field that swallows the rest of the file.
-    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
-    header: list[str] = []
-    line = 1
-    try:
-        for fields in reader:
-            where, line = f"{path}:{line}", reader.line_num + 1
-            if not fields:
-                continue
-            if not header:
-                header = fields
-                if len(set(header)) < len(header):
-                    twice = next(name for name in header if header.count(name) > 1)
-                    raise TranscriptError(f"{where}: there are two columns called {twice!r}")
-                continue
-            if len(fields) != len(header):
-                raise TranscriptError(
-                    f"{where}: expected {len(header)} fields, as the header has, found {len(fields)}"
-                )
-            yield where, dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise TranscriptError(f"{path}:{line}: not CSV ({error})") from error
-
-
-def _parsed(content: str, where: str) -> Any:
-    try:
-        return json.loads(content)
-    except json.JSONDecodeError as error:
-        line = f" line {error.lineno}," if error.lineno > 1 else ""
-        raise TranscriptError(f"{where}: not JSON ({error.msg},{line} column {error.colno})") from error
-    except RecursionError as error:
-        raise TranscriptError(f"{where}: not JSON ({error})") from error
-
-
-def _transcript(row: Any, where: str, columns: Columns) -> Transcript:
-    if not isinstance(row, dict):
-        raise TranscriptError(f"{where}: expected a row with columns, found {_short(row)}")
-    messages_in = columns.messages or (MESSAGES if row.get(MESSAGES) and columns.prompt is None else None)
-    if messages_in is not None:
-        messages = _messages(_column(row, messages_in, where, "messages"), f"{where}: {messages_in}")
+def _transcript(row: Any, where: str, columns: Columns, used: Used) -> Transcript:
+    chosen: dict[Meaning, str | None] = {
+        "prompt": columns.prompt,
+        "response": columns.response,
+        "messages": columns.messages,
+        "system": columns.system,
+        # Rows may lack the score that others have.
+        "score": columns.score if isinstance(row, Mapping) and columns.score in row else None,
+    }
+    taken = take(row, where, _WANTED, chosen=chosen, fail=TranscriptError)
+    score = _number(taken.get("score"), f"{where}: {columns.score or 'score'}")
+    text = None
+    if "messages" in taken:
+        messages = _conversation(taken, where)
+    elif "prompt" in taken and "response" in taken:
+        messages = _answered(taken, where)
+    elif "text" in taken and not taken.keys() & {"prompt", "response", "input", "history", "system"}:
+        text, messages = text_of(taken["text"], f"{where}: {taken.columns['text']}", TranscriptError), []
     else:
-        messages = _of_columns(row, where, columns)
+        raise missing(
+            row,
+            where,
+            "`messages` (or `conversations`), a prompt (`prompt`, `question`, `instruction`) and a response "
+            "(`response`, `answer`, `completion`, `output`), or a `text` that the chat template made (say "
+            "which with --prompt and --response)",
+            TranscriptError,
+        )
+    used.note(taken)
     scores = {i: message["score"] for i, message in enumerate(messages) if "score" in message}
     return Transcript(
         where,
         tuple({"role": message["role"], "content": message["content"]} for message in messages),
-        _number(row.get(columns.score or SCORE), f"{where}: {columns.score or SCORE}"),
-        {i: score for i, value in scores.items() if (score := _number(value, f"{where}: score")) is not None},
+        score,
+        {i: own for i, value in scores.items() if (own := _number(value, f"{where}: score")) is not None},
+        text,
     )
 
 
-def _of_columns(row: Mapping[str, Any], where: str, columns: Columns) -> list[dict[str, Any]]:
+def _conversation(taken: Taken, where: str) -> list[dict[str, Any]]:
+    """The messages of a row that has them; its other columns say the same, or something of their own."""
+    column = taken.columns["messages"]
+    messages = messages_of(taken["messages"], f"{where}: {column}", TranscriptError)
+    contents = [message["content"] for message in messages]
+    for meaning in ("prompt", "input", "history", "response", "reasoning", "text"):
+        if meaning not in taken:
+            continue
+        if not says_again(taken[meaning], contents):
+            raise TranscriptError(
+                f"{where}: {taken.columns[meaning]}: says what the conversation in {column} does not; say "
+                "which is meant with --messages, or with --prompt and --response"
+            )
+        taken.drop(meaning)
+    return with_system(messages, taken, where, TranscriptError)
+
+
+def _answered(taken: Taken, where: str) -> list[dict[str, Any]]:
     """The messages of a row with a prompt and a response."""
-    for name, option in ((columns.prompt, "prompt"), (columns.response, "response")):
-        if name is not None:
-            _column(row, name, where, option)
-    prompt_in = columns.prompt or next((name for name in PROMPTS if name in row), None)
-    response_in = columns.response or next((name for name in RESPONSES if name in row), None)
-    if prompt_in is None or response_in is None:
-        there = ", ".join(map(str, row)) or "none"
-        raise TranscriptError(
-            f"{where}: expected `{MESSAGES}`, or a column of {', '.join(PROMPTS)} and one of "
-            f"{', '.join(RESPONSES)}; the columns are: {there} (say which with --prompt and --response)"
-        )
-    prompt = _column(row, prompt_in, where, "prompt")
-    response = _column(row, response_in, where, "response")
-    if not isinstance(response, str):
-        raise TranscriptError(f"{where}: {response_in}: expected text, found {_short(response)}")
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise TranscriptError(f"{where}: {prompt_in}: expected non-empty text, found {_short(prompt)}")
-        before: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
-    else:
-        before = _messages(prompt, f"{where}: {prompt_in}")
-    system = row.get(columns.system or SYSTEM)
-    if columns.system is not None and columns.system not in row:
-        raise TranscriptError(f"{where}: no column {columns.system!r}")
-    if system:
-        if not isinstance(system, str):
-            raise TranscriptError(
-                f"{where}: {columns.system or SYSTEM}: expected text, found {_short(system)}"
-            )
-        before = [{"role": "system", "content": system}, *before]
+    place = f"{where}: {taken.columns['response']}"
+    response = text_of(taken["response"], place, TranscriptError, empty=True)
+    if "text" in taken:
+        if not says_again(taken["text"], [response]):
+            raise TranscriptError(f"{where}: {taken.columns['text']}: says what prompt and response do not")
+        taken.drop("text")
+    before = asked(taken, where, TranscriptError)
+    if (reasoning := taken.get("reasoning")) is not None:
+        reasoning = text_of(reasoning, f"{where}: {taken.columns['reasoning']}", TranscriptError)
+        response = f"<think>\n{reasoning.strip()}\n</think>\n\n{response}"
     return [*before, {"role": "assistant", "content": response}]
-
-
-def _column(row: Mapping[str, Any], name: str, where: str, option: str) -> Any:
-    if name not in row:
-        there = ", ".join(map(str, row)) or "none"
-        raise TranscriptError(f"{where}: no column {name!r}; there is: {there} (say which with --{option})")
-    return row[name]
-
-
-def _messages(found: Any, where: str) -> list[dict[str, Any]]:
-    if isinstance(found, str):  # a field of a CSV file
-        found = _parsed(found, where)
-    if not isinstance(found, list) or not found:
-        raise TranscriptError(f"{where}: expected a list of messages, not empty, found {_short(found)}")
-    for i, message in enumerate(found):
-        fields = [message.get(name) if isinstance(message, dict) else None for name in ("role", "content")]
-        if not all(isinstance(field, str) for field in fields) or not fields[0]:
-            raise TranscriptError(
-                f"{where}[{i}]: expected an object with the texts `role` and `content`, "
-                f"found {_short(message)}"
-            )
-    return found
 
 
 def _number(value: Any, where: str) -> float | None:
@@ -419,8 +368,24 @@ def _number(value: Any, where: str) -> float | None:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise TranscriptError(f"{where}: expected a finite number, or nothing, found {_short(value)}")
+        raise TranscriptError(f"{where}: expected a finite number, or nothing, found {short(value)}")
     return number
+
+
+def _messages_of(tokenizer: Any, transcript: Transcript) -> tuple[dict[str, str], ...]:
+    """The messages; of a row that is one text, those that the template made it of."""
+    if transcript.text is None:
+        return transcript.messages
+    try:
+        found = conversation(tokenizer, transcript.text)
+    except TextError as error:
+        raise TranscriptError(f"{transcript.where}: {error}") from error
+    if found is None:
+        raise TranscriptError(
+            f"{transcript.where}: the text is no conversation that this model's chat template makes, and "
+            "there is no other column that could be one"
+        )
+    return tuple(found)
 
 
 def _prompt_ids(tokenizer: Any, before: Sequence[dict[str, str]], where: str, chat: bool | None) -> list[int]:
@@ -437,8 +402,3 @@ def _prompt_ids(tokenizer: Any, before: Sequence[dict[str, str]], where: str, ch
         return prompt_ids(tokenizer, before[0]["content"] if alone else before, chat=chat)
     except TextError as error:
         raise TranscriptError(f"{where}: {error}") from error
-
-
-def _short(value: Any) -> str:
-    shown = json.dumps(value, ensure_ascii=False, default=repr)
-    return shown if len(shown) <= 60 else f"{shown[:60]}…"

@@ -43,11 +43,11 @@ class Loader(yaml.SafeLoader):
             return super().scan_plain()
         peek = self.peek
         # PyYAML's own loop looks at every character through `peek`, and copies them from the buffer itself.
-        self.peek = lambda index=0: "x" if (ch := peek(index)) == "?" else ch
+        self.__dict__["peek"] = lambda index=0: "x" if (ch := peek(index)) == "?" else ch
         try:
             return super().scan_plain()
         finally:
-            del self.peek
+            del self.__dict__["peek"]
 
 
 def stand_ins(text: str) -> tuple[str, dict[int, str]]:
@@ -56,4 +56,6 @@ def stand_ins(text: str) -> tuple[str, dict[int, str]]:
         return text, {}
     free = (chr(code) for code in _PRIVATE if chr(code) not in text)
     there = dict(zip(_BREAKS, free, strict=False))
-    return text.translate(str.maketrans(there)), {ord(new): old for old, new in there.items()}
+    return text.translate({ord(old): new for old, new in there.items()}), {
+        ord(new): old for old, new in there.items()
+    }

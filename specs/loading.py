@@ -14,7 +14,9 @@ from subvene.specs._flaws import Flaw, Loc, nearest, one_of, refuse
 from subvene.specs.document import Document, Format, parse_document, read_document
 from subvene.specs.errors import Problem, SpecError
 from subvene.specs.experiment import OWN_FIELDS, SOURCE_OF_TENSORS, ExperimentSpec, InterventionSpec
+from subvene.specs.pair_rows import pairs_of
 from subvene.specs.pairs import ContrastSystems, ContrastTexts, InlinePairs, PairsFile
+from subvene.specs.rows import RowsError, file_rows
 from subvene.specs.tensors import TensorRef
 
 _SHOWN = 60
@@ -65,12 +67,29 @@ def load_pairs(path: str | Path) -> ContrastTexts | ContrastSystems:
     """Reads and checks a file of contrast pairs.
 
     Args:
-        path: A ``.yaml``, ``.yml`` or ``.json`` file with ``texts``, or with ``systems`` and ``questions``.
+        path: A ``.yaml``, ``.yml`` or ``.json`` file with ``texts``, or with ``systems`` and ``questions``;
+            or rows: ``.jsonl``, ``.csv`` or a JSON list.
 
     Raises:
         SpecError: With every problem of the file.
     """
+    path = Path(path)
+    if path.suffix.lower() in (".jsonl", ".csv") or _is_list(path):
+        try:
+            return pairs_of(file_rows(path), str(path))
+        except RowsError as error:
+            raise SpecError(
+                [Problem(str(path), None, None, "", "rows that are pairs", str(error))]
+            ) from error
     return _checked(read_document(path), _validate_pairs)
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a JSON file is a list of rows; whatever else is wrong with it is said where it is read."""
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 
 def resolve_pairs(

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 from annotated_types import MinLen
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from subvene.specs._base import SpecModel
 from subvene.specs._fields import Text
-from subvene.specs._flaws import Expect, Shaped, nearest
+from subvene.specs._flaws import Expect, Flaw, Shaped, nearest, refuse
 
 
 class TextPair(SpecModel):
     """Two texts that differ in the trait, after the same prompt or on their own."""
 
-    expects: ClassVar[str] = "a mapping with `positive`, `negative` and perhaps `prompt`"
+    expects: ClassVar[str] = "a mapping with `positive`, `negative` and perhaps `prompt` and `system`"
 
     prompt: Text | None = Field(
         default=None,
         description="The user's turn, put into the model's chat template; the two texts are then the "
         "assistant's replies. Left out: the two texts stand as they are, without a template.",
     )
+    system: Text | None = Field(default=None, description="A system prompt before the user's turn.")
     positive: Text = Field(description="The text that shows the trait.")
     negative: Text = Field(description="The text that shows its opposite.")
+
+    @model_validator(mode="after")
+    def _turn_after_system(self) -> Self:
+        if self.system is not None and self.prompt is None:
+            refuse("TextPair", [Flaw(("system",), "a `prompt` beside it", self.system)])
+        return self
+
+    @property
+    def asked(self) -> str | list[dict[str, str]] | None:
+        """What the texts answer: the user's turn, or messages where a system prompt precedes it."""
+        if self.system is None or self.prompt is None:
+            return self.prompt
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": self.prompt}]
 
 
 class SystemPair(SpecModel):
@@ -43,7 +57,7 @@ class ContrastTexts(SpecModel):
     expects: ClassVar[str] = "a mapping with `texts`"
 
     texts: Annotated[tuple[TextPair, ...], MinLen(1), Expect("a non-empty list of pairs")] = Field(
-        description="The pairs, each with `positive`, `negative` and perhaps `prompt`."
+        description="The pairs, each with `positive`, `negative` and perhaps `prompt` and `system`."
     )
 
 
@@ -62,12 +76,15 @@ class ContrastSystems(SpecModel):
 
 def _data_file(file: str) -> str:
     stem, dot, suffix = file.rpartition(".")
-    if not stem or f"{dot}{suffix}" not in (".yaml", ".yml", ".json") or not file.isprintable():
+    if not stem or f"{dot}{suffix}" not in _SUFFIXES or not file.isprintable():
         raise PydanticCustomError("data_file", "data_file")
     return file
 
 
-DataPath = Annotated[str, AfterValidator(_data_file), Expect("a path that ends in .yaml, .yml or .json")]
+_SUFFIXES = (".yaml", ".yml", ".json", ".jsonl", ".csv")
+DataPath = Annotated[
+    str, AfterValidator(_data_file), Expect("a path that ends in .yaml, .yml, .json, .jsonl or .csv")
+]
 
 
 class PairsFile(SpecModel):
@@ -76,8 +93,9 @@ class PairsFile(SpecModel):
     expects: ClassVar[str] = "a mapping with `file`"
 
     file: DataPath = Field(
-        description="A YAML or JSON file, relative to the folder of this spec, that holds just what could "
-        "stand here: `texts`, or `systems` and `questions`."
+        description="A file, relative to the folder of this spec: YAML or JSON that holds just what could "
+        "stand here (`texts`, or `systems` and `questions`), or rows (.jsonl, .csv, a JSON list) with the "
+        "columns `prompt`, `system`, `positive` and `negative`, or of preferences."
     )
 
 

@@ -16,13 +16,14 @@ from subvene.specs.questions import QuestionsSpec
 _OF_A_DATASET = ("subset", "split", "revision")
 
 
-def _jsonl_file(file: str) -> str:
-    if not file.lower().endswith(".jsonl") or len(file) <= len(".jsonl") or not file.isprintable():
-        raise PydanticCustomError("jsonl_file", "jsonl_file")
+def _rows_file(file: str) -> str:
+    stem, dot, suffix = file.rpartition(".")
+    if not stem or dot + suffix.lower() not in (".jsonl", ".json", ".csv") or not file.isprintable():
+        raise PydanticCustomError("rows_file", "rows_file")
     return file
 
 
-JsonlPath = Annotated[str, AfterValidator(_jsonl_file), Expect("a path that ends in .jsonl")]
+RowsPath = Annotated[str, AfterValidator(_rows_file), Expect("a path that ends in .jsonl, .json or .csv")]
 
 
 class TriplesSpec(SpecModel):
@@ -30,8 +31,10 @@ class TriplesSpec(SpecModel):
 
     expects: ClassVar[str] = "a mapping with `file` or `dataset`"
 
-    file: JsonlPath | None = Field(
-        default=None, description="A file, relative to this spec's folder, with one JSON object a line."
+    file: RowsPath | None = Field(
+        default=None,
+        description="A file, relative to this spec's folder: one JSON object a line (.jsonl), a JSON "
+        "list, or CSV.",
     )
     dataset: Text | None = Field(default=None, description="A Hub dataset id.")
     subset: Text | None = Field(default=None, description="The dataset's configuration.")
@@ -40,7 +43,8 @@ class TriplesSpec(SpecModel):
     prompt: Text = Field(
         default="prompt",
         description="The field of each row that holds the prompt: text, or messages with `role` and "
-        "`content`. A row without it has the prompt in its two lists of messages.",
+        "`content`. Left out: `prompt`, or another of its usual names (`question`, `instruction` with "
+        "`input`); a row without it has the prompt in its two lists of messages.",
     )
     chosen: Text = Field(
         default="chosen",

@@ -97,7 +97,9 @@ def parse_strengths(given: Sequence[str], spec: InterventionSpec, names: Sequenc
 
 
 def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
-    """The prompts of `-p` (`-`: standard input, as one prompt) and `--prompts-file` (one a line).
+    """The prompts of `-p` (`-`: standard input, as one prompt) and `--prompts-file`.
+
+    A file holds one a line, or rows (.jsonl, .json, .csv) with a column of prompts.
 
     Raises:
         SubveneError: the file cannot be read.
@@ -105,7 +107,9 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
     """
     stdin = typer.get_text_stream("stdin")
     found = [stdin.read().strip() if prompt == "-" else prompt for prompt in prompts]
-    if file is not None:
+    if file is not None and file.suffix.lower() in (".jsonl", ".json", ".csv"):
+        found += _prompts_of_rows(file)
+    elif file is not None:
         try:
             text = stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -115,4 +119,27 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
         raise typer.BadParameter("no prompt: give -p TEXT, -p - or --prompts-file FILE")
     if not all(found):
         raise typer.BadParameter("a prompt is empty")
+    return found
+
+
+def _prompts_of_rows(file: Path) -> list[str]:
+    """The prompts of a file of rows; a row that holds more of a conversation than its prompt is refused."""
+    from subvene.specs.columns import Used, asked, take
+    from subvene.specs.rows import RowsError, file_rows, short
+
+    found, used = [], Used()
+    for where, row in file_rows(file):
+        if isinstance(row, str):
+            found.append(row)
+            continue
+        taken = take(row, where, {"prompt", "input"})
+        if "prompt" not in taken:
+            raise RowsError(f"{where}: expected a column `prompt` (or `question`, `instruction`)")
+        messages = asked(taken, where)
+        if len(messages) != 1 or messages[0]["role"] != "user":
+            raise RowsError(f"{where}: expected a prompt of one user's turn, found {short(taken['prompt'])}")
+        found.append(messages[0]["content"])
+        used.note(taken)
+    if used.unread:
+        typer.echo(f"{file}: {used.in_words()}", err=True)
     return found

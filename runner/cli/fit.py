@@ -82,6 +82,12 @@ def print_fitted(console: Console, provenance: Mapping[str, Any]) -> None:
     if provenance["recipe"] == "localized_edit":
         sentence = _of_an_edit
     print_line(console, "fitted", f"{provenance['key']} from {sentence(provenance)}")
+    if "columns" in provenance:
+        from subvene.specs.columns import Used
+
+        columns = provenance["columns"]
+        used = Used(columns["read"], columns["said_again"], columns["not_read"])
+        print_line(console, "columns", used.in_words())
 
 
 def _of_heads(provenance: Mapping[str, Any]) -> str:

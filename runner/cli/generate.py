@@ -37,7 +37,8 @@ def generate(
         typer.Option("-p", "--prompt", help="A user's turn; - reads standard input. Repeatable."),
     ] = None,
     prompts_file: Annotated[
-        Path | None, typer.Option(help="Prompts, one a line; - reads standard input.")
+        Path | None,
+        typer.Option(help="Prompts, one a line, or rows (.jsonl, .json, .csv); - reads standard input."),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Show the untouched model's answer beside it.")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from subvene.runner.intervened import IntervenedModel
     from subvene.runner.projection import ByVector, Projections
     from subvene.runner.transcripts import Transcript, Turn
+    from subvene.specs.columns import Used
 
 _COLUMNS = "Columns"
 _TURNS, _VECTORS = 30, 4
@@ -124,10 +125,12 @@ def project(
         if csv_file is not None:
             _write_csv(csv_file, found, turns, transcripts)
         document = _document(m, file, found, turns, transcripts, vectors)
+        document["columns"] = transcripts.used.to_dict()
         if as_json:
             emit(document)
             return
     _print(out(), document, csv_file)
+    print_columns(out(), transcripts.used)
 
 
 def parse_layers(given: Sequence[str]) -> Any:
@@ -270,6 +273,13 @@ def _print(console: Console, document: Mapping[str, Any], csv_file: Path | None)
         print_line(console, "empty", f"{summary[0]['empty']} turns say nothing and have no projection")
     if csv_file is not None:
         print_line(console, "written", str(csv_file))
+
+
+def print_columns(console: Console, used: Used) -> None:
+    """Which columns were read as what, and which were not."""
+    from subvene.runner.cli._tables import print_line
+
+    print_line(console, "columns", used.in_words())
 
 
 def number(value: float | None) -> str:

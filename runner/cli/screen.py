@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,13 +32,14 @@ from subvene.runner.cli.project import (
     SystemColumn,
     number,
     parse_layers,
+    print_columns,
 )
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from subvene.runner.screening import Screening
-    from subvene.runner.transcripts import Columns, Transcript
+    from subvene.runner.transcripts import Columns, Transcripts
 
 _HUB = "hub:"
 _HUB_PANEL = "Data sets of the Hub"
@@ -119,12 +119,16 @@ def screen(
         if csv_file is not None:
             found.write_csv(csv_file)
         if as_json:
-            emit({"model": m.spec.model.name, "dataset": dataset} | _document(found))
+            emit(
+                {"model": m.spec.model.name, "dataset": dataset, "columns": transcripts.used.to_dict()}
+                | _document(found)
+            )
             return
     _print(out(), found, csv_file)
+    print_columns(out(), transcripts.used)
 
 
-def _read(dataset: str, columns: Columns, limit: int | None, **of_hub: Any) -> Sequence[Transcript]:
+def _read(dataset: str, columns: Columns, limit: int | None, **of_hub: Any) -> Transcripts:
     from subvene.runner.transcripts import hub_transcripts, read_transcripts
 
     if dataset.startswith(_HUB):

@@ -15,11 +15,11 @@ from subvene.runner.finite_points import over_finite_points
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.receipt import Receipt
 from subvene.runner.scoring import log_probs
-from subvene.runner.text import prompt_ids, reply_ids
+from subvene.runner.text import Messages, prompt_ids, reply_ids
 from subvene.specs import ContrastSpec, ContrastTexts, SubveneError, resolve_pairs
 
 
-def contrast_texts(spec: ContrastSpec, folder: Path) -> list[tuple[str, str, str]]:
+def contrast_texts(spec: ContrastSpec, folder: Path) -> list[tuple[str | Messages, str, str]]:
     """(prompt, positive, negative) of every pair; needs no model, so that flaws show before one is loaded.
 
     Raises:
@@ -31,13 +31,13 @@ def contrast_texts(spec: ContrastSpec, folder: Path) -> list[tuple[str, str, str
         raise SubveneError(
             "evaluate contrast: its pairs are `systems`; it needs `texts` with answers to score"
         )
-    texts = []
+    texts: list[tuple[str | Messages, str, str]] = []
     for i, pair in enumerate(pairs.texts):
-        if pair.prompt is None:
+        if pair.asked is None:
             raise SubveneError(
                 f"evaluate contrast: texts[{i}].prompt is missing; answers are scored after a prompt"
             )
-        texts.append((pair.prompt, pair.positive, pair.negative))
+        texts.append((pair.asked, pair.positive, pair.negative))
     return texts
 
 

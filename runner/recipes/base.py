@@ -94,6 +94,7 @@ class Recipe:
 
     Attributes:
         read: (spec, folder that its files are relative to) → the data that it fits on.
+        given: (spec, what a caller hands over in their place: rows, or such data) → the data.
         check: (spec, data, seed); raises for data that it could not fit on, before a model is loaded.
         reach: (spec, sizes of the model) → what it will fit; raises CompileError for a spec that asks for
             what the model does not have.
@@ -102,6 +103,7 @@ class Recipe:
     """
 
     read: Callable[[Any, Path], Any]
+    given: Callable[[Any, Any], Any]
     check: Callable[[Any, Any, int], None]
     reach: Callable[[Any, Sizes], Reach]
     sha256: Callable[[Any], str]

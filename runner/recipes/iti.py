@@ -32,7 +32,7 @@ from subvene.runner.passages import Passage, common_prefix, last, shared_prefix
 from subvene.runner.recipes.base import Fitted, Reach, Recipe, listed_heads
 from subvene.runner.recipes.probes import Probes, fit_probes
 from subvene.runner.text import pad_id_of, plain
-from subvene.runner.truthfulqa.data import Question, data_sha256, load_questions
+from subvene.runner.truthfulqa.data import Question, data_sha256, given_questions, load_questions
 from subvene.runner.truthfulqa.splits import validation_keys
 from subvene.specs import ITISpec, SubveneError, tensor_name
 from subvene.specs.recipes.iti import ListedHeads, RandomHeads, SoftHeads, TopHeads
@@ -349,6 +349,10 @@ def _read(spec: ITISpec, folder: Path) -> list[Question]:
     return load_questions(spec.data, folder)
 
 
+def _given(spec: ITISpec, data: Any) -> list[Question]:
+    return given_questions(data)
+
+
 def _check(spec: ITISpec, questions: Sequence[Question], seed: int) -> None:
     _answers(spec, questions, seed)
 
@@ -361,4 +365,4 @@ def _reach(spec: ITISpec, sizes: Sizes) -> Reach:
     return Reach(SITE, frozenset(heads) if heads is not None else None, heads, frozenset({"head_direction"}))
 
 
-ITI = Recipe(_read, _check, _reach, data_sha256, fit_iti)
+ITI = Recipe(_read, _given, _check, _reach, data_sha256, fit_iti)

@@ -22,7 +22,8 @@ from subvene.interventions import Sizes
 from subvene.runner.anatomy import Anatomy
 from subvene.runner.collector import collect
 from subvene.runner.passages import Passage, last
-from subvene.runner.preferences import Data, encode, preferences_sha256, read_data, used
+from subvene.runner.preference_rows import Preference, PreferenceError, preferences_of
+from subvene.runner.preferences import Data, Preferences, encode, preferences_sha256, read_data, used
 from subvene.runner.recipes.base import Fitted, Reach, Recipe, listed_heads
 from subvene.runner.recipes.iti import SITE, fit_iti
 from subvene.runner.recipes.probes import fit_probes
@@ -31,11 +32,13 @@ from subvene.runner.training.examples import Answers, Example, Keyed, split
 from subvene.runner.training.experiments import Experiment, Trained
 from subvene.runner.training.multiplex import EditShape
 from subvene.runner.training.trainer import train_edits
-from subvene.runner.truthfulqa.data import Question
+from subvene.runner.truthfulqa.data import Question, given_questions
 from subvene.runner.truthfulqa.splits import validation_keys
 from subvene.specs import ITISpec, SubveneError, tensor_name
+from subvene.specs.preferences import TruthfulPairsSpec
 from subvene.specs.recipes.iti import AllHeads, ListedHeads
 from subvene.specs.recipes.localized_edit import DrawnHeads, LocalizedEditSpec, ProbedHeads
+from subvene.specs.rows import given_rows
 
 # The stream of random numbers that heads are drawn from: ITI's, so that one seed draws the same heads there.
 _HEADS = 0
@@ -142,7 +145,8 @@ def fit_localized_edits(
     return [
         Fitted(
             _tensors(request.spec, result, anatomy.sizes),
-            _provenance(request, experiment, examples, result, digest, _used(request, found)),
+            _provenance(request, experiment, examples, result, digest, _used(request, found))
+            | ({"columns": data.used.to_dict()} if isinstance(data, Preferences) else {}),
         )
         for request, experiment, result in zip(requests, experiments, trained, strict=True)
     ]
@@ -372,6 +376,14 @@ def _read(spec: LocalizedEditSpec, folder: Path) -> Data:
     return read_data(spec.data, folder)
 
 
+def _given(spec: LocalizedEditSpec, data: Any) -> Data:
+    if isinstance(spec.data, TruthfulPairsSpec):
+        return given_questions(data)
+    if isinstance(data, Sequence) and all(isinstance(one, Preference) for one in data):
+        return data
+    return preferences_of(given_rows(data, PreferenceError), spec.data, "data")
+
+
 def _check(spec: LocalizedEditSpec, data: Data, seed: int) -> None:
     """There are questions on every side that the spec asks for."""
     keyed: Sequence[Keyed] = data
@@ -426,4 +438,4 @@ def _fit(
     return fitted
 
 
-LOCALIZED_EDIT = Recipe(_read, _check, _reach, preferences_sha256, _fit)
+LOCALIZED_EDIT = Recipe(_read, _given, _check, _reach, preferences_sha256, _fit)

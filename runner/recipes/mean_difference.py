@@ -30,6 +30,8 @@ from subvene.specs import (
     resolve_pairs,
     tensor_name,
 )
+from subvene.specs.pair_rows import ReadPairs, pairs_of
+from subvene.specs.rows import given_rows
 
 
 def fit_mean_difference(
@@ -87,6 +89,7 @@ def fit_mean_difference(
             "form": "texts" if isinstance(pairs, ContrastTexts) else "systems",
             "pairs": n_pairs,
             "pairs_sha256": _sha256(pairs),
+            **({"columns": pairs.used.to_dict()} if isinstance(pairs, ReadPairs) else {}),
             "tokens_read": sum(side.end - side.start for side in sides),
             "max_tokens": spec.max_tokens,
             "texts_cut": cut,
@@ -107,10 +110,10 @@ def _sides(pairs: ContrastTexts | ContrastSystems, tokenizer: Any) -> Iterator[t
         return
     for pair in pairs.texts:
         for side in (pair.positive, pair.negative):
-            if pair.prompt is None:
+            if pair.asked is None:
                 yield raw_ids(tokenizer, side), 0, side
                 continue
-            prompt, reply = reply_ids(tokenizer, prompt_ids(tokenizer, pair.prompt), side)
+            prompt, reply = reply_ids(tokenizer, prompt_ids(tokenizer, pair.asked), side)
             yield [*prompt, *reply], len(prompt), side
 
 
@@ -154,8 +157,17 @@ def _read(spec: MeanDifferenceSpec, folder: Path) -> ContrastTexts | ContrastSys
     return resolve_pairs(spec.pairs, folder)
 
 
+def _given(spec: MeanDifferenceSpec, data: Any) -> ContrastTexts | ContrastSystems:
+    if isinstance(data, ContrastTexts | ContrastSystems):
+        return data
+    return pairs_of(given_rows(data), "data")
+
+
 def _sha256(pairs: ContrastTexts | ContrastSystems) -> str:
-    return hashlib.sha256(pairs.model_dump_json().encode()).hexdigest()
+    # A pair without a system prompt says what it said before there were any.
+    alone = isinstance(pairs, ContrastTexts) and all(pair.system is None for pair in pairs.texts)
+    exclude = {"texts": {"__all__": {"system"}}} if alone else None
+    return hashlib.sha256(pairs.model_dump_json(exclude=exclude).encode()).hexdigest()
 
 
 def _check(spec: MeanDifferenceSpec, pairs: ContrastTexts | ContrastSystems, seed: int) -> None:
@@ -186,4 +198,4 @@ def _fit(
     return fit_mean_difference(spec, pairs, anatomy, tokenizer)
 
 
-MEAN_DIFFERENCE = Recipe(_read, _check, _reach, _sha256, _fit)
+MEAN_DIFFERENCE = Recipe(_read, _given, _check, _reach, _sha256, _fit)

@@ -360,4 +360,14 @@ def _fit(
     )
 
 
-PERSONA = Recipe(read_data, check, _reach, _sha256, _fit)
+def _given(spec: PersonaSpec, data: Any) -> PersonaData:
+    if not isinstance(data, PersonaData):
+        raise SubveneError(
+            "data: persona vectors are made of the answers that the model itself gives, found "
+            f"{type(data).__name__}; declare traits (`fit.traits`: names, or files of instructions and "
+            "questions)"
+        )
+    return data
+
+
+PERSONA = Recipe(read_data, _given, check, _reach, _sha256, _fit)

@@ -15,6 +15,7 @@ from typing import Any
 
 from subvene.specs import SubveneError
 from subvene.specs.questions import QuestionsSpec
+from subvene.specs.rows import given_rows
 
 ENVIRONMENT = "SUBVENE_TRUTHFULQA"
 NO_COMMENT = "I have no comment."
@@ -89,6 +90,20 @@ def load_questions(source: QuestionsSpec, folder: Path) -> list[Question]:
         path = Path(named).expanduser()
         return _from_csv(path / _FILE if path.is_dir() else path, f" (${ENVIRONMENT})")
     return _from_hub(source)
+
+
+def given_questions(data: Any) -> list[Question]:
+    """Questions that a caller hands over, or rows of them with TruthfulQA's columns; sorted by key.
+
+    Raises:
+        DataError: a row is not what it should be.
+    """
+    if isinstance(data, Sequence) and all(isinstance(one, Question) for one in data):
+        return list(data)
+    rows = [row for _, row in given_rows(data, DataError)]
+    header = list(dict.fromkeys(column for row in rows for column in row))
+    columns = {column: header[i] for column, i in _find_columns(header, "data").items()}
+    return _questions([{column: row.get(name) for column, name in columns.items()} for row in rows], "data")
 
 
 def version_of(questions: Sequence[Question]) -> str:

@@ -43,16 +43,45 @@ def test_rows_of_text_and_of_messages(read: Callable[..., list[Preference]]) -> 
     ]
 
 
+def test_the_forms_that_people_have(read: Callable[..., list[Preference]]) -> None:
+    told = [{"role": "system", "content": "be good"}, USER]
+    answer, bad = ASSISTANT["content"], ASSISTANT | {"content": "sad"}
+    share = [{"from": "human", "value": "hello"}]
+    one = {"from": "gpt", "value": answer}
+    for row, prompt in (
+        ({"prompt": "hello", "system_prompt": "be good", "chosen": answer, "rejected": "sad"}, told),
+        ({"system": "be good", "chosen": [USER, ASSISTANT], "rejected": [USER, bad]}, told),
+        ({"conversations": share, "chosen": one, "rejected": one | {"value": "sad"}}, [USER]),
+        ({"instruction": "hello", "input": "you", "chosen": answer, "rejected": "sad"}, "hello\n\nyou"),
+        ({"question": "hello", "positive": answer, "negative": "sad"}, "hello"),
+        (
+            {"prompt": "hello", "messages": [USER, ASSISTANT], "score_chosen": 3}
+            | {"chosen": [USER, ASSISTANT], "rejected": [USER, bad]},
+            "hello",
+        ),
+    ):
+        assert read(row) == [Preference(prompt, answer, "sad")]
+    found = read({"question": "hello", "chosen": answer, "rejected": "sad", "source": "x"})
+    assert found.used.in_words() == (  # type: ignore[attr-defined]
+        "prompt from question; chosen from chosen; rejected from rejected; not read: source"
+    )
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
+        (ROW | {"response": "other"}, ":2: response: a response beside the two answers"),
+        (ROW | {"tools": ["t"]}, ":2: tools: the tools that a model may call cannot be used"),
         ("{", r"p\.jsonl:2: not JSON"),
         ([1], r"p\.jsonl:2: expected an object, found \[1\]"),
         ({"prompt": "a", "chosen": "b"}, r":2: expected the field 'rejected', found: prompt, chosen"),
         ({"chosen": "b", "rejected": "c"}, r":2: expected the field 'prompt'"),
-        (ROW | {"chosen": " "}, ":2: chosen: expected text or messages, found ' '"),
+        (ROW | {"chosen": " "}, ':2: chosen: expected text or messages, found " "'),
         (ROW | {"chosen": [USER]}, ":2: chosen: expected an assistant's answer as the last message"),
-        (ROW | {"chosen": [{"role": 1}]}, ":2: chosen: expected messages with `role` and `content`"),
+        (
+            ROW | {"chosen": [{"role": 1}]},
+            ":2: chosen\[0\]: expected an object with the texts",
+        ),
         (ROW | {"prompt": 3}, ":2: prompt: expected text or messages, found 3"),
         (ROW | {"rejected": "i am glad"}, ":2: chosen and rejected are the same answer"),
         (

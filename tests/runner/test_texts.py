@@ -61,7 +61,7 @@ def test_rows_of_json_files(tmp_path: Path, field: str) -> None:
         ("t.jsonl", b'{"text": 3}', r"t\.jsonl:1: text: expected non-empty text, found 3"),
         ("t.jsonl", b'{"text": "a"}\n{"text": ', r"t\.jsonl:2: not JSON"),
         ("t.jsonl", b'{"text": "a"}\n[1]', r"t\.jsonl:2: expected non-empty text, found \[1\]"),
-        ("t.json", b'{"text": "a"}', r't\.json: expected a list of texts or of objects, found \{"text'),
+        ("t.json", b'{"text": "a"}', r't\.json: expected a list of rows, found \{"text'),
         ("t.json", b'["a",\n "b",\n {"text": null}]', r"json: \[2\]: text: expected .* found null"),
         ("t.json", b'["a",\n "b"', r"t\.json: not JSON \(.*line 2, column"),
         ("t.json", b"[]", r"t\.json: holds no text"),
@@ -84,11 +84,11 @@ def test_a_dataset_is_streamed_up_to_the_limit(tmp_path: Path) -> None:
     assert read_texts(spec, Path(), 3) == ["text 0", "text 1", "text 2"]
     assert read_texts(spec, Path()) == [f"text {i}" for i in range(5)]
     for change, message in (
-        ({"field": "body"}, r"dataset .*corpus, split train: no field 'body'; there is: n, text"),
+        ({"field": "body"}, r"dataset .*corpus, split train, row 0: no field 'body'; there is: n, text"),
         ({"field": "n"}, "expected non-empty text, found 0"),
         (
             {"split": "test"},
-            r"dataset .*corpus' \(subset none, split test\) cannot be read: .*give a `file:`",
+            r"dataset .*corpus' \(subset none, split test\) cannot be read: .*give a file",
         ),
         ({"subset": "en"}, "cannot be read"),
     ):

@@ -25,6 +25,7 @@ from subvene.runner.transcripts import (
     turns_of,
 )
 
+TOLD = {"role": "system", "content": "be good"}
 CHAT = [
     {"role": "user", "content": "hello"},
     {"role": "assistant", "content": "hello you"},
@@ -72,7 +73,7 @@ def test_every_form_gives_the_same(file: Any) -> None:
 
 def test_conversations_and_scores_of_turns(file: Any) -> None:
     scored = [*CHAT[:3], {**CHAT[3], "score": 70}]
-    path = file("a.jsonl", [{"messages": CHAT, "score": "12.5"}, {"messages": scored, "prompt": "ignored"}])
+    path = file("a.jsonl", [{"messages": CHAT, "score": "12.5"}, {"messages": scored, "prompt": "hello"}])
     first, second = read_transcripts(path)
     assert (first.score, dict(first.scores), first.turns) == (12.5, {}, [1, 3])
     assert (second.score, dict(second.scores)) == (None, {3: 70.0})
@@ -85,10 +86,48 @@ def test_conversations_and_scores_of_turns(file: Any) -> None:
     assert [m["content"] for m in read_transcripts(of_messages)[0].messages] == [m["content"] for m in CHAT]
 
 
+def test_the_forms_that_people_have(file: Any) -> None:
+    """Each column that means something is in the conversation; the others are named."""
+    share = [{"from": {"user": "human", "assistant": "gpt"}[m["role"]], "value": m["content"]} for m in CHAT]
+    rows = {
+        "system_prompt": {"system_prompt": "be good", "question": "hello", "answer": "hello you"},
+        "messages": {"messages": CHAT[:2], "system": "be good", "prompt_id": "x"},
+        "sharegpt": {"conversations": share[:2], "system": "be good"},
+        "alpaca": {"instruction": "hello", "input": "", "output": "hello you", "system": "be good"},
+    }
+    for name, row in rows.items():
+        (found,) = read_transcripts(file(f"{name}.jsonl", [row]))
+        assert list(found.messages) == [TOLD, *CHAT[:2]], name
+    (both,) = read_transcripts(file("b.jsonl", [{"instruction": "hello", "input": "world", "output": "you"}]))
+    assert both.messages[0]["content"] == "hello\n\nworld"
+    (whole,) = read_transcripts(file("c.jsonl", [{"conversations": share}]))
+    assert list(whole.messages) == CHAT
+    read = read_transcripts(file("d.jsonl", [{"question": "a", "answer": "b", "topic": 1, "score": 2}]))
+    assert read.used.to_dict() == {
+        "read": {"prompt": ["question"], "response": ["answer"], "score": ["score"]},
+        "said_again": [],
+        "not_read": ["topic"],
+    }
+
+
+def test_a_text_that_the_template_made_is_its_conversation(loaded: Any, file: Any) -> None:
+    tokenizer = loaded[1]
+    text = tokenizer.apply_chat_template(CHAT, tokenize=False)
+    of_text = turns_of(tokenizer, read_transcripts(file("a.jsonl", [{"text": text, "n": 1}])))
+    of_messages = turns_of(tokenizer, read_transcripts(file("b.jsonl", [{"messages": CHAT}])))
+    assert [turn.read for turn in of_text] == [turn.read for turn in of_messages]
+    with pytest.raises(TranscriptError, match=r"a.jsonl:1: the text is no conversation"):
+        turns_of(tokenizer, read_transcripts(file("a.jsonl", [{"text": "hello world"}])))
+
+
 WRONG = [
     ("a.jsonl", [{"prompt": "a", "response": "b"}, "{"], {}, r"a.jsonl:2: not JSON"),
     ("a.jsonl", [["a"]], {}, r"a.jsonl:1: expected a row with columns, found \[\"a\"\]"),
-    ("a.jsonl", [{"text": "b"}], {}, r"a.jsonl:1: expected `messages`, or .*the columns are: text"),
+    ("a.jsonl", [{"words": "b"}], {}, r"a.jsonl:1: expected `messages`.*the columns are: words"),
+    ("a.jsonl", [{"messages": CHAT, "prompt": "other"}], {}, r"a.jsonl:1: prompt: says what the conv"),
+    ("a.jsonl", [{"prompt": "a", "response": "b", "text": "c"}], {}, r"text: says what prompt and resp"),
+    ("a.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}], {}, r"chosen: .*say which answer"),
+    ("a.jsonl", [{"messages": [TOLD, *CHAT], "system": "b"}], {}, r"another system"),
     ("a.jsonl", [{"prompt": "a", "response": 3}], {}, r"a.jsonl:1: response: expected text, found 3"),
     ("a.jsonl", [{"prompt": " ", "response": "b"}], {}, r"a.jsonl:1: prompt: expected non-empty text"),
     ("a.jsonl", [{"prompt": "a", "response": "b"}], {"prompt": "q"}, r"a.jsonl:1: no column 'q'; there is"),

@@ -77,7 +77,7 @@ def test_an_experiment_reads() -> None:
         ("prompts: [hi]", "prompts: hi", (12, 28, "evaluate[0].prompts")),
         ("[0, 1]", "[0, 0.0]", (12, 48, "evaluate[0].coefficients")),
         ("[0, 1]", "[0, x]", (12, 52, "evaluate[0].coefficients[1]")),
-        ("{file: p.yaml}", "{file: p.csv}", (13, 34, "evaluate[1].pairs.file")),
+        ("{file: p.yaml}", "{file: p.txt}", (13, 34, "evaluate[1].pairs.file")),
         ("{file: p.yaml}", "{systems: []}", (13, 27, "evaluate[1].pairs")),
         ("{file: p.yaml}", "p.yaml", (13, 27, "evaluate[1].pairs")),
         ("kind: contrast", "kind: contrst", (13, 10, "evaluate[1].kind")),

@@ -73,7 +73,7 @@ def test_every_form_reads_and_is_written_back(fit: str, field: str, value: Any) 
     [
         ("data: {}", "data.file", "either `file` or `dataset`"),
         ("data: {file: a.jsonl, dataset: b}", "data.file", "either `file` or `dataset`"),
-        ("data: {file: a.json}", "data.file", "a path that ends in .jsonl"),
+        ("data: {file: a.txt}", "data.file", "a path that ends in .jsonl, .json or .csv"),
         ("data: {file: a.jsonl, split: x}", "data.split", "`dataset` beside it"),
         ("data: a.jsonl", "data", "a mapping with `file`, with `dataset`, or with `truthfulqa`"),
         ("data: {file: a.jsonl}, objective: {kind: kto}", "objective.kind", "one of: ipo, dpo, sft"),

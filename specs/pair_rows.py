@@ -1,0 +1,92 @@
+"""Rows as contrast pairs: positive and negative texts after a prompt, or preferences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+from subvene.specs.columns import Meaning, Taken, Used, asked, messages_of, take, text_of
+from subvene.specs.pairs import ContrastTexts, TextPair
+from subvene.specs.rows import Fail, Row, RowsError
+
+_WANTED: frozenset[Meaning] = frozenset({"prompt", "input", "system", "chosen", "rejected"})
+
+
+class ReadPairs(ContrastTexts):
+    """Pairs that were read from rows, and which columns those were read from."""
+
+    _used: Used = Used()
+
+    @property
+    def used(self) -> Used:
+        """Which columns were read, and which were not."""
+        return self._used
+
+
+def pairs_of(rows: Iterable[Row], source: str, fail: Fail = RowsError) -> ReadPairs:
+    """Pairs of rows, each with where it stands.
+
+    A row has `positive` and `negative` (or `chosen` and `rejected`) and, if the texts are replies, `prompt`
+    and perhaps `system`.
+
+    Raises:
+        RowsError: or what `fail` makes: a row is none, or there are no rows.
+    """
+    used = Used()
+    texts = tuple(_pair(row, where, used, fail) for where, row in rows)
+    if not texts:
+        raise fail(f"{source}: holds no pair")
+    pairs = ReadPairs(texts=texts)
+    pairs._used = used
+    return pairs
+
+
+def _pair(row: Any, where: str, used: Used, fail: Fail) -> TextPair:
+    taken = take(row, where, _WANTED, fail=fail)
+    before: list[dict[str, Any]] = []
+    sides = []
+    names: dict[Meaning, str] = {"chosen": "positive", "rejected": "negative"}
+    for meaning, name in names.items():
+        if meaning not in taken:
+            raise fail(
+                f"{where}: expected a column `{name}` (or `{meaning}`); the columns are: "
+                f"{', '.join(map(str, row)) or 'none'}"
+            )
+        turns, text = _side(taken, meaning, where, fail)
+        sides.append((turns, text))
+    if sides[0][0] != sides[1][0]:
+        raise fail(f"{where}: the positive and the negative text answer different prompts")
+    if "prompt" in taken:
+        before = asked(taken, where, fail)
+    elif sides[0][0]:
+        before = sides[0][0]
+    elif taken.keys() & {"input", "system"}:
+        column = taken.columns.get("system") or taken.columns["input"]
+        raise fail(f"{where}: {column}: belongs to a prompt, and there is none")
+    used.note(taken)
+    told, turn = _prompt(before, where, fail)
+    return TextPair(prompt=turn, system=told, positive=sides[0][1], negative=sides[1][1])
+
+
+def _side(taken: Taken, meaning: Meaning, where: str, fail: Fail) -> tuple[list[dict[str, Any]], str]:
+    """What stands before a text in its own column, and the text."""
+    value, place = taken[meaning], f"{where}: {taken.columns[meaning]}"
+    if isinstance(value, str):
+        return [], text_of(value, place, fail)
+    *before, last = messages_of([value] if isinstance(value, dict) else value, place, fail)
+    if last["role"] != "assistant":
+        raise fail(f"{place}: expected an assistant's answer as the last message")
+    return before, text_of(last["content"], place, fail)
+
+
+def _prompt(before: list[dict[str, Any]], where: str, fail: Fail) -> tuple[str | None, str | None]:
+    """System prompt and user's turn of a pair, which has no more than these."""
+    roles = [message["role"] for message in before]
+    if roles not in ([], ["user"], ["system", "user"]):
+        raise fail(
+            f"{where}: the prompt is a conversation ({', '.join(roles)}), and a pair has one user's turn, "
+            "with a system prompt perhaps"
+        )
+    texts = [text_of(message["content"], f"{where}: the prompt", fail) for message in before]
+    return next(chain(texts[:-1], [None])), next(chain(texts[-1:], [None]))
