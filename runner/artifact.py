@@ -149,6 +149,7 @@ def write(
             name: version(name) for name in ("subvene", "pyvene", "torch", "transformers", "safetensors")
         },
     }
+    _refuse_not_finite(tensors, provenance or {})
     # One key: safetensors writes several in no fixed order, and the same artifact would hash differently.
     about = {"format": FORMAT, "sites": sorted(tensors), "provenance": dict(provenance or {})}
     metadata = {"subvene": json.dumps(about, sort_keys=True)}
@@ -165,6 +166,23 @@ def write(
             json.dumps(fingerprint, indent=2, sort_keys=True) + "\n", encoding="utf-8"
         )
     return folder
+
+
+def _refuse_not_finite(tensors: Mapping[str, torch.Tensor], provenance: Mapping[str, Any]) -> None:
+    """Refuse to save what no other program could read as a number, or load as an edit.
+
+    Raises:
+        ArtifactError: naming the tensor or the place in the provenance.
+    """
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ArtifactError(
+                f"tensor {name!r} holds NaN or infinite values, and is not saved; leave it out"
+            )
+    try:
+        json.dumps(dict(provenance), allow_nan=False)
+    except ValueError as error:
+        raise ArtifactError(f"provenance: holds a number that is not finite ({error})") from error
 
 
 def read(folder: Path, *, links_into: Sequence[Path] = ()) -> Artifact:

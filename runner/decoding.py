@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 
 from subvene.runner.forked_cache import select
 from subvene.runner.intervened import IntervenedModel
-from subvene.runner.not_finite import check_finite, rows_named
+from subvene.runner.not_finite import acting, check_finite, rows_named
 from subvene.runner.receipt import Receipt, merged
 
 # Rows that have ended are dropped once they are so large a part of a batch: dropping copies the cache.
@@ -82,7 +82,7 @@ def decode(
                 logits_to_keep=1,
             ).logits
         if m.is_disabled:
-            check_finite(logits[:, -1].amax(-1, keepdim=True), "the logits", ())
+            check_finite(logits[:, -1].amax(-1, keepdim=True), "the logits", acting(m))
         elif m.receipt is not None:
             receipts.append(m.receipt)
         chosen = choose(logits[:, -1], here, step).cpu()

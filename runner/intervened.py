@@ -151,7 +151,8 @@ class IntervenedModel:
         Args:
             model: a transformers model, such as a baked checkpoint.
             tokenizer: its tokenizer.
-            name: what its spec calls it.
+            name: what its spec calls it; `plain` if its weights are as they were loaded, else what they were
+                made into (`baked`, `lora`).
         """
         # Not a spec that a file could hold: it declares no intervention.
         spec = InterventionSpec.model_construct(subvene=1, model=ModelSpec(name=name), interventions=())

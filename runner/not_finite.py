@@ -70,8 +70,14 @@ def check_finite(values: torch.Tensor, what: str, names: Collection[str] = ()) -
 
 
 def acting(m: IntervenedModel) -> tuple[str, ...]:
-    """The names of the interventions that a model's calls run with; none where it is disabled."""
-    return () if m.is_disabled else tuple(entry.name for entry in m.intervenable.entries)
+    """Whose doing it is what a model's calls give: its interventions, or what its weights were made into.
+
+    None where it is disabled, or `IntervenedModel.plain` with the weights that were loaded.
+    """
+    if not m.is_disabled:
+        return tuple(entry.name for entry in m.intervenable.entries)
+    made_into = m.spec.model.name
+    return () if m.spec.interventions or made_into == "plain" else (made_into,)
 
 
 def rows_in_words(rows: Sequence[int], count: int) -> str:

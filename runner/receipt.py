@@ -312,9 +312,10 @@ class Recorder:
         relative, changed = [], []
         for norms in measured:
             here = mask.to(norms.device)
-            relative.append((norms[1] / norms[0].clamp_min(1e-12))[here])
+            size, change = (norm[here].cpu().double() for norm in (norms[0], norms[1]))
+            relative.append(change / size.clamp_min(1e-12))
             changed.append(int((here & (norms[1] > 0)).sum()))
-        ratios = torch.cat([r.cpu() for r in relative])
+        ratios = torch.cat(relative)
         positions = self._index[mask]
         return InterventionReceipt(
             **common,

@@ -30,7 +30,7 @@ from subvene.runner.forked_cache import continued, empty, why_not_forked
 from subvene.runner.generation import row_ends
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.limits import refuse_beyond_context
-from subvene.runner.not_finite import rows_named
+from subvene.runner.not_finite import acting, check_finite, rows_named
 from subvene.runner.positions import PositionError
 from subvene.runner.progress import track
 from subvene.runner.receipt import Receipt, check_together
@@ -305,6 +305,8 @@ class _Batch:
         return [] if self.m.receipt is None else [self.m.receipt]
 
     def _choose(self, logits: torch.Tensor, rows: Sequence[int], step: int) -> torch.Tensor:
+        if self.m.is_disabled:  # an edited run is looked at as a whole
+            check_finite(logits.amax(-1, keepdim=True), "the logits", acting(self.m))
         chosen = logits.argmax(-1)
         drawn = [slot for slot, row in enumerate(rows) if self.rows[row].temperature > 0]
         drawn = [slot for slot in drawn if step < self.limits[rows[slot]]]

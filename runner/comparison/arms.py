@@ -211,7 +211,9 @@ class Arms:
         folder = self._place(identity)
         with atomic_folder(folder) as temporary:
             safetensors.torch.save_file(dict(tensors), temporary / _TENSORS)
-            (temporary / _PROVENANCE).write_text(json.dumps(provenance, indent=1) + "\n", encoding="utf-8")
+            (temporary / _PROVENANCE).write_text(
+                json.dumps(provenance, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+            )
         return {"folder": folder.name, "tensors": tensors_digest(tensors), "provenance": dict(provenance)}
 
     def _files(self, variant: ExperimentSpec) -> dict[str, str]:
