@@ -271,7 +271,11 @@ def _last_tensor(output: Any) -> torch.Tensor | None:
 
 def _run(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> Any:
     """A pass over whole sequences [rows, slots], real where `mask` is 1."""
-    inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device), "use_cache": False}
+    inputs: dict[str, Any] = {
+        "input_ids": ids.to(model.device),
+        "attention_mask": mask.to(model.device),
+        "use_cache": False,
+    }
     if "position_ids" in inspect.signature(model.forward).parameters:
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
     with torch.no_grad():

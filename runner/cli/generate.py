@@ -128,7 +128,9 @@ def generate(
             emit(document | _projections(told, compare) | {"receipt": receipt})
             _fail(marked, strengths)
             return
-    shown = [f"(no answer: not finite: {marked[i]})" if i in marked else a for i, a in enumerate(answers)]
+    shown = [
+        f"(no answer: not finite: {marked[i]})" if i in marked else str(a) for i, a in enumerate(answers)
+    ]
     _print(prompts, shown, receipt, compare=compare, streamed=streams)
     _print_projections(told, prompts, compare)
     _fail(marked, strengths)

@@ -240,8 +240,8 @@ def test_pairs_of_an_evaluation_are_checked_before_the_work(
 
 @no_fresh_process
 def test_a_run_that_was_not_steered_leaves_nothing(write: Callable[..., Path], tmp_path: Path) -> None:
-    zero = {f"z.block_output[{layer}]": torch.zeros(32) for layer in range(3)}
-    safetensors.torch.save_file(zero, tmp_path / "z.safetensors")
+    lost = {f"z.block_output[{layer}]": torch.full((32,), 1e-30) for layer in range(3)}  # in rounding
+    safetensors.torch.save_file(lost, tmp_path / "z.safetensors")
     path = write(STORED.replace("t.safetensors, key: v", "z.safetensors, key: z"))
     with pytest.raises(NotSteeredError):
         run_experiment(path, output=tmp_path / "out")

@@ -25,6 +25,7 @@ from oracle import (
 )
 
 from subvene.runner import NotSteeredError
+from subvene.runner.compile import CompileError
 
 NEW = 5
 
@@ -169,9 +170,15 @@ def both_ways(m: Any, rows: Any = PROMPTS) -> list[Any]:
     return [lambda: generate(m, rows), lambda: m(*scoring, prompt_lengths=lengths)]
 
 
-def test_a_zero_vector_fails_the_run() -> None:
+def test_a_zero_vector_is_refused() -> None:
     zero = {f"v.block_output[{MIDDLE}]": torch.zeros(WIDTH)}
-    m = intervened(tiny("llama"), steering("all", name="nothing"), tensors=zero)
+    with pytest.raises(CompileError, match=r"'v.block_output\[1\]' is zero everywhere"):
+        intervened(tiny("llama"), steering("all"), tensors=zero)
+
+
+def test_a_vector_that_rounds_away_fails_the_run() -> None:
+    tiny_one = {f"v.block_output[{MIDDLE}]": torch.full((WIDTH,), 1e-30)}
+    m = intervened(tiny("llama"), steering("all", name="nothing"), tensors=tiny_one)
     for run in both_ways(m):
         with pytest.raises(NotSteeredError, match=r"'nothing'.*changed no activation"):
             run()
