@@ -30,6 +30,6 @@ def missing_in_words(reasons: Counter[str]) -> str:
     n = reasons.total()
     named = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(_REASONS))
     return (
-        f"{n} verdict{' is' if n == 1 else 's are'} missing, because the judge gave no usable reply ({named}); "
-        "run the same command again: only what is missing is asked for"
+        f"{n} verdict{' is' if n == 1 else 's are'} missing, because the judge gave no usable reply "
+        f"({named}); run the same command again: only what is missing is asked for"
     )

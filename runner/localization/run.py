@@ -14,7 +14,13 @@ import transformers
 from subvene.interventions import Sizes
 from subvene.runner.anatomy import Anatomy, sizes_from_config
 from subvene.runner.comparison.arms import Arm, Arms
-from subvene.runner.comparison.measures import DivergenceMeasure, Measured, TruthfulQAMeasure, check_complete, merged
+from subvene.runner.comparison.measures import (
+    DivergenceMeasure,
+    Measured,
+    TruthfulQAMeasure,
+    check_complete,
+    merged,
+)
 from subvene.runner.fitting import check_reach
 from subvene.runner.identity import run_manifest
 from subvene.runner.intervened import IntervenedModel

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from subvene.runner.comparison.missing import missing_in_words
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.judges.base import JudgeError
 from subvene.runner.judges.traits import TraitJudge
-from subvene.runner.persona.responses import Asked, Do, Response, respond
+from subvene.runner.persona.responses import Asked, Do, Response, missing_reasons, respond
 from subvene.runner.persona.traits import Contrast, Trait
 from subvene.runner.receipt import check_together
 from subvene.runner.rollouts import Row, rollouts
@@ -73,7 +75,10 @@ def run_sweep(
         do: does a unit of work, or gives what is recorded of it.
 
     Returns:
-        `sweep` and `sweep_responses` of the results, and `contrast_from`.
+        `sweep` and `sweep_responses` of the results, `contrast_from`, and `warnings`.
+
+    Raises:
+        JudgeError: a point is to be chosen, and the judge still owes verdicts.
     """
     coefficients = sorted({0.0, *declared.coefficients})
     points: list[Point] = [(layer, c) for layer in declared.layers for c in coefficients if c]
@@ -86,6 +91,7 @@ def run_sweep(
         "seed": seed,
     }
     sampling = declared.sampling
+    name = f"{trait.name}: sweep"
     questions = trait.evaluation[: declared.questions]
     # The unedited model is asked once for all layers.
     asked = [
@@ -95,17 +101,22 @@ def run_sweep(
         for rollout in range(sampling.rollouts)
     ]
 
-    def generate() -> dict[str, Any]:
-        found, _ = respond(m, asked, sampling, trait, judge, seed=seed, description=f"{trait.name}: sweep")
-        return {"responses": [response.to_dict() for response in found]}
-
-    unit: dict[str, Any] = {
-        "unit": "sweep",
-        "questions": list(questions),
-        "sampling": sampling.model_dump(mode="json", exclude={"batch_size"}),
-        "judge": judge.identity([trait]),
-    }
-    found = [Response.from_dict(values) for values in do(about | unit, generate)["responses"]]
+    unit: dict[str, Any] = {"unit": "sweep"}
+    found = respond(
+        lambda: m,
+        asked,
+        sampling,
+        trait,
+        judge,
+        identity=about | unit,
+        seed=seed,
+        description=name,
+        do=do,
+    ).responses
+    missing = missing_reasons(found)
+    if missing and declared.choose is not None:
+        raise JudgeError(f"{name}: nothing can be chosen yet: {missing_in_words(missing)}")
+    warnings = [f"{name}: {missing_in_words(missing)}"] if missing else []
     by_point: dict[Point, list[Response]] = {}
     for response in found:
         layer, coefficient = response.asked.about["point"]
@@ -143,7 +154,12 @@ def run_sweep(
                 }
                 for response in by_point[point]
             ]
-    return {"sweep": records, "sweep_responses": responses, "contrast_from": source}
+    return {
+        "sweep": records,
+        "sweep_responses": responses,
+        "contrast_from": source,
+        "warnings": warnings,
+    }
 
 
 def best_point(declared: TraitSweepSpec, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -177,6 +193,7 @@ def scores(responses: Sequence[Response]) -> dict[str, Any]:
         "n": len(responses),
         "scored": sum(r.score is not None for r in responses),
         "refused": sum(r.refused for r in responses),
+        "missing": sum(r.missing for r in responses),
         "score": score,
         "score_sd": score_sd,
         "coherence": coherence,
