@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from subvene.runner.not_finite import NotFiniteError
@@ -40,6 +40,16 @@ def over_finite_points(
                 marked.setdefault(points[rows[place]], words)
             rows = [row for row in rows if points[row] not in marked]
     return rows, None, marked
+
+
+def listed(marked: Mapping[tuple[Any, ...], str]) -> dict[str, Any]:
+    """Points that are not finite, as JSON values; nothing where there are none."""
+    return {"not_finite": [[*point, words] for point, words in marked.items()]} if marked else {}
+
+
+def by_point(result: Mapping[str, Any]) -> dict[tuple[Any, ...], str]:
+    """What `listed` made of the points, as it was."""
+    return {(*values[:-1],): values[-1] for values in result.get("not_finite", [])}
 
 
 def marking(is_point: bool, work: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from subvene.runner.comparison.missing import missing_in_words, missing_verdicts
 from subvene.runner.comparison.summary import METRICS
 
 Results = Mapping[str, Any]
@@ -29,7 +30,7 @@ def verdict(results: Results) -> list[str]:
     metrics = [results["selection"]["metric"]]
     if any("true_info" in arm["metrics"] for arm in results["arms"]):
         metrics.append("true_info")
-    said = [_tested(results), *_idle(results)]
+    said = [_tested(results), *_missing(results), *_idle(results)]
     for metric in metrics:
         said += _differences(results, metric)
         said += [_special(one) for one in results["evidence"] if one["metric"] == metric]
@@ -48,6 +49,11 @@ def _tested(results: Results) -> str:
         f"{split['tuning']} questions. Where several strengths or τ were tried, the best on {chosen} of the "
         "questions that no edit was trained on was taken."
     )
+
+
+def _missing(results: Results) -> list[str]:
+    reasons = missing_verdicts(arm.get("by_question") or {} for arm in results["arms"])
+    return [f"WARNING: {missing_in_words(reasons)}."] if reasons else []
 
 
 def _idle(results: Results) -> list[str]:

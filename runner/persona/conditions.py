@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from subvene.runner.activations import Text
+from subvene.runner.comparison.missing import missing_in_words
 from subvene.runner.evaluations.divergence import Reference, divergence
 from subvene.runner.evaluations.multiple_choice import ChoiceQuestion, accuracy, questions_sha256
 from subvene.runner.finite_points import marking
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.judges.traits import TraitJudge
-from subvene.runner.persona.responses import Asked, Do, Response, respond
+from subvene.runner.persona.responses import Asked, Do, Response, missing_reasons, respond
 from subvene.runner.persona.sweep import scores
 from subvene.runner.persona.traits import Trait
 from subvene.runner.projection import project, token_projections
@@ -166,14 +167,16 @@ def run_conditions(
     ordered = sorted(arms, key=lambda arm: isinstance(arm.condition, Capped))
     said: dict[str, list[Response]] = {}
     records: dict[str, dict[str, Any]] = {}
+    owed: list[str] = []
     for arm in ordered:
         cap = None
         if isinstance(arm.condition, Capped):
             cap = _cap(arm.condition, arm, said[arm.condition.of], subject, do)
         thresholds = None if cap is None else {int(k): v for k, v in cap["threshold"].items()}
-        record = _measure(declared, arm, thresholds, subject, cost, seed, do)
-        responses = [Response.from_dict(values) for values in record.pop("responses")]
+        responses, record = _measure(declared, arm, thresholds, subject, cost, seed, do)
         said.setdefault(arm.condition.kind, responses)
+        if missing := missing_reasons(responses):
+            owed.append(f"{arm.label}: {missing_in_words(missing)}")
         projections = _projections(arm, responses, subject, do)
         mean, sd = mean_and_sd(projections)
         about_cap = {"threshold": None, "changed_share": None, "expected_share": None, "warning": None}
@@ -211,6 +214,7 @@ def run_conditions(
     ]
     warnings = [record["warning"] for record in table if record["warning"] is not None]
     warnings += [f"{one['label']}: not finite: {one['not_finite']}" for one in table if "not_finite" in one]
+    warnings += owed
     return {
         "conditions": table,
         "responses": shown,
@@ -227,8 +231,8 @@ def _measure(
     cost: Cost | None,
     seed: int,
     do: Do,
-) -> dict[str, Any]:
-    """Responses, receipt and cost of one arm."""
+) -> tuple[list[Response], dict[str, Any]]:
+    """Responses, and receipt and cost, of one arm."""
     entries = _entries(arm, thresholds, subject)
     sampling = declared.sampling
     systems = subject.trait.system_prompts()
@@ -244,42 +248,28 @@ def _measure(
         "trait": subject.trait.sha256,
         "interventions": [entry.model_dump(mode="json", exclude={"name"}) for entry in entries],
     }
-
-    def generate() -> dict[str, Any]:
-        m = _compiled(entries, subject)
-        found, receipts = respond(
-            m,
-            asked,
-            sampling,
-            subject.trait,
-            subject.judge,
-            seed=seed,
-            description=f"{subject.trait.name}: {arm.label}",
-        )
-        told = merged(receipts, same_rows=True)
-        return {
-            "responses": [response.to_dict() for response in found],
-            "receipt": told[0].to_dict() if told else None,
-        }
-
-    unit = {
-        "unit": "condition",
-        "asked": [[one.question, one.system, one.rollout] for one in asked],
-        "sampling": sampling.model_dump(mode="json", exclude={"batch_size"}),
-        "judge": subject.judge.identity([subject.trait]),
-        "seed": seed,
-    }
-    record = dict(do(about | unit, marking(arm.swept, generate)))
-    if "not_finite" in record:
-        return {"responses": [], "receipt": None, "cost": None, **record}
+    answered = respond(
+        lambda: _compiled(entries, subject),
+        asked,
+        sampling,
+        subject.trait,
+        subject.judge,
+        identity=about | {"unit": "condition"},
+        seed=seed,
+        description=f"{subject.trait.name}: {arm.label}",
+        do=do,
+        points=[()] * len(asked) if arm.swept else None,
+    )
+    if answered.not_finite:
+        return [], {"receipt": None, "cost": None, "not_finite": answered.not_finite[()]}
     # A system prompt leaves the model as it is, and costs nothing.
     measured = None
     if cost is not None and side is None:
         unit = {"unit": "cost", **cost.identity}
         measured = do(about | unit, marking(arm.swept, lambda: cost.of(_compiled(entries, subject))))
         if "not_finite" in measured:
-            return {"responses": [], "receipt": None, "cost": None, **measured}
-    return record | {"cost": measured}
+            return [], {"receipt": None, "cost": None, **measured}
+    return answered.responses, {"receipt": answered.receipt, "cost": measured}
 
 
 def _entries(arm: Arm, thresholds: Mapping[int, float] | None, subject: Subject) -> list[Any]:

@@ -19,7 +19,7 @@ from subvene.runner.evaluations.multiple_choice import shipped_questions
 from subvene.runner.fitting import check_reach
 from subvene.runner.identity import environment, git_state, holds, model_sha256, tensors_digest, versions
 from subvene.runner.intervened import IntervenedModel
-from subvene.runner.ledger import Ledger, digest
+from subvene.runner.ledger import MISSING, Ledger, digest
 from subvene.runner.model import load_config, load_model, with_overrides
 from subvene.runner.persona.conditions import Cost, Subject, arms_of, one_number, run_conditions
 from subvene.runner.persona.geometry import geometry
@@ -52,7 +52,7 @@ from subvene.specs import (
 from subvene.specs.evaluations.traits import Ablated, Capped
 
 # How a result is computed; whoever changes that changes this number, and old units are done again.
-UNITS = 1
+UNITS = 2
 
 
 @dataclass(frozen=True)
@@ -178,13 +178,13 @@ class _Persona:
     def units(self) -> int:
         """Steps that are reported."""
         steered = self.spec.steered_traits
-        found = 2 * len(self.traits) + (2 * len(steered) if self.sweep else 0)
+        found = 3 * len(self.traits) + (3 * len(steered) if self.sweep else 0)
         if self.conditions:
             for name in steered:
                 arms = arms_of(self.conditions, self._declared(name))
                 caps = sum(arm.condition.kind == "capped" for arm in arms)
                 costs = sum(arm.condition.kind not in ("prompted", "opposed") for arm in arms)
-                found += 2 * len(arms) + caps + (costs if self.conditions.cost else 0)
+                found += 3 * len(arms) + caps + (costs if self.conditions.cost else 0)
         return found
 
     def _declared(self, name: str) -> SteeringSpec:
@@ -202,7 +202,7 @@ class _Persona:
         judge = {"unit": "judge", "judge": self.judge.identity(self.traits)}
         about_judge = ledger.do(
             self.base | judge | {"traits": [trait.sha256 for trait in self.traits]},
-            lambda: self.judge.describe(self.traits),
+            self._described,
         )
         extractions: dict[str, Extraction] = {}
         found: dict[str, Vectors] = {}
@@ -250,6 +250,7 @@ class _Persona:
                         for point in record["sweep"]
                         if "not_finite" in point
                     ]
+                    warnings += record.pop("warnings")
                     best = record["chosen"] = best_point(self.sweep, record["sweep"])
                     if best is not None:
                         fields = {"layer": best["layer"], "coefficient": best["coefficient"]}
@@ -303,6 +304,12 @@ class _Persona:
             ),
             "warnings": warnings,
         }
+
+    def _described(self) -> dict[str, Any]:
+        described = self.judge.describe(self.traits)
+        stated = described.get("agreement") or {}
+        missing = sum((one or {}).get("missing", 0) for one in stated.values())
+        return described | ({MISSING: missing} if missing else {})
 
     def _doing(self, ledger: Ledger, trait: Trait) -> Callable[..., dict[str, Any]]:
         """Does units of a trait, and says so."""

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
-from subvene.runner.finite_points import over_finite_points
+from subvene.runner.comparison.missing import missing_in_words
+from subvene.runner.finite_points import by_point as points_in
+from subvene.runner.finite_points import listed, over_finite_points
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.judges.base import JudgeError
 from subvene.runner.judges.traits import TraitJudge
-from subvene.runner.persona.responses import Asked, Do, Response, respond
+from subvene.runner.persona.responses import Asked, Do, Response, missing_reasons, respond
 from subvene.runner.persona.traits import Contrast, Trait
 from subvene.runner.rollouts import Row, rollouts
 from subvene.runner.scoring import log_probs
@@ -73,8 +76,11 @@ def run_sweep(
         do: does a unit of work, or gives what is recorded of it.
 
     Returns:
-        `sweep` and `sweep_responses` of the results, and `contrast_from`. A point at which the model is no
-        longer finite has no numbers, and `not_finite` says so in words.
+        `sweep` and `sweep_responses` of the results, `contrast_from`, and `warnings`. A point at which the
+        model is no longer finite has no numbers, and `not_finite` says so in words.
+
+    Raises:
+        JudgeError: a point is to be chosen, and the judge still owes verdicts.
     """
     coefficients = sorted({0.0, *declared.coefficients})
     points: list[Point] = [(layer, c) for layer in declared.layers for c in coefficients if c]
@@ -87,6 +93,7 @@ def run_sweep(
         "seed": seed,
     }
     sampling = declared.sampling
+    name = f"{trait.name}: sweep"
     questions = trait.evaluation[: declared.questions]
     # The unedited model is asked once for all layers.
     asked = [
@@ -96,24 +103,26 @@ def run_sweep(
         for rollout in range(sampling.rollouts)
     ]
 
-    def generate() -> dict[str, Any]:
-        def answer(which: list[int]) -> list[Response]:
-            some, name = [asked[i] for i in which], f"{trait.name}: sweep"
-            return respond(m, some, sampling, trait, judge, seed=seed, description=name)[0]
-
-        _, written, marked = over_finite_points([(*one.about["point"],) for one in asked], answer)
-        return {"responses": [response.to_dict() for response in written or []], **_listed(marked)}
-
-    unit: dict[str, Any] = {
-        "unit": "sweep",
-        "questions": list(questions),
-        "sampling": sampling.model_dump(mode="json", exclude={"batch_size"}),
-        "judge": judge.identity([trait]),
-    }
-    said = do(about | unit, generate)
-    found = [Response.from_dict(values) for values in said["responses"]]
-    not_finite = _by_point(said)
-    by_point: dict[Point, list[Response]] = {point: [] for point in not_finite}
+    unit: dict[str, Any] = {"unit": "sweep"}
+    answered = respond(
+        lambda: m,
+        asked,
+        sampling,
+        trait,
+        judge,
+        identity=about | unit,
+        seed=seed,
+        description=name,
+        do=do,
+        points=[(*one.about["point"],) for one in asked],
+    )
+    found = answered.responses
+    missing = missing_reasons(found)
+    if missing and declared.choose is not None:
+        raise JudgeError(f"{name}: nothing can be chosen yet: {missing_in_words(missing)}")
+    warnings = [f"{name}: {missing_in_words(missing)}"] if missing else []
+    not_finite: dict[Any, str] = dict(answered.not_finite)
+    by_point: dict[Any, list[Response]] = {point: [] for point in not_finite}
     for response in found:
         layer, coefficient = response.asked.about["point"]
         by_point.setdefault((layer, coefficient), []).append(response)
@@ -126,7 +135,7 @@ def run_sweep(
         scored = [point for point in [(-1, 0.0), *points] if point not in not_finite]
         ratios = do(about | unit, lambda: _log_ratios(m, scored, contrasts))
         measured = dict(zip(scored, ratios["values"], strict=True))
-        not_finite |= _by_point(ratios)
+        not_finite |= points_in(ratios)
     records, responses = [], []
     for layer in declared.layers:
         for coefficient in coefficients:
@@ -151,7 +160,12 @@ def run_sweep(
                 }
                 for response in by_point[point]
             ]
-    return {"sweep": records, "sweep_responses": responses, "contrast_from": source}
+    return {
+        "sweep": records,
+        "sweep_responses": responses,
+        "contrast_from": source,
+        "warnings": warnings,
+    }
 
 
 def best_point(declared: TraitSweepSpec, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -186,6 +200,7 @@ def scores(responses: Sequence[Response]) -> dict[str, Any]:
         "n": len(responses),
         "scored": sum(r.score is not None for r in responses),
         "refused": sum(r.refused for r in responses),
+        "missing": sum(r.missing for r in responses),
         "score": score,
         "score_sd": score_sd,
         "coherence": coherence,
@@ -221,15 +236,6 @@ def _contrasts(
     return [Contrast(q, p.text, n.text) for q, p, n in pairs if p.text and n.text], "prompted"
 
 
-def _listed(marked: Mapping[Point, str]) -> dict[str, Any]:
-    """Points that are not finite, as JSON values; nothing where there are none."""
-    return {"not_finite": [[*point, words] for point, words in marked.items()]} if marked else {}
-
-
-def _by_point(result: Mapping[str, Any]) -> dict[Point, str]:
-    return {(layer, coefficient): words for layer, coefficient, words in result.get("not_finite", [])}
-
-
 def _log_ratios(m: IntervenedModel, points: Sequence[Point], contrasts: Sequence[Contrast]) -> dict[str, Any]:
     """Of each point the mean over contrasts of log p(positive)/n⁺ − log p(negative)/n⁻, n in tokens.
 
@@ -260,4 +266,4 @@ def _log_ratios(m: IntervenedModel, points: Sequence[Point], contrasts: Sequence
     per_token = totals.view(len(finite), len(pairs)) / torch.tensor(sizes, dtype=torch.float64)
     means = (per_token[:, ::2] - per_token[:, 1::2]).mean(1).tolist()
     values = dict(zip(finite, means, strict=True))
-    return {"values": [values.get(point) for point in points], **_listed(marked)}
+    return {"values": [values.get(point) for point in points], **listed(marked)}

@@ -26,12 +26,13 @@ from subvene.interventions import Sizes
 from subvene.interventions.steering import RESIDUAL_NORM
 from subvene.runner.activations import forward_reading
 from subvene.runner.anatomy import Anatomy
+from subvene.runner.comparison.missing import missing_in_words
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.judges.traits import TraitJudge, make_trait_judge
 from subvene.runner.ledger import digest
 from subvene.runner.not_finite import ADVICE_OF_MODEL, NotFiniteError
 from subvene.runner.persona.geometry import explained_variance
-from subvene.runner.persona.responses import Asked, Do, Response, respond
+from subvene.runner.persona.responses import Asked, Do, Response, missing_reasons, respond
 from subvene.runner.persona.traits import Trait, read_trait
 from subvene.runner.progress import track
 from subvene.runner.recipes.base import Fitted, Reach, Recipe
@@ -76,6 +77,7 @@ class Extraction:
             "pairs": len(self.pairs),
             "kept": len(self.kept),
             "dropped": self.dropped,
+            "missing": sum(side.missing for pair in self.pairs for side in pair),
             "warning": self.warning,
             "mean_score": mean_score,
         }
@@ -118,23 +120,17 @@ def extract(
         for rollout in range(spec.sampling.rollouts)
         for side, system in zip(_SIDES, pair, strict=True)
     ]
-    identity = {
-        "unit": "extraction",
-        "trait": trait.sha256,
-        "instructions": len(prompts),
-        "questions": len(questions),
-        "sampling": spec.sampling.model_dump(mode="json", exclude={"batch_size"}),
-        "judge": judge.identity([trait]),
-        "seed": seed,
-    }
-
-    def work() -> dict[str, Any]:
-        found, _ = respond(
-            m, asked, spec.sampling, trait, judge, seed=seed, description=f"{trait.name}: responses"
-        )
-        return {"responses": [response.to_dict() for response in found]}
-
-    found = [Response.from_dict(values) for values in do(identity, work)["responses"]]
+    found = respond(
+        lambda: m,
+        asked,
+        spec.sampling,
+        trait,
+        judge,
+        identity={"unit": "extraction"},
+        seed=seed,
+        description=f"{trait.name}: responses",
+        do=do,
+    ).responses
     pairs = tuple(zip(found[::2], found[1::2], strict=True))
     dropped: dict[str, int] = {}
     kept = []
@@ -145,12 +141,15 @@ def extract(
         else:
             dropped[reason] = dropped.get(reason, 0) + 1
     warning = None
+    if missing := missing_reasons(found):
+        warning = f"{trait.name}: {missing_in_words(missing)}; the vector is made without these pairs"
     if len(kept) < spec.keep.warn_below:
         reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
-        warning = (
+        few = (
             f"{trait.name}: {len(kept)} of {len(pairs)} pairs were kept ({reasons or 'none dropped'}), fewer "
             f"than {spec.keep.warn_below}: the vector is made of little"
         )
+        warning = few if warning is None else f"{few}; {warning}"
     return Extraction(pairs, tuple(kept), dropped, warning)
 
 
@@ -161,6 +160,8 @@ def why_dropped(spec: PersonaSpec, positive: Response, negative: Response) -> st
         return "empty"
     if any(response.refused for response in pair):
         return "refused"
+    if any(response.missing for response in pair):
+        return "missing"
     if any(response.score is None or response.coherence is None for response in pair):
         return "no_score"
     if any((response.coherence or 0.0) < spec.keep.coherence for response in pair):

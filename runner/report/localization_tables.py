@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from subvene.runner.comparison.missing import ASPECTS
 from subvene.runner.comparison.summary import LOWER_IS_BETTER, METRICS
 from subvene.runner.report.curves import point_in_words
 from subvene.runner.report.persona_tables import number
@@ -73,8 +74,10 @@ def localization_markdown(results: Results) -> str:
     used = metrics_of(results)
     lines = [*(f"- {in_cell(said)}" for said in results.get("verdict") or ())]
     lines += [""] if lines else []
+    missing = any(map(missing_of, results["arms"]))
+    heads = ["arm", "heads", "probing accuracy", "chosen", *(METRICS[metric] for metric in used)]
     lines += _table(
-        ["arm", "heads", "probing accuracy", "chosen", *(METRICS[metric] for metric in used)],
+        [*heads, *(["verdicts missing"] if missing else [])],
         (
             [
                 group_label(group, len(arms)),
@@ -82,6 +85,7 @@ def localization_markdown(results: Results) -> str:
                 spread_in_words([arm.get("probe_accuracy") for arm in arms]),
                 points_in_words(arms),
                 *(measured_in_words(arms, metric) for metric in used),
+                *([str(sum(map(missing_of, arms)))] if missing else []),
             ]
             for group, arms in by_group(results).items()
         ),
@@ -129,6 +133,11 @@ def value_of(arm: Arm, metric: str) -> float | None:
     """A metric of an arm; None if it was not measured."""
     found: float | None = arm["metrics"].get(metric)
     return found
+
+
+def missing_of(arm: Arm) -> int:
+    """How many verdicts on an arm's answers the judge still owes."""
+    return sum(arm["metrics"].get(f"{aspect}_missing") or 0 for aspect in ASPECTS)
 
 
 def interval_of(arm: Arm, metric: str) -> Sequence[float] | None:

@@ -13,13 +13,14 @@ Line = dict[str, Any]
 
 _COST = ("ce", "kl", "accuracy", "choices", "texts")
 _CONDITION = ("name", "label", "kind", "coefficient", "layers")
-_MEASURES = ("n", "score", "score_sd", "coherence", "coherence_sd", "refused", "projection", "projection_sd")
+_MEASURES = ("n", "missing", "score", "score_sd", "coherence", "coherence_sd", "refused")
+_MEASURES += ("projection", "projection_sd")
 _CAP = ("threshold", "changed_share", "expected_share", "warning")
-_SWEEP: tuple[str, ...] = ("layer", "coefficient", "n", "score", "score_sd", "scored", "refused")
+_SWEEP: tuple[str, ...] = ("layer", "coefficient", "n", "missing", "score", "score_sd", "scored", "refused")
 _SWEEP += ("coherence", "coherence_sd", "contrast")
 _RESPONSE: tuple[str, ...] = ("condition", "layer", "coefficient", "seed", "question", "text")
 _RESPONSE += ("score", "coherence", "projection", "tokens")
-DROPPED = ("positive_low", "negative_high", "incoherent", "refused", "empty", "no_score")
+DROPPED = ("positive_low", "negative_high", "incoherent", "refused", "empty", "no_score", "missing")
 """Why a pair of responses is left out of a vector, in the results' words."""
 
 
@@ -59,10 +60,13 @@ def conditions_markdown(results: Results) -> str:
     """The table of conditions, and the warnings below it."""
     heads = ["trait", "condition", "coefficient", "score", "coherence", "projection", "CE", "KL"]
     heads += ["accuracy", "refused", "n"]
+    missing = any(c.get("missing") for found in results["traits"].values() for c in found["conditions"])
+    heads += ["missing"] if missing else []
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, found in results["traits"].items():
         for condition in found["conditions"]:
             cells = [name, condition["label"], *condition_cells(condition)]
+            cells += [str(condition.get("missing", 0))] if missing else []
             lines.append("| " + " | ".join(in_cell(cell) for cell in cells) + " |")
     lines += ["", "- mean ± standard deviation over responses; CE and KL in nats per token on neutral texts"]
     lines += [f"- WARNING: {in_cell(warning)}" for warning in warnings(results)]

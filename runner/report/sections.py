@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
+from subvene.runner.comparison.missing import missing_in_words, missing_verdicts
 from subvene.runner.comparison.summary import LOWER_IS_BETTER, METRICS, in_words
 from subvene.runner.report import curves
 from subvene.runner.report.composition import composition
@@ -351,15 +352,21 @@ def _value(summary: Mapping[str, Any] | None, n: int) -> str:
 
 
 def _warnings(results: Results) -> list[Html]:
+    missing = missing_verdicts(cell["by_question"] for cell in results["cells"])
+    warned = [_warning(f"{missing_in_words(missing)}.")] if missing else []
     seen = sum(cell["questions_seen_in_fit"] for cell in results["cells"])
     if not seen:
-        return []
+        return warned
     all_of = sum(cell["questions"] for cell in results["cells"])
     said = (
         f"{seen} of {all_of} measurements of a question are of one that the fit saw, so these numbers "
         "flatter the interventions. Give the experiment `folds:` for a test on other questions."
     )
-    return [element("p", element("strong", "Warning: "), said, class_="warning")]
+    return [*warned, _warning(said)]
+
+
+def _warning(said: str) -> Html:
+    return element("p", element("strong", "Warning: "), said, class_="warning")
 
 
 def _notes(results: Results) -> Html:

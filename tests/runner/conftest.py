@@ -8,20 +8,11 @@ from typing import Any
 
 import pytest
 import safetensors.torch
-import tokenizers
 import torch
 import transformers
+from tiny_model import CHAT, HEADS, LAYERS, WIDTH, WORDS, write_tiny_model
 
-WIDTH, LAYERS, HEADS = 32, 3, 4
-TEXT = """
-<pad> <s> </s> <unk> user assistant system : hello world how are you i am glad sad very good bad day rain sun
-the a is it and not happy gloomy tell me about train , . ? !
-"""
-WORDS = TEXT.split()
-CHAT = (
-    "{% for m in messages %}<s> {{ m['role'] }} : {{ m['content'] }} {% endfor %}"
-    "{% if add_generation_prompt %}<s> assistant :{% endif %}"
-)
+__all__ = ["CHAT", "HEADS", "LAYERS", "WIDTH", "WORDS"]
 
 
 @pytest.fixture(autouse=True)
@@ -39,33 +30,7 @@ def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 3 blocks with a tokenizer of whole words and a chat template."""
-    folder = tmp_path_factory.mktemp("model") / "tiny-llama"
-    vocabulary = {word: i for i, word in enumerate(WORDS)}
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", bos_token="<s>", unk_token="<unk>"
-    )
-    tokenizer.chat_template = CHAT
-    config = transformers.LlamaConfig(
-        vocab_size=len(WORDS),
-        hidden_size=WIDTH,
-        intermediate_size=48,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = transformers.LlamaForCausalLM(config)
-    model.generation_config.eos_token_id = None
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny-llama")
 
 
 @pytest.fixture

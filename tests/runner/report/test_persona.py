@@ -267,7 +267,8 @@ def test_extraction_counts_and_the_judges_agreement(results: dict[str, Any]) -> 
     page = Page(render(results))
     _, *lines = page.table("Pairs of responses")
     assert lines[2] == [
-        "formal", "50", "6", "30", "5", "3", "1", "0", "5", "71.5", "–", "6 pairs are left, fewer than 10",
+        "formal", "50", "6", "30", "5", "3", "1", "0", "5", "0", "71.5", "–",
+        "6 pairs are left, fewer than 10",
     ]  # fmt: skip
     _, *lines = page.table("Agreement of the judge")
     assert lines == [

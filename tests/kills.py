@@ -1,0 +1,349 @@
+"""Kills real runs of every kind, takes them up again, and compares all tables with those of undisturbed runs.
+
+`make test-kill` runs forty kills; `--kills 4` a short form, as `tests/test_kills.py` does. The runs are the
+command's own processes on a tiny model; signals are SIGTERM, SIGINT and SIGKILL; the moments are spread over
+the whole of a run: its first seconds too, while it writes its first files, and after its last unit.
+Everything is drawn from `--seed`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.server
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent / "runner"))
+
+import loopback
+from tiny_model import write_tiny_model
+from tiny_questions import PRIMER, QUESTIONS, TEXTS, write_questions
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+JUDGE = "{{kind: openai, base_url: '{url}/v1', form: completions, model: judge, timeout: 10}}"
+PLAIN = """\
+fit:
+  recipe: mean_difference
+  key: glad
+  pairs:
+    texts:
+    - {prompt: how are you, positive: i am very happy, negative: i am very gloomy}
+    - {prompt: tell me about the day, positive: the sun is good, negative: the rain is bad}
+interventions:
+- {kind: steering, name: glad, layer: 1, vector: {key: glad}, coefficient: 2, positions: response}
+evaluate:
+- {kind: samples, coefficients: [-2, 0, 2], prompts: [hello world], max_new_tokens: 6}
+"""
+COMPARISON = """\
+fit: {recipe: iti, key: t, data: {file: questions.csv}, select: {rule: top_k, k: 3}, validation: 0.34}
+interventions:
+- {kind: head_direction, name: iti, directions: {key: t}, strength: 3, positions: response}
+conditions:
+- {name: baseline, interventions: []}
+- {name: best, sweep: {iti.strength: [1, 5]}, choose: {by: mc2}}
+- {name: baked, like: best, set: {iti.positions: all}, bake: true}
+folds: 2
+evaluate:
+- {kind: truthfulqa, data: {file: questions.csv}, preset: qa, primer: primer.txt, max_new_tokens: 5,
+   judge: JUDGE}
+- {kind: divergence, texts: {file: texts.txt}, max_tokens: 8}
+"""
+LOCALIZATION = """\
+fit:
+  recipe: localized_edit
+  key: e
+  data: {truthfulqa: {file: questions.csv}}
+  heads: {rule: probed, k: 2, validation: 0.34}
+  objective: {kind: ipo, tau: 0.5}
+  validation: 0.34
+  epochs: 3
+  learning_rate: 0.05
+interventions:
+- {kind: low_rank_edit, name: edit, factors: {key: e}, positions: all}
+evaluate:
+- {kind: localization, random: 2, single: 2, tau: [0.5, 1], iti: {strengths: [1, 5]}, test: 0.34,
+   learning_rate_single: 0.05, learning_rate_all: 0.05, resamples: 100}
+- {kind: truthfulqa, data: {file: questions.csv}, preset: qa, primer: primer.txt, max_new_tokens: 5,
+   judge: {kind: reference}}
+- {kind: divergence, texts: {file: texts.txt}, max_tokens: 8}
+"""
+PERSONA = """\
+fit:
+  recipe: persona
+  traits: [{name: early, file: early.json}]
+  sampling: {max_new_tokens: 6, rollouts: 2}
+  judge: JUDGE
+  keep: {positive: 0, negative: 100, coherence: 0}
+interventions:
+- {kind: steering, name: s, layer: 1, vector: {key: early}, coefficient: 0.5, unit: residual_norm,
+   positions: response}
+evaluate:
+- {kind: trait_sweep, sampling: {max_new_tokens: 6, rollouts: 1}, layers: [0, 2], coefficients: [-1, 0, 1],
+   questions: 2, contrasts: 2, choose: {by: score, coherence: 0}}
+- kind: trait_conditions
+  sampling: {max_new_tokens: 6, rollouts: 1}
+  conditions: [{kind: baseline}, {kind: prompted}, {kind: steered}, {kind: capped, percentile: 30}]
+  cost: {texts: 2, max_tokens: 16, choices: 3}
+"""
+KINDS = {"plain": PLAIN, "comparison": COMPARISON, "persona": PERSONA, "localization": LOCALIZATION}
+TRAIT = {
+    "instruction": [{"pos": "good happy", "neg": "bad sad"}, {"pos": "glad sun", "neg": "not rain bad"}],
+    "questions": ["how are you", "tell me about rain", "hello"],
+    "eval_prompt": "How early? {question} {answer} 0-100",
+    "evaluation_questions": ["are you glad", "tell me", "the train", "about day and sun"],
+    "contrasts": [
+        {"question": "are you sad", "pos": "very good day", "neg": "not happy"},
+        {"question": "tell me", "pos": "glad sun .", "neg": "gloomy rain it is"},
+    ],
+}
+
+
+class Scripted(http.server.BaseHTTPRequestHandler):
+    """A judge whose replies are made of the prompt's hash: the same however often, in whatever order."""
+
+    def do_GET(self) -> None:
+        self._send({"object": "list", "data": [{"id": "judge", "object": "model"}]})
+
+    def do_POST(self) -> None:
+        prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
+        p = (int(sha256(prompt.encode()).hexdigest(), 16) % 997 + 1) / 999
+        words = (" 71", " 12") if "0-100" in prompt or "0 to 100" in prompt else (" yes", " no")
+        top = {words[0]: math.log(p), words[1]: math.log(1 - p)}
+        choice = {"index": 0, "text": words[p < 0.5], "logprobs": {"top_logprobs": [top]}}
+        usage = {"prompt_tokens": 10, "completion_tokens": 1}
+        self._send({"id": "x", "object": "text_completion", "choices": [choice], "usage": usage})
+
+    def _send(self, document: dict[str, Any]) -> None:
+        data = json.dumps(document).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        with suppress(OSError):  # who asked was killed
+            self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing on standard error."""
+
+
+@dataclass
+class Kill:
+    """One run that was killed, some times over, and taken up again.
+
+    Attributes:
+        kind: of experiment.
+        signals: what was sent, and when: seconds after the start, or the file that had come.
+        differences: tables that are not byte for byte those of the undisturbed run.
+        leftovers: temporary files that the last run left.
+        failure: what the last run said if it did not end well.
+    """
+
+    kind: str
+    signals: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+    leftovers: list[str] = field(default_factory=list)
+    failure: str = ""
+
+    @property
+    def right(self) -> bool:
+        """Whether nothing of the kill is to be seen."""
+        return not (self.differences or self.leftovers or self.failure)
+
+
+class Runs:
+    """Experiments in a folder, and how long each takes undisturbed.
+
+    Args:
+        folder: where specs, model and runs are.
+        url: of the judge.
+        kinds: of experiments.
+    """
+
+    def __init__(self, folder: Path, url: str, kinds: list[str]) -> None:
+        self.folder, self.kinds = folder, kinds
+        self.seconds: dict[str, float] = {}
+        model = write_tiny_model(folder / "model")
+        (folder / "primer.txt").write_text(PRIMER)
+        (folder / "texts.txt").write_text(TEXTS)
+        (folder / "early.json").write_text(json.dumps(TRAIT))
+        write_questions(folder / "questions.csv", QUESTIONS)
+        for kind in kinds:
+            lines = KINDS[kind].replace("JUDGE", JUDGE.format(url=url))
+            spec = f"subvene: 1\nmodel: {{name: {model}, dtype: float32}}\n{lines}"
+            (folder / f"{kind}.yaml").write_text(spec)
+
+    def whole(self, kind: str) -> None:
+        """The undisturbed run."""
+        begun = time.monotonic()
+        done = self._start(kind, "whole", "whole").communicate()
+        self.seconds[kind] = time.monotonic() - begun
+        if not self._tables(self.output(kind, "whole")):
+            raise RuntimeError(f"{kind}: the undisturbed run failed:\n{done[1]}")
+
+    def output(self, kind: str, name: str) -> Path:
+        """A run's folder."""
+        return self.folder / f"out-{name}" / kind
+
+    def kill(self, kind: str, number: int, draw: random.Random, times: int) -> Kill:
+        """Kill a run at drawn moments, take it up each time, and compare."""
+        found, name = Kill(kind), f"kill{number}"
+        for _ in range(times):
+            sent = draw.choice(SIGNALS)
+            process = self._start(kind, name, name)
+            moment, what = self._moment(kind, name, draw)
+            begun = time.monotonic()
+            while process.poll() is None and not moment(time.monotonic() - begun):
+                time.sleep(0.002)
+            if process.poll() is None:
+                process.send_signal(sent)
+            process.communicate()
+            ended = "" if process.returncode else ", after its end"
+            found.signals.append(f"{sent.name} at {what}{ended}")
+        last = self._start(kind, name, name)
+        said = last.communicate()[1]
+        if last.returncode:
+            found.failure = f"exit code {last.returncode}: {said[-1500:]}"
+            return found
+        output, whole = self.output(kind, name), self._tables(self.output(kind, "whole"))
+        tables = self._tables(output)
+        found.differences = sorted(n for n in whole.keys() | tables.keys() if whole.get(n) != tables.get(n))
+        hidden = [*output.parent.rglob(".*-????????????"), *output.parent.rglob("*.old")]
+        found.leftovers = [str(path) for path in [*hidden, *output.rglob(".baked-*")]]
+        if found.right:
+            shutil.rmtree(output.parent)
+        return found
+
+    def _moment(self, kind: str, name: str, draw: random.Random) -> tuple[Callable[[float], bool], str]:
+        """When to kill: a file that comes, a number of units, or a time of the run."""
+        output, way = self.output(kind, name), draw.random()
+        if kind != "plain" and way < 0.4:
+            chosen = draw.choice((".lock", "manifest.json", "units.jsonl", "experiment.yaml", "results.json"))
+            pause = draw.choice((0.0, draw.random() * 0.3))
+            seen: list[float] = []
+
+            def came(seconds: float) -> bool:
+                if not seen and (output / chosen).exists():
+                    seen.append(seconds)
+                return bool(seen) and seconds >= seen[0] + pause
+
+            return came, f"{chosen} + {pause:.2f} s"
+        if kind == "plain" and way < 0.4:
+            pause = draw.random() * 0.02
+
+            def writes(seconds: float) -> bool:
+                return any(output.parent.glob(f".{kind}-*")) and time.sleep(pause) is None
+
+            return writes, f"the save + {pause:.3f} s"
+        share = draw.random() ** (2 if way < 0.7 else 1)
+        at = share * self.seconds[kind] * 1.05
+        return (lambda seconds: seconds >= at), f"{at:.2f} s"
+
+    def _start(self, kind: str, name: str, cache: str) -> subprocess.Popen[str]:
+        output = self.output(kind, name)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        own = {"SUBVENE_CACHE": str(self.folder / f"cache-{cache}"), "OMP_NUM_THREADS": "1"}
+        quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        command = [Path(sys.executable).with_name("subvene"), "run", f"{kind}.yaml", "-o", output]
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env={**os.environ, **own, **quiet},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    @staticmethod
+    def _tables(output: Path) -> dict[str, bytes]:
+        """What a run's tables hold by file name; a plain run's are its evaluations."""
+        found = {path.name: path.read_bytes() for path in (output / "tables").glob("*")}
+        results = output / "results.json"
+        if not found and results.is_file():
+            kept = json.loads(results.read_bytes())
+            found = {
+                name: json.dumps(kept[name]).encode()
+                for name in ("evaluations", "reload_max_logit_difference")
+            }
+        for path in output.glob("artifact*/**/tensors.safetensors"):
+            found[str(path.relative_to(output))] = path.read_bytes()
+        return found
+
+
+@contextmanager
+def runs(kinds: list[str]) -> Iterator[Runs]:
+    """Experiments in a temporary folder, which goes when the block ends; each run once, undisturbed."""
+    with tempfile.TemporaryDirectory(prefix="subvene-kills-") as folder, loopback.serve(Scripted) as url:
+        found = Runs(Path(folder), url, kinds)
+        for kind in kinds:
+            found.whole(kind)
+        yield found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Kill as often as was asked for; 1 if a run did not come out as the undisturbed one."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    asked = parser.parse_args(arguments)
+    begun, wrong, signals = time.monotonic(), 0, Counter[str]()
+    with runs(asked.kinds) as experiments:
+        for kind, seconds in experiments.seconds.items():
+            print(f"{kind}: {seconds:.1f} s undisturbed", flush=True)
+        draws = random.Random(asked.seed)
+        left, number = asked.kills, 0
+        jobs: list[tuple[str, int, random.Random, int]] = []
+        while left > 0:
+            times = min(left, 1 + (draws.random() < 0.25))  # some are killed again when they are taken up
+            jobs.append(
+                (asked.kinds[number % len(asked.kinds)], number, random.Random(draws.random()), times)
+            )
+            left, number = left - times, number + 1
+        lock, remaining = threading.Lock(), iter(jobs)
+
+        def work() -> None:
+            nonlocal wrong
+            while True:
+                with lock:
+                    job = next(remaining, None)
+                if job is None:
+                    return
+                found = experiments.kill(*job)
+                with lock:
+                    signals.update(one.split()[0] for one in found.signals)
+                    wrong += not found.right
+                    state = "right" if found.right else f"WRONG: {found}"
+                    print(f"{job[1]:2} {found.kind}: {', then '.join(found.signals)}: {state}", flush=True)
+
+        threads = [threading.Thread(target=work) for _ in range(asked.workers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    counted = ", ".join(f"{n} {name}" for name, n in sorted(signals.items()))
+    seconds = time.monotonic() - begun
+    print(f"{asked.kills} kills ({counted}) in {len(jobs)} runs, {wrong} wrong, {seconds:.0f} s")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
