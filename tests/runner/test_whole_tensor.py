@@ -28,7 +28,7 @@ from subvene.runner.intervenable import IntervenableModel
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.positions import PositionError
 from subvene.runner.receipt import NotSteeredError
-from subvene.runner.whole_tensor import WholeTensorModel
+from subvene.runner.whole_tensor import NotFiniteTensorError, WholeTensorModel
 from subvene.specs import InterventionSpec
 
 gru = pyvene.models.gru.modelings_gru
@@ -437,6 +437,21 @@ def test_a_source_of_another_width_is_refused() -> None:
     m = compiled(case.model(), entry(case.component), width=1)
     with pytest.raises(TensorError, match=r"shape \[1\], and the activation .* 16 wide"):
         m(IDS)
+
+
+@torch.no_grad()
+def test_a_run_that_is_no_longer_finite_fails_and_names_the_edit() -> None:
+    case = BY_NAME["mlp"]
+    m = compiled(case.model(), entry(case.component))
+    m.model.score.weight.mul_(1e25)
+    for strength, said in (
+        (3e38, "'it' at mlp.*moves its tensor by .* = inf"),
+        (1e18, "output .* after 'it'"),
+    ):
+        m(**case.inputs)
+        with pytest.raises(NotFiniteTensorError, match=said):
+            m(**case.inputs, strengths=strength)
+        assert m.receipt is None
 
 
 def test_a_module_without_a_config_is_refused() -> None:
