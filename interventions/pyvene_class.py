@@ -139,7 +139,7 @@ class PyveneIntervention(ActivationIntervention):
             raise ValueError(
                 f"source_representation has shape {shape}, expected {list(self.source.shape)} finite numbers"
             )
-        self.source = source_representation.detach().to(self.source)
+        self.source.copy_(source_representation.detach())
 
     def _source_for(self, h: torch.Tensor) -> torch.Tensor | None:
         if not self.source.numel():

@@ -21,7 +21,7 @@ from subvene.runner.hooks import take_input, take_output
 from subvene.runner.intervenable import IntervenableModel
 from subvene.runner.positions import PositionError
 from subvene.runner.pyvene_calls import own_arguments
-from subvene.runner.receipt import Receipt, Recorder
+from subvene.runner.receipt import InterventionReceipt, Receipt, Recorder
 from subvene.runner.refusals import refuse_compiled, refuse_recomputation
 from subvene.specs import SubveneError
 
@@ -194,7 +194,7 @@ class WholeTensorModel(IntervenableModel):
         return h, Tokens(index=index, real=real, prompt_length=None, start=start)
 
     def _receipt(self, run: _Run) -> Receipt:
-        receipts = []
+        receipts: list[InterventionReceipt] = []
         for entry in self.entries:
             (key,) = entry.keys
             recorder = run.recorders.get(key) or Recorder({key: run.strengths[key]}, 0)
