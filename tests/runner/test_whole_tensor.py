@@ -376,6 +376,7 @@ def test_artifacts_are_reloaded(case: Case, tmp_path: Path) -> None:
     assert case.component in card
     assert "pipeline_tag" not in card
     assert "model=model" in card
+    assert "AutoModelForCausalLM" not in card
 
 
 def test_an_artifact_is_refused_by_another_model(tmp_path: Path) -> None:
