@@ -75,6 +75,14 @@ class ActivationIntervention(
         """
         return None
 
+    def set_source_representation(self, source_representation: torch.Tensor) -> None:
+        """Refused: pyvene would keep it beside the edit, which does not look at it.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(f"{type(self).__name__} has no source; what it edits with are its own tensors")
+
     @property
     def expects_change(self) -> bool:
         """Whether a run in which this edit changed no activation was silently not steered."""

@@ -122,6 +122,25 @@ class PyveneIntervention(ActivationIntervention):
         # lerp returns either end exactly, so that strength 1 is pyvene's own result bit for bit.
         return torch.lerp(h, edited.to(h.dtype).view_as(h), scale.expand_as(h))
 
+    def set_source_representation(self, source_representation: torch.Tensor) -> None:
+        """Put another constant source in the place of the declared one.
+
+        Args:
+            source_representation: shape [width], as the declared one has.
+
+        Raises:
+            TypeError: the class takes no source.
+            ValueError: another shape, or not finite.
+        """
+        if not self.source.numel():
+            raise TypeError(f"{self.options['class']} takes no source")
+        if source_representation.shape != self.source.shape or not source_representation.isfinite().all():
+            shape = list(source_representation.shape)
+            raise ValueError(
+                f"source_representation has shape {shape}, expected {list(self.source.shape)} finite numbers"
+            )
+        self.source.copy_(source_representation.detach())
+
     def _source_for(self, h: torch.Tensor) -> torch.Tensor | None:
         if not self.source.numel():
             return None

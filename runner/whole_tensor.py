@@ -7,6 +7,7 @@ call of it; padding, where there is some, is left alone or refused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,14 +19,18 @@ import torch
 from subvene.interventions import Tokens
 from subvene.runner.hooks import take_input, take_output
 from subvene.runner.intervenable import IntervenableModel
-from subvene.runner.not_finite import check_finite
 from subvene.runner.positions import PositionError
 from subvene.runner.pyvene_calls import own_arguments
-from subvene.runner.receipt import Receipt, Recorder
+from subvene.runner.receipt import InterventionReceipt, Receipt, Recorder
 from subvene.runner.refusals import refuse_changed_places, refuse_compiled, refuse_recomputation
+from subvene.specs import SubveneError
 
 # The run that the calls of this thread or task belong to: another's calls are not edited by our hooks.
 _RUN: ContextVar[_Run | None] = ContextVar("whole_tensor_run", default=None)
+
+
+class NotFiniteTensorError(SubveneError):
+    """After an edit a tensor, or the model's output, holds NaN or infinite values."""
 
 
 @dataclass(eq=False)
@@ -74,7 +79,13 @@ class WholeTensorModel(IntervenableModel):
             return self.model(**self._on_device(first, inputs))
 
     def forward(self, base: Mapping[str, Any], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """(None, the model's output for the inputs `base`); with `strengths`, `must_act`, `labels`."""
+        """(None, the model's output for the inputs `base`); with `strengths`, `must_act`, `labels`.
+
+        Raises:
+            PositionError: `prompt_lengths`, or padding of which it cannot be told where it is.
+            NotSteeredError: an intervention that should have acted did not.
+            NotFiniteTensorError: an edited tensor or the output is not finite.
+        """
         kwargs = own_arguments("forward", self.model, args, kwargs)
         strengths, must_act = kwargs.pop("strengths", None), kwargs.pop("must_act", True)
         if kwargs.pop("prompt_lengths", None) is not None:
@@ -91,8 +102,8 @@ class WholeTensorModel(IntervenableModel):
         finally:
             for handle in handles:
                 handle.remove()
-        self._check_finite(run)
         receipt = self._receipt(run)
+        _refuse_not_finite(receipt, output, run.real)
         self.leave(receipt, _collected(run))
         if must_act:
             receipt.check()
@@ -184,14 +195,8 @@ class WholeTensorModel(IntervenableModel):
         real = torch.ones_like(index, dtype=torch.bool) if real is None else real.to(h.device)
         return h, Tokens(index=index, real=real, prompt_length=None, start=start)
 
-    def _check_finite(self, run: _Run) -> None:
-        for entry in self.entries:
-            for key, site in zip(entry.keys, entry.sites, strict=True):
-                if key in run.recorders and (norms := run.recorders[key].norms(key)) is not None:
-                    check_finite(norms[1], f"‖Δ‖ at {site}", [entry.name])
-
     def _receipt(self, run: _Run) -> Receipt:
-        receipts: list[Any] = []
+        receipts: list[InterventionReceipt] = []
         for entry in self.entries:
             (key,) = entry.keys
             recorder = run.recorders.get(key) or Recorder({key: run.strengths[key]}, 0)
@@ -229,6 +234,25 @@ def _as_rows(
         f"{place}: padding cannot be told in a tensor of shape {list(found.shape)}, where attention_mask is "
         f"{list(mask.shape)}; pass rows of one length, without padding"
     )
+
+
+def _refuse_not_finite(receipt: Receipt, output: Any, real: torch.Tensor | None) -> None:
+    advice = "a smaller strength, or float32, keeps it finite"
+    for edit in receipt:
+        if not math.isfinite(edit.max_relative):
+            raise NotFiniteTensorError(
+                f"{edit.name!r} at {', '.join(edit.sites)} moves its tensor by ‖Δ‖/‖h‖ = {edit.max_relative} "
+                f"at strength {list(edit.strengths)}; {advice}"
+            )
+    found = getattr(output, "logits", None)
+    found = output[0] if found is None else found
+    if not isinstance(found, torch.Tensor) or not found.is_floating_point():
+        return
+    if real is not None and found.shape[:2] == real.shape:
+        found = found[real.to(found.device)]
+    if not torch.isfinite(found.detach()).all():
+        names = ", ".join(repr(edit.name) for edit in receipt)
+        raise NotFiniteTensorError(f"the model's output is not finite after {names}; {advice}")
 
 
 def _collected(run: _Run) -> dict[str, list[torch.Tensor]]:

@@ -285,6 +285,26 @@ def test_every_class_lets_gradients_through_at_its_place_in_a_model(
         assert any(p.grad is not None and p.grad.any() for p in m.get_trainable_parameters())
 
 
+def test_another_source_is_put_in_its_place(
+    table: Callable[..., Any], sizes: Sizes, cases: list[Any]
+) -> None:
+    by_name = {stock.name: stock for stock in CLASSES}
+    stock, zero = by_name["VanillaIntervention"], by_name["ZeroIntervention"]
+    other, h = rows(seed=8)[0], rows().view(2, 5, WIDTH)
+    edit = build(stock, stock.make(), table, sizes)
+    edit.set_source_representation(other)
+    assert torch.equal(edit(h), other.expand_as(h))
+    for wrong in (other[:7], other[None], other * torch.nan):
+        with pytest.raises(ValueError, match="expected \\[24\\] finite numbers"):
+            edit.set_source_representation(wrong)
+    with pytest.raises(TypeError, match="ZeroIntervention takes no source"):
+        build(zero, zero.make(), table, sizes).set_source_representation(other)
+    for case in cases:
+        if case.name != "pyvene":
+            with pytest.raises(TypeError, match="has no source"):
+                case.make().set_source_representation(other)
+
+
 @pytest.mark.parametrize("width", [1, WIDTH - 1])
 def test_a_source_of_another_width_is_not_spread(width: int, table: Callable[..., Any], sizes: Sizes) -> None:
     spec = PyveneSpec(class_name="AdditionIntervention", component="a.output", source={"key": "src"})

@@ -28,7 +28,7 @@ from subvene.runner.intervenable import IntervenableModel
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.positions import PositionError
 from subvene.runner.receipt import NotSteeredError
-from subvene.runner.whole_tensor import WholeTensorModel
+from subvene.runner.whole_tensor import NotFiniteTensorError, WholeTensorModel
 from subvene.specs import InterventionSpec
 
 gru = pyvene.models.gru.modelings_gru
@@ -376,6 +376,7 @@ def test_artifacts_are_reloaded(case: Case, tmp_path: Path) -> None:
     assert case.component in card
     assert "pipeline_tag" not in card
     assert "model=model" in card
+    assert "AutoModelForCausalLM" not in card
 
 
 def test_an_artifact_is_refused_by_another_model(tmp_path: Path) -> None:
@@ -437,6 +438,21 @@ def test_a_source_of_another_width_is_refused() -> None:
     m = compiled(case.model(), entry(case.component), width=1)
     with pytest.raises(TensorError, match=r"shape \[1\], and the activation .* 16 wide"):
         m(IDS)
+
+
+@torch.no_grad()
+def test_a_run_that_is_no_longer_finite_fails_and_names_the_edit() -> None:
+    case = BY_NAME["mlp"]
+    m = compiled(case.model(), entry(case.component))
+    m.model.score.weight.mul_(1e25)
+    for strength, said in (
+        (3e38, "'it' at mlp.*moves its tensor by .* = inf"),
+        (1e18, "output .* after 'it'"),
+    ):
+        m(**case.inputs)
+        with pytest.raises(NotFiniteTensorError, match=said):
+            m(**case.inputs, strengths=strength)
+        assert m.receipt is None
 
 
 def test_a_module_without_a_config_is_refused() -> None:
