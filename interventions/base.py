@@ -84,15 +84,15 @@ class ActivationIntervention(
         """Whether a run in which this edit changed no activation was silently not steered."""
         return True
 
-    # What a kind says of itself. Exports and the order of edits ask this and nothing else, and what a kind does
-    # not say is refused: nothing is known of it.
+    # What a kind says of itself. Exports and the order of edits ask this and nothing else, and what a kind
+    # does not say is refused: nothing is known of it.
 
     def affine(self) -> Affine | None:
-        """Δ as a linear map and a constant, the strength left out; None: it is none, or the kind does not say."""
+        """Δ as a linear map and a constant, the strength left out; None: no such map, or not said."""
         return None
 
     def direction_formula(self) -> DirectionFormula | None:
-        """Δ by one vector and a formula, the strength left out; None: there is none, or the kind does not say."""
+        """Δ by one vector and a formula, the strength left out; None: no such formula, or not said."""
         return None
 
     @property

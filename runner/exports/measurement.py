@@ -1,8 +1,8 @@
-"""How far what was written is from what was declared: the logits of its consumer against the intervened model's.
+"""How far what was written is from what was declared: its consumer's logits against the intervened model's.
 
-Rounding explains a small difference, and how small depends on the dtype: a full-precision model is compared as it
-is, one in half precision by a float32 copy, whose export goes through the same code. Where no copy can be made,
-the difference is held against what the edit itself does.
+Rounding explains a small difference, and how small depends on the dtype: a full-precision model is compared
+as it is, one in half precision by a float32 copy, whose export goes through the same code. Where no copy can
+be made, the difference is held against what the edit itself does.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def measured(
         is_proven: the float32 copy of this model has been judged, and this one's rounding is only recorded.
 
     Raises:
-        ExportError: the consumer's logits are not finite or of another shape, or differ by more than rounding.
+        ExportError: the consumer's logits are not finite, of another shape, or another edit's.
     """
     differences, effects, kls, kls_untouched, largest = [], [], [], [], 0.0
     means = torch.zeros(2, dtype=torch.float64)
@@ -129,8 +129,8 @@ def measured(
             )
     elif exactness == "exact" and not is_proven and means[0] > OF_MEAN_EFFECT * means[1]:
         raise ExportError(
-            f"{consumer.name} gives logits that differ by {means[0] / len(rows):.3g} on average from those of "
-            f"the intervened model, whose edits change them by {means[1] / len(rows):.3g}: in "
+            f"{consumer.name} gives logits that differ by {means[0] / len(rows):.3g} on average from "
+            f"those of the intervened model, whose edits change them by {means[1] / len(rows):.3g}: in "
             f"{str(dtype).removeprefix('torch.')} it cannot be told whether this export is exact; nothing "
             "was written. Load the model with `dtype: float32`, unquantised and on one device"
         )

@@ -237,7 +237,7 @@ def test_a_vector_beyond_float32_is_refused(model: Any, tmp_path: Path) -> None:
 
 
 def test_the_verdict_needs_no_model() -> None:
-    spec = InterventionSpec(subvene=1, model={"name": "tiny"}, interventions=[STEER])
+    spec = InterventionSpec(subvene=1, model={"name": "tiny"}, interventions=[STEER | {"layer": 1}])
     (declared,) = spec.interventions
     assert judged(EXPORT, declared, built(declared)).exactness == "exact"
 
