@@ -35,7 +35,7 @@ def run_folder(folder: Path, pos: int = -2, layer: int = 2) -> Path:
 
 
 def added_to_input(model: Any, block: int, vector: torch.Tensor) -> torch.Tensor:
-    """The published `get_activation_addition_input_pre_hook`: the vector at every token of a block's input."""
+    """As the published code adds a direction: at every token of a block's input."""
     return by_hooks(model, (f"model.layers.{block}", "input", lambda h: h + vector.float()))
 
 
