@@ -4,8 +4,10 @@ Each class works alone in a stock `pyvene.IntervenableModel` and is declared by 
 """
 
 from subvene.interventions.ablation import AblationIntervention
+from subvene.interventions.affine import Affine
 from subvene.interventions.base import ActivationIntervention
 from subvene.interventions.capping import CappingIntervention
+from subvene.interventions.formula import DirectionFormula
 from subvene.interventions.head_direction import HeadDirectionIntervention
 from subvene.interventions.low_rank_edit import LowRankEditIntervention
 from subvene.interventions.positions import Tokens
@@ -30,7 +32,9 @@ __all__ = [
     "REGISTRY",
     "AblationIntervention",
     "ActivationIntervention",
+    "Affine",
     "CappingIntervention",
+    "DirectionFormula",
     "HeadDirectionIntervention",
     "LowRankEditIntervention",
     "PyveneIntervention",

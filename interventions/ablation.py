@@ -6,7 +6,9 @@ from typing import Any, Self
 
 import torch
 
+from subvene.interventions.affine import Affine
 from subvene.interventions.base import ActivationIntervention, unit
+from subvene.interventions.formula import DirectionFormula
 from subvene.interventions.tensors import Sizes, TensorTable, stored_name
 from subvene.specs import AblationSpec
 
@@ -21,6 +23,7 @@ class AblationIntervention(ActivationIntervention):
 
     kind = "ablation"
     buffer_names = ("direction",)
+    linear_in_strength = True
 
     def __init__(self, direction: torch.Tensor | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -42,3 +45,18 @@ class AblationIntervention(ActivationIntervention):
     def delta(self, h: torch.Tensor) -> torch.Tensor:
         direction = self.direction.to(h.dtype)
         return -(h @ direction).unsqueeze(-1) * direction
+
+    def affine(self) -> Affine:
+        row = self.direction.unsqueeze(0)
+        return Affine.linear(row, -row)
+
+    def direction_formula(self) -> DirectionFormula:
+        return DirectionFormula("remove", self.direction.detach().cpu().float())
+
+    @property
+    def acts_alone(self) -> bool:
+        return True
+
+    @property
+    def depends_on_activation(self) -> bool:
+        return True

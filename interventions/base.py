@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Self
 import torch
 
 from subvene.interventions._pyvene import pyvene
+from subvene.interventions.affine import Affine
+from subvene.interventions.formula import DirectionFormula
 from subvene.interventions.positions import FirstCallIsPrompt, Tokens, parse_positions, plain_positions
 from subvene.interventions.tensors import Sizes, TensorTable
 from subvene.specs import Positions
@@ -33,6 +35,8 @@ class ActivationIntervention(
     #: Names of the kind's state in the order it is documented; parameters are trained, buffers are not.
     buffer_names: ClassVar[tuple[str, ...]] = ()
     parameter_names: ClassVar[tuple[str, ...]] = ()
+    #: Whether what is added is the strength times Δ(h). None: the kind does not say.
+    linear_in_strength: ClassVar[bool | None] = None
 
     def __init__(
         self,
@@ -88,10 +92,35 @@ class ActivationIntervention(
         """Whether a run in which this edit changed no activation was silently not steered."""
         return True
 
+    # What a kind says of itself. Exports and the order of edits ask this and nothing else, and what a kind
+    # does not say is refused: nothing is known of it.
+
+    def affine(self) -> Affine | None:
+        """Δ as a linear map and a constant, the strength left out; None: no such map, or not said."""
+        return None
+
+    def direction_formula(self) -> DirectionFormula | None:
+        """Δ by one vector and a formula, the strength left out; None: no such formula, or not said."""
+        return None
+
+    @property
+    def depends_on_activation(self) -> bool | None:
+        """Whether Δ depends on h; None: the kind does not say."""
+        affine = self.affine()
+        return None if affine is None else not affine.is_constant
+
+    @property
+    def acts_alone(self) -> bool | None:
+        """Whether stock pyvene, which passes the activation and nothing else, gets the same edit.
+
+        None: the kind does not say.
+        """
+        return None
+
     @property
     def is_additive(self) -> bool:
         """Whether Δ does not depend on h; additive edits at one site commute with each other."""
-        return False
+        return self.depends_on_activation is False
 
     def forward(
         self,

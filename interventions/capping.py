@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 
 from subvene.interventions.base import ActivationIntervention, unit
+from subvene.interventions.formula import DirectionFormula
 from subvene.interventions.tensors import Sizes, TensorTable, stored_name
 from subvene.specs import CappingSpec
 
@@ -24,6 +25,7 @@ class CappingIntervention(ActivationIntervention):
 
     kind = "capping"
     buffer_names = ("direction", "ceiling", "floor")
+    linear_in_strength = True
 
     def __init__(
         self,
@@ -58,3 +60,15 @@ class CappingIntervention(ActivationIntervention):
     def expects_change(self) -> bool:
         # A cap that nothing exceeds is doing its work; the receipt's count of changed tokens says so.
         return False
+
+    def direction_formula(self) -> DirectionFormula:
+        vector = self.direction.detach().cpu().float()
+        return DirectionFormula("bound", vector, float(self.floor), float(self.ceiling))
+
+    @property
+    def acts_alone(self) -> bool:
+        return True
+
+    @property
+    def depends_on_activation(self) -> bool:
+        return True

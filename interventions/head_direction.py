@@ -6,7 +6,9 @@ from typing import Any, Self
 
 import torch
 
+from subvene.interventions.affine import Affine
 from subvene.interventions.base import ActivationIntervention
+from subvene.interventions.formula import DirectionFormula
 from subvene.interventions.tensors import Sizes, TensorError, TensorTable, stored_name
 from subvene.specs import HeadDirectionSpec, tensor_name
 
@@ -31,6 +33,7 @@ class HeadDirectionIntervention(ActivationIntervention):
 
     kind = "head_direction"
     buffer_names = ("directions", "sigma", "shift", PROBE_WEIGHT, PROBE_BIAS)
+    linear_in_strength = True
 
     def __init__(
         self,
@@ -133,9 +136,21 @@ class HeadDirectionIntervention(ActivationIntervention):
         """Bool[n_heads], true at the heads that are shifted."""
         return self.shift.view(self.sigma.shape[0], -1).any(-1)
 
+    def affine(self) -> Affine | None:
+        return None if self.is_adaptive else Affine.constant(self.shift)
+
+    def direction_formula(self) -> DirectionFormula | None:
+        if self.is_adaptive:
+            return None
+        return DirectionFormula("add", self.shift.detach().cpu().float())
+
     @property
-    def is_additive(self) -> bool:
-        return not self.is_adaptive
+    def acts_alone(self) -> bool:
+        return True
+
+    @property
+    def depends_on_activation(self) -> bool:
+        return self.is_adaptive
 
     @property
     def expects_change(self) -> bool:

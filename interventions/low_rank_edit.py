@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 
+from subvene.interventions.affine import Affine
 from subvene.interventions.base import ActivationIntervention
 from subvene.interventions.tensors import Sizes, TensorError, TensorTable, stored_name
 from subvene.specs import LowRankEditSpec, parse_tensor_name, tensor_name
@@ -29,6 +30,7 @@ class LowRankEditIntervention(ActivationIntervention):
     kind = "low_rank_edit"
     buffer_names = ("read_mask", "write_mask")
     parameter_names = ("a", "b")
+    linear_in_strength = True
 
     def __init__(
         self,
@@ -87,6 +89,17 @@ class LowRankEditIntervention(ActivationIntervention):
         readers = (self.a * self.read_mask).to(h.dtype)
         writers = (self.b * self.write_mask).to(h.dtype)
         return (h @ readers.T) @ writers
+
+    def affine(self) -> Affine:
+        return Affine.linear(self.a * self.read_mask, self.b * self.write_mask)
+
+    @property
+    def acts_alone(self) -> bool:
+        return True
+
+    @property
+    def depends_on_activation(self) -> bool:
+        return True
 
     @property
     def expects_change(self) -> bool:

@@ -176,6 +176,10 @@ class PyveneIntervention(ActivationIntervention):
         return self.options.get("class") == "SkipIntervention"
 
     @property
+    def acts_alone(self) -> bool:
+        return not self.needs_module_input
+
+    @property
     def expects_change(self) -> bool:
         return not self.collects
 

@@ -6,7 +6,9 @@ from typing import Any, Self
 
 import torch
 
+from subvene.interventions.affine import Affine
 from subvene.interventions.base import ActivationIntervention, unit
+from subvene.interventions.formula import DirectionFormula
 from subvene.interventions.tensors import Sizes, TensorTable, stored_name
 from subvene.specs import SteeringSpec
 
@@ -26,6 +28,7 @@ class SteeringIntervention(ActivationIntervention):
 
     kind = "steering"
     buffer_names = ("vector", "length")
+    linear_in_strength = True
 
     def __init__(
         self, vector: torch.Tensor | None = None, length: float | torch.Tensor | None = None, **kwargs: Any
@@ -61,6 +64,16 @@ class SteeringIntervention(ActivationIntervention):
             return self.vector
         return unit(self.vector) * self.length
 
+    def affine(self) -> Affine:
+        return Affine.constant(self.delta(self.vector))
+
+    def direction_formula(self) -> DirectionFormula:
+        return DirectionFormula("add", self.delta(self.vector).detach().cpu().float())
+
     @property
-    def is_additive(self) -> bool:
+    def acts_alone(self) -> bool:
         return True
+
+    @property
+    def depends_on_activation(self) -> bool:
+        return False

@@ -68,6 +68,21 @@ def load_model(
     return loaded.eval(), load_tokenizer(spec)
 
 
+def load_skeleton(model: ModelSpec | str, **overrides: Any) -> transformers.PreTrainedModel:
+    """The model without weights, on the device `meta`: its modules, to compile onto and never to run.
+
+    Arguments and errors as for `load_model`.
+    """
+    spec = _spec(model, overrides)
+    config = load_config(spec)
+    try:
+        with torch.device("meta"):
+            made: Any = _model_class(config).from_config(config, trust_remote_code=False)
+    except _LOAD_ERRORS as error:
+        raise ModelError(f"model {spec.name!r} cannot be made from its config: {error}") from error
+    return made
+
+
 def load_tokenizer(model: ModelSpec | str, **overrides: Any) -> transformers.PreTrainedTokenizerBase:
     """The model's tokenizer alone; arguments and errors as for `load_model`."""
     spec = _spec(model, overrides)

@@ -26,6 +26,7 @@ from subvene.runner.cli.pull import pull
 from subvene.runner.cli.push import push
 from subvene.runner.cli.run import run
 from subvene.runner.cli.screen import screen
+from subvene.runner.cli.set_ import set_
 from subvene.runner.cli.show import show
 from subvene.runner.cli.validate import schema, validate
 from subvene.specs import SubveneError
@@ -68,6 +69,7 @@ app = typer.Typer(
 for command in (validate, schema, fit, generate, chat, show, run, project, screen, export, push, pull):
     app.command(epilog=EPILOG)(command)
 app.command("import", epilog=EPILOG)(import_)
+app.command("set", epilog=EPILOG)(set_)
 app.add_typer(judge_app)
 
 

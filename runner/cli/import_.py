@@ -13,6 +13,7 @@ from subvene.runner.cli._console import out, quiet_libraries, results
 from subvene.runner.cli._options import Attention, Device, DtypeOption, Json, model_overrides
 
 if TYPE_CHECKING:
+    from subvene.runner.imports.base import Collected, Rows
     from subvene.specs import Positions
 
 
@@ -23,7 +24,24 @@ class Format(StrEnum):
     PYVENE = "pyvene"
     GGUF_CONTROL_VECTOR = "gguf-control-vector"
     ITI = "iti"
+    REFUSAL_DIRECTION = "refusal-direction"
+    LAYER_VECTORS = "layer-vectors"
     PERSONA_VECTOR = "persona-vector"
+
+
+class RowsOf(StrEnum):
+    """The choices of `--rows`."""
+
+    OUTPUTS = "outputs"
+    INPUTS = "inputs"
+    HIDDEN_STATES = "hidden_states"
+
+
+class CollectedAt(StrEnum):
+    """The choices of `--collected`."""
+
+    BEFORE_O_PROJ = "before_o_proj"
+    AFTER_O_PROJ = "after_o_proj"
 
 
 class Where(StrEnum):
@@ -40,7 +58,8 @@ def import_(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="A persona vector (.pt), a GGUF control vector, a folder of pyvene's, ITI's heads and "
+            help="A persona vector, one vector or a dictionary of them by layer (.pt), a refusal direction's "
+            "direction.pt or mean_diffs.pt, a GGUF control vector, a folder of pyvene's, ITI's heads and "
             "directions in numpy files (a folder or .npz), or the folder of a peft LoRA adapter.",
             show_default=False,
         ),
@@ -80,6 +99,28 @@ def import_(
             help="Take the nearest edit where a LoRA adapter does not factor through the output projection.",
         ),
     ] = False,
+    rows: Annotated[
+        RowsOf | None,
+        typer.Option(
+            help="What the layers of a .pt file count: the blocks' outputs, their inputs, or the entries of "
+            "hidden_states.",
+            show_default="as the format's own tool does",
+        ),
+    ] = None,
+    position: Annotated[
+        int | None,
+        typer.Option(
+            help="Which token position of mean_diffs.pt, counted from the prompt's end: -1, -2, ….",
+            show_default="the one in direction_metadata.json",
+        ),
+    ] = None,
+    collected: Annotated[
+        CollectedAt | None,
+        typer.Option(
+            help="Where ITI's directions were collected, which their shape does not tell.",
+            show_default="before_o_proj, as the paper's",
+        ),
+    ] = None,
     revision: Annotated[
         str | None, typer.Option(help="The model's branch, tag or commit.", show_default="main")
     ] = None,
@@ -114,6 +155,9 @@ def import_(
             positions=cast("Positions | None", positions and positions.value),
             key=key,
             accept_residual=accept_residual,
+            rows=cast("Rows | None", rows and rows.value),
+            position=position,
+            collected=cast("Collected | None", collected and collected.value),
         )
         m = import_foreign(source, model, format=format and format.value, options=options, **overrides)
         m.save_pretrained(output)

@@ -10,6 +10,7 @@ import torch
 from subvene.runner.exports.affine import affine_of
 from subvene.runner.exports.approximation import MEAN_SHIFT, mean_shifts
 from subvene.runner.exports.base import EXACT, KEEP, Verdict, positions_in_words
+from subvene.runner.exports.facts import Facts
 from subvene.runner.intervened import IntervenedModel
 from subvene.specs import AnyIntervention
 
@@ -33,17 +34,15 @@ class Addition:
     vector: torch.Tensor
 
 
-def judge_added(declared: AnyIntervention, consumer: str) -> Verdict:
+def judge_added(declared: AnyIntervention, facts: Facts, consumer: str) -> Verdict:
     """What a consumer makes of an intervention if it can only add a constant at every token.
 
     Args:
         declared: the intervention.
+        facts: what its class says of it.
         consumer: its name, for the reasons.
     """
-    if declared.kind == "pyvene":
-        nearest = "`kind: steering` adds a vector as AdditionIntervention does" if _adds(declared) else KEEP
-        return Verdict("refused", f"{consumer} adds a constant, and a pyvene class may do anything", nearest)
-    if declared.kind not in ("steering", "head_direction") or is_adaptive(declared):
+    if not facts.is_constant:
         what = "its strength" if is_adaptive(declared) else "what it adds"
         return Verdict(
             "approximate",
@@ -82,10 +81,12 @@ def additions(m: IntervenedModel, without: Collection[str] = ()) -> list[Additio
             continue
         for place, key in zip(entry.sites, entry.keys, strict=True):
             edit = m.intervenable.interventions[key]
-            affine = affine_of(edit) if edit.is_additive else None
-            if affine is None:
+            affine = affine_of(edit)
+            if affine is None or not affine.is_constant:
                 means = means or mean_shifts(m)
-            vector = means[key] if affine is None else affine.d
+                vector = means[key]
+            else:
+                vector = affine.d
             site, layer = parsed_place(place)
             found.append(Addition(entry.name, declared.kind, site, layer, vector))
     return found
@@ -95,7 +96,3 @@ def parsed_place(place: str) -> tuple[str, int]:
     """`block_output[3]` as its site and its layer."""
     site, _, index = place.rpartition("[")
     return site, int(index.rstrip("]"))
-
-
-def _adds(declared: AnyIntervention) -> bool:
-    return declared.kind == "pyvene" and declared.class_name == "AdditionIntervention"

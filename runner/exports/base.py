@@ -8,16 +8,18 @@ it refuses, writes atomically, and measures what was written against the interve
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from subvene.runner.exports.facts import Facts, contradictions
 from subvene.specs import AnyIntervention, SubveneError
 
 if TYPE_CHECKING:
     import torch
 
+    from subvene.interventions import ActivationIntervention
     from subvene.runner.intervened import IntervenedModel
 
 Exactness = Literal["exact", "approximate", "refused"]
@@ -86,17 +88,20 @@ class Export:
 
     Attributes:
         name: as `--to` takes it.
-        judge: from the spec of one intervention alone, without a model.
+        judge: from one declared intervention and what its class says of it; asked only where it says
+            whether it depends on the activation, unless `judges_unknown`.
         write: the model, a fresh folder that is put in its place when everything has gone well, and whether
             approximations are wanted (`judge` has allowed them then). Writes the files, among them a card
             `README.md`. What only the model can tell is found here.
 
             Raises `ExportError` naming every intervention that this model cannot have in this format.
+        judges_unknown: whether the format keeps an edit whole, so that it need not know what it does.
     """
 
     name: str
-    judge: Callable[[AnyIntervention], Verdict]
+    judge: Callable[[AnyIntervention, Facts], Verdict]
     write: Callable[[IntervenedModel, Path, bool], Written]
+    judges_unknown: bool = False
 
 
 KEEP = "keep it in an artifact (`save_pretrained`), which subvene reloads and which edits exactly as declared"
@@ -108,8 +113,16 @@ def positions_in_words(declared: AnyIntervention) -> str:
     return json.dumps(declared.model_dump(mode="json")["positions"])
 
 
-def judged(export: Export, declared: AnyIntervention) -> Verdict:
-    """A format's verdict, with what holds for all of them: strength 0 is exact, one a row is not."""
+def judged(export: Export, declared: AnyIntervention, edits: Sequence[ActivationIntervention]) -> Verdict:
+    """A format's verdict, with what holds for all of them.
+
+    Strength 0 is exact and one strength a row is not; and what nothing is known of is refused.
+
+    Args:
+        export: the format.
+        declared: one intervention.
+        edits: what it was built into, one a layer.
+    """
     if isinstance(declared.strength, tuple):
         return Verdict(
             "refused",
@@ -118,7 +131,36 @@ def judged(export: Export, declared: AnyIntervention) -> Verdict:
         )
     if declared.strength == 0:
         return EXACT  # it does nothing, whatever it is
-    return export.judge(declared)
+    facts = Facts.of(edits)
+    if not facts.is_declared and not export.judges_unknown:
+        nearest = "`kind: steering` adds a vector as AdditionIntervention does" if _adds(declared) else KEEP
+        return Verdict(
+            "refused", f"{_unknown(declared)}, and it may depend on the activation in any way", nearest
+        )
+    if problems := [problem for edit in edits for problem in contradictions(edit)]:
+        return Verdict("refused", f"its class contradicts itself: {problems[0]}", KEEP)
+    return export.judge(declared, facts)
+
+
+def verdicts(m: IntervenedModel, export: Export) -> list[tuple[str, AnyIntervention, Verdict]]:
+    """What a format makes of each intervention of a model: its name, its spec, the verdict."""
+    return [
+        (entry.name, declared, judged(export, declared, edits))
+        for declared, entry in zip(m.spec.interventions, m.intervenable.entries, strict=True)
+        for edits in [[m.intervenable.interventions[key] for key in entry.keys]]
+    ]
+
+
+def _unknown(declared: AnyIntervention) -> str:
+    if declared.kind == "pyvene":
+        return "what pyvene's class does is code that says nothing of itself"
+    return (
+        f"the class of `kind: {declared.kind}` does not say what it does (`affine`, `depends_on_activation`)"
+    )
+
+
+def _adds(declared: AnyIntervention) -> bool:
+    return declared.kind == "pyvene" and declared.class_name == "AdditionIntervention"
 
 
 def judge_all(
@@ -137,14 +179,13 @@ def judge_all(
             f"{type(m.model).__name__} is no decoder language model, and the exports are for those; {KEEP}"
         )
     problems, is_exact, can_be_approximated = [], True, True
-    for declared, entry in zip(m.spec.interventions, m.intervenable.entries, strict=True):
-        verdict = judged(export, declared)
+    for name, declared, verdict in verdicts(m, export):
         if verdict.exactness == "exact":
             continue
         is_exact = False
         if verdict.exactness == "refused" or not approximate:
             can_be_approximated &= verdict.exactness == "approximate"
-            problems.append(f"{entry.name} ({declared.kind}): {verdict.reason}; instead, {verdict.nearest}")
+            problems.append(f"{name} ({declared.kind}): {verdict.reason}; instead, {verdict.nearest}")
     if problems:
         hint = "\nWith --approximate (`approximate=True`) it is written, and measured." * can_be_approximated
         what = "baked" if export.name == "checkpoint" else f"exported as {export.name}"

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from subvene.runner.cache import atomic_folder
+from subvene.runner.exports.additive import is_adaptive
 from subvene.runner.exports.approximation import MEAN_SHIFT
 from subvene.runner.exports.base import (
     EXACT,
@@ -31,32 +32,29 @@ from subvene.runner.exports.base import (
 )
 from subvene.runner.exports.cards import CARD, HERE, export_card, own_spec
 from subvene.runner.exports.config_switches import bias_switches, switch_on
+from subvene.runner.exports.facts import Facts
 from subvene.runner.exports.linear_maps import Change, changes, is_transposed
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.leftovers import restore
 from subvene.runner.refusals import refuse_compiled
-from subvene.specs import AblationSpec, AnyIntervention, CappingSpec, HeadDirectionSpec, PyveneSpec, dump_spec
+from subvene.specs import AnyIntervention, dump_spec
 
 RECORD = "baked.json"
 FORMAT = "1"
 
 
-def judge(declared: AnyIntervention) -> Verdict:
+def judge(declared: AnyIntervention, facts: Facts) -> Verdict:
     """An affine edit at all positions is exact; of others the mean of what they add can be written."""
     mean = f"as an approximation {MEAN_SHIFT} is added to a bias"
-    if isinstance(declared, PyveneSpec):
-        return Verdict("refused", "what pyvene's class does may depend on the activation in any way", KEEP)
-    if isinstance(declared, HeadDirectionSpec) and declared.adaptive != "none":
+    if is_adaptive(declared):
         return Verdict(
             "approximate",
             "its strength is self-monitored, α·(1 − p): it depends on the activation, and a bias does not; "
             + mean,
             f"`adaptive: none`, which is another intervention, or {KEEP}",
         )
-    if isinstance(declared, CappingSpec) or (
-        isinstance(declared, AblationSpec) and declared.site == "block_output"
-    ):
-        where = "" if isinstance(declared, CappingSpec) else ", and no weight carries the residual stream on"
+    if not facts.is_affine or (facts.is_linear and declared.site == "block_output"):
+        where = ", and no weight carries the residual stream on" if facts.is_affine else ""
         return Verdict(
             "approximate",
             f"what it does depends on the activation{where}, and a bias does not; {mean}",

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from subvene.runner.cache import atomic_folder
 from subvene.runner.exports import load_format
-from subvene.runner.exports.base import Consumer, ExportError, judge_all, judged
+from subvene.runner.exports.base import Export, ExportError, judge_all, verdicts
 from subvene.runner.exports.cards import add_measurement
-from subvene.runner.exports.texts import MEASURED, Text, encoded
+from subvene.runner.exports.measurement import float32_copy, is_half, measured
+from subvene.runner.exports.texts import MEASURED, Text
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.leftovers import restore
 from subvene.runner.refusals import refuse_compiled
 
 EQUIVALENCE = "equivalence.json"
-#: What rounding never explains in full precision: more than a part of the largest logit, or of what the edit
-#: itself does where that is more than rounding.
-TOLERANCE, OF_EFFECT, ROUNDING = 1e-3, 0.05, 2e-5
 
 
 def export(
@@ -60,15 +56,22 @@ def export(
     refuse_compiled(m.model)
     exactness = judge_all(m, chosen, approximate=approximate)
     with atomic_folder(folder) as temporary:
+        proof = None
+        if exactness == "exact" and is_half(m):
+            proof = _proven(m, chosen, texts, temporary / "float32")
         written = chosen.write(m, temporary, approximate)
         record: dict[str, Any] = {"format": name, "exactness": exactness}
         if exactness == "approximate":
             record["approximations"] = [
-                f"{entry.name} ({declared.kind}): {verdict.reason}"
-                for declared, entry in zip(m.spec.interventions, m.intervenable.entries, strict=True)
-                if (verdict := judged(chosen, declared)).exactness == "approximate"
+                f"{called} ({declared.kind}): {verdict.reason}"
+                for called, declared, verdict in verdicts(m, chosen)
+                if verdict.exactness == "approximate"
             ]
-        record |= _measured(m, written.consumer, texts, exactness) | dict(written.record)
+        record |= measured(m, written.consumer, texts, exactness, is_proven=bool(proof)) | dict(
+            written.record
+        )
+        if proof:
+            record["in_float32"] = proof
         packages = ("subvene", "torch", "transformers", "pyvene")
         record["versions"] = {package: version(package) for package in packages}
         # Before the card is finished, which is one of them: what a later export may replace.
@@ -102,56 +105,18 @@ def check_free(folder: Path) -> None:
         )
 
 
-@torch.no_grad()
-def _measured(
-    m: IntervenedModel, consumer: Consumer, texts: Sequence[Text], exactness: str
-) -> dict[str, Any]:
-    differences, effects, kls, kls_untouched, largest = [], [], [], [], 0.0
-    rows = encoded(m, texts)
-    for ids, prompt_length in rows:
-        output = m(ids, prompt_lengths=[prompt_length], must_act=False, use_cache=False)
-        expected = output.logits.detach().cpu().double()
-        with m.disabled():
-            untouched = m(ids, use_cache=False).logits.detach().cpu().double()
-        found = consumer.logits(ids, prompt_length).detach().cpu().double()
-        if found.shape != expected.shape or not torch.isfinite(found).all():
-            raise ExportError(
-                f"{consumer.name} gives logits of shape {list(found.shape)} with this export, expected "
-                f"{list(expected.shape)} finite numbers; nothing was written"
-            )
-        differences.append(float((found - expected).abs().max()))
-        effects.append(float((untouched - expected).abs().max()))
-        kls.append(_kl(expected, found))
-        kls_untouched.append(_kl(expected, untouched))
-        largest = max(largest, float(expected.abs().max()))
-    worst, dtype = max(differences), m.model.dtype
-    scale = max(1.0, largest)
-    allowed = min(TOLERANCE * scale, max(ROUNDING * scale, OF_EFFECT * max(effects)))
-    if exactness == "exact" and dtype.itemsize >= 4 and worst > allowed:
-        raise ExportError(
-            f"{consumer.name} gives logits that differ by up to {worst:.3g} (they reach {largest:.3g}) from "
-            "those of the intervened model, though this export should be exact; nothing was written. Please "
-            "report this with the model's name and the spec"
-        )
-    texts_used = [asdict(text) for text in texts]
-    if m.tokenizer is None:
-        texts_used = [{"token_ids": ids[0].tolist(), "prompt_tokens": n} for ids, n in rows]
-    record: dict[str, Any] = {
-        "prompts": texts_used,
-        "tokens": sum(ids.shape[1] for ids, _ in rows),
-        "max_logit_difference": worst,
-        "max_logit_effect": max(effects),
-    }
-    if exactness == "approximate":
-        record["mean_kl"] = float(torch.cat(kls).mean())
-        record["mean_kl_untouched"] = float(torch.cat(kls_untouched).mean())
-    reader: dict[str, Any] = {"name": consumer.name, "version": consumer.version}
-    if consumer.how:
-        reader["how"] = consumer.how
-    return record | {"consumer": reader, "dtype": str(dtype).removeprefix("torch.")}
+def _proven(m: IntervenedModel, chosen: Export, texts: Sequence[Text], scratch: Path) -> dict[str, float]:
+    """The measurement of an exact export of the model's float32 copy, which rounding does not blur.
 
-
-def _kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """KL(p ‖ q) of every token, in nats, from logits [1, tokens, vocabulary]."""
-    log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1).flatten()
+    Raises:
+        ExportError: it is not what was declared.
+    """
+    copied = float32_copy(m)
+    if copied is None:
+        return {}
+    scratch.mkdir()
+    try:
+        found = measured(copied, chosen.write(copied, scratch, False).consumer, texts, "exact")
+    finally:
+        shutil.rmtree(scratch)
+    return {name: found[name] for name in ("max_logit_difference", "max_logit_effect")}

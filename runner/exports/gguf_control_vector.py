@@ -19,6 +19,7 @@ from subvene.runner.exports.additive import Addition, additions, judge_added
 from subvene.runner.exports.base import KEEP, Consumer, Export, ExportError, Verdict, Written
 from subvene.runner.exports.cards import CARD, export_card
 from subvene.runner.exports.emulation import added_logits
+from subvene.runner.exports.facts import Facts
 from subvene.runner.intervened import IntervenedModel
 from subvene.specs import AnyIntervention
 
@@ -26,21 +27,20 @@ NAME, FILE = "gguf-control-vector", "control_vector.gguf"
 SITE = "block_output"
 
 
-def judge(declared: AnyIntervention) -> Verdict:
+def judge(declared: AnyIntervention, facts: Facts) -> Verdict:
     """Steering at the output of blocks 1 and later, at every token, is exact."""
-    if declared.kind == "head_direction":
-        return _elsewhere("attention_heads", "`--to checkpoint` or `--to lm-eval`")
-    if declared.kind == "low_rank_edit":
-        return _elsewhere("attention_heads", "`--to peft`")
-    if declared.kind != "pyvene" and declared.site != SITE:
-        return _elsewhere(str(declared.site), f"`--to checkpoint`, or fit a vector for `site: {SITE}`")
-    if declared.kind != "pyvene" and declared.layer == 0:
+    if declared.site != SITE:
+        nearest = f"`--to checkpoint`, or fit a vector for `site: {SITE}`"
+        if declared.site == "attention_heads":
+            nearest = "`--to peft`" if facts.is_linear else "`--to checkpoint` or `--to lm-eval`"
+        return _elsewhere(str(declared.site), nearest)
+    if declared.layer == 0:
         return Verdict(
             "refused",
             "llama.cpp adds to the outputs of blocks 1 and later, and has no place for a vector of block 0",
             "`--to checkpoint`, or fit a vector for a later layer",
         )
-    return judge_added(declared, "llama.cpp")
+    return judge_added(declared, facts, "llama.cpp")
 
 
 def write(m: IntervenedModel, folder: Path, _approximate: bool) -> Written:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from subvene.interventions import Affine
 from subvene.runner.anatomy import Anatomy, component_module
-from subvene.runner.exports.affine import Affine, affine_of
+from subvene.runner.exports.affine import affine_of
 from subvene.runner.exports.approximation import mean_shifts
 from subvene.runner.exports.base import KEEP, ExportError
 from subvene.runner.hooks import take_output

@@ -22,21 +22,22 @@ from subvene.runner.anatomy import Anatomy
 from subvene.runner.exports.additive import Addition, additions, judge_added, parsed_place
 from subvene.runner.exports.base import EXACT, KEEP, Consumer, Export, ExportError, Verdict, Written
 from subvene.runner.exports.cards import CARD, export_card
+from subvene.runner.exports.facts import Facts
 from subvene.runner.exports.linear_maps import weight_of
 from subvene.runner.hooks import take_output
 from subvene.runner.intervened import IntervenedModel
-from subvene.specs import AblationSpec, AnyIntervention, CappingSpec
+from subvene.specs import AnyIntervention
 
 NAME, FILE = "lm-eval", "steering.pt"
 HEADS = "attention_heads"
 _CONSUMER = "the harness"
 
 
-def judge(declared: AnyIntervention) -> Verdict:
+def judge(declared: AnyIntervention, facts: Facts) -> Verdict:
     """What is added at every token is exact at every site; so is a whole ablation, other than of heads."""
-    if _is_clamp(declared):
+    if _is_clamp(declared, facts):
         return EXACT
-    return judge_added(declared, _CONSUMER)
+    return judge_added(declared, facts, _CONSUMER)
 
 
 def write(m: IntervenedModel, folder: Path, _approximate: bool) -> Written:
@@ -64,13 +65,11 @@ def write(m: IntervenedModel, folder: Path, _approximate: bool) -> Written:
 EXPORT = Export(NAME, judge, write)
 
 
-def _is_clamp(declared: AnyIntervention) -> bool:
+def _is_clamp(declared: AnyIntervention, facts: Facts) -> bool:
     """Whether this sets the projection of a module's output to a fixed value, at every token."""
-    if not isinstance(declared, AblationSpec | CappingSpec) or declared.site == HEADS:
+    if not facts.is_fixed or declared.site == HEADS:
         return False
-    if declared.positions != "all" or declared.strength != 1:
-        return False
-    return isinstance(declared, AblationSpec) or declared.min == declared.max
+    return declared.positions == "all" and declared.strength == 1
 
 
 def _actions(m: IntervenedModel) -> dict[str, dict[str, Any]]:
@@ -80,8 +79,13 @@ def _actions(m: IntervenedModel) -> dict[str, dict[str, Any]]:
         ExportError: as `write`.
     """
     anatomy = Anatomy.of(m.model)
+    edits = m.intervenable.interventions
     pairs = list(zip(m.spec.interventions, m.intervenable.entries, strict=True))
-    clamps = [(declared, entry) for declared, entry in pairs if _is_clamp(declared)]
+    clamps = [
+        (declared, entry)
+        for declared, entry in pairs
+        if _is_clamp(declared, Facts.of([edits[key] for key in entry.keys]))
+    ]
     sums: dict[str, torch.Tensor] = {}
     names: dict[str, list[str]] = {}
     for addition in additions(m, without=[entry.name for _, entry in clamps]):
@@ -91,11 +95,12 @@ def _actions(m: IntervenedModel) -> dict[str, dict[str, Any]]:
         names.setdefault(module, []).append(f"{addition.name} ({addition.kind})")
     actions = {module: _action("add", vector.float(), 1.0) for module, vector in sums.items()}
     for declared, entry in clamps:
-        edit: Any = m.intervenable.interventions[entry.keys[0]]
-        module = _module(anatomy, *parsed_place(entry.sites[0]))
-        names.setdefault(module, []).append(f"{entry.name} ({declared.kind})")
-        value = float(declared.max or 0) if isinstance(declared, CappingSpec) else 0.0
-        actions[module] = _action("clamp", edit.direction.detach().cpu().float(), value)
+        for place, key in zip(entry.sites, entry.keys, strict=True):
+            formula: Any = edits[key].direction_formula()
+            module = _module(anatomy, *parsed_place(place))
+            names.setdefault(module, []).append(f"{entry.name} ({declared.kind})")
+            value = formula.floor if formula.form == "bound" else 0.0
+            actions[module] = _action("clamp", formula.vector, value)
     if problems := list(_problems(m.model, actions, names)):
         raise ExportError(f"this cannot be exported as {NAME}:\n" + "\n".join(problems))
     return actions

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from subvene.runner.anatomy import Anatomy, AnatomyError
+from subvene.runner.exports.additive import is_adaptive
 from subvene.runner.exports.base import (
     EXACT,
     KEEP,
@@ -32,30 +33,25 @@ from subvene.runner.exports.base import (
     positions_in_words,
 )
 from subvene.runner.exports.cards import CARD, HERE, export_card
+from subvene.runner.exports.facts import Facts
 from subvene.runner.exports.linear_maps import Change, changes, is_transposed, module_path
 from subvene.runner.intervened import IntervenedModel
-from subvene.specs import AblationSpec, AnyIntervention, LowRankEditSpec
+from subvene.specs import AnyIntervention
 
 WEIGHTS = "adapter_model.safetensors"
 _CHECKPOINT = "the format checkpoint holds it as a bias"
 
 
-def judge(declared: AnyIntervention) -> Verdict:
+def judge(declared: AnyIntervention, facts: Facts) -> Verdict:
     """Linear edits of attention at all positions are exact; a LoRA has no bias for what is added."""
-    if isinstance(declared, AblationSpec) and declared.site == "block_output":
+    if is_adaptive(declared):
+        return Verdict("refused", "it adds a vector, and a LoRA has no bias", KEEP)
+    if facts.is_constant:
+        return Verdict("refused", "it adds a constant, and a LoRA has no bias", _CHECKPOINT)
+    if not facts.is_affine:
+        return Verdict("refused", "what it does depends on the activation, and a LoRA is linear", KEEP)
+    if declared.site == "block_output":
         return Verdict("refused", "no weight carries the residual stream on, and a LoRA is of weights", KEEP)
-    if not isinstance(declared, AblationSpec | LowRankEditSpec):
-        # Also where its strength or bounds depend on the activation: the checkpoint's verdict says so.
-        nearest = _CHECKPOINT if declared.kind in ("steering", "head_direction") else KEEP
-        if getattr(declared, "adaptive", "none") != "none":
-            nearest = KEEP
-        reason = {
-            "steering": "it adds a constant, and a LoRA has no bias",
-            "head_direction": "it adds a vector, and a LoRA has no bias",
-            "capping": "what it does depends on the activation, and a LoRA is linear",
-            "pyvene": "what pyvene's class does may depend on the activation in any way",
-        }
-        return Verdict("refused", reason[declared.kind], nearest)
     if declared.positions != "all":
         return Verdict(
             "approximate",

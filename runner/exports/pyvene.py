@@ -32,17 +32,21 @@ from subvene.runner.exports.base import (
     positions_in_words,
 )
 from subvene.runner.exports.cards import CARD, HERE, export_card
+from subvene.runner.exports.facts import Facts
 from subvene.runner.intervened import IntervenedModel
-from subvene.specs import AnyIntervention, PyveneSpec
+from subvene.specs import AnyIntervention
 
 _HOW = "the prompt in one call, then every token of the response in a call of its own, with a cache"
 
 
-def judge(declared: AnyIntervention) -> Verdict:
+def judge(declared: AnyIntervention, facts: Facts) -> Verdict:
     """Every kind is kept whole; what needs more than pyvene passes on is refused."""
-    if isinstance(declared, PyveneSpec) and declared.class_name == "SkipIntervention":
+    if not facts.acts_alone:
         return Verdict(
-            "refused", "it needs its module's input, which stock pyvene does not pass on to our class", KEEP
+            "refused",
+            "it needs its module's input, or its class does not say that the activation is enough for it "
+            "(`acts_alone`), and stock pyvene passes nothing else on",
+            KEEP,
         )
     if needs_length(declared.positions):
         return Verdict(
@@ -124,4 +128,4 @@ def _card(m: IntervenedModel) -> str:
     )
 
 
-EXPORT = Export("pyvene", judge, _write)
+EXPORT = Export("pyvene", judge, _write, judges_unknown=True)

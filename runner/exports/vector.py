@@ -17,15 +17,17 @@ import safetensors
 import safetensors.torch
 import torch
 
-from subvene.interventions import ActivationIntervention, CappingIntervention, Tokens
+from subvene.interventions import ActivationIntervention, Tokens
 from subvene.interventions.positions import parse_positions
 from subvene.runner.anatomy import Anatomy, component_module
+from subvene.runner.exports.additive import is_adaptive
 from subvene.runner.exports.approximation import MEAN_SHIFT, mean_shifts
 from subvene.runner.exports.base import EXACT, KEEP, Consumer, Export, Verdict, Written
 from subvene.runner.exports.cards import CARD, export_card
+from subvene.runner.exports.facts import Facts
 from subvene.runner.hooks import take_input, take_output
 from subvene.runner.intervened import IntervenedModel
-from subvene.specs import AnyIntervention, HeadDirectionSpec, LowRankEditSpec, PyveneSpec
+from subvene.specs import AnyIntervention
 
 VECTORS = "vectors.safetensors"
 FORMAT = "1"
@@ -38,6 +40,7 @@ CONVENTION = (
 )
 ADD, REMOVE = "h + strength * v", "h - strength * <h, v> * v"
 CAP = "h + strength * (min(max(<h, v>, floor), ceiling) - <h, v>) * v"
+_OF_FORM = {"add": ADD, "remove": REMOVE, "bound": CAP}
 _FORMULAS: dict[str, Callable[[torch.Tensor, torch.Tensor, Mapping[str, Any]], torch.Tensor]] = {
     ADD: lambda h, v, about: v.expand_as(h),
     REMOVE: lambda h, v, about: -(h @ v).unsqueeze(-1) * v,
@@ -47,20 +50,25 @@ _FORMULAS: dict[str, Callable[[torch.Tensor, torch.Tensor, Mapping[str, Any]], t
 }
 
 
-def judge(declared: AnyIntervention) -> Verdict:
+def judge(declared: AnyIntervention, facts: Facts) -> Verdict:
     """What one vector, a number and a formula say is exact at any positions, which stand beside them."""
-    if isinstance(declared, PyveneSpec):
-        return Verdict("refused", "what pyvene's class does is code rather than a vector", KEEP)
-    if isinstance(declared, LowRankEditSpec):
+    if facts.formula is not None:
+        return EXACT
+    if facts.is_affine:
         return Verdict("refused", "it is two factors rather than a vector", f"`--to peft`, or {KEEP}")
-    if isinstance(declared, HeadDirectionSpec) and declared.adaptive != "none":
+    if is_adaptive(declared):
         return Verdict(
             "approximate",
             "its strength is self-monitored, α·(1 − p), and depends on the activation; as an approximation "
             f"{MEAN_SHIFT} is the vector",
             f"`adaptive: none`, which is another intervention, or {KEEP}",
         )
-    return EXACT
+    return Verdict(
+        "approximate",
+        "what it does depends on the activation, by none of the file's formulas; as an approximation "
+        f"{MEAN_SHIFT} is the vector",
+        KEEP,
+    )
 
 
 def about(path: Path) -> dict[str, dict[str, Any]]:
@@ -81,11 +89,11 @@ def _write(m: IntervenedModel, folder: Path, approximate: bool) -> Written:
         positions = declared.model_dump(mode="json")["positions"]
         for place, key in zip(entry.sites, entry.keys, strict=True):
             edit, name = m.intervenable.interventions[key], f"{entry.name}.{place}"
-            if not edit.is_additive and getattr(edit, "is_adaptive", False):
+            found = _vector(edit)
+            if found is None:
                 means = mean_shifts(m) if means is None else means
-                tensors[name], formula = means[key].float(), {"formula": ADD, "strength": 1.0}
-            else:
-                tensors[name], formula = _vector(edit)
+                found = means[key].float(), {"formula": ADD, "strength": 1.0}
+            tensors[name], formula = found
             site, _, layer = place.rstrip("]").rpartition("[")
             told[name] = {"kind": declared.kind, "site": site, "layer": int(layer)} | formula
             told[name]["positions"] = positions
@@ -115,17 +123,15 @@ def _write(m: IntervenedModel, folder: Path, approximate: bool) -> Written:
     return Written(Consumer("the file's own formulas", None, logits, how))
 
 
-def _vector(edit: ActivationIntervention) -> tuple[torch.Tensor, dict[str, Any]]:
-    strength = {"strength": float(edit.strength)}
-    if edit.is_additive:
-        vector = edit.delta(torch.zeros(1, 1, 1)).detach().float().reshape(-1)
-        return vector.clone(), {"formula": ADD} | strength
-    direction = edit.direction.detach().float().clone()
-    if isinstance(edit, CappingIntervention):
-        bounds = {"floor": float(edit.floor), "ceiling": float(edit.ceiling)}
-        finite = {name: value for name, value in bounds.items() if abs(value) != float("inf")}
-        return direction, {"formula": CAP} | finite | strength
-    return direction, {"formula": REMOVE} | strength
+def _vector(edit: ActivationIntervention) -> tuple[torch.Tensor, dict[str, Any]] | None:
+    """The vector of an edit and what stands beside it; None where no formula of the file is what it does."""
+    formula = edit.direction_formula() if edit.linear_in_strength else None
+    if formula is None:
+        return None
+    bounds = {"floor": formula.floor, "ceiling": formula.ceiling}
+    finite = {name: value for name, value in bounds.items() if abs(value) != float("inf")}
+    told = {"formula": _OF_FORM[formula.form], **finite, "strength": float(edit.strength)}
+    return formula.vector.clone(), told
 
 
 @contextlib.contextmanager

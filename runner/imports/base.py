@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -14,6 +14,11 @@ from subvene.interventions import Sizes
 from subvene.runner.anatomy import Anatomy
 from subvene.runner.imports.opened import ImportRefusedError, Opened
 from subvene.specs import AnyIntervention, Positions
+
+Rows = Literal["outputs", "inputs", "hidden_states"]
+"""What the layers of a file count: the blocks' outputs, their inputs, or the entries of `hidden_states`."""
+Collected = Literal["before_o_proj", "after_o_proj"]
+"""Where directions of heads were collected: at the input of the output projection, or at its output."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,9 @@ class Options:
         positions: which tokens are edited; None: as the format's own tool does.
         key: what the tensors are called; None: after the file.
         accept_residual: take a LoRA adapter that does not factor exactly through the output projection.
+        rows: what the layers of the file count; None: the format decides.
+        position: which token position of a file that holds several, counted from the prompt's end: -1, -2, ….
+        collected: where directions of heads were collected, which no shape tells; None: before o_proj.
     """
 
     layers: tuple[int, ...] = ()
@@ -33,6 +41,9 @@ class Options:
     positions: Positions | None = None
     key: str | None = None
     accept_residual: bool = False
+    rows: Rows | None = None
+    position: int | None = None
+    collected: Collected | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,9 @@ class Importer(ABC):
             "strength": None if options.strength is None else "--strength",
             "positions": None if options.positions is None else "--positions",
             "accept_residual": "--accept-residual" if options.accept_residual else None,
+            "rows": None if options.rows is None else "--rows",
+            "position": None if options.position is None else "--position",
+            "collected": None if options.collected is None else "--collected",
         }
         if given := [option for name, option in unused.items() if option and name not in self.takes]:
             raise ImportRefusedError(f"{source.path}: {', '.join(given)} has no meaning for {self.says}")

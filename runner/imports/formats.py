@@ -12,16 +12,27 @@ from subvene.runner.compile import check_sizes
 from subvene.runner.imports.base import Importer, Options
 from subvene.runner.imports.control_vector import ControlVector
 from subvene.runner.imports.head_directions import HeadDirections
+from subvene.runner.imports.layer_vectors import LayerVectors
 from subvene.runner.imports.lora import Lora
 from subvene.runner.imports.opened import ImportRefusedError, Opened
 from subvene.runner.imports.persona_vector import PersonaVector
 from subvene.runner.imports.pyvene_folder import PyveneFolder
+from subvene.runner.imports.refusal_direction import RefusalDirection
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.model import load_config, load_model, with_overrides
 from subvene.specs import InterventionSpec, ModelSpec
 
 FORMATS: dict[str, type[Importer]] = {
-    one.name: one for one in (Lora, PyveneFolder, ControlVector, HeadDirections, PersonaVector)
+    one.name: one
+    for one in (
+        Lora,
+        PyveneFolder,
+        ControlVector,
+        HeadDirections,
+        RefusalDirection,
+        LayerVectors,
+        PersonaVector,
+    )
 }
 """By the name that `--from` takes, in the order in which a file is tried."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +12,14 @@ from subvene.interventions import Sizes
 from subvene.runner.anatomy import Anatomy
 from subvene.runner.imports.base import Imported, Importer, identifier
 from subvene.runner.imports.opened import Opened
-from subvene.specs import HeadDirectionSpec, TensorRef, tensor_name
+from subvene.specs import (
+    AnyIntervention,
+    HeadDirectionSpec,
+    Positions,
+    SteeringSpec,
+    TensorRef,
+    tensor_name,
+)
 
 _SITE: Final = "attention_heads"
 _PUBLISHED_ALPHA = 15.0
@@ -30,11 +38,15 @@ class HeadDirections(Importer):
     It holds `top_heads` [K, 2], pairs (layer, head); `directions` (`com_directions`) [n_layers*n_heads,
     head_dim] or [n_layers, n_heads, head_dim]; and perhaps `sigma` (`std`, `proj_val_std`), of shape
     [n_layers*n_heads], [n_layers, n_heads], or [K] in the order of `top_heads`.
+
+    The paper's directions are of the input of the output projection. Ones that were collected at its output,
+    cut into as many parts, have the same shape in most models: `--collected after_o_proj` says so, and makes
+    them steering at `attention_output`.
     """
 
     name = "iti"
     says = "ITI's heads and directions in numpy files"
-    takes = frozenset({"strength", "positions"})
+    takes = frozenset({"strength", "positions", "collected"})
 
     @classmethod
     def recognises(cls, source: Opened) -> bool:
@@ -121,35 +133,25 @@ class HeadDirections(Importer):
 
     def onto(self, anatomy: Anatomy) -> Imported:
         sizes = anatomy.sizes
-        if self.directions.shape[-1] != sizes.head_dim:
-            raise self.refuse(
-                f"directions has rows of {self.directions.shape[-1]}, and this model's heads have "
-                f"{sizes.head_dim}"
-            )
+        after = self.options.collected == "after_o_proj"
+        parts = sizes.width / sizes.n_heads if after else sizes.head_dim
+        if self.directions.shape[-1] != parts:
+            what = "the output of this model's o_proj has parts of" if after else "this model's heads have"
+            raise self.refuse(f"directions has rows of {self.directions.shape[-1]}, and {what} {parts:g}")
         grid = (sizes.n_layers, sizes.n_heads)
-        directions = self.finite(_tensor(self.directions), "directions").view(*grid, sizes.head_dim)
+        directions = self.finite(_tensor(self.directions), "directions").view(*grid, int(parts))
         sigma = self._sigma(sizes).view(*grid)
         by_layer: dict[int, list[int]] = {}
         for layer, head in sorted(self.heads):
             by_layer.setdefault(layer, []).append(head)
-        tensors: dict[str, torch.Tensor] = {}
+        chosen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for layer, heads in by_layer.items():
             if zero := [head for head in heads if not directions[layer, head].any()]:
                 raise self.refuse(f"the direction of layer {layer}, head {zero[0]} is zero: it has none")
-            chosen, spread = torch.zeros(sizes.n_heads, sizes.head_dim), torch.ones(sizes.n_heads)
-            chosen[heads] = torch.nn.functional.normalize(directions[layer, heads].double(), dim=-1).float()
+            unit, spread = torch.zeros(sizes.n_heads, int(parts)), torch.ones(sizes.n_heads)
+            unit[heads] = torch.nn.functional.normalize(directions[layer, heads].double(), dim=-1).float()
             spread[heads] = sigma[layer, heads]
-            tensors[tensor_name(self.key, _SITE, layer)] = chosen
-            tensors[tensor_name(self.key, _SITE, layer, "sigma")] = spread
-        positions = self.options.positions or "response"
-        strength = _PUBLISHED_ALPHA if self.options.strength is None else self.options.strength
-        edit = HeadDirectionSpec(
-            name=identifier(self.key),
-            directions=TensorRef(key=self.key),
-            strength=strength,
-            heads={layer: tuple(heads) for layer, heads in by_layer.items()},
-            positions=positions,
-        )
+            chosen[layer] = unit, spread
         of_sigma = (
             "the file has no standard deviations, so σ = 1: α counts in units of the activation"
             if self.sigma is None
@@ -157,11 +159,68 @@ class HeadDirections(Importer):
         )
         statements = [
             f"row layer*{sizes.n_heads} + head of the directions is that head's; scaled to unit length",
+            self._where(sizes),
             f"{len(self.heads)} heads in {len(by_layer)} layers",
             of_sigma,
-            f"α {strength:g} at positions {positions!r}",
+            f"α {self._strength:g} at positions {self._positions!r}",
         ]
-        return Imported((edit,), tensors, statements)
+        make = self._after if after else self._before
+        return Imported(*make(chosen, by_layer), statements)
+
+    @property
+    def _positions(self) -> Positions:
+        return self.options.positions or "response"
+
+    @property
+    def _strength(self) -> float:
+        return _PUBLISHED_ALPHA if self.options.strength is None else self.options.strength
+
+    def _where(self, sizes: Sizes) -> str:
+        """Where the directions are taken to have been collected, and how far the file itself says so."""
+        if self.options.collected == "after_o_proj":
+            return "they were collected after o_proj, as --collected says: steering at attention_output"
+        taken = "they are taken as collected before o_proj, at its input, as the paper's are"
+        if self.options.collected is not None:
+            return f"{taken} and --collected says"
+        if sizes.n_heads * sizes.head_dim != sizes.width:
+            return f"{taken}; their width says so, too"
+        return f"{taken}; nothing in the file tells: if they were not, say --collected after_o_proj"
+
+    def _before(
+        self, chosen: Mapping[int, tuple[torch.Tensor, torch.Tensor]], by_layer: Mapping[int, list[int]]
+    ) -> tuple[tuple[AnyIntervention, ...], dict[str, torch.Tensor]]:
+        tensors: dict[str, torch.Tensor] = {}
+        for layer, (unit, spread) in chosen.items():
+            tensors[tensor_name(self.key, _SITE, layer)] = unit
+            tensors[tensor_name(self.key, _SITE, layer, "sigma")] = spread
+        edit = HeadDirectionSpec(
+            name=identifier(self.key),
+            directions=TensorRef(key=self.key),
+            strength=self._strength,
+            heads={layer: tuple(heads) for layer, heads in by_layer.items()},
+            positions=self._positions,
+        )
+        return (edit,), tensors
+
+    def _after(
+        self, chosen: Mapping[int, tuple[torch.Tensor, torch.Tensor]], by_layer: Mapping[int, list[int]]
+    ) -> tuple[tuple[AnyIntervention, ...], dict[str, torch.Tensor]]:
+        tensors = {
+            tensor_name(self.key, "attention_output", layer): (spread.unsqueeze(-1) * unit).flatten()
+            for layer, (unit, spread) in chosen.items()
+        }
+        edits = tuple(
+            SteeringSpec(
+                name=identifier(f"{self.key}_{layer}"),
+                site="attention_output",
+                layer=layer,
+                vector=TensorRef(key=self.key),
+                coefficient=self._strength,
+                positions=self._positions,
+            )
+            for layer in by_layer
+        )
+        return edits, tensors
 
     def _sigma(self, sizes: Sizes) -> torch.Tensor:
         """σ by flat index, 1 where the file says nothing."""

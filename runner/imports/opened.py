@@ -63,6 +63,22 @@ class Opened:
         """The hash of every file that was read, as it was read."""
         return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(self._content.items())}
 
+    @property
+    def is_torch_file(self) -> bool:
+        """Whether this is a file that `torch.save` may have written; what it holds is seen later."""
+        if self.is_folder or self.path.suffix in (".npz", ".safetensors"):
+            return False
+        # It writes a zip archive, and wrote a pickle before PyTorch 1.6.
+        return self.head(count=4) == b"PK\x03\x04" or self.path.suffix in (".pt", ".pth")
+
+    def beside(self, name: str) -> Opened | None:
+        """Another file in a file's folder, whose hash is kept with this one's; None where there is none."""
+        if not (path := self.path.parent / name).is_file():
+            return None
+        found = Opened(path)
+        found._content = self._content
+        return found
+
     def head(self, name: str | None = None, count: int = 8) -> bytes:
         """The first bytes of a file, to tell what it is."""
         with _open(self._path(name), follow=name is None) as stream:

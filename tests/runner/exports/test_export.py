@@ -15,7 +15,7 @@ import torch
 from architectures import BY_NAME, LAYERS
 from tiny_exports import EDIT, HEAD, intervened, steer
 
-from subvene.runner.exports import FORMATS, checkpoint, load_format
+from subvene.runner.exports import FORMATS, checkpoint, driver, load_format, vector
 from subvene.runner.exports.approximation import mean_shifts
 from subvene.runner.exports.base import BakeError, ExportError
 from subvene.runner.exports.driver import export
@@ -128,10 +128,11 @@ def test_a_mean_shift_is_the_mean_over_edited_tokens(positions: str) -> None:
     assert not {t.prompt for t in CALIBRATION} & {t.prompt for t in MEASURED}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_an_export_that_is_not_what_was_declared_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
-    m = intervened(LLAMA, HEAD)
+    m = intervened(LLAMA, HEAD, model=LLAMA.fresh().to(dtype))
     bake = checkpoint.bake
 
     def wrong(m: Any, **options: Any) -> Any:
@@ -152,6 +153,42 @@ def test_an_export_that_is_not_what_was_declared_is_not_written(
     with pytest.raises(ExportError, match="finite numbers; nothing was written"):
         export(m, "checkpoint", tmp_path / "a")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("factor", [-1.0, 0.0, 1.1])
+def test_a_wrong_vector_is_caught_in_half_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    m = intervened(LLAMA, steer(), model=LLAMA.fresh().to(torch.bfloat16))
+    right = vector._vector
+
+    def wrong(edit: Any) -> Any:
+        found, told = right(edit)
+        return factor * found, told
+
+    monkeypatch.setattr(vector, "_vector", wrong)
+    with pytest.raises(ExportError, match="should be exact; nothing was written"):
+        export(m, "vector", tmp_path / "a")
+    # Where the weights cannot be widened, what is clearly another edit is caught by the effect.
+    monkeypatch.setattr(driver, "float32_copy", lambda m: None)
+    if factor < 1:
+        with pytest.raises(ExportError, match="in bfloat16 it cannot be told whether"):
+            export(m, "vector", tmp_path / "a")
+    monkeypatch.setattr(vector, "_vector", right)
+    export(m, "vector", tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_half_precision_is_judged_in_float32(name: str, tmp_path: Path) -> None:
+    model = LLAMA.fresh().to(torch.bfloat16)
+    m = intervened(LLAMA, EDIT if name == "peft" else steer(), model=model)
+    record = record_of(export(m, name, tmp_path / "a"))
+    assert (record["exactness"], record["dtype"]) == ("exact", "bfloat16")
+    proof = record["in_float32"]
+    assert proof["max_logit_difference"] < 1e-5 < 1e-3 < proof["max_logit_effect"]
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert not [path for path in (tmp_path / "a").iterdir() if path.is_dir()]
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:

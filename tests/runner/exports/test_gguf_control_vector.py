@@ -13,9 +13,10 @@ import transformers
 from llama_cpp_api import LlamaCpp, write_llama
 
 from subvene.runner import IntervenedModel
-from subvene.runner.exports.base import ExportError
+from subvene.runner.exports.base import ExportError, judged
 from subvene.runner.exports.driver import export
-from subvene.runner.exports.gguf_control_vector import EXPORT, FILE, judge, read_directions
+from subvene.runner.exports.gguf_control_vector import EXPORT, FILE, read_directions
+from subvene.runner.exports.table import built
 from subvene.specs import InterventionSpec
 
 BLOCKS, WIDTH, IDS = 4, 32, [3, 7, 12, 9, 30, 41, 3]
@@ -236,8 +237,9 @@ def test_a_vector_beyond_float32_is_refused(model: Any, tmp_path: Path) -> None:
 
 
 def test_the_verdict_needs_no_model() -> None:
-    spec = InterventionSpec(subvene=1, model={"name": "tiny"}, interventions=[STEER])
-    assert judge(spec.interventions[0]).exactness == "exact"
+    spec = InterventionSpec(subvene=1, model={"name": "tiny"}, interventions=[STEER | {"layer": 1}])
+    (declared,) = spec.interventions
+    assert judged(EXPORT, declared, built(declared)).exactness == "exact"
 
 
 @pytest.mark.slow

@@ -121,6 +121,57 @@ def test_arrays_that_do_not_fit(
     assert not (tmp_path / "artifact").exists()
 
 
+# --- where they were collected
+
+
+def test_directions_of_the_output_of_o_proj(
+    imported: Importing, llama: Callable[..., Any], tmp_path: Path
+) -> None:
+    directions = _random.normal(size=(12, 6))  # 24 wide, in 4 parts
+    arrays = {"top_heads": HEADS, "directions": directions, "std": SIGMA}
+    place = written(tmp_path / "iti", **arrays)
+    with pytest.raises(ImportRefusedError, match="rows of 6, and this model's heads have 8"):
+        imported(place)
+    m = imported(place, strength=3.0, collected="after_o_proj")
+    shifts = torch.zeros(3, 24)
+    for layer, head in HEADS:
+        row = layer * 4 + head
+        unit = directions[row] / np.linalg.norm(directions[row])
+        shifts[layer, head * 6 : head * 6 + 6] = torch.tensor(3.0 * SIGMA[row] * unit)
+    mask = response_mask()
+    hooks = [
+        (f"model.layers.{i}.self_attn.o_proj", "output", lambda o, i=i: o + mask * shifts[i]) for i in (0, 2)
+    ]
+    torch.testing.assert_close(logits(m), by_hooks(llama(), *hooks), rtol=0, atol=1e-4)
+    assert {edit.site for edit in m.spec.interventions} == {"attention_output"}
+    assert any("after o_proj, as --collected says" in said for said in m.provenance["conversion"])
+    with pytest.raises(ImportRefusedError, match="parts of 6"):
+        imported(written(tmp_path / "x", top_heads=HEADS, directions=DIRECTIONS), collected="after_o_proj")
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "collected", "said"),
+    [
+        (8, None, "their width says so, too"),
+        (6, None, "nothing in the file tells: if they were not, say --collected after_o_proj"),
+        (6, "before_o_proj", "and --collected says"),
+    ],
+)
+def test_what_is_assumed_is_said(
+    imported: Importing,
+    llama: Callable[..., Any],
+    tmp_path: Path,
+    head_dim: int,
+    collected: str | None,
+    said: str,
+) -> None:
+    place = written(tmp_path / "iti", top_heads=HEADS, directions=DIRECTIONS[:, :head_dim])
+    m = imported(place, model=llama(head_dim=head_dim), collected=collected)
+    (statement,) = [line for line in m.provenance["conversion"] if "before o_proj" in line]
+    assert said in statement
+    assert m.spec.interventions[0].kind == "head_direction"
+
+
 # --- pickles and lies
 
 
