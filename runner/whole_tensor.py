@@ -19,18 +19,14 @@ import torch
 from subvene.interventions import Tokens
 from subvene.runner.hooks import take_input, take_output
 from subvene.runner.intervenable import IntervenableModel
+from subvene.runner.not_finite import NotFiniteError
 from subvene.runner.positions import PositionError
 from subvene.runner.pyvene_calls import own_arguments
 from subvene.runner.receipt import InterventionReceipt, Receipt, Recorder
 from subvene.runner.refusals import refuse_changed_places, refuse_compiled, refuse_recomputation
-from subvene.specs import SubveneError
 
 # The run that the calls of this thread or task belong to: another's calls are not edited by our hooks.
 _RUN: ContextVar[_Run | None] = ContextVar("whole_tensor_run", default=None)
-
-
-class NotFiniteTensorError(SubveneError):
-    """After an edit a tensor, or the model's output, holds NaN or infinite values."""
 
 
 @dataclass(eq=False)
@@ -84,7 +80,7 @@ class WholeTensorModel(IntervenableModel):
         Raises:
             PositionError: `prompt_lengths`, or padding of which it cannot be told where it is.
             NotSteeredError: an intervention that should have acted did not.
-            NotFiniteTensorError: an edited tensor or the output is not finite.
+            NotFiniteError: an edited tensor or the output is not finite.
         """
         kwargs = own_arguments("forward", self.model, args, kwargs)
         strengths, must_act = kwargs.pop("strengths", None), kwargs.pop("must_act", True)
@@ -240,7 +236,7 @@ def _refuse_not_finite(receipt: Receipt, output: Any, real: torch.Tensor | None)
     advice = "a smaller strength, or float32, keeps it finite"
     for edit in receipt:
         if not math.isfinite(edit.max_relative):
-            raise NotFiniteTensorError(
+            raise NotFiniteError(
                 f"{edit.name!r} at {', '.join(edit.sites)} moves its tensor by ‖Δ‖/‖h‖ = {edit.max_relative} "
                 f"at strength {list(edit.strengths)}; {advice}"
             )
@@ -252,7 +248,7 @@ def _refuse_not_finite(receipt: Receipt, output: Any, real: torch.Tensor | None)
         found = found[real.to(found.device)]
     if not torch.isfinite(found.detach()).all():
         names = ", ".join(repr(edit.name) for edit in receipt)
-        raise NotFiniteTensorError(f"the model's output is not finite after {names}; {advice}")
+        raise NotFiniteError(f"the model's output is not finite after {names}; {advice}")
 
 
 def _collected(run: _Run) -> dict[str, list[torch.Tensor]]:

@@ -26,9 +26,10 @@ from subvene.runner.exports.base import ExportError
 from subvene.runner.exports.driver import export
 from subvene.runner.intervenable import IntervenableModel
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.not_finite import NotFiniteError
 from subvene.runner.positions import PositionError
 from subvene.runner.receipt import NotSteeredError
-from subvene.runner.whole_tensor import NotFiniteTensorError, WholeTensorModel
+from subvene.runner.whole_tensor import WholeTensorModel
 from subvene.specs import InterventionSpec
 
 gru = pyvene.models.gru.modelings_gru
@@ -450,7 +451,7 @@ def test_a_run_that_is_no_longer_finite_fails_and_names_the_edit() -> None:
         (1e18, "output .* after 'it'"),
     ):
         m(**case.inputs)
-        with pytest.raises(NotFiniteTensorError, match=said):
+        with pytest.raises(NotFiniteError, match=said):
             m(**case.inputs, strengths=strength)
         assert m.receipt is None
 
