@@ -180,7 +180,13 @@ def _of_dataset(spec: TriplesSpec) -> Iterator[tuple[str, Any]]:
 
     name = f"{spec.dataset}{'' if spec.subset is None else f' ({spec.subset})'}, {spec.split}"
     try:
-        loaded = datasets.load_dataset(spec.dataset, spec.subset, split=spec.split, revision=spec.revision)
+        loaded = datasets.load_dataset(
+            spec.dataset,
+            spec.subset,
+            split=spec.split,
+            revision=spec.revision,
+            trust_remote_code=False,
+        )
     # Its own errors, those of the network, and ValueError for a name or a configuration that is not there.
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise PreferenceError(f"dataset {name}: cannot be loaded: {error}") from error

@@ -130,7 +130,12 @@ def _of_dataset(spec: TextsSpec, limit: int | None) -> list[str]:
         with status(f"reading {name}"):
             # Streamed, so that a hundred texts do not fetch a corpus.
             rows = datasets.load_dataset(
-                name, spec.subset, split=spec.split, revision=spec.revision, streaming=True
+                name,
+                spec.subset,
+                split=spec.split,
+                revision=spec.revision,
+                streaming=True,
+                trust_remote_code=False,
             )
             for row in rows:
                 if spec.field in row and isinstance(row[spec.field], str) and not row[spec.field].strip():

@@ -137,7 +137,9 @@ def hub_transcripts(
     found: list[tuple[str, Any]] = []
     try:
         with status(f"reading {name}"):
-            rows = datasets.load_dataset(name, subset, split=split, revision=revision, streaming=True)
+            rows = datasets.load_dataset(
+                name, subset, split=split, revision=revision, streaming=True, trust_remote_code=False
+            )
             for i, row in enumerate(islice(rows, limit)):
                 found.append((f"dataset {name}, split {split}, row {i}", row))
     except (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError) as error:

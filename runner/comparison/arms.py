@@ -22,6 +22,7 @@ from subvene.runner.fitting import fit
 from subvene.runner.identity import model_sha256, tensors_digest, versions
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.ledger import Ledger, digest
+from subvene.runner.pretrained import load_weights
 from subvene.runner.recipes import RECIPES, Fitted
 from subvene.runner.truthfulqa.data import Question
 from subvene.specs import AnyRecipe, ExperimentSpec
@@ -131,7 +132,7 @@ class Arms:
         # What is measured is what a user would load: the checkpoint, read back by transformers.
         with tempfile.TemporaryDirectory(dir=self._output, prefix=".baked-") as temporary:
             saved = save_baked(m, Path(temporary) / "checkpoint")
-            model = AutoModelForCausalLM.from_pretrained(saved, dtype=m.model.dtype)
+            model = load_weights(AutoModelForCausalLM, str(saved), dtype=m.model.dtype)
             model.to(m.model.device).eval()
             yield IntervenedModel.plain(model, self.tokenizer, name="baked")
 

@@ -164,7 +164,9 @@ def _from_hub(source: QuestionsSpec) -> list[Question]:
     where = source.name if source.revision is None else f"{source.name}@{source.revision}"
     name = f"dataset {where}, {_SUBSET}"
     try:
-        loaded = datasets.load_dataset(source.name, _SUBSET, revision=source.revision)
+        loaded = datasets.load_dataset(
+            source.name, _SUBSET, revision=source.revision, trust_remote_code=False
+        )
     # Its own errors, those of the network, and ValueError for a name or a configuration that is not there.
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(
