@@ -18,6 +18,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from subvene.specs import SubveneError
+from subvene.specs.regular_file import open_regular
 
 
 class LedgerError(SubveneError):
@@ -124,7 +125,7 @@ class Ledger:
     def _read(self) -> int:
         """Read what is there; the length in bytes of its whole lines."""
         whole = 0
-        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as stream:
+        with contextlib.suppress(FileNotFoundError), open_regular(self.path) as stream:
             for number, line in enumerate(stream, 1):
                 if not line.endswith(b"\n"):
                     break

@@ -16,10 +16,10 @@ from filelock import FileLock
 from subvene.runner.cache import atomic_folder, cache_folder
 from subvene.runner.pretrained import (
     PretrainedError,
+    check_folder,
     check_quantization,
     load_weights,
     read_pretrained,
-    refuse_adapter,
 )
 from subvene.runner.progress import status
 from subvene.specs import InterventionSpec, ModelSpec, SubveneError
@@ -99,7 +99,7 @@ def _pretrained(auto_class: Any, spec: ModelSpec, what: str) -> Any:
     """What one of transformers' auto classes reads for the model; `what` is its name in an error."""
     source = resolve(spec)
     try:
-        refuse_adapter(source)
+        check_folder(source)
         return read_pretrained(auto_class, source, **_revision(spec))
     except PretrainedError as error:
         raise ModelError(

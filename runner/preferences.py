@@ -17,6 +17,7 @@ from subvene.runner.truthfulqa.prompts import Prompts, load_prompts
 from subvene.runner.truthfulqa.splits import limited
 from subvene.specs import SubveneError
 from subvene.specs.preferences import TriplesSpec, TruthfulPairsSpec
+from subvene.specs.regular_file import read_text
 
 
 class PreferenceError(SubveneError, ValueError):
@@ -157,7 +158,7 @@ def _end(tokenizer: Any) -> tuple[int, ...]:
 
 def _of_file(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        content = read_text(path, "utf-8-sig")
     except OSError as error:
         raise PreferenceError(
             f"{path}: cannot be read ({error.strerror}); it is looked for beside the spec"

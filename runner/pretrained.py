@@ -16,6 +16,7 @@ import safetensors
 from torch import nn
 
 from subvene.specs import SubveneError
+from subvene.specs.regular_file import read_text
 
 # What transformers raises for a model that is missing, incomplete, or needs a package that is not installed.
 # RuntimeError and TypeError: weights and configs that do not go together.
@@ -106,17 +107,23 @@ def check_quantization(config: Any) -> None:
             )
 
 
-def refuse_adapter(source: str) -> None:
-    """Refuse a folder that holds an adapter, whose base transformers would fetch and whose weights it mixes.
+def check_folder(source: str) -> None:
+    """Refuse a folder with a pipe or a device in it, which reading would wait for, or with an adapter.
+
+    Of an adapter transformers would fetch the base, and mix the weights of both.
 
     Raises:
-        PretrainedError: there is an `adapter_config.json`.
+        PretrainedError: naming what is there.
     """
+    if Path(source).is_dir():
+        for path in sorted(Path(source).iterdir()):
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise PretrainedError(f"{path} is not a regular file; a model's folder holds files alone")
     path = Path(source) / "adapter_config.json"
     if not path.is_file():
         return
     try:
-        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        base = json.loads(read_text(path)).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError):
         base = None
     raise PretrainedError(_of_adapter(base))
@@ -126,7 +133,8 @@ def _of_adapter(base: object) -> str:
     of = f" of {base}" if isinstance(base, str) else ""
     return (
         f"it is an adapter{of}, not a model; merge it into its base (peft: `merge_and_unload()`, then "
-        "`save_pretrained`) and name that folder, or take a LoRA over as an intervention with `subvene import`"
+        "`save_pretrained`) and name that folder, or take a LoRA over as an intervention with "
+        "`subvene import`"
     )
 
 
@@ -168,8 +176,8 @@ def _why_missing(model: Any, missing: Iterable[str]) -> str:
     made_as = ", ".join(getattr(model.config, "architectures", None) or ()) or "what has no such head"
     if any(key.rpartition(".")[0] in names for key in missing):
         return (
-            f" ({', '.join(sorted(names))} is the head that writes tokens; the checkpoint was saved as {made_as}: "
-            "an encoder or a bare body writes none, name the model that generates)"
+            f" ({', '.join(sorted(names))} is the head that writes tokens; the checkpoint was saved as "
+            f"{made_as}: an encoder or a bare body writes none, name the model that generates)"
         )
     return ""
 
@@ -212,7 +220,7 @@ def _words(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     if "trust_remote_code" in text:
         return (
-            "it needs code of its own, which would run on this machine, and subvene never runs a repository's "
-            "code; take a model that transformers knows by itself, or load it yourself and pass `model=`"
+            "it needs code of its own, which would run on this machine, and subvene never runs a "
+            "repository's code; take a model that transformers knows by itself, or load it yourself and pass `model=`"
         )
     return text

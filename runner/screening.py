@@ -8,7 +8,6 @@ samples do.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from subvene.runner.activations import Text
+from subvene.runner.csv_file import CsvWriter
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.projection import ByVector, Projections, Vectors, project
 from subvene.runner.rollouts import Rollout, Row, rollouts
@@ -95,7 +95,7 @@ class Screening:
         differences = self.per_sample()
         vectors = [(key, layer) for key, by_layer in differences.items() for layer in by_layer]
         with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
+            writer = CsvWriter(file)
             names = [
                 f"{key}@{layer} {what}" for key, layer in vectors for what in ("difference", "data", "own")
             ]

@@ -11,6 +11,7 @@ from typing import Any
 
 from subvene.runner.progress import status
 from subvene.specs import SubveneError, TextsSpec
+from subvene.specs.regular_file import read_text
 
 SAMPLE = Path(__file__).parent / "evaluations" / "data" / "neutral.txt"
 """A hundred short paragraphs of subvene's own: facts, news, recipes, instructions, dialogue, stories."""
@@ -48,7 +49,7 @@ def texts_sha256(texts: Sequence[str]) -> str:
 
 def _of_file(path: Path, field: str) -> Iterator[str]:
     try:
-        content = path.read_text(encoding="utf-8")
+        content = read_text(path)
     except OSError as error:
         raise TextsError(
             f"{path}: cannot be read ({error.strerror}); it is looked for beside the spec"

@@ -21,6 +21,7 @@ from subvene.runner.progress import status
 from subvene.runner.statistics import correlation
 from subvene.runner.text import prompt_ids, response_ids
 from subvene.specs import SubveneError
+from subvene.specs.regular_file import read_bytes
 
 PROMPTS, RESPONSES = ("prompt", "question", "instruction"), ("response", "answer", "completion", "output")
 MESSAGES, SCORE, SYSTEM = "messages", "score", "system"
@@ -106,7 +107,7 @@ def read_transcripts(
     columns = columns or Columns()
     try:
         # Bytes: csv reads line ends, those within quoted fields too, itself.
-        content = path.read_bytes().decode("utf-8-sig")
+        content = read_bytes(path).decode("utf-8-sig")
     except OSError as error:
         raise TranscriptError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

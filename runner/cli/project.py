@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from subvene.runner.cli._options import (
     model_overrides,
 )
 from subvene.runner.cli._source import open_source
+from subvene.runner.csv_file import CsvWriter
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -210,7 +210,7 @@ def _write_csv(
             if found.after is not None:
                 columns[f"{key}@{layer} after"] = found.after[key][layer].tolist()
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
+        writer = CsvWriter(file)
         writer.writerow(["where", "transcript", "turn", "tokens", "score", *columns, "text"])
         for i, turn in enumerate(turns):
             score = _score(turn, transcripts)

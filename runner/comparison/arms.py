@@ -26,6 +26,7 @@ from subvene.runner.pretrained import load_weights
 from subvene.runner.recipes import RECIPES, Fitted
 from subvene.runner.truthfulqa.data import Question
 from subvene.specs import AnyRecipe, ExperimentSpec
+from subvene.specs.regular_file import read_bytes, read_text
 
 # How a result is computed; whoever changes that changes this number, and old units are done again.
 UNITS = 2
@@ -113,7 +114,7 @@ class Arms:
         if fitted is not None:
             folder = self._output / "fits" / fitted["folder"]
             tensors = load_tensors(folder / _TENSORS)
-            provenance = json.loads((folder / _PROVENANCE).read_text(encoding="utf-8"))
+            provenance = json.loads(read_text(folder / _PROVENANCE))
         return IntervenedModel.from_spec(
             variant,
             model=self.model,
@@ -215,4 +216,4 @@ class Arms:
 
     def _files(self, variant: ExperimentSpec) -> dict[str, str]:
         names = sorted({ref.file for _, ref in variant.tensor_refs() if ref.file is not None})
-        return {name: hashlib.sha256((self._folder / name).read_bytes()).hexdigest() for name in names}
+        return {name: hashlib.sha256(read_bytes(self._folder / name)).hexdigest() for name in names}

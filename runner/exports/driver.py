@@ -18,6 +18,7 @@ from subvene.runner.exports.cards import add_measurement
 from subvene.runner.exports.texts import MEASURED, Text, encoded
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.refusals import refuse_compiled
+from subvene.specs.regular_file import read_text
 
 EQUIVALENCE = "equivalence.json"
 #: What rounding never explains in full precision: more than a part of the largest logit, or of what the edit
@@ -87,7 +88,7 @@ def check_free(folder: Path) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
-        files = set(json.loads((folder / EQUIVALENCE).read_text(encoding="utf-8"))["files"])
+        files = set(json.loads(read_text(folder / EQUIVALENCE))["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(
             f"{folder} exists and holds no export (no readable {EQUIVALENCE}); choose another place, or "

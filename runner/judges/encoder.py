@@ -76,15 +76,15 @@ class SentenceEncoder:
 
         from subvene.runner.pretrained import (
             PretrainedError,
+            check_folder,
             check_quantization,
             load_weights,
             read_pretrained,
-            refuse_adapter,
         )
 
         folder = find_encoder(name)
         try:
-            refuse_adapter(folder)
+            check_folder(folder)
             self._tokenizer = read_pretrained(AutoTokenizer, folder)
             check_quantization(read_pretrained(AutoConfig, folder))
             # The pooler is no part of the mean, and many encoders are saved without one.

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 from subvene.runner.cache import cache_folder
 from subvene.runner.judges.base import JudgeError
 from subvene.runner.progress import track
+from subvene.specs.regular_file import read_bytes
 
 if TYPE_CHECKING:
     import openai
@@ -337,7 +338,7 @@ class _Store:
     def read(self) -> dict[str, Reply]:
         known: dict[str, Reply] = {}
         try:
-            lines = self._path.read_bytes().split(b"\n")
+            lines = read_bytes(self._path).split(b"\n")
         except FileNotFoundError:
             return known
         for line in lines:

@@ -11,6 +11,7 @@ from typing import Any
 
 from subvene.runner.comparison.composition import composition_lines
 from subvene.runner.comparison.summary import METRICS, in_words
+from subvene.runner.csv_file import CsvWriter
 
 
 def write_text(path: Path, text: str) -> None:
@@ -160,12 +161,11 @@ def csv_text(lines: Sequence[Mapping[str, Any]], columns: Sequence[str] | None =
     # Python's writer leaves a text with a bare carriage return unquoted, and its own reader refuses that.
     bare = any("\r" in value for line in lines for value in line.values() if isinstance(value, str))
     stream = io.StringIO()
-    writer = csv.DictWriter(
-        stream,
-        columns,
-        lineterminator="\n",
-        quoting=csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL,
-    )
-    writer.writeheader()
-    writer.writerows(lines)
+    quoting = csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL
+    writer = CsvWriter(stream, lineterminator="\n", quoting=quoting)
+    writer.writerow(columns)
+    for line in lines:
+        if stray := [name for name in line if name not in columns]:
+            raise ValueError(f"no column for {', '.join(stray)}")
+        writer.writerow([line.get(name, "") for name in columns])
     return stream.getvalue()

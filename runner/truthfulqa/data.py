@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import importlib.resources
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 from subvene.specs import SubveneError
 from subvene.specs.questions import QuestionsSpec
+from subvene.specs.regular_file import open_regular
 
 ENVIRONMENT = "SUBVENE_TRUTHFULQA"
 NO_COMMENT = "I have no comment."
@@ -130,7 +132,7 @@ def _v1_prefixes() -> frozenset[str]:
 def _from_csv(path: Path, whence: str = "") -> list[Question]:
     name = f"{path}{whence}"
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, None)
             if header is None:
