@@ -221,6 +221,7 @@ def _words(error: BaseException) -> str:
     if "trust_remote_code" in text:
         return (
             "it needs code of its own, which would run on this machine, and subvene never runs a "
-            "repository's code; take a model that transformers knows by itself, or load it yourself and pass `model=`"
+            "repository's code; take a model that transformers knows by itself, or load it yourself and "
+            "pass `model=`"
         )
     return text

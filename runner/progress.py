@@ -10,9 +10,12 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.progress import track as rich_track
+from rich.text import Text
+
+from subvene.runner.console import Console
 
 _T = TypeVar("_T")
 
@@ -21,7 +24,7 @@ def track(items: Sequence[_T], description: str) -> Iterable[_T]:
     """`items`, with a bar while they are gone through."""
     return rich_track(
         items,
-        description,
+        escape(description),
         console=Console(stderr=True),
         transient=True,
         disable=not sys.stderr.isatty(),
@@ -39,7 +42,7 @@ def status(description: str, *, silent: bool = False) -> Iterator[None]:
     if silent or not sys.stderr.isatty():
         yield
         return
-    with Console(stderr=True).status(description):
+    with Console(stderr=True).status(Text(description)):
         yield
 
 
@@ -54,7 +57,7 @@ def generating(max_new_tokens: int, description: str = "generating") -> Iterator
         yield None
         return
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        yield _TokenBar(bar, bar.add_task(description, total=max_new_tokens))
+        yield _TokenBar(bar, bar.add_task(escape(description), total=max_new_tokens))
 
 
 class _TokenBar:

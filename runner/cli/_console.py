@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from subvene.runner.printable import in_json, on_screen
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -36,10 +38,29 @@ def err() -> Console:
 
 
 def _console(*, stderr: bool) -> Console:
-    from rich.console import Console
+    from subvene.runner.console import Console
 
-    # What is printed is prompts, answers and file names: never markup.
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    return Console(stderr=stderr)
+
+
+def say(text: str, *, end: str = "\n") -> None:
+    """Text on standard output as it is; on a terminal without what a terminal would obey.
+
+    A model may write anything, escape codes included; a file gets it as it is.
+    """
+    sys.stdout.write((on_screen(text) if sys.stdout.isatty() else text) + end)
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def printable_usage() -> Iterator[None]:
+    """Errors of usage, which the command line's library prints, `on_screen`: they quote what was typed."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and isinstance(getattr(error, "message", None), str):
+            error.message = on_screen(error.message)  # type: ignore[attr-defined]
+        raise
 
 
 @contextlib.contextmanager
@@ -52,7 +73,8 @@ def results(as_json: bool) -> Iterator[Callable[[Any], None]]:
     stdout = sys.stdout
 
     def emit(document: Any) -> None:
-        stdout.write(json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False)
+        stdout.write(in_json(text) + "\n")
 
     if not as_json:
         yield emit
@@ -90,7 +112,7 @@ def plain_warnings() -> Iterator[None]:
             if category.__module__.startswith("subvene."):
                 err().print(f"warning: {message}", style="yellow", soft_wrap=True)
             else:
-                show(message, category, *rest, **more)
+                show(on_screen(str(message)), category, *rest, **more)
 
         warnings.showwarning = showwarning
         yield

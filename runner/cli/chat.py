@@ -10,14 +10,13 @@ import contextlib
 import signal
 import sys
 import threading
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from subvene.runner.cli._console import EXIT_INVALID, EXIT_NOT_STEERED, err, out, quiet_libraries
+from subvene.runner.cli._console import EXIT_INVALID, EXIT_NOT_STEERED, err, out, quiet_libraries, say
 from subvene.runner.cli._options import (
     Attention,
     Device,
@@ -224,9 +223,7 @@ class _Terminal:
         )
 
     def _show(self, text: str) -> None:
-        # A model may write anything, escape codes included; a file gets it as it is, a terminal must not.
-        sys.stdout.write(_printable(text) if sys.stdout.isatty() else text)
-        sys.stdout.flush()
+        say(text, end="")
         self._is_midline = not text.endswith("\n")
 
     def _lines(self) -> Iterator[str]:
@@ -370,7 +367,7 @@ def _temperature(terminal: _Terminal, argument: str) -> None:
 
 def _history(terminal: _Terminal, argument: str) -> None:
     _no_argument("history", argument)
-    lines = [f"{message['role']}: {_printable(message['content'])}" for message in terminal.session.messages]
+    lines = [f"{message['role']}: {message['content']}" for message in terminal.session.messages]
     terminal.note("\n".join(lines) or "nothing yet")
 
 
@@ -440,7 +437,3 @@ def _is_unsteered(error: SubveneError) -> bool:
     from subvene.runner.receipt import NotSteeredError
 
     return isinstance(error, NotSteeredError)
-
-
-def _printable(text: str) -> str:
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
