@@ -30,9 +30,9 @@ from subvene.runner.intervenable import IntervenableModel
 from subvene.runner.leftovers import restore
 from subvene.runner.packing import TENSORS, self_contained, with_file
 from subvene.runner.receipt import Receipt
-from subvene.runner.regular_file import open_regular
 from subvene.runner.whole_tensor import WholeTensorModel
 from subvene.specs import InterventionSpec, SubveneError, dump_spec, parse_spec
+from subvene.specs.regular_file import open_regular
 
 SPEC, FINGERPRINT, CARD = "intervention.yaml", "fingerprint.json", "README.md"
 FORMAT = "1"

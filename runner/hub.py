@@ -27,6 +27,7 @@ from subvene.runner.cache import atomic_folder
 from subvene.runner.card import finished
 from subvene.runner.hub_errors import HubError, check_repo_id, explained, is_repo_id
 from subvene.runner.packing import TENSORS
+from subvene.specs.regular_file import read_text
 
 BAKED_RECORD = "baked.json"
 """What marks the folder of a baked checkpoint (`exports.checkpoint`, which imports too much to be asked)."""
@@ -126,7 +127,7 @@ def read_results(path: Path) -> Any:
         HubError: it cannot be read as one.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise HubError(f"{path}: cannot be read as the results of a run ({error})") from error
 

@@ -26,7 +26,9 @@ def hub_rows(
     try:
         with status(f"reading {name}"):
             # Streamed, so that a hundred rows do not fetch a corpus.
-            rows = datasets.load_dataset(name, subset, split=split, revision=revision, streaming=True)
+            rows = datasets.load_dataset(
+                name, subset, split=split, revision=revision, streaming=True, trust_remote_code=False
+            )
             for i, row in enumerate(rows):
                 yield f"dataset {name}, split {split}, row {i}", row
     # Its own errors, those of the network, and ValueError for a name or a configuration that is not there.

@@ -9,21 +9,26 @@ import logging
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors
 import torch
 import transformers
 from filelock import FileLock
 
 from subvene.runner.cache import atomic_folder, cache_folder
 from subvene.runner.chat_settings import CHAT_FIELDS, with_chat
+from subvene.runner.pretrained import (
+    PretrainedError,
+    check_folder,
+    check_quantization,
+    load_weights,
+    read_pretrained,
+)
 from subvene.runner.progress import status
 from subvene.specs import InterventionSpec, ModelSpec, SubveneError
 
 log = logging.getLogger(__name__)
 
-# What transformers raises for a model that is missing, incomplete, or needs a package that is not installed.
-_LOAD_ERRORS = (OSError, ValueError, ImportError, safetensors.SafetensorError)
-
+# A number goes up when conversions of before can no longer be believed: 2, where every weight is the file's.
+_CONVERSION = 2
 
 _Spec = TypeVar("_Spec", bound=InterventionSpec)
 
@@ -46,7 +51,8 @@ def load_model(
         The model and the tokenizer.
 
     Raises:
-        ModelError: no such model, package or file; the message says what to do.
+        ModelError: no such model, package or file, or weights that are missing or do not fit; the message
+            says what to do.
     """
     spec = _spec(model, overrides)
     source = resolve(spec)
@@ -55,11 +61,13 @@ def load_model(
         options["device_map"] = spec.device_map
     if spec.attn_implementation is not None:
         options["attn_implementation"] = spec.attn_implementation
+    config = load_config(spec)
     try:
+        check_quantization(config)
         with status(f"loading {spec.name}", silent=source == spec.name):
-            loaded = _model_class(load_config(spec)).from_pretrained(source, **options, **_revision(spec))
-    except _LOAD_ERRORS as error:
-        raise ModelError(f"model {spec.name!r} cannot be loaded: {error}") from error
+            loaded = load_weights(_model_class(config), source, **options, **_revision(spec))
+    except PretrainedError as error:
+        raise ModelError(f"model {spec.name!r} cannot be loaded: {error}{_anew(spec, source)}") from error
     if spec.device_map is None:
         try:
             loaded = loaded.to(spec.device or _best_device())
@@ -78,7 +86,7 @@ def load_skeleton(model: ModelSpec | str, **overrides: Any) -> transformers.PreT
     try:
         with torch.device("meta"):
             made: Any = _model_class(config).from_config(config, trust_remote_code=False)
-    except _LOAD_ERRORS as error:
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"model {spec.name!r} cannot be made from its config: {error}") from error
     return made
 
@@ -106,10 +114,19 @@ def resolve(spec: ModelSpec) -> str:
 
 def _pretrained(auto_class: Any, spec: ModelSpec, what: str) -> Any:
     """What one of transformers' auto classes reads for the model; `what` is its name in an error."""
+    source = resolve(spec)
     try:
-        return auto_class.from_pretrained(resolve(spec), **_revision(spec))
-    except _LOAD_ERRORS as error:
-        raise ModelError(f"model {spec.name!r}: its {what} cannot be loaded: {error}") from error
+        check_folder(source)
+        return read_pretrained(auto_class, source, **_revision(spec))
+    except PretrainedError as error:
+        raise ModelError(
+            f"model {spec.name!r}: its {what} cannot be loaded: {error}{_anew(spec, source)}"
+        ) from error
+
+
+def _anew(spec: ModelSpec, source: str) -> str:
+    """What helps where a conversion in our cache was damaged."""
+    return f"\nremove {source}, and it is converted anew" if spec.package_file is not None else ""
 
 
 def _revision(spec: ModelSpec) -> dict[str, str]:
@@ -177,7 +194,8 @@ def _converted(gguf: Path) -> Path:
     """The folder with the GGUF's weights as float32 safetensors, converted on first use."""
     # By content: a reinstalled environment finds what an earlier one converted.
     digest = _sha256(gguf, gguf.stat().st_mtime_ns)
-    folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}-transformers-{transformers.__version__}"
+    name = f"{gguf.stem}-{digest[:16]}-transformers-{transformers.__version__}-{_CONVERSION}"
+    folder = cache_folder() / "models" / name
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -197,11 +215,11 @@ def _convert(gguf: Path, folder: Path) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"reading {gguf.name} needs the package gguf: pip install 'subvene[gguf]'")
     log.warning("converting %s into %s, once; this takes about half a minute", gguf.name, folder)
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    source, file = str(gguf.parent), {"gguf_file": gguf.name}
     model: Any
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
-        model = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        tokenizer = read_pretrained(transformers.AutoTokenizer, source, **file)
+        model = load_weights(transformers.AutoModelForCausalLM, source, **file, dtype=torch.float32)
     except Exception as error:  # a malformed file stops its reader with whatever it trips over
         raise ModelError(f"{gguf} cannot be converted: {error}") from error
     # transformers dequantised the weights and still believes that they are quantised, and so refuses to save.

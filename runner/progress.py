@@ -10,10 +10,12 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.progress import track as rich_track
+from rich.text import Text
 
-from subvene.runner.terminal import console
+from subvene.runner.console import Console
 
 _T = TypeVar("_T")
 
@@ -22,8 +24,8 @@ def track(items: Sequence[_T], description: str) -> Iterable[_T]:
     """`items`, with a bar while they are gone through."""
     return rich_track(
         items,
-        description,
-        console=console(stderr=True),
+        escape(description),
+        console=Console(stderr=True),
         transient=True,
         disable=not sys.stderr.isatty(),
     )
@@ -40,7 +42,7 @@ def status(description: str, *, silent: bool = False) -> Iterator[None]:
     if silent or not sys.stderr.isatty():
         yield
         return
-    with console(stderr=True).status(description):
+    with Console(stderr=True).status(Text(description)):
         yield
 
 
@@ -54,8 +56,8 @@ def generating(max_new_tokens: int, description: str = "generating") -> Iterator
     if not sys.stderr.isatty():
         yield None
         return
-    with Progress(console=console(stderr=True), transient=True) as bar:
-        yield _TokenBar(bar, bar.add_task(description, total=max_new_tokens))
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        yield _TokenBar(bar, bar.add_task(escape(description), total=max_new_tokens))
 
 
 class _TokenBar:

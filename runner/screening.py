@@ -8,7 +8,6 @@ samples do.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ import numpy as np
 import torch
 
 from subvene.runner.activations import Text
+from subvene.runner.csv_file import CsvWriter
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.projection import ByVector, Projections, Vectors, project
 from subvene.runner.rollouts import Rollout, Row, rollouts
-from subvene.runner.spreadsheet import as_cell
 from subvene.runner.storage import atomic_file
 from subvene.runner.transcripts import Transcript, Turn, refuse_long, turns_of
 
@@ -97,19 +96,17 @@ class Screening:
         differences = self.per_sample()
         vectors = [(key, layer) for key, by_layer in differences.items() for layer in by_layer]
         with atomic_file(path) as file:
-            writer = csv.writer(file)
+            writer = CsvWriter(file)
             names = [
                 f"{key}@{layer} {what}" for key, layer in vectors for what in ("difference", "data", "own")
             ]
-            heads = ["rank", "sample", "where", *names, "answer", "own_answer"]
-            writer.writerow([as_cell(head) for head in heads])
+            writer.writerow(["rank", "sample", "where", *names, "answer", "own_answer"])
             for rank, i in enumerate(self.order()):
                 values = []
                 for key, layer in vectors:
                     sides = differences, self.data_projections.before, self.own_projections.before
                     values += [_cell(float(side[key][layer][i])) for side in sides]
-                texts = [as_cell(text) for text in (self.where[i], self.samples[i].text, self.own[i].text)]
-                writer.writerow([rank, i, texts[0], *values, *texts[1:]])
+                writer.writerow([rank, i, self.where[i], *values, self.samples[i].text, self.own[i].text])
 
 
 def screen(

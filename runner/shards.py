@@ -20,6 +20,7 @@ from subvene.runner.leftovers import clean_folder
 from subvene.runner.passes import Way
 from subvene.runner.storage import atomic_file
 from subvene.specs import Site, SubveneError, tensor_name
+from subvene.specs.regular_file import read_text
 
 INDEX, FORMAT = "index.json", 2
 _KEY = "activations"
@@ -71,7 +72,7 @@ class Store:
     def open(cls, folder: Path, content: str) -> Store | None:
         """The store that has been begun in a folder; None if there is none, or one of something else."""
         try:
-            fields = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            fields = json.loads(read_text(folder / INDEX))
             if fields.pop("format") != FORMAT or fields["content"] != content:
                 return None
             lists = {name: tuple(fields[name]) for name in ("layers", "shard_rows")}

@@ -23,6 +23,7 @@ from subvene.specs._nodes import (
 )
 from subvene.specs._yaml_reader import YamlReader
 from subvene.specs.errors import SpecError
+from subvene.specs.regular_file import open_regular
 
 Format = Literal["yaml", "json"]
 
@@ -76,7 +77,7 @@ def read_document(path: str | Path) -> Document:
     if format is None:
         raise complaints.fail(None, "a file that ends in .yaml, .yml or .json", repr(path.name))
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             raw = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise complaints.fail(None, "a readable file", (error.strerror or str(error)).lower()) from error

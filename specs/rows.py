@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from subvene.specs.errors import SubveneError
+from subvene.specs.regular_file import read_bytes
 
 Row = tuple[str, Any]
 """Where a row stands, and what it is: a mapping of columns, or whatever else stands there."""
@@ -42,11 +43,9 @@ def file_rows(path: Path, fail: Fail = RowsError, *, hint: str = "") -> Iterator
 
 def file_text(path: Path, fail: Fail = RowsError, *, hint: str = "") -> str:
     """The text of a file in UTF-8; line ends are as they stand there."""
-    if path.exists() and not path.is_file():
-        raise fail(f"{path}: cannot be read (no regular file){hint}")  # a pipe would be waited for
     try:
         # Bytes: csv reads line ends, those within quoted fields too, itself.
-        return path.read_bytes().decode("utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
     except OSError as error:
         raise fail(f"{path}: cannot be read ({error.strerror}){hint}") from error
     except UnicodeDecodeError as error:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from subvene.runner.terminal import console
+from subvene.runner.printable import in_json, on_screen
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,12 +29,38 @@ EPILOG = (
 
 def out() -> Console:
     """Standard output: colours on a terminal only, `COLUMNS` or 80 columns wide elsewhere."""
-    return console(stderr=False)
+    return _console(stderr=False)
 
 
 def err() -> Console:
     """Standard error, likewise."""
-    return console(stderr=True)
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    from subvene.runner.console import Console
+
+    return Console(stderr=stderr)
+
+
+def say(text: str, *, end: str = "\n") -> None:
+    """Text on standard output as it is; on a terminal without what a terminal would obey.
+
+    A model may write anything, escape codes included; a file gets it as it is.
+    """
+    sys.stdout.write((on_screen(text) if sys.stdout.isatty() else text) + end)
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def printable_usage() -> Iterator[None]:
+    """Errors of usage, which the command line's library prints, `on_screen`: they quote what was typed."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and isinstance(getattr(error, "message", None), str):
+            error.message = on_screen(error.message)  # type: ignore[attr-defined]
+        raise
 
 
 @contextlib.contextmanager
@@ -49,8 +74,7 @@ def results(as_json: bool) -> Iterator[Callable[[Any], None]]:
 
     def emit(document: Any) -> None:
         text = json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False)
-        # JSON escapes the other control characters by itself.
-        stdout.write(re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+        stdout.write(in_json(text) + "\n")
 
     if not as_json:
         yield emit
@@ -88,7 +112,7 @@ def plain_warnings() -> Iterator[None]:
             if category.__module__.startswith("subvene."):
                 err().print(f"warning: {message}", style="yellow", soft_wrap=True)
             else:
-                show(message, category, *rest, **more)
+                show(on_screen(str(message)), category, *rest, **more)
 
         warnings.showwarning = showwarning
         yield

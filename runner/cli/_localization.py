@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from subvene.runner.cli._units import UnitStory
+from subvene.runner.printable import on_line
 
 _NUMBER = len("00.000")
 _BETWEEN = len(" │ ")
@@ -28,7 +29,7 @@ class LocalizationStory(UnitStory):
         )
 
         groups = by_group(results)
-        labels = {group: _on_screen(group_label(group, len(arms))) for group, arms in groups.items()}
+        labels = {group: on_line(group_label(group, len(arms))) for group, arms in groups.items()}
         heads = {group: heads_in_words(arms) for group, arms in groups.items()}
         widths = [max(map(len, labels.values())), max(map(len, ("heads", *heads.values())))]
         for metrics in self._in_tables(metrics_of(results), sum(widths) + _BETWEEN):
@@ -36,7 +37,7 @@ class LocalizationStory(UnitStory):
         if any(len(arms) > 1 for arms in groups.values()):
             self.console.print("× n: the mean of n arms, their lowest and their highest", highlight=False)
         for said in results.get("verdict") or ():
-            self.console.print(Text(f"- {_on_screen(said)}"), soft_wrap=True, highlight=False)
+            self.console.print(Text(f"- {on_line(said)}"), soft_wrap=True, highlight=False)
 
     def _in_tables(self, metrics: Sequence[str], taken: int) -> list[list[str]]:
         """The metrics in as many tables as they need not to be cut, at the console's width."""
@@ -85,8 +86,3 @@ def _in_words(values: Sequence[float], several: bool) -> str:
         return "–"
     shown = (sum(values) / len(values), min(values), max(values)) if several else (values[0],)
     return "\n".join(f"{value:.3f}" for value in shown)
-
-
-def _on_screen(text: str) -> str:
-    """Without control characters."""
-    return "".join(c if c.isprintable() else " " for c in text)

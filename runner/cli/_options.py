@@ -12,6 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from subvene.specs import InterventionSpec, ModelSpec, SubveneError
+from subvene.specs.regular_file import read_text
 
 _MODEL = "Model"
 
@@ -111,7 +112,7 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
         found += _prompts_of_rows(file)
     elif file is not None:
         try:
-            text = stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+            text = stdin.read() if str(file) == "-" else read_text(file)
         except (OSError, UnicodeDecodeError) as error:
             raise SubveneError(f"{file}: cannot be read as a file of prompts ({error})") from error
         found += [line.strip() for line in text.splitlines() if line.strip()]

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from subvene.runner.cli._words import receipt_in_words
+from subvene.runner.printable import on_screen
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -140,5 +141,4 @@ def _cell(value: Any) -> str:
 
 
 def _on_screen(text: str) -> str:
-    """Without control characters: a model may write anything, escape codes included."""
-    return "".join(c if c.isprintable() or c == "\n" else " " for c in text.strip())
+    return on_screen(text.strip())

@@ -55,8 +55,15 @@ class UnitStory:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bar = Progress(*columns, TextColumn("{task.fields[left]}"), console=self.errors, transient=True)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        self._bar = Progress(
+            *columns, TextColumn("{task.fields[left]}", markup=False), console=self.errors, transient=True
+        )
         self._bar.start()
         self._task = self._bar.add_task("starting", total=total, left="")
 

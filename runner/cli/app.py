@@ -14,6 +14,7 @@ from subvene.runner.cli._console import (
     EXIT_NOT_STEERED,
     err,
     plain_warnings,
+    printable_usage,
 )
 from subvene.runner.cli.chat import chat
 from subvene.runner.cli.export import export
@@ -29,15 +30,20 @@ from subvene.runner.cli.screen import screen
 from subvene.runner.cli.set_ import set_
 from subvene.runner.cli.show import show
 from subvene.runner.cli.validate import schema, validate
+from subvene.runner.printable import printable_logs
 from subvene.specs import SubveneError
 
 
 class _Commands(TyperGroup):
     """Every error that subvene raises on purpose becomes one message and an exit code."""
 
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        with printable_usage():
+            return super().make_context(*args, **more)
+
     def invoke(self, ctx: Any) -> Any:
         try:
-            with plain_warnings():
+            with plain_warnings(), printable_logs(), printable_usage():
                 return super().invoke(ctx)
         except SubveneError as error:
             err().print(f"error: {error}", style="red", soft_wrap=True)

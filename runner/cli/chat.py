@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from subvene.runner.cli._console import EXIT_INVALID, EXIT_NOT_STEERED, err, out, quiet_libraries
+from subvene.runner.cli._console import EXIT_INVALID, EXIT_NOT_STEERED, err, out, quiet_libraries, say
 from subvene.runner.cli._options import (
     Attention,
     Device,
@@ -28,7 +28,6 @@ from subvene.runner.cli._options import (
     parse_strengths,
 )
 from subvene.runner.cli._source import open_source
-from subvene.runner.terminal import printable
 from subvene.specs import SubveneError
 from subvene.specs._flaws import nearest
 
@@ -224,9 +223,7 @@ class _Terminal:
         )
 
     def _show(self, text: str) -> None:
-        # A model may write anything, escape codes included; a file gets it as it is, a terminal must not.
-        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
-        sys.stdout.flush()
+        say(text, end="")
         self._is_midline = not text.endswith("\n")
 
     def _lines(self) -> Iterator[str]:
@@ -370,7 +367,7 @@ def _temperature(terminal: _Terminal, argument: str) -> None:
 
 def _history(terminal: _Terminal, argument: str) -> None:
     _no_argument("history", argument)
-    lines = [f"{message['role']}: {printable(message['content'])}" for message in terminal.session.messages]
+    lines = [f"{message['role']}: {message['content']}" for message in terminal.session.messages]
     terminal.note("\n".join(lines) or "nothing yet")
 
 

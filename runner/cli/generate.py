@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from subvene.runner.cli._console import err, out, quiet_libraries, results
+from subvene.runner.cli._console import err, out, quiet_libraries, results, say
 from subvene.runner.cli._options import (
     Attention,
     Device,
@@ -186,7 +186,7 @@ def _print(
         if compare:
             print_side_by_side(console, text, ("baseline", "intervened"), answers[2 * i : 2 * i + 2])
         elif not streamed:
-            typer.echo(f"› {text}\n{answers[i]}\n")
+            say(f"› {text}\n{answers[i]}\n")
     print_receipt(console if compare else err(), receipt)
 
 
@@ -281,7 +281,11 @@ def _stream(
 ) -> list[str]:
     import transformers
 
-    streamer = transformers.TextStreamer(m.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    class Streamer(transformers.TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            say(text, end="\n" if stream_end else "")
+
+    streamer = Streamer(m.tokenizer, skip_prompt=True, skip_special_tokens=True)
     return write(prompts, streamer=streamer, **options)
 
 

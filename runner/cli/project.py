@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from subvene.runner.cli._options import (
     model_overrides,
 )
 from subvene.runner.cli._source import open_source
-from subvene.runner.spreadsheet import as_cell
+from subvene.runner.csv_file import CsvWriter
 from subvene.runner.storage import atomic_file
 
 if TYPE_CHECKING:
@@ -216,15 +215,13 @@ def _write_csv(
             if found.after is not None:
                 columns[f"{key}@{layer} after"] = found.after[key][layer].tolist()
     with atomic_file(path) as file:
-        writer = csv.writer(file)
-        heads = ["where", "transcript", "turn", "tokens", "score", *columns, "text"]
-        writer.writerow([as_cell(head) for head in heads])
+        writer = CsvWriter(file)
+        writer.writerow(["where", "transcript", "turn", "tokens", "score", *columns, "text"])
         for i, turn in enumerate(turns):
             score = _score(turn, transcripts)
             shown = [f"{column[i]:.6g}" if math.isfinite(column[i]) else "" for column in columns.values()]
             first = [transcripts[turn.transcript].where, turn.transcript, turn.turn, int(found.tokens[i])]
-            line = [*first, "" if score is None else score, *shown, turn.text]
-            writer.writerow([as_cell(value) for value in line])
+            writer.writerow([*first, "" if score is None else score, *shown, turn.text])
 
 
 def _print(console: Console, document: Mapping[str, Any], csv_file: Path | None) -> None:

@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 
 from subvene.runner.cli._console import EXIT_INVALID, err, results
+from subvene.runner.printable import on_line
 from subvene.runner.storage import atomic_file
-from subvene.runner.terminal import printable
 from subvene.specs import (
     ExperimentSpec,
     PairsFile,
@@ -45,7 +45,7 @@ def validate(
         problems += found
         if not as_json:
             # As of a linter, the problems are the result, so they go where results go.
-            typer.echo(printable("\n".join(map(str, found)) if found else f"{file}: ok"))
+            typer.echo("\n".join(on_line(str(one)) for one in found or [f"{file}: ok"]))
     with results(as_json) as emit:
         if as_json:
             emit([asdict(problem) for problem in problems])

@@ -22,9 +22,11 @@ from subvene.runner.fitting import fit
 from subvene.runner.identity import holds, model_sha256, tensors_digest, versions
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.ledger import Ledger, digest
+from subvene.runner.pretrained import load_weights
 from subvene.runner.recipes import RECIPES, Fitted
 from subvene.runner.truthfulqa.data import Question
 from subvene.specs import AnyRecipe, ExperimentSpec
+from subvene.specs.regular_file import read_bytes
 
 # How a result is computed; whoever changes that changes this number, and old units are done again.
 UNITS = 2
@@ -132,7 +134,7 @@ class Arms:
         # What is measured is what a user would load: the checkpoint, read back by transformers.
         with tempfile.TemporaryDirectory(dir=self._output, prefix=".baked-") as temporary:
             saved = save_baked(m, Path(temporary) / "checkpoint")
-            model = AutoModelForCausalLM.from_pretrained(saved, dtype=m.model.dtype)
+            model = load_weights(AutoModelForCausalLM, str(saved), dtype=m.model.dtype)
             model.to(m.model.device).eval()
             yield IntervenedModel.plain(model, self.tokenizer, name="baked")
 
@@ -219,4 +221,4 @@ class Arms:
 
     def _files(self, variant: ExperimentSpec) -> dict[str, str]:
         names = sorted({ref.file for _, ref in variant.tensor_refs() if ref.file is not None})
-        return {name: hashlib.sha256((self._folder / name).read_bytes()).hexdigest() for name in names}
+        return {name: hashlib.sha256(read_bytes(self._folder / name)).hexdigest() for name in names}

@@ -36,6 +36,7 @@ from subvene.runner.exports.facts import Facts
 from subvene.runner.exports.linear_maps import Change, changes, is_transposed
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.leftovers import restore
+from subvene.runner.pretrained import load_weights
 from subvene.runner.refusals import refuse_compiled
 from subvene.specs import AnyIntervention, dump_spec
 
@@ -147,7 +148,7 @@ def _write(m: IntervenedModel, folder: Path, approximate: bool) -> Written:
     @torch.no_grad()
     def logits(ids: torch.Tensor, _prompt_length: int) -> torch.Tensor:
         if not opened:
-            opened.append(kind.from_pretrained(folder, dtype=dtype).to(device).eval())
+            opened.append(load_weights(kind, str(folder), dtype=dtype).to(device).eval())
         found: torch.Tensor = opened[0](input_ids=ids, use_cache=False).logits
         return found
 

@@ -18,6 +18,7 @@ from subvene.runner.exports.texts import MEASURED, Text
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.leftovers import restore
 from subvene.runner.refusals import refuse_compiled
+from subvene.specs.regular_file import read_text
 
 EQUIVALENCE = "equivalence.json"
 
@@ -92,7 +93,7 @@ def check_free(folder: Path) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
-        files = set(json.loads((folder / EQUIVALENCE).read_text(encoding="utf-8"))["files"])
+        files = set(json.loads(read_text(folder / EQUIVALENCE))["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(
             f"{folder} exists and holds no export (no readable {EQUIVALENCE}); choose another place, or "

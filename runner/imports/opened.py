@@ -18,8 +18,8 @@ import safetensors.torch
 import torch
 
 from subvene.runner.hub import blobs
-from subvene.runner.regular_file import open_regular
 from subvene.specs import SubveneError
+from subvene.specs.regular_file import open_regular
 
 # Far beyond any vector or adapter, and small enough to be held in memory.
 MAX_BYTES = 4 * 2**30

@@ -23,6 +23,7 @@ from subvene.runner.cache import atomic_folder
 from subvene.runner.judges.base import Aspect, JudgeError
 from subvene.runner.judges.features import FEATURES_VERSION, Features
 from subvene.runner.leftovers import restore
+from subvene.specs.regular_file import read_bytes, read_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -210,7 +211,7 @@ def load_record(folder: Path) -> dict[str, Any]:
     restore(folder)
     path = folder / RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise JudgeError(
             f"{path}: expected a judge as `subvene judge fit` writes it; cannot be read: {error}"
@@ -234,7 +235,7 @@ def load_classifier(folder: Path, record: Mapping[str, Any]) -> Classifier:
     """
     path = folder / TENSORS
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         raise JudgeError(f"{path}: cannot be read: {error}") from error
     found = hashlib.sha256(content).hexdigest()

@@ -80,13 +80,24 @@ class SentenceEncoder:
 
     def __init__(self, name: str = MINILM) -> None:
         import torch
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        from subvene.runner.pretrained import (
+            PretrainedError,
+            check_folder,
+            check_quantization,
+            load_weights,
+            read_pretrained,
+        )
 
         folder = find_encoder(name)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
-            self._model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-        except (OSError, ValueError, ImportError) as error:
+            check_folder(folder)
+            self._tokenizer = read_pretrained(AutoTokenizer, folder)
+            check_quantization(read_pretrained(AutoConfig, folder))
+            # The pooler is no part of the mean, and many encoders are saved without one.
+            self._model = load_weights(AutoModel, folder, unused=r"^pooler\.", dtype=torch.float32).eval()
+        except PretrainedError as error:
             raise JudgeError(f"the sentence encoder {name} cannot be loaded: {error}") from error
         self._known: dict[str, NDArray[np.float32]] = {}
         self.cut: set[str] = set()

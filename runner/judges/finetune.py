@@ -23,6 +23,7 @@ from subvene.runner.judges.labels import Label
 from subvene.runner.judges.prompts import NO, YES, chat_messages, completion_prompt
 from subvene.runner.storage import atomic_file
 from subvene.runner.truthfulqa.data import question_key
+from subvene.specs.regular_file import open_regular, read_bytes, read_text
 
 if TYPE_CHECKING:
     import openai
@@ -106,7 +107,7 @@ def prepared(folder: Path) -> list[Aspect]:
         JudgeError: it is no folder that `prepare` wrote.
     """
     try:
-        files = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = json.loads(read_text(folder / _MANIFEST))["files"]
         aspects: tuple[Aspect, ...] = ("truth", "info")
         return [aspect for aspect in aspects if file_name(aspect, "train", "chat") in files]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -155,7 +156,7 @@ def start(
                 path = folder / file_name(aspect, part, form)
                 if part not in state and (part == "train" or path.exists()):
                     _unchanged(path)
-                    with path.open("rb") as file:
+                    with open_regular(path) as file:
                         uploaded = client.files.create(file=(path.name, file), purpose="fine-tune")
                     state[part] = uploaded.id
                     jobs.save()
@@ -240,8 +241,8 @@ def _line(row: Label, aspect: Aspect, form: Form) -> str:
 
 
 def _unchanged(path: Path) -> None:
-    files = json.loads((path.parent / _MANIFEST).read_text(encoding="utf-8"))["files"]
-    if hashlib.sha256(path.read_bytes()).hexdigest() != files[path.name]["sha256"]:
+    files = json.loads(read_text(path.parent / _MANIFEST))["files"]
+    if hashlib.sha256(read_bytes(path)).hexdigest() != files[path.name]["sha256"]:
         raise JudgeError(f"{path} is not as it was prepared; prepare another folder from the labels")
 
 
@@ -301,7 +302,7 @@ def _started(folder: Path, aspect: Aspect) -> dict[str, Any]:
 def _read_jobs(folder: Path) -> dict[str, Any]:
     path = folder / _JOBS
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

@@ -26,6 +26,7 @@ from subvene.runner.judges.labels import Label, LabelError, read_labels
 from subvene.runner.progress import track
 from subvene.runner.truthfulqa.data import Question, data_sha256, load_questions, question_key
 from subvene.specs.questions import QuestionsSpec
+from subvene.specs.regular_file import read_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -269,4 +270,4 @@ def _measured(label: NDArray[np.bool_], p: NDArray[np.float64], rows: NDArray[np
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(read_bytes(path)).hexdigest()

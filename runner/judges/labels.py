@@ -16,6 +16,7 @@ from typing import Any
 from subvene.runner.judges.base import Aspect
 from subvene.runner.judges.prompts import ENDINGS
 from subvene.specs import SubveneError
+from subvene.specs.regular_file import read_text
 
 _PROMPT = re.compile(r"Q: (?P<question>.*?)\nA: ?(?P<answer>.*)\n(?P<ending>True|Helpful):", re.DOTALL)
 _ASPECTS: dict[str, Aspect] = {ending: aspect for aspect, ending in ENDINGS.items()}
@@ -80,7 +81,7 @@ def read_labels(path: Path, aspect: Aspect | None = None) -> tuple[Aspect, list[
 
 def _records(path: Path) -> Iterable[tuple[int, Any]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise LabelError(f"{path}: cannot be read as a file of labels ({error})") from error
     # Not splitlines: a line of JSON may hold U+2028 and its like as they are.

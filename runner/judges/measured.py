@@ -15,6 +15,7 @@ from typing import Any
 from subvene.runner.cache import cache_folder
 from subvene.runner.judges.base import Aspect
 from subvene.runner.storage import atomic_file
+from subvene.specs.regular_file import read_bytes, read_text
 
 _STATED = ("n", "unjudged", "accuracy", "majority", "auc", "brier", "ece")
 
@@ -27,7 +28,7 @@ def known_accuracy(described: Mapping[str, Any], aspect: Aspect) -> dict[str, An
         aspect: which quality.
     """
     try:
-        found = json.loads(_place(described, aspect).read_text(encoding="utf-8"))
+        found = json.loads(read_text(_place(described, aspect)))
     except (OSError, ValueError, RecursionError):
         return None  # never measured here, or a file that is none of ours: the judge states no accuracy
     return found if isinstance(found, dict) else None
@@ -46,7 +47,7 @@ def keep_accuracy(described: Mapping[str, Any], aspect: Aspect, agreement: Any, 
         Whether it was kept.
     """
     record = {name: getattr(agreement, name) for name in _STATED}
-    record["labels"] = {"file": labels.name, "sha256": hashlib.sha256(labels.read_bytes()).hexdigest()}
+    record["labels"] = {"file": labels.name, "sha256": hashlib.sha256(read_bytes(labels)).hexdigest()}
     before = known_accuracy(described, aspect)
     if before is not None and before.get("labels") == record["labels"] and before.get("n", 0) > record["n"]:
         return False

@@ -15,6 +15,7 @@ from typing import Any
 from subvene.runner.judges.replies import Reply
 from subvene.runner.ledger import digest, write_all
 from subvene.runner.storage import disk_errors
+from subvene.specs.regular_file import read_bytes
 
 
 class Store:
@@ -41,7 +42,7 @@ class Store:
     def read(self) -> dict[str, Reply]:
         """All replies that can be read; whether one is of use for a request is not asked here."""
         try:
-            lines = self._path.read_bytes().split(b"\n")
+            lines = read_bytes(self._path).split(b"\n")
         except FileNotFoundError:
             return {}
         known: dict[str, Reply] = {}

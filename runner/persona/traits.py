@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from subvene.specs import SubveneError, TraitSpec
+from subvene.specs.regular_file import read_text
 
 SHIPPED = Path(__file__).parent / "data"
 _NEEDED = ("instruction", "questions", "eval_prompt")
@@ -110,7 +111,7 @@ def _role(name: str) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_text(path))
     except OSError as error:
         raise TraitError(
             f"{path}: cannot be read ({error.strerror}); it is looked for beside the spec"

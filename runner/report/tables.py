@@ -12,7 +12,7 @@ from typing import Any
 from subvene.runner.comparison.composition import composition_lines
 from subvene.runner.comparison.missing import missing_in_words, missing_verdicts
 from subvene.runner.comparison.summary import METRICS, in_words
-from subvene.runner.spreadsheet import as_cell
+from subvene.runner.csv_file import CsvWriter
 from subvene.runner.storage import atomic_file
 
 
@@ -181,7 +181,7 @@ def _answer_lines(results: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
 
 
 def csv_text(lines: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """Mappings as CSV, without formulas (`runner.spreadsheet`).
+    """Mappings as CSV, without formulas (`runner.csv_file`).
 
     Args:
         lines: one a row.
@@ -192,12 +192,11 @@ def csv_text(lines: Sequence[Mapping[str, Any]], columns: Sequence[str] | None =
     # Python's writer leaves a text with a bare carriage return unquoted, and its own reader refuses that.
     bare = any("\r" in value for line in lines for value in line.values() if isinstance(value, str))
     stream = io.StringIO()
-    writer = csv.DictWriter(
-        stream,
-        columns,
-        lineterminator="\n",
-        quoting=csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL,
-    )
-    writer.writerow({column: as_cell(column) for column in columns})
-    writer.writerows({name: as_cell(value) for name, value in line.items()} for line in lines)
+    quoting = csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL
+    writer = CsvWriter(stream, lineterminator="\n", quoting=quoting)
+    writer.writerow(columns)
+    for line in lines:
+        if stray := [name for name in line if name not in columns]:
+            raise ValueError(f"no column for {', '.join(stray)}")
+        writer.writerow([line.get(name, "") for name in columns])
     return stream.getvalue()

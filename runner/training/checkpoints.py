@@ -14,6 +14,7 @@ import torch
 from subvene.runner.cache import atomic_folder
 from subvene.runner.leftovers import restore
 from subvene.runner.training.experiments import TrainingError
+from subvene.specs.regular_file import read_text
 
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
 
@@ -58,7 +59,7 @@ def read(folder: Path, identity: str) -> Checkpoint | None:
     if not (folder / _STATE).is_file():
         return None
     try:
-        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        state = json.loads(read_text(folder / _STATE))
         tensors = safetensors.torch.load_file(folder / _TENSORS)
         found, step, progress = state["identity"], state["step"], state["progress"]
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import importlib.resources
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 from subvene.specs import SubveneError
 from subvene.specs.questions import QuestionsSpec
+from subvene.specs.regular_file import open_regular
 from subvene.specs.rows import given_rows
 
 ENVIRONMENT = "SUBVENE_TRUTHFULQA"
@@ -145,7 +147,7 @@ def _v1_prefixes() -> frozenset[str]:
 def _from_csv(path: Path, whence: str = "") -> list[Question]:
     name = f"{path}{whence}"
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, None)
             if header is None:
@@ -179,7 +181,9 @@ def _from_hub(source: QuestionsSpec) -> list[Question]:
     where = source.name if source.revision is None else f"{source.name}@{source.revision}"
     name = f"dataset {where}, {_SUBSET}"
     try:
-        loaded = datasets.load_dataset(source.name, _SUBSET, revision=source.revision)
+        loaded = datasets.load_dataset(
+            source.name, _SUBSET, revision=source.revision, trust_remote_code=False
+        )
     # Its own errors, those of the network, and ValueError for a name or a configuration that is not there.
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(

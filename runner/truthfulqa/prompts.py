@@ -16,6 +16,7 @@ from typing import Any, Literal
 from subvene.runner.chat_template import has_template, takes_system
 from subvene.runner.text import Messages, TextError, plain, prompt_ids, reply_ids, response_ids
 from subvene.specs import SubveneError
+from subvene.specs.regular_file import read_text
 
 Preset = Literal["qa", "instruction_qa", "chat"]
 
@@ -201,7 +202,7 @@ def _read(what: str, file: str | None, folder: Path) -> tuple[str, str]:
         return shipped.read_text("utf-8"), f"{what}.txt"
     path = folder / file
     try:
-        return path.read_text("utf-8-sig"), str(path)
+        return read_text(path, "utf-8-sig"), str(path)
     except UnicodeDecodeError as error:
         raise PromptError(f"{what}: {path}: expected UTF-8 text: {error}") from error
     except OSError as error:

@@ -217,7 +217,8 @@ def test_revision_is_passed_for_a_hub_id_only(folder: Path, monkeypatch: pytest.
     for name in ("user/tiny", "./tiny"):
         with pytest.raises(ModelError, match="stop here"):
             load_model(name, revision="abc")
-    assert asked == [("user/tiny", {"revision": "abc"}), ("tiny", {})]
+    never = {"trust_remote_code": False}
+    assert asked == [("user/tiny", {**never, "revision": "abc"}), ("tiny", never)]
 
 
 # --- a file inside a package

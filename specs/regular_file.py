@@ -27,5 +27,26 @@ def open_regular(path: Path, *, follow: bool = True) -> io.BufferedReader:
     stream = os.fdopen(os.open(path, flags), "rb")
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
         stream.close()
-        raise OSError(errno.EINVAL, "not a regular file")
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     return stream
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a regular file holds.
+
+    Raises:
+        OSError: As of `open_regular`.
+    """
+    with open_regular(path) as stream:
+        return stream.read()
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """The text of a regular file, every line end read as a newline.
+
+    Raises:
+        OSError: As of `open_regular`.
+        UnicodeDecodeError: It is not text in this encoding.
+    """
+    with io.TextIOWrapper(open_regular(path), encoding=encoding) as stream:
+        return stream.read()
