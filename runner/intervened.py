@@ -294,7 +294,7 @@ class IntervenedModel:
             NotSteeredError: an intervention that should have acted did not.
             NotFiniteError: as for `generate`.
         """
-        if isinstance(self.intervenable, WholeTensorModel):
+        if isinstance(self.intervenable, WholeTensorModel) and not self.is_disabled:
             self.intervenable.generate()
         device = self.model.device
         input_ids = torch.as_tensor(input_ids)
