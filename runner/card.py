@@ -236,8 +236,8 @@ def _stock(spec: InterventionSpec, fingerprint: Mapping[str, Any]) -> list[str]:
         return [
             "Stock pyvene reloads it too, with subvene installed: "
             f'`pyvene.IntervenableModel.load("{HERE}", model)`. Then pass `unit_locations=None`; padding is '
-            "not recognised there. It imports the classes that `config.json` names, so give it only folders of "
-            "people you trust; subvene does not."
+            "not recognised there. It imports the classes that `config.json` names, so give it only folders "
+            "of people you trust; subvene does not."
         ]
     revision = f', revision="{spec.model.revision}"' if spec.model.revision else ""
     if hub_id(spec.model.name):
