@@ -88,6 +88,8 @@ def print_fitted(console: Console, provenance: Mapping[str, Any]) -> None:
         columns = provenance["columns"]
         used = Used(columns["read"], columns["said_again"], columns["not_read"])
         print_line(console, "columns", used.in_words())
+    for layer, reason in provenance.get("left_out", {}).items():
+        print_line(console, "left out", f"layer {layer}: {reason}")
 
 
 def _of_heads(provenance: Mapping[str, Any]) -> str:
@@ -162,7 +164,5 @@ def print_norms(console: Console, provenance: Mapping[str, Any], spec: Intervent
     for row in range(height):
         table.add_row(*(part for cell in cells[row::height] for part in cell))
     console.print(table)
-    for layer, reason in provenance.get("left_out", {}).items():
-        console.print(f"layer {layer} is left out: {reason}", soft_wrap=True)
     if any("*" in text for _, text in cells):
         console.print("* the layer that the spec edits")
