@@ -174,14 +174,13 @@ def take(
     taken = Taken()
     found: dict[Meaning, dict[str, Any]] = {}
     for column, value in row.items():
-        meaning: Meaning | None = next((m for m, name in named.items() if name == column), None)
-        if meaning is None:
-            meaning = KNOWN.get(_normal(column))
-            if meaning is None or meaning in named or meaning in excused:
-                taken.unread.append(str(column))
-                continue
+        is_meant = next((meaning for meaning, name in named.items() if name == column), None)
+        means = is_meant or KNOWN.get(_normal(column))
+        if means is None or (is_meant is None and (means in named or means in excused)):
+            taken.unread.append(str(column))
+            continue
         # A value of numpy or of pandas is one of Python's own.
-        found.setdefault(meaning, {})[str(column)] = value.tolist() if hasattr(value, "tolist") else value
+        found.setdefault(means, {})[str(column)] = value.tolist() if hasattr(value, "tolist") else value
     if "input" in found and not found.keys() & {"prompt", "messages", "text", "chosen"}:
         found["prompt"] = found.pop("input")
     for meaning, columns in found.items():
