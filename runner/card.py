@@ -17,9 +17,11 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from yaml import YAMLError
 
+from subvene.runner.comparison.summary import METRICS
 from subvene.runner.receipt import Receipt
+from subvene.runner.report.localization_tables import localization_markdown
 from subvene.runner.report.persona_tables import conditions_markdown
-from subvene.runner.report.tables import markdown
+from subvene.runner.report.tables import in_cell, markdown
 from subvene.specs import InterventionSpec, SubveneError, dump_spec
 from subvene.specs.document import parse_document
 
@@ -91,7 +93,12 @@ def model_card(
 
 
 def finished(
-    text: str, *, repo_id: str, licence: str | None = None, results: Mapping[str, Any] | None = None
+    text: str,
+    *,
+    repo_id: str,
+    licence: str | None = None,
+    results: Mapping[str, Any] | None = None,
+    place: str | None = None,
 ) -> str:
     """A card as it is pushed: it names its repository, and the licence and measurements where they are given.
 
@@ -102,6 +109,8 @@ def finished(
         repo_id: where it goes.
         licence: a licence as the Hub names it (`apache-2.0`); None leaves what the card says.
         results: of a run, as in its `results.json`; None leaves what the card says.
+        place: where the artifact lies in that run (`artifacts/edit_probed`), so that its own numbers are told
+            apart.
 
     Raises:
         CardError: the front matter is not valid.
@@ -123,7 +132,7 @@ def finished(
             )
         data.license = licence
         body = _with_section(body, LICENCE, f"{licence}, of this folder. The base model keeps its own.")
-    if results is not None and (table := measured(results)) is not None:
+    if results is not None and (table := measured(results, place)) is not None:
         body = _with_section(body, MEASURED, table)
     return with_front_matter(data, body)
 
@@ -154,24 +163,44 @@ def with_front_matter(data: ModelCardData, body: str) -> str:
     return text
 
 
-def measured(results: Mapping[str, Any]) -> str | None:
+def measured(results: Mapping[str, Any], place: str | None = None) -> str | None:
     """The tables of a run as Markdown; None where nothing in it is a number.
 
     Args:
-        results: as in the `results.json` of a comparison, a persona run, or any other experiment.
+        results: as in the `results.json` of a comparison, a persona run, a localization, or any other
+            experiment.
+        place: as for `finished`.
 
     Raises:
         CardError: these are no results of `subvene run`.
     """
     try:
         if "rows" in results:
-            return markdown(results)
+            return _own(results["cells"], place, "label") + markdown(results)
+        if "arms" in results:
+            return _own(results["arms"], place, "name") + localization_markdown(results)
         if "traits" in results:
-            return conditions_markdown(results)
+            own = (place or "").removeprefix("artifacts/")
+            some = {own: results["traits"][own]} if own in results["traits"] else results["traits"]
+            return conditions_markdown({**results, "traits": some})
         tables = [_records(found) for found in results["evaluations"] if found["kind"] != "samples"]
     except (KeyError, TypeError, AttributeError) as error:
         raise CardError(f"these are no results of `subvene run` ({error!r} is missing)") from error
     return "\n\n".join(tables) or None
+
+
+def _own(conditions: Sequence[Mapping[str, Any]], place: str | None, name: str) -> str:
+    """The numbers of the one condition that the artifact is, before the table of all."""
+    lines = []
+    for one in conditions:
+        if place is None or one.get("artifact") != place:
+            continue
+        where = ", ".join(f"{field} {one[field]}" for field in ("seed", "fold") if field in one)
+        told = {METRICS.get(metric, metric): value for metric, value in one["metrics"].items()}
+        values = ", ".join(f"{metric} {_in_words(value)}" for metric, value in told.items())
+        which = f"{in_cell(str(one[name]))}{where and f' ({where})'}"
+        lines.append(f"This folder is **{which}** of the run below: {values}.")
+    return "".join(f"{line}\n\n" for line in lines)
 
 
 def hub_id(name: str) -> str | None:

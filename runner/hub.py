@@ -32,6 +32,9 @@ from subvene.specs.regular_file import read_text
 BAKED_RECORD = "baked.json"
 """What marks the folder of a baked checkpoint (`exports.checkpoint`, which imports too much to be asked)."""
 
+RESULTS, ARTIFACTS = "results.json", "artifacts"
+"""What a run's measurements are written to, and the folder of what it kept."""
+
 _PYVENE = ("config.json", "intkey_*.bin")
 _ARTIFACT = (SPEC, TENSORS, FINGERPRINT, CARD, *_PYVENE)
 _ANYWHERE = (".gitattributes", ".gitignore", CARD, "LICENSE*", "LICENCE*")
@@ -54,7 +57,8 @@ def push(
     """Push an artifact or a baked checkpoint as one commit; what the repository has is not sent again.
 
     Args:
-        source: an artifact's folder, the output of `subvene run`, or a folder that `save_baked` wrote.
+        source: an artifact's folder (also one of those in a run's `artifacts`), the output of `subvene run`,
+            or a folder that `save_baked` wrote.
         repo_id: `user/name`; made if it does not exist.
         private: make the repository private; an existing public one is then refused. None: as it is, or the
             Hub's default for a new one.
@@ -62,7 +66,7 @@ def push(
         commit_message: None: says what was pushed.
         token: None: `HF_TOKEN`, or the one that `hf auth login` stored.
         licence: for the card, as the Hub names it; None leaves what the card says.
-        results: of a run, for the card; None: the `results.json` of a run that is pushed.
+        results: of a run, for the card; None: the `results.json` of the run that the artifact lies in.
 
     Returns:
         The library's record of the commit: `oid`, `commit_url`.
@@ -72,8 +76,10 @@ def push(
         HubError: anything that the Hub refused.
     """
     check_repo_id(repo_id)
-    folder, beside = _located(Path(source))
-    files = _files(folder, repo_id, licence, beside if results is None else results)
+    folder, run = _located(Path(source))
+    if results is None and run is not None and (run / RESULTS).is_file():
+        results = read_results(run / RESULTS)
+    files = _files(folder, repo_id, licence, results, None if run is None else _place(folder, run))
     marker = SPEC if SPEC in files else BAKED_RECORD
     what = "interventions" if marker == SPEC else "a baked checkpoint"
     with explained(repo_id, "pushed", branch):
@@ -103,17 +109,20 @@ def push(
         )
 
 
-def _located(source: Path) -> tuple[Path, Any]:
-    """The folder to push, and the results of the run that it came from."""
+def _located(source: Path) -> tuple[Path, Path | None]:
+    """The folder to push, and the output folder of the run that it lies in."""
     if not source.is_dir():
         raise HubError(f"{source}: no such folder, so there is nothing to push")
     for folder in (source, source / "artifact"):
         if artifact.is_artifact(folder):
-            beside = folder.parent / "results.json"
-            is_run = (folder.parent / "experiment.yaml").is_file() and beside.is_file()
-            return folder, read_results(beside) if is_run else None
+            # `.` has no parent of its own name.
+            places = Path(os.path.abspath(folder)).parents
+            runs = [places[0]] + ([places[1]] if places[0].name == ARTIFACTS else [])
+            return folder, next((run for run in runs if (run / "experiment.yaml").is_file()), None)
     if (source / BAKED_RECORD).is_file():
         return source, None
+    if kept := [str(path) for path in sorted((source / ARTIFACTS).glob("*")) if artifact.is_artifact(path)]:
+        raise HubError(f"{source}: this run kept several artifacts; push one of {', '.join(kept)}")
     raise HubError(
         f"{source}: neither an artifact (it has no {SPEC}) nor a baked checkpoint (no {BAKED_RECORD}); "
         "`subvene fit`, `subvene run` and `subvene export --to checkpoint` write what can be pushed"
@@ -132,7 +141,14 @@ def read_results(path: Path) -> Any:
         raise HubError(f"{path}: cannot be read as the results of a run ({error})") from error
 
 
-def _files(folder: Path, repo_id: str, licence: str | None, results: Any) -> dict[str, Path | bytes]:
+def _place(folder: Path, run: Path) -> str:
+    """Where an artifact lies in its run, as the run's results have it: `artifacts/edit_probed`."""
+    return Path(os.path.abspath(folder)).relative_to(run).as_posix()
+
+
+def _files(
+    folder: Path, repo_id: str, licence: str | None, results: Any, place: str | None
+) -> dict[str, Path | bytes]:
     """What is to lie in the repository, by path: an artifact's bytes as they were checked, else files."""
     files: dict[str, Path | bytes]
     if artifact.is_artifact(folder):
@@ -154,7 +170,7 @@ def _files(folder: Path, repo_id: str, licence: str | None, results: Any) -> dic
         text = card.decode("utf-8")
     except UnicodeDecodeError as error:
         raise HubError(f"{folder / CARD}: not UTF-8 text ({error})") from error
-    files[CARD] = finished(text, repo_id=repo_id, licence=licence, results=results).encode()
+    files[CARD] = finished(text, repo_id=repo_id, licence=licence, results=results, place=place).encode()
     return files
 
 

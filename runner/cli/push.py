@@ -20,7 +20,8 @@ def push(
         Path,
         typer.Argument(
             metavar="ARTIFACT",
-            help="An artifact's folder, the output of `subvene run`, or a baked checkpoint.",
+            help="An artifact's folder (also RUN/artifacts/NAME), the output of `subvene run`, or a baked "
+            "checkpoint.",
             show_default=False,
         ),
     ],
@@ -41,7 +42,9 @@ def push(
     measured: Annotated[
         Path | None,
         typer.Option(
-            "--results", metavar="FILE", help="A run's results.json, for the card; a pushed run has its own."
+            "--results",
+            metavar="FILE",
+            help="A run's results.json, for the card; left out: of the run that it lies in.",
         ),
     ] = None,
     as_json: Json = False,

@@ -18,6 +18,7 @@ from subvene.runner.printable import on_line
 from subvene.runner.storage import atomic_file
 from subvene.specs import (
     ExperimentSpec,
+    InterventionSpec,
     PairsFile,
     Problem,
     SpecError,
@@ -26,6 +27,8 @@ from subvene.specs import (
     load_pairs,
     load_spec,
 )
+from subvene.specs.document import read_document
+from subvene.specs.local import absent
 
 
 def validate(
@@ -37,7 +40,8 @@ def validate(
     """Check spec files, and say everything that is wrong with them.
 
     One line a problem: file, line, column, field, what was expected, what was found. Files of pairs that a
-    spec names are checked with it. No model is loaded.
+    spec names are checked with it; local models and other files have to be there. Nothing is loaded, and
+    the Hub is not asked.
     """
     problems = []
     for file in files:
@@ -54,12 +58,13 @@ def validate(
 
 
 def _problems(file: Path) -> Iterator[Problem]:
-    """Those of a spec, and of the files of pairs that it names."""
+    """Those of a spec, of the files of pairs that it names, and what it names that is not there."""
     try:
         spec = load_spec(file)
     except SpecError as error:
         yield from error.problems
         return
+    yield from _absent(file, spec)
     if not isinstance(spec, ExperimentSpec):
         return
     declared = [getattr(part, "pairs", None) for part in (spec.fit, *spec.evaluate)]
@@ -68,6 +73,16 @@ def _problems(file: Path) -> Iterator[Problem]:
             load_pairs(file.parent / name)
         except SpecError as error:
             yield from error.problems
+
+
+def _absent(file: Path, spec: InterventionSpec) -> Iterator[Problem]:
+    missing = list(absent(spec, file.parent))
+    if not missing:
+        return
+    document = read_document(file)
+    for loc, expected, name in missing:
+        place = document.locate(loc)
+        yield Problem(str(file), place.value.line, place.value.column, place.path, expected, repr(name))
 
 
 def schema(

@@ -221,8 +221,8 @@ class _Comparison:
                     transformers.set_seed(seed)
                     arm = self._arm(cell, arms)
                     measured = self._measured(cell, arm, original, ledger, step)
-                    cells.append(self._record(cell, arm, measured))
-                    self._keep(cell, arm, arms, output, fits)
+                    kept = self._keep(cell, arm, arms, output, fits)
+                    cells.append(self._record(cell, arm, measured) | {"artifact": kept})
                     if self.composition is not None:
                         self.composition.look(condition.name, arm, arms)
         table = rows(cells)
@@ -364,17 +364,19 @@ class _Comparison:
             **merged(measured),
         }
 
-    def _keep(self, cell: _Cell, arm: Arm, arms: Arms, output: Path, fits: list[dict[str, Any]]) -> None:
+    def _keep(
+        self, cell: _Cell, arm: Arm, arms: Arms, output: Path, fits: list[dict[str, Any]]
+    ) -> str | None:
         """Save the arm as an artifact that can be loaded and shared, and keep what its fit found."""
         if arm.variant is None or arm.bake:
-            return
+            return None
         parts = (cell.condition.name, _file_name(cell.point), f"seed{cell.seed}", f"fold{cell.fold}")
         name = "-".join(filter(None, parts))
         target = output / "artifacts" / name
         m = arms.compiled(arm.variant, arm.fitted)
         m.save_pretrained(target)
         if arm.fitted is None:
-            return
+            return f"artifacts/{name}"
         provenance = arm.fitted["provenance"]
         fits.append(
             {
@@ -386,6 +388,7 @@ class _Comparison:
                 "provenance": provenance,
             }
         )
+        return f"artifacts/{name}"
 
 
 def _held_out(declared: ExperimentSpec, tuning: Sequence[Question], seed: int) -> frozenset[str]:

@@ -634,3 +634,27 @@ def test_a_pushed_run_brings_its_results(m: IntervenedModel, server: Hub, tmp_pa
     (run / "results.json").write_text("{")
     with pytest.raises(HubError, match=r"results.json: cannot be read as the results of a run"):
         hub.push(run, NAME)
+
+
+def test_one_of_a_runs_artifacts_brings_the_runs_results(
+    m: IntervenedModel, server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    for name in ("weak", "strong"):
+        m.save_pretrained(run / "artifacts" / name)
+    (run / "experiment.yaml").write_text("")
+    found = {"evaluations": [{"kind": "contrast", "records": [{"coefficient": 7}]}]}
+    (run / "results.json").write_text(json.dumps(found))
+    hub.push(run / "artifacts" / "weak", NAME)
+    assert "| 7 |" in card_of(server).text
+    monkeypatch.chdir(run / "artifacts" / "strong")
+    hub.push(".", "ann/strong")
+    assert b"| 7 |" in server.content("ann/strong", "README.md")
+    with pytest.raises(
+        HubError, match=r"several artifacts; push one of .*artifacts/strong, .*artifacts/weak"
+    ):
+        hub.push(run, NAME)
+    # A folder called `artifacts` that is no run's has no numbers.
+    (run / "experiment.yaml").unlink()
+    hub.push(run / "artifacts" / "weak", "ann/alone")
+    assert b"Nothing that was measured" in server.content("ann/alone", "README.md")

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,3 +89,36 @@ def test_examples_are_valid_and_name_the_schema(subvene: Run, path: Path) -> Non
 
 def test_there_are_examples() -> None:
     assert EXAMPLES / "quickstart.yaml" in SPECS
+
+
+def test_what_a_spec_names_has_to_be_there(subvene: Run, write: Run, tmp_path: Path) -> None:
+    spec = write(
+        "interventions:\n"
+        "- {kind: steering, layer: 1, vector: {file: gone.safetensors, key: v}, coefficient: 1}\n"
+    )
+    spec.write_text(re.sub(r"name: [^,]*", "name: ./no-model", spec.read_text()))
+    result = subvene("validate", spec)
+    assert result.exit_code == 1
+    model, tensors = result.stdout.splitlines()
+    assert model.startswith(f"{spec}:2:15: model.name: expected a folder that is there (looked for at ")
+    assert tensors.startswith(f"{spec}:4:46: interventions[0].vector.file: expected a file that is there")
+    assert f"(looked for at {tmp_path / 'gone.safetensors'}), found 'gone.safetensors'" in tensors
+    paths = [problem["path"] for problem in json.loads(subvene("validate", spec, "--json").stdout)]
+    assert paths == ["model.name", "interventions[0].vector.file"]
+
+
+def test_looking_for_files_imports_no_framework(tmp_path: Path) -> None:
+    spec = tmp_path / "s.yaml"
+    spec.write_text(
+        "subvene: 1\nmodel: {name: package:torch/x.gguf}\n"
+        "interventions: [{kind: ablation, layer: 1, direction: {file: t.safetensors, key: v}}]\n"
+    )
+    code = (
+        "import sys, subvene.runner.cli.app as cli\n"
+        f"sys.argv = ['subvene', 'validate', {str(spec)!r}]\n"
+        "try:\n    cli.main()\nexcept SystemExit as stop:\n    assert stop.code == 1\n"
+        "print(*sorted({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "a GGUF file of torch (it has none)" in done.stdout
+    assert done.stderr.split() == []

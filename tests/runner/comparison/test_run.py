@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from subvene.runner import IntervenedModel, run_experiment
+from subvene.runner.card import measured
 from subvene.runner.comparison.summary import METRICS
+from subvene.runner.report.tables import markdown
 from subvene.specs import SubveneError
 
 
@@ -131,6 +133,19 @@ def test_the_artifact_of_a_cell_loads_and_holds_that_edit(whole: dict[str, Any],
     assert m.spec.interventions[0].strength == fitted["point"]["iti.strength"]
     heads = sum(int(t.abs().sum(1).gt(0).sum()) for n, t in m.tensors.items() if n.endswith("]"))
     assert heads == fitted["point"]["fit.select.k"]
+
+
+def test_the_card_of_a_cell_has_its_own_numbers(whole: dict[str, Any]) -> None:
+    results = whole["results"]
+    kept = [one for one in results["cells"] if one["artifact"] is not None]
+    assert {one["artifact"] for one in results["fits"]} <= {one["artifact"] for one in kept}
+    for one in kept:
+        assert (whole["output"] / one["artifact"] / "intervention.yaml").is_file()
+    one = next(one for one in kept if one["condition"] == "best")
+    own, _, table = measured(results, one["artifact"]).partition("\n\n")
+    assert own.startswith(f"This folder is **{one['label']} (seed {one['seed']}, fold {one['fold']})**")
+    assert f"MC2 {one['metrics']['mc2']:.4g}" in own
+    assert table.strip() == markdown(results).strip()
 
 
 def test_the_files_that_are_promised_are_there(whole: dict[str, Any]) -> None:

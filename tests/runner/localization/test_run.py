@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import connect, serve_hub
 from tiny_questions import PRIMER, QUESTIONS, TEXTS, write_questions
 
 from subvene.runner import IntervenedModel, run_experiment
+from subvene.runner.hub import push, read_results
+from subvene.runner.report.localization_tables import localization_markdown
 from subvene.specs import SubveneError
 
 LOCALIZATION = """\
@@ -64,7 +67,7 @@ def run(path: Path, output: Path, steps: list[dict[str, Any]] | None = None) -> 
     return dict(run_experiment(path, output=output, on_step=step).results)
 
 
-def test_end_to_end(localization: Path, tmp_path: Path) -> None:
+def test_end_to_end(localization: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[dict[str, Any]] = []
     results = run(localization, tmp_path / "run", steps)
     arms = {arm["name"]: arm for arm in results["arms"]}
@@ -116,6 +119,19 @@ def test_end_to_end(localization: Path, tmp_path: Path) -> None:
     for name in ("results.json", "report.html", "manifest.json", "tables/arms.csv", "tables/evidence.csv"):
         assert (tmp_path / "run" / name).is_file()
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == json.loads(json.dumps(results))
+
+    # What is pushed of it brings its numbers: its own, and the table of all arms.
+    with serve_hub(tmp_path / "server") as server:
+        connect(monkeypatch, server, tmp_path / "home")
+        for given in (None, read_results(tmp_path / "run" / "results.json")):
+            push(tmp_path / "run" / "artifacts" / "edit_probed", "ann/edit", results=given)
+            card = server.content("ann/edit", "README.md").decode()
+            assert (
+                f"**edit_probed** of the run below: True {arms['edit_probed']['metrics']['true']:.4g}" in card
+            )
+            assert localization_markdown(results) in card
+            assert "| edit, random heads × 2 |" in card
+            del server.repositories["ann/edit"]
 
     # A second run does nothing again and finds the same; two more draws train only these.
     steps.clear()
