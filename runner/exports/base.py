@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from subvene.runner.exports.facts import Facts, contradictions
-from subvene.specs import AnyIntervention, SubveneError
+from subvene.specs import SITES, AnyIntervention, SubveneError
 
 if TYPE_CHECKING:
     import torch
@@ -123,13 +123,16 @@ def judged(export: Export, declared: AnyIntervention, edits: Sequence[Activation
         declared: one intervention.
         edits: what it was built into, one a layer.
     """
-    if isinstance(declared.strength, tuple):
+    strength = getattr(declared, "strength", None)
+    if strength is None:
+        return Verdict("refused", "it declares no strength, and an export has one", KEEP)
+    if isinstance(strength, tuple):
         return Verdict(
             "refused",
-            f"it has one strength per row ({len(declared.strength)} of them), and an export has one for all",
+            f"it has one strength per row ({len(strength)} of them), and an export has one for all",
             "declare one number and export each by itself",
         )
-    if declared.strength == 0:
+    if strength == 0:
         return EXACT  # it does nothing, whatever it is
     facts = Facts.of(edits)
     if not facts.is_declared and not export.judges_unknown:
@@ -137,6 +140,8 @@ def judged(export: Export, declared: AnyIntervention, edits: Sequence[Activation
         return Verdict(
             "refused", f"{_unknown(declared)}, and it may depend on the activation in any way", nearest
         )
+    if not export.judges_unknown and getattr(declared, "site", None) not in SITES:
+        return Verdict("refused", "it acts at a module of its own, and the format knows sites only", KEEP)
     if problems := [problem for edit in edits for problem in contradictions(edit)]:
         return Verdict("refused", f"its class contradicts itself: {problems[0]}", KEEP)
     return export.judge(declared, facts)

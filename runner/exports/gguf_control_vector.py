@@ -9,7 +9,7 @@ metadata is for people and for other tools.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -34,7 +34,7 @@ def judge(declared: AnyIntervention, facts: Facts) -> Verdict:
         if declared.site == "attention_heads":
             nearest = "`--to peft`" if facts.is_linear else "`--to checkpoint` or `--to lm-eval`"
         return _elsewhere(str(declared.site), nearest)
-    if declared.layer == 0:
+    if getattr(declared, "layer", None) == 0:
         return Verdict(
             "refused",
             "llama.cpp adds to the outputs of blocks 1 and later, and has no place for a vector of block 0",
@@ -82,11 +82,14 @@ def _elsewhere(site: str, nearest: str) -> Verdict:
     return Verdict("refused", reason, f"{nearest}; or {KEEP}")
 
 
-def _by_layer(found: Iterable[Addition], width: int) -> dict[int, torch.Tensor]:
+def _by_layer(found: Collection[Addition], width: int) -> dict[int, torch.Tensor]:
     """One float32 vector a layer, summed in float64; at least one, since llama.cpp refuses an empty file."""
     sums: dict[int, torch.Tensor] = {}
     for addition in found:
         sums[addition.layer] = sums.get(addition.layer, 0) + addition.vector
+    if 0 in sums:
+        names = ", ".join(addition.name for addition in found if addition.layer == 0)
+        raise ExportError(f"{NAME}: {names} acts at block 0, and llama.cpp has no place for a vector there")
     vectors = {layer: vector.float() for layer, vector in sums.items()}
     if too_large := [layer for layer, vector in vectors.items() if not vector.isfinite().all()]:
         places = ", ".join(f"{SITE}[{layer}]" for layer in too_large)

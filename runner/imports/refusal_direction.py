@@ -73,7 +73,7 @@ class RefusalDirection(Importer):
 
     def _layers(self) -> tuple[int, ...]:
         """The blocks whose outputs are steered."""
-        chosen = () if self.row is None else (block_of(self.row, "inputs"),)
+        chosen: tuple[int, ...] = () if self.row is None else (block_of(self.row, "inputs"),)
         if self.found.ndim == 1:
             if self.row is None:
                 raise self.refuse(
