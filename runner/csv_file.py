@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable
-from typing import Any, TextIO
+from typing import IO, Any
 
 # What Excel, LibreOffice and Google Sheets read as the beginning of a formula: in full width too, and with a
 # tab or a line end before it.
@@ -21,7 +21,7 @@ class CsvWriter:
         **options: as `csv.writer` takes them.
     """
 
-    def __init__(self, stream: TextIO, **options: Any) -> None:
+    def __init__(self, stream: IO[Any], **options: Any) -> None:
         self._writer = csv.writer(stream, **options)
 
     def writerow(self, cells: Iterable[Any]) -> None:

@@ -82,7 +82,7 @@ class RefusalDirection(Importer):
             if self.options.layers and self.options.layers != chosen:
                 raise self.refuse(
                     f"{METADATA} says layer {self.row}, the input of block {self.row}, which is "
-                    f"{SITE}[{chosen[0]}], and --layer says {', '.join(map(str, self.options.layers))}; "
+                    f"{SITE}[{', '.join(map(str, chosen))}], and --layer says {', '.join(map(str, self.options.layers))}; "
                     "leave --layer out"
                 )
         layers = self.options.layers or chosen

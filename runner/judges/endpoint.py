@@ -299,19 +299,19 @@ class Endpoint:
                 return NoReply(f"the server refused the request: {self._said(error)}", refused=True)
             except openai.OpenAIError as error:
                 raise self.failure(error) from None
-            reply = read_reply(raw.text, asking.top)
+            read = read_reply(raw.text, asking.top)
             left -= raw.retries_taken
-            self._count(raw, reply)
-            if isinstance(reply, Reply):
+            self._count(raw, read)
+            if isinstance(read, Reply):
                 self._in_vain = 0
-                return reply
+                return read
             if left <= 0:
                 break
             left -= 1
             with self._lock:
                 self._usage["retries"] += 1
             await asyncio.sleep(_pause(raw.headers, tries))
-        reply = NoReply(self._shown(reply.reason), reply.no_log_probs)
+        reply = NoReply(self._shown(read.reason), read.no_log_probs)
         self._in_vain += 1
         if self._in_vain >= _BROKEN:
             raise JudgeError(
