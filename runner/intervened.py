@@ -109,7 +109,8 @@ class IntervenedModel:
             check_config(spec, load_config(spec.model, **overrides))
             model, tokenizer = load_model(spec.model, **overrides)
         else:
-            spec = with_overrides(spec, {n: v for n, v in overrides.items() if n in CHAT_FIELDS})
+            _refuse_overrides(overrides)
+            spec = with_overrides(spec, overrides)
         tokenizer = with_chat(tokenizer, spec.model)
         folder = None if folder is None else Path(folder)
         intervenable = compile_spec(spec, model, folder=folder, own_tensors=tensors)
@@ -151,6 +152,8 @@ class IntervenedModel:
         if model is None:
             loaded.check_config(load_config(spec.model, **overrides))
             model, tokenizer = load_model(spec.model, **overrides)
+        else:
+            _refuse_overrides(overrides)
         tokenizer = with_chat(tokenizer, spec.model)
         loaded.check_model(model)
         intervenable = compile_spec(spec, model, own_tensors=loaded.tensors)
@@ -502,6 +505,15 @@ class IntervenedModel:
         if mask.ndim != 2 or "position_ids" not in inspect.signature(self.model.forward).parameters:
             return None
         return (mask.long().cumsum(1) - 1).clamp_min(0)[:, -count:]
+
+
+def _refuse_overrides(overrides: Mapping[str, Any]) -> None:
+    """A model that is loaded already stays as it is."""
+    if late := sorted(overrides.keys() - set(CHAT_FIELDS)):
+        raise ValueError(
+            f"{', '.join(late)}: the model that was passed is loaded already, and this would not change it; "
+            "load it so, or leave `model=` out"
+        )
 
 
 @contextlib.contextmanager

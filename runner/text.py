@@ -96,8 +96,8 @@ def messages_of(tokenizer: Any, prompt: str | Messages, system: str | None = Non
     """A prompt as messages that hold nobody's words but their own.
 
     Raises:
-        TextError: a text holds special tokens, there are two system prompts, or a text is a conversation
-            that has been answered.
+        TextError: a text holds special tokens, there are two system prompts, or the conversation has been
+            answered.
     """
     if isinstance(prompt, str):
         parsed = conversation(tokenizer, prompt)
@@ -109,6 +109,12 @@ def messages_of(tokenizer: Any, prompt: str | Messages, system: str | None = Non
         messages: list[dict[str, Any]] = parsed or [{"role": "user", "content": prompt}]
     else:
         messages = [dict(message) for message in prompt]
+        if messages and messages[-1].get("role") == "assistant":
+            raise TextError(
+                "the conversation ends with an assistant's turn, and the template would open another behind "
+                "it: give what comes before the answer; to go on with an answer, give its token ids to "
+                "generate_ids, with prompt_lengths"
+            )
         for i, message in enumerate(messages):
             for text in _texts(message.get("content")):
                 plain(tokenizer, without_markers(text), f"message {i} ({message.get('role')})")

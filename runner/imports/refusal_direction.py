@@ -81,9 +81,9 @@ class RefusalDirection(Importer):
                 )
             if self.options.layers and self.options.layers != chosen:
                 raise self.refuse(
-                    f"{METADATA} says layer {self.row}, the input of block {self.row}, which is "
-                    f"{SITE}[{', '.join(map(str, chosen))}], and --layer says {', '.join(map(str, self.options.layers))}; "
-                    "leave --layer out"
+                    f"{METADATA} says layer {self.row}, the input of block {self.row}, which is {SITE}"
+                    f"[{', '.join(map(str, chosen))}], and --layer says "
+                    f"{', '.join(map(str, self.options.layers))}; leave --layer out"
                 )
         layers = self.options.layers or chosen
         if not layers:

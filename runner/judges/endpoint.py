@@ -305,13 +305,14 @@ class Endpoint:
             if isinstance(read, Reply):
                 self._in_vain = 0
                 return read
+            missing = read
             if left <= 0:
                 break
             left -= 1
             with self._lock:
                 self._usage["retries"] += 1
             await asyncio.sleep(_pause(raw.headers, tries))
-        reply = NoReply(self._shown(read.reason), read.no_log_probs)
+        reply = NoReply(self._shown(missing.reason), missing.no_log_probs)
         self._in_vain += 1
         if self._in_vain >= _BROKEN:
             raise JudgeError(
