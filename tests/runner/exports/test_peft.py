@@ -64,7 +64,9 @@ def test_peft_gives_the_logits_of_the_intervened_model(case: str, name: str, tmp
     # Merged, as some engines use it.
     torch.testing.assert_close(logits(found.merge_and_unload()), expected, rtol=0, atol=1e-5)
     record = json.loads((folder / "equivalence.json").read_text())
-    assert record["max_logit_difference"] < 1e-5 < 0.02 < record["max_logit_effect"]
+    # Of the effect, which is up to 4 here: how float32 rounds differs between processors (3e-5 on an Intel).
+    assert record["max_logit_difference"] < 1e-5 * max(1.0, record["max_logit_effect"])
+    assert record["max_logit_effect"] > 0.02
     assert record["consumer"] == {"name": "peft", "version": peft.__version__}
 
 
