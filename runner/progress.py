@@ -10,9 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from rich.markup import escape
-from rich.progress import Progress, TaskID
-from rich.progress import track as rich_track
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from subvene.runner.console import Console
@@ -22,13 +20,8 @@ _T = TypeVar("_T")
 
 def track(items: Sequence[_T], description: str) -> Iterable[_T]:
     """`items`, with a bar while they are gone through."""
-    return rich_track(
-        items,
-        escape(description),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
+    with _bar(disable=not sys.stderr.isatty()) as bar:
+        yield from bar.track(items, description=description)
 
 
 @contextlib.contextmanager
@@ -56,8 +49,16 @@ def generating(max_new_tokens: int, description: str = "generating") -> Iterator
     if not sys.stderr.isatty():
         yield None
         return
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        yield _TokenBar(bar, bar.add_task(escape(description), total=max_new_tokens))
+    with _bar() as bar:
+        yield _TokenBar(bar, bar.add_task(description, total=max_new_tokens))
+
+
+def _bar(*, disable: bool = False) -> Progress:
+    # rich's own columns would read a description as markup.
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
+    return Progress(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True, disable=disable
+    )
 
 
 class _TokenBar:

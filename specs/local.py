@@ -60,9 +60,11 @@ def absent(spec: SpecModel, folder: Path) -> Iterator[Absent]:
         folder: The spec's own, which its files are relative to. Models are looked for from the working
             directory, as they are when they are loaded.
     """
+    seen = set()
     for loc, kind, name in _named(spec, ()):
-        expected = _looked_for(kind, name, folder)
-        if expected is not None:
+        # One thing that is not there is one problem, however often it is named.
+        if (kind, name) not in seen and (expected := _looked_for(kind, name, folder)) is not None:
+            seen.add((kind, name))
             yield Absent(loc, expected, name)
 
 

@@ -49,8 +49,8 @@ def validate(
         problems += found
         if not as_json:
             # As of a linter, the problems are the result, so they go where results go.
-            lines = [str(problem) for problem in found] or [f"{file}: ok"]
-            typer.echo("\n".join(map(on_line, lines)))
+            lines = [on_line(str(problem)) for problem in found] or [f"{on_line(str(file))}: ok"]
+            typer.echo("\n".join(lines))
     with results(as_json) as emit:
         if as_json:
             emit([asdict(problem) for problem in problems])

@@ -59,8 +59,22 @@ THREATS = {
         "runner/imports/test_head_directions.py::test_names_of_an_archive_write_nothing",
         "runner/imports/test_pyvene_folder.py::test_configs_that_are_refused",
     ],
+    "a model's repository with code of its own, and a piped `y` to transformers' question": [
+        "runner/test_pretrained.py::test_code_of_a_repository_never_runs",
+        "runner/test_pretrained.py::test_a_repositorys_own_generate_is_not_taken",
+        "runner/test_pretrained.py::test_every_call_says_that_no_code_of_a_repository_runs",
+    ],
+    "escape codes and markup in names, paths and answers": [
+        "runner/cli/test_printable.py::test_no_command_sends_what_a_name_holds",
+        "runner/cli/test_printable.py::test_names_of_weights_reach_no_terminal",
+    ],
+    "formulas in tables that a spreadsheet opens": [
+        "runner/test_csv_file.py::test_text_that_begins_like_a_formula_is_marked_as_text",
+        "runner/test_csv_file.py::test_nothing_else_writes_csv",
+    ],
     "a pipe or folder in the place of a file": [
         "runner/test_safety.py::test_what_is_no_regular_file",
+        "runner/test_regular_files.py::test_what_is_no_file_is_refused_at_once",
     ],
     "a safetensors header that lies (shapes, offsets, its own length)": [
         "runner/test_safety.py::test_headers_that_lie",

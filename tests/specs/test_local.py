@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 
@@ -26,6 +27,16 @@ def classes(of: type[SpecModel] = SpecModel) -> Iterator[type[SpecModel]]:
             yield from classes(one)
 
 
+def is_text(annotation: Any) -> bool:
+    """Whether a field is text, or text or nothing."""
+    if get_origin(annotation) is Annotated:
+        return is_text(get_args(annotation)[0])
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    return annotation is str or (
+        len(parts) == 1 and get_origin(annotation) is not tuple and is_text(parts[0])
+    )
+
+
 def test_every_field_that_names_something_here_is_known() -> None:
     known = {(owner.__name__, field) for owner, field in NAMED} | OTHERS
     path = re.compile(r"\bfile\b|folder", re.IGNORECASE)
@@ -33,7 +44,8 @@ def test_every_field_that_names_something_here_is_known() -> None:
         (one.__name__, name)
         for one in classes()
         for name, field in one.model_fields.items()
-        if field.annotation in (str, str | None)
+        if name not in ("name", "key")
+        and is_text(field.annotation)
         and (name in ("file", "folder", "path", "encoder") or path.search(field.description or ""))
     }
     assert ("TensorRef", "file") in naming

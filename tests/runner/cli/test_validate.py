@@ -101,7 +101,7 @@ def test_what_a_spec_names_has_to_be_there(subvene: Run, write: Run, tmp_path: P
     assert result.exit_code == 1
     model, tensors = result.stdout.splitlines()
     assert model.startswith(f"{spec}:2:15: model.name: expected a folder that is there (looked for at ")
-    assert tensors.startswith(f"{spec}:4:46: interventions[0].vector.file: expected a file that is there")
+    assert tensors.startswith(f"{spec}:4:45: interventions[0].vector.file: expected a file that is there")
     assert f"(looked for at {tmp_path / 'gone.safetensors'}), found 'gone.safetensors'" in tensors
     paths = [problem["path"] for problem in json.loads(subvene("validate", spec, "--json").stdout)]
     assert paths == ["model.name", "interventions[0].vector.file"]

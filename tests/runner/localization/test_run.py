@@ -12,6 +12,7 @@ from hub_server import connect, serve_hub
 from tiny_questions import PRIMER, QUESTIONS, TEXTS, write_questions
 
 from subvene.runner import IntervenedModel, run_experiment
+from subvene.runner.comparison.summary import METRICS
 from subvene.runner.hub import push, read_results
 from subvene.runner.report.localization_tables import localization_markdown
 from subvene.specs import SubveneError
@@ -126,9 +127,11 @@ def test_end_to_end(localization: Path, tmp_path: Path, monkeypatch: pytest.Monk
         for given in (None, read_results(tmp_path / "run" / "results.json")):
             push(tmp_path / "run" / "artifacts" / "edit_probed", "ann/edit", results=given)
             card = server.content("ann/edit", "README.md").decode()
-            assert (
-                f"**edit_probed** of the run below: True {arms['edit_probed']['metrics']['true']:.4g}" in card
+            own = next(
+                line for line in card.splitlines() if line.startswith("This folder is **edit_probed** of")
             )
+            for metric, value in arms["edit_probed"]["metrics"].items():
+                assert f"{METRICS.get(metric, metric)} {value:.4g}" in own
             assert localization_markdown(results) in card
             assert "| edit, random heads × 2 |" in card
             del server.repositories["ann/edit"]
