@@ -13,7 +13,7 @@ Line = dict[str, Any]
 
 _COST = ("ce", "kl", "accuracy", "choices", "texts")
 _CONDITION = ("name", "label", "kind", "coefficient", "layers")
-_MEASURES = ("n", "missing", "score", "score_sd", "coherence", "coherence_sd", "refused")
+_MEASURES: tuple[str, ...] = ("n", "missing", "score", "score_sd", "coherence", "coherence_sd", "refused")
 _MEASURES += ("projection", "projection_sd")
 _CAP = ("threshold", "changed_share", "expected_share", "warning")
 _SWEEP: tuple[str, ...] = ("layer", "coefficient", "n", "missing", "score", "score_sd", "scored", "refused")
