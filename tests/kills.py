@@ -148,7 +148,8 @@ class Kill:
 
     Attributes:
         kind: of experiment.
-        signals: what was sent, and when: seconds after the start, or the file that had come.
+        signals: what ended it, and when: seconds after the start, or the file that had come. A signal that
+            came when the run had ended is none.
         differences: tables that are not byte for byte those of the undisturbed run.
         leftovers: temporary files that the last run left.
         failure: what the last run said if it did not end well.
@@ -213,8 +214,8 @@ class Runs:
             if process.poll() is None:
                 process.send_signal(sent)
             process.communicate()
-            ended = "" if process.returncode else ", after its end"
-            found.signals.append(f"{sent.name} at {what}{ended}")
+            if process.returncode:
+                found.signals.append(f"{sent.name} at {what}")
         last = self._start(kind, name, name)
         said = last.communicate()[1]
         if last.returncode:
@@ -251,7 +252,7 @@ class Runs:
 
             return writes, f"the save + {pause:.3f} s"
         share = draw.random() ** (2 if way < 0.7 else 1)
-        at = share * self.seconds[kind] * 1.05
+        at = share * self.seconds[kind]
         return (lambda seconds: seconds >= at), f"{at:.2f} s"
 
     def _start(self, kind: str, name: str, cache: str) -> subprocess.Popen[str]:
@@ -288,11 +289,16 @@ class Runs:
 @contextmanager
 def runs(kinds: list[str]) -> Iterator[Runs]:
     """Experiments in a temporary folder, which goes when the block ends; each run once, undisturbed."""
-    with tempfile.TemporaryDirectory(prefix="subvene-kills-") as folder, loopback.serve(Scripted) as url:
-        found = Runs(Path(folder), url, kinds)
-        for kind in kinds:
-            found.whole(kind)
-        yield found
+    # A shell's background job ignores SIGINT, and so would every process that it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with tempfile.TemporaryDirectory(prefix="subvene-kills-") as folder, loopback.serve(Scripted) as url:
+            found = Runs(Path(folder), url, kinds)
+            for kind in kinds:
+                found.whole(kind)
+            yield found
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -309,30 +315,27 @@ def main(arguments: list[str] | None = None) -> int:
     with runs(asked.kinds) as experiments:
         for kind, seconds in experiments.seconds.items():
             print(f"{kind}: {seconds:.1f} s undisturbed", flush=True)
-        draws = random.Random(asked.seed)
-        left, number = asked.kills, 0
-        jobs: list[tuple[str, int, random.Random, int]] = []
-        while left > 0:
-            times = min(left, 1 + (draws.random() < 0.25))  # some are killed again when they are taken up
-            jobs.append(
-                (asked.kinds[number % len(asked.kinds)], number, random.Random(draws.random()), times)
-            )
-            left, number = left - times, number + 1
-        lock, remaining = threading.Lock(), iter(jobs)
+        draws, lock, number = random.Random(asked.seed), threading.Lock(), 0
 
         def work() -> None:
-            nonlocal wrong
+            nonlocal wrong, number
             while True:
                 with lock:
-                    job = next(remaining, None)
-                if job is None:
-                    return
-                found = experiments.kill(*job)
+                    left = asked.kills - signals.total()
+                    if left <= 0:
+                        return
+                    mine, kind = number, asked.kinds[number % len(asked.kinds)]
+                    number += 1
+                    # Some are killed again when they are taken up.
+                    draw, times = random.Random(draws.random()), 1 + (left > 1 and draws.random() < 0.3)
+                found = experiments.kill(kind, mine, draw, times)
                 with lock:
                     signals.update(one.split()[0] for one in found.signals)
                     wrong += not found.right
                     state = "right" if found.right else f"WRONG: {found}"
-                    print(f"{job[1]:2} {found.kind}: {', then '.join(found.signals)}: {state}", flush=True)
+                    print(
+                        f"{mine:2} {kind}: {', then '.join(found.signals) or 'not hit'}: {state}", flush=True
+                    )
 
         threads = [threading.Thread(target=work) for _ in range(asked.workers)]
         for thread in threads:
@@ -341,7 +344,7 @@ def main(arguments: list[str] | None = None) -> int:
             thread.join()
     counted = ", ".join(f"{n} {name}" for name, n in sorted(signals.items()))
     seconds = time.monotonic() - begun
-    print(f"{asked.kills} kills ({counted}) in {len(jobs)} runs, {wrong} wrong, {seconds:.0f} s")
+    print(f"{signals.total()} kills ({counted}) in {number} runs, {wrong} wrong, {seconds:.0f} s")
     return int(wrong > 0)
 
 

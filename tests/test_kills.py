@@ -15,4 +15,4 @@ def test_a_run_that_is_killed_twice_ends_as_if_it_had_not_been() -> None:
     with kills.runs(["persona"]) as experiments:
         found = experiments.kill("persona", 0, Random(4), times=2)
         assert found.right, found
-        assert any("after its end" not in one for one in found.signals)
+        assert found.signals

@@ -121,7 +121,8 @@ def check(
         made.check()
         checked = check_judge(made, rows, named, questions=questions, limit=limit)
         described, usage = made.describe(), made.usage()
-        if _keeps_accuracy(spec, named):
+        # What a judge is worth is known when it has said something of every row.
+        if _keeps_accuracy(spec, named) and not checked.missing:
             keep_accuracy(described, named, checked.agreement, labels)
         if as_json:
             emit(
@@ -177,6 +178,9 @@ def _print_check(
     if found.unjudged:
         reasons = "; ".join(f"{count} × {reason}" for reason, count in checked.reasons.items())
         print_line(console, "unjudged", f"{found.unjudged} rows, in none of the numbers below: {reasons}")
+    if checked.missing:
+        said = f"{checked.missing} of them for want of a usable reply: run again to ask for these"
+        print_line(console, "missing", f"{said}; until then nothing of this is stated elsewhere")
     if checked.without_references and checked.aspect == "truth":
         print_line(
             console, "no refs", f"{checked.without_references} rows without reference answers (--data)"

@@ -34,6 +34,7 @@ class Checked:
         fitted_on: rows that were left out because the judge was fitted on their question.
         without_references: rows whose question is not among those that bring reference answers.
         reasons: why rows have no verdict, the most frequent reasons with their counts.
+        missing: how many of these the judge still owes, because it gave no usable reply.
     """
 
     aspect: Aspect
@@ -44,6 +45,7 @@ class Checked:
     fitted_on: int
     without_references: int
     reasons: dict[str, int]
+    missing: int = 0
 
     def record(self) -> dict[str, Any]:
         """The same as JSON values."""
@@ -105,6 +107,7 @@ def check_judge(
         fitted_on=fitted_on,
         without_references=sum(one is None for one in found) if questions else len(rows),
         reasons=dict(reasons.most_common(_REASONS)),
+        missing=sum(one.missing for one in judgements),
     )
 
 

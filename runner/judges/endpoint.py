@@ -305,14 +305,17 @@ class Endpoint:
             if isinstance(read, Reply):
                 self._in_vain = 0
                 return read
-            missing = read
             if left <= 0:
-                break
+                return self._came_to_nothing(read)
             left -= 1
             with self._lock:
                 self._usage["retries"] += 1
             await asyncio.sleep(_pause(raw.headers, tries))
-        reply = NoReply(self._shown(missing.reason), missing.no_log_probs)
+        raise RuntimeError("tries are counted down")
+
+    def _came_to_nothing(self, reply: NoReply) -> NoReply:
+        """What is said of a request without a reply, unless nothing else comes any more."""
+        reply = NoReply(self._shown(reply.reason), reply.no_log_probs)
         self._in_vain += 1
         if self._in_vain >= _BROKEN:
             raise JudgeError(

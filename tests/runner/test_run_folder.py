@@ -25,7 +25,7 @@ def units(output: Path) -> None:
 
 
 def killed_before_event(output: Path, number: int) -> bool:
-    """Run in a process that a SIGKILL ends before its n-th touch of the folder; whether it lived."""
+    """Run in a process that SIGKILL ends before its n-th touch of the folder; whether it lived."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a fork beside torch's threads: the child runs no tensors
         child = os.fork()
