@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from subvene.interventions.positions import needs_length
-from subvene.runner.intervenable import Attachment, IntervenableModel, Run, mask_of, refuse_foreign_call
+from subvene.runner.intervenable import IntervenableModel
 from subvene.runner.positions import (
     PositionError,
     TokenTracker,
@@ -25,9 +25,12 @@ from subvene.runner.positions import (
     cache_of,
     cached_length,
     check_prompt_lengths,
+    inputs_of,
+    mask_of,
 )
 from subvene.runner.receipt import NotSteeredError, Receipt, check_together, merged
-from subvene.runner.refusals import refuse_recomputation
+from subvene.runner.refusals import refuse_foreign_call, refuse_recomputation
+from subvene.runner.runs import Attachment, Run
 from subvene.runner.scopes import ConcurrentRunError, Scope, entered, innermost, refuse_nested
 from subvene.specs import SubveneError
 
@@ -181,9 +184,7 @@ class _Calls:
                 "calls that carry the whole sequence"
             )
         if kwargs.get("attention_mask") is None:
-            new = (
-                kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
-            ).shape[1]
+            new = inputs_of(kwargs).shape[1]
             real = run.tracker.real
             run.tracker.extend(torch.cat([real, real.new_ones(len(real), new)], 1))
         else:
@@ -226,7 +227,7 @@ class _Calls:
         lengths = self._prompt_lengths
         if lengths is None:
             return None
-        inputs = base["input_ids"] if base.get("input_ids") is not None else base["inputs_embeds"]
+        inputs = inputs_of(base)
         if callable(lengths):
             lengths = lengths(inputs, base.get("attention_mask"))
         lengths = torch.as_tensor(lengths, device=inputs.device)

@@ -37,6 +37,12 @@ def row_ends(model: Any, kwargs: Mapping[str, Any]) -> list[int]:
     return [token for end in ends if end is not None for token in torch.as_tensor(end).reshape(-1).tolist()]
 
 
+def drafts(model: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a generation passes drafts, of which some are taken back."""
+    names = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+    return any(setting(model, kwargs, name) for name in names)
+
+
 def guard_callbacks(model: Any, kwargs: dict[str, Any], suspend: Suspend, on_ended: OnEnded | None) -> None:
     """Make what the caller hands into `generate` run outside the run, and see which rows it ends.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,79 +21,26 @@ from subvene.runner.cache_record import CacheRecord, record_of
 from subvene.runner.edits_only import EditsOnly
 from subvene.runner.finite_watch import FiniteWatch
 from subvene.runner.forked_cache import is_forked
-from subvene.runner.generation import guard_callbacks, row_ends, setting
+from subvene.runner.generation import drafts, guard_callbacks, row_ends, setting
 from subvene.runner.hooks import as_batch, take_input, take_output
 from subvene.runner.outcomes import Outcome, Outcomes
-from subvene.runner.positions import PositionError, TokenTracker, cache_of, cached_length
+from subvene.runner.positions import PositionError, TokenTracker, cache_of, inputs_of, mask_of
 from subvene.runner.pyvene_calls import own_arguments, refuse_mixture
 from subvene.runner.receipt import Receipt, Recorder
 from subvene.runner.refusals import (
     refuse_changed_places,
     refuse_compiled,
+    refuse_foreign_call,
     refuse_generation,
     refuse_recomputation,
     refuse_undecidable,
     refuse_unmasked_padding,
 )
-from subvene.runner.scopes import ConcurrentRunError, Scope, entered, innermost, plain, refuse_nested
+from subvene.runner.runs import Attachment, Entry, Run
+from subvene.runner.scopes import Scope, entered, innermost, plain, refuse_nested
 
 _PRE_HOOK = "register_forward_pre_hook"
 _SERIAL = itertools.count()
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One declared intervention: its name and the places where it acts.
-
-    Attributes:
-        name: what receipts and `strengths=` call it.
-        sites: `site[layer]` of each place, in the order of `keys`.
-        keys: the pyvene keys of its interventions.
-    """
-
-    name: str
-    sites: tuple[str, ...]
-    keys: tuple[str, ...]
-
-
-@dataclass(eq=False)
-class Run:
-    """What one run keeps: where its tokens stand, what its edits did, and the strengths in force.
-
-    Attributes:
-        tracker: says where the tokens of each forward call stand.
-        recorder: measures what the edits do.
-        strengths: key → strength in force, scalar or [rows].
-        watch: sees whether the calls stay finite.
-        caches: the caches that its calls were given or made, by identity.
-        fired: the edits that have run in the forward call that is under way.
-        is_in_call: whether a forward call of the whole model is under way.
-        first: slot at which the first call began; None before it.
-    """
-
-    tracker: TokenTracker
-    recorder: Recorder
-    strengths: dict[str, torch.Tensor]
-    watch: FiniteWatch
-    caches: dict[int, Any] = field(default_factory=dict)
-    fired: set[str] = field(default_factory=set)
-    is_in_call: bool = False
-    first: int | None = None
-
-
-@dataclass(eq=False)
-class Attachment:
-    """The hooks of one scope, and the run that they belong to at the moment."""
-
-    scope: Scope
-    run: Run | None = None
-    handles: list[Any] = field(default_factory=list)
-
-    def remove(self) -> None:
-        """Take the hooks away."""
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
 
 
 class IntervenableModel(EditsOnly):
@@ -165,7 +111,7 @@ class IntervenableModel(EditsOnly):
         must_act = kwargs.pop("must_act", True)
         refuse_generation(self.model, kwargs)
         # Passed on in any case: without a mask transformers would guess padding from the token ids.
-        inputs = _inputs(base)
+        inputs = inputs_of(base)
         mask = base.get("attention_mask")
         if mask is None:
             refuse_unmasked_padding(inputs, setting(self.model, kwargs, "pad_token_id"))
@@ -180,7 +126,7 @@ class IntervenableModel(EditsOnly):
             mask.sum(-1) if prompt_lengths is None else prompt_lengths,
             generating=True,
             end_ids=ends,
-            is_sequential=not _drafts(self.model, kwargs),
+            is_sequential=not drafts(self.model, kwargs),
         )
         given = 0 if base.get("input_ids") is None else inputs.shape[1]
         # Without an end token transformers fills nothing up: finished rows are generated further.
@@ -458,57 +404,6 @@ class IntervenableModel(EditsOnly):
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"{entry.name}: strength must be finite, found {tensor.tolist()}")
         return in_force
-
-
-def mask_of(base: Mapping[str, Any]) -> torch.Tensor:
-    """The attention mask [batch, slots] of a forward call and what its cache holds; all real where none is.
-
-    Raises:
-        PositionError: the mask does not cover the cached and the new tokens.
-    """
-    inputs, mask = _inputs(base), base.get("attention_mask")
-    slots = cached_length(base) + inputs.shape[1]
-    if mask is None:
-        return torch.ones(inputs.shape[0], slots, dtype=torch.long, device=inputs.device)
-    if mask.ndim == 2 and mask.shape[1] != slots:
-        cache = cache_of(base)
-        held = (
-            "" if cache is None else f" and a {type(cache).__name__} that says it holds {cached_length(base)}"
-        )
-        raise PositionError(
-            f"attention_mask has {mask.shape[1]} columns, for {inputs.shape[1]} tokens{held}; expected one "
-            "for each cached and each new token"
-        )
-    return mask
-
-
-def refuse_foreign_call(tracker: TokenTracker, kwargs: dict[str, Any]) -> None:
-    """Refuse a call of an attached model by a thread or task that has no run of its own.
-
-    Whether it belongs to the attached run (continuous batching calls the model in a thread of its own) or is
-    somebody else's cannot be told, so both are made to know.
-    """
-    try:
-        tracker.refuse_packed(kwargs, 0)
-        raise ConcurrentRunError(
-            "this model is attached to an IntervenedModel in another thread or task, and a call from here "
-            "can neither be edited nor be sure to be meant unedited. Call `m(…)` or `m.generate(…)` here, or "
-            "call the model inside `with m.disabled()`"
-        )
-    except (PositionError, ConcurrentRunError) as error:
-        tracker.error = error
-        raise
-
-
-def _drafts(model: Any, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a generation passes drafts, of which some are taken back."""
-    names = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
-    return any(setting(model, kwargs, name) for name in names)
-
-
-def _inputs(base: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Token ids [batch, tokens], or embeddings [batch, tokens, width] where those are given."""
-    return next(base[name] for name in ("input_ids", "inputs_embeds") if base.get(name) is not None)
 
 
 def _by_row(calls: list[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:

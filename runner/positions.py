@@ -49,6 +49,33 @@ def by_name(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     return dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
 
 
+def inputs_of(base: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Token ids [batch, tokens], or embeddings [batch, tokens, width] where those are given."""
+    return next(base[name] for name in ("input_ids", "inputs_embeds") if base.get(name) is not None)
+
+
+def mask_of(base: Mapping[str, Any]) -> torch.Tensor:
+    """The attention mask [batch, slots] of a forward call and what its cache holds; all real where none is.
+
+    Raises:
+        PositionError: the mask does not cover the cached and the new tokens.
+    """
+    inputs, mask = inputs_of(base), base.get("attention_mask")
+    slots = cached_length(base) + inputs.shape[1]
+    if mask is None:
+        return torch.ones(inputs.shape[0], slots, dtype=torch.long, device=inputs.device)
+    if mask.ndim == 2 and mask.shape[1] != slots:
+        cache = cache_of(base)
+        held = (
+            "" if cache is None else f" and a {type(cache).__name__} that says it holds {cached_length(base)}"
+        )
+        raise PositionError(
+            f"attention_mask has {mask.shape[1]} columns, for {inputs.shape[1]} tokens{held}; expected one "
+            "for each cached and each new token"
+        )
+    return mask
+
+
 def check_prompt_lengths(prompt_lengths: torch.Tensor, base: Mapping[str, Any]) -> None:
     """Check the prompt lengths [rows] of a call against its rows.
 

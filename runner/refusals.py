@@ -11,6 +11,7 @@ from subvene.interventions.positions import needs_length, needs_prompt_length
 from subvene.runner.anatomy import component_module
 from subvene.runner.generation import setting
 from subvene.runner.positions import PositionError, TokenTracker
+from subvene.runner.scopes import ConcurrentRunError
 from subvene.specs import Positions, SubveneError
 
 
@@ -123,3 +124,21 @@ def refuse_unmasked_padding(inputs: torch.Tensor, pad_id: Any) -> None:
             f"rows {rows} hold the padding id {pad_id}, and without attention_mask it cannot be told whether "
             "that is padding or text; pass attention_mask [batch, tokens], 1 on real tokens"
         )
+
+
+def refuse_foreign_call(tracker: TokenTracker, kwargs: dict[str, Any]) -> None:
+    """Refuse a call of an attached model by a thread or task that has no run of its own.
+
+    Whether it belongs to the attached run (continuous batching calls the model in a thread of its own) or is
+    somebody else's cannot be told, so both are made to know.
+    """
+    try:
+        tracker.refuse_packed(kwargs, 0)
+        raise ConcurrentRunError(
+            "this model is attached to an IntervenedModel in another thread or task, and a call from here "
+            "can neither be edited nor be sure to be meant unedited. Call `m(…)` or `m.generate(…)` here, or "
+            "call the model inside `with m.disabled()`"
+        )
+    except (PositionError, ConcurrentRunError) as error:
+        tracker.error = error
+        raise
