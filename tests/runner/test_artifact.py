@@ -565,6 +565,17 @@ def test_kill_during_a_save_leaves_the_old_artifact(tensors: Path, tmp_path: Pat
     artifact.read(folder)
 
 
+@pytest.mark.parametrize("back", ["read", "is_artifact", "check_free"])
+def test_an_artifact_that_a_killed_save_left_aside_is_found(saved: Path, back: str) -> None:
+    """As a SIGKILL between the two renames leaves it (`test_leftovers` sends a real one)."""
+    before = content(saved)
+    saved.rename(saved.with_name(".artifact-0123456789ab.old"))
+    saved.with_name(".artifact-0123456789ab").mkdir()
+    getattr(artifact, back)(saved)
+    assert content(saved) == before
+    artifact.read(saved)
+
+
 @pytest.mark.parametrize("relative", [".", "nested/../artifact", "new/folders/artifact"])
 def test_relative_folders(
     made: Callable[..., IntervenedModel], saved: Path, monkeypatch: pytest.MonkeyPatch, relative: str

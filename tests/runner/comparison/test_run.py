@@ -17,6 +17,8 @@ import pytest
 from subvene.runner import IntervenedModel, run_experiment
 from subvene.runner.card import measured
 from subvene.runner.comparison.summary import METRICS
+from subvene.runner.identity import AlteredWarning
+from subvene.runner.ledger import LedgerWarning
 from subvene.runner.report.tables import markdown
 from subvene.specs import SubveneError
 
@@ -210,6 +212,29 @@ def test_without_folds_the_tables_say_that_the_fit_saw_the_questions(
     assert cell(results, "iti")["questions_seen_in_fit"] == 12
     assert cell(results, "baseline")["questions_seen_in_fit"] == 0
     assert "WARNING: " in (tmp_path / "run" / "tables" / "results.md").read_text()
+
+
+def test_results_and_tensors_that_were_swapped_are_made_again(comparison: Path, tmp_path: Path) -> None:
+    text = comparison.read_text().replace("seeds: [1, 2]", "seeds: [1]")
+    for name in ("best", "everywhere", "baked", "off"):
+        text = "".join(line for line in text.splitlines(True) if f"name: {name}," not in line)
+    comparison.write_text(text)
+    output = tmp_path / "run"
+    run(comparison, output)
+    tables = {p.name: p.read_bytes() for p in (output / "tables").iterdir()}
+    recorded = units(output)
+    one, two, *_ = (i for i, u in enumerate(recorded) if u["unit"]["unit"] == "multiple_choice")
+    recorded[one]["result"], recorded[two]["result"] = recorded[two]["result"], recorded[one]["result"]
+    (output / "units.jsonl").write_text("".join(json.dumps(u) + "\n" for u in recorded))
+    first, second = sorted((output / "fits").glob("*/tensors.safetensors"))
+    second.write_bytes(first.read_bytes())
+    with pytest.warns((LedgerWarning, AlteredWarning)) as warned:
+        run(comparison, output)
+    said = [str(w.message) for w in warned]
+    assert any(f"2 of {len(recorded)} records do not match their checksum" in text for text in said)
+    assert any(text.startswith(f"{second}: is not what the run recorded of it") for text in said)
+    assert {p.name: p.read_bytes() for p in (output / "tables").iterdir()} == tables
+    assert first.read_bytes() != second.read_bytes()
 
 
 @pytest.mark.parametrize("after", [2, 15])
