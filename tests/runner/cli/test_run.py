@@ -113,7 +113,7 @@ def test_answers_stand_below_each_other_where_columns_would_be_too_narrow() -> N
     titles = ["-2", "0 (baseline)", "+1", "+2"]
     _tables.print_side_by_side(console, "hello", titles, ["one", "two", "three\x1b[31m", "four"])
     lines = [line.strip() for line in console.export_text().splitlines()]
-    assert lines[:9] == ["› hello", "-2", "one", "0 (baseline)", "two", "+1", "three [31m", "+2", "four"]
+    assert lines[:9] == ["› hello", "-2", "one", "0 (baseline)", "two", "+1", "three�[31m", "+2", "four"]
 
 
 @pytest.mark.slow
