@@ -17,6 +17,7 @@ from typing import Any
 
 from subvene.runner.storage import atomic_file
 from subvene.specs import SubveneError
+from subvene.specs.regular_file import read_bytes
 
 FORMAT = 2
 """Of a line. Those of format 1 carried no number and no checksum."""
@@ -72,7 +73,7 @@ class Reader:
             StorageError: there are lines to be put aside, and the disk is full.
         """
         try:
-            content = self._path.read_bytes()
+            content = read_bytes(self._path)
         except FileNotFoundError:
             return {}
         except OSError as error:
@@ -114,7 +115,7 @@ class Reader:
 
     def _put_aside(self) -> None:
         rejected = self._path.with_name(REJECTED)
-        before = rejected.read_bytes() if rejected.exists() else b""
+        before = read_bytes(rejected) if rejected.exists() else b""
         with atomic_file(rejected, "wb") as file:
             file.write(before + b"".join(line + b"\n" for line in self._rejected))
         with atomic_file(self._path, "wb") as file:

@@ -16,6 +16,7 @@ from subvene.specs.errors import Problem, SpecError
 from subvene.specs.experiment import OWN_FIELDS, SOURCE_OF_TENSORS, ExperimentSpec, InterventionSpec
 from subvene.specs.pair_rows import pairs_of
 from subvene.specs.pairs import ContrastSystems, ContrastTexts, InlinePairs, PairsFile
+from subvene.specs.regular_file import open_regular
 from subvene.specs.rows import RowsError, file_rows
 from subvene.specs.tensors import TensorRef
 
@@ -86,10 +87,13 @@ def load_pairs(path: str | Path) -> ContrastTexts | ContrastSystems:
 
 def _is_list(path: Path) -> bool:
     """Whether a JSON file is a list of rows; whatever else is wrong with it is said where it is read."""
-    if path.suffix.lower() != ".json" or not path.is_file():
+    if path.suffix.lower() != ".json":
         return False
-    with path.open("rb") as stream:
-        return stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    try:
+        with open_regular(path) as stream:
+            return stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    except OSError:
+        return False
 
 
 def resolve_pairs(

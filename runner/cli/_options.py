@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from subvene.runner.cli._console import err
 from subvene.specs import InterventionSpec, ModelSpec, SubveneError
 from subvene.specs.regular_file import read_text
 
@@ -142,5 +143,5 @@ def _prompts_of_rows(file: Path) -> list[str]:
         found.append(messages[0]["content"])
         used.note(taken)
     if used.unread:
-        typer.echo(f"{file}: {used.in_words()}", err=True)
+        err().print(f"{file}: {used.in_words()}", soft_wrap=True)
     return found

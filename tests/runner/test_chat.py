@@ -195,7 +195,7 @@ def test_an_interruption_leaves_no_hook_and_no_turn(start: Any) -> None:
 def test_an_answer_that_was_not_steered_is_an_error_and_not_kept(start: Any, steer: Path) -> None:
     file = steer.with_name("t.safetensors")
     tensors = safetensors.torch.load_file(file)
-    safetensors.torch.save_file({name: torch.zeros_like(t) for name, t in tensors.items()}, file)
+    safetensors.torch.save_file({name: 1e-30 * torch.ones_like(t) for name, t in tensors.items()}, file)
     session = start()
     with pytest.raises(NotSteeredError, match="glad"):
         session.say("hello")

@@ -108,7 +108,7 @@ def test_a_template_without_a_system_role_says_what_to_do(template: str, said: s
 def test_there_must_be_a_turn_to_fold_into() -> None:
     folded = told(odd.tokenizer(odd.NO_SYSTEM), system="fold")
     with pytest.raises(TextError, match="before the user's first turn, and there is none"):
-        prompt_ids(folded, [{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}])
+        prompt_ids(folded, [{"role": "system", "content": "a"}])
 
 
 def test_whatever_a_template_refuses_is_one_error() -> None:

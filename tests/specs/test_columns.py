@@ -152,7 +152,7 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     import os
 
     os.mkfifo(tmp_path / "a.jsonl")
-    with pytest.raises(RowsError, match="no regular file"):
+    with pytest.raises(RowsError, match="not a regular file"):
         list(file_rows(tmp_path / "a.jsonl"))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -47,14 +48,9 @@ def test_one_prompt_is_streamed_and_the_receipt_stands_apart(subvene: Run, steer
 def test_the_text_comes_while_it_is_written(
     steer: Path, subvene: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import transformers
-
-    pieces = []
-
-    def keep(_streamer: object, text: str, stream_end: bool = False) -> None:
-        pieces.append(text)
-
-    monkeypatch.setattr(transformers.TextStreamer, "on_finalized_text", keep)
+    pieces: list[str] = []
+    said = importlib.import_module("subvene.runner.cli.generate")
+    monkeypatch.setattr(said, "say", lambda text, end="\n": pieces.append(text))
     subvene("generate", steer, "-p", "hello", "--strength", 1, "--max-new-tokens", 24)
     assert len([piece for piece in pieces if piece]) > 2
 
