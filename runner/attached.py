@@ -10,26 +10,32 @@ import contextlib
 import functools
 import inspect
 import threading
+import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from subvene.interventions.positions import needs_length
+from subvene.runner.generation import setting
+from subvene.runner.hooks import is_half_registered
 from subvene.runner.intervenable import IntervenableModel
+from subvene.runner.limits import refuse_generation_beyond_context
+from subvene.runner.not_finite import NotFiniteError
 from subvene.runner.positions import (
     PositionError,
     TokenTracker,
     by_name,
+    cache_in,
     cache_of,
     cached_length,
-    check_prompt_lengths,
     inputs_of,
     mask_of,
+    prompt_lengths_of,
 )
 from subvene.runner.receipt import NotSteeredError, Receipt, check_together, merged
-from subvene.runner.refusals import refuse_foreign_call, refuse_recomputation
+from subvene.runner.refusals import refuse_foreign_call, refuse_recomputation, refuse_second_call
 from subvene.runner.runs import Attachment, Run
 from subvene.runner.scopes import ConcurrentRunError, Scope, entered, innermost, refuse_nested
 from subvene.specs import SubveneError
@@ -37,6 +43,7 @@ from subvene.specs import SubveneError
 # [rows], or a function of (input_ids, attention_mask) that gives them.
 PromptLengths = Sequence[int] | torch.Tensor | Callable[[torch.Tensor, torch.Tensor | None], Any]
 
+_T = TypeVar("_T")
 _LOCK = threading.Lock()
 # Base model → how many attachments have taken its `generate` over.
 _TAKEN_OVER: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
@@ -60,7 +67,6 @@ def attached(
         calls.close()
     finally:
         calls.attachment.remove()
-        calls.remember()
 
 
 class _Calls:
@@ -76,21 +82,31 @@ class _Calls:
         self.attachment = Attachment(Scope(intervenable.model, self, is_run=True, is_driven=True))
         self._prompt_lengths, self._strengths = prompt_lengths, strengths
         self._receipts: list[Receipt] = []
-        self._error: SubveneError | None = None
+        self._error: Exception | None = None
         # Cache → the run that filled it; a run whose cache nobody holds any more cannot go on.
         self._open: list[tuple[Run, weakref.ref[Any] | None]] = []
-        self._in_generate = False
 
     def attach(self) -> None:
         model = self.intervenable.model
+
+        # Functions, which a deepcopy of the model takes as they are; with a bound method it would copy us.
+        def before(*call: Any) -> None:
+            self._before(*call)
+
+        def after(*call: Any) -> None:
+            self._after(*call)
+
         self.attachment.handles += [
-            model.register_forward_pre_hook(self._before, with_kwargs=True),
-            model.register_forward_hook(self._after, with_kwargs=True),
+            model.register_forward_pre_hook(before, with_kwargs=True),
+            model.register_forward_hook(after, with_kwargs=True, always_call=True),
         ]
         self.intervenable.attach(self.attachment)
 
     def generate(self, kwargs: dict[str, Any]) -> Any:
         """The model's `generate`, as a run that knows where its prompts end."""
+        return self._refused(lambda: self._generate(kwargs))
+
+    def _generate(self, kwargs: dict[str, Any]) -> Any:
         names = ("input_ids", "inputs_embeds", "attention_mask")
         base = {name: value for name in names if (value := kwargs.pop(name, None)) is not None}
         if not base.keys() - {"attention_mask"}:
@@ -98,6 +114,7 @@ class _Calls:
                 "generate was given neither input_ids nor inputs_embeds, so nothing can be placed"
             )
         lengths = self._lengths(base)
+        refuse_generation_beyond_context(self.intervenable.model, base, kwargs)
         output = self.intervenable.generate(
             base,
             strengths=self._strengths,
@@ -129,13 +146,9 @@ class _Calls:
         self.intervenable.leave(merged(self._receipts, same_rows=False)[0])
         check_together(self._receipts)
 
-    def remember(self) -> None:
-        """Record in the caches that are still held what they were filled with."""
-        for run, _ in self._open:
-            self.intervenable.remember(run)
-        self._open.clear()
-
-    def _before(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
+        if is_half_registered(kwargs) or model is not self.intervenable.model:
+            return  # a copy of the model, with our hooks on it
         here = innermost(model)
         if here is None:
             self._refused(lambda: refuse_foreign_call(_no_tokens(), kwargs))
@@ -144,17 +157,20 @@ class _Calls:
         kwargs = by_name(model, args, kwargs)
         self._refused(lambda: self._place(model, kwargs))
 
-    def _refused(self, check: Callable[[], None]) -> None:
+    def _refused(self, check: Callable[[], _T]) -> _T:
         try:
-            check()
-        except SubveneError as error:
+            return check()
+        except (SubveneError, ValueError) as error:
             # Whoever makes the calls may swallow it.
             self._error = error
             raise
 
     def _place(self, model: torch.nn.Module, kwargs: dict[str, Any]) -> None:
-        cache = cache_of(kwargs)
-        run = self._continued(cache) if cache is not None and cached_length(kwargs) else None
+        refuse_second_call(self.attachment.run)
+        cache, start = cache_of(kwargs), cached_length(kwargs)
+        run = self._continued(cache) if start else None
+        if run is not None and start < run.tracker.slots and _cuts_a_prompt(run.tracker, start):
+            run = None  # cropped to what sequences share: another one begins
         if run is None:
             run = self._begin(kwargs)
         else:
@@ -171,7 +187,8 @@ class _Calls:
             raise PositionError(
                 "a forward call carries neither input_ids nor inputs_embeds, so nothing can be placed"
             )
-        tracker = TokenTracker(mask_of(kwargs), self._lengths(kwargs), generating=False)
+        mask = mask_of(kwargs, setting(self.intervenable.model, {}, "pad_token_id"))
+        tracker = TokenTracker(mask, self._lengths(kwargs), generating=False)
         run = self.intervenable.begin(tracker, self._strengths)
         self._open.append((run, None))
         return run
@@ -185,7 +202,7 @@ class _Calls:
             )
         if kwargs.get("attention_mask") is None:
             new = inputs_of(kwargs).shape[1]
-            real = run.tracker.real
+            real = run.tracker.real[:, : cached_length(kwargs)]
             run.tracker.extend(torch.cat([real, real.new_ones(len(real), new)], 1))
         else:
             run.tracker.extend(mask_of(kwargs))
@@ -193,30 +210,34 @@ class _Calls:
     def _continued(self, cache: Any) -> Run | None:
         return next((run for run, held in self._open if held is not None and held() is cache), None)
 
-    def _after(self, model: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _after(self, model: torch.nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
         run = self.attachment.run
-        if innermost(model) is not self.attachment.scope or run is None:
+        if is_half_registered(kwargs) or model is not self.intervenable.model or run is None:
+            return
+        if innermost(model) is not self.attachment.scope:
             return
         self.intervenable.after_call(run, args, kwargs, output)
-        cache = cache_of(output) if isinstance(output, Mapping) else None
+        # Now, since whoever holds the cache may hand it to another run at any moment.
+        self.intervenable.remember(run)
+        cache = cache_in(output) or cache_of(by_name(model, args, kwargs))
         held = None if cache is None else weakref.ref(cache)
         self._open = [(other, held if other is run else ref) for other, ref in self._open]
+        if output is None:  # the call failed, and what it did is no part of a result
+            self._open = [(other, ref) for other, ref in self._open if other is not run]
+            self.attachment.run = None
         # The run must not be what keeps its cache alive.
         run.caches.clear()
 
     def _end(self, *, still_held: bool) -> None:
         """Summarise the runs that cannot go on, or all."""
-        kept: list[tuple[Run, weakref.ref[Any] | None]] = []
-        for run, held in self._open:
-            if held is not None and (cache := held()) is not None:
-                run.caches[id(cache)] = cache
-                self.intervenable.remember(run)
-                run.caches.clear()
-                if not still_held:
-                    kept.append((run, held))
-                    continue
-            self._receipts.append(self.intervenable.finish(run))
-        self._open = kept
+        ended = [run for run, held in self._open if still_held or held is None or held() is None]
+        self._open = [(run, held) for run, held in self._open if run not in ended]
+        for run in ended:
+            try:
+                self._receipts.append(self.intervenable.finish(run))
+            except NotFiniteError as error:
+                # Not at the call of the next sequence, which has nothing to do with it: on leaving.
+                self._error = self._error or error
 
     def _is_off(self) -> bool:
         edits, given = self.intervenable.interventions, self._strengths or {}
@@ -230,9 +251,15 @@ class _Calls:
         inputs = inputs_of(base)
         if callable(lengths):
             lengths = lengths(inputs, base.get("attention_mask"))
-        lengths = torch.as_tensor(lengths, device=inputs.device)
-        check_prompt_lengths(lengths, {**base, "input_ids": inputs[..., 0] if inputs.ndim == 3 else inputs})
-        return lengths
+        return prompt_lengths_of(lengths, base)
+
+
+def _cuts_a_prompt(tracker: TokenTracker, start: int) -> bool:
+    """Whether a call that begins at slot `start` replaces a part of a prompt."""
+    if tracker.prompt_lengths is None:
+        return True
+    before = tracker.real[:, :start].sum(1)
+    return bool((before < tracker.prompt_lengths.to(before.device)).any())
 
 
 def _no_tokens() -> TokenTracker:
@@ -248,37 +275,50 @@ def _generate_taken_over(base: Any) -> Iterator[None]:
     with _LOCK:
         _TAKEN_OVER[base] = _TAKEN_OVER.get(base, 0) + 1
         if _TAKEN_OVER[base] == 1:
-            base.generate = _routed(base)
+            base.generate = _Routed(base)
     try:
         yield
     finally:
         with _LOCK:
             _TAKEN_OVER[base] -= 1
             if not _TAKEN_OVER[base]:
+                own = base.generate.own
                 del base.generate
+                if own is not None:
+                    base.generate = own
 
 
-def _routed(base: Any) -> Callable[..., Any]:
-    original = type(base).generate
-    signature = inspect.signature(original)
-    held: Callable[[], Any] = weakref.ref(base)
+class _Routed:
+    """A model's `generate` while it is attached: a run of the attachment that is innermost at the call."""
 
-    @functools.wraps(original)
-    def generate(*args: Any, **kwargs: Any) -> Any:
-        model = held()
-        here = innermost(model)
+    def __init__(self, base: Any) -> None:
+        # Somebody may have put one of their own onto the model; it is what the class has otherwise.
+        self.own = vars(base).get("generate")
+        self._original = functools.partial(type(base).generate, base) if self.own is None else self.own
+        self._signature = inspect.signature(self._original)
+        self._base: Callable[[], Any] = weakref.ref(base)
+        functools.update_wrapper(self, type(base).generate)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        here = innermost(self._base())
         if here is None:
             raise ConcurrentRunError(
                 "this model is attached to an IntervenedModel in another thread or task. Call "
                 "`m.generate(…)` here, or call the model inside `with m.disabled()`"
             )
         if not isinstance(here.owner, _Calls):
-            return original(model, *args, **kwargs)
-        given = signature.bind_partial(model, *args, **kwargs).arguments
-        own = {name: value for name, value in given.items() if name not in ("self", "kwargs")}
-        named = {**own, **given.get("kwargs", {})}
+            return self._original(*args, **kwargs)
+        if self.own is not None:
+            # Whatever it does: its calls of the model are placed by themselves.
+            return self._original(*args, **kwargs)
+        given = self._signature.bind_partial(*args, **kwargs).arguments
+        named = {name: value for name, value in given.items() if name != "kwargs"}
+        named |= given.get("kwargs", {})
         if (inputs := named.pop("inputs", None)) is not None:
             named["input_ids"] = inputs
         return here.owner.generate(named)
 
-    return generate
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the model (a reference, say) generates by itself."""
+        copied: Any = memo[id(self._base())]
+        return types.MethodType(type(copied).generate, copied)

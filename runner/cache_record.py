@@ -33,10 +33,12 @@ class CacheRecord:
     Attributes:
         applied: edit → the strength at which each slot was edited, [rows, slots]; 0 where it was not.
         lies: whether the cache says that it holds nothing, though the run has filled it.
+        contents: what tells its rows apart, [rows, slots]; None where that cannot be read.
     """
 
     applied: dict[str, torch.Tensor] = field(default_factory=dict)
     lies: bool = False
+    contents: torch.Tensor | None = None
 
     @classmethod
     def of(cls, edits: Edits, recorder: Recorder, tracker: TokenTracker, first: int) -> CacheRecord:
@@ -57,10 +59,11 @@ class CacheRecord:
 
     def put(self, cache: Any) -> None:
         """Leave the record on a cache that the run has filled."""
-        setattr(cache, _NAME, replace(self, lies=not cached_length({"past_key_values": cache})))
+        lies = not cached_length({"past_key_values": cache})
+        setattr(cache, _NAME, replace(self, lies=lies, contents=_contents(cache)))
 
-    def check(self, edits: Edits, start: int, tracker: TokenTracker) -> dict[str, int]:
-        """Refuse a run whose edits are not those of the first `start` slots.
+    def check(self, cache: Any, edits: Edits, start: int, tracker: TokenTracker) -> dict[str, int]:
+        """Refuse a run whose edits are not those of the first `start` slots of the cache.
 
         Returns:
             How many tokens of these each edit has edited.
@@ -78,9 +81,12 @@ class CacheRecord:
         cached = tracker.place(0, rows, start)
         real = cached.real
         expected = {name: _scaled(cached.mask(rule), strength) for name, (rule, strength) in edits.items()}
+        order = self._order(cache)
         for name in {**expected, **self.applied}:
             wanted = expected.get(name)
             held = self.applied.get(name)
+            if held is not None and order is not None:
+                held = held[order.to(held.device)]
             held = torch.zeros(rows, start) if held is None else _repeated(_cut(held, start), rows).cpu()
             wanted = torch.zeros(rows, start) if wanted is None else wanted.cpu()
             differs = (held != wanted) & real.cpu()
@@ -94,6 +100,28 @@ class CacheRecord:
                     "on with one long response, the prompt_lengths and strengths of the run that filled it"
                 )
         return {name: int(((strengths != 0) & real).sum()) for name, strengths in expected.items()}
+
+    def _order(self, cache: Any) -> torch.Tensor | None:
+        """Which recorded row each row of the cache is (they may have been selected and repeated since).
+
+        None where rows cannot be compared, or nothing was edited.
+        """
+        now = _contents(cache)
+        if self.contents is None or now is None or not any(bool(a.any()) for a in self.applied.values()):
+            return None
+        slots = min(now.shape[1], self.contents.shape[1])
+        found, recorded = now[:, None, :slots], self.contents[None, :, :slots]
+        same = torch.isclose(found, recorded, rtol=1e-4, atol=1e-4).all(-1)
+        if not same.any(1).all():
+            raise CacheError(
+                "past_key_values holds other tokens than the run left in it, whose edits are known; pass the "
+                "whole sequence without a cache"
+            )
+        order = same.int().argmax(1)
+        own = torch.arange(len(order), device=order.device)
+        if len(own) <= same.shape[1]:
+            order = torch.where(same[own, own], own, order)
+        return order
 
 
 def record_of(cache: Any) -> CacheRecord:
@@ -114,6 +142,15 @@ def refuse_edited(cache: Any) -> None:
                 f"past_key_values holds tokens that {name.partition('.')[2]} edited, and this run is without "
                 "edits: its numbers would be neither. Pass the whole sequence without a cache"
             )
+
+
+def _contents(cache: Any) -> torch.Tensor | None:
+    """A number for each row and slot that other tokens, or tokens edited otherwise, do not have."""
+    for layer in reversed(getattr(cache, "layers", [])):
+        keys = getattr(layer, "keys", None)
+        if isinstance(keys, torch.Tensor) and keys.ndim == 4 and not getattr(layer, "is_sliding", False):
+            return keys.detach().sum((1, 3), dtype=torch.float32)
+    return None
 
 
 def _scaled(mask: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:

@@ -39,6 +39,15 @@ def take_output(output: Any) -> tuple[torch.Tensor, PutBack]:
     return output[name], put_back
 
 
+def is_half_registered(kwargs: Any) -> bool:
+    """Whether a hook was called without the keywords that it is registered with.
+
+    torch notes a hook first and that it takes keywords then: what calls it in between is another thread, and
+    no part of the run that is about to begin.
+    """
+    return not isinstance(kwargs, dict)
+
+
 def as_batch(h: torch.Tensor, tokens: Tokens, key: str) -> torch.Tensor:
     """`h` as [batch, tokens, width]; some modules (OPT's MLP, routers) see all tokens as rows.
 

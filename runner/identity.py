@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 import transformers
 
+from subvene.runner.chat_settings import chat_of
 from subvene.specs import SubveneError
 
 
@@ -58,6 +59,27 @@ def holds(file: Path, recorded: str) -> bool:
     message = f"{file}: is not what the run recorded of it (damaged, edited or mixed up); it is made again"
     warnings.warn(message, AlteredWarning, stacklevel=3)
     return False
+
+
+def reading_sha256(model: Any, tokenizer: Any) -> str:
+    """A hash of how texts become tokens and answers end: tokenizer, chat template and settings, end tokens.
+
+    Args:
+        model: whose generation config says what ends an answer.
+        tokenizer: with the chat settings that it carries.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    generation = getattr(model, "generation_config", None)
+    ends = None if generation is None else generation.eos_token_id
+    about = [
+        vocabulary,
+        getattr(tokenizer, "chat_template", None),
+        getattr(tokenizer, "special_tokens_map", None),
+        chat_of(tokenizer).to_dict(),
+        ends,
+    ]
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def model_sha256(model: Any) -> str:

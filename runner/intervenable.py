@@ -9,7 +9,6 @@ positions come from a `TokenTracker`; every run leaves a receipt, and is one thr
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,17 +21,29 @@ from subvene.runner.edits_only import EditsOnly
 from subvene.runner.finite_watch import FiniteWatch
 from subvene.runner.forked_cache import is_forked
 from subvene.runner.generation import drafts, guard_callbacks, row_ends, setting
-from subvene.runner.hooks import as_batch, take_input, take_output
+from subvene.runner.hooks import as_batch, is_half_registered, take_input, take_output
+from subvene.runner.identity import tensors_digest
 from subvene.runner.outcomes import Outcome, Outcomes
-from subvene.runner.positions import PositionError, TokenTracker, cache_of, inputs_of, mask_of
+from subvene.runner.positions import (
+    PositionError,
+    TokenTracker,
+    cache_in,
+    cache_of,
+    inputs_of,
+    mask_of,
+    prompt_lengths_of,
+)
 from subvene.runner.pyvene_calls import own_arguments, refuse_mixture
 from subvene.runner.receipt import Receipt, Recorder
 from subvene.runner.refusals import (
+    is_in_backward,
     refuse_changed_places,
     refuse_compiled,
     refuse_foreign_call,
     refuse_generation,
+    refuse_other_width,
     refuse_recomputation,
+    refuse_second_call,
     refuse_undecidable,
     refuse_unmasked_padding,
 )
@@ -40,7 +51,6 @@ from subvene.runner.runs import Attachment, Entry, Run
 from subvene.runner.scopes import Scope, entered, innermost, plain, refuse_nested
 
 _PRE_HOOK = "register_forward_pre_hook"
-_SERIAL = itertools.count()
 
 
 class IntervenableModel(EditsOnly):
@@ -63,7 +73,7 @@ class IntervenableModel(EditsOnly):
     ) -> None:
         self._handles: list[Any] = []
         self._outcomes = Outcomes()
-        self._serial = next(_SERIAL)
+        self._digests: dict[int, tuple[Any, str]] = {}
         # pyvene's constructor calls eval() and freezes every parameter of a model that is not its own.
         training = [(module, module.training) for module in model.modules()]
         trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -110,12 +120,15 @@ class IntervenableModel(EditsOnly):
         strengths, prompt_lengths = kwargs.pop("strengths", None), kwargs.pop("prompt_lengths", None)
         must_act = kwargs.pop("must_act", True)
         refuse_generation(self.model, kwargs)
+        if prompt_lengths is not None:
+            prompt_lengths = prompt_lengths_of(prompt_lengths, base)
         # Passed on in any case: without a mask transformers would guess padding from the token ids.
         inputs = inputs_of(base)
         mask = base.get("attention_mask")
         if mask is None:
             refuse_unmasked_padding(inputs, setting(self.model, kwargs, "pad_token_id"))
             mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+        refuse_other_width(mask, inputs, kwargs)
         if mask.ndim == 2 and not mask[:, -1].all():
             raise PositionError("generate needs left padding: a row of attention_mask ends in padding")
         beams = (setting(self.model, kwargs, "num_beams") or 1) > 1
@@ -156,7 +169,11 @@ class IntervenableModel(EditsOnly):
         strengths, prompt_lengths = kwargs.pop("strengths", None), kwargs.pop("prompt_lengths", None)
         must_act = kwargs.pop("must_act", True)
         refuse_recomputation(self.model)
-        tracker = TokenTracker(mask_of(base), prompt_lengths, generating=False)
+        mask = mask_of(base, setting(self.model, {}, "pad_token_id"))
+        if prompt_lengths is not None:
+            # What all of `base` knows: a prompt may be longer than the part of it that a call passes.
+            prompt_lengths = torch.as_tensor(prompt_lengths, device=mask.device)
+        tracker = TokenTracker(mask, prompt_lengths, generating=False)
         with self.running(tracker, strengths, must_act=must_act, edits=True):
             return None, self.model(**base, **kwargs)
 
@@ -265,22 +282,28 @@ class IntervenableModel(EditsOnly):
         run.fired.clear()
         run.is_in_call = True
         cache = cache_of(kwargs)
+        if isinstance(cache, tuple):
+            raise PositionError(
+                "past_key_values is a tuple of keys and values, as older transformers had it; pass a Cache "
+                "(DynamicCache)"
+            )
         start = 0 if run.tracker.current is None else run.tracker.current.start
         if run.first is None:
             run.first = start
         if cache is not None and id(cache) not in run.caches:
             record = record_of(cache)
             if (start or record.lies) and not is_forked(cache):
-                edited = record.check(self._edits(run), start, run.tracker)
+                edited = record.check(cache, self._edits(run), start, run.tracker)
                 run.recorder.cached = {entry.name: self._least(edited, entry) for entry in self.entries}
             run.caches[id(cache)] = cache
 
     def after_call(self, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Take notice of a forward call of the whole model that has ended."""
         run.is_in_call = False
+        if output is None:
+            return  # the call failed
         run.watch.observe(self.model, args, kwargs, output)
-        cache = cache_of(output) if isinstance(output, Mapping) else None
-        if cache is not None:
+        if (cache := cache_in(output)) is not None:
             run.caches[id(cache)] = cache
 
     def _edits(self, run: Run) -> dict[str, tuple[Any, torch.Tensor]]:
@@ -293,7 +316,18 @@ class IntervenableModel(EditsOnly):
         }
 
     def _name(self, entry: Entry, site: str) -> str:
-        return f"{self._serial}.{entry.name} at {site}"
+        """What an edit is called in the record of a cache: two of one name do the same."""
+        edit = self.interventions[entry.keys[entry.sites.index(site)]]
+        return f"{self._digest(edit)}.{entry.name} at {site}"
+
+    def _digest(self, edit: torch.nn.Module) -> str:
+        state = {name: t for name, t in edit.state_dict(keep_vars=True).items() if name != "strength"}
+        version = tuple((name, id(t), t._version) for name, t in state.items())
+        known = self._digests.get(id(edit))
+        if known is None or known[0] != version:
+            known = (version, tensors_digest({name: t.detach().cpu() for name, t in state.items()}))
+            self._digests[id(edit)] = known
+        return known[1][:16]
 
     def _least(self, edited: Mapping[str, int], entry: Entry) -> int:
         return min(edited.get(self._name(entry, site), 0) for site in entry.sites)
@@ -302,20 +336,26 @@ class IntervenableModel(EditsOnly):
         """Follow the calls of the whole model."""
         scope = attachment.scope
 
-        def before(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def before(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
             here = innermost(self.model)
+            if is_half_registered(kwargs) or model is not self.model:
+                return  # a copy of the model may have our hooks on it
             if here is scope:
+                refuse_second_call(run)
                 kwargs = run.tracker.observe(model, args, kwargs)
                 self.before_call(run, kwargs)
             elif here is None and scope.is_driven:
                 refuse_foreign_call(run.tracker, kwargs)
 
-        def after(model: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if innermost(self.model) is scope:
+        def after(model: torch.nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+            if is_half_registered(kwargs):
+                return
+            if model is self.model and innermost(self.model) is scope:
                 self.after_call(run, args, kwargs, output)
 
         attachment.handles.append(self.model.register_forward_pre_hook(before, with_kwargs=True))
-        attachment.handles.append(self.model.register_forward_hook(after, with_kwargs=True))
+        handle = self.model.register_forward_hook(after, with_kwargs=True, always_call=True)
+        attachment.handles.append(handle)
 
     def attach(self, attachment: Attachment) -> None:
         """Attach every edit, to act in `attachment.run`."""
@@ -344,18 +384,18 @@ class IntervenableModel(EditsOnly):
 
     def _attach(self, attachment: Attachment, key: str) -> Any:
         edit, register = self.interventions[key], self.intervention_hooks[key]
-        rule = edit.positions
+        rule, place = edit.positions, register.__self__
         skips_response = is_within_prompt(rule)
         is_pre_hook = register.__name__ == _PRE_HOOK
         collects = getattr(edit, "collects", False)
         wants_input = getattr(edit, "needs_module_input", False)
 
-        def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any = None) -> Any:
+        def hook(module: torch.nn.Module, args: Any, kwargs: Any = None, output: Any = None) -> Any:
             run = attachment.run
-            if run is None or not self._acts_here(attachment.scope):
+            if is_half_registered(kwargs) or module is not place or not self._acts_here(attachment.scope):
                 return None
-            tokens = run.tracker.current
-            if tokens is None:
+            tokens = None if run is None else run.tracker.current
+            if run is None or tokens is None or not (run.is_in_call or is_in_backward()):
                 raise PositionError(
                     f"{key} ran before the model's own forward did; call the model, not a part of it"
                 )
@@ -391,7 +431,12 @@ class IntervenableModel(EditsOnly):
             if name not in by_name:
                 known = ", ".join(by_name)
                 raise ValueError(f"strengths: no intervention is called {name!r}; there are: {known}")
-            tensor = torch.as_tensor(value, dtype=torch.float32)
+            try:
+                tensor = torch.as_tensor(value, dtype=torch.float32)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(
+                    f"{name}: a strength must be one number or one per row, found {value!r:.60}"
+                ) from error
             for key in by_name[name].keys:
                 in_force[key] = tensor.to(in_force[key].device)
         for entry in self.entries:

@@ -21,10 +21,11 @@ from subvene.runner.chat_settings import CHAT_FIELDS, with_chat
 from subvene.runner.compile import check_config, compile_spec
 from subvene.runner.generation import setting
 from subvene.runner.intervenable import IntervenableModel
-from subvene.runner.limits import refuse_batch_beyond_context
+from subvene.runner.limits import refuse_batch_beyond_context, refuse_generation_beyond_context
 from subvene.runner.model import load_config, load_model, with_overrides
-from subvene.runner.positions import cached_length, check_prompt_lengths
+from subvene.runner.positions import cached_length, prompt_lengths_of
 from subvene.runner.prompts import as_prompts
+from subvene.runner.pyvene_calls import refuse_unknown_inputs
 from subvene.runner.receipt import Receipt
 from subvene.runner.refusals import refuse_unmasked_padding
 from subvene.runner.scopes import is_exempt
@@ -99,7 +100,7 @@ class IntervenedModel:
         """
         if isinstance(spec, Mapping):
             spec = parse_spec(
-                json.dumps(spec, default=str), "<mapping>", "json", own_tensors=tensors is not None
+                json.dumps(spec, default=_plain), "<mapping>", "json", own_tensors=tensors is not None
             )
         elif not isinstance(spec, InterventionSpec):
             folder = Path(folder) if folder is not None else Path(spec).parent
@@ -306,8 +307,7 @@ class IntervenedModel:
         # Passed on in any case: without a mask transformers would guess padding from the token ids.
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         base = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
-        new = setting(self.model, kwargs, "max_new_tokens") or 0
-        refuse_batch_beyond_context(self.model, input_ids, mask, new=new)
+        refuse_generation_beyond_context(self.model, base, kwargs)
         if kwargs.get("stop_strings") is not None:
             kwargs.setdefault("tokenizer", self.tokenizer)
         lengths = self._prompt_lengths(prompt_lengths, base)
@@ -358,6 +358,7 @@ class IntervenedModel:
                 f"a call takes token ids [batch, tokens] as a tensor, found {input_ids!r:.60}; for text use "
                 "generate, or the tokenizer with return_tensors='pt'"
             )
+        refuse_unknown_inputs(self.model, kwargs)
         device = self.model.device
         before = cached_length(kwargs)
         refuse_batch_beyond_context(self.model, input_ids, attention_mask, before=before)
@@ -487,9 +488,7 @@ class IntervenedModel:
     def _prompt_lengths(self, lengths: Any, base: Mapping[str, Any]) -> torch.Tensor | None:
         if lengths is None:
             return None
-        lengths = torch.as_tensor(lengths, device=self.model.device)
-        check_prompt_lengths(lengths, base)
-        return lengths
+        return prompt_lengths_of(lengths, base)
 
     def _named(self, strengths: Any) -> Mapping[str, Any] | None:
         if strengths is None or isinstance(strengths, Mapping):
@@ -514,6 +513,11 @@ def _refuse_overrides(overrides: Mapping[str, Any]) -> None:
             f"{', '.join(late)}: the model that was passed is loaded already, and this would not change it; "
             "load it so, or leave `model=` out"
         )
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's as Python's; anything else as its text, for the spec's own checks."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from subvene.runner.anatomy import text_config
+from subvene.runner.generation import setting
 from subvene.runner.text import TextError
 
 
@@ -66,6 +67,17 @@ def refuse_batch_beyond_context(
     is_whole = attention_mask is not None and attention_mask.ndim == 2 and attention_mask.shape[1] == slots
     lengths = attention_mask.sum(1).tolist() if is_whole else [slots] * len(input_ids)  # type: ignore[union-attr]
     refuse_beyond_context(model, lengths, "row", new=new)
+
+
+def refuse_generation_beyond_context(model: Any, base: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
+    """As `refuse_batch_beyond_context`, for a `generate` of this batch with these keywords."""
+    ids = base.get("input_ids")
+    if ids is None:
+        return
+    new = setting(model, kwargs, "max_new_tokens") or 0
+    if not new and kwargs.get("max_length"):
+        new = max(int(kwargs["max_length"]) - ids.shape[1], 0)
+    refuse_batch_beyond_context(model, ids, base.get("attention_mask"), new=new)
 
 
 def _stretched(rope: Any) -> list[int]:

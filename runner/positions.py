@@ -15,7 +15,7 @@ import torch
 from subvene.interventions import Tokens
 from subvene.specs import SubveneError
 
-_PACKED_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "block_table", "read_index", "write_index", "seq_idx")
+PACKED_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "block_table", "read_index", "write_index", "seq_idx")
 
 
 class PositionError(SubveneError, ValueError):
@@ -29,6 +29,14 @@ _CACHES = ("past_key_values", "cache_params", "state")
 def cache_of(inputs: Mapping[str, Any]) -> Any:
     """The cache that a forward call is given; None without one."""
     return next((inputs[name] for name in _CACHES if inputs.get(name) is not None), None)
+
+
+def cache_in(output: Any) -> Any:
+    """The cache that a forward call hands back; None without one."""
+    if isinstance(output, Mapping):
+        return cache_of(output)
+    parts = output if isinstance(output, tuple | list) else ()
+    return next((part for part in parts if hasattr(part, "get_seq_length")), None)
 
 
 def cached_length(inputs: Mapping[str, Any]) -> int:
@@ -54,16 +62,25 @@ def inputs_of(base: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return next(base[name] for name in ("input_ids", "inputs_embeds") if base.get(name) is not None)
 
 
-def mask_of(base: Mapping[str, Any]) -> torch.Tensor:
+def mask_of(base: Mapping[str, Any], pad_id: Any = None) -> torch.Tensor:
     """The attention mask [batch, slots] of a forward call and what its cache holds; all real where none is.
 
+    Args:
+        base: the call's inputs.
+        pad_id: of several rows without a mask and a cache, what stands at their ends with this id is padding.
+
     Raises:
-        PositionError: the mask does not cover the cached and the new tokens.
+        PositionError: the mask does not cover the cached and the new tokens, or padding ids stand elsewhere
+            than at the ends of rows that have no mask.
     """
     inputs, mask = inputs_of(base), base.get("attention_mask")
     slots = cached_length(base) + inputs.shape[1]
     if mask is None:
+        if pad_id is not None and inputs.ndim == 2 and len(inputs) > 1 and cache_of(base) is None:
+            return _without_padding_ends(inputs, pad_id)
         return torch.ones(inputs.shape[0], slots, dtype=torch.long, device=inputs.device)
+    if not isinstance(mask, torch.Tensor):
+        raise PositionError(f"attention_mask must be a tensor [batch, tokens], found {type(mask).__name__}")
     if mask.ndim == 2 and mask.shape[1] != slots:
         cache = cache_of(base)
         held = (
@@ -76,23 +93,46 @@ def mask_of(base: Mapping[str, Any]) -> torch.Tensor:
     return mask
 
 
-def check_prompt_lengths(prompt_lengths: torch.Tensor, base: Mapping[str, Any]) -> None:
-    """Check the prompt lengths [rows] of a call against its rows.
+def _without_padding_ends(ids: torch.Tensor, pad_id: Any) -> torch.Tensor:
+    pads = torch.isin(ids, torch.as_tensor(pad_id, device=ids.device))
+    ends = pads.flip(1).cumprod(1).flip(1).bool()
+    # What all rows begin with is a token of the text: the longest row has no padding before it.
+    begins = pads.all(0).cumprod(0).bool()
+    if (elsewhere := pads & ~ends & ~begins).any():
+        rows = elsewhere.any(1).nonzero().flatten().tolist()
+        raise PositionError(
+            f"rows {rows} hold the padding id {pad_id} before other tokens, and without attention_mask it "
+            "cannot be told whether that is padding or text; pass attention_mask [batch, tokens]"
+        )
+    return (~ends).long()
+
+
+def prompt_lengths_of(lengths: Any, base: Mapping[str, Any]) -> torch.Tensor:
+    """The prompt lengths [rows] of a call, checked against its rows.
 
     Raises:
-        ValueError: not one positive number a row, or more than the row has tokens.
+        ValueError: not one whole positive number a row, or more than the row has tokens.
     """
-    rows, count = base["input_ids"].shape
-    found = prompt_lengths.tolist()
-    if prompt_lengths.shape != (rows,) or (prompt_lengths < 1).any():
-        raise ValueError(f"prompt_lengths must be {rows} positive numbers, found {found}")
+    inputs = inputs_of(base)
+    rows, count = inputs.shape[:2]
+    expected = f"prompt_lengths must be {rows} positive numbers, found {lengths!r:.80}"
+    try:
+        found = torch.as_tensor(lengths, device=inputs.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(expected) from error
+    if found.dtype == torch.bool or found.is_floating_point() or found.is_complex():
+        raise ValueError(expected)
+    found = found.long()
+    if found.shape != (rows,) or (found < 1).any():
+        raise ValueError(expected)
     # With a cache a row is longer than its input_ids, and only a mask of the whole row says how long.
     mask = base.get("attention_mask")
     if mask is None and cache_of(base) is not None:
-        return
-    lengths = prompt_lengths.new_full((rows,), count) if mask is None else mask.sum(1)
-    if (prompt_lengths > lengths).any():
-        raise ValueError(f"prompt_lengths {found} exceed the rows' {lengths.tolist()} tokens")
+        return found
+    within = found.new_full((rows,), count) if mask is None else mask.sum(1).to(found.device)
+    if (found > within).any():
+        raise ValueError(f"prompt_lengths {found.tolist()} exceed the rows' {within.tolist()} tokens")
+    return found
 
 
 class TokenTracker:
@@ -209,7 +249,7 @@ class TokenTracker:
     def extend(self, attention_mask: torch.Tensor) -> None:
         """Take a longer mask [batch, slots] of the same rows, of a sequence that goes on."""
         mask = attention_mask.bool()
-        if mask.shape[0] != self.real.shape[0] or mask.shape[1] < self.slots:
+        if mask.shape[0] != self.real.shape[0]:
             raise PositionError(
                 f"a forward call goes on with a cache of {list(self.real.shape)} rows and slots under a mask "
                 f"of shape {list(mask.shape)}; the mask has to cover what is cached and what is new"
@@ -272,7 +312,7 @@ class TokenTracker:
 
     def refuse_packed(self, kwargs: dict[str, Any], start: int) -> None:
         """Raise `PositionError` if a call packs several requests into a row."""
-        packed = [key for key in _PACKED_KEYWORDS if kwargs.get(key) is not None]
+        packed = [key for key in PACKED_KEYWORDS if kwargs.get(key) is not None]
         ids = kwargs.get("position_ids")
         if ids is not None and ids.ndim == 2 and ids.shape[1] > 1 and ids.shape[0] in (1, self.real.shape[0]):
             real = self.real[:, start : start + ids.shape[1]]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from subvene.specs import SubveneError
@@ -20,7 +21,11 @@ from subvene.specs.regular_file import read_text
 
 # What transformers raises for a model that is missing, incomplete, or needs a package that is not installed.
 # RuntimeError and TypeError: weights and configs that do not go together.
-_LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, TypeError, safetensors.SafetensorError)
+# A config that transformers cannot use ends in whatever its code ran into.
+_LOAD_ERRORS = (
+    *(OSError, ValueError, ImportError, RuntimeError, TypeError, safetensors.SafetensorError),
+    *(LookupError, AttributeError, ArithmeticError, AssertionError, StrictDataclassError),
+)
 
 _SHOWN = 5
 _ADAPTER = re.compile(

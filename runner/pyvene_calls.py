@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from subvene.runner.positions import PACKED_KEYWORDS
 from subvene.specs import SubveneError
 
 _STOCK = "Stock pyvene.IntervenableModel, with pyvene's own classes, takes it"
@@ -73,6 +74,24 @@ def own_arguments(
     if method == "forward":
         _refuse_unknown(model, given)
     return given
+
+
+def refuse_unknown_inputs(model: Any, inputs: Mapping[str, Any]) -> None:
+    """Raise `PyveneCallError` for an input that no part of the model takes.
+
+    transformers' forwards take any keyword and drop those that they do not know, a misspelt `strengths=` too.
+    """
+    from transformers.utils import TransformersKwargs
+
+    known = {*_OWN, "attention_mask", "return_dict", "images_data", *TransformersKwargs.__annotations__}
+    known |= {*PACKED_KEYWORDS, "cache_position"}
+    for part in (model, getattr(model, "base_model", model), getattr(model, "model", model)):
+        known |= set(inspect.signature(part.forward).parameters)
+    for name in inputs:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise PyveneCallError(f"a call: {type(model).__name__} takes no {name!r}{hint}")
 
 
 def refuse_mixture(interventions: Mapping[str, torch.nn.Module], ours: type) -> None:

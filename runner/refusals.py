@@ -78,9 +78,34 @@ def refuse_generation(model: Any, kwargs: Mapping[str, Any]) -> None:
             "guidance_scale runs a second, unconditional sequence beside the first, whose positions cannot "
             "be told apart from it; generate without it"
         )
+    guided = "UnbatchedClassifierFreeGuidanceLogitsProcessor"
+    if any(type(processor).__name__ == guided for processor in kwargs.get("logits_processor") or []):
+        raise PositionError(f"{guided} calls the model on a second sequence; generate without it")
     if kwargs.get("disable_compile") is False or kwargs.get("compile_config") is not None:
         raise CompiledModelError(
             "a compiled generate ignores hooks; leave out compile_config and disable_compile=False"
+        )
+
+
+def is_in_backward() -> bool:
+    """Whether autograd is going backward here: it recomputes checkpointed blocks, which are no new call."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def refuse_second_call(run: Any) -> None:
+    """Raise `ConcurrentRunError` if a call of this run is under way in another thread."""
+    if run is not None and run.is_in_call:
+        raise ConcurrentRunError(
+            "a forward call of this run is under way: two at once (from threads that share its context) "
+            "cannot be told apart. Make the calls one after the other, or give each thread a run of its own"
+        )
+
+
+def refuse_other_width(mask: torch.Tensor, inputs: torch.Tensor, kwargs: Mapping[str, Any]) -> None:
+    """Raise `PositionError` if a `generate` call has another number of mask columns than tokens."""
+    if mask.ndim == 2 and mask.shape[1] != inputs.shape[1] and kwargs.get("past_key_values") is None:
+        raise PositionError(
+            f"attention_mask has {mask.shape[1]} columns, for {inputs.shape[1]} tokens; expected one for each"
         )
 
 

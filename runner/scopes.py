@@ -24,7 +24,7 @@ class ConcurrentRunError(SubveneError, RuntimeError):
     """Two runs on one base model that cannot be kept apart."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Scope:
     """A stretch of code during which calls of `base` belong to somebody.
 
@@ -34,12 +34,14 @@ class Scope:
             callback of a run.
         is_run: whether calls are edited by `owner`; else they are nobody's, and no run reaches into it.
         is_driven: whether somebody else makes the calls (`attached`).
+        is_open: whether the block is still being run; a task that was made inside keeps the scope longer.
     """
 
     base: torch.nn.Module
     owner: Any
     is_run: bool
     is_driven: bool = False
+    is_open: bool = True
 
 
 @contextlib.contextmanager
@@ -49,6 +51,7 @@ def entered(scope: Scope) -> Iterator[Scope]:
     try:
         yield scope
     finally:
+        scope.is_open = False
         # By identity: scopes that were entered by hand may be left in another order.
         _SCOPES.set(tuple(other for other in _SCOPES.get() if other is not scope))
 
@@ -60,12 +63,12 @@ def plain(base: torch.nn.Module) -> contextlib.AbstractContextManager[Scope]:
 
 def innermost(base: torch.nn.Module) -> Scope | None:
     """The scope that calls of `base` belong to here."""
-    return next((scope for scope in reversed(_SCOPES.get()) if scope.base is base), None)
+    return next((scope for scope in reversed(_SCOPES.get()) if scope.base is base and scope.is_open), None)
 
 
 def is_exempt(owner: Any) -> bool:
     """Whether `owner` asked for the untouched model here, however far out."""
-    return any(not scope.is_run and scope.owner is owner for scope in _SCOPES.get())
+    return any(not scope.is_run and scope.owner is owner and scope.is_open for scope in _SCOPES.get())
 
 
 def refuse_nested(base: torch.nn.Module, owner: Any, *, is_driven: bool) -> None:

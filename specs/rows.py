@@ -86,12 +86,23 @@ def given_rows(data: Any, fail: Fail = RowsError) -> list[Row]:
 def parsed(content: str, where: str, fail: Fail = RowsError) -> Any:
     """A JSON value."""
     try:
-        return json.loads(content)
+        return json.loads(content, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         line = f" line {error.lineno}," if error.lineno > 1 else ""
         raise fail(f"{where}: not JSON ({error.msg},{line} column {error.colno})") from error
     except (ValueError, RecursionError) as error:
         raise fail(f"{where}: not JSON ({error})") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys stand there once; of two, the last would win in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(
+            f"the key {next(name for name in names if names.count(name) > 1)!r} stands there twice"
+        )
+    return found
 
 
 def short(value: Any) -> str:

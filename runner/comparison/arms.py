@@ -19,7 +19,7 @@ from subvene.runner.cache import atomic_folder
 from subvene.runner.compile import load_tensors
 from subvene.runner.exports.checkpoint import save_baked
 from subvene.runner.fitting import fit
-from subvene.runner.identity import holds, model_sha256, tensors_digest, versions
+from subvene.runner.identity import holds, model_sha256, reading_sha256, tensors_digest, versions
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.ledger import Ledger, digest
 from subvene.runner.pretrained import load_weights
@@ -75,7 +75,8 @@ class Arms:
         self._ledger, self._output, self._folder = ledger, output, folder
         self.work = output / "work"
         self._read: dict[str, Any] = {}
-        self.base = {"model": model_sha256(model), "versions": versions(), "units": UNITS}
+        reading = reading_sha256(model, tokenizer)
+        self.base = {"model": model_sha256(model), "text": reading, "versions": versions(), "units": UNITS}
 
     def make(
         self, variant: ExperimentSpec | None, seed: int, tuning: Sequence[Question] | None, *, bake: bool

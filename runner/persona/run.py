@@ -17,7 +17,15 @@ from subvene.runner.compile import CompileError, load_tensors
 from subvene.runner.evaluations.divergence import Reference
 from subvene.runner.evaluations.multiple_choice import shipped_questions
 from subvene.runner.fitting import check_reach
-from subvene.runner.identity import environment, git_state, holds, model_sha256, tensors_digest, versions
+from subvene.runner.identity import (
+    environment,
+    git_state,
+    holds,
+    model_sha256,
+    reading_sha256,
+    tensors_digest,
+    versions,
+)
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.ledger import MISSING, Ledger, digest
 from subvene.runner.model import load_config, load_model, with_overrides
@@ -196,7 +204,8 @@ class _Persona:
     def run(self, plain: IntervenedModel, ledger: Ledger, output: Path) -> dict[str, Any]:
         """Everything, and the artifacts."""
         weights = model_sha256(plain.model)
-        self.base = {"model": weights, "versions": versions(), "units": UNITS}
+        reading = reading_sha256(plain.model, plain.tokenizer)
+        self.base = {"model": weights, "text": reading, "versions": versions(), "units": UNITS}
         self.judge = self.judge.with_model(plain)
         # What it is worth is measured once, on contrasts that no response depends on.
         judge = {"unit": "judge", "judge": self.judge.identity(self.traits)}

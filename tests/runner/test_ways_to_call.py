@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import contextvars
 import copy
 import functools
 import operator
@@ -754,3 +756,140 @@ def test_encoders_with_decoders_are_refused_by_name() -> None:
     config = t.T5Config(vocab_size=96, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
     with pytest.raises((AnatomyError, ValueError), match=r"T5|encoder"):
         made(t.T5ForConditionalGeneration(config), "all")
+
+
+# What an attack found -------------------------------------------------------------------------------------
+
+
+def test_a_misspelt_keyword_is_no_input() -> None:
+    m = intervened(tiny("llama"), steering("all"))
+    ids, mask = batch(PROMPTS, "left")
+    for wrong in ({"strength": 0.0}, {"prompt_length": [3]}, {"attention_masks": mask}):
+        with pytest.raises(TypeError, match="did you mean"):
+            m(ids, **wrong)
+
+
+def test_a_part_of_an_attached_model_is_refused() -> None:
+    """Before and after a whole call: whose tokens these are could not be said."""
+    m = intervened(tiny("llama"), steering("all"))
+    ids = torch.tensor([PROMPTS[1]])
+    for calls in (0, 1):
+        with pytest.raises(PositionError, match="not a part of it"), m.attached() as model:
+            _ = [model(ids) for _ in range(calls)], model.model(ids)
+
+
+@pytest.mark.parametrize("way", ["tuple", "attached", "attached tuple", "exception"])
+def test_every_cache_knows_what_it_was_filled_with(way: str) -> None:
+    model = tiny("llama")
+    m = intervened(model, steering("all"))
+    ids, more = torch.tensor([PROMPTS[1]]), torch.tensor([[18, 19]])
+    cache: Any = t.DynamicCache(config=model.config)
+    with torch.no_grad():
+        if way == "tuple":
+            cache = m(ids, use_cache=True, return_dict=False)[1]
+        elif way == "exception":
+            with contextlib.suppress(KeyboardInterrupt), m.attached() as inside:
+                inside(ids, past_key_values=cache)
+                raise KeyboardInterrupt
+        else:
+            with m.attached() as inside:
+                inside(ids, past_key_values=cache, return_dict=way == "attached")
+                with pytest.raises(CacheError, match="without edits"), m.disabled():
+                    m(more, past_key_values=copy.deepcopy(cache))
+        with pytest.raises(CacheError, match="without edits"), m.disabled():
+            m(more, past_key_values=copy.deepcopy(cache))
+        with pytest.raises(CacheError, match="filled otherwise"):
+            m(more, past_key_values=copy.deepcopy(cache), strengths=0.5)
+        next(iter(m.intervenable.interventions.values())).vector.mul_(-1)
+        with pytest.raises(CacheError, match="filled otherwise"):
+            m(more, past_key_values=cache)
+
+
+def test_a_caches_rows_may_be_selected() -> None:
+    m = intervened(tiny("llama"), steering("all"))
+    ids, more = torch.tensor([[11, 12, 13], [21, 22, 23]]), torch.tensor([[24], [14]])
+    with torch.no_grad():
+        cache = m(ids, use_cache=True, strengths=[0.5, 2.0]).past_key_values
+        cache.reorder_cache(torch.tensor([1, 0]))
+        with pytest.raises(CacheError, match="filled otherwise"):
+            m(more, past_key_values=copy.deepcopy(cache), strengths=[0.5, 2.0])
+        found = m(more, past_key_values=cache, strengths=[2.0, 0.5]).logits[:, -1]
+    whole = torch.cat([ids.flip(0), more], 1)
+    with torch.no_grad():
+        expected = m(whole, strengths=[2.0, 0.5]).logits[:, -1]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_prompt_lengths_are_whole_numbers() -> None:
+    m = intervened(tiny("llama"), steering({"last": 3, "of": "prompt"}))
+    ids = torch.tensor([[11, 12, 13, 14, 15, 16, 17]] * 2)
+    m(ids, prompt_lengths=torch.tensor([2, 6], dtype=torch.uint8))
+    assert m.receipt[0].tokens == 5
+    for wrong in ([2.5, 3.0], [True, True], [0, 1], [3], "2", [99, 2]):
+        with pytest.raises(ValueError, match="prompt_lengths"):
+            m(ids, prompt_lengths=wrong)
+
+
+def test_a_mask_of_another_width_is_refused_in_generation() -> None:
+    m = intervened(tiny("llama"), steering("response"))
+    with pytest.raises(PositionError, match="9 columns"):
+        m.generate_ids(torch.tensor([PROMPTS[1]]), torch.ones(1, 9, dtype=torch.long), **GREEDY)
+
+
+def test_padding_at_the_ends_of_rows_without_a_mask_is_padding() -> None:
+    """As evaluation harnesses score; on the left it could be text."""
+    model = tiny("llama")
+    m = intervened(model, steering({"last": 1, "of": "response"}))
+    ids, mask = batch([PROMPTS[1], [21, 22, 23, 24]], "right")
+    with torch.no_grad():
+        expected = m(ids, mask, prompt_lengths=[3, 2]).logits
+        found = m(ids, prompt_lengths=[3, 2]).logits
+        assert m.receipt[0].tokens == 2
+        torch.testing.assert_close(found[mask.bool()], expected[mask.bool()])
+        with pytest.raises(PositionError, match="before other tokens"):
+            m(batch([PROMPTS[1], [21, 22]], "left")[0], prompt_lengths=[3, 2])
+
+
+def test_a_copy_of_an_attached_model_is_its_own() -> None:
+    model = tiny("llama")
+    m = intervened(model, steering("all"))
+    ids = torch.tensor([PROMPTS[1]])
+    with m.disabled():
+        plain = m.generate_ids(ids, **GREEDY)
+    with m.attached() as inside:
+        copied = copy.deepcopy(inside)
+        assert torch.equal(copied.generate(ids, **GREEDY), plain)
+        inside.generate(ids, **GREEDY)
+    assert torch.equal(copied.generate(ids, **GREEDY), plain)
+
+
+def test_disabled_ends_with_its_block_for_tasks_too() -> None:
+    m = intervened(tiny("llama"), steering("response"))
+    steered = responses(m)
+
+    async def job() -> Any:
+        await asyncio.sleep(0.01)
+        return responses(m)
+
+    async def main() -> Any:
+        with m.disabled():
+            task = asyncio.create_task(job())
+        return await task
+
+    assert asyncio.run(main()) == steered
+
+
+def test_two_calls_at_once_in_one_attachment_are_refused() -> None:
+    m = intervened(tiny("llama"), steering("all"))
+    ids = torch.tensor([PROMPTS[1]])
+    second: list[Any] = []
+
+    def call(_module: Any, _args: Any) -> None:
+        if not second:
+            second.append(None)
+            context = contextvars.copy_context()
+            in_threads(lambda: context.run(m.model, ids))
+
+    oracle.blocks(m.model)[0].register_forward_pre_hook(call)
+    with pytest.raises(ConcurrentRunError, match="two at once"), m.attached() as inside:
+        inside(ids)
