@@ -62,6 +62,7 @@ class Reader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._kept: dict[str, tuple[bytes, dict[str, Any]]] = {}
+        self._disputed: set[str] = set()
         self._rejected: list[bytes] = []
         self._reasons: Counter[str] = Counter()
 
@@ -102,10 +103,12 @@ class Reader:
             self._reject(line, "without" if old else "altered")
             return
         key, result = record["key"], record["result"]
-        if key in self._kept and self._kept[key][1] != result:
-            # Both are whole and say different things: neither is believed.
+        if key in self._disputed or (key in self._kept and self._kept[key][1] != result):
+            # Whole records that say different things: none of them is believed.
+            self._disputed.add(key)
             self._reject(line, "altered")
-            self._reject(self._kept.pop(key)[0], "altered")
+            if key in self._kept:
+                self._reject(self._kept.pop(key)[0], "altered")
         else:
             self._kept[key] = line, result
 

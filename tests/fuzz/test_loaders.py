@@ -28,15 +28,20 @@ import gguf
 import numpy as np
 import safetensors.torch
 import torch
+import typer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runner"))
 from artifact_to_spoil import LAYERS, WIDTH, rehash, steered, tiny_llama
 
 from subvene.interventions._pyvene import pyvene
 from subvene.runner import artifact
+from subvene.runner.cli._options import read_prompts
 from subvene.runner.imports import Options, import_foreign
 from subvene.runner.intervened import IntervenedModel
-from subvene.specs import SubveneError, load_spec
+from subvene.runner.judges.labels import read_labels
+from subvene.runner.preferences import read_data
+from subvene.runner.transcripts import read_transcripts
+from subvene.specs import SubveneError, TriplesSpec, load_pairs, load_spec
 
 SECONDS = float(os.environ.get("SUBVENE_FUZZ_SECONDS", "12"))
 # Of this process, for one input; on a quiet core the slowest takes a tenth of one.
@@ -112,7 +117,33 @@ def targets(folder: Path) -> dict[str, Target]:
     def reloads(path: Path) -> Any:
         return IntervenedModel.from_pretrained(path, model=model)
 
+    turns = '{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}'
+    (folder / "turns.jsonl").write_text(f'{{"messages": [{turns}]}}\n{{"prompt": "Hi", "response": "No"}}\n')
+    rows = f'[{{"conversations": [{turns}]}}, {{"instruction": "a", "output": "b"}}]'
+    (folder / "turns.json").write_text(rows)
+    (folder / "turns.csv").write_text('prompt,response,score\n"Hi, you","Yes\nor no",1.5\nb,c,2\n')
+    (folder / "preferences.jsonl").write_text('{"prompt": "Hi", "chosen": "Yes", "rejected": "No"}\n' * 3)
+    (folder / "pairs.jsonl").write_text('{"prompt": "Hi", "positive": "Yes", "negative": "No"}\n' * 3)
+    (folder / "prompts.jsonl").write_text('{"prompt": "Hi"}\n{"question": "Why?"}\n')
+    (folder / "labels.jsonl").write_text('{"prompt": "Q: a?\\nA: b\\nTrue:", "completion": " yes"}\n' * 3)
+
+    def preferences(path: Path) -> Any:
+        return read_data(TriplesSpec.model_validate({"file": path.name}), path.parent)
+
+    def prompts(path: Path) -> Any:
+        try:
+            return read_prompts([], path)
+        except typer.BadParameter as error:  # the command line's own refusal, of a file without a prompt
+            raise SubveneError(str(error)) from error
+
     return {
+        "turns": Target(folder / "turns.jsonl", ("",), read_transcripts),
+        "turns in a list": Target(folder / "turns.json", ("",), read_transcripts),
+        "turns in a table": Target(folder / "turns.csv", ("",), read_transcripts),
+        "preferences": Target(folder / "preferences.jsonl", ("",), preferences),
+        "pairs": Target(folder / "pairs.jsonl", ("",), load_pairs),
+        "labels": Target(folder / "labels.jsonl", ("",), read_labels),
+        "prompts": Target(folder / "prompts.jsonl", ("",), prompts),
         "spec": Target(folder / "spec.yaml", ("",), load_spec),
         "json spec": Target(folder / "spec.json", ("",), load_spec),
         "artifact": Target(made, ("intervention.yaml", "tensors.safetensors"), reloads, rehashed=True),
