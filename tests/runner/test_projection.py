@@ -275,9 +275,14 @@ def test_live_within_a_run_that_somebody_else_drives(vectors: Any) -> None:
 def test_hooks_are_gone_after_an_exception(vectors: Any) -> None:
     model = tiny("llama")
     m = intervened(model, steering("response"))
-    before, mask = hooks(model), torch.ones(1, 3, dtype=torch.long)
-    with pytest.raises(RuntimeError), LiveProjections(m, vectors, mask):
-        m.generate_ids(torch.tensor([[11, 12, 13, 14]]), mask, max_new_tokens=2)  # not what the mask says
+
+    def stop(*_: Any) -> None:
+        raise RuntimeError("stop")
+
+    model.lm_head.register_forward_hook(stop)
+    before, mask = hooks(model), torch.ones(1, 4, dtype=torch.long)
+    with pytest.raises(RuntimeError, match="stop"), LiveProjections(m, vectors, mask):
+        m.generate_ids(torch.tensor([[11, 12, 13, 14]]), mask, max_new_tokens=2)
     assert hooks(model) == before
 
 
