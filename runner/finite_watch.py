@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from subvene.runner.not_finite import ADVICE, ADVICE_OF_MODEL, NotFiniteError, rows_in_words
-from subvene.runner.positions import TokenTracker
+from subvene.runner.positions import TokenTracker, by_name
 
 if TYPE_CHECKING:
     from subvene.runner.receipt import Recorder
@@ -64,8 +64,7 @@ class FiniteWatch:
         tokens = self._tracker.current
         if tokens is None:
             return
-        if args:
-            kwargs = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
+        kwargs = by_name(model, args, kwargs)
         if any(kwargs[name] is not None for name in kwargs.keys() - _REPEATABLE):
             self._is_repeatable = False
         found = _last_tensor(output)
