@@ -19,13 +19,13 @@ def test_formal_caps_the_projection_from_below(smollm2: tuple[Any, Any]) -> None
     m = fit(EXAMPLES / "formal.yaml", model=model, tokenizer=tokenizer)
     prompts = ["How do I cook rice?"] * 2
     baseline, capped = m.generate(prompts, strengths=[0.0, 1.0], max_new_tokens=24, do_sample=False)
-    with m.disabled():
-        assert m.generate(prompts[:1], max_new_tokens=24, do_sample=False) == [baseline]
     assert capped != baseline
     assert m.receipt is not None
     receipt = m.receipt["formal"]
     assert receipt.rows_edited == 1
     assert receipt.changed > 0
+    with m.disabled():
+        assert m.generate(prompts[:1], max_new_tokens=24, do_sample=False) == [baseline]
 
     # What the next block receives, seen by a hook of our own, is nowhere below the floor of the spec.
     declared = m.spec.interventions[0]
