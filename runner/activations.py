@@ -17,25 +17,11 @@ from subvene.runner.anatomy import Anatomy, component_module
 from subvene.runner.hooks import take_input, take_output
 from subvene.runner.limits import refuse_batch_beyond_context
 from subvene.runner.progress import track
+from subvene.runner.span import Text
 from subvene.runner.text import Batch, by_length, pad
 
 # A sum that is smaller than this part of what it was added up from holds nothing but rounding.
 _ROUNDING = 1e-6
-
-
-@dataclass(frozen=True)
-class Text:
-    """A tokenised text and the span of it that is read.
-
-    Attributes:
-        ids: token ids.
-        start: first token of the span, 0-based.
-        end: one past its last token.
-    """
-
-    ids: tuple[int, ...]
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)

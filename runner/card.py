@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +17,8 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from yaml import YAMLError
 
-from subvene.runner.comparison.summary import METRICS
+from subvene.runner.markdown import table
 from subvene.runner.receipt import Receipt
-from subvene.runner.report.localization_tables import localization_markdown
-from subvene.runner.report.persona_tables import conditions_markdown
-from subvene.runner.report.tables import in_cell, markdown
 from subvene.specs import InterventionSpec, SubveneError, dump_spec
 from subvene.specs.document import parse_document
 
@@ -97,8 +94,7 @@ def finished(
     *,
     repo_id: str,
     licence: str | None = None,
-    results: Mapping[str, Any] | None = None,
-    place: str | None = None,
+    measured: str | None = None,
 ) -> str:
     """A card as it is pushed: it names its repository, and the licence and measurements where they are given.
 
@@ -108,9 +104,7 @@ def finished(
         text: the card as it was saved, and perhaps edited since.
         repo_id: where it goes.
         licence: a licence as the Hub names it (`apache-2.0`); None leaves what the card says.
-        results: of a run, as in its `results.json`; None leaves what the card says.
-        place: where the artifact lies in that run (`artifacts/edit_probed`), so that its own numbers are told
-            apart.
+        measured: tables of what was measured, Markdown; None leaves what the card says.
 
     Raises:
         CardError: the front matter is not valid.
@@ -132,8 +126,8 @@ def finished(
             )
         data.license = licence
         body = _with_section(body, LICENCE, f"{licence}, of this folder. The base model keeps its own.")
-    if results is not None and (table := measured(results, place)) is not None:
-        body = _with_section(body, MEASURED, table)
+    if measured is not None:
+        body = _with_section(body, MEASURED, measured)
     return with_front_matter(data, body)
 
 
@@ -161,46 +155,6 @@ def with_front_matter(data: ModelCardData, body: str) -> str:
     if again != data.to_dict():
         raise CardError(f"README.md: its front matter reads back as {again}, expected {data.to_dict()}")
     return text
-
-
-def measured(results: Mapping[str, Any], place: str | None = None) -> str | None:
-    """The tables of a run as Markdown; None where nothing in it is a number.
-
-    Args:
-        results: as in the `results.json` of a comparison, a persona run, a localization, or any other
-            experiment.
-        place: as for `finished`.
-
-    Raises:
-        CardError: these are no results of `subvene run`.
-    """
-    try:
-        if "rows" in results:
-            return _own(results["cells"], place, "label") + markdown(results)
-        if "arms" in results:
-            return _own(results["arms"], place, "name") + localization_markdown(results)
-        if "traits" in results:
-            own = (place or "").removeprefix("artifacts/")
-            some = {own: results["traits"][own]} if own in results["traits"] else results["traits"]
-            return conditions_markdown({**results, "traits": some})
-        tables = [_records(found) for found in results["evaluations"] if found["kind"] != "samples"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CardError(f"these are no results of `subvene run` ({error!r} is missing)") from error
-    return "\n\n".join(tables) or None
-
-
-def _own(conditions: Sequence[Mapping[str, Any]], place: str | None, name: str) -> str:
-    """The numbers of the one condition that the artifact is, before the table of all."""
-    lines = []
-    for one in conditions:
-        if place is None or one.get("artifact") != place:
-            continue
-        where = ", ".join(f"{field} {one[field]}" for field in ("seed", "fold") if field in one)
-        told = {METRICS.get(metric, metric): value for metric, value in one["metrics"].items()}
-        values = ", ".join(f"{metric} {_in_words(value)}" for metric, value in told.items())
-        which = f"{in_cell(str(one[name]))}{where and f' ({where})'}"
-        lines.append(f"This folder is **{which}** of the run below: {values}.")
-    return "".join(f"{line}\n\n" for line in lines)
 
 
 def hub_id(name: str) -> str | None:
@@ -299,31 +253,7 @@ def _receipt_table(receipt: Receipt) -> str:
         counts = [str(r.edited[role]) for role in ("prompt", "cursor", "response")]
         rows.append([r.name, sites, str(r.positions), *counts, f"{r.mean_relative:.3f}"])
     head = ["intervention", "sites", "positions", "prompt", "cursor", "response", "mean ‖Δ‖/‖h‖"]
-    return _table(head, rows)
-
-
-def _records(evaluation: Mapping[str, Any]) -> str:
-    """The records of an evaluation: a line each, a column for every plain value."""
-    records = evaluation["records"]
-    names = [
-        name
-        for name in dict.fromkeys(name for record in records for name in record)
-        if not any(isinstance(record.get(name), dict | list) for record in records)
-    ]
-    rows = [[_in_words(record.get(name)) for name in names] for record in records]
-    return f"**{evaluation['kind']}**\n\n{_table([name.replace('_', ' ') for name in names], rows)}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    cells = ([" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
-def _in_words(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return table(head, rows)
 
 
 def _is_table(value: Any) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any
 
 # What Excel, LibreOffice and Google Sheets read as the beginning of a formula: in full width too, and with a
@@ -37,3 +38,25 @@ def as_data(cell: Any) -> Any:
     if not isinstance(cell, str) or not cell.lstrip(" ").startswith(_FORMULA) or _NUMBER.fullmatch(cell):
         return cell
     return f"'{cell}"
+
+
+def csv_text(lines: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Mappings as CSV, without formulas.
+
+    Args:
+        lines: one a row.
+        columns: in their order; left out: what the lines have, in the order in which it first comes.
+    """
+    if columns is None:
+        columns = list(dict.fromkeys(name for line in lines for name in line))
+    # Python's writer leaves a text with a bare carriage return unquoted, and its own reader refuses that.
+    bare = any("\r" in value for line in lines for value in line.values() if isinstance(value, str))
+    stream = io.StringIO()
+    quoting = csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL
+    writer = CsvWriter(stream, lineterminator="\n", quoting=quoting)
+    writer.writerow(columns)
+    for line in lines:
+        if stray := [name for name in line if name not in columns]:
+            raise ValueError(f"no column for {', '.join(stray)}")
+        writer.writerow([line.get(name, "") for name in columns])
+    return stream.getvalue()

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
+from subvene.runner.acting import acting
 from subvene.runner.forked_cache import select
 from subvene.runner.intervened import IntervenedModel
-from subvene.runner.not_finite import acting, check_finite, rows_named
+from subvene.runner.not_finite import check_finite, rows_named
 from subvene.runner.receipt import Receipt, merged
 
 # Rows that have ended are dropped once they are so large a part of a batch: dropping copies the cache.

@@ -12,17 +12,21 @@ from typing import Any
 import transformers
 
 from subvene.runner.cache import atomic_folder
-from subvene.runner.comparison.run import ComparisonResult, run_comparison
+from subvene.runner.comparison.run import Comparison
 from subvene.runner.evaluations import EVALUATIONS
 from subvene.runner.evaluations.contrast import contrast_texts
 from subvene.runner.fitting import fit
 from subvene.runner.identity import environment
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.leftovers import restore
-from subvene.runner.localization.run import LocalizationResult, run_localization
-from subvene.runner.persona.run import PersonaResult, run_persona
+from subvene.runner.localization.run import Localization
+from subvene.runner.persona.run import Persona
 from subvene.runner.reload import reload_difference
-from subvene.runner.report.tables import write_json
+from subvene.runner.report.localization import publish_localization
+from subvene.runner.report.page import publish_comparison
+from subvene.runner.report.persona import publish_persona
+from subvene.runner.storage import write_json
+from subvene.runner.study import Publish, Study, StudyResult, run_study
 from subvene.specs import ContrastSpec, ExperimentSpec, SamplesSpec, SubveneError, dump_spec, load_spec
 
 
@@ -52,7 +56,7 @@ def run_experiment(
     folder: str | os.PathLike[str] | None = None,
     on_step: Callable[[str, Any], None] | None = None,
     **overrides: Any,
-) -> ExperimentResult | ComparisonResult | PersonaResult | LocalizationResult:
+) -> ExperimentResult | StudyResult:
     """Run an experiment file.
 
     One that compares conditions goes to `subvene.runner.comparison`, one that measures traits to
@@ -85,12 +89,11 @@ def run_experiment(
     for declared in spec.evaluate:
         if isinstance(declared, ContrastSpec):
             contrast_texts(declared, folder)  # what is wrong with them is said before the work, not after it
-    if spec.asks_localization:
-        return run_localization(spec, output=target, folder=folder, on_step=on_step, **overrides)
-    if spec.compares_conditions:
-        return run_comparison(spec, output=target, folder=folder, on_step=on_step, **overrides)
-    if spec.measures_traits:
-        return run_persona(spec, output=target, folder=folder, on_step=on_step, **overrides)
+    if (declared := _study(spec)) is not None:
+        study, publish = declared
+        return run_study(
+            study, spec, output=target, folder=folder, publish=publish, on_step=on_step, **overrides
+        )
     restore(target)
     if target.exists() and not (target / "results.json").is_file() and not _is_empty_folder(target):
         raise SubveneError(f"{target} exists and holds no results of an experiment; choose another --output")
@@ -126,6 +129,17 @@ def run_experiment(
     write_json(target / "results.json", results | {"reload_max_logit_difference": stored})
     step("reloaded", difference)
     return ExperimentResult(target, target / "artifact", tuple(evaluations), difference, m)
+
+
+def _study(spec: ExperimentSpec) -> tuple[type[Study], Publish] | None:
+    """The study that an experiment file asks for, and who writes its tables and its report."""
+    if spec.asks_localization:
+        return Localization, publish_localization
+    if spec.compares_conditions:
+        return Comparison, publish_comparison
+    if spec.measures_traits:
+        return Persona, publish_persona
+    return None
 
 
 def _is_empty_folder(path: Path) -> bool:

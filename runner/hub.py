@@ -10,7 +10,6 @@ given.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -27,13 +26,12 @@ from subvene.runner.cache import atomic_folder
 from subvene.runner.card import finished
 from subvene.runner.hub_errors import HubError, check_repo_id, explained, is_repo_id
 from subvene.runner.packing import TENSORS
-from subvene.specs.regular_file import read_text
 
 BAKED_RECORD = "baked.json"
 """What marks the folder of a baked checkpoint (`exports.checkpoint`, which imports too much to be asked)."""
 
-RESULTS, ARTIFACTS = "results.json", "artifacts"
-"""What a run's measurements are written to, and the folder of what it kept."""
+ARTIFACTS = "artifacts"
+"""The folder of what a run kept."""
 
 _PYVENE = ("config.json", "intkey_*.bin")
 _ARTIFACT = (SPEC, TENSORS, FINGERPRINT, CARD, *_PYVENE)
@@ -52,7 +50,7 @@ def push(
     commit_message: str | None = None,
     token: str | bool | None = None,
     licence: str | None = None,
-    results: Mapping[str, Any] | None = None,
+    measured: str | None = None,
 ) -> CommitInfo:
     """Push an artifact or a baked checkpoint as one commit; what the repository has is not sent again.
 
@@ -66,7 +64,7 @@ def push(
         commit_message: None: says what was pushed.
         token: None: `HF_TOKEN`, or the one that `hf auth login` stored.
         licence: for the card, as the Hub names it; None leaves what the card says.
-        results: of a run, for the card; None: the `results.json` of the run that the artifact lies in.
+        measured: tables of what was measured, Markdown, for the card; None leaves what the card says.
 
     Returns:
         The library's record of the commit: `oid`, `commit_url`.
@@ -76,10 +74,7 @@ def push(
         HubError: anything that the Hub refused.
     """
     check_repo_id(repo_id)
-    folder, run = _located(Path(source))
-    if results is None and run is not None and (run / RESULTS).is_file():
-        results = read_results(run / RESULTS)
-    files = _files(folder, repo_id, licence, results, None if run is None else _place(folder, run))
+    files = _files(located(Path(source))[0], repo_id, licence, measured)
     marker = SPEC if SPEC in files else BAKED_RECORD
     what = "interventions" if marker == SPEC else "a baked checkpoint"
     with explained(repo_id, "pushed", branch):
@@ -109,8 +104,12 @@ def push(
         )
 
 
-def _located(source: Path) -> tuple[Path, Path | None]:
-    """The folder to push, and the output folder of the run that it lies in."""
+def located(source: Path) -> tuple[Path, Path | None]:
+    """The folder to push, and the output folder of the run that it lies in.
+
+    Raises:
+        HubError: there is nothing that can be pushed.
+    """
     if not source.is_dir():
         raise HubError(f"{source}: no such folder, so there is nothing to push")
     for folder in (source, source / "artifact"):
@@ -129,26 +128,7 @@ def _located(source: Path) -> tuple[Path, Path | None]:
     )
 
 
-def read_results(path: Path) -> Any:
-    """A run's `results.json`.
-
-    Raises:
-        HubError: it cannot be read as one.
-    """
-    try:
-        return json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise HubError(f"{path}: cannot be read as the results of a run ({error})") from error
-
-
-def _place(folder: Path, run: Path) -> str:
-    """Where an artifact lies in its run, as the run's results have it: `artifacts/edit_probed`."""
-    return Path(os.path.abspath(folder)).relative_to(run).as_posix()
-
-
-def _files(
-    folder: Path, repo_id: str, licence: str | None, results: Any, place: str | None
-) -> dict[str, Path | bytes]:
+def _files(folder: Path, repo_id: str, licence: str | None, measured: str | None) -> dict[str, Path | bytes]:
     """What is to lie in the repository, by path: an artifact's bytes as they were checked, else files."""
     files: dict[str, Path | bytes]
     if artifact.is_artifact(folder):
@@ -170,7 +150,7 @@ def _files(
         text = card.decode("utf-8")
     except UnicodeDecodeError as error:
         raise HubError(f"{folder / CARD}: not UTF-8 text ({error})") from error
-    files[CARD] = finished(text, repo_id=repo_id, licence=licence, results=results, place=place).encode()
+    files[CARD] = finished(text, repo_id=repo_id, licence=licence, measured=measured).encode()
     return files
 
 

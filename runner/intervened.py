@@ -447,7 +447,7 @@ class IntervenedModel:
         commit_message: str | None = None,
         token: str | bool | None = None,
         licence: str | None = None,
-        results: Mapping[str, Any] | None = None,
+        measured: str | None = None,
     ) -> CommitInfo:
         """Push the artifact to a repository of the Hub, as one commit.
 
@@ -458,7 +458,7 @@ class IntervenedModel:
             commit_message: None: a sentence that says what was pushed.
             token: None: `HF_TOKEN`, or the one that `hf auth login` stored.
             licence: of the artifact, as the Hub names it (`apache-2.0`); None: the card says so.
-            results: what a run's `results.json` holds, for the card's table.
+            measured: tables of what was measured, Markdown, for the card.
 
         Returns:
             The library's record of the commit: `oid`, `commit_url`.
@@ -475,7 +475,7 @@ class IntervenedModel:
                 commit_message=commit_message,
                 token=token,
                 licence=licence,
-                results=results,
+                measured=measured,
             )
 
     def _untouched(self, call: Callable[..., Any], base: Mapping[str, Any]) -> Any:

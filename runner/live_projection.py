@@ -9,10 +9,11 @@ from typing import Any, Self
 
 import torch
 
+from subvene.runner.acting import acting
 from subvene.runner.generation import row_ends, setting
 from subvene.runner.hooks import as_batch
 from subvene.runner.intervened import IntervenedModel
-from subvene.runner.not_finite import acting, check_finite
+from subvene.runner.not_finite import check_finite
 from subvene.runner.positions import TokenTracker
 from subvene.runner.projection import (
     READ,

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from subvene.specs import SubveneError
-
-if TYPE_CHECKING:
-    from subvene.runner.intervened import IntervenedModel
 
 ADVICE = "lower the strength, or use a dtype of more range (float32, bfloat16)"
 ADVICE_OF_MODEL = "check the weights, or use a dtype of more range (float32, bfloat16)"
@@ -67,17 +63,6 @@ def check_finite(values: torch.Tensor, what: str, names: Collection[str] = ()) -
         advice = ADVICE if names else ADVICE_OF_MODEL
         message = f"{what} {acting}: not finite in {rows_in_words(bad, len(values))}; {advice}"
         raise NotFiniteError(message, {row: f"{what}: not finite" for row in bad}, of_model=not names)
-
-
-def acting(m: IntervenedModel) -> tuple[str, ...]:
-    """Whose doing it is what a model's calls give: its interventions, or what its weights were made into.
-
-    None where it is disabled, or `IntervenedModel.plain` with the weights that were loaded.
-    """
-    if not m.is_disabled:
-        return tuple(entry.name for entry in m.intervenable.entries)
-    made_into = m.spec.model.name
-    return () if m.spec.interventions or made_into == "plain" else (made_into,)
 
 
 def rows_in_words(rows: Sequence[int], count: int) -> str:

@@ -18,9 +18,10 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from subvene.interventions import Tokens
 from subvene.interventions.positions import needs_length, plain_positions
+from subvene.runner.acting import acting
 from subvene.runner.forked_cache import Branch, Buffer, Shared, branch, layers_of, why_not_forked
 from subvene.runner.intervened import IntervenedModel
-from subvene.runner.not_finite import acting, check_finite
+from subvene.runner.not_finite import check_finite
 from subvene.runner.progress import track
 from subvene.runner.receipt import Receipt, check_together
 from subvene.runner.scoring import log_normalizer

@@ -25,13 +25,14 @@ from typing import Any, Literal
 
 import torch
 
-from subvene.runner.activations import Text, forward_reading
+from subvene.runner.activations import forward_reading
 from subvene.runner.anatomy import Anatomy, component_module
 from subvene.runner.hooks import take_output
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.not_finite import ADVICE_OF_MODEL, NotFiniteError
 from subvene.runner.progress import track
 from subvene.runner.receipt import Receipt, check_together
+from subvene.runner.span import Text
 from subvene.runner.text import by_length, pad, pad_id_of
 from subvene.specs import SubveneError
 

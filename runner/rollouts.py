@@ -25,13 +25,14 @@ from transformers.cache_utils import DynamicCache
 
 from subvene.interventions import Tokens
 from subvene.interventions.positions import needs_length, plain_positions
+from subvene.runner.acting import acting
 from subvene.runner.decoding import Decoding, decode
 from subvene.runner.forked_cache import continued, empty, why_not_forked
 from subvene.runner.generation import row_ends
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.limits import refuse_beyond_context
 from subvene.runner.measured import measured_options
-from subvene.runner.not_finite import acting, check_finite, rows_named
+from subvene.runner.not_finite import check_finite, rows_named
 from subvene.runner.positions import PositionError
 from subvene.runner.progress import track
 from subvene.runner.reasoning import answer_of

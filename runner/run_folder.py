@@ -9,8 +9,7 @@ from typing import Any
 
 from subvene.runner import leftovers
 from subvene.runner.ledger import LEDGER, LOCK, Ledger
-from subvene.runner.report.tables import write_json, write_text
-from subvene.runner.storage import disk_errors
+from subvene.runner.storage import disk_errors, write_json, write_text
 from subvene.specs import SubveneError
 
 MANIFEST, SPEC = "manifest.json", "experiment.yaml"

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from subvene.runner.acting import acting
 from subvene.runner.intervened import IntervenedModel
-from subvene.runner.not_finite import acting, check_finite, rows_named
+from subvene.runner.not_finite import check_finite, rows_named
 from subvene.runner.progress import track
 from subvene.runner.receipt import Receipt, check_together
 from subvene.runner.text import TextError, by_length, pad, pad_id_of

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from subvene.runner.activations import Text
 from subvene.runner.csv_file import CsvWriter
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.projection import ByVector, Projections, Vectors, project
 from subvene.runner.rollouts import Rollout, Row, rollouts
+from subvene.runner.span import Text
 from subvene.runner.storage import atomic_file
 from subvene.runner.transcripts import Transcript, Turn, refuse_long, turns_of
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
@@ -98,6 +99,21 @@ def atomic_file(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]
             finally:
                 temporary.unlink(missing_ok=True)
         _sync(target.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader finds the old one or the new one, never half of it.
+
+    Raises:
+        StorageError: the disk does not take it.
+    """
+    with atomic_file(path) as stream:
+        stream.write(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As `write_text`, a JSON value."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager

@@ -13,10 +13,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from subvene.runner.activations import Text
 from subvene.runner.hub_rows import hub_rows
 from subvene.runner.limits import TooLongError, context_length
 from subvene.runner.rendered import conversation
+from subvene.runner.span import Text
 from subvene.runner.statistics import correlation
 from subvene.runner.text import TextError, prompt_ids, reply_ids
 from subvene.specs import SubveneError

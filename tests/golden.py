@@ -1,4 +1,4 @@
-"""What small runs of every kind of experiment give, kept to be compared after a change that must change nothing.
+"""What small runs of every kind of experiment give, for comparison after a change that must change nothing.
 
 `make golden` runs them on a tiny model and compares tables and results with `tests/golden/`, numbers exactly;
 `python tests/golden.py --write` keeps what they give now. The last digits of a sum are the processor's: who

@@ -55,6 +55,7 @@ def push(
     """
     with results(as_json) as emit:
         from subvene.runner import hub
+        from subvene.runner.report.card import measured_of
 
         quiet_libraries()
         commit = hub.push(
@@ -64,7 +65,7 @@ def push(
             branch=branch,
             commit_message=message,
             licence=licence,
-            results=None if measured is None else hub.read_results(measured),
+            measured=measured_of(source, measured),
         )
         if as_json:
             emit({"repository": repository, "commit": commit.oid, "url": commit.commit_url})

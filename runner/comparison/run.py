@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import transformers
 
 from subvene.interventions import Sizes
-from subvene.runner.anatomy import sizes_from_config
 from subvene.runner.comparison.arms import Arm, Arms
 from subvene.runner.comparison.composing import CompositionMeasure
 from subvene.runner.comparison.measures import (
@@ -27,13 +26,10 @@ from subvene.runner.fitting import check_reach
 from subvene.runner.identity import run_manifest
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.ledger import Ledger
-from subvene.runner.model import load_config, load_model, with_overrides
 from subvene.runner.not_finite import NotFiniteError
 from subvene.runner.recipes import RECIPES
 from subvene.runner.recipes.localized_edit import held_out_keys
-from subvene.runner.report.page import write_report
-from subvene.runner.report.tables import write_json, write_tables
-from subvene.runner.run_folder import check_run_folder, run_folder
+from subvene.runner.study import Step
 from subvene.runner.truthfulqa.data import Question, about_data, load_questions
 from subvene.runner.truthfulqa.splits import fold_of, limited, validation_keys
 from subvene.specs import (
@@ -56,20 +52,6 @@ _DEFAULT_CONDITIONS = (
 
 
 @dataclass(frozen=True)
-class ComparisonResult:
-    """What a comparison gave.
-
-    Attributes:
-        output: the run's folder: `manifest.json`, `units.jsonl`, `results.json`, `tables/`, `report.html`,
-            `artifacts/`.
-        results: what `results.json` holds.
-    """
-
-    output: Path
-    results: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class _Cell:
     """One condition at one point of its sweep, for one seed and fold."""
 
@@ -79,54 +61,13 @@ class _Cell:
     point: dict[str, Any]
 
 
-def run_comparison(
-    spec: ExperimentSpec,
-    *,
-    output: Path,
-    folder: Path,
-    on_step: Callable[[str, Any], None] | None = None,
-    **overrides: Any,
-) -> ComparisonResult:
-    """Run an experiment that compares conditions, or take it up where it was stopped.
-
-    Every unit of work (a fit; one measurement of one condition, seed and fold) is recorded under a key made
-    of all that it depends on. What is recorded is not done again, so a process that is killed loses one unit.
-
-    Args:
-        spec: the experiment.
-        output: the run's folder; one of an earlier run of the same or another version of the experiment.
-        folder: where relative files of the spec are looked for.
-        on_step: called with ("planned", number of units), ("unit", name and whether it was done before), and
-            ("finished", results).
-        **overrides: fields of the spec's `model:` to replace.
-
-    Raises:
-        SubveneError: a file, a judge or a setting is not as it must be; found before the model is loaded.
-    """
-    step = on_step or (lambda what, value: None)
-    spec = with_overrides(spec, overrides)
-    check_run_folder(output, "a comparison of conditions")
-    comparison = _Comparison(spec, folder)
-    comparison.check(sizes_from_config(load_config(spec.model, **overrides)))
-    manifest = comparison.manifest(folder)
-    with run_folder(output, manifest, dump_spec(spec)) as ledger:
-        step("planned", comparison.steps())
-        model, tokenizer = load_model(spec.model, **overrides)
-        arms = Arms(model, tokenizer, ledger, output, folder)
-        results = comparison.run(arms, ledger, output, step)
-        results |= {"manifest": manifest}
-        write_json(output / "results.json", results)
-        write_tables(results, output / "tables")
-        write_report(results, output / "report.html")
-    step("finished", results)
-    return ComparisonResult(output, results)
-
-
-class _Comparison:
+class Comparison:
     """The plan: what is compared, on which questions, and with which measures."""
 
-    def __init__(self, spec: ExperimentSpec, folder: Path) -> None:
-        self.spec = spec
+    what: ClassVar[str] = "a comparison of conditions"
+
+    def __init__(self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Step) -> None:
+        self.spec, self.folder, self.sizes, self.step = spec, folder, sizes, step
         self.composition = CompositionMeasure.of(spec)
         composed = () if self.composition is None else self.composition.planned.conditions
         self.conditions = spec.conditions or composed or _DEFAULT_CONDITIONS
@@ -144,7 +85,7 @@ class _Comparison:
         self.chosen: dict[tuple[str, int, int], dict[str, Any]] = {}
         self.grid: list[dict[str, Any]] = []
 
-    def manifest(self, folder: Path) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
         """What there is to know about where the numbers come from."""
         data = {}
         if self.fit_questions is not None:
@@ -154,9 +95,9 @@ class _Comparison:
                 "prompts_sha256": measure.prompts_sha256
             }
         judges = [measure.judge.describe() for _, measure in self.questions if measure.judge is not None]
-        return run_manifest(dump_spec(self.spec), folder, data=data, judges=judges)
+        return run_manifest(dump_spec(self.spec), self.folder, data=data, judges=judges)
 
-    def check(self, sizes: Sizes) -> None:
+    def check(self) -> None:
         """Check every point of every condition against the model's sizes, and the data against the fits.
 
         Raises:
@@ -167,7 +108,7 @@ class _Comparison:
                 declared = variant(self.spec, condition, point)
                 if declared is None:
                     continue
-                check_reach(declared, sizes)
+                check_reach(declared, self.sizes)
                 for seed, fold in self.cells(condition):
                     tuning = self.tuning(fold)
                     if declared.fit is not None and tuning is not None:
@@ -192,7 +133,7 @@ class _Comparison:
             for fold in range(self.n_folds):
                 yield seed, fold
 
-    def steps(self) -> int:
+    def units(self) -> int:
         """Measurements to come, those of earlier runs among them."""
         total = 0
         for condition in self.conditions:
@@ -207,9 +148,10 @@ class _Comparison:
         return total
 
     def run(
-        self, arms: Arms, ledger: Ledger, output: Path, step: Callable[[str, Any], None]
+        self, model: transformers.PreTrainedModel, tokenizer: Any, ledger: Ledger, output: Path
     ) -> dict[str, Any]:
         """Do every unit that is not done, and put the results together."""
+        arms, step = Arms(model, tokenizer, ledger, output, self.folder), self.step
         self._check_baking(arms)
         original = IntervenedModel.plain(arms.model, arms.tokenizer)
         cells: list[dict[str, Any]] = []

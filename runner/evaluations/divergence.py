@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
+from subvene.runner.acting import acting
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.limits import refuse_beyond_context
-from subvene.runner.not_finite import acting, check_finite
+from subvene.runner.not_finite import check_finite
 from subvene.runner.progress import track
 from subvene.runner.receipt import Receipt, check_together, merged
 from subvene.runner.text import Batch, by_length, pad, pad_id_of, raw_ids

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
 
 from subvene.interventions import Sizes
-from subvene.runner.anatomy import Anatomy, sizes_from_config
+from subvene.runner.anatomy import Anatomy
 from subvene.runner.comparison.arms import Arm, Arms
 from subvene.runner.comparison.measures import (
     DivergenceMeasure,
@@ -29,7 +29,6 @@ from subvene.runner.localization import evidence
 from subvene.runner.localization.plan import Candidate, Planned, declared_of, edits_of, plan
 from subvene.runner.localization.samples import Resamples, Sample, interval
 from subvene.runner.localization.verdict import verdict
-from subvene.runner.model import load_config, load_model, with_overrides
 from subvene.runner.preferences import encode, preferences_sha256, used
 from subvene.runner.recipes import RECIPES, Fitted
 from subvene.runner.recipes.localized_edit import (
@@ -41,10 +40,7 @@ from subvene.runner.recipes.localized_edit import (
     lora_experiment,
     probe_heads,
 )
-from subvene.runner.report.localization import write_localization_report
-from subvene.runner.report.localization_tables import write_localization_tables
-from subvene.runner.report.tables import write_json
-from subvene.runner.run_folder import check_run_folder, run_folder
+from subvene.runner.study import Step
 from subvene.runner.text import pad_id_of
 from subvene.runner.training.experiments import Experiment, Trained
 from subvene.runner.training.lora import check_peft, trained_lora
@@ -62,68 +58,13 @@ from subvene.specs import (
 _TRAINING = ("steps", "best_step", "pairs", "epoch_losses", "evaluations")
 
 
-@dataclass(frozen=True)
-class LocalizationResult:
-    """What a localization experiment gave.
-
-    Attributes:
-        output: the folder with `results.json`, `report.html`, `tables` and `artifacts`.
-        results: what `results.json` holds.
-    """
-
-    output: Path
-    results: dict[str, Any]
-
-
-def run_localization(
-    spec: ExperimentSpec,
-    *,
-    output: Path,
-    folder: Path,
-    on_step: Callable[[str, Any], None] | None = None,
-    **overrides: Any,
-) -> LocalizationResult:
-    """Run a localization experiment, or take it up where it was stopped.
-
-    Edits that are not there yet train together in one job, which keeps checkpoints; every fit and every
-    measurement of an arm is a unit of work that is recorded and not done again.
-
-    Args:
-        spec: the experiment.
-        output: the run's folder; one of an earlier run of the same or another version of the experiment.
-        folder: where relative files of the spec are looked for.
-        on_step: called with ("planned", number of units), ("unit", what and whether it was done before), and
-            ("finished", results).
-        **overrides: fields of the spec's `model:` to replace.
-
-    Raises:
-        SubveneError: a file, the judge or a setting is not as it must be; found before the model is loaded.
-    """
-    spec = with_overrides(spec, overrides)
-    check_run_folder(output, "a localization experiment")
-    sizes = sizes_from_config(load_config(spec.model, **overrides))
-    experiment = _Localization(spec, folder, sizes, on_step or (lambda what, value: None))
-    experiment.check(sizes)
-    manifest = experiment.manifest()
-    with run_folder(output, manifest, dump_spec(spec)) as ledger:
-        experiment.step("planned", experiment.units())
-        model, tokenizer = load_model(spec.model, **overrides)
-        arms = Arms(model, tokenizer, ledger, output, folder)
-        results = experiment.run(arms, ledger, output) | {"manifest": manifest}
-        write_json(output / "results.json", results)
-        write_localization_tables(output, results)
-        write_localization_report(output, results)
-    experiment.step("finished", results)
-    return LocalizationResult(output, results)
-
-
-class _Localization:
+class Localization:
     """The plan, its questions and its measures; and its execution arm by arm."""
 
-    def __init__(
-        self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Callable[[str, Any], None]
-    ) -> None:
-        self.spec, self.folder, self.step = spec, folder, step
+    what: ClassVar[str] = "a localization experiment"
+
+    def __init__(self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Step) -> None:
+        self.spec, self.folder, self.sizes, self.step = spec, folder, sizes, step
         self.asked, self.recipe, self.probed = declared_of(spec)
         self.arms = plan(spec, sizes)
         read: Sequence[Question] = RECIPES[self.recipe.recipe].read(self.recipe, folder)
@@ -148,13 +89,13 @@ class _Localization:
                     "questions as `fit.data`, enough of them"
                 )
 
-    def check(self, sizes: Sizes) -> None:
+    def check(self) -> None:
         """Find out what is wrong before the model is loaded."""
         if any(arm.family == "lora" for arm in self.arms):
             check_peft()
         for arm in self.arms:
             for candidate in arm.candidates:
-                check_reach(candidate.variant, sizes)
+                check_reach(candidate.variant, self.sizes)
                 RECIPES[candidate.recipe.recipe].check(candidate.recipe, self.tuning, self.spec.seed)
 
     def manifest(self) -> dict[str, Any]:
@@ -178,8 +119,14 @@ class _Localization:
         trained = len(edits_of(self.arms)) + sum(n + (n > 1) for n in loras)
         return 1 + trained + tried * choosing + (1 + len(self.arms)) * each
 
-    def run(self, arms: Arms, ledger: Ledger, output: Path) -> dict[str, Any]:
-        """Do every unit that is not done, and put the results together."""
+    def run(
+        self, model: transformers.PreTrainedModel, tokenizer: Any, ledger: Ledger, output: Path
+    ) -> dict[str, Any]:
+        """Do every unit that is not done, and put the results together.
+
+        Edits that are not there yet train together in one job, which keeps checkpoints.
+        """
+        arms = Arms(model, tokenizer, ledger, output, self.folder)
         transformers.set_seed(self.spec.seed)
         probed = self._probe(arms, ledger)
         self._train(arms, ledger, probed)

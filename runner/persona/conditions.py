@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from subvene.runner.activations import Text
 from subvene.runner.comparison.missing import missing_in_words
 from subvene.runner.evaluations.divergence import Reference, divergence
 from subvene.runner.evaluations.multiple_choice import ChoiceQuestion, accuracy, questions_sha256
@@ -21,6 +20,7 @@ from subvene.runner.persona.sweep import scores
 from subvene.runner.persona.traits import Trait
 from subvene.runner.projection import project, token_projections
 from subvene.runner.receipt import merged
+from subvene.runner.span import Text
 from subvene.runner.statistics import correlation, mean_and_sd
 from subvene.specs import (
     AblationSpec,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import safetensors.torch
 import torch
+import transformers
 
 from subvene.interventions import Sizes
-from subvene.runner.anatomy import Anatomy, sizes_from_config
+from subvene.runner.anatomy import Anatomy
 from subvene.runner.cache import atomic_folder
 from subvene.runner.compile import CompileError, load_tensors
 from subvene.runner.evaluations.divergence import Reference
@@ -28,7 +28,6 @@ from subvene.runner.identity import (
 )
 from subvene.runner.intervened import IntervenedModel
 from subvene.runner.ledger import MISSING, Ledger, digest
-from subvene.runner.model import load_config, load_model, with_overrides
 from subvene.runner.persona.conditions import Cost, Subject, arms_of, one_number, run_conditions
 from subvene.runner.persona.geometry import geometry
 from subvene.runner.persona.sweep import best_point, run_sweep
@@ -43,9 +42,7 @@ from subvene.runner.recipes.persona import (
     read_data,
     vectors_of,
 )
-from subvene.runner.report.persona import write_persona_report, write_persona_tables
-from subvene.runner.report.tables import write_json
-from subvene.runner.run_folder import check_run_folder, run_folder
+from subvene.runner.study import Step
 from subvene.runner.texts import read_texts
 from subvene.specs import (
     ExperimentSpec,
@@ -55,7 +52,6 @@ from subvene.specs import (
     TextsSpec,
     TraitConditionsSpec,
     TraitSweepSpec,
-    dump_spec,
 )
 from subvene.specs.evaluations.traits import Ablated, Capped
 
@@ -63,77 +59,26 @@ from subvene.specs.evaluations.traits import Ablated, Capped
 UNITS = 2
 
 
-@dataclass(frozen=True)
-class PersonaResult:
-    """What a persona experiment gave.
-
-    Attributes:
-        output: the folder with `results.json`, `report.html`, `tables` and `artifacts`.
-        results: what `results.json` holds.
-    """
-
-    output: Path
-    results: dict[str, Any]
-
-
-def run_persona(
-    spec: ExperimentSpec,
-    *,
-    output: Path,
-    folder: Path,
-    on_step: Callable[[str, Any], None] | None = None,
-    **overrides: Any,
-) -> PersonaResult:
-    """Run a persona experiment, or take it up where it was stopped.
-
-    Every unit of work (a trait's responses, its vectors, its sweep, each condition) is recorded under a key
-    made of all that it depends on, and is not done again.
-
-    Args:
-        spec: the experiment.
-        output: the run's folder; one of an earlier run of the same or another version of the experiment.
-        folder: where relative files of the spec are looked for.
-        on_step: called with ("planned", number of units), ("unit", what and whether it was done before), and
-            ("finished", results).
-        **overrides: fields of the spec's `model:` to replace.
-
-    Raises:
-        SubveneError: a trait file, the judge or a setting is not as it must be; found before the model is
-            loaded.
-    """
-    spec = with_overrides(spec, overrides)
-    check_run_folder(output, "a persona experiment")
-    persona = _Persona(spec, folder, on_step or (lambda what, value: None))
-    persona.check(sizes_from_config(load_config(spec.model, **overrides)))
-    with run_folder(output, persona.manifest(), dump_spec(spec)) as ledger:
-        persona.step("planned", persona.units())
-        model, tokenizer = load_model(spec.model, **overrides)
-        results = persona.run(IntervenedModel.plain(model, tokenizer), ledger, output)
-        write_json(output / "results.json", results)
-        write_persona_tables(output, results)
-        write_persona_report(output, results)
-    persona.step("finished", results)
-    return PersonaResult(output, results)
-
-
-class _Persona:
+class Persona:
     """The plan, and its execution trait by trait."""
 
-    def __init__(self, spec: ExperimentSpec, folder: Path, step: Callable[[str, Any], None]) -> None:
+    what: ClassVar[str] = "a persona experiment"
+
+    def __init__(self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Step) -> None:
         if not isinstance(spec.fit, PersonaSpec):
             raise SubveneError("a persona experiment needs `fit: {recipe: persona}`")
-        self.spec, self.recipe, self.folder, self.step = spec, spec.fit, folder, step
+        self.spec, self.recipe, self.folder, self.sizes, self.step = spec, spec.fit, folder, sizes, step
         data = read_data(self.recipe, folder)
         self.traits, self.judge = data.traits, data.judge
         self.sweep = next((e for e in spec.evaluate if isinstance(e, TraitSweepSpec)), None)
         self.conditions = next((e for e in spec.evaluate if isinstance(e, TraitConditionsSpec)), None)
         self.seed = spec.seed
 
-    def check(self, sizes: Sizes) -> None:
+    def check(self) -> None:
         """Find out what is wrong before the model is loaded."""
         self.judge.check(self.traits)
-        check_reach(self.spec, sizes)
-        last = sizes.n_layers - 1
+        check_reach(self.spec, self.sizes)
+        last = self.sizes.n_layers - 1
         for layer in self.sweep.layers if self.sweep else ():
             if layer > last:
                 raise CompileError(
@@ -201,8 +146,11 @@ class _Persona:
             raise TypeError(f"{name} is steered by a {declared.kind}")
         return declared
 
-    def run(self, plain: IntervenedModel, ledger: Ledger, output: Path) -> dict[str, Any]:
+    def run(
+        self, model: transformers.PreTrainedModel, tokenizer: Any, ledger: Ledger, output: Path
+    ) -> dict[str, Any]:
         """Everything, and the artifacts."""
+        plain = IntervenedModel.plain(model, tokenizer)
         weights = model_sha256(plain.model)
         reading = reading_sha256(plain.model, plain.tokenizer)
         self.base = {"model": weights, "text": reading, "versions": versions(), "units": UNITS}
@@ -300,7 +248,6 @@ class _Persona:
         return {
             "kind": "persona",
             "experiment": self.spec.model_dump(mode="json", exclude_unset=True),
-            "manifest": self.manifest(),
             "environment": environment(),
             "git": git_state(self.folder),
             "model_sha256": weights,

@@ -29,6 +29,7 @@ from subvene.runner.report.localization_tables import (
     metrics_of,
     points_in_words,
     value_of,
+    write_localization_tables,
 )
 from subvene.runner.report.markup import (
     Html,
@@ -43,7 +44,8 @@ from subvene.runner.report.markup import (
 from subvene.runner.report.page import count, page
 from subvene.runner.report.persona_tables import number
 from subvene.runner.report.sections import declared, verdict_mark, verdicts_differ
-from subvene.runner.report.tables import judge_in_words, write_text
+from subvene.runner.report.tables import judge_in_words
+from subvene.runner.storage import write_text
 
 EXAMPLES = 12
 
@@ -57,6 +59,12 @@ def write_localization_report(output: Path, results: Results) -> None:
     """
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "report.html", render(results))
+
+
+def publish_localization(output: Path, results: dict[str, Any]) -> None:
+    """Write a run's tables and its report."""
+    write_localization_tables(output, results)
+    write_localization_report(output, results)
 
 
 def render(results: Results) -> str:

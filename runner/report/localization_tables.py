@@ -12,9 +12,12 @@ from typing import Any
 
 from subvene.runner.comparison.missing import ASPECTS
 from subvene.runner.comparison.summary import LOWER_IS_BETTER, METRICS
+from subvene.runner.csv_file import csv_text
+from subvene.runner.markdown import in_cell
 from subvene.runner.report.curves import point_in_words
 from subvene.runner.report.persona_tables import number
-from subvene.runner.report.tables import csv_text, in_cell, judge_in_words, write_text
+from subvene.runner.report.tables import judge_in_words
+from subvene.runner.storage import write_text
 
 Results = Mapping[str, Any]
 Arm = Mapping[str, Any]

@@ -18,7 +18,8 @@ from plotly.offline import get_plotlyjs
 
 from subvene.runner.report.markup import Html, element, join
 from subvene.runner.report.sections import SECTIONS, declared
-from subvene.runner.report.tables import write_text
+from subvene.runner.report.tables import write_tables
+from subvene.runner.storage import write_text
 
 
 def write_report(results: Mapping[str, Any], path: Path) -> None:
@@ -29,6 +30,12 @@ def write_report(results: Mapping[str, Any], path: Path) -> None:
         path: of the HTML file.
     """
     write_text(path, render(results))
+
+
+def publish_comparison(output: Path, results: dict[str, Any]) -> None:
+    """Write a run's tables and its report."""
+    write_tables(results, output / "tables")
+    write_report(results, output / "report.html")
 
 
 def render(results: Mapping[str, Any]) -> str:

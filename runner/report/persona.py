@@ -38,7 +38,7 @@ from subvene.runner.report.persona_tables import (
     warnings,
 )
 from subvene.runner.report.sections import RECEIPT_COLUMNS, receipt_cells
-from subvene.runner.report.tables import write_text
+from subvene.runner.storage import write_text
 
 Results = Mapping[str, Any]
 Trait = Mapping[str, Any]
@@ -82,6 +82,12 @@ def write_persona_tables(folder: str | os.PathLike[str], results: Results) -> No
     tables.mkdir(parents=True, exist_ok=True)
     for name, text in persona_files(results).items():
         write_text(tables / name, text)
+
+
+def publish_persona(output: Path, results: dict[str, Any]) -> None:
+    """Write a run's tables and its report."""
+    write_persona_tables(output, results)
+    write_persona_report(output, results)
 
 
 def render(results: Results) -> str:

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from subvene.runner.report.tables import csv_text, in_cell
+from subvene.runner.csv_file import csv_text
+from subvene.runner.markdown import in_cell
 
 Results = Mapping[str, Any]
 Line = dict[str, Any]

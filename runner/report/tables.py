@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,28 +10,8 @@ from typing import Any
 from subvene.runner.comparison.composition import composition_lines
 from subvene.runner.comparison.missing import missing_in_words, missing_verdicts
 from subvene.runner.comparison.summary import METRICS, in_words
-from subvene.runner.csv_file import CsvWriter
-from subvene.runner.storage import atomic_file
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old one or the new one, never half of it.
-
-    Raises:
-        StorageError: the disk does not take it.
-    """
-    with atomic_file(path) as stream:
-        stream.write(text)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """As `write_text`, a JSON value."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def in_cell(text: str) -> str:
-    """Text that ends neither a cell nor a line of a Markdown table, and is no markup there."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+from subvene.runner.csv_file import csv_text
+from subvene.runner.storage import write_json, write_text
 
 
 def write_tables(results: Mapping[str, Any], folder: Path) -> None:
@@ -178,25 +156,3 @@ def _answer_lines(results: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
                 place = {name: cell[name] for name in ("condition", "label", "seed", "fold")}
                 question = results["questions"][key]["question"]
                 yield place | {"key": key, "question": question} | found
-
-
-def csv_text(lines: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """Mappings as CSV, without formulas (`runner.csv_file`).
-
-    Args:
-        lines: one a row.
-        columns: in their order; left out: what the lines have, in the order in which it first comes.
-    """
-    if columns is None:
-        columns = list(dict.fromkeys(name for line in lines for name in line))
-    # Python's writer leaves a text with a bare carriage return unquoted, and its own reader refuses that.
-    bare = any("\r" in value for line in lines for value in line.values() if isinstance(value, str))
-    stream = io.StringIO()
-    quoting = csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL
-    writer = CsvWriter(stream, lineterminator="\n", quoting=quoting)
-    writer.writerow(columns)
-    for line in lines:
-        if stray := [name for name in line if name not in columns]:
-            raise ValueError(f"no column for {', '.join(stray)}")
-        writer.writerow([line.get(name, "") for name in columns])
-    return stream.getvalue()

@@ -10,8 +10,9 @@ import transformers
 from oracle import LAYERS, WIDTH, blocks, hooks, tiny
 from torch import nn
 
-from subvene.runner.activations import Text, forward_reading, weighted_sums
+from subvene.runner.activations import forward_reading, weighted_sums
 from subvene.runner.anatomy import Anatomy
+from subvene.runner.span import Text
 from subvene.runner.text import pad
 from subvene.specs import SITES
 

@@ -11,8 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from subvene.runner.csv_file import CsvWriter, as_data
-from subvene.runner.report.tables import csv_text
+from subvene.runner.csv_file import CsvWriter, as_data, csv_text
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMULAS = (

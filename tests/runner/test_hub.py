@@ -25,9 +25,10 @@ from loopback import free_port
 
 from subvene.runner import artifact, hub
 from subvene.runner.artifact import ArtifactError
-from subvene.runner.card import CardError, finished, measured
+from subvene.runner.card import CardError, finished
 from subvene.runner.hub import HubError
 from subvene.runner.intervened import IntervenedModel
+from subvene.runner.report.card import measured, measured_of
 
 NAME = "ann/glad"
 TENSOR = "v.block_output[1]"
@@ -545,7 +546,7 @@ def test_the_card_is_complete(m: IntervenedModel, server: Hub) -> None:
     logits(m)
     records = [{"coefficient": 1.5, "mean_difference": 0.123456, "note": "a|b", "rows": [1]}]
     results = {"evaluations": [{"kind": "contrast", "records": records}, {"kind": "samples", "records": []}]}
-    m.push_to_hub(NAME, licence="apache-2.0", results=results)
+    m.push_to_hub(NAME, licence="apache-2.0", measured=measured(results))
     card = card_of(server)
     assert card.data.to_dict() == {
         "base_model": "meta/llama",
@@ -607,9 +608,9 @@ def test_front_matter_that_is_none(folder: Path, server: Hub) -> None:
 
 def test_sections_are_replaced_where_they_stand() -> None:
     text = "# T\n\n## Measured\n\nold\n\n## Licence\n\nold\n"
-    results = {"evaluations": [{"kind": "k", "records": [{"a": 1}]}]}
-    once = finished(text, repo_id=NAME, licence="mit", results=results)
-    assert once == finished(once, repo_id=NAME, licence="mit", results=results)
+    table = "| a |\n| --- |\n| 1 |"
+    once = finished(text, repo_id=NAME, licence="mit", measured=table)
+    assert once == finished(once, repo_id=NAME, licence="mit", measured=table)
     assert "\nold" not in once
     assert once.index("# T") < once.index("| a |") < once.index("## Licence")
 
@@ -629,11 +630,11 @@ def test_a_pushed_run_brings_its_results(m: IntervenedModel, server: Hub, tmp_pa
     for source in (run, run / "artifact"):
         with contextlib.suppress(KeyError):
             del server.repositories[NAME]
-        hub.push(source, NAME)
+        hub.push(source, NAME, measured=measured_of(source))
         assert "| 7 |" in card_of(server).text
     (run / "results.json").write_text("{")
     with pytest.raises(HubError, match=r"results.json: cannot be read as the results of a run"):
-        hub.push(run, NAME)
+        measured_of(run)
 
 
 def test_one_of_a_runs_artifacts_brings_the_runs_results(
@@ -645,16 +646,17 @@ def test_one_of_a_runs_artifacts_brings_the_runs_results(
     (run / "experiment.yaml").write_text("")
     found = {"evaluations": [{"kind": "contrast", "records": [{"coefficient": 7}]}]}
     (run / "results.json").write_text(json.dumps(found))
-    hub.push(run / "artifacts" / "weak", NAME)
+    weak = run / "artifacts" / "weak"
+    hub.push(weak, NAME, measured=measured_of(weak))
     assert "| 7 |" in card_of(server).text
     monkeypatch.chdir(run / "artifacts" / "strong")
-    hub.push(".", "ann/strong")
+    hub.push(".", "ann/strong", measured=measured_of(Path(".")))
     assert b"| 7 |" in server.content("ann/strong", "README.md")
     with pytest.raises(
         HubError, match=r"several artifacts; push one of .*artifacts/strong, .*artifacts/weak"
     ):
-        hub.push(run, NAME)
+        measured_of(run)
     # A folder called `artifacts` that is no run's has no numbers.
     (run / "experiment.yaml").unlink()
-    hub.push(run / "artifacts" / "weak", "ann/alone")
+    hub.push(weak, "ann/alone", measured=measured_of(weak))
     assert b"Nothing that was measured" in server.content("ann/alone", "README.md")

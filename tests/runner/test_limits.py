@@ -10,7 +10,6 @@ import transformers
 from oracle import LENGTHS, PROMPTS, batch, intervened, steering, tiny
 from tiny_preferences import experiment, train
 
-from subvene.runner.activations import Text
 from subvene.runner.anatomy import Anatomy
 from subvene.runner.collector import collect
 from subvene.runner.limits import TooLongError, context_length, refuse_beyond_context
@@ -18,6 +17,7 @@ from subvene.runner.passages import Passage
 from subvene.runner.projection import project
 from subvene.runner.rollouts import Row, rollouts
 from subvene.runner.scoring import log_probs
+from subvene.runner.span import Text
 from subvene.runner.training.examples import Example
 
 LONG = list(range(1, 66))  # the tiny models read 64 tokens

@@ -12,10 +12,10 @@ from oracle import LAYERS, MIDDLE, WIDTH, blocks, hooks, intervened, steering, t
 from torch import nn
 
 from subvene.runner import IntervenedModel, NotSteeredError
-from subvene.runner.activations import Text
 from subvene.runner.live_projection import LiveProjections, generate_with_projections
 from subvene.runner.positions import TokenTracker
 from subvene.runner.projection import ProjectionError, project, token_projections
+from subvene.runner.span import Text
 from subvene.runner.stored_vectors import chosen_vectors, stored_vectors
 from subvene.runner.text import pad, pad_id_of, prompt_ids
 

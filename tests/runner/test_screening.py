@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from subvene.runner import IntervenedModel
-from subvene.runner.activations import Text
 from subvene.runner.projection import project
 from subvene.runner.screening import Screening, interval, screen
+from subvene.runner.span import Text
 from subvene.runner.text import prompt_ids
 from subvene.runner.transcripts import Columns, Transcript, transcripts_of
 

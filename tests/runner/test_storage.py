@@ -21,8 +21,7 @@ from subvene.runner import shards
 from subvene.runner.judges.replies import Reply
 from subvene.runner.judges.store import Store
 from subvene.runner.ledger import Ledger
-from subvene.runner.report.tables import write_json, write_text
-from subvene.runner.storage import StorageError, atomic_file, atomic_folder
+from subvene.runner.storage import StorageError, atomic_file, atomic_folder, write_json, write_text
 
 LIMIT = 4096
 REFUSED = r"cannot be written: File too large; .*ulimit.* run the same command again"

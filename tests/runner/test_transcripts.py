@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from subvene.runner.activations import Text
+from subvene.runner.span import Text
 from subvene.runner.text import TextError, prompt_ids, response_ids
 from subvene.runner.transcripts import (
     Columns,

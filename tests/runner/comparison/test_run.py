@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from subvene.runner import IntervenedModel, run_experiment
-from subvene.runner.card import measured
 from subvene.runner.comparison.summary import METRICS
 from subvene.runner.identity import AlteredWarning
 from subvene.runner.ledger import LedgerWarning
+from subvene.runner.report.card import measured
 from subvene.runner.report.tables import markdown
 from subvene.specs import SubveneError
 

@@ -11,7 +11,6 @@ import torch
 from oracle import hooks
 
 from subvene.runner import IntervenedModel
-from subvene.runner.activations import Text
 from subvene.runner.anatomy import Anatomy
 from subvene.runner.judges.traits import make_trait_judge
 from subvene.runner.persona.sweep import panel, strengths_at
@@ -19,6 +18,7 @@ from subvene.runner.persona.traits import Trait, read_trait
 from subvene.runner.projection import project
 from subvene.runner.recipes.persona import extract, named_tensors, vectors_of
 from subvene.runner.rollouts import Rollout, Row, rollouts
+from subvene.runner.span import Text
 from subvene.runner.text import prompt_ids
 from subvene.specs import PersonaSpec, SteeringSpec, TrainedJudgeSpec
 

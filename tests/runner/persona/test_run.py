@@ -13,9 +13,9 @@ from counting_judge import Counting
 from subvene.runner import IntervenedModel, NotFiniteError, run_experiment
 from subvene.runner.persona import conditions
 from subvene.runner.persona.conditions import cap_warning
-from subvene.runner.persona.run import PersonaResult
 from subvene.runner.persona.sweep import best_point
 from subvene.runner.scoring import log_probs
+from subvene.runner.study import StudyResult
 from subvene.runner.text import prompt_ids, response_ids
 from subvene.specs import SpecError, SubveneError, TraitSweepSpec
 
@@ -67,7 +67,7 @@ evaluate:
 
 def run(path: Path, output: Path, **settings: Any) -> dict[str, Any]:
     done = run_experiment(path, output=output, **settings)
-    assert isinstance(done, PersonaResult)
+    assert isinstance(done, StudyResult)
     assert done.results == json.loads((output / "results.json").read_text())
     return done.results
 
