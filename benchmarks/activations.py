@@ -18,11 +18,11 @@ import torch
 from harness import EMBEDDED, arguments, interleaved, report
 
 from subvene.runner import load_model
-from subvene.runner.anatomy import Anatomy
-from subvene.runner.collector import collect
-from subvene.runner.passages import Passage, last, shared_prefix
-from subvene.runner.text import pad_id_of
-from subvene.runner.truthfulqa.data import load_questions
+from subvene.runner.data.text import pad_id_of
+from subvene.runner.data.truthfulqa.questions import load_questions
+from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.passes.collector import collect
+from subvene.runner.passes.passages import Passage, last, shared_prefix
 from subvene.specs.questions import QuestionsSpec
 
 TOLERANCE = 1e-4

@@ -14,7 +14,7 @@ from harness import arguments, interleaved, report
 from hook_loop import TIE, check_tie, finish, generate_one
 
 from subvene.runner import IntervenedModel, fit
-from subvene.runner.text import pad, pad_id_of, prompt_ids
+from subvene.runner.data.text import pad, pad_id_of, prompt_ids
 from subvene.specs import load_pairs, load_spec
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,7 @@ from harness import EMBEDDED, arguments, interleaved, report
 from subvene.interventions import HeadDirectionIntervention, SteeringIntervention
 from subvene.interventions._pyvene import pyvene
 from subvene.runner import IntervenedModel, load_model
-from subvene.runner.text import pad, pad_id_of, prompt_ids
+from subvene.runner.data.text import pad, pad_id_of, prompt_ids
 from subvene.specs import HeadDirectionSpec, InterventionSpec, ModelSpec, SteeringSpec, TensorRef, tensor_name
 
 LAYER, LAYERS, HEADS_PER_LAYER, NEW_TOKENS = 18, range(6, 22), 3, 32

@@ -1,10 +1,10 @@
 """A persona sweep: 6 coefficients × 3 layers × 10 questions, 40 new tokens, greedy, SmolLM2-135M-Instruct.
 
-One call of `subvene.runner.rollouts` (a layer and a strength for each row; what the rows' prompts have in
-common before the edit is encoded once), against the loop that the field's scripts use: one generation per
-question, layer and coefficient, with a forward hook that adds the vector. The tokens must be the same in
-both, except where two logits tie within float32 rounding of the batch shape; the benchmark counts the rows
-that differ and fails if a difference is more than such a tie. Ratio: loop / batched.
+One call of `subvene.runner.intervened.rollouts` (a layer and a strength for each row; what the rows' prompts
+have in common before the edit is encoded once), against the loop that the field's scripts use: one
+generation per question, layer and coefficient, with a forward hook that adds the vector. The tokens must be
+the same in both, except where two logits tie within float32 rounding of the batch shape; the benchmark
+counts the rows that differ and fails if a difference is more than such a tie. Ratio: loop / batched.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from harness import arguments, interleaved, report
 from hook_loop import TIE, check_tie, generate_one
 
 from subvene.runner import IntervenedModel, fit
-from subvene.runner.persona.sweep import panel, strengths_at
-from subvene.runner.rollouts import Row, rollouts
-from subvene.runner.text import pad_id_of, prompt_ids
+from subvene.runner.data.text import pad_id_of, prompt_ids
+from subvene.runner.experiments.persona.sweep import panel, strengths_at
+from subvene.runner.intervened.rollouts import Row, rollouts
 from subvene.specs import SteeringSpec, load_pairs, load_spec
 
 ROOT = Path(__file__).parent.parent

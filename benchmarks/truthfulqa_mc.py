@@ -17,12 +17,12 @@ import torch
 from harness import EMBEDDED, arguments, interleaved, report
 
 from subvene.runner import IntervenedModel, load_model
-from subvene.runner.prefix import counting_tokens
-from subvene.runner.scoring import log_probs
-from subvene.runner.truthfulqa.data import load_questions
-from subvene.runner.truthfulqa.prompts import load_prompts
-from subvene.runner.truthfulqa.scoring import ChoiceScores, score_choices
-from subvene.runner.truthfulqa.splits import limited
+from subvene.runner.data.truthfulqa.prompts import load_prompts
+from subvene.runner.data.truthfulqa.questions import load_questions
+from subvene.runner.data.truthfulqa.splits import limited
+from subvene.runner.intervened.prefix import counting_tokens
+from subvene.runner.intervened.scoring import log_probs
+from subvene.runner.measures.truthfulqa_scores import ChoiceScores, score_choices
 from subvene.specs import InterventionSpec
 from subvene.specs.questions import QuestionsSpec
 

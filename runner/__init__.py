@@ -9,35 +9,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from subvene.runner.artifact import ArtifactError
-    from subvene.runner.cache_record import CacheError
-    from subvene.runner.experiment import run_experiment
-    from subvene.runner.exports.base import ExportError
-    from subvene.runner.exports.driver import export
-    from subvene.runner.fitting import fit
-    from subvene.runner.hub_errors import HubError
-    from subvene.runner.intervened import IntervenedModel
-    from subvene.runner.model import load_model
-    from subvene.runner.not_finite import NotFiniteError
-    from subvene.runner.positions import PositionError
-    from subvene.runner.receipt import NotSteeredError, Receipt
-    from subvene.runner.scopes import ConcurrentRunError
+    from subvene.runner.artifacts.artifact import ArtifactError
+    from subvene.runner.artifacts.hub_errors import HubError
+    from subvene.runner.edits.cache_record import CacheError
+    from subvene.runner.edits.not_finite import NotFiniteError
+    from subvene.runner.edits.positions import PositionError
+    from subvene.runner.edits.receipt import NotSteeredError, Receipt
+    from subvene.runner.edits.scopes import ConcurrentRunError
+    from subvene.runner.exchange.exports.base import ExportError
+    from subvene.runner.exchange.exports.driver import export
+    from subvene.runner.intervened.model import IntervenedModel
+    from subvene.runner.models.loading import load_model
+    from subvene.runner.recipes.fitting import fit
+    from subvene.runner.reports.experiment import run_experiment
 
 _HOME = {
-    "ArtifactError": "artifact",
-    "CacheError": "cache_record",
-    "ConcurrentRunError": "scopes",
-    "ExportError": "exports.base",
-    "HubError": "hub_errors",
-    "IntervenedModel": "intervened",
-    "NotFiniteError": "not_finite",
-    "NotSteeredError": "receipt",
-    "PositionError": "positions",
-    "Receipt": "receipt",
-    "export": "exports.driver",
-    "fit": "fitting",
-    "load_model": "model",
-    "run_experiment": "experiment",
+    "ArtifactError": "artifacts.artifact",
+    "CacheError": "edits.cache_record",
+    "ConcurrentRunError": "edits.scopes",
+    "ExportError": "exchange.exports.base",
+    "HubError": "artifacts.hub_errors",
+    "IntervenedModel": "intervened.model",
+    "NotFiniteError": "edits.not_finite",
+    "NotSteeredError": "edits.receipt",
+    "PositionError": "edits.positions",
+    "Receipt": "edits.receipt",
+    "export": "exchange.exports.driver",
+    "fit": "recipes.fitting",
+    "load_model": "models.loading",
+    "run_experiment": "reports.experiment",
 }
 
 __all__ = [
@@ -62,3 +62,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

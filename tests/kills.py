@@ -29,7 +29,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent / "runner"))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 import loopback
 from tiny_model import write_tiny_model

@@ -74,9 +74,10 @@ def test_wheel_holds_every_module_and_no_other_top_level_name(tmp_path: Path) ->
     }
     expected = {f"subvene/{path.relative_to(ROOT)}" for folder in FOLDERS for path in sources(folder)}
     expected |= {f"subvene/{folder}/py.typed" for folder in FOLDERS}
-    expected |= {f"subvene/runner/report/page.{kind}" for kind in ("html", "css", "js")}
+    expected |= {f"subvene/runner/reports/page.{kind}" for kind in ("html", "css", "js")}
     expected |= {f"subvene/runner/judges/data/{name}" for name in ("judge.json", "classifier.safetensors")}
-    expected.add("subvene/runner/evaluations/data/neutral.txt")
+    expected |= {f"subvene/runner/data/{name}" for name in ("neutral.txt", "truthfulqa/primer.txt")}
+    expected.add("subvene/runner/measures/multiple_choice.json")
     assert expected <= names
     assert "subvene/__init__.py" not in names
 

@@ -17,8 +17,8 @@ class ComparisonStory(UnitStory):
     def _finished(self, results: Mapping[str, Any]) -> None:
         from rich.table import Table
 
-        from subvene.runner.comparison.summary import METRICS, in_words
-        from subvene.runner.report.tables import metrics_used, notes
+        from subvene.runner.experiments.comparison.summary import METRICS, in_words
+        from subvene.runner.reports.tables import metrics_used, notes
 
         table = Table("condition", show_edge=False, pad_edge=False)
         used = metrics_used(results["rows"])
@@ -37,9 +37,9 @@ class ComparisonStory(UnitStory):
     def _composition(self, found: Mapping[str, Any]) -> None:
         from rich.table import Table
 
-        from subvene.runner.comparison.composition import expectation, pair_in_words
-        from subvene.runner.comparison.summary import METRICS
-        from subvene.runner.report.composition import ABOUT, error, sensitivity
+        from subvene.runner.experiments.comparison.composition import expectation, pair_in_words
+        from subvene.runner.experiments.comparison.summary import METRICS
+        from subvene.runner.reports.composition import ABOUT, error, sensitivity
 
         table = Table("composition", show_edge=False, pad_edge=False)
         for heading in ("order-free error", "order sensitivity"):

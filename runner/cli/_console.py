@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from subvene.runner.printable import in_json, on_screen
+from subvene.runner.files.printable import in_json, on_screen
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +38,7 @@ def err() -> Console:
 
 
 def _console(*, stderr: bool) -> Console:
-    from subvene.runner.console import Console
+    from subvene.runner.files.console import Console
 
     return Console(stderr=stderr)
 

@@ -9,12 +9,12 @@ import torch
 from subvene.interventions import REGISTRY, Sizes, TensorTable, Tokens
 from subvene.interventions._pyvene import pyvene
 from subvene.interventions.positions import needs_length
-from subvene.runner.anatomy import sizes_from_config
 from subvene.runner.cli._source import Source, tokenised
 from subvene.runner.cli._words import positions_in_words
-from subvene.runner.compile import NO_SIZES, check_sizes, entry_name, load_tensors, place
-from subvene.runner.model import load_config, load_tokenizer
-from subvene.runner.order import Edits, pairs_of
+from subvene.runner.edits.compile import NO_SIZES, check_sizes, entry_name, load_tensors, place
+from subvene.runner.edits.order import Edits, pairs_of
+from subvene.runner.models.anatomy import sizes_from_config
+from subvene.runner.models.loading import load_config, load_tokenizer
 from subvene.specs import AnyIntervention, InterventionSpec, SubveneError
 
 

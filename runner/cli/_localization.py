@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from subvene.runner.cli._units import UnitStory
-from subvene.runner.printable import on_line
+from subvene.runner.files.printable import on_line
 
 _NUMBER = len("00.000")
 _BETWEEN = len(" │ ")
@@ -21,7 +21,7 @@ class LocalizationStory(UnitStory):
     def _finished(self, results: Mapping[str, Any]) -> None:
         from rich.text import Text
 
-        from subvene.runner.report.localization_tables import (
+        from subvene.runner.reports.localization_tables import (
             by_group,
             group_label,
             heads_in_words,
@@ -41,7 +41,7 @@ class LocalizationStory(UnitStory):
 
     def _in_tables(self, metrics: Sequence[str], taken: int) -> list[list[str]]:
         """The metrics in as many tables as they need not to be cut, at the console's width."""
-        from subvene.runner.comparison.summary import METRICS
+        from subvene.runner.experiments.comparison.summary import METRICS
 
         tables: list[list[str]] = []
         left = 0
@@ -64,8 +64,8 @@ class LocalizationStory(UnitStory):
         from rich.table import Table
         from rich.text import Text
 
-        from subvene.runner.comparison.summary import METRICS
-        from subvene.runner.report.localization_tables import known, value_of
+        from subvene.runner.experiments.comparison.summary import METRICS
+        from subvene.runner.reports.localization_tables import known, value_of
 
         table = Table(show_edge=False, pad_edge=False)
         table.add_column("arm", no_wrap=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from subvene.specs import ExperimentSpec, InterventionSpec, SubveneError, load_spec
 
 if TYPE_CHECKING:
-    from subvene.runner.artifact import Artifact
-    from subvene.runner.intervened import IntervenedModel
+    from subvene.runner.artifacts.artifact import Artifact
+    from subvene.runner.intervened.model import IntervenedModel
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -45,7 +45,7 @@ class Source:
         Raises:
             SubveneError: the tensors have to be fitted first, or anything that loading raises.
         """
-        from subvene.runner.intervened import IntervenedModel
+        from subvene.runner.intervened.model import IntervenedModel
 
         if self.is_unfitted:
             raise SubveneError(
@@ -65,7 +65,7 @@ def open_source(path: Path) -> Source:
         SubveneError: there is no such thing, or it is not valid.
     """
     if not path.exists():
-        from subvene.runner import hub
+        from subvene.runner.artifacts import hub
 
         # A misspelt file is not looked for on the Hub.
         if path.suffix in _SUFFIXES or not hub.is_repo_id(str(path)):
@@ -73,7 +73,7 @@ def open_source(path: Path) -> Source:
         found = hub.open_artifact(path)
         return Source(path, found.spec, found)
     if path.is_dir():
-        from subvene.runner import artifact
+        from subvene.runner.artifacts import artifact
 
         for folder in (path, path / "artifact"):
             if artifact.is_artifact(folder):
@@ -99,7 +99,7 @@ def tokenised(tokenizer: Any, prompt: str, *, system: str | None, raw: bool) -> 
     Raises:
         SubveneError: there is no chat template, or it refuses this chat (some have no system role).
     """
-    from subvene.runner.text import TextError, prompt_ids
+    from subvene.runner.data.text import TextError, prompt_ids
 
     try:
         return prompt_ids(tokenizer, prompt, system=system, chat=False if raw else None)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from subvene.runner.cli._words import receipt_in_words
-from subvene.runner.printable import on_screen
+from subvene.runner.files.printable import on_screen
 
 if TYPE_CHECKING:
     from rich.console import Console

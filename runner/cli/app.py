@@ -30,7 +30,7 @@ from subvene.runner.cli.screen import screen
 from subvene.runner.cli.set_ import set_
 from subvene.runner.cli.show import show
 from subvene.runner.cli.validate import schema, validate
-from subvene.runner.printable import printable_logs
+from subvene.runner.files.printable import printable_logs
 from subvene.specs import SubveneError
 
 

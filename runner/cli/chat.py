@@ -32,7 +32,7 @@ from subvene.specs import SubveneError
 from subvene.specs._flaws import nearest
 
 if TYPE_CHECKING:
-    from subvene.runner.chat import Answer, ChatSession
+    from subvene.runner.monitor.chat import Answer, ChatSession
 
 _SAMPLING = "Sampling"
 _PROMPT = "› "
@@ -83,8 +83,8 @@ def chat(
         attn_implementation=attn_implementation,
     )
     opened = open_source(source)
-    from subvene.runner.chat import ChatSession
-    from subvene.runner.compile import entry_name
+    from subvene.runner.edits.compile import entry_name
+    from subvene.runner.monitor.chat import ChatSession
 
     names = [entry_name(opened.spec, i) for i in range(len(opened.spec.interventions))]
     strengths = parse_strengths(strength or [], opened.spec, names)
@@ -177,7 +177,7 @@ class _Terminal:
     def compare(self, text: str) -> None:
         """Answer a turn without and with the edit, side by side."""
         from subvene.runner.cli._tables import print_side_by_side
-        from subvene.runner.progress import status
+        from subvene.runner.files.progress import status
 
         with self._ctrl_c() as stop, status("answering without and with the edit"):
             plain, edited = self.session.compare(text, stop=stop)
@@ -434,7 +434,7 @@ def _number(text: str, usage: str) -> float:
 
 
 def _is_unsteered(error: SubveneError) -> bool:
-    from subvene.runner.not_finite import NotFiniteError
-    from subvene.runner.receipt import NotSteeredError
+    from subvene.runner.edits.not_finite import NotFiniteError
+    from subvene.runner.edits.receipt import NotSteeredError
 
     return isinstance(error, NotSteeredError | NotFiniteError)

@@ -20,7 +20,7 @@ from subvene.runner.cli._options import (
     model_overrides,
 )
 from subvene.runner.cli._source import open_source
-from subvene.runner.exports import FORMATS
+from subvene.runner.exchange.exports import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,8 +66,8 @@ def export(
     )
     found = open_source(source)
     with results(as_json) as emit:
-        from subvene.runner.exports.driver import EQUIVALENCE, check_free
-        from subvene.runner.exports.driver import export as write
+        from subvene.runner.exchange.exports.driver import EQUIVALENCE, check_free
+        from subvene.runner.exchange.exports.driver import export as write
 
         quiet_libraries()
         check_free(output)  # before the model is loaded
@@ -91,7 +91,7 @@ def _measured(record: Mapping[str, Any]) -> list[str]:
         f"{record['max_logit_effect']:.2g}"
     ]
     if record["exactness"] == "approximate":
-        from subvene.runner.exports.cards import is_worse_than_nothing
+        from subvene.runner.exchange.exports.cards import is_worse_than_nothing
 
         lines.append(
             f"approximate: mean KL {record['mean_kl']:.3g} nats a token from the intervened model "

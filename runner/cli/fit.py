@@ -46,8 +46,8 @@ def fit(
     if declared.fit is None:
         raise SubveneError(f"{spec}: there is no `fit:` block, so there is nothing to fit")
     with results(as_json) as emit:
-        from subvene.runner import artifact
-        from subvene.runner.fitting import fit as run_fit
+        from subvene.runner.artifacts import artifact
+        from subvene.runner.recipes.fitting import fit as run_fit
 
         quiet_libraries()
         # Before the work, not after it.

@@ -24,7 +24,7 @@ from subvene.runner.cli._options import (
 from subvene.runner.cli._source import open_source, tokenised
 
 if TYPE_CHECKING:
-    from subvene.runner.intervened import IntervenedModel
+    from subvene.runner.intervened.model import IntervenedModel
 
 Write = Callable[..., list[str]]
 _SAMPLING = "Sampling"
@@ -90,7 +90,7 @@ def generate(
     prompts = read_prompts(prompt or [], prompts_file)
     with results(as_json) as emit:
         opened = open_source(source)
-        from subvene.runner.compile import entry_name
+        from subvene.runner.edits.compile import entry_name
 
         names = [entry_name(opened.spec, i) for i in range(len(opened.spec.interventions))]
         strengths = _per_row(parse_strengths(strength or [], opened.spec, names), len(prompts), compare)
@@ -100,7 +100,7 @@ def generate(
             tokenised(m.tokenizer, text, system=system, raw=raw)
         options = _sampling(temperature, top_p, seed)
         if compare:
-            from subvene.runner.measured import measured_options
+            from subvene.runner.intervened.measured import measured_options
 
             # Two answers set beside each other are a measurement.
             options = measured_options(m.model, **options)
@@ -140,7 +140,7 @@ def _compared(
     write: Write, told: dict[str, Any], rows: Sequence[str], options: Mapping[str, Any]
 ) -> tuple[list[str | None], dict[int, str]]:
     """Each row's answer, None where the edited run is no longer finite; and of those rows why."""
-    from subvene.runner.finite_points import over_finite_points
+    from subvene.runner.edits.finite_points import over_finite_points
 
     def answer(which: list[int]) -> list[str]:
         strengths = {
@@ -166,7 +166,7 @@ def _fail(marked: Mapping[int, str], strengths: Mapping[str, Any]) -> None:
     swept = {name: set(value[1::2]) for name, value in strengths.items() if isinstance(value, list)}
     is_sweep = any(len(values) > 1 for values in swept.values())
     if marked and not (is_sweep and len(marked) < max(len(v) for v in strengths.values()) // 2):
-        from subvene.runner.not_finite import NotFiniteError
+        from subvene.runner.edits.not_finite import NotFiniteError
 
         raise NotFiniteError(f"{len(marked)} edited answers are not finite: {next(iter(marked.values()))}")
 
@@ -225,8 +225,8 @@ def _writer(m: IntervenedModel, keys: Sequence[str] | None) -> tuple[Write, dict
     """`m.generate`, and where it leaves the projections that were asked for."""
     if not keys:
         return m.generate, {}
-    from subvene.runner.live_projection import generate_with_projections
-    from subvene.runner.stored_vectors import chosen_vectors
+    from subvene.runner.monitor.live_projection import generate_with_projections
+    from subvene.runner.monitor.stored_vectors import chosen_vectors
 
     vectors, told = chosen_vectors(m, keys), {}
 
@@ -290,7 +290,7 @@ def _stream(
 
 
 def _batch(write: Write, prompts: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-    from subvene.runner.progress import generating
+    from subvene.runner.files.progress import generating
 
     with generating(options["max_new_tokens"]) as streamer:
         return write(prompts, streamer=streamer, **options)

@@ -13,7 +13,7 @@ from subvene.runner.cli._console import out, quiet_libraries, results
 from subvene.runner.cli._options import Attention, Device, DtypeOption, Json, model_overrides
 
 if TYPE_CHECKING:
-    from subvene.runner.imports.base import Collected, Rows
+    from subvene.runner.exchange.imports.base import Collected, Rows
     from subvene.specs import Positions
 
 
@@ -143,8 +143,8 @@ def import_(
     )
     model_overrides(name=model)
     with results(as_json) as emit:
-        from subvene.runner import artifact
-        from subvene.runner.imports import Options, import_foreign
+        from subvene.runner.artifacts import artifact
+        from subvene.runner.exchange.imports import Options, import_foreign
 
         quiet_libraries()
         # Before the work, not after it.

@@ -146,7 +146,7 @@ def _questions(data: Path | None) -> list[Any]:
     """The questions with their reference answers, where the user says where they are; no download."""
     import os
 
-    from subvene.runner.truthfulqa.data import ENVIRONMENT, load_questions
+    from subvene.runner.data.truthfulqa.questions import ENVIRONMENT, load_questions
     from subvene.specs.questions import QuestionsSpec
 
     if data is not None:

@@ -21,15 +21,15 @@ from subvene.runner.cli._options import (
     model_overrides,
 )
 from subvene.runner.cli._source import open_source
-from subvene.runner.csv_file import CsvWriter
-from subvene.runner.storage import atomic_file
+from subvene.runner.files.csv_file import CsvWriter
+from subvene.runner.files.storage import atomic_file
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from subvene.runner.intervened import IntervenedModel
-    from subvene.runner.projection import ByVector, Projections
-    from subvene.runner.transcripts import Transcript, Turn
+    from subvene.runner.data.transcripts import Transcript, Turn
+    from subvene.runner.intervened.model import IntervenedModel
+    from subvene.runner.monitor.projection import ByVector, Projections
     from subvene.specs.columns import Used
 
 _COLUMNS = "Columns"
@@ -107,12 +107,12 @@ def project(
     layers = parse_layers(layer or [])
     with results(as_json) as emit:
         opened = open_source(source)
-        from subvene.runner.transcripts import Columns, read_transcripts, refuse_long, turns_of
+        from subvene.runner.data.transcripts import Columns, read_transcripts, refuse_long, turns_of
 
         # Before the model is loaded.
         transcripts = read_transcripts(file, Columns(prompt, response, messages, system, score), limit)
-        from subvene.runner import projection
-        from subvene.runner.stored_vectors import chosen_vectors
+        from subvene.runner.monitor import projection
+        from subvene.runner.monitor.stored_vectors import chosen_vectors
 
         quiet_libraries()
         m = opened.load(**overrides)
@@ -156,7 +156,7 @@ def _document(
     transcripts: Sequence[Transcript],
     vectors: ByVector,
 ) -> dict[str, Any]:
-    from subvene.runner.projection import READ
+    from subvene.runner.monitor.projection import READ
 
     return {
         "model": m.spec.model.name,
@@ -186,7 +186,7 @@ def _summary(
 ) -> dict[str, Any]:
     import numpy as np
 
-    from subvene.runner.transcripts import against_scores, drift
+    from subvene.runner.data.transcripts import against_scores, drift
 
     known = np.array([value for value in values if math.isfinite(value)])
     return {

@@ -27,7 +27,7 @@ def pull(
     stored.
     """
     with results(as_json) as emit:
-        from subvene.runner import hub
+        from subvene.runner.artifacts import hub
 
         quiet_libraries()
         commit = hub.pull(repository, output, revision=revision)

@@ -54,8 +54,8 @@ def push(
     The repository is made if it does not exist. The token is HF_TOKEN, or what `hf auth login` stored.
     """
     with results(as_json) as emit:
-        from subvene.runner import hub
-        from subvene.runner.report.card import measured_of
+        from subvene.runner.artifacts import hub
+        from subvene.runner.reports.card import measured_of
 
         quiet_libraries()
         commit = hub.push(

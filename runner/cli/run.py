@@ -22,8 +22,8 @@ from subvene.specs import ExperimentSpec, SubveneError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from subvene.runner.experiment import ExperimentResult
-    from subvene.runner.intervened import IntervenedModel
+    from subvene.runner.intervened.model import IntervenedModel
+    from subvene.runner.reports.experiment import ExperimentResult
 
 LARGEST_RELOAD_DIFFERENCE = 1e-5
 """In float32, between this process and a fresh one: the sums may be taken in another order, no more."""
@@ -60,7 +60,7 @@ def run(
         _in_units(spec, output, as_json, declared)
         return
     with results(as_json) as emit:
-        from subvene.runner.experiment import run_experiment
+        from subvene.runner.reports.experiment import run_experiment
 
         quiet_libraries()
         story = _Story(out(), declared)
@@ -76,7 +76,7 @@ def run(
 
 def _in_units(spec: Path, output: Path | None, as_json: bool, declared: ExperimentSpec) -> None:
     with results(as_json) as emit:
-        from subvene.runner.experiment import run_experiment
+        from subvene.runner.reports.experiment import run_experiment
 
         quiet_libraries()
         kind: type[UnitStory] = PersonaStory if declared.measures_traits else ComparisonStory

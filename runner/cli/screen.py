@@ -38,8 +38,8 @@ from subvene.runner.cli.project import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from subvene.runner.screening import Screening
-    from subvene.runner.transcripts import Columns, Transcripts
+    from subvene.runner.data.transcripts import Columns, Transcripts
+    from subvene.runner.monitor.screening import Screening
 
 _HUB = "hub:"
 _HUB_PANEL = "Data sets of the Hub"
@@ -96,13 +96,13 @@ def screen(
     layers = parse_layers(layer or [])
     with results(as_json) as emit:
         opened = open_source(source)
-        from subvene.runner.transcripts import Columns
+        from subvene.runner.data.transcripts import Columns
 
         columns = Columns(prompt, response, messages, system)
         # Before the model is loaded.
         transcripts = _read(dataset, columns, limit, subset=subset, split=split, revision=revision)
-        from subvene.runner.screening import screen as run_screen
-        from subvene.runner.stored_vectors import chosen_vectors
+        from subvene.runner.monitor.screening import screen as run_screen
+        from subvene.runner.monitor.stored_vectors import chosen_vectors
 
         quiet_libraries()
         m = opened.load(**overrides)
@@ -129,7 +129,7 @@ def screen(
 
 
 def _read(dataset: str, columns: Columns, limit: int | None, **of_hub: Any) -> Transcripts:
-    from subvene.runner.transcripts import hub_transcripts, read_transcripts
+    from subvene.runner.data.transcripts import hub_transcripts, read_transcripts
 
     if dataset.startswith(_HUB):
         return hub_transcripts(dataset.removeprefix(_HUB), columns=columns, limit=limit, **of_hub)

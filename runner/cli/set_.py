@@ -44,8 +44,8 @@ def set_(
     """
     wanted = _parsed(changes)
     with results(as_json) as emit:
-        from subvene.runner.amendment import amend
-        from subvene.runner.artifact import read
+        from subvene.runner.artifacts.amendment import amend
+        from subvene.runner.artifacts.artifact import read
 
         quiet_libraries()
         written = amend(artifact, wanted, output)

@@ -108,7 +108,7 @@ _ORDER = {
 def _print_order(console: Console, description: Mapping[str, Any]) -> None:
     from rich.text import Text
 
-    from subvene.runner.order import ELSEWHERE
+    from subvene.runner.edits.order import ELSEWHERE
 
     elsewhere = 0
     for pair in description["order"]:

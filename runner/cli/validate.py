@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 
 from subvene.runner.cli._console import EXIT_INVALID, err, results
-from subvene.runner.printable import on_line
-from subvene.runner.storage import atomic_file
+from subvene.runner.files.printable import on_line
+from subvene.runner.files.storage import atomic_file
 from subvene.specs import (
     ExperimentSpec,
     InterventionSpec,

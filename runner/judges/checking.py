@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from subvene.runner.data.truthfulqa.questions import question_key
 from subvene.runner.judges.agreement import Agreement, agreement
 from subvene.runner.judges.base import Answer, Aspect, Judge, JudgeError
 from subvene.runner.judges.features import normalise
 from subvene.runner.judges.labels import Label
-from subvene.runner.truthfulqa.data import question_key
 
 if TYPE_CHECKING:
-    from subvene.runner.truthfulqa.data import Question
+    from subvene.runner.data.truthfulqa.questions import Question
 
 _SEED = 0
 _REASONS = 5

@@ -30,15 +30,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from subvene.runner.intervened import IntervenedModel
+from subvene.runner.data.text import by_length, pad, pad_id_of, prompt_ids, quoted_response_ids
+from subvene.runner.data.traits import SHIPPED, Contrast, read_trait
+from subvene.runner.files.progress import track
+from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.intervened.prefix import SharedPrefix, why_not_shared
+from subvene.runner.intervened.scoring import log_normalizer
 from subvene.runner.judges.base import JudgeError
 from subvene.runner.judges.traits import Exchange, Score
 from subvene.runner.judges.traits_scale import told_apart
-from subvene.runner.persona.traits import SHIPPED, Contrast, read_trait
-from subvene.runner.prefix import SharedPrefix, why_not_shared
-from subvene.runner.progress import track
-from subvene.runner.scoring import log_normalizer
-from subvene.runner.text import by_length, pad, pad_id_of, prompt_ids, quoted_response_ids
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -82,7 +82,7 @@ class SentenceEncoder:
         import torch
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-        from subvene.runner.pretrained import (
+        from subvene.runner.models.pretrained import (
             PretrainedError,
             check_folder,
             check_quantization,

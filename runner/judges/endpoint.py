@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from subvene.runner.cache import cache_folder
+from subvene.runner.files.cache import cache_folder
+from subvene.runner.files.progress import track
 from subvene.runner.judges.base import JudgeError
 from subvene.runner.judges.replies import NoReply, Reply, read_reply, unusable
 from subvene.runner.judges.store import Store
-from subvene.runner.progress import track
 
 if TYPE_CHECKING:
     import openai

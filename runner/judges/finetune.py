@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from filelock import FileLock
 
-from subvene.runner.cache import atomic_folder
+from subvene.runner.data.truthfulqa.questions import question_key
+from subvene.runner.files.cache import atomic_folder
+from subvene.runner.files.storage import atomic_file
 from subvene.runner.judges.base import Answer, Aspect, JudgeError
 from subvene.runner.judges.labels import Label
 from subvene.runner.judges.prompts import NO, YES, chat_messages, completion_prompt
-from subvene.runner.storage import atomic_file
-from subvene.runner.truthfulqa.data import question_key
 from subvene.specs.regular_file import open_regular, read_bytes, read_text
 
 if TYPE_CHECKING:

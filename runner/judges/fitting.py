@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import sklearn
 
+from subvene.runner.data.truthfulqa.questions import Question, data_sha256, load_questions, question_key
+from subvene.runner.files.progress import track
 from subvene.runner.judges.agreement import agreement
 from subvene.runner.judges.base import Answer, Aspect, JudgeError, Judgement
 from subvene.runner.judges.classifier import RECORD, Basis, Classifier, Trees, save_classifier
 from subvene.runner.judges.encoder import MINILM, SentenceEncoder
 from subvene.runner.judges.features import Features, extract, normalise
 from subvene.runner.judges.labels import Label, LabelError, read_labels
-from subvene.runner.progress import track
-from subvene.runner.truthfulqa.data import Question, data_sha256, load_questions, question_key
 from subvene.specs.questions import QuestionsSpec
 from subvene.specs.regular_file import read_bytes
 

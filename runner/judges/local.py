@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from subvene.runner.data.limits import refuse_beyond_context
+from subvene.runner.data.text import by_length, pad, pad_id_of
+from subvene.runner.files.progress import track
 from subvene.runner.judges.base import JudgeError
-from subvene.runner.limits import refuse_beyond_context
-from subvene.runner.model import ModelError, load_config, load_model, load_tokenizer
-from subvene.runner.progress import track
-from subvene.runner.text import by_length, pad, pad_id_of
+from subvene.runner.models.loading import ModelError, load_config, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from subvene.specs import ModelSpec

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from subvene.runner.cache import cache_folder
+from subvene.runner.files.cache import cache_folder
+from subvene.runner.files.storage import atomic_file
 from subvene.runner.judges.base import Aspect
-from subvene.runner.storage import atomic_file
 from subvene.specs.regular_file import read_bytes, read_text
 
 _STATED = ("n", "unjudged", "accuracy", "majority", "auc", "brier", "ece")

@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from subvene.runner.data.truthfulqa.questions import NO_COMMENT
 from subvene.runner.judges.base import Answer, Aspect, Judge, JudgeError, Judgement
 from subvene.runner.judges.encoder import MINILM, SentenceEncoder, cut_in_words, find_encoder
-from subvene.runner.truthfulqa.data import NO_COMMENT
 from subvene.specs.judges import ReferenceJudgeSpec
 
 _Pairs = Sequence[tuple[str, str]]

@@ -12,9 +12,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from subvene.runner.files.ledger import digest, write_all
+from subvene.runner.files.storage import disk_errors
 from subvene.runner.judges.replies import Reply
-from subvene.runner.ledger import digest, write_all
-from subvene.runner.storage import disk_errors
 from subvene.specs.regular_file import read_bytes
 
 

@@ -11,11 +11,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from subvene.runner.data.truthfulqa.questions import question_key
 from subvene.runner.judges.base import Answer, Aspect, Judge, JudgeError, Judgement
 from subvene.runner.judges.classifier import Classifier, load_classifier, load_record
 from subvene.runner.judges.encoder import SentenceEncoder, cut_in_words, find_encoder
 from subvene.runner.judges.features import extract
-from subvene.runner.truthfulqa.data import question_key
 from subvene.specs.judges import TrainedJudgeSpec
 
 _CHUNK = 4096

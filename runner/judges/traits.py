@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from subvene.runner.data.traits import Trait
 from subvene.runner.judges.base import JudgeError
-from subvene.runner.persona.traits import Trait
 
 if TYPE_CHECKING:
-    from subvene.runner.intervened import IntervenedModel
+    from subvene.runner.intervened.model import IntervenedModel
 
 
 @dataclass(frozen=True)

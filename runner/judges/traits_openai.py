@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from subvene.runner.data.traits import Trait
 from subvene.runner.judges.base import JudgeError
 from subvene.runner.judges.endpoint import Endpoint, NoReply, Reply, with_cost
 from subvene.runner.judges.prompts import COHERENCE
@@ -33,7 +34,6 @@ from subvene.runner.judges.traits_scale import (
     whole_numbers,
     written_score,
 )
-from subvene.runner.persona.traits import Trait
 
 if TYPE_CHECKING:
     from subvene.specs.judges import OpenAIJudgeSpec

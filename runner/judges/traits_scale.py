@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from subvene.runner.data.traits import Trait
 from subvene.runner.judges.traits import Exchange, Score, TraitJudge
-from subvene.runner.persona.traits import Trait
 
 #: The least probability of all numbers together that gives a score.
 MASS = 0.25

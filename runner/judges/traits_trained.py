@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from subvene.runner.data.traits import Trait
 from subvene.runner.judges.base import JudgeError
 from subvene.runner.judges.coherence import ModelCoherence
 from subvene.runner.judges.encoder import MINILM, SentenceEncoder, cut_in_words, find_encoder
 from subvene.runner.judges.traits import Exchange, Score, TraitJudge
 from subvene.runner.judges.traits_scale import told_apart
-from subvene.runner.persona.traits import Trait
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from subvene.runner.intervened import IntervenedModel
+    from subvene.runner.intervened.model import IntervenedModel
     from subvene.specs.judges import TrainedJudgeSpec
 
 _FOLDS = 5

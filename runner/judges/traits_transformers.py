@@ -15,8 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from subvene.runner.forked_cache import branch
-from subvene.runner.intervened import IntervenedModel
+from subvene.runner.data.text import pad, pad_id_of, quoted_ids, reply_ids
+from subvene.runner.data.traits import Trait
+from subvene.runner.files.progress import track
+from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.intervened.prefix import SharedPrefix, alike, why_not_shared
+from subvene.runner.intervened.scoring import log_normalizer
 from subvene.runner.judges.base import JudgeError
 from subvene.runner.judges.local import LocalModels, last_logits
 from subvene.runner.judges.prompts import COHERENCE
@@ -32,11 +36,7 @@ from subvene.runner.judges.traits_scale import (
     number,
     whole_numbers,
 )
-from subvene.runner.persona.traits import Trait
-from subvene.runner.prefix import SharedPrefix, alike, why_not_shared
-from subvene.runner.progress import track
-from subvene.runner.scoring import log_normalizer
-from subvene.runner.text import pad, pad_id_of, quoted_ids, reply_ids
+from subvene.runner.models.forked_cache import branch
 
 if TYPE_CHECKING:
     from subvene.specs.judges import TransformersJudgeSpec

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from subvene.runner.data.text import quoted_ids
 from subvene.runner.judges.base import Answer, Aspect, Judge, JudgeError, Judgement
 from subvene.runner.judges.local import LocalModels, last_logits
 from subvene.runner.judges.measured import known_accuracy
 from subvene.runner.judges.prompts import NO, YES, completion_prompt
-from subvene.runner.text import quoted_ids
 
 if TYPE_CHECKING:
     from subvene.specs.judges import TransformersJudgeSpec

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from subvene.interventions import Sizes
-from subvene.runner.anatomy import Anatomy
-from subvene.runner.compile import CompileError
+from subvene.runner.edits.compile import CompileError
+from subvene.runner.models.anatomy import Anatomy
 
 
 @dataclass(frozen=True)

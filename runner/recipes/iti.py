@@ -25,15 +25,15 @@ import numpy as np
 import torch
 
 from subvene.interventions import Sizes
-from subvene.runner.anatomy import Anatomy
-from subvene.runner.collector import Collected, collect
-from subvene.runner.not_finite import ADVICE_OF_MODEL, NotFiniteError
-from subvene.runner.passages import Passage, common_prefix, last, shared_prefix
+from subvene.runner.data.text import pad_id_of, plain
+from subvene.runner.data.truthfulqa.questions import Question, data_sha256, given_questions, load_questions
+from subvene.runner.data.truthfulqa.splits import validation_keys
+from subvene.runner.edits.not_finite import ADVICE_OF_MODEL, NotFiniteError
+from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.passes.collector import Collected, collect
+from subvene.runner.passes.passages import Passage, common_prefix, last, shared_prefix
 from subvene.runner.recipes.base import Fitted, Reach, Recipe, listed_heads
 from subvene.runner.recipes.probes import Probes, fit_probes
-from subvene.runner.text import pad_id_of, plain
-from subvene.runner.truthfulqa.data import Question, data_sha256, given_questions, load_questions
-from subvene.runner.truthfulqa.splits import validation_keys
 from subvene.specs import ITISpec, SubveneError, tensor_name
 from subvene.specs.recipes.iti import ListedHeads, RandomHeads, SoftHeads, TopHeads
 

@@ -19,21 +19,21 @@ import numpy as np
 import torch
 
 from subvene.interventions import Sizes
-from subvene.runner.anatomy import Anatomy
-from subvene.runner.collector import collect
-from subvene.runner.passages import Passage, last
-from subvene.runner.preference_rows import Preference, PreferenceError, preferences_of
-from subvene.runner.preferences import Data, Preferences, encode, preferences_sha256, read_data, used
+from subvene.runner.data.examples import Answers, Example, Keyed, split
+from subvene.runner.data.preference_rows import Preference, PreferenceError, preferences_of
+from subvene.runner.data.preferences import Data, Preferences, encode, preferences_sha256, read_data, used
+from subvene.runner.data.text import pad_id_of
+from subvene.runner.data.truthfulqa.questions import Question, given_questions
+from subvene.runner.data.truthfulqa.splits import validation_keys
+from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.passes.collector import collect
+from subvene.runner.passes.passages import Passage, last
 from subvene.runner.recipes.base import Fitted, Reach, Recipe, listed_heads
 from subvene.runner.recipes.iti import SITE, fit_iti
 from subvene.runner.recipes.probes import fit_probes
-from subvene.runner.text import pad_id_of
-from subvene.runner.training.examples import Answers, Example, Keyed, split
 from subvene.runner.training.experiments import Experiment, Trained
 from subvene.runner.training.multiplex import EditShape
 from subvene.runner.training.trainer import train_edits
-from subvene.runner.truthfulqa.data import Question, given_questions
-from subvene.runner.truthfulqa.splits import validation_keys
 from subvene.specs import ITISpec, SubveneError, tensor_name
 from subvene.specs.preferences import TruthfulPairsSpec
 from subvene.specs.recipes.iti import AllHeads, ListedHeads

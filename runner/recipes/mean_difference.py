@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from subvene.interventions import Sizes
-from subvene.runner.activations import weighted_sums
-from subvene.runner.anatomy import Anatomy
-from subvene.runner.compile import CompileError
-from subvene.runner.limits import refuse_beyond_context
+from subvene.runner.data.limits import refuse_beyond_context
+from subvene.runner.data.span import Text
+from subvene.runner.data.text import pad_id_of, prompt_ids, raw_ids, reply_ids
+from subvene.runner.edits.compile import CompileError
+from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.passes.activations import weighted_sums
 from subvene.runner.recipes.base import Fitted, Reach, Recipe
-from subvene.runner.span import Text
-from subvene.runner.text import pad_id_of, prompt_ids, raw_ids, reply_ids
 from subvene.specs import (
     ContrastSystems,
     ContrastTexts,

@@ -24,20 +24,20 @@ import torch
 
 from subvene.interventions import Sizes
 from subvene.interventions.steering import RESIDUAL_NORM
-from subvene.runner.activations import forward_reading
-from subvene.runner.anatomy import Anatomy
-from subvene.runner.comparison.missing import missing_in_words
-from subvene.runner.intervened import IntervenedModel
+from subvene.runner.data.text import by_length, pad, pad_id_of
+from subvene.runner.data.traits import Trait, read_trait
+from subvene.runner.edits.not_finite import ADVICE_OF_MODEL, NotFiniteError
+from subvene.runner.files.ledger import digest
+from subvene.runner.files.progress import track
+from subvene.runner.files.statistics import mean_and_sd
+from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.judges.traits import TraitJudge, make_trait_judge
-from subvene.runner.ledger import digest
-from subvene.runner.not_finite import ADVICE_OF_MODEL, NotFiniteError
-from subvene.runner.persona.geometry import explained_variance
-from subvene.runner.persona.responses import Asked, Do, Response, missing_reasons, respond
-from subvene.runner.persona.traits import Trait, read_trait
-from subvene.runner.progress import track
+from subvene.runner.measures.geometry import explained_variance
+from subvene.runner.measures.missing import missing_in_words
+from subvene.runner.measures.responses import Asked, Do, Response, missing_reasons, respond
+from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.passes.activations import forward_reading
 from subvene.runner.recipes.base import Fitted, Reach, Recipe
-from subvene.runner.statistics import mean_and_sd
-from subvene.runner.text import by_length, pad, pad_id_of
 from subvene.specs import PersonaSpec, Site, SubveneError, tensor_name
 
 SITE: Site = "block_output"

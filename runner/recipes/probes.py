@@ -18,9 +18,9 @@ import torch
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from subvene.runner.cache import atomic_folder
-from subvene.runner.collector import Collected
-from subvene.runner.progress import status
+from subvene.runner.files.cache import atomic_folder
+from subvene.runner.files.progress import status
+from subvene.runner.passes.collector import Collected
 from subvene.specs import SubveneError
 
 _FILE = "probes.safetensors"

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from subvene.runner.anatomy import Anatomy
-from subvene.runner.identity import model_sha256
-from subvene.runner.ledger import digest
-from subvene.runner.training.examples import Example, examples_sha256
+from subvene.runner.data.examples import Example, examples_sha256
+from subvene.runner.files.ledger import digest
+from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.models.identity import model_sha256
 from subvene.runner.training.multiplex import EditShape
 from subvene.specs import SubveneError
 from subvene.specs.recipes.localized_edit import LocalizedEditSpec

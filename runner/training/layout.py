@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from subvene.runner.training.examples import Answers
+from subvene.runner.data.examples import Answers
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from subvene.runner.anatomy import Anatomy
-from subvene.runner.training.examples import Example
+from subvene.runner.data.examples import Example
+from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.training.experiments import Experiment, Trained, TrainingError
 from subvene.runner.training.multiplex import SITE
 from subvene.runner.training.trainer import train_edits

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from subvene.interventions import Sizes
-from subvene.runner.anatomy import Anatomy, component_module
-from subvene.runner.hooks import take_input
+from subvene.runner.edits.hooks import take_input
+from subvene.runner.models.anatomy import Anatomy, component_module
 
 SITE = "attention_heads"
 # The stream of random numbers that first factors are drawn from.

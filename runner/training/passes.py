@@ -13,11 +13,11 @@ from typing import Any, cast
 
 import torch
 
-from subvene.runner.anatomy import Anatomy
-from subvene.runner.forked_cache import why_not_forked
-from subvene.runner.hooks import take_input
-from subvene.runner.progress import track
-from subvene.runner.training.examples import Answers
+from subvene.runner.data.examples import Answers
+from subvene.runner.edits.hooks import take_input
+from subvene.runner.files.progress import track
+from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.models.forked_cache import why_not_forked
 from subvene.runner.training.layout import Layout, lay_out, starts_of, tokens_of
 from subvene.runner.training.losses import token_log_probs
 from subvene.runner.training.units import Extent, planned

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from subvene.runner.anatomy import Anatomy
-from subvene.runner.limits import refuse_beyond_context
-from subvene.runner.not_finite import check_finite
-from subvene.runner.progress import track
+from subvene.runner.data.examples import Answers, Example
+from subvene.runner.data.limits import refuse_beyond_context
+from subvene.runner.edits.not_finite import check_finite
+from subvene.runner.files.progress import track
+from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.training import checkpoints
-from subvene.runner.training.examples import Answers, Example
 from subvene.runner.training.experiments import (
     Experiment,
     Progress,

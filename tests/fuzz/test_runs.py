@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "runner"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 import oracle
 from architectures import BY_NAME, HEADS, LAYERS, VOCAB, Architecture
 
-from subvene.runner.intervened import IntervenedModel
-from subvene.runner.receipt import NotSteeredError
+from subvene.runner.edits.receipt import NotSteeredError
+from subvene.runner.intervened.model import IntervenedModel
 
 SECONDS = float(os.environ.get("SUBVENE_FUZZ_SECONDS", "12"))
 MODELS = ("llama", "gpt2", "gemma3", "qwen3", "mistral", "gpt_neox", "opt", "olmo2", "falcon_new")

@@ -14,8 +14,8 @@ import torch
 from subvene.interventions import PyveneIntervention, Sizes, TensorError
 from subvene.interventions._pyvene import pyvene
 from subvene.interventions.pyvene_class import make_inner
-from subvene.runner.intervenable import IntervenableModel
-from subvene.runner.intervened import IntervenedModel
+from subvene.runner.edits.intervenable import IntervenableModel
+from subvene.runner.intervened.model import IntervenedModel
 from subvene.specs import InterventionSpec, PyveneSpec
 from subvene.specs.interventions import PyveneClass
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import ROOT
 
 Run = Callable[..., Any]
-ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = (
     "validate",
     "schema",
@@ -161,15 +161,15 @@ def test_ctrl_c_leaves_nothing_half_written(
 def test_json_is_one_document_whatever_libraries_print(
     subvene: Run, steer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from subvene.runner import intervened
+    from subvene.runner.intervened import model as home
 
-    load = intervened.load_model
+    load = home.load_model
 
     def chatty(*args: Any, **kwargs: Any) -> Any:
         print("a library's notice")
         return load(*args, **kwargs)
 
-    monkeypatch.setattr(intervened, "load_model", chatty)
+    monkeypatch.setattr(home, "load_model", chatty)
     result = subvene("generate", steer, "-p", "hello", "--json", "--max-new-tokens", 2)
     assert json.loads(result.stdout)["records"][0]["prompt"] == "hello"
     assert "a library's notice" in result.stderr

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from subvene.runner.exports import FORMATS
+from subvene.runner.exchange.exports import FORMATS
 
 EVERYWHERE = """\
 interventions:

@@ -42,7 +42,7 @@ def test_without_a_fit_block(subvene: Run, steer: Path, tmp_path: Path) -> None:
 def test_what_is_in_the_way_is_said_before_the_work(
     subvene: Run, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("subvene.runner.fitting.fit", lambda *a, **k: pytest.fail("it was fitted"))
+    monkeypatch.setattr("subvene.runner.recipes.fitting.fit", lambda *a, **k: pytest.fail("it was fitted"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     result = subvene("fit", experiment, "-o", tmp_path / "mine")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from subvene.runner.cli.import_ import Format
-from subvene.runner.imports import FORMATS
-from subvene.runner.intervened import IntervenedModel
+from subvene.runner.exchange.imports import FORMATS
+from subvene.runner.intervened.model import IntervenedModel
 
 Run = Callable[..., Any]
 
@@ -78,7 +78,9 @@ def test_refusals_write_nothing(
 def test_weights_are_loaded_last(
     subvene: Run, vector: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("subvene.runner.imports.formats.load_model", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "subvene.runner.exchange.imports.formats.load_model", lambda *a, **k: pytest.fail("loaded")
+    )
     torch.save(torch.zeros(9, 32), vector)
     result = subvene("import", vector, "-o", tmp_path / "a", "--model", model_folder, "--layer", 1)
     assert result.exit_code == 1

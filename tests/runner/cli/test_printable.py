@@ -15,16 +15,16 @@ import pytest
 import safetensors.torch
 import torch
 import typer
+from checkout import ROOT
 from rich.progress import Progress
 from rich.table import Table
 
 from subvene.runner.cli._console import results, say
 from subvene.runner.cli.app import app
-from subvene.runner.console import Console
-from subvene.runner.printable import in_json, on_line, on_screen, printable_logs
+from subvene.runner.files.console import Console
+from subvene.runner.files.printable import in_json, on_line, on_screen, printable_logs
 
 Run = Callable[..., Any]
-ROOT = Path(__file__).resolve().parents[3]
 #: A title, the clipboard, a colour, the cursor, an 8-bit control, a text that runs backwards.
 EVIL = "a\x1b]0;title\x07\x1b]52;c;ZXZpbA==\x07\x1b[31m\x1b[2J\r\x9b31m\u202eb"
 MARKUP = "[red]x[/red][/]:smile:"
@@ -77,7 +77,7 @@ def test_the_console_keeps_its_own_colours_and_nobody_elses(terminal: bool) -> N
 
 
 def test_bars_and_spinners(monkeypatch: pytest.MonkeyPatch) -> None:
-    from subvene.runner import progress
+    from subvene.runner.files import progress
 
     file = io.StringIO()
     monkeypatch.setattr(progress, "Console", lambda **_: Console(file=file, force_terminal=True, width=200))

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from subvene.runner import IntervenedModel
-from subvene.runner.live_projection import generate_with_projections
-from subvene.runner.projection import project
-from subvene.runner.stored_vectors import chosen_vectors
-from subvene.runner.transcripts import read_transcripts, turns_of
+from subvene.runner.data.transcripts import read_transcripts, turns_of
+from subvene.runner.monitor.live_projection import generate_with_projections
+from subvene.runner.monitor.projection import project
+from subvene.runner.monitor.stored_vectors import chosen_vectors
 
 Run = Callable[..., Any]
 NEW = ("--max-new-tokens", 6)

@@ -11,8 +11,8 @@ import pytest
 from hub_server import Hub, connect, serve_hub
 from huggingface_hub import ModelCard
 
-from subvene.runner import artifact
-from subvene.runner.intervened import IntervenedModel
+from subvene.runner.artifacts import artifact
+from subvene.runner.intervened.model import IntervenedModel
 
 Run = Callable[..., Any]
 NAME = "ann/glad"

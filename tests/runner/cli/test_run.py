@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import ROOT
 
 from subvene.runner.cli import _tables
 
 Run = Callable[..., Any]
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
 def no_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the reload, which costs a second Python with torch."""
-    monkeypatch.setattr("subvene.runner.experiment.reload_difference", lambda *args: 0.0)
+    monkeypatch.setattr("subvene.runner.reports.experiment.reload_difference", lambda *args: 0.0)
 
 
 @pytest.mark.usefixtures("no_fresh_process")
@@ -70,7 +70,7 @@ def test_json_and_the_real_reload(subvene: Run, experiment: Path, tmp_path: Path
 def test_an_artifact_that_reloads_otherwise_is_a_failure(
     subvene: Run, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, difference: float
 ) -> None:
-    monkeypatch.setattr("subvene.runner.experiment.reload_difference", lambda *args: difference)
+    monkeypatch.setattr("subvene.runner.reports.experiment.reload_difference", lambda *args: difference)
     result = subvene("run", experiment, "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert "does not reload as it was saved" in result.stderr

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from subvene.runner import artifact
-from subvene.runner.amendment import AmendmentError, amend
-from subvene.runner.intervened import IntervenedModel
+from subvene.runner.artifacts import artifact
+from subvene.runner.artifacts.amendment import AmendmentError, amend
+from subvene.runner.intervened.model import IntervenedModel
 from subvene.specs import SubveneError
 
 Run = Callable[..., Any]
@@ -44,7 +44,7 @@ def test_another_layer_is_what_importing_it_there_gives(
     source = ("import", tmp_path / "kind.pt", "-o", other, "--model", model_folder)
     assert subvene(*source, "--layer", 0, "--strength", -2, "--positions", "all").exit_code == 0
     with monkeypatch.context() as patch:  # weights are not needed
-        patch.setattr("subvene.runner.model.load_model", lambda *a, **k: pytest.fail("loaded"))
+        patch.setattr("subvene.runner.models.loading.load_model", lambda *a, **k: pytest.fail("loaded"))
         done = subvene("set", imported, "layer=0", "strength=-2", "positions=all")
     assert done.exit_code == 0, done.stderr
     assert "set      kind.layer: 1 -> 0" in done.stdout

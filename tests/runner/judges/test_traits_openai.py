@@ -13,11 +13,11 @@ import loopback
 import openai
 import pytest
 
+from subvene.runner.data.traits import Contrast, Trait
 from subvene.runner.judges import JudgeError
 from subvene.runner.judges.prompts import COHERENCE
 from subvene.runner.judges.traits import Exchange, Score, TraitJudge, make_trait_judge
 from subvene.runner.judges.traits_scale import as_completion
-from subvene.runner.persona.traits import Contrast, Trait
 from subvene.specs.judges import OpenAIJudgeSpec
 
 PROMPT = "Rate how glad it is, from 0 to 100.\nQuestion: {question}\nAnswer: {answer}\nOnly the number."

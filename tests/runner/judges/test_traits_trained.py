@@ -15,6 +15,10 @@ from sklearn.metrics import roc_auc_score
 import subvene.runner.judges.coherence as coherence
 import subvene.runner.judges.traits_trained as module
 from subvene.runner import IntervenedModel
+from subvene.runner.data.text import prompt_ids, response_ids
+from subvene.runner.data.traits import Contrast, Trait, read_trait
+from subvene.runner.intervened.prefix import counting_tokens
+from subvene.runner.intervened.scoring import log_probs
 from subvene.runner.judges import JudgeError
 from subvene.runner.judges.coherence import (
     CORRUPTIONS,
@@ -27,10 +31,6 @@ from subvene.runner.judges.coherence import (
 )
 from subvene.runner.judges.traits import Exchange, make_trait_judge
 from subvene.runner.judges.traits_trained import TrainedTraitJudge
-from subvene.runner.persona.traits import Contrast, Trait, read_trait
-from subvene.runner.prefix import counting_tokens
-from subvene.runner.scoring import log_probs
-from subvene.runner.text import prompt_ids, response_ids
 from subvene.specs.judges import ReferenceJudgeSpec, TrainedJudgeSpec
 
 SHIPPED = ("apathetic", "formal", "humorous", "impolite", "optimistic", "sycophantic", "verbose")

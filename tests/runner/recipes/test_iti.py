@@ -22,15 +22,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from subvene.runner import fit
-from subvene.runner.anatomy import Anatomy
-from subvene.runner.collector import Collected
-from subvene.runner.compile import CompileError
+from subvene.runner.data.truthfulqa.questions import Question, load_questions
+from subvene.runner.data.truthfulqa.splits import fold_of, validation_keys
+from subvene.runner.edits.compile import CompileError
+from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.passes.collector import Collected
+from subvene.runner.passes.shards import Index, Store
 from subvene.runner.recipes.base import Fitted
 from subvene.runner.recipes.iti import ITIError, _shifted, fit_iti
 from subvene.runner.recipes.probes import Probes
-from subvene.runner.shards import Index, Store
-from subvene.runner.truthfulqa.data import Question, load_questions
-from subvene.runner.truthfulqa.splits import fold_of, validation_keys
 from subvene.specs import ExperimentSpec, ITISpec, SubveneError, load_spec
 
 LAYERS, HEADS, HEAD_DIM = 3, 4, 8
@@ -564,7 +564,7 @@ def test_the_seed_is_the_specs_unless_another_is_given(write: Callable[..., Path
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "subvene.runner.fitting.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+        "subvene.runner.recipes.fitting.load_model", lambda *_, **__: pytest.fail("a model was loaded")
     )
 
 

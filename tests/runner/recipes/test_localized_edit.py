@@ -15,10 +15,13 @@ from sklearn.linear_model import LogisticRegression
 from typer.testing import CliRunner
 
 from subvene.runner import IntervenedModel, fit
-from subvene.runner.anatomy import Anatomy
 from subvene.runner.cli.app import app
-from subvene.runner.compile import CompileError
-from subvene.runner.preferences import encode, read_data
+from subvene.runner.data.examples import split
+from subvene.runner.data.preferences import encode, read_data
+from subvene.runner.data.truthfulqa.questions import Question
+from subvene.runner.edits.compile import CompileError
+from subvene.runner.intervened.scoring import log_probs
+from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.recipes.iti import fit_iti
 from subvene.runner.recipes.localized_edit import (
     LocalizedEditError,
@@ -28,9 +31,6 @@ from subvene.runner.recipes.localized_edit import (
     fit_localized_edits,
     probe_heads,
 )
-from subvene.runner.scoring import log_probs
-from subvene.runner.training.examples import split
-from subvene.runner.truthfulqa.data import Question
 from subvene.specs import ITISpec, LocalizedEditSpec
 from subvene.specs.recipes.localized_edit import ProbedHeads
 

@@ -13,12 +13,13 @@ import safetensors.torch
 import torch
 import yaml
 
-from subvene.runner import IntervenedModel, artifact, fit
-from subvene.runner.anatomy import Anatomy
-from subvene.runner.compile import CompileError
-from subvene.runner.limits import TooLongError
+from subvene.runner import IntervenedModel, fit
+from subvene.runner.artifacts import artifact
+from subvene.runner.data.limits import TooLongError
+from subvene.runner.data.text import TextError
+from subvene.runner.edits.compile import CompileError
+from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.recipes.mean_difference import fit_mean_difference
-from subvene.runner.text import TextError
 from subvene.specs import (
     ContrastSystems,
     ContrastTexts,
@@ -316,7 +317,9 @@ def test_texts_of_unlike_length_are_not_told_apart_by_the_attention_sink(smollm2
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("subvene.runner.fitting.load_model", lambda *a, **k: pytest.fail("it was loaded"))
+    monkeypatch.setattr(
+        "subvene.runner.recipes.fitting.load_model", lambda *a, **k: pytest.fail("it was loaded")
+    )
 
 
 def spec_file(write: Callable[..., Path], pairs: Any = None, *, layer: int = 1, **fields: Any) -> Path:

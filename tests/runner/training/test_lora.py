@@ -9,7 +9,7 @@ import torch
 from architectures import BY_NAME
 from tiny_preferences import examples_of, experiment
 
-from subvene.runner.anatomy import Anatomy
+from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.training import lora
 from subvene.runner.training.experiments import TrainingError
 from subvene.runner.training.lora import trained_lora

@@ -9,8 +9,8 @@ from architectures import BY_NAME
 from tiny_preferences import examples_of, experiment, train
 from torch import nn
 
-from subvene.runner.anatomy import Anatomy
-from subvene.runner.training.examples import Answers, Example
+from subvene.runner.data.examples import Answers, Example
+from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.training.losses import margin, pair_losses
 from subvene.runner.training.multiplex import EditShape, StackedEdits
 from subvene.runner.training.passes import Passes, frozen

@@ -12,7 +12,7 @@ from torch import nn
 
 from subvene.interventions import Sizes
 from subvene.runner import IntervenedModel
-from subvene.runner.anatomy import Anatomy
+from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.training.experiments import Experiment, Trained
 from subvene.runner.training.multiplex import EditShape, StackedEdits
 from subvene.specs import InterventionSpec, tensor_name

@@ -11,9 +11,9 @@ from architectures import BY_NAME
 from tiny_preferences import examples_of
 from torch import nn
 
-from subvene.runner.anatomy import Anatomy
-from subvene.runner.text import TextError
-from subvene.runner.training.examples import Answers, Example, split
+from subvene.runner.data.examples import Answers, Example, split
+from subvene.runner.data.text import TextError
+from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.training.passes import Passes, frozen
 from subvene.runner.training.units import Extent, planned
 

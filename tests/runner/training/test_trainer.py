@@ -14,9 +14,9 @@ from architectures import BY_NAME
 from tiny_preferences import examples_of, experiment, train
 from torch import nn
 
-from subvene.runner.not_finite import NotFiniteError
+from subvene.runner.data.examples import Example
+from subvene.runner.edits.not_finite import NotFiniteError
 from subvene.runner.training import checkpoints, trainer
-from subvene.runner.training.examples import Example
 from subvene.runner.training.experiments import Experiment, TrainingError
 
 EXAMPLES = examples_of(12, seed=7)

@@ -1,0 +1,104 @@
+"""Packing: a spec whose tensors may come from anywhere, made to find them all in one file."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from subvene.runner.edits.intervenable import Entry, IntervenableModel
+from subvene.specs import (
+    AnyIntervention,
+    HeadDirectionSpec,
+    InterventionSpec,
+    PyveneSpec,
+    TensorRef,
+    parse_tensor_name,
+)
+
+TENSORS = "tensors.safetensors"
+
+
+def self_contained(
+    spec: InterventionSpec, intervenable: IntervenableModel
+) -> tuple[InterventionSpec, dict[str, torch.Tensor]]:
+    """A compiled spec with every reference in `TENSORS`, and the tensors, by name, as they are now.
+
+    Two interventions that use one key for different tensors get keys of their own.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    taken: dict[str, _Claim] = {}
+    stored: list[Any] = []
+    for declared, entry in zip(spec.interventions, intervenable.entries, strict=True):
+        wanted = next((ref.key for _, ref in declared.tensor_refs()), entry.name).removesuffix(".state")
+        # A reference may name one tensor in full; names are made from its first part.
+        wanted = parsed.key if (parsed := parse_tensor_name(wanted)) else wanted
+        for key in itertools.chain([wanted], (f"{wanted}_{n}" for n in itertools.count(2))):
+            own = _stored(key, intervenable, entry)
+            same = all(torch.equal(tensors[name], own[name]) for name in tensors.keys() & own.keys())
+            claim = _Claim(frozenset(own), _reads_whole_key(declared))
+            if same and claim.goes_with(taken.get(key)):
+                break
+        taken[key] = claim | taken.get(key)
+        tensors |= own
+        stored.append(declared.model_copy(update=_references(declared, key, own)))
+    fields = {name: getattr(spec, name) for name in InterventionSpec.model_fields}
+    return InterventionSpec(**fields | {"interventions": tuple(stored)}), tensors
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What is stored under a key, and whether a reader of the key takes all of it for its own."""
+
+    names: frozenset[str]
+    whole: bool
+
+    def goes_with(self, other: _Claim | None) -> bool:
+        return other is None or self.names == other.names or not (self.whole or other.whole)
+
+    def __or__(self, other: _Claim | None) -> _Claim:
+        return self if other is None else _Claim(self.names | other.names, self.whole or other.whole)
+
+
+def _reads_whole_key(declared: AnyIntervention) -> bool:
+    """Whether what an entry does depends on everything that is stored under its key."""
+    if isinstance(declared, HeadDirectionSpec):
+        return declared.heads is None
+    return isinstance(declared, PyveneSpec)
+
+
+def _stored(key: str, intervenable: IntervenableModel, entry: Entry) -> dict[str, torch.Tensor]:
+    own: dict[str, torch.Tensor] = {}
+    for place, pyvene_key in zip(entry.sites, entry.keys, strict=True):
+        site, _, layer = place.rpartition("[")
+        index = int(layer.rstrip("]")) if site and place.endswith("]") else None
+        own |= intervenable.interventions[pyvene_key].stored(key, site if index is not None else place, index)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
+
+
+def _references(declared: Any, key: str, own: Mapping[str, torch.Tensor]) -> dict[str, TensorRef]:
+    """The reference fields of an entry, pointing into the artifact."""
+    fields = {}
+    for name, annotation in type(declared).model_fields.items():
+        if "TensorRef" not in str(annotation.annotation):
+            continue
+        if name == "state":
+            if any(tensor.startswith(f"{key}.state.") for tensor in own):
+                fields[name] = TensorRef(file=TENSORS, key=f"{key}.state")
+        elif name != "source" or getattr(declared, name) is not None:
+            fields[name] = TensorRef(file=TENSORS, key=key)
+    return fields
+
+
+def with_file(spec: InterventionSpec, file: str | None) -> InterventionSpec:
+    """The spec with every tensor reference in `file`."""
+    interventions = tuple(
+        declared.model_copy(
+            update={name: TensorRef(file=file, key=ref.key) for name, ref in declared.tensor_refs()}
+        )
+        for declared in spec.interventions
+    )
+    return spec.model_copy(update={"interventions": interventions})

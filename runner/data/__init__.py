@@ -1,0 +1,1 @@
+"""What people hand in: texts, conversations, pairs, preferences, traits, questions."""

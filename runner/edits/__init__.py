@@ -1,0 +1,1 @@
+"""Interventions compiled against a model: hooks, positions, receipts, refusals."""

@@ -1,0 +1,221 @@
+"""From a spec to an IntervenableModel: checked against the model, laid over its anatomy, made of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from subvene.interventions import REGISTRY, Sizes, TensorError, TensorTable
+from subvene.runner.edits.intervenable import IntervenableModel
+from subvene.runner.edits.whole_tensor import WholeTensorModel
+from subvene.runner.models.anatomy import (
+    Anatomy,
+    AnatomyError,
+    component_module,
+    nearest_component,
+    reads_one_text,
+    sizes_from_config,
+)
+from subvene.specs import SITES, AnyIntervention, InterventionSpec, PyveneSpec, SubveneError
+
+# For entries that name a module by its path, whose tensors no size of the model decides.
+NO_SIZES = Sizes(n_layers=0, width=0, n_heads=0, head_dim=0)
+
+
+class CompileError(SubveneError, ValueError):
+    """The spec does not fit the model; the message lists every place where it does not."""
+
+
+def compile_spec(
+    spec: InterventionSpec,
+    model: torch.nn.Module,
+    *,
+    folder: Path | None = None,
+    own_tensors: Mapping[str, torch.Tensor] | None = None,
+) -> IntervenableModel:
+    """Compile the interventions of `spec` onto `model`, which is left as it is.
+
+    Interventions at sites need a decoder language model. Those that name modules by their paths (`kind:
+    pyvene` with `component:`) work on any transformers model; on one that is no decoder language model they
+    edit whole tensors, and the result is a `WholeTensorModel`.
+
+    Args:
+        spec: a valid spec.
+        model: a loaded transformers model.
+        folder: where relative tensor files are looked for (the spec's folder).
+        own_tensors: tensors for references without a file (those of a fit), by full name.
+
+    Raises:
+        CompileError: layers, heads or sites that this model does not have; every one is listed.
+        TensorError: a tensor is missing, of another shape, or not finite.
+    """
+    anatomy = _anatomy(spec, model)
+    if anatomy is not None:
+        check_sizes(spec, anatomy.sizes)
+    representations: list[dict[str, Any]] = []
+    entries: list[tuple[str, list[str]]] = []
+    problems: list[str] = []
+    for i, declared in enumerate(spec.interventions):
+        try:
+            table = _table(declared, folder or Path(), own_tensors)
+            if anatomy is None:
+                _check_covers_all(declared, model)
+            built = REGISTRY[declared.kind].build(declared, table, anatomy.sizes if anatomy else NO_SIZES)
+            components = [_component(model, anatomy, site, layer) for site, layer, _ in built]
+        except SubveneError as error:
+            problems.append(f"interventions[{i}] ({declared.kind}): {error}")
+            continue
+        for component, (_, _, edit) in zip(components, built, strict=True):
+            representations.append({"component": component, "intervention": edit})
+        entries.append((entry_name(spec, i), [place(site, layer) for site, layer, _ in built]))
+    if problems:
+        raise CompileError("\n".join(problems))
+    compiled = IntervenableModel if anatomy is not None else WholeTensorModel
+    return compiled(representations, model, entries)
+
+
+def needs_anatomy(spec: InterventionSpec) -> bool:
+    """Whether an intervention is at a site, and not at a module that is named by its path."""
+    return not all(
+        isinstance(declared, PyveneSpec) and declared.component is not None for declared in spec.interventions
+    )
+
+
+def check_config(spec: InterventionSpec, config: Any) -> None:
+    """Check a spec against a model's config, as far as its interventions are at sites.
+
+    Raises:
+        CompileError: naming every field that is out of range.
+        AnatomyError: the config is not that of a model of attention blocks, and a site needs one.
+    """
+    if needs_anatomy(spec):
+        check_sizes(spec, sizes_from_config(config))
+
+
+def _anatomy(spec: InterventionSpec, model: torch.nn.Module) -> Anatomy | None:
+    """The model's anatomy; None for a model that is no decoder language model, if the spec needs none."""
+    if needs_anatomy(spec):
+        try:
+            return Anatomy.of(model)
+        except AnatomyError as error:
+            raise AnatomyError(
+                f"{error}. Any module of any model can be named by its path: `kind: pyvene` with `component:`"
+            ) from error
+    if getattr(model, "config", None) is None:
+        raise CompileError(
+            f"{type(model).__name__} has no `config`, which pyvene needs; wrap it in a "
+            "transformers.PreTrainedModel, or give it a transformers.PretrainedConfig as `config`"
+        )
+    if not reads_one_text(model):
+        return None
+    try:
+        return Anatomy.of(model)
+    except AnatomyError:
+        return None
+
+
+def _check_covers_all(declared: AnyIntervention, model: torch.nn.Module) -> None:
+    if declared.positions != "all":
+        raise CompileError(
+            f"positions: expected all, found {declared.positions!r}: {type(model).__name__} is no decoder "
+            "language model whose blocks are known, so prompt and response cannot be told apart in it"
+        )
+
+
+def entry_name(spec: InterventionSpec, i: int) -> str:
+    """What receipts call the i-th intervention: its name, or its kind and place in the file."""
+    declared = spec.interventions[i]
+    return declared.name or f"{declared.kind}_{i}"
+
+
+def place(site: str, layer: int | None) -> str:
+    """`site[layer]`, or the module path of a raw component."""
+    return site if layer is None else f"{site}[{layer}]"
+
+
+def check_sizes(spec: InterventionSpec, sizes: Sizes) -> None:
+    """Check layer and head indices against a model's sizes, which its config alone tells.
+
+    Raises:
+        CompileError: naming every field that is out of range.
+    """
+    problems = []
+
+    def check(path: str, what: str, index: int, count: int) -> None:
+        if index >= count:
+            problems.append(f"{path}: expected a {what} from 0 to {count - 1} for this model, found {index}")
+
+    for i, declared in enumerate(spec.interventions):
+        path = f"interventions[{i}]"
+        if (layer := getattr(declared, "layer", None)) is not None:
+            check(f"{path}.layer", "layer", layer, sizes.n_layers)
+        for field in ("write_heads", "read_heads"):
+            heads = getattr(declared, field, "all")
+            for head in () if isinstance(heads, str) else heads:
+                check(f"{path}.{field}", "head", head, sizes.n_heads)
+        for layer, heads in (getattr(declared, "heads", None) or {}).items():
+            check(f"{path}.heads", "layer", layer, sizes.n_layers)
+            for head in heads:
+                check(f"{path}.heads[{layer}]", "head", head, sizes.n_heads)
+    if problems:
+        raise CompileError("\n".join(problems))
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a safetensors file.
+
+    Raises:
+        TensorError: no such file, or it is truncated or no safetensors file.
+    """
+    if not path.is_file():
+        raise TensorError(f"{path}: no such tensor file")
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise TensorError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def _table(
+    declared: AnyIntervention, folder: Path, own_tensors: Mapping[str, torch.Tensor] | None
+) -> TensorTable:
+    refs = [ref for _, ref in declared.tensor_refs()]
+    tensors: dict[str, torch.Tensor] = {}
+    for file in dict.fromkeys(ref.file for ref in refs):
+        if file is not None:
+            _add(tensors, load_tensors(folder / file), folder / file)
+        elif own_tensors is not None:
+            _add(tensors, own_tensors, "the fit")
+        else:
+            raise CompileError(
+                f"tensor {refs[0].key!r} has no file: it comes from this spec's `fit:`, which has not been "
+                "run; run `subvene fit SPEC -o FOLDER` and use the folder"
+            )
+    origin = ", ".join(dict.fromkeys(str(folder / ref.file) if ref.file else "the fit" for ref in refs))
+    return TensorTable(tensors, origin)
+
+
+def _add(tensors: dict[str, torch.Tensor], more: Mapping[str, torch.Tensor], origin: Path | str) -> None:
+    """Put a second file's tensors beside those of the first; a name that both have must mean the same."""
+    for name, tensor in more.items():
+        if name in tensors and not torch.equal(tensors[name], tensor):
+            raise TensorError(
+                f"{origin}: tensor {name!r} is another one in the other file of this intervention"
+            )
+        tensors[name] = tensor
+
+
+def _component(model: torch.nn.Module, anatomy: Anatomy | None, site: str, layer: int | None) -> str:
+    if anatomy is not None and layer is not None and site in SITES:
+        return anatomy.component(site, layer)
+    try:
+        component_module(model, site)
+    except AttributeError as error:
+        near = nearest_component(model, site)
+        hint = f"; did you mean {near}?" if near else ""
+        raise CompileError(f"component {site!r}: this model has no such module ({error}){hint}") from error
+    return site

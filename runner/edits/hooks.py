@@ -1,0 +1,65 @@
+"""Taking an activation out of a module's call and handing another one back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from subvene.interventions import Tokens
+from subvene.runner.edits.positions import PositionError
+
+PutBack = Callable[[torch.Tensor], Any]
+
+
+def take_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, PutBack]:
+    """A module's first input, and how a pre-hook hands a replacement back."""
+    if args:
+        return args[0], lambda new: ((new, *args[1:]), kwargs)
+    name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+    return kwargs[name], lambda new: (args, kwargs | {name: new})
+
+
+def take_output(output: Any) -> tuple[torch.Tensor, PutBack]:
+    """A module's (first) output, and how a forward hook hands a replacement back.
+
+    Decoder blocks return a tuple in older transformers and a tensor in newer ones; some return an object.
+    """
+    if isinstance(output, torch.Tensor):
+        return output, lambda new: new
+    if isinstance(output, (tuple, list)):
+        return output[0], lambda new: type(output)((new, *output[1:]))
+    name = next(iter(output.keys()))
+
+    def put_back(new: torch.Tensor) -> Any:
+        output[name] = new
+        return output
+
+    return output[name], put_back
+
+
+def is_half_registered(kwargs: Any) -> bool:
+    """Whether a hook was called without the keywords that it is registered with.
+
+    torch notes a hook first and that it takes keywords then: what calls it in between is another thread, and
+    no part of the run that is about to begin.
+    """
+    return not isinstance(kwargs, dict)
+
+
+def as_batch(h: torch.Tensor, tokens: Tokens, key: str) -> torch.Tensor:
+    """`h` as [batch, tokens, width]; some modules (OPT's MLP, routers) see all tokens as rows.
+
+    Raises:
+        PositionError: its rows and tokens are not those of the forward call; `key` says whose it is.
+    """
+    batch, count = tokens.real.shape
+    if h.ndim == 2 and h.shape[0] == batch * count:
+        return h.view(batch, count, -1)
+    if h.ndim != 3 or h.shape[:2] != (batch, count):
+        raise PositionError(
+            f"{key}: the activation has shape {list(h.shape)} and the forward call {batch} rows of {count} "
+            "tokens; tokens that were packed, dropped or added on the way cannot be placed"
+        )
+    return h

@@ -1,0 +1,457 @@
+"""pyvene's IntervenableModel, made safe for a model that other people also use.
+
+Differences from the stock class, each a fault of it that DESIGN section 6 lists: only our own hooks are
+removed; the caller's train/eval mode and `requires_grad` stay as they were; interventions return a new
+activation instead of writing into the old one (autograd, and modules whose output is a view, stay intact);
+positions come from a `TokenTracker`; every run leaves a receipt, and is one thread's or task's alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from subvene.interventions import ActivationIntervention
+from subvene.interventions.positions import is_within_prompt
+from subvene.runner.edits.cache_record import CacheRecord, record_of
+from subvene.runner.edits.edits_only import EditsOnly
+from subvene.runner.edits.finite_watch import FiniteWatch
+from subvene.runner.edits.hooks import as_batch, is_half_registered, take_input, take_output
+from subvene.runner.edits.outcomes import Outcome, Outcomes
+from subvene.runner.edits.positions import (
+    PositionError,
+    TokenTracker,
+    cache_in,
+    cache_of,
+    inputs_of,
+    mask_of,
+    prompt_lengths_of,
+)
+from subvene.runner.edits.pyvene_calls import own_arguments, refuse_mixture
+from subvene.runner.edits.receipt import Receipt, Recorder
+from subvene.runner.edits.refusals import (
+    is_in_backward,
+    refuse_changed_places,
+    refuse_compiled,
+    refuse_foreign_call,
+    refuse_generation,
+    refuse_other_width,
+    refuse_recomputation,
+    refuse_second_call,
+    refuse_undecidable,
+    refuse_unmasked_padding,
+)
+from subvene.runner.edits.runs import Attachment, Entry, Run
+from subvene.runner.edits.scopes import Scope, entered, innermost, plain, refuse_nested
+from subvene.runner.models.forked_cache import is_forked
+from subvene.runner.models.generation import drafts, guard_callbacks, row_ends, setting
+from subvene.runner.models.identity import tensors_digest
+
+_PRE_HOOK = "register_forward_pre_hook"
+
+
+class IntervenableModel(EditsOnly):
+    """A pyvene IntervenableModel whose interventions are subvene's.
+
+    Args:
+        config: a `pyvene.IntervenableConfig`, or what it accepts.
+        model: the transformers model; not copied, and not changed while nothing runs.
+        entries: (name, sites) of the declared interventions, each with as many sites as it has consecutive
+            representations in `config`; one entry per representation if None.
+        **kwargs: as for pyvene.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        model: torch.nn.Module,
+        entries: Sequence[tuple[str, Sequence[str]]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._handles: list[Any] = []
+        self._outcomes = Outcomes()
+        self._digests: dict[int, tuple[Any, str]] = {}
+        # pyvene's constructor calls eval() and freezes every parameter of a model that is not its own.
+        training = [(module, module.training) for module in model.modules()]
+        trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        super().__init__(config, model, **kwargs)
+        for module, was_training in training:
+            module.training = was_training
+        for parameter, required_grad in trainable:
+            parameter.requires_grad_(required_grad)
+        keys = iter(self.sorted_keys)
+        entries = entries or [(key, [key]) for key in self.sorted_keys]
+        self.entries = tuple(
+            Entry(name, tuple(sites), tuple(next(keys) for _ in sites)) for name, sites in entries
+        )
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What each intervention did in the last run; None before the first, and after one that failed."""
+        return self._outcomes.get().receipt
+
+    @property
+    def collected(self) -> dict[str, list[torch.Tensor]]:
+        """Key → per row, the activations [tokens, width] that a reading intervention kept in the last run."""
+        return self._outcomes.get().collected
+
+    def leave(self, receipt: Receipt | None = None, collected: Mapping[str, Any] | None = None) -> None:
+        """Make this the outcome of the last run of this thread."""
+        self._outcomes.put(Outcome(receipt, dict(collected or {})))
+
+    def generate(
+        self, base: Mapping[str, torch.Tensor], *args: Any, inside: Scope | None = None, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """As pyvene's `generate`, with positions taken from `base["attention_mask"]` (left padding).
+
+        `strengths` (entry name → scalar or [batch]) replaces stored strengths for this run; `prompt_lengths`
+        [batch] says that of each row's tokens only so many are prompt and the rest is response already;
+        `must_act` is as for `running`. Returns pyvene's pair (None, what the model's `generate` returned).
+
+        Raises:
+            PyveneCallError: pyvene's `sources`, `unit_locations` and the like; the spec declares them.
+        """
+        if not self._is_ours():
+            return super().generate(base, *args, **kwargs)
+        kwargs = own_arguments("generate", self.model, args, kwargs)
+        strengths, prompt_lengths = kwargs.pop("strengths", None), kwargs.pop("prompt_lengths", None)
+        must_act = kwargs.pop("must_act", True)
+        refuse_generation(self.model, kwargs)
+        if prompt_lengths is not None:
+            prompt_lengths = prompt_lengths_of(prompt_lengths, base)
+        # Passed on in any case: without a mask transformers would guess padding from the token ids.
+        inputs = inputs_of(base)
+        mask = base.get("attention_mask")
+        if mask is None:
+            refuse_unmasked_padding(inputs, setting(self.model, kwargs, "pad_token_id"))
+            mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+        refuse_other_width(mask, inputs, kwargs)
+        if mask.ndim == 2 and not mask[:, -1].all():
+            raise PositionError("generate needs left padding: a row of attention_mask ends in padding")
+        beams = (setting(self.model, kwargs, "num_beams") or 1) > 1
+        # Beams trade places between steps, and one that has ended is not continued: nothing is filled up.
+        ends = [] if beams else row_ends(self.model, kwargs)
+        tracker = TokenTracker(
+            mask,
+            mask.sum(-1) if prompt_lengths is None else prompt_lengths,
+            generating=True,
+            end_ids=ends,
+            is_sequential=not drafts(self.model, kwargs),
+        )
+        given = 0 if base.get("input_ids") is None else inputs.shape[1]
+        # Without an end token transformers fills nothing up: finished rows are generated further.
+        on_ended = (
+            (lambda rows, length: tracker.ended(rows, tracker.slots + length - given)) if ends else None
+        )
+        guard_callbacks(self.model, kwargs, lambda: plain(self.model), on_ended)
+        # A compiled decode step would have been traced without our hooks, or would keep them for ever.
+        kwargs["disable_compile"] = True
+        with self.running(tracker, strengths, must_act=must_act, edits=True, inside=inside) as run:
+            output = self.model.generate(**{**base, "attention_mask": mask}, **kwargs)
+            if not beams:
+                sequences = output if isinstance(output, torch.Tensor) else output.sequences
+                # The last token of a sequence has not been passed through the model.
+                run.recorder.truncate(mask.shape[1] + sequences.shape[1] - given - 1)
+            return None, output
+
+    def forward(self, base: Mapping[str, torch.Tensor], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """As pyvene's `forward`, teacher-forced; with `prompt_lengths` [batch], `strengths`, `must_act`.
+
+        Raises:
+            PyveneCallError: pyvene's `sources`, `unit_locations` and the like; the spec declares them.
+        """
+        if not self._is_ours():
+            return super().forward(base, *args, **kwargs)
+        kwargs = own_arguments("forward", self.model, args, kwargs)
+        strengths, prompt_lengths = kwargs.pop("strengths", None), kwargs.pop("prompt_lengths", None)
+        must_act = kwargs.pop("must_act", True)
+        refuse_recomputation(self.model)
+        mask = mask_of(base, setting(self.model, {}, "pad_token_id"))
+        if prompt_lengths is not None:
+            # What all of `base` knows: a prompt may be longer than the part of it that a call passes.
+            prompt_lengths = torch.as_tensor(prompt_lengths, device=mask.device)
+        tracker = TokenTracker(mask, prompt_lengths, generating=False)
+        with self.running(tracker, strengths, must_act=must_act, edits=True):
+            return None, self.model(**base, **kwargs)
+
+    @contextlib.contextmanager
+    def running(
+        self,
+        tracker: TokenTracker,
+        strengths: Mapping[str, Any] | None = None,
+        *,
+        must_act: bool = True,
+        edits: bool = False,
+        is_driven: bool = False,
+        inside: Scope | None = None,
+    ) -> Iterator[Run]:
+        """Make `tracker` the source of positions for the calls inside, and leave `receipt` behind.
+
+        Args:
+            tracker: says where the tokens of each forward call stand.
+            strengths: entry name → scalar or [batch], in place of stored strengths.
+            must_act: whether a declared intervention has to act; False for a caller who checks the receipts
+                of several runs together (`subvene.runner.edits.receipt.check_together`).
+            edits: whether to attach the edits.
+            is_driven: whether somebody else makes the calls.
+            inside: a scope of this model's own that this run is a part of.
+
+        Raises:
+            NotSteeredError: on leaving, if a declared intervention did not act.
+            NotFiniteError: on leaving, if activations or logits of real tokens were not finite.
+            PositionError: positions cannot be told, of a rule or (again on leaving) of a forward call.
+            CompiledModelError: the model was compiled before.
+            ConcurrentRunError: a run of this model is under way in this thread or task.
+        """
+        if inside is None:
+            refuse_nested(self.model, self, is_driven=is_driven)
+        # A run that fails leaves no receipt, rather than that of the run before.
+        self.leave()
+        run = self.begin(tracker, strengths)
+        attachment = Attachment(Scope(self.model, self, is_run=True, is_driven=is_driven), run)
+        try:
+            with entered(attachment.scope):
+                self._observe(attachment, run)
+                if edits:
+                    self.attach(attachment)
+                yield run
+            if tracker.error is not None:
+                raise tracker.error
+            receipt = self.finish(run)
+            self.leave(receipt, {key: _by_row(calls) for key, calls in run.recorder.collected.items()})
+            if must_act:
+                receipt.check()
+        finally:
+            attachment.remove()
+            self.remember(run)
+
+    def begin(self, tracker: TokenTracker, strengths: Mapping[str, Any] | None) -> Run:
+        """A run that has not called the model yet; what can be refused before is refused here."""
+        refuse_compiled(self.model)
+        refuse_changed_places(self)
+        for key, edit in self.interventions.items():
+            refuse_undecidable(key, edit.positions, tracker)
+        in_force = self._strengths_in_force(strengths, tracker.real.shape[0])
+        recorder = Recorder(in_force, tracker.slots + 64 * tracker.generating)
+        return Run(tracker, recorder, in_force, FiniteWatch(tracker))
+
+    def finish(self, run: Run) -> Receipt:
+        """What the edits did in a run.
+
+        Raises:
+            NotFiniteError: activations or logits of real tokens were not finite.
+        """
+        entries = [(e.name, e.keys, e.sites, self.interventions[e.keys[0]]) for e in self.entries]
+        with self.suspended():
+            run.watch.check(self.model, run.recorder, entries)
+        return run.recorder.finish(entries)
+
+    def remember(self, run: Run) -> None:
+        """Record in a run's caches what they were filled with."""
+        caches = [cache for cache in run.caches.values() if not is_forked(cache)]
+        if caches:
+            record = CacheRecord.of(self._edits(run), run.recorder, run.tracker, run.first or 0)
+            for cache in caches:
+                record.put(cache)
+
+    @contextlib.contextmanager
+    def attached(
+        self, tracker: TokenTracker, strengths: Mapping[str, Any] | None = None
+    ) -> Iterator[torch.nn.Module]:
+        """Attach the edits for one run that somebody else drives (`model.generate`, a training step).
+
+        For a caller who knows where every token stands; `IntervenedModel.attached` finds that out itself.
+        """
+        with self.running(tracker, strengths, edits=True, is_driven=True):
+            yield self.model
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """The untouched model: calls inside are part of no run, not edited, and in no receipt.
+
+        In this thread or task alone: a run in another one goes on.
+        """
+        with entered(Scope(self.model, self, is_run=False)):
+            yield
+
+    def before_call(self, run: Run, kwargs: dict[str, Any]) -> None:
+        """Take notice of a forward call of the whole model that begins; its tokens have been placed."""
+        run.fired.clear()
+        run.is_in_call = True
+        cache = cache_of(kwargs)
+        if isinstance(cache, tuple):
+            raise PositionError(
+                "past_key_values is a tuple of keys and values, as older transformers had it; pass a Cache "
+                "(DynamicCache)"
+            )
+        start = 0 if run.tracker.current is None else run.tracker.current.start
+        if run.first is None:
+            run.first = start
+        if cache is not None and id(cache) not in run.caches:
+            record = record_of(cache)
+            if (start or record.lies) and not is_forked(cache):
+                edited = record.check(cache, self._edits(run), start, run.tracker)
+                run.recorder.cached = {entry.name: self._least(edited, entry) for entry in self.entries}
+            run.caches[id(cache)] = cache
+
+    def after_call(self, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Take notice of a forward call of the whole model that has ended."""
+        run.is_in_call = False
+        if output is None:
+            return  # the call failed
+        run.watch.observe(self.model, args, kwargs, output)
+        if (cache := cache_in(output)) is not None:
+            run.caches[id(cache)] = cache
+
+    def _edits(self, run: Run) -> dict[str, tuple[Any, torch.Tensor]]:
+        """Of each edit in a run, under a name that no other edit has: its position rule and strength."""
+        return {
+            self._name(entry, site): (self.interventions[key].positions, run.strengths[key])
+            for entry in self.entries
+            for key, site in zip(entry.keys, entry.sites, strict=True)
+            if not getattr(self.interventions[key], "collects", False)
+        }
+
+    def _name(self, entry: Entry, site: str) -> str:
+        """What an edit is called in the record of a cache: two of one name do the same."""
+        edit = self.interventions[entry.keys[entry.sites.index(site)]]
+        return f"{self._digest(edit)}.{entry.name} at {site}"
+
+    def _digest(self, edit: torch.nn.Module) -> str:
+        state = {name: t for name, t in edit.state_dict(keep_vars=True).items() if name != "strength"}
+        version = tuple((name, id(t), t._version) for name, t in state.items())
+        known = self._digests.get(id(edit))
+        if known is None or known[0] != version:
+            known = (version, tensors_digest({name: t.detach().cpu() for name, t in state.items()}))
+            self._digests[id(edit)] = known
+        return known[1][:16]
+
+    def _least(self, edited: Mapping[str, int], entry: Entry) -> int:
+        return min(edited.get(self._name(entry, site), 0) for site in entry.sites)
+
+    def _observe(self, attachment: Attachment, run: Run) -> None:
+        """Follow the calls of the whole model."""
+        scope = attachment.scope
+
+        def before(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
+            here = innermost(self.model)
+            if is_half_registered(kwargs) or model is not self.model:
+                return  # a copy of the model may have our hooks on it
+            if here is scope:
+                refuse_second_call(run)
+                kwargs = run.tracker.observe(model, args, kwargs)
+                self.before_call(run, kwargs)
+            elif here is None and scope.is_driven:
+                refuse_foreign_call(run.tracker, kwargs)
+
+        def after(model: torch.nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+            if is_half_registered(kwargs):
+                return
+            if model is self.model and innermost(self.model) is scope:
+                self.after_call(run, args, kwargs, output)
+
+        attachment.handles.append(self.model.register_forward_pre_hook(before, with_kwargs=True))
+        handle = self.model.register_forward_hook(after, with_kwargs=True, always_call=True)
+        attachment.handles.append(handle)
+
+    def attach(self, attachment: Attachment) -> None:
+        """Attach every edit, to act in `attachment.run`."""
+        for key in self.sorted_keys:
+            attachment.handles.append(self._attach(attachment, key))
+
+    def _acts_here(self, scope: Scope) -> bool:
+        here = innermost(self.model)
+        # autograd recomputes checkpointed blocks in threads of its own.
+        return here is scope or (here is None and scope.is_driven)
+
+    def _is_ours(self) -> bool:
+        refuse_mixture(self.interventions, ActivationIntervention)
+        return all(isinstance(edit, ActivationIntervention) for edit in self.interventions.values())
+
+    def _remove_forward_hooks(self) -> None:
+        # Of pyvene's own runs; ours keep theirs in their attachment.
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _intervention_setter(self, *args: Any, **kwargs: Any) -> Any:
+        handlers = super()._intervention_setter(*args, **kwargs)
+        self._handles.extend(handlers.handlers)
+        return handlers
+
+    def _attach(self, attachment: Attachment, key: str) -> Any:
+        edit, register = self.interventions[key], self.intervention_hooks[key]
+        rule, place = edit.positions, register.__self__
+        skips_response = is_within_prompt(rule)
+        is_pre_hook = register.__name__ == _PRE_HOOK
+        collects = getattr(edit, "collects", False)
+        wants_input = getattr(edit, "needs_module_input", False)
+
+        def hook(module: torch.nn.Module, args: Any, kwargs: Any = None, output: Any = None) -> Any:
+            run = attachment.run
+            if is_half_registered(kwargs) or module is not place or not self._acts_here(attachment.scope):
+                return None
+            tokens = None if run is None else run.tracker.current
+            if run is None or tokens is None or not (run.is_in_call or is_in_backward()):
+                raise PositionError(
+                    f"{key} ran before the model's own forward did; call the model, not a part of it"
+                )
+            if key in run.fired and run.is_in_call:
+                raise PositionError(
+                    f"{key} ran twice in one forward call: the model holds this module in two places, and "
+                    "the edit would act in both. Give each place a module of its own"
+                )
+            run.fired.add(key)
+            run.recorder.reached.add(key)
+            if skips_response and tokens.after_prompt:
+                return None
+            found, put_back = take_input(args, kwargs) if is_pre_hook else take_output(output)
+            h = as_batch(found, tokens, key)
+            if edit.strength.device != h.device:
+                edit.to(h.device)
+            context = {}
+            if wants_input:
+                context["module_input"] = as_batch(take_input(args, kwargs)[0], tokens, key)
+            edited = edit(h, tokens=tokens, strength=run.strengths[key], **context)
+            run.recorder.record(key, rule, h, edited, tokens, edit.strength_factors(h))
+            if collects:
+                run.recorder.collect(key, edit.collected(h), tokens.mask(rule, h.device))
+                return None
+            return put_back(edited.view_as(found))
+
+        return register(hook, with_kwargs=True)
+
+    def _strengths_in_force(self, strengths: Mapping[str, Any] | None, rows: int) -> dict[str, torch.Tensor]:
+        in_force = {key: edit.strength for key, edit in self.interventions.items()}
+        by_name = {entry.name: entry for entry in self.entries}
+        for name, value in (strengths or {}).items():
+            if name not in by_name:
+                known = ", ".join(by_name)
+                raise ValueError(f"strengths: no intervention is called {name!r}; there are: {known}")
+            try:
+                tensor = torch.as_tensor(value, dtype=torch.float32)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(
+                    f"{name}: a strength must be one number or one per row, found {value!r:.60}"
+                ) from error
+            for key in by_name[name].keys:
+                in_force[key] = tensor.to(in_force[key].device)
+        for entry in self.entries:
+            tensor = in_force[entry.keys[0]]
+            if tensor.ndim > 1 or (tensor.ndim == 1 and tensor.shape[0] != rows):
+                raise ValueError(
+                    f"{entry.name}: strength has shape {list(tensor.shape)}; expected one number, or one for "
+                    f"each of the {rows} rows of this batch"
+                )
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"{entry.name}: strength must be finite, found {tensor.tolist()}")
+        return in_force
+
+
+def _by_row(calls: list[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+    activations = torch.cat([activation for activation, _ in calls], 1)
+    masks = torch.cat([mask for _, mask in calls], 1)
+    return [row[mask] for row, mask in zip(activations, masks, strict=True)]

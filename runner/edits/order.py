@@ -1,0 +1,71 @@
+"""The order of declared interventions: which pairs meet at a place, and whether their order matters there."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from subvene.interventions import ActivationIntervention
+from subvene.runner.edits.commute import Verdict, verdict
+from subvene.runner.edits.compile import entry_name
+from subvene.specs import InterventionSpec
+
+ELSEWHERE = "at different places: the model gives their order"
+
+Edits = dict[str, ActivationIntervention]
+"""The edits of one declared intervention, by `site[layer]`."""
+
+
+def pairs_of(spec: InterventionSpec, edits: Sequence[Edits]) -> list[dict[str, Any]]:
+    """Every pair of interventions and what is known of its order without running the model.
+
+    Args:
+        spec: what is declared.
+        edits: for each intervention its edits; none where they could not be built.
+
+    Returns:
+        For each pair `first`, `second` (names), `shared` (the places where both act), `commutes` (None where
+        it cannot be told, or where they never meet: then `reason` is `ELSEWHERE`) and `reason`.
+    """
+    return [_pair(spec, edits, i, j) for i, j in itertools.combinations(range(len(edits)), 2)]
+
+
+def matters(pairs: Sequence[Mapping[str, Any]]) -> bool | None:
+    """Whether the order of interventions can matter, by their pairs; None where that cannot be told.
+
+    Every order comes of another by exchanging neighbours, so that pairs which commute are enough.
+    """
+    if any(pair["commutes"] is False for pair in pairs):
+        return True
+    known = all(pair["commutes"] or pair["reason"] == ELSEWHERE for pair in pairs)
+    return False if known else None
+
+
+def _pair(spec: InterventionSpec, edits: Sequence[Edits], i: int, j: int) -> dict[str, Any]:
+    first, second = edits[i], edits[j]
+    pair: dict[str, Any] = {"first": entry_name(spec, i), "second": entry_name(spec, j), "shared": []}
+    if not first or not second:
+        return pair | {"commutes": None, "reason": "cannot be told without their tensors"}
+    if (
+        any(getattr(spec.interventions[n], "component", None) for n in (i, j))
+        and first.keys() != second.keys()
+    ):
+        return pair | {
+            "commutes": None,
+            "reason": "a module's path and a site may be one place, which only the model tells",
+        }
+    shared = [where for where in first if where in second]
+    if not shared:
+        return pair | {"commutes": None, "reason": ELSEWHERE}
+    verdicts = [verdict(first[where], second[where]) for where in shared]
+    worst = _worst(verdicts)
+    return pair | {"shared": shared, "commutes": worst.commutes, "reason": worst.reason}
+
+
+def _worst(verdicts: Sequence[Verdict]) -> Verdict:
+    for answer in (False, None):
+        for found in verdicts:
+            if found.commutes is answer:
+                return found
+    return verdicts[0]

@@ -1,0 +1,68 @@
+"""What one run keeps while it is under way, and the hooks that belong to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from subvene.runner.edits.finite_watch import FiniteWatch
+from subvene.runner.edits.positions import TokenTracker
+from subvene.runner.edits.receipt import Recorder
+from subvene.runner.edits.scopes import Scope
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One declared intervention: its name and the places where it acts.
+
+    Attributes:
+        name: what receipts and `strengths=` call it.
+        sites: `site[layer]` of each place, in the order of `keys`.
+        keys: the pyvene keys of its interventions.
+    """
+
+    name: str
+    sites: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
+@dataclass(eq=False)
+class Run:
+    """What one run keeps: where its tokens stand, what its edits did, and the strengths in force.
+
+    Attributes:
+        tracker: says where the tokens of each forward call stand.
+        recorder: measures what the edits do.
+        strengths: key → strength in force, scalar or [rows].
+        watch: sees whether the calls stay finite.
+        caches: the caches that its calls were given or made, by identity.
+        fired: the edits that have run in the forward call that is under way.
+        is_in_call: whether a forward call of the whole model is under way.
+        first: slot at which the first call began; None before it.
+    """
+
+    tracker: TokenTracker
+    recorder: Recorder
+    strengths: dict[str, torch.Tensor]
+    watch: FiniteWatch
+    caches: dict[int, Any] = field(default_factory=dict)
+    fired: set[str] = field(default_factory=set)
+    is_in_call: bool = False
+    first: int | None = None
+
+
+@dataclass(eq=False)
+class Attachment:
+    """The hooks of one scope, and the run that they belong to at the moment."""
+
+    scope: Scope
+    run: Run | None = None
+    handles: list[Any] = field(default_factory=list)
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()

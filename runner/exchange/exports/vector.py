@@ -1,0 +1,201 @@
+"""Plain safetensors with the vectors of the interventions, for whoever adds them with code of their own.
+
+One tensor an edited place, flat and in float32: what the edit multiplies by its strength, the standard
+deviations of head directions and the normalisation of steering vectors folded in. The strength stands beside
+it, in the metadata, together with the place, the formula and the tokens: `about` reads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from subvene.interventions import ActivationIntervention, Tokens
+from subvene.interventions.positions import parse_positions
+from subvene.runner.edits.hooks import take_input, take_output
+from subvene.runner.exchange.exports.additive import is_adaptive
+from subvene.runner.exchange.exports.approximation import MEAN_SHIFT, mean_shifts
+from subvene.runner.exchange.exports.base import EXACT, KEEP, Consumer, Export, Verdict, Written
+from subvene.runner.exchange.exports.cards import CARD, export_card
+from subvene.runner.exchange.exports.facts import Facts
+from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.models.anatomy import Anatomy, component_module
+from subvene.specs import AnyIntervention
+
+VECTORS = "vectors.safetensors"
+FORMAT = "1"
+CONVENTION = (
+    "layer is the 0-based index of the decoder block; block_output[l] is the residual stream after block l "
+    "(transformers' hidden_states[l + 1], except for the last block, where that is after the final norm); "
+    "attention_heads[l] is the input of the attention's output "
+    "projection, all heads concatenated, head h at h*head_dim to (h+1)*head_dim; attention_output and "
+    "mlp_output are what those parts of the block give, before they are added to the residual stream"
+)
+ADD, REMOVE = "h + strength * v", "h - strength * <h, v> * v"
+CAP = "h + strength * (min(max(<h, v>, floor), ceiling) - <h, v>) * v"
+_OF_FORM = {"add": ADD, "remove": REMOVE, "bound": CAP}
+_FORMULAS: dict[str, Callable[[torch.Tensor, torch.Tensor, Mapping[str, Any]], torch.Tensor]] = {
+    ADD: lambda h, v, about: v.expand_as(h),
+    REMOVE: lambda h, v, about: -(h @ v).unsqueeze(-1) * v,
+    CAP: lambda h, v, about: (
+        ((h @ v).clamp(about.get("floor"), about.get("ceiling")) - h @ v).unsqueeze(-1) * v
+    ),
+}
+
+
+def judge(declared: AnyIntervention, facts: Facts) -> Verdict:
+    """What one vector, a number and a formula say is exact at any positions, which stand beside them."""
+    if facts.formula is not None:
+        return EXACT
+    if facts.is_affine:
+        return Verdict("refused", "it is two factors rather than a vector", f"`--to peft`, or {KEEP}")
+    if is_adaptive(declared):
+        return Verdict(
+            "approximate",
+            "its strength is self-monitored, α·(1 − p), and depends on the activation; as an approximation "
+            f"{MEAN_SHIFT} is the vector",
+            f"`adaptive: none`, which is another intervention, or {KEEP}",
+        )
+    return Verdict(
+        "approximate",
+        "what it does depends on the activation, by none of the file's formulas; as an approximation "
+        f"{MEAN_SHIFT} is the vector",
+        KEEP,
+    )
+
+
+def about(path: Path) -> dict[str, dict[str, Any]]:
+    """What a file's metadata says of each tensor: kind, site, layer, formula, strength, positions."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        found: dict[str, dict[str, Any]] = json.loads(file.metadata()["vectors"])
+    return found
+
+
+def _write(m: IntervenedModel, folder: Path, approximate: bool) -> Written:
+    means: Mapping[str, torch.Tensor] | None = None
+    sizes = Anatomy.of(m.model).sizes
+    tensors: dict[str, torch.Tensor] = {}
+    told: dict[str, dict[str, Any]] = {}
+    for declared, entry in zip(m.spec.interventions, m.intervenable.entries, strict=True):
+        if declared.strength == 0:
+            continue
+        positions = declared.model_dump(mode="json")["positions"]
+        for place, key in zip(entry.sites, entry.keys, strict=True):
+            edit, name = m.intervenable.interventions[key], f"{entry.name}.{place}"
+            found = _vector(edit)
+            if found is None:
+                means = mean_shifts(m) if means is None else means
+                found = means[key].float(), {"formula": ADD, "strength": 1.0}
+            tensors[name], formula = found
+            site, _, layer = place.rstrip("]").rpartition("[")
+            told[name] = {"kind": declared.kind, "site": site, "layer": int(layer)} | formula
+            told[name]["positions"] = positions
+    metadata = {
+        "format": f"subvene vectors {FORMAT}",
+        "model": m.spec.model.name,
+        "revision": m.spec.model.revision or "",
+        "n_heads": str(sizes.n_heads),
+        "head_dim": str(sizes.head_dim),
+        "convention": CONVENTION,
+        "order": json.dumps(list(tensors)),
+        "vectors": json.dumps(told),
+    }
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(tensors, folder / VECTORS, metadata=metadata)
+    (folder / CARD).write_text(_card(m), encoding="utf-8")
+
+    @torch.no_grad()
+    def logits(ids: torch.Tensor, prompt_length: int) -> torch.Tensor:
+        with _applied(m.model, folder / VECTORS, ids.shape[1], prompt_length):
+            found: torch.Tensor = m.model(input_ids=ids, use_cache=False).logits
+            return found
+
+    how = (
+        f"the formulas of {VECTORS}, at the tokens that it names, read with safetensors and applied by hooks"
+    )
+    return Written(Consumer("the file's own formulas", None, logits, how))
+
+
+def _vector(edit: ActivationIntervention) -> tuple[torch.Tensor, dict[str, Any]] | None:
+    """The vector of an edit and what stands beside it; None where no formula of the file is what it does."""
+    formula = edit.direction_formula() if edit.linear_in_strength else None
+    if formula is None:
+        return None
+    bounds = {"floor": formula.floor, "ceiling": formula.ceiling}
+    finite = {name: value for name, value in bounds.items() if abs(value) != float("inf")}
+    told = {"formula": _OF_FORM[formula.form], **finite, "strength": float(edit.strength)}
+    return formula.vector.clone(), told
+
+
+@contextlib.contextmanager
+def _applied(model: Any, path: Path, length: int, prompt_length: int) -> Iterator[None]:
+    """The file alone, as somebody would use it: one row, teacher-forced."""
+    anatomy, handles = Anatomy.of(model), []
+    tensors, told = safetensors.torch.load_file(path), about(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        order = json.loads(file.metadata()["order"])
+    tokens = Tokens(
+        index=torch.arange(length).unsqueeze(0),
+        real=torch.ones(1, length, dtype=torch.bool),
+        prompt_length=torch.tensor([prompt_length]),
+        length=torch.tensor([length]),
+    )
+    try:
+        for name in order:
+            one = told[name]
+            mask = tokens.mask(parse_positions(one["positions"])).unsqueeze(-1)
+            module, is_input = component_module(model, anatomy.component(one["site"], one["layer"]))
+            handles.append(_hooked(module, tensors[name], one, mask, is_input=is_input))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hooked(
+    module: Any, vector: torch.Tensor, one: Mapping[str, Any], mask: torch.Tensor, *, is_input: bool
+) -> Any:
+    def edited(h: torch.Tensor) -> torch.Tensor:
+        wide = torch.promote_types(h.dtype, torch.float32)
+        rows = h.to(wide).view(1, -1, h.shape[-1])
+        delta = _FORMULAS[one["formula"]](rows, vector.to(rows), one)
+        return (rows + one["strength"] * delta * mask.to(rows)).to(h.dtype).view_as(h)
+
+    def before(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        h, put_back = take_input(args, kwargs)
+        return put_back(edited(h))
+
+    def after(_module: Any, _args: Any, output: Any) -> Any:
+        h, put_back = take_output(output)
+        return put_back(edited(h))
+
+    if is_input:
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after)
+
+
+def _card(m: IntervenedModel) -> str:
+    return export_card(
+        m,
+        library="safetensors",
+        relation="adapter",
+        title="interventions, as plain vectors",
+        about=f"`{VECTORS}` holds one flat float32 tensor an edited place. Its metadata (text; `vectors` is "
+        "JSON by tensor name) says of each its site, layer, formula, strength and positions, and `order` in "
+        "which order they act. The strength is not folded in; standard deviations of head directions and the "
+        f"normalisation of vectors are. Convention: {CONVENTION}.",
+        load="import json\nfrom safetensors import safe_open\n\n"
+        f'with safe_open("{VECTORS}", framework="pt") as file:\n'
+        '    told = json.loads(file.metadata()["vectors"])\n'
+        "    vectors = {name: file.get_tensor(name) for name in told}",
+    )
+
+
+EXPORT = Export("vector", judge, _write)

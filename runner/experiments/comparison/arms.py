@@ -1,0 +1,225 @@
+"""Arms: the model that one condition means for one seed and fold, fitted, compiled or baked when needed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from transformers import AutoModelForCausalLM
+
+from subvene.runner.data.truthfulqa.questions import Question
+from subvene.runner.edits.compile import load_tensors
+from subvene.runner.exchange.exports.checkpoint import save_baked
+from subvene.runner.files.cache import atomic_folder
+from subvene.runner.files.ledger import Ledger, digest
+from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.models.identity import holds, model_sha256, reading_sha256, tensors_digest, versions
+from subvene.runner.models.pretrained import load_weights
+from subvene.runner.recipes import RECIPES, Fitted
+from subvene.runner.recipes.fitting import fit
+from subvene.specs import AnyRecipe, ExperimentSpec
+from subvene.specs.regular_file import read_bytes
+
+# How a result is computed; whoever changes that changes this number, and old units are done again.
+UNITS = 2
+_TENSORS, _PROVENANCE = "tensors.safetensors", "provenance.json"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One condition for one seed and fold.
+
+    Attributes:
+        variant: what is declared for it; None for the untouched model.
+        bake: whether the checkpoint that it is baked into is meant.
+        identity: what its results depend on, JSON values.
+        fitted: the ledger's record of its fit; None without one.
+        open: gives the model, for as long as its block lasts.
+        swept: whether it is a point of a sweep, which goes on where one of its points is no longer finite.
+    """
+
+    variant: ExperimentSpec | None
+    bake: bool
+    identity: dict[str, Any]
+    fitted: dict[str, Any] | None
+    open: Callable[[], contextlib.AbstractContextManager[IntervenedModel]]
+    swept: bool = False
+
+
+class Arms:
+    """Makes arms on one loaded model; a fit is a unit of work, done once for all that share it.
+
+    Args:
+        model: the loaded model.
+        tokenizer: its tokenizer.
+        ledger: where fits are recorded.
+        output: the run's folder.
+        folder: where relative files of the spec are looked for.
+
+    Attributes:
+        work: where activations, probes and checkpoints are kept by content.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, tokenizer: Any, ledger: Ledger, output: Path, folder: Path
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self._ledger, self._output, self._folder = ledger, output, folder
+        self.work = output / "work"
+        self._read: dict[str, Any] = {}
+        reading = reading_sha256(model, tokenizer)
+        self.base = {"model": model_sha256(model), "text": reading, "versions": versions(), "units": UNITS}
+
+    def make(
+        self, variant: ExperimentSpec | None, seed: int, tuning: Sequence[Question] | None, *, bake: bool
+    ) -> Arm:
+        """The arm that a variant declares, its fit done.
+
+        Args:
+            variant: an experiment without conditions, or None for the untouched model.
+            seed: seed of the fit.
+            tuning: the questions that the fit may see; None where it does not learn from questions.
+            bake: measure the checkpoint that its interventions are baked into.
+        """
+        if variant is None:
+            return Arm(None, False, self.base, None, self._untouched)
+        fitted = None if variant.fit is None else self._fitted(variant, seed, tuning)
+        declared = [i.model_dump(mode="json", exclude={"name"}) for i in variant.interventions]
+        identity = self.base | {
+            "interventions": declared,
+            "tensors": None if fitted is None else fitted["tensors"],
+            "files": self._files(variant),
+            "baked": bake,
+        }
+
+        @contextlib.contextmanager
+        def opened() -> Iterator[IntervenedModel]:
+            m = self.compiled(variant, fitted)
+            if not bake:
+                yield m
+                return
+            with self._baked(m) as baked:
+                yield baked
+
+        return Arm(variant, bake, identity, fitted, opened)
+
+    def compiled(self, variant: ExperimentSpec, fitted: dict[str, Any] | None) -> IntervenedModel:
+        """The variant's interventions on the shared model."""
+        tensors, provenance = None, None
+        if fitted is not None:
+            folder = self._output / "fits" / fitted["folder"]
+            tensors, provenance = load_tensors(folder / _TENSORS), fitted["provenance"]
+        return IntervenedModel.from_spec(
+            variant,
+            model=self.model,
+            tokenizer=self.tokenizer,
+            tensors=tensors,
+            provenance=provenance,
+            folder=self._folder,
+        )
+
+    @contextlib.contextmanager
+    def _untouched(self) -> Iterator[IntervenedModel]:
+        yield IntervenedModel.plain(self.model, self.tokenizer)
+
+    @contextlib.contextmanager
+    def _baked(self, m: IntervenedModel) -> Iterator[IntervenedModel]:
+        # What is measured is what a user would load: the checkpoint, read back by transformers.
+        with tempfile.TemporaryDirectory(dir=self._output, prefix=".baked-") as temporary:
+            saved = save_baked(m, Path(temporary) / "checkpoint")
+            model = load_weights(AutoModelForCausalLM, str(saved), dtype=m.model.dtype)
+            model.to(m.model.device).eval()
+            yield IntervenedModel.plain(model, self.tokenizer, name="baked")
+
+    def _fitted(
+        self, variant: ExperimentSpec, seed: int, tuning: Sequence[Question] | None
+    ) -> dict[str, Any]:
+        recipe = variant.fit
+        if recipe is None:
+            raise ValueError("this variant has no fit")
+        data = self._data(recipe, tuning)
+        identity = self.fit_identity(recipe, seed, data)
+
+        def work() -> dict[str, Any]:
+            m = fit(
+                variant,
+                model=self.model,
+                tokenizer=self.tokenizer,
+                folder=self._folder,
+                seed=seed,
+                work=self.work,
+                data=data,
+            )
+            return self._stored(identity, m.tensors, m.provenance)
+
+        return self._kept(identity, work)
+
+    def _data(self, recipe: AnyRecipe, tuning: Sequence[Question] | None) -> Any:
+        if recipe.learns_from is not None:
+            return tuning or ()
+        name = recipe.model_dump_json()
+        if name not in self._read:
+            self._read[name] = RECIPES[recipe.recipe].read(recipe, self._folder)
+        return self._read[name]
+
+    def fit_identity(self, recipe: AnyRecipe, seed: int, data: Any) -> dict[str, Any]:
+        """What a fit depends on.
+
+        Args:
+            recipe: the recipe.
+            seed: the experiment's.
+            data: what the recipe reads, or the questions that it may see.
+        """
+        return self.base | {
+            "unit": "fit",
+            "recipe": recipe.model_dump(mode="json", exclude=set(recipe.immaterial)),
+            "data": RECIPES[recipe.recipe].sha256(data),
+            "seed": seed,
+        }
+
+    def is_fitted(self, identity: Mapping[str, Any]) -> bool:
+        """Whether a fit is done, and its tensors are there and are those of the record."""
+        if not self._ledger.has(identity):
+            return False
+        recorded = self._ledger.results[digest(identity)]["tensors"]
+        return holds(self._place(identity) / _TENSORS, recorded)
+
+    def keep_fit(self, identity: Mapping[str, Any], fitted: Fitted) -> None:
+        """Record a fit that was made elsewhere, such as several at once.
+
+        Args:
+            identity: as `fit_identity` gives it.
+            fitted: what came of it.
+        """
+        self._kept(identity, lambda: self._stored(identity, fitted.tensors, fitted.provenance))
+
+    def _kept(self, identity: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if self._ledger.has(identity) and not self.is_fitted(identity):
+            self._ledger.forget(identity)
+        return self._ledger.do(identity, work)
+
+    def _place(self, identity: Mapping[str, Any]) -> Path:
+        return self._output / "fits" / digest(identity)[:16]
+
+    def _stored(
+        self, identity: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], provenance: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        folder = self._place(identity)
+        with atomic_folder(folder) as temporary:
+            safetensors.torch.save_file(dict(tensors), temporary / _TENSORS)
+            (temporary / _PROVENANCE).write_text(
+                json.dumps(provenance, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+            )
+        return {"folder": folder.name, "tensors": tensors_digest(tensors), "provenance": dict(provenance)}
+
+    def _files(self, variant: ExperimentSpec) -> dict[str, str]:
+        names = sorted({ref.file for _, ref in variant.tensor_refs() if ref.file is not None})
+        return {name: hashlib.sha256(read_bytes(self._folder / name)).hexdigest() for name in names}

@@ -1,0 +1,98 @@
+"""What a comparison keeps of a composition while it runs, and what it makes of it at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from subvene.runner.edits.order import matters, pairs_of
+from subvene.runner.experiments.comparison.arms import Arm, Arms
+from subvene.runner.experiments.comparison.composition import BOUNDED, UNBOUNDED, order_scores
+from subvene.runner.intervened.model import IntervenedModel
+from subvene.specs import Composition, ExperimentSpec, composition
+
+
+class CompositionMeasure:
+    """Collects, while the conditions of a composition are measured, what is known of their order."""
+
+    def __init__(self, planned: Composition) -> None:
+        self.planned = planned
+        self._pairs: list[list[dict[str, Any]]] = []
+
+    @classmethod
+    def of(cls, spec: ExperimentSpec) -> CompositionMeasure | None:
+        """The composition of an experiment; None if it has none."""
+        planned = composition(spec)
+        return None if planned is None else cls(planned)
+
+    def look(self, condition: str, arm: Arm, arms: Arms) -> None:
+        """Look at the edits of one arm; those of the first order say which pairs commute."""
+        if condition == next(iter(self.planned.orders)) and arm.variant is not None:
+            self._pairs.append(compiled_pairs(arms.compiled(arm.variant, arm.fitted)))
+
+    def results(
+        self, rows: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """What `results["composition"]` holds.
+
+        Args:
+            rows: of the comparison's table.
+            cells: of the comparison.
+        """
+        pairs = [_over_fits(found) for found in zip(*self._pairs, strict=True)]
+        means = {
+            row["condition"]: {name: found["mean"] for name, found in row["metrics"].items()} for row in rows
+        }
+        by_cell: dict[tuple[int, int], dict[str, Mapping[str, Any]]] = {}
+        for cell in cells:
+            by_cell.setdefault((cell["seed"], cell["fold"]), {})[cell["condition"]] = cell["metrics"]
+        orders, metrics = self.planned.orders, {}
+        for metric in (*BOUNDED, *UNBOUNDED):
+            found = _order_scores(metric, orders, means)
+            if found is None:
+                continue
+            each = {place: _order_scores(metric, orders, measured) for place, measured in by_cell.items()}
+            metrics[metric] = found | {
+                "alone": {name: means.get(name, {}).get(metric) for name in self.planned.names},
+                "baseline": means.get(self.planned.conditions[0].name, {}).get(metric),
+                "cells": [
+                    {"seed": seed, "fold": fold, **scores}
+                    for (seed, fold), scores in each.items()
+                    if scores is not None
+                ],
+            }
+        return {
+            "interventions": list(self.planned.names),
+            "orders": {name: list(order) for name, order in orders.items()},
+            "metrics": metrics,
+            "pairs": pairs,
+            "order_can_matter": matters(pairs),
+        }
+
+
+def compiled_pairs(m: IntervenedModel) -> list[dict[str, Any]]:
+    """`pairs_of` for interventions that are compiled onto a model."""
+    compiled = m.intervenable.interventions
+    edits = [
+        {site: compiled[key] for site, key in zip(entry.sites, entry.keys, strict=True)}
+        for entry in m.intervenable.entries
+    ]
+    return pairs_of(m.spec, edits)
+
+
+def _order_scores(
+    metric: str, orders: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    values = {order: measured.get(order, {}).get(metric) for order in orders}
+    known = {order: value for order, value in values.items() if value is not None}
+    return order_scores(metric, known) if len(known) == len(orders) else None
+
+
+def _over_fits(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One pair, as it is in each seed and fold: it commutes if it does in all of them."""
+    for answer in (False, None):
+        alike = [pair for pair in found if pair["commutes"] is answer]
+        if alike:
+            share = f"; in {len(alike)} of {len(found)} fits" if len(alike) < len(found) else ""
+            return {**alike[0], "reason": alike[0]["reason"] + share}
+    return dict(found[0])

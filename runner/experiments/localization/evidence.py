@@ -1,0 +1,136 @@
+"""Evidence: is the set of heads that probes find special among sets drawn at random?
+
+Three answers to three questions, which are easily taken for one another:
+
+- the rank of the probed set among the draws: how often would a random set do at least as well;
+- the prediction interval: where one further random set is expected, if draws are normally distributed;
+- the one-sample t-test of the paper (Wang and Veitch 2025): whether the *mean* of the draws differs from the
+  probed set. With many draws it becomes significant for a set in the midst of them, so it says nothing about
+  whether a random set would do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from subvene.runner.experiments.comparison.summary import LOWER_IS_BETTER, METRICS
+from subvene.runner.experiments.localization.samples import Resamples, Sample, interval
+
+_PAIRS = (
+    ("edit_probed", "iti_probed"),
+    ("iti_probed", "baseline"),
+    ("edit_probed", "baseline"),
+    ("edit_all", "edit_probed"),
+    ("lora", "edit_all"),
+)
+
+
+def among_draws(probed: float, draws: Sequence[float], metric: str, level: float) -> dict[str, Any]:
+    """The probed set among random draws, by one metric.
+
+    Args:
+        probed: the metric of the probed set.
+        draws: the metric of each draw.
+        metric: its name; of CE and KL less is better.
+        level: of the prediction interval.
+
+    Returns:
+        `probed`, `random`, `mean`, `sd`; `rank`: how many draws are at least as good, of how many, and p =
+        (1 + these) / (1 + n); `t_test`: of the mean of the draws against the probed value, two-sided;
+        `prediction`: the interval for one further draw, and whether the probed set is `inside`. What needs
+        draws that differ is None where they do not.
+    """
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    n, mean = len(draws), float(np.mean(draws))
+    sd = float(np.std(draws, ddof=1)) if n > 1 else None
+    at_least = sum(sign * draw >= sign * probed for draw in draws)
+    test, prediction = None, None
+    # Draws that are equal differ by rounding.
+    if sd is not None and sd > 1e-9 * max(1.0, abs(mean)):
+        found = stats.ttest_1samp(draws, probed)
+        test = {"t": float(found.statistic), "df": n - 1, "p": float(found.pvalue)}
+        reach = float(stats.t.ppf((1 + level) / 2, n - 1)) * sd * math.sqrt(1 + 1 / n)
+        prediction = [mean - reach, mean + reach]
+    return {
+        "metric": metric,
+        "probed": probed,
+        "random": list(draws),
+        "mean": mean,
+        "sd": sd,
+        "rank": {"at_least": at_least, "n": n, "p": (1 + at_least) / (1 + n)},
+        "t_test": test,
+        "prediction": prediction,
+        "level": level,
+        "inside": None if prediction is None else prediction[0] <= probed <= prediction[1],
+    }
+
+
+def evidence(arms: Sequence[Mapping[str, Any]], level: float) -> list[dict[str, Any]]:
+    """`among_draws` of ITI and of trained edits, by every metric that all of them have."""
+    found = []
+    for family in ("iti", "edit"):
+        probed = next((arm for arm in arms if arm["group"] == f"{family}_probed"), None)
+        draws = [arm for arm in arms if arm["group"] == f"{family}_random"]
+        if probed is None or not draws:
+            continue
+        for metric in _shared([probed, *draws]):
+            values = [arm["metrics"][metric] for arm in draws]
+            own = {"family": family} | among_draws(probed["metrics"][metric], values, metric, level)
+            found.append(own)
+    return found
+
+
+def singles(arms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Edits at one head, by every metric: values, the best, how many reach the edit at probed heads."""
+    probed = next((arm for arm in arms if arm["group"] == "edit_probed"), None)
+    alone = [arm for arm in arms if arm["group"] == "edit_single"]
+    found = []
+    for metric in _shared([*alone, *([probed] if probed else [])]) if alone else ():
+        sign = -1 if metric in LOWER_IS_BETTER else 1
+        values = [arm["metrics"][metric] for arm in alone]
+        reach = None
+        if probed is not None:
+            reach = sum(sign * value >= sign * probed["metrics"][metric] for value in values)
+        best = max(values, key=lambda value: sign * value)
+        found.append({"metric": metric, "values": values, "best": best, "reach": reach, "n": len(values)})
+    return found
+
+
+def comparisons(samples: Mapping[str, Sample], resamples: Resamples, level: float) -> list[dict[str, Any]]:
+    """Differences a − b of arms by every metric, with paired bootstrap intervals over questions or texts.
+
+    An arm `edit_random` or `iti_random` stands for the mean of its draws.
+    """
+    groups: dict[str, list[Sample]] = {}
+    for name, sample in samples.items():
+        head, _, number = name.rpartition("_")
+        groups.setdefault(head if number.isdigit() else name, []).append(sample)
+    pairs = [*_PAIRS, ("edit_probed", "edit_random"), ("iti_probed", "iti_random")]
+    found = []
+    for a, b in pairs:
+        if a not in groups or b not in groups:
+            continue
+        metrics = [m for m in groups[a][0].metrics() if all(m in s.metrics() for s in groups[b])]
+        for metric in metrics:
+            there, drawn = (
+                [
+                    np.mean([each(sample) for sample in groups[name]], axis=0)
+                    for each in (lambda s: s.value(metric), lambda s: resamples.of(s, metric))  # noqa: B023
+                ]
+                for name in (a, b)
+            )
+            about = {"a": a, "b": b, "metric": metric, "difference": float(there[0] - drawn[0])}
+            found.append(about | {"interval": interval(there[1] - drawn[1], level)})
+    return found
+
+
+def _shared(arms: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    """The metrics that every arm has a number for."""
+    known = [arm for arm in arms if arm is not None]
+    names = [name for name in known[0]["metrics"] if name in METRICS]
+    return [m for m in names if all(arm["metrics"].get(m) is not None for arm in known)]

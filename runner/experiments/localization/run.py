@@ -1,0 +1,378 @@
+"""A localization experiment from end to end: train, choose on validation, measure on test, weigh it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import transformers
+
+from subvene.interventions import Sizes
+from subvene.runner.data.preferences import encode, preferences_sha256, used
+from subvene.runner.data.text import pad_id_of
+from subvene.runner.data.truthfulqa.questions import Question, about_data, data_sha256
+from subvene.runner.data.truthfulqa.splits import held_out, limited
+from subvene.runner.experiments.comparison.arms import Arm, Arms
+from subvene.runner.experiments.comparison.measures import (
+    DivergenceMeasure,
+    Measured,
+    TruthfulQAMeasure,
+    check_complete,
+    merged,
+)
+from subvene.runner.experiments.localization import evidence
+from subvene.runner.experiments.localization.plan import Candidate, Planned, declared_of, edits_of, plan
+from subvene.runner.experiments.localization.samples import Resamples, Sample, interval
+from subvene.runner.experiments.localization.verdict import verdict
+from subvene.runner.experiments.study import Step
+from subvene.runner.files.ledger import Ledger, digest
+from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.models.identity import run_manifest
+from subvene.runner.recipes import RECIPES, Fitted
+from subvene.runner.recipes.fitting import check_reach
+from subvene.runner.recipes.localized_edit import (
+    Probed,
+    Request,
+    epoch_losses,
+    fit_localized_edits,
+    held_out_keys,
+    lora_experiment,
+    probe_heads,
+)
+from subvene.runner.training.experiments import Experiment, Trained
+from subvene.runner.training.lora import check_peft, trained_lora
+from subvene.specs import (
+    DivergenceSpec,
+    ExperimentSpec,
+    LocalizedEditSpec,
+    SubveneError,
+    TruthfulQASpec,
+    dump_spec,
+)
+
+_TRAINING = ("steps", "best_step", "pairs", "epoch_losses", "evaluations")
+
+
+class Localization:
+    """The plan, its questions and its measures; and its execution arm by arm."""
+
+    what: ClassVar[str] = "a localization experiment"
+
+    def __init__(self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Step) -> None:
+        self.spec, self.folder, self.sizes, self.step = spec, folder, sizes, step
+        self.asked, self.recipe, self.probed = declared_of(spec)
+        self.arms = plan(spec, sizes)
+        read: Sequence[Question] = RECIPES[self.recipe.recipe].read(self.recipe, folder)
+        self.fitted_on = read
+        test = held_out((question.key for question in read), self.asked.test, f"test {spec.seed}")
+        self.tuning = [question for question in read if question.key not in test]
+        self.seen = used(self.recipe.data, self.tuning)
+        self.held_out = held_out_keys(self.recipe, self.tuning, spec.seed)
+        declared = next(e for e in spec.evaluate if isinstance(e, TruthfulQASpec))
+        self.measure = TruthfulQAMeasure(declared, folder)
+        self.tested = limited([q for q in self.measure.questions if q.key in test], declared.limit)
+        self.validation = limited(
+            [q for q in self.measure.questions if q.key in self.held_out], self.asked.selection.limit
+        )
+        self.divergence = next(
+            (DivergenceMeasure(e, folder) for e in spec.evaluate if isinstance(e, DivergenceSpec)), None
+        )
+        for what, questions in (("test on", self.tested), ("choose on", self.validation)):
+            if not questions:
+                raise SubveneError(
+                    f"evaluate: no question of the truthfulqa entry is left to {what}: it needs the same "
+                    "questions as `fit.data`, enough of them"
+                )
+
+    def check(self) -> None:
+        """Find out what is wrong before the model is loaded."""
+        if any(arm.family == "lora" for arm in self.arms):
+            check_peft()
+        for arm in self.arms:
+            for candidate in arm.candidates:
+                check_reach(candidate.variant, self.sizes)
+                RECIPES[candidate.recipe.recipe].check(candidate.recipe, self.tuning, self.spec.seed)
+
+    def manifest(self) -> dict[str, Any]:
+        """What there is to know about where the numbers come from."""
+        judge = self.measure.judge
+        asked = about_data(self.measure.questions) | {"prompts_sha256": self.measure.prompts_sha256}
+        return run_manifest(
+            dump_spec(self.spec),
+            self.folder,
+            data={"fit": about_data(self.fitted_on), "truthfulqa_0": asked},
+            judges=[] if judge is None else [judge.describe()],
+        )
+
+    def units(self) -> int:
+        """Units of work to come, those of earlier runs among them."""
+        each = self.measure.steps() + (0 if self.divergence is None else self.divergence.steps())
+        choosing = self.measure.steps(only=self.asked.selection.by)
+        tried = sum(len(arm.candidates) for arm in self.arms if len(arm.candidates) > 1)
+        loras = [len(arm.candidates) for arm in self.arms if arm.family == "lora"]
+        # A LoRA that is chosen among several is made once more to be measured.
+        trained = len(edits_of(self.arms)) + sum(n + (n > 1) for n in loras)
+        return 1 + trained + tried * choosing + (1 + len(self.arms)) * each
+
+    def run(
+        self, model: transformers.PreTrainedModel, tokenizer: Any, ledger: Ledger, output: Path
+    ) -> dict[str, Any]:
+        """Do every unit that is not done, and put the results together.
+
+        Edits that are not there yet train together in one job, which keeps checkpoints.
+        """
+        arms = Arms(model, tokenizer, ledger, output, self.folder)
+        transformers.set_seed(self.spec.seed)
+        probed = self._probe(arms, ledger)
+        self._train(arms, ledger, probed)
+        original = IntervenedModel.plain(arms.model, arms.tokenizer)
+        keys = [question.key for question in self.tested]
+        untouched = arms.make(None, self.spec.seed, None, bake=False)
+        measured = self._measured("baseline", untouched, original, ledger)
+        about: dict[str, Any] = {"name": "baseline", "group": "baseline", "family": "none"}
+        about |= {"heads": None, "n_heads": None, "probe_accuracy": None, "candidates": [], "point": {}}
+        about |= {"artifact": None, "training": None}
+        records, samples = [about | merged(measured)], {"baseline": Sample.of(measured, keys)}
+        for planned in self.arms:
+            candidate, tried = self._chosen(planned, arms, ledger)
+            arm = self._arm(planned, candidate, arms, ledger)
+            measured = self._measured(planned.name, arm, original, ledger)
+            samples[planned.name] = Sample.of(measured, keys)
+            record = self._record(planned, candidate, tried, arm, probed, arms) | merged(measured)
+            records.append(record | {"artifact": self._keep(planned, arm, arms, output)})
+        return self._results(records, samples, probed)
+
+    # Fits --------------------------------------------------------------------------------------------------
+
+    def _probe(self, arms: Arms, ledger: Ledger) -> Probed:
+        """What every head's probe gives; ITI's own fits and the choice of heads use the same."""
+        identity = arms.base | {
+            "unit": "probes",
+            "heads": self.probed.model_dump(mode="json", exclude={"k", "batch_size"}),
+            "data": data_sha256(self.tuning),
+            "seed": self.spec.seed,
+        }
+
+        def work() -> dict[str, Any]:
+            anatomy = Anatomy.of(arms.model)
+            examples = encode(self.recipe.data, self.tuning, arms.tokenizer)
+            found = probe_heads(
+                self.probed,
+                self.tuning,
+                examples,
+                anatomy,
+                arms.tokenizer,
+                seed=self.spec.seed,
+                work=arms.work,
+            )
+            return {"accuracy": found.accuracy.tolist(), "chance": found.chance}
+
+        result = self._done("probes of every head", identity, work, ledger)
+        return Probed(torch.tensor(result["accuracy"], dtype=torch.float64), result["chance"])
+
+    def _train(self, arms: Arms, ledger: Ledger, probed: Probed) -> None:
+        """Train the edits that no run has trained yet, together."""
+        names = {c.recipe.model_dump_json(): arm.name for arm in reversed(self.arms) for c in arm.candidates}
+        missing: list[tuple[Mapping[str, Any], Request]] = []
+        for candidate in edits_of(self.arms):
+            recipe = candidate.recipe
+            if not isinstance(recipe, LocalizedEditSpec):
+                raise TypeError("an edit is trained by the recipe localized_edit")
+            name = _named(names[recipe.model_dump_json()], candidate.point)
+            identity = arms.fit_identity(recipe, self.spec.seed, self.tuning)
+            if arms.is_fitted(identity):
+                self._told(f"{name}: training", was_done=True)
+            else:
+                missing.append((identity, Request(name, recipe, self.spec.seed)))
+        if not missing:
+            return
+        trained = fit_localized_edits(
+            [request for _, request in missing],
+            self.tuning,
+            Anatomy.of(arms.model),
+            arms.tokenizer,
+            work=arms.work,
+            probed=probed,
+        )
+        for (key, request), fitted in zip(missing, trained, strict=True):
+            about = {"model": self.spec.model.name, **fitted.provenance}
+            arms.keep_fit(key, Fitted(fitted.tensors, about))
+            self._told(f"{request.name}: training", was_done=False)
+
+    def _arm(self, planned: Planned, candidate: Candidate, arms: Arms, ledger: Ledger) -> Arm:
+        if planned.family == "lora":
+            return self._lora(candidate, arms, ledger)
+        return arms.make(candidate.variant, self.spec.seed, self.tuning, bake=False)
+
+    def _lora(self, candidate: Candidate, arms: Arms, ledger: Ledger) -> Arm:
+        """The model with an adapter on all output projections; its training is kept as a checkpoint."""
+        recipe = candidate.recipe
+        if not isinstance(recipe, LocalizedEditSpec):
+            raise TypeError("a LoRA is trained by the recipe localized_edit")
+        identity = arms.base | {
+            "unit_of": "lora",
+            "recipe": recipe.model_dump(mode="json", exclude={*recipe.immaterial, "heads"}),
+            "data": preferences_sha256(self.tuning),
+            "seed": self.spec.seed,
+        }
+
+        @contextlib.contextmanager
+        def opened() -> Iterator[IntervenedModel]:
+            anatomy = Anatomy.of(arms.model)
+            examples = encode(recipe.data, self.tuning, arms.tokenizer)
+            experiment = lora_experiment(Request("lora", recipe, self.spec.seed), examples, anatomy.sizes)
+            pad_id, work = pad_id_of(arms.tokenizer), arms.work / "training"
+            with trained_lora(anatomy, examples, experiment, pad_id=pad_id, folder=work) as trained:
+                ledger.do(fit, lambda: _told_of(trained, experiment))
+                yield IntervenedModel.plain(arms.model, arms.tokenizer, name="lora")
+
+        fit = identity | {"unit": "fit"}
+        was_done = ledger.has(fit)
+        if not was_done:
+            with opened():
+                pass
+        self._told(f"{_named('lora', candidate.point)}: training", was_done=was_done)
+        return Arm(None, False, identity, ledger.results[digest(fit)], opened)
+
+    # Choosing and measuring --------------------------------------------------------------------------------
+
+    def _chosen(self, planned: Planned, arms: Arms, ledger: Ledger) -> tuple[Candidate, list[dict[str, Any]]]:
+        """The candidate that is best on the validation questions, and what each gave there."""
+        if len(planned.candidates) == 1:
+            return planned.candidates[0], []
+        metric, tried, best = self.asked.selection.by, [], None
+        for candidate in planned.candidates:
+            arm = self._arm(planned, candidate, arms, ledger)
+            name = f"{_named(planned.name, candidate.point)} on validation"
+            arm = replace(arm, swept=True)
+            measured = self.measure.measure(arm, self.validation, ledger, self._progress(name), only=metric)
+            check_complete(measured, planned.name)
+            value = measured.metrics.get(metric)
+            tried.append(
+                {"point": candidate.point, "value": value}
+                | ({} if measured.not_finite is None else {"not_finite": measured.not_finite})
+            )
+            # The first of equals: the order of the file decides, not the machine.
+            if value is not None and (best is None or value > best[0]):
+                best = (value, candidate)
+        if best is None:
+            raise SubveneError(f"{planned.name}: no {metric} was measured to choose by")
+        return best[1], tried
+
+    def _measured(self, name: str, arm: Arm, original: IntervenedModel, ledger: Ledger) -> list[Measured]:
+        told = self._progress(name)
+        found = [self.measure.measure(arm, self.tested, ledger, told)]
+        if self.divergence is not None:
+            found.append(self.divergence.measure(arm, original, ledger, told))
+        return found
+
+    def _record(
+        self,
+        planned: Planned,
+        candidate: Candidate,
+        tried: list[dict[str, Any]],
+        arm: Arm,
+        probed: Probed,
+        arms: Arms,
+    ) -> dict[str, Any]:
+        provenance = (arm.fitted or {}).get("provenance", {})
+        heads: dict[str, list[int]] | None = provenance.get("heads")
+        accuracy = None
+        if heads is not None:
+            own = [float(probed.accuracy[int(layer), head]) for layer, some in heads.items() for head in some]
+            accuracy = sum(own) / len(own)
+        return {
+            "name": planned.name,
+            "group": planned.group,
+            "family": planned.family,
+            "heads": heads,
+            "n_heads": None if heads is None else sum(map(len, heads.values())),
+            "probe_accuracy": accuracy,
+            "candidates": tried,
+            "point": candidate.point,
+            "training": {name: provenance[name] for name in _TRAINING} if "steps" in provenance else None,
+        }
+
+    def _keep(self, planned: Planned, arm: Arm, arms: Arms, output: Path) -> str | None:
+        """Save the arm as an artifact that can be loaded and shared; a LoRA is none."""
+        if arm.variant is None:
+            return None
+        target = output / "artifacts" / planned.name
+        arms.compiled(arm.variant, arm.fitted).save_pretrained(target)
+        return f"artifacts/{planned.name}"
+
+    # Results -----------------------------------------------------------------------------------------------
+
+    def _results(
+        self, records: list[dict[str, Any]], samples: dict[str, Sample], probed: Probed
+    ) -> dict[str, Any]:
+        texts = samples["baseline"].texts.get("tokens", ())
+        drawn = Resamples.drawn(self.asked.resamples, len(self.tested), len(texts), self.spec.seed)
+        for record in records:
+            sample = samples[record["name"]]
+            bounds = {m: interval(drawn.of(sample, m), self.asked.level) for m in sample.metrics()}
+            record["intervals"] = {m: bound for m, bound in bounds.items() if bound is not None}
+        judge = self.measure.judge
+        results: dict[str, Any] = {
+            "kind": self.asked.kind,
+            "arms": records,
+            "evidence": evidence.evidence(records, self.asked.level),
+            "singles": evidence.singles(records),
+            "comparisons": evidence.comparisons(samples, drawn, self.asked.level),
+            "selection": {"metric": self.asked.selection.by, "questions": len(self.validation)},
+            "split": {
+                "train": len(self.seen) - len(self.held_out),
+                "validation": len(self.held_out),
+                "test": len(self.tested),
+                "tuning": len(self.tuning),
+                "pairs": next((r["training"]["pairs"] for r in records if r["training"]), 0),
+            },
+            "probes": {"accuracy": probed.accuracy.tolist(), "chance": probed.chance},
+            "judges": [] if judge is None else [judge.describe()],
+            "questions": {
+                q.key: {"question": q.question, "best": q.best, "category": q.category} for q in self.tested
+            },
+        }
+        return results | {"verdict": verdict(results)}
+
+    # Units -------------------------------------------------------------------------------------------------
+
+    def _done(
+        self, what: str, identity: Mapping[str, Any], work: Callable[[], dict[str, Any]], ledger: Ledger
+    ) -> dict[str, Any]:
+        was_done = ledger.has(identity)
+        result = ledger.do(identity, work)
+        self._told(what, was_done=was_done)
+        return result
+
+    def _told(self, what: str, *, was_done: bool) -> None:
+        self.step("unit", {"what": what, "was_done": was_done})
+
+    def _progress(self, name: str) -> Any:
+        def told(what: str, *, was_done: bool) -> None:
+            self._told(f"{name}: {what}", was_done=was_done)
+
+        return told
+
+
+def _told_of(trained: Trained, experiment: Experiment) -> dict[str, Any]:
+    """What is recorded of a LoRA's training, as edits have it in their provenance."""
+    return {
+        "provenance": {
+            "steps": len(trained.losses),
+            "best_step": trained.best_step,
+            "pairs": len(experiment.train),
+            "epoch_losses": epoch_losses(trained, experiment),
+            "evaluations": list(trained.evaluations),
+        }
+    }
+
+
+def _named(name: str, point: Mapping[str, Any]) -> str:
+    """`edit_random_3, tau=0.1`."""
+    return ", ".join([name, *(f"{field}={value:g}" for field, value in point.items())])

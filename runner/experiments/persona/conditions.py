@@ -1,0 +1,390 @@
+"""Conditions side by side: baseline, prompted, steered, capped, ablated: scores, projections, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from subvene.runner.data.span import Text
+from subvene.runner.data.traits import Trait
+from subvene.runner.edits.finite_points import marking
+from subvene.runner.edits.receipt import merged
+from subvene.runner.experiments.persona.sweep import scores
+from subvene.runner.files.statistics import correlation, mean_and_sd
+from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.judges.traits import TraitJudge
+from subvene.runner.measures.divergence import Reference, divergence
+from subvene.runner.measures.missing import missing_in_words
+from subvene.runner.measures.multiple_choice import ChoiceQuestion, accuracy, questions_sha256
+from subvene.runner.measures.responses import Asked, Do, Response, missing_reasons, respond
+from subvene.runner.monitor.projection import project, token_projections
+from subvene.specs import (
+    AblationSpec,
+    CappingSpec,
+    InterventionSpec,
+    ModelSpec,
+    SteeringSpec,
+    SubveneError,
+    TensorRef,
+    TraitConditionsSpec,
+)
+from subvene.specs.evaluations.traits import Ablated, Capped, Steered, TraitCondition
+
+# By how much the share of tokens that a cap changes may differ from what its percentile says: the cursor is
+# edited too and was not measured, and is one token of a response.
+_SLACK = 0.15
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One condition of one trait.
+
+    Attributes:
+        condition: as it is declared.
+        label: what tables call it; of several coefficients each has its own.
+        coefficient: of the steering; None where nothing is added.
+        layers: the layers that are edited; empty if none is.
+    """
+
+    condition: TraitCondition
+    label: str
+    coefficient: float | None = None
+    layers: tuple[int, ...] = ()
+
+    @property
+    def swept(self) -> bool:
+        """Whether it is one of several coefficients, which go on where one of them is no longer finite."""
+        return isinstance(self.condition, Steered) and len(self.condition.coefficients or ()) > 1
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What conditions are run on.
+
+    Attributes:
+        trait: the trait.
+        steering: the intervention that adds its vector, at the layer and with the coefficient in force.
+        tensors: vectors and norms by full name.
+        vector: the vector at that layer, and at every other: layer → [width].
+        questions: what is asked.
+        plain: the unedited model.
+        judge: who scores.
+        identity: what the tensors and the model are, JSON values.
+    """
+
+    trait: Trait
+    steering: SteeringSpec
+    tensors: Mapping[str, torch.Tensor]
+    vector: Mapping[int, torch.Tensor]
+    questions: tuple[str, ...]
+    plain: IntervenedModel
+    judge: TraitJudge
+    identity: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the cost of an edit is measured on, computed once for all conditions."""
+
+    reference: Reference
+    choices: Sequence[ChoiceQuestion]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What is measured on, JSON values."""
+        return {
+            "texts": self.reference.data_sha256,
+            "tokens": self.reference.tokens,
+            "prompt": self.reference.first + 1,
+            "choices": questions_sha256(self.choices),
+        }
+
+    def of(self, m: IntervenedModel) -> dict[str, Any]:
+        """CE, KL(original ‖ edited) in nats per token, and the share of right choices."""
+        found = divergence(m, self.reference)
+        return {
+            "ce": found["ce"],
+            "kl": found["kl"],
+            "accuracy": accuracy(m, self.choices),
+            "choices": len(self.choices),
+            "texts": len(self.reference.ids),
+        }
+
+
+def arms_of(declared: TraitConditionsSpec, steering: SteeringSpec) -> list[Arm]:
+    """The arms that are declared, several coefficients spread out; those that others need come first."""
+    found: list[Arm] = []
+    for condition in declared.conditions:
+        name = condition.name or condition.kind
+        if isinstance(condition, Steered):
+            for value in condition.coefficients or (one_number(steering),):
+                label = name if condition.coefficients is None else f"{name} {value:g}"
+                found.append(Arm(condition, label, value, (steering.layer,)))
+        elif isinstance(condition, Capped | Ablated):
+            first, last = condition.layers or (steering.layer, steering.layer)
+            found.append(Arm(condition, name, None, tuple(range(first, last + 1))))
+        else:
+            found.append(Arm(condition, name))
+    return found
+
+
+def one_number(steering: SteeringSpec) -> float:
+    """The coefficient of a steering intervention.
+
+    Raises:
+        SubveneError: it is a list, one number per row of a batch that this is not.
+    """
+    if isinstance(steering.coefficient, float):
+        return steering.coefficient
+    raise SubveneError(
+        f"interventions: {steering.name or steering.vector.key}: coefficient: expected one number, since "
+        "traits are measured in batches of their own; other coefficients stand in `trait_sweep` or in a "
+        "`steered` condition"
+    )
+
+
+def run_conditions(
+    declared: TraitConditionsSpec, subject: Subject, cost: Cost | None, *, seed: int, do: Do
+) -> dict[str, Any]:
+    """Measure every arm.
+
+    Args:
+        declared: the conditions.
+        subject: the trait, its vectors and the model.
+        cost: what cost is measured on; None: it is not.
+        seed: of the run.
+        do: does a unit of work, or gives what is recorded of it.
+
+    Returns:
+        `conditions`, `responses` and `correlation` of the results, and the `warnings` of caps.
+    """
+    # Caps measure their threshold on what another arm said, wherever that stands in the list.
+    arms = arms_of(declared, subject.steering)
+    ordered = sorted(arms, key=lambda arm: isinstance(arm.condition, Capped))
+    said: dict[str, list[Response]] = {}
+    records: dict[str, dict[str, Any]] = {}
+    owed: list[str] = []
+    for arm in ordered:
+        cap = None
+        if isinstance(arm.condition, Capped):
+            cap = _cap(arm.condition, arm, said[arm.condition.of], subject, do)
+        thresholds = None if cap is None else {int(k): v for k, v in cap["threshold"].items()}
+        responses, record = _measure(declared, arm, thresholds, subject, cost, seed, do)
+        said.setdefault(arm.condition.kind, responses)
+        if missing := missing_reasons(responses):
+            owed.append(f"{arm.label}: {missing_in_words(missing)}")
+        projections = _projections(arm, responses, subject, do)
+        mean, sd = mean_and_sd(projections)
+        about_cap = {"threshold": None, "changed_share": None, "expected_share": None, "warning": None}
+        records[arm.label] = {
+            "name": arm.condition.name or arm.condition.kind,
+            "label": arm.label,
+            "kind": arm.condition.kind,
+            "coefficient": arm.coefficient,
+            "layers": list(arm.layers) or None,
+            **scores(responses),
+            "projection": mean,
+            "projection_sd": sd,
+            **(about_cap if cap is None else cap),
+            **record,
+            "responses": [
+                {
+                    "condition": arm.label,
+                    "question": response.asked.question,
+                    "text": response.text,
+                    "score": response.score,
+                    "coherence": response.coherence,
+                    "projection": projection,
+                    "seed": response.seed,
+                    "tokens": len(response.tokens),
+                }
+                for response, projection in zip(responses, projections, strict=True)
+            ],
+        }
+    table = [records[arm.label] for arm in arms]
+    shown = [one for record in table for one in record.pop("responses")]
+    known = [
+        (one["projection"], one["score"])
+        for one in shown
+        if one["projection"] is not None and one["score"] is not None
+    ]
+    warnings = [record["warning"] for record in table if record["warning"] is not None]
+    warnings += [f"{one['label']}: not finite: {one['not_finite']}" for one in table if "not_finite" in one]
+    warnings += owed
+    return {
+        "conditions": table,
+        "responses": shown,
+        "correlation": correlation([p for p, _ in known], [s for _, s in known]),
+        "warnings": [f"{subject.trait.name}: {warning}" for warning in warnings],
+    }
+
+
+def _measure(
+    declared: TraitConditionsSpec,
+    arm: Arm,
+    thresholds: Mapping[int, float] | None,
+    subject: Subject,
+    cost: Cost | None,
+    seed: int,
+    do: Do,
+) -> tuple[list[Response], dict[str, Any]]:
+    """Responses, and receipt and cost, of one arm."""
+    entries = _entries(arm, thresholds, subject)
+    sampling = declared.sampling
+    systems = subject.trait.system_prompts()
+    side = {"prompted": 0, "opposed": 1}.get(arm.condition.kind)
+    asked = [
+        # Every instruction has its turn.
+        Asked(question, None if side is None else systems[i % len(systems)][side], rollout=rollout)
+        for i, question in enumerate(subject.questions)
+        for rollout in range(sampling.rollouts)
+    ]
+    about = {
+        **subject.identity,
+        "trait": subject.trait.sha256,
+        "interventions": [entry.model_dump(mode="json", exclude={"name"}) for entry in entries],
+    }
+    answered = respond(
+        lambda: _compiled(entries, subject),
+        asked,
+        sampling,
+        subject.trait,
+        subject.judge,
+        identity=about | {"unit": "condition"},
+        seed=seed,
+        description=f"{subject.trait.name}: {arm.label}",
+        do=do,
+        points=[()] * len(asked) if arm.swept else None,
+    )
+    if answered.not_finite:
+        return [], {"receipt": None, "cost": None, "not_finite": answered.not_finite[()]}
+    # A system prompt leaves the model as it is, and costs nothing.
+    measured = None
+    if cost is not None and side is None:
+        unit = {"unit": "cost", **cost.identity}
+        measured = do(about | unit, marking(arm.swept, lambda: cost.of(_compiled(entries, subject))))
+        if "not_finite" in measured:
+            return [], {"receipt": None, "cost": None, **measured}
+    return answered.responses, {"receipt": answered.receipt, "cost": measured}
+
+
+def _entries(arm: Arm, thresholds: Mapping[int, float] | None, subject: Subject) -> list[Any]:
+    """The interventions of an arm, as spec entries; none where the model stays as it is."""
+    steering = subject.steering
+    direction, positions = TensorRef(key=subject.trait.name), steering.positions
+    match arm.condition:
+        case Steered():
+            if not arm.coefficient:
+                return []
+            return [steering.model_copy(update={"coefficient": arm.coefficient})]
+        case Capped(bound=bound):
+            return [
+                CappingSpec(
+                    name=f"cap_{layer}",
+                    layer=layer,
+                    direction=direction,
+                    max=value if bound == "ceiling" else None,
+                    min=value if bound == "floor" else None,
+                    positions=positions,
+                )
+                for layer, value in (thresholds or {}).items()
+            ]
+        case Ablated():
+            return [
+                AblationSpec(name=f"ablation_{layer}", layer=layer, direction=direction, positions=positions)
+                for layer in arm.layers
+            ]
+    return []
+
+
+def _compiled(entries: Sequence[Any], subject: Subject) -> IntervenedModel:
+    if not entries:
+        return subject.plain
+    spec = InterventionSpec(subvene=1, model=ModelSpec(name="condition"), interventions=tuple(entries))
+    plain = subject.plain
+    return IntervenedModel.from_spec(
+        spec, model=plain.model, tokenizer=plain.tokenizer, tensors=subject.tensors
+    )
+
+
+def _projections(arm: Arm, responses: Sequence[Response], subject: Subject, do: Do) -> list[float | None]:
+    """Each response's projection at the steered layer, as the unedited model reads it."""
+    layer, name = subject.steering.layer, subject.trait.name
+    texts = [_text(response) for response in responses]
+
+    def work() -> dict[str, Any]:
+        vectors = {name: {layer: subject.vector[layer]}}
+        found = project(subject.plain, texts, vectors, description=f"{name}: {arm.label}")
+        values = found.before[name][layer].tolist()
+        return {"values": [None if value != value else value for value in values]}
+
+    unit = {"unit": "projection", "layer": layer, "texts": [[list(t.ids), t.start, t.end] for t in texts]}
+    values: list[float | None] = do({**subject.identity, "trait": subject.trait.sha256, **unit}, work)[
+        "values"
+    ]
+    return values
+
+
+def _text(response: Response) -> Text:
+    ids = (*response.prompt, *response.tokens)
+    return Text(ids, len(response.prompt) + response.start, len(ids))
+
+
+def _cap(
+    condition: Capped, arm: Arm, measured_on: Sequence[Response], subject: Subject, do: Do
+) -> dict[str, Any]:
+    """The thresholds by layer, and what share of the measured tokens the cap changes.
+
+    The share is read off a receipt: the same texts pass through the model once more with the first layer's
+    cap on. A bound on the wrong side of the tokens changes those that it should leave alone.
+    """
+    name = subject.trait.name
+    texts = [text for text in map(_text, measured_on) if text.end > text.start]
+
+    def work() -> dict[str, Any]:
+        if not texts:
+            raise SubveneError(
+                f"trait {name}: {arm.label}: the responses of {condition.of!r} are all empty, so there are "
+                "no tokens to measure its threshold on"
+            )
+        vectors = {name: {layer: subject.vector[layer] for layer in arm.layers}}
+        found = token_projections(subject.plain, texts, vectors).before[name]
+        thresholds = {
+            layer: float(np.percentile(torch.cat(found[layer]).numpy(), condition.percentile))
+            for layer in arm.layers
+        }
+        first = arm.layers[0]
+        entry = _entries(arm, {first: thresholds[first]}, subject)[0]
+        m = _compiled([entry.model_copy(update={"positions": "response"})], subject)
+        rest = project(m, texts, {name: {first: subject.vector[first]}}, edited=True)
+        receipt = merged(rest.receipts, same_rows=False)[0][0]
+        return {
+            "threshold": {str(layer): value for layer, value in thresholds.items()},
+            "changed_share": receipt.changed / receipt.tokens,
+        }
+
+    unit = {
+        "unit": "cap",
+        "condition": condition.model_dump(mode="json", exclude={"name"}),
+        "layers": list(arm.layers),
+        "texts": [[list(t.ids), t.start, t.end] for t in texts],
+    }
+    found = do({**subject.identity, "trait": subject.trait.sha256, **unit}, work)
+    share = condition.percentile / 100
+    expected = 1 - share if condition.bound == "ceiling" else share
+    return {**found, "expected_share": expected, "warning": cap_warning(arm.label, found, expected)}
+
+
+def cap_warning(label: str, found: Mapping[str, Any], expected: float) -> str | None:
+    """What there is to say against a cap, from the share of tokens that it changed."""
+    share = found["changed_share"]
+    if abs(share - expected) <= _SLACK:
+        return None
+    return (
+        f"{label}: the cap changes {share:.0%} of the tokens that its threshold was measured on, expected "
+        f"{expected:.0%}: it bounds the wrong side, or edits other tokens than those"
+    )

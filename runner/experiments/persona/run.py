@@ -1,0 +1,360 @@
+"""A persona experiment from end to end: extract, sweep, compare conditions, geometry, artifacts, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import safetensors.torch
+import torch
+import transformers
+
+from subvene.interventions import Sizes
+from subvene.runner.data.texts import read_texts
+from subvene.runner.data.traits import Trait
+from subvene.runner.edits.compile import CompileError, load_tensors
+from subvene.runner.experiments.persona.conditions import Cost, Subject, arms_of, one_number, run_conditions
+from subvene.runner.experiments.persona.sweep import best_point, run_sweep
+from subvene.runner.experiments.study import Step
+from subvene.runner.files.cache import atomic_folder
+from subvene.runner.files.ledger import MISSING, Ledger, digest
+from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.measures.divergence import Reference
+from subvene.runner.measures.geometry import geometry
+from subvene.runner.measures.multiple_choice import shipped_questions
+from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.models.identity import (
+    environment,
+    git_state,
+    holds,
+    model_sha256,
+    reading_sha256,
+    tensors_digest,
+    versions,
+)
+from subvene.runner.recipes.fitting import check_reach
+from subvene.runner.recipes.persona import (
+    SITE,
+    Extraction,
+    Vectors,
+    extract,
+    named_tensors,
+    provenance_of,
+    read_data,
+    vectors_of,
+)
+from subvene.specs import (
+    ExperimentSpec,
+    PersonaSpec,
+    SteeringSpec,
+    SubveneError,
+    TextsSpec,
+    TraitConditionsSpec,
+    TraitSweepSpec,
+)
+from subvene.specs.evaluations.traits import Ablated, Capped
+
+# How a result is computed; whoever changes that changes this number, and old units are done again.
+UNITS = 2
+
+
+class Persona:
+    """The plan, and its execution trait by trait."""
+
+    what: ClassVar[str] = "a persona experiment"
+
+    def __init__(self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Step) -> None:
+        if not isinstance(spec.fit, PersonaSpec):
+            raise SubveneError("a persona experiment needs `fit: {recipe: persona}`")
+        self.spec, self.recipe, self.folder, self.sizes, self.step = spec, spec.fit, folder, sizes, step
+        data = read_data(self.recipe, folder)
+        self.traits, self.judge = data.traits, data.judge
+        self.sweep = next((e for e in spec.evaluate if isinstance(e, TraitSweepSpec)), None)
+        self.conditions = next((e for e in spec.evaluate if isinstance(e, TraitConditionsSpec)), None)
+        self.seed = spec.seed
+
+    def check(self) -> None:
+        """Find out what is wrong before the model is loaded."""
+        self.judge.check(self.traits)
+        check_reach(self.spec, self.sizes)
+        last = self.sizes.n_layers - 1
+        for layer in self.sweep.layers if self.sweep else ():
+            if layer > last:
+                raise CompileError(
+                    f"evaluate: trait_sweep.layers: expected layers from 0 to {last} for this model, "
+                    f"found {layer}"
+                )
+        for condition in self.conditions.conditions if self.conditions else ():
+            layers = condition.layers if isinstance(condition, Capped | Ablated) else None
+            if layers is not None and layers[1] > last:
+                raise CompileError(
+                    f"evaluate: trait_conditions: {condition.kind}: expected layers from 0 to {last} for "
+                    f"this model, found {layers[1]}"
+                )
+        for trait in self.traits:
+            if trait.name in self.spec.steered_traits:
+                one_number(self._declared(trait.name))
+                self._check_questions(trait)
+
+    def _check_questions(self, trait: Trait) -> None:
+        if not trait.evaluation:
+            raise SubveneError(
+                f"trait {trait.name}: its file has no `evaluation_questions`; name a second file, of "
+                "questions that are not in it: `evaluation: FILE`"
+            )
+        swept = self._swept_questions(trait)
+        if self.conditions and swept >= len(trait.evaluation):
+            raise SubveneError(
+                f"trait {trait.name}: trait_sweep takes {swept} of {len(trait.evaluation)} evaluation "
+                "questions and leaves none for trait_conditions; lower `questions` of trait_sweep"
+            )
+
+    def _swept_questions(self, trait: Trait) -> int:
+        if self.sweep is None:
+            return 0
+        return min(self.sweep.questions or len(trait.evaluation), len(trait.evaluation))
+
+    def manifest(self) -> dict[str, Any]:
+        """What there is to know about where the numbers come from."""
+        return {
+            "format": 1,
+            "kind": "persona",
+            "model": self.spec.model.model_dump(mode="json"),
+            "traits": {trait.name: trait.sha256 for trait in self.traits},
+            "judge": self.judge.identity(self.traits),
+            "seed": self.seed,
+            "environment": environment(),
+            "git": git_state(self.folder),
+        }
+
+    def units(self) -> int:
+        """Steps that are reported."""
+        steered = self.spec.steered_traits
+        found = 3 * len(self.traits) + (3 * len(steered) if self.sweep else 0)
+        if self.conditions:
+            for name in steered:
+                arms = arms_of(self.conditions, self._declared(name))
+                caps = sum(arm.condition.kind == "capped" for arm in arms)
+                costs = sum(arm.condition.kind not in ("prompted", "opposed") for arm in arms)
+                found += 3 * len(arms) + caps + (costs if self.conditions.cost else 0)
+        return found
+
+    def _declared(self, name: str) -> SteeringSpec:
+        declared = self.spec.interventions[self.spec.steered_traits[name]]
+        if not isinstance(declared, SteeringSpec):
+            raise TypeError(f"{name} is steered by a {declared.kind}")
+        return declared
+
+    def run(
+        self, model: transformers.PreTrainedModel, tokenizer: Any, ledger: Ledger, output: Path
+    ) -> dict[str, Any]:
+        """Everything, and the artifacts."""
+        plain = IntervenedModel.plain(model, tokenizer)
+        weights = model_sha256(plain.model)
+        reading = reading_sha256(plain.model, plain.tokenizer)
+        self.base = {"model": weights, "text": reading, "versions": versions(), "units": UNITS}
+        self.judge = self.judge.with_model(plain)
+        # What it is worth is measured once, on contrasts that no response depends on.
+        judge = {"unit": "judge", "judge": self.judge.identity(self.traits)}
+        about_judge = ledger.do(
+            self.base | judge | {"traits": [trait.sha256 for trait in self.traits]},
+            self._described,
+        )
+        extractions: dict[str, Extraction] = {}
+        found: dict[str, Vectors] = {}
+        for trait in self.traits:
+            do = self._doing(ledger, trait)
+            extractions[trait.name] = extract(self.recipe, trait, plain, self.judge, seed=self.seed, do=do)
+            found[trait.name] = self._vectors(trait, extractions[trait.name], plain, ledger, output)
+        tensors = {k: v for trait in self.traits for k, v in named_tensors(trait, found[trait.name]).items()}
+        warnings = [e.warning for e in extractions.values() if e.warning is not None]
+        traits: dict[str, Any] = {}
+        chosen: dict[str, SteeringSpec] = {}
+        cost: Cost | None = None
+        for trait in self.traits:
+            vectors, about = found[trait.name], _about_vectors(found[trait.name])
+            record: dict[str, Any] = {
+                "extraction": extractions[trait.name].summary(),
+                "vectors": about,
+                "sweep": [],
+                "sweep_responses": [],
+                "contrast_from": None,
+                "chosen": None,
+                "conditions": [],
+                "responses": [],
+                "correlation": {"pearson": None, "spearman": None, "n": 0},
+            }
+            if trait.name in self.spec.steered_traits:
+                steering, do = self._declared(trait.name), self._doing(ledger, trait)
+                own = {k: v for k, v in tensors.items() if k.startswith(f"{trait.name}.{SITE}[")}
+                identity = self.base | {"tensors": tensors_digest(own)}
+                if self.sweep is not None:
+                    record |= run_sweep(
+                        self.sweep,
+                        trait,
+                        steering,
+                        own,
+                        plain,
+                        self.judge,
+                        identity=identity,
+                        seed=self.seed,
+                        do=do,
+                    )
+                    warnings += [
+                        f"{trait.name}: layer {point['layer']}, coefficient {point['coefficient']:g}: "
+                        f"not finite: {point['not_finite']}"
+                        for point in record["sweep"]
+                        if "not_finite" in point
+                    ]
+                    warnings += record.pop("warnings")
+                    best = record["chosen"] = best_point(self.sweep, record["sweep"])
+                    if best is not None:
+                        fields = {"layer": best["layer"], "coefficient": best["coefficient"]}
+                        steering = steering.model_copy(update=fields)
+                    elif self.sweep.choose is not None:
+                        warnings.append(
+                            f"{trait.name}: no point of the sweep with a positive coefficient has a mean "
+                            f"coherence of {self.sweep.choose.coherence:g}; the declared layer "
+                            f"{steering.layer} and coefficient {steering.coefficient} stay"
+                        )
+                chosen[trait.name] = steering
+                if self.conditions is not None:
+                    if cost is None:
+                        cost = self._cost(plain)
+                    subject = Subject(
+                        trait,
+                        steering,
+                        own,
+                        dict(enumerate(vectors.vectors)),
+                        self._remaining(trait),
+                        plain,
+                        self.judge,
+                        identity,
+                    )
+                    record |= run_conditions(self.conditions, subject, cost, seed=self.seed, do=do)
+                    warnings += record.pop("warnings")
+                record |= {
+                    "layer": steering.layer,
+                    "unit": steering.unit,
+                    "positions": steering.model_dump(mode="json")["positions"],
+                }
+            traits[trait.name] = record
+        provenance = provenance_of(
+            self.recipe, about_judge, self.traits, extractions, found, seed=self.seed
+        ) | {"model": self.spec.model.name}
+        self._keep(chosen, tensors, provenance, plain, output)
+        first = next(iter(chosen.values())).layer if chosen else len(about) // 2
+        return {
+            "kind": "persona",
+            "experiment": self.spec.model_dump(mode="json", exclude_unset=True),
+            "environment": environment(),
+            "git": git_state(self.folder),
+            "model_sha256": weights,
+            "judge": {**about_judge, "usage": self.judge.usage()},
+            "traits": traits,
+            "geometry": geometry(
+                {name: dict(enumerate(v.vectors)) for name, v in found.items()},
+                first,
+                explained_variance={name: v.explained for name, v in found.items()},
+            ),
+            "warnings": warnings,
+        }
+
+    def _described(self) -> dict[str, Any]:
+        described = self.judge.describe(self.traits)
+        stated = described.get("agreement") or {}
+        missing = sum((one or {}).get("missing", 0) for one in stated.values())
+        return described | ({MISSING: missing} if missing else {})
+
+    def _doing(self, ledger: Ledger, trait: Trait) -> Callable[..., dict[str, Any]]:
+        """Does units of a trait, and says so."""
+
+        def do(identity: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+            whole = {**self.base, **identity}
+            was_done = ledger.has(whole)
+            result = ledger.do(whole, work)
+            what = str(identity["unit"])
+            self.step("unit", {"trait": trait.name, "what": what, "was_done": was_done})
+            return result
+
+        return do
+
+    def _vectors(
+        self, trait: Trait, extraction: Extraction, plain: IntervenedModel, ledger: Ledger, output: Path
+    ) -> Vectors:
+        sides = [side for i in extraction.kept for side in extraction.pairs[i]]
+        read = [[list(side.prompt), list(side.tokens), side.start] for side in sides]
+        identity = self.base | {"unit": "vectors", "tokens": self.recipe.tokens, "read": digest(read)}
+        target = output / "vectors" / f"{trait.name}-{digest(identity)[:16]}"
+        file = target / "vectors.safetensors"
+
+        def work() -> dict[str, Any]:
+            made = vectors_of(self.recipe, trait, extraction, Anatomy.of(plain.model), plain.tokenizer)
+            with atomic_folder(target) as temporary:
+                kept = {"vectors": made.vectors, "residual_norm": made.residual_norm}
+                safetensors.torch.save_file(kept, temporary / "vectors.safetensors")
+            return {"folder": target.name, "tensors": tensors_digest(kept), "explained": made.explained}
+
+        was_done = ledger.has(identity)
+        if was_done and not holds(file, ledger.results[digest(identity)]["tensors"]):
+            ledger.forget(identity)
+            was_done = False
+        explained = ledger.do(identity, work)["explained"]
+        self.step("unit", {"trait": trait.name, "what": "vectors", "was_done": was_done})
+        stored = load_tensors(file)
+        return Vectors(stored["vectors"], stored["residual_norm"], explained)
+
+    def _remaining(self, trait: Trait) -> tuple[str, ...]:
+        """The evaluation questions that the sweep has not used."""
+        limit = None if self.conditions is None else self.conditions.questions
+        return trait.evaluation[self._swept_questions(trait) :][:limit]
+
+    def _cost(self, plain: IntervenedModel) -> Cost | None:
+        declared = None if self.conditions is None else self.conditions.cost
+        if declared is None:
+            return None
+        texts = read_texts(TextsSpec(), self.folder, declared.texts)
+        reference = Reference(
+            plain, texts, max_tokens=declared.max_tokens, prompt_tokens=declared.prompt_tokens
+        )
+        return Cost(reference, shipped_questions(declared.choices))
+
+    def _keep(
+        self,
+        chosen: Mapping[str, SteeringSpec],
+        tensors: Mapping[str, torch.Tensor],
+        provenance: Mapping[str, Any],
+        plain: IntervenedModel,
+        output: Path,
+    ) -> None:
+        """Save each trait's steering as an artifact, and the file's interventions together."""
+        steered = self.spec.steered_traits
+        places = {steered[name]: steering for name, steering in chosen.items()}
+        together = [places.get(i, declared) for i, declared in enumerate(self.spec.interventions)]
+        kept: dict[str, Sequence[Any]] = {name: [steering] for name, steering in chosen.items()}
+        if len(together) > 1 or not chosen:
+            kept["all"] = together
+        for name, interventions in kept.items():
+            declared = self.spec.model_copy(update={"interventions": tuple(interventions), "evaluate": ()})
+            m = IntervenedModel.from_spec(
+                declared,
+                model=plain.model,
+                tokenizer=plain.tokenizer,
+                tensors={
+                    k: v for k, v in tensors.items() if name == "all" or k.startswith(f"{name}.{SITE}[")
+                },
+                provenance=dict(provenance),
+                folder=self.folder,
+            )
+            m.save_pretrained(output / "artifacts" / name)
+
+
+def _about_vectors(found: Vectors) -> list[dict[str, Any]]:
+    norms = found.vectors.norm(dim=-1).tolist()
+    return [
+        {"layer": layer, "norm": norm, "residual_norm": residual, "explained_variance": explained}
+        for layer, (norm, residual, explained) in enumerate(
+            zip(norms, found.residual_norm.tolist(), found.explained, strict=True)
+        )
+    ]

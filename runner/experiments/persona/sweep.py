@@ -1,0 +1,269 @@
+"""The sweep: one batched generation carries many layers and many coefficients, a row each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from subvene.runner.data.text import prompt_ids, reply_ids
+from subvene.runner.data.traits import Contrast, Trait
+from subvene.runner.edits.finite_points import by_point as points_in
+from subvene.runner.edits.finite_points import listed, over_finite_points
+from subvene.runner.files.statistics import mean_and_sd
+from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.intervened.rollouts import Row, rollouts
+from subvene.runner.intervened.scoring import log_probs
+from subvene.runner.judges.base import JudgeError
+from subvene.runner.judges.traits import TraitJudge
+from subvene.runner.measures.missing import missing_in_words
+from subvene.runner.measures.responses import Asked, Do, Response, missing_reasons, respond
+from subvene.specs import InterventionSpec, ModelSpec, SteeringSpec, TraitSweepSpec
+
+Point = tuple[int, float]
+
+
+def panel(
+    steering: SteeringSpec,
+    layers: Sequence[int],
+    tensors: Mapping[str, torch.Tensor],
+    plain: IntervenedModel,
+) -> IntervenedModel:
+    """A model with one steering intervention per layer, all off; a row turns on the one that it needs."""
+    entries = [
+        steering.model_copy(update={"name": layer_name(layer), "layer": layer, "coefficient": 0.0})
+        for layer in layers
+    ]
+    spec = InterventionSpec(subvene=1, model=ModelSpec(name="swept"), interventions=tuple(entries))
+    return IntervenedModel.from_spec(spec, model=plain.model, tokenizer=plain.tokenizer, tensors=tensors)
+
+
+def layer_name(layer: int) -> str:
+    """What the intervention at a layer is called."""
+    return f"layer_{layer}"
+
+
+def strengths_at(point: Point) -> dict[str, float]:
+    """The strengths of a row: one layer's coefficient, everything else off."""
+    layer, coefficient = point
+    return {layer_name(layer): coefficient} if coefficient else {}
+
+
+def run_sweep(
+    declared: TraitSweepSpec,
+    trait: Trait,
+    steering: SteeringSpec,
+    tensors: Mapping[str, torch.Tensor],
+    plain: IntervenedModel,
+    judge: TraitJudge,
+    *,
+    identity: Mapping[str, Any],
+    seed: int,
+    do: Do,
+) -> dict[str, Any]:
+    """Score every layer and coefficient.
+
+    Args:
+        declared: what is swept.
+        trait: whose vectors.
+        steering: the intervention that is swept: its unit and positions stay.
+        tensors: the vectors by full name.
+        plain: the unedited model.
+        judge: who scores.
+        identity: what the tensors and the model are, JSON values.
+        seed: of the run.
+        do: does a unit of work, or gives what is recorded of it.
+
+    Returns:
+        `sweep` and `sweep_responses` of the results, `contrast_from`, and `warnings`. A point at which the
+        model is no longer finite has no numbers, and `not_finite` says so in words.
+
+    Raises:
+        JudgeError: a point is to be chosen, and the judge still owes verdicts.
+    """
+    coefficients = sorted({0.0, *declared.coefficients})
+    points: list[Point] = [(layer, c) for layer in declared.layers for c in coefficients if c]
+    m = panel(steering, declared.layers, tensors, plain)
+    about = {
+        **identity,
+        "trait": trait.sha256,
+        "steering": steering.model_dump(mode="json", exclude={"name", "layer", "coefficient"}),
+        "points": [list(point) for point in points],
+        "seed": seed,
+    }
+    sampling = declared.sampling
+    name = f"{trait.name}: sweep"
+    questions = trait.evaluation[: declared.questions]
+    # The unedited model is asked once for all layers.
+    asked = [
+        Asked(question, strengths=strengths_at(point), rollout=rollout, about={"point": list(point)})
+        for point in [(-1, 0.0), *points]
+        for question in questions
+        for rollout in range(sampling.rollouts)
+    ]
+
+    unit: dict[str, Any] = {"unit": "sweep"}
+    answered = respond(
+        lambda: m,
+        asked,
+        sampling,
+        trait,
+        judge,
+        identity=about | unit,
+        seed=seed,
+        description=name,
+        do=do,
+        points=[(*one.about["point"],) for one in asked],
+    )
+    found = answered.responses
+    missing = missing_reasons(found)
+    if missing and declared.choose is not None:
+        raise JudgeError(f"{name}: nothing can be chosen yet: {missing_in_words(missing)}")
+    warnings = [f"{name}: {missing_in_words(missing)}"] if missing else []
+    not_finite: dict[Any, str] = dict(answered.not_finite)
+    by_point: dict[Any, list[Response]] = {point: [] for point in not_finite}
+    for response in found:
+        layer, coefficient = response.asked.about["point"]
+        by_point.setdefault((layer, coefficient), []).append(response)
+
+    contrasts, source = _contrasts(declared, trait, plain)
+    measured: dict[Point, float | None] = {}
+    if contrasts:
+        sides = [[c.question, c.positive, c.negative] for c in contrasts]
+        unit = {"unit": "contrast", "contrasts": sides}
+        scored = [point for point in [(-1, 0.0), *points] if point not in not_finite]
+        ratios = do(about | unit, lambda: _log_ratios(m, scored, contrasts))
+        measured = dict(zip(scored, ratios["values"], strict=True))
+        not_finite |= points_in(ratios)
+    records, responses = [], []
+    for layer in declared.layers:
+        for coefficient in coefficients:
+            point = (layer, coefficient) if coefficient else (-1, 0.0)
+            records.append(
+                {
+                    "layer": layer,
+                    "coefficient": coefficient,
+                    **scores(by_point[point]),
+                    "contrast": measured.get(point),
+                }
+                | ({"not_finite": not_finite[point]} if point in not_finite else {})
+            )
+            responses += [
+                {
+                    "layer": layer,
+                    "coefficient": coefficient,
+                    "question": response.asked.question,
+                    "text": response.text,
+                    "score": response.score,
+                    "coherence": response.coherence,
+                }
+                for response in by_point[point]
+            ]
+    return {
+        "sweep": records,
+        "sweep_responses": responses,
+        "contrast_from": source,
+        "warnings": warnings,
+    }
+
+
+def best_point(declared: TraitSweepSpec, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The best point with a positive coefficient that is coherent enough; None if there is none.
+
+    Of equals the first in the order of layers and coefficients.
+    """
+    if declared.choose is None:
+        return None
+    by, least = declared.choose.by, declared.choose.coherence
+    able = [
+        record
+        for record in records
+        if record["coefficient"] > 0
+        and "not_finite" not in record
+        and record[by] is not None
+        and record["coherence"] is not None
+        and record["coherence"] >= least
+    ]
+    if not able:
+        return None
+    best = max(able, key=lambda record: record[by])
+    chosen = {"layer": best["layer"], "coefficient": best["coefficient"]}
+    return chosen | {"by": by, "coherence_at_least": least}
+
+
+def scores(responses: Sequence[Response]) -> dict[str, Any]:
+    """Means and standard deviations (n − 1) of trait score and coherence, and counts."""
+    score, score_sd = mean_and_sd(r.score for r in responses)
+    coherence, coherence_sd = mean_and_sd(r.coherence for r in responses)
+    return {
+        "n": len(responses),
+        "scored": sum(r.score is not None for r in responses),
+        "refused": sum(r.refused for r in responses),
+        "missing": sum(r.missing for r in responses),
+        "score": score,
+        "score_sd": score_sd,
+        "coherence": coherence,
+        "coherence_sd": coherence_sd,
+    }
+
+
+def _contrasts(
+    declared: TraitSweepSpec, trait: Trait, plain: IntervenedModel
+) -> tuple[list[Contrast], str | None]:
+    """Held-out answers of either side, and where they are from.
+
+    Those that the trait file writes out; where it has none, the model's own to the sweep's questions under
+    the first pair of system prompts, which are no part of the vector either.
+    """
+    if declared.contrasts is None:
+        return [], None
+    if trait.contrasts:
+        return list(trait.contrasts[-declared.contrasts :]), "file"
+    systems = trait.system_prompts()[0]
+    questions = trait.evaluation[: declared.questions][: declared.contrasts]
+    rows = [
+        Row(
+            tuple(prompt_ids(plain.tokenizer, question, system=system)),
+            temperature=0.0,
+            max_new_tokens=declared.sampling.max_new_tokens,
+        )
+        for question in questions
+        for system in systems
+    ]
+    written, _ = rollouts(plain, rows, description=f"{trait.name}: prompted answers")
+    pairs = zip(questions, written[::2], written[1::2], strict=True)
+    return [Contrast(q, p.text, n.text) for q, p, n in pairs if p.text and n.text], "prompted"
+
+
+def _log_ratios(m: IntervenedModel, points: Sequence[Point], contrasts: Sequence[Contrast]) -> dict[str, Any]:
+    """Of each point the mean over contrasts of log p(positive)/n⁺ − log p(negative)/n⁻, n in tokens.
+
+    Returns:
+        `values`, None at points that are not finite, and which those are.
+    """
+    tokenizer = m.tokenizer
+    pairs, sizes = [], []
+    for contrast in contrasts:
+        prompt = prompt_ids(tokenizer, contrast.question)
+        for answer in (contrast.positive, contrast.negative):
+            before, ids = reply_ids(tokenizer, prompt, answer)
+            pairs.append((before, ids))
+            sizes.append(len(ids))
+    rows = [(point, pair) for point in points for pair in pairs]
+
+    def score(which: list[int]) -> torch.Tensor:
+        strengths = {
+            entry.name: [strengths_at(rows[i][0]).get(entry.name, 0.0) for i in which]
+            for entry in m.intervenable.entries
+        }
+        scored = [rows[i][1] for i in which]
+        return log_probs(m, scored, strengths=strengths, batch_size=32, description="contrasts")[0]
+
+    _, totals, marked = over_finite_points([point for point, _ in rows], score)
+    finite = [point for point in points if point not in marked]
+    totals = torch.zeros(0) if totals is None else totals
+    per_token = totals.view(len(finite), len(pairs)) / torch.tensor(sizes, dtype=torch.float64)
+    means = (per_token[:, ::2] - per_token[:, 1::2]).mean(1).tolist()
+    values = dict(zip(finite, means, strict=True))
+    return {"values": [values.get(point) for point in points], **listed(marked)}

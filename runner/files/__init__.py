@@ -1,0 +1,1 @@
+"""Writing, reading and telling: atomic files, the ledger, progress, statistics."""

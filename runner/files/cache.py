@@ -1,0 +1,17 @@
+"""The user's cache folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from subvene.runner.files.storage import atomic_folder
+
+__all__ = ["atomic_folder", "cache_folder"]
+
+
+def cache_folder() -> Path:
+    """`$SUBVENE_CACHE`, or `subvene` in the user's cache folder; it need not exist yet."""
+    if chosen := os.environ.get("SUBVENE_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "subvene"

@@ -1,0 +1,138 @@
+"""The ledger: what a run has done, one line a unit of work, so that it can be stopped and taken up again.
+
+A unit is addressed by what it depends on. Doing it again with the same identity costs nothing; whatever is
+changed in it (a seed, a strength, a question, a version) makes another unit. What a line holds, and when it
+is believed, is the business of `records`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from subvene.runner.files.records import LEDGER, LedgerError, LedgerWarning, Reader, digest, made
+from subvene.runner.files.storage import disk_errors
+
+__all__ = ["LEDGER", "LOCK", "MISSING", "Ledger", "LedgerError", "LedgerWarning", "digest"]
+
+LOCK = ".lock"
+MISSING = "missing"
+"""The field of a result that says how many verdicts are missing in it; above 0 the unit is not finished."""
+
+
+class Ledger:
+    """An append-only file of finished units, held by one process at a time.
+
+    Use it as a context manager. Every line is on the disk before `do` returns, so that a process that is
+    killed loses the unit that it was doing and no other.
+
+    Args:
+        folder: where `units.jsonl` is.
+        begin: called when the folder is this process's alone, before anything of the ledger is there.
+
+    Attributes:
+        results: what each unit gave, by its key; units of earlier runs among them.
+        unfinished: what units gave in this run that lack verdicts; another run does them again.
+    """
+
+    def __init__(self, folder: Path, *, begin: Callable[[], None] | None = None) -> None:
+        self.path = folder / LEDGER
+        self.results: dict[str, dict[str, Any]] = {}
+        self.unfinished: dict[str, dict[str, Any]] = {}
+        self._begin = begin
+        self._lock = FileLock(folder / LOCK)
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            with disk_errors(self.path.parent):
+                self._lock.acquire(blocking=False)
+        except Timeout:
+            raise LedgerError(
+                f"{self.path.parent}: another process is running this experiment; wait for it, or choose "
+                "another --output"
+            ) from None
+        try:
+            if self._begin is not None:
+                self._begin()
+            self.results = Reader(self.path).read()
+            with disk_errors(self.path):
+                self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        self._lock.release()
+
+    def do(self, identity: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The unit's result: from the record if it was done before, otherwise from `work`.
+
+        A result that says that verdicts are missing (`missing` above 0) is given back, stands for its unit
+        while this run lasts, and is not recorded: the next run does the unit again.
+
+        Args:
+            identity: everything that the result depends on, JSON values.
+            work: does the unit and returns its result, JSON values.
+
+        Raises:
+            LedgerError: the result is not finite.
+            StorageError: the disk does not take the record.
+        """
+        key = digest(identity)
+        for known in (self.results, self.unfinished):
+            if key in known:
+                return known[key]
+        begun = time.monotonic()
+        result = work()
+        seconds = round(time.monotonic() - begun, 3)
+        record = made({"key": key, "unit": dict(identity), "seconds": seconds, "result": result})
+        # As a later run will read it, so that the two cannot differ.
+        found: dict[str, Any] = record["result"]
+        if digest(record["unit"]) != key:
+            raise TypeError(f"{record['unit'].get('unit')}: the names in an identity must be texts")
+        if found.get(MISSING):
+            self.unfinished[key] = found
+        else:
+            self._append(record)
+            self.results[key] = found
+        return found
+
+    def has(self, identity: Mapping[str, Any]) -> bool:
+        """Whether the unit is done."""
+        return digest(identity) in self.results
+
+    def forget(self, identity: Mapping[str, Any]) -> None:
+        """Take a unit for not done, because what it left beside the ledger is gone or altered."""
+        self.results.pop(digest(identity), None)
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        if self._descriptor is None:
+            raise RuntimeError("the ledger is not open")
+        line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        before = os.fstat(self._descriptor).st_size
+        with disk_errors(self.path):
+            try:
+                write_all(self._descriptor, line)
+                os.fsync(self._descriptor)
+            except BaseException:
+                # A line that only a part of was taken must not stand before the next one.
+                os.ftruncate(self._descriptor, before)
+                raise
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write all of it: a disk that is nearly full takes a part and refuses the rest."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

@@ -1,7 +1,0 @@
-"""Import: what other tools made, as an ordinary artifact. One file a format; `FORMATS` lists them."""
-
-from subvene.runner.imports.base import Imported, Options
-from subvene.runner.imports.formats import FORMATS, import_foreign, recognise
-from subvene.runner.imports.opened import ImportRefusedError
-
-__all__ = ["FORMATS", "ImportRefusedError", "Imported", "Options", "import_foreign", "recognise"]

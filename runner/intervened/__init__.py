@@ -1,0 +1,1 @@
+"""`IntervenedModel`, and what it does with text: scoring, decoding, rollouts."""

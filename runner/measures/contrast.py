@@ -1,0 +1,96 @@
+"""Contrast: how much likelier trait-consistent answers are than trait-opposed ones, without a judge."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from subvene.runner.data.text import Messages, prompt_ids, reply_ids
+from subvene.runner.edits.finite_points import over_finite_points
+from subvene.runner.edits.receipt import Receipt
+from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.intervened.scoring import log_probs
+from subvene.runner.measures.base import sweep_strengths
+from subvene.specs import ContrastSpec, ContrastTexts, SubveneError, resolve_pairs
+
+
+def contrast_texts(spec: ContrastSpec, folder: Path) -> list[tuple[str | Messages, str, str]]:
+    """(prompt, positive, negative) of every pair; needs no model, so that flaws show before one is loaded.
+
+    Raises:
+        SpecError: the file of pairs is not valid.
+        SubveneError: its pairs are no texts with prompts.
+    """
+    pairs = resolve_pairs(spec.pairs, folder)
+    if not isinstance(pairs, ContrastTexts):
+        raise SubveneError(
+            "evaluate contrast: its pairs are `systems`; it needs `texts` with answers to score"
+        )
+    texts: list[tuple[str | Messages, str, str]] = []
+    for i, pair in enumerate(pairs.texts):
+        if pair.asked is None:
+            raise SubveneError(
+                f"evaluate contrast: texts[{i}].prompt is missing; answers are scored after a prompt"
+            )
+        texts.append((pair.asked, pair.positive, pair.negative))
+    return texts
+
+
+def run_contrast(m: IntervenedModel, spec: ContrastSpec, folder: Path) -> dict[str, Any]:
+    """By coefficient: log p(positive | prompt) − log p(negative | prompt), summed over tokens.
+
+    Args:
+        m: the model.
+        spec: the evaluation.
+        folder: where a file of pairs is looked for.
+
+    Returns:
+        `records`: per coefficient the mean over pairs in nats, its standard error, and the share of pairs in
+        which the positive answer is the likelier one; and `pairs`, the values by coefficient and pair. Of a
+        coefficient at which the model is no longer finite all are None, and `not_finite` says so in words.
+    """
+    texts = contrast_texts(spec, folder)
+    scored, coefficients = [], []
+    for c in spec.coefficients:
+        for text, positive, negative in texts:
+            prompt = prompt_ids(m.tokenizer, text)
+            for side in (positive, negative):
+                scored.append(reply_ids(m.tokenizer, prompt, side))
+                coefficients.append(c)
+
+    def score(which: list[int]) -> tuple[torch.Tensor, list[Receipt]]:
+        return log_probs(
+            m,
+            [scored[i] for i in which],
+            strengths=sweep_strengths(m, [coefficients[i] for i in which]),
+            batch_size=spec.batch_size,
+            description="contrast",
+        )
+
+    _, found, marked = over_finite_points(coefficients, score)
+    totals, receipts = found or (torch.zeros(0), [])
+    finite = [c for c in spec.coefficients if c not in marked]
+    rows = (totals[0::2] - totals[1::2]).view(len(finite), len(texts)).tolist()
+    differences: dict[float, list[float]] = dict(zip(finite, rows, strict=True))
+    records = [_record(c, differences.get(c), marked.get(c)) for c in spec.coefficients]
+    tokens = sum(r.tokens for receipt in receipts for r in receipt)
+    pairs = [differences.get(c) for c in spec.coefficients]
+    return {"kind": spec.kind, "records": records, "pairs": pairs, "tokens_edited": tokens}
+
+
+def _record(coefficient: float, row: Sequence[float] | None, not_finite: str | None) -> dict[str, Any]:
+    """One coefficient's record; without numbers where its run was not finite, and in words why."""
+    if row is None:
+        nothing = dict.fromkeys(("mean_difference", "standard_error", "positive_preferred"))
+        return {"coefficient": coefficient, **nothing, "not_finite": not_finite}
+    return {
+        "coefficient": coefficient,
+        "mean_difference": statistics.fmean(row),
+        "standard_error": statistics.stdev(row) / math.sqrt(len(row)) if len(row) > 1 else None,
+        "positive_preferred": sum(d > 0 for d in row) / len(row),
+    }

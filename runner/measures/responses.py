@@ -1,0 +1,221 @@
+"""Responses to questions, generated and judged: what extraction, the sweep and the conditions all do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from subvene.runner.data.text import prompt_ids
+from subvene.runner.data.traits import Trait
+from subvene.runner.edits.finite_points import by_point, listed, over_finite_points
+from subvene.runner.edits.receipt import merged
+from subvene.runner.files.ledger import MISSING, digest
+from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.intervened.rollouts import Row, rollouts, row_seed
+from subvene.runner.judges.traits import Exchange, TraitJudge
+from subvene.specs import SamplingSpec
+
+Do = Callable[[Mapping[str, Any], Callable[[], dict[str, Any]]], dict[str, Any]]
+"""Does a unit of work under the identity of all that it depends on, or gives what is recorded of it."""
+
+EMPTY = "the response is empty"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question put to the model.
+
+    Attributes:
+        question: the user's turn.
+        system: the system prompt, None for none of ours.
+        strengths: by intervention name, those not named are 0; None: what the spec says.
+        rollout: which of several responses to the same question.
+        about: what tells its caller what it is, JSON values.
+    """
+
+    question: str
+    system: str | None = None
+    strengths: Mapping[str, float] | None = None
+    rollout: int = 0
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Response:
+    """What the model answered, and what the judge says of it.
+
+    Attributes:
+        asked: what it was asked.
+        prompt: token ids of the prompt.
+        tokens: token ids as they were generated, without the end.
+        start: the first of `tokens` that belongs to the answer.
+        text: the answer.
+        ended: whether the model ended it.
+        seed: of its sampling.
+        score: of the trait, 0 to 100; None if there is none.
+        coherence: 0 to 100; None if there is none.
+        refused: whether the judge says that it refuses.
+        reason: why there is no score.
+        missing: how many of the two verdicts, score and coherence, the judge still owes.
+    """
+
+    asked: Asked
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    start: int
+    text: str
+    ended: bool
+    seed: int
+    score: float | None
+    coherence: float | None
+    refused: bool
+    reason: str | None
+    missing: int = 0
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Responses to everything that was asked, judged.
+
+    Attributes:
+        responses: in the order of what was asked, without those at points that are not finite.
+        receipt: what the interventions did while they were generated, JSON values; None without any.
+        not_finite: point → why there are no responses, in words.
+    """
+
+    responses: list[Response]
+    receipt: list[dict[str, Any]] | None
+    not_finite: dict[tuple[Any, ...], str]
+
+
+def respond(
+    open_model: Callable[[], IntervenedModel],
+    asked: Sequence[Asked],
+    sampling: SamplingSpec,
+    trait: Trait,
+    judge: TraitJudge,
+    *,
+    identity: Mapping[str, Any],
+    seed: int,
+    description: str,
+    do: Do,
+    points: Sequence[tuple[Any, ...]] | None = None,
+) -> Answered:
+    """Generate a response to everything asked, and judge it for the trait and for coherence.
+
+    Two units of work: what the model writes is kept though the judge may owe verdicts, which the next run
+    asks for.
+
+    The seed of a response is made of the run's seed, the trait, the question, the system prompt and which
+    rollout it is, not of the strengths: what differs between coefficients is the edit and not the dice.
+
+    Args:
+        open_model: gives the model; called if something is to be generated.
+        asked: what is asked, once for each response.
+        sampling: how it is generated.
+        trait: for which it is judged.
+        judge: who judges.
+        identity: what the responses depend on, besides what is asked and the run's base, JSON values.
+        seed: of the run.
+        description: what the progress bar says.
+        do: does a unit of work, or gives what is recorded of it.
+        points: of a sweep, the point of each; one that is no longer finite is then left out and named.
+    """
+    about = {
+        **identity,
+        "trait": trait.sha256,
+        "asked": [[one.question, one.system, one.rollout, one.strengths] for one in asked],
+        "sampling": sampling.model_dump(mode="json", exclude={"batch_size"}),
+        "seed": seed,
+    }
+
+    def write(which: Sequence[int]) -> dict[str, Any]:
+        return _written(open_model(), [asked[i] for i in which], sampling, trait, seed, description)
+
+    def write_finite() -> dict[str, Any]:
+        if points is None:
+            return write(range(len(asked)))
+        kept, written, marked = over_finite_points(points, write)
+        return {"responses": [], "receipt": None, **(written or {}), "rows": kept, **listed(marked)}
+
+    written = do(about, write_finite)
+    asked = [asked[i] for i in written.get("rows", range(len(asked)))]
+    texts = [one["text"] for one in written["responses"]]
+    exchanges = [Exchange(one.question, text) for one, text in zip(asked, texts, strict=True) if text]
+    unit = {
+        "unit": "scores",
+        "trait": trait.sha256,
+        "judge": judge.identity([trait]),
+        "exchanges": digest([[one.question, one.answer] for one in exchanges]),
+    }
+    scores = iter(do(unit, lambda: _scored(exchanges, trait, judge))["scores"])
+    empty = [{"score": None, "coherence": 0.0, "refused": False, "reason": EMPTY, "missing": 0}]
+    responses = []
+    for one, values, text in zip(asked, written["responses"], texts, strict=True):
+        places = {"prompt": tuple(values["prompt"]), "tokens": tuple(values["tokens"])}
+        responses.append(Response(asked=one, **{**values, **places, **(next(scores) if text else empty[0])}))
+    return Answered(responses, written["receipt"], by_point(written))
+
+
+def _written(
+    m: IntervenedModel,
+    asked: Sequence[Asked],
+    sampling: SamplingSpec,
+    trait: Trait,
+    seed: int,
+    description: str,
+) -> dict[str, Any]:
+    rows = [
+        Row(
+            prompt=tuple(prompt_ids(m.tokenizer, one.question, system=one.system)),
+            seed=row_seed(seed, trait.name, one.question, one.system, one.rollout),
+            strengths=one.strengths,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_new_tokens=sampling.max_new_tokens,
+        )
+        for one in asked
+    ]
+    written, receipts = rollouts(m, rows, batch_size=sampling.batch_size, description=description)
+    told = merged(receipts, same_rows=True)
+    return {
+        "responses": [
+            {
+                "prompt": row.prompt,
+                "tokens": rollout.tokens,
+                "start": rollout.start,
+                "text": rollout.text,
+                "ended": rollout.ended,
+                "seed": row.seed,
+            }
+            for row, rollout in zip(rows, written, strict=True)
+        ],
+        "receipt": told[0].to_dict() if told else None,
+    }
+
+
+def _scored(exchanges: Sequence[Exchange], trait: Trait, judge: TraitJudge) -> dict[str, Any]:
+    scores = judge.trait(trait, exchanges) if exchanges else []
+    coherences = judge.coherence(exchanges) if exchanges else []
+    found = [
+        {
+            "score": score.value,
+            "coherence": coherence.value,
+            "refused": score.refused,
+            "reason": coherence.reason if coherence.missing and not score.missing else score.reason,
+            "missing": score.missing + coherence.missing,
+        }
+        for score, coherence in zip(scores, coherences, strict=True)
+    ]
+    return {"scores": found, MISSING: sum(one["missing"] for one in found)}
+
+
+def missing_reasons(responses: Sequence[Response]) -> Counter[str]:
+    """Why verdicts on responses are missing, with how many are for each reason."""
+    reasons: Counter[str] = Counter()
+    for response in responses:
+        if response.missing:
+            reasons[str(response.reason)] += response.missing
+    return reasons

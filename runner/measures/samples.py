@@ -1,0 +1,41 @@
+"""Samples: the same prompts answered at several coefficients, all in one batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from subvene.runner.edits.finite_points import over_finite_points
+from subvene.runner.files.progress import generating
+from subvene.runner.intervened.measured import measured_options
+from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.measures.base import sweep_strengths
+from subvene.specs import SamplesSpec
+
+
+def run_samples(m: IntervenedModel, spec: SamplesSpec, folder: Path) -> dict[str, Any]:
+    """Greedy responses to every prompt at every coefficient (`runner.measured`).
+
+    Returns:
+        `records` (prompt, coefficient, response; where the run was no longer finite, no response and
+        `not_finite`, in words) and the `receipt` of the run of all others.
+    """
+    rows = [(prompt, c) for prompt in spec.prompts for c in spec.coefficients]
+
+    def generate(which: list[int]) -> list[str]:
+        with generating(spec.max_new_tokens, "samples") as streamer:
+            return m.generate(
+                [rows[i][0] for i in which],
+                strengths=sweep_strengths(m, [rows[i][1] for i in which]),
+                streamer=streamer,
+                **measured_options(m.model, max_new_tokens=spec.max_new_tokens),
+            )
+
+    kept, written, marked = over_finite_points(range(len(rows)), generate)
+    responses = dict(zip(kept, written or [], strict=True))
+    records = [
+        {"prompt": prompt, "coefficient": c, "response": responses.get(i)}
+        | ({"not_finite": marked[i]} if i in marked else {})
+        for i, (prompt, c) in enumerate(rows)
+    ]
+    return {"kind": spec.kind, "records": records, "receipt": m.receipt.to_dict() if m.receipt else []}

@@ -1,0 +1,67 @@
+"""What tells the model that an artifact was made for from another one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from subvene.runner.models.anatomy import Anatomy, component_module, sizes_from_config, text_config
+from subvene.specs import InterventionSpec
+
+
+def config_fingerprint(config: Any) -> dict[str, Any]:
+    """A model's fingerprint as far as its config alone tells it.
+
+    Raises:
+        AnatomyError: the config does not describe a model of attention blocks.
+    """
+    sizes = sizes_from_config(config)
+    return {
+        "model_type": text_config(config).model_type,
+        "n_layers": sizes.n_layers,
+        "width": sizes.width,
+        "n_heads": sizes.n_heads,
+        "head_dim": sizes.head_dim,
+        "vocab_size": text_config(config).vocab_size,
+        "revision": getattr(config, "_commit_hash", None),
+    }
+
+
+def model_fingerprint(model: Any) -> dict[str, Any]:
+    """The fingerprint of a loaded decoder language model, with heads as its modules have them.
+
+    Raises:
+        AnatomyError: its blocks are not known.
+    """
+    sizes = Anatomy.of(model).sizes
+    return config_fingerprint(model.config) | {
+        "architecture": type(model).__name__,
+        "n_layers": sizes.n_layers,
+        "n_heads": sizes.n_heads,
+        "head_dim": sizes.head_dim,
+    }
+
+
+def modules_fingerprint(spec: InterventionSpec, model: torch.nn.Module) -> dict[str, Any]:
+    """The fingerprint of any other model: what the modules are that a spec names by their paths."""
+    config: Any = model.config
+    paths = [str(getattr(declared, "component", None)) for declared in spec.interventions]
+    return {
+        "model_type": text_config(config).model_type,
+        "architecture": type(model).__name__,
+        **dict.fromkeys(("n_layers", "width", "n_heads", "head_dim")),
+        "modules": {path: _module_in_words(model, path) for path in paths},
+        "vocab_size": getattr(text_config(config), "vocab_size", None),
+        "revision": getattr(config, "_commit_hash", None),
+    }
+
+
+def _module_in_words(model: torch.nn.Module, component: str) -> str:
+    try:
+        module = component_module(model, component)[0]
+    except AttributeError:
+        return "no such module"
+    shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
+    return f"{type(module).__name__} {json.dumps(shapes)}"

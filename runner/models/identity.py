@@ -1,0 +1,160 @@
+"""What a result depends on and where it came from: digests of models and tensors, versions, git state."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import transformers
+
+from subvene.runner.models.chat_settings import chat_of
+from subvene.specs import SubveneError
+
+
+class AlteredWarning(UserWarning):
+    """A file of a run is not what was recorded of it."""
+
+
+# Of a config, what says where a model lies or by what it was written rather than what it computes.
+_NOT_CONTENT = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+PACKAGES = ("subvene", "pyvene", "torch", "transformers", "scikit-learn", "datasets")
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, shapes, types and values."""
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        state.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
+
+
+def holds(file: Path, recorded: str) -> bool:
+    """Whether a file of tensors is there and is the one that a record names; says so where it is another.
+
+    Args:
+        file: safetensors.
+        recorded: its `tensors_digest` when it was written.
+    """
+    if not file.is_file():
+        return False
+    try:
+        if tensors_digest(safetensors.torch.load_file(file)) == recorded:
+            return True
+    except (OSError, safetensors.SafetensorError):
+        pass  # cut short or spoilt: it is not that file either
+    message = f"{file}: is not what the run recorded of it (damaged, edited or mixed up); it is made again"
+    warnings.warn(message, AlteredWarning, stacklevel=3)
+    return False
+
+
+def reading_sha256(model: Any, tokenizer: Any) -> str:
+    """A hash of how texts become tokens and answers end: tokenizer, chat template and settings, end tokens.
+
+    Args:
+        model: whose generation config says what ends an answer.
+        tokenizer: with the chat settings that it carries.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    generation = getattr(model, "generation_config", None)
+    ends = None if generation is None else generation.eos_token_id
+    about = [
+        vocabulary,
+        getattr(tokenizer, "chat_template", None),
+        getattr(tokenizer, "special_tokens_map", None),
+        chat_of(tokenizer).to_dict(),
+        ends,
+    ]
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def model_sha256(model: Any) -> str:
+    """A hash of a model's weights, buffers and config, and of the libraries and device that it runs on.
+
+    Two copies of one model hash alike wherever they lie; one changed weight does not.
+
+    Raises:
+        SubveneError: some weights are offloaded, so that they cannot be read.
+    """
+    digest = hashlib.sha256()
+    config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_CONTENT}
+    attention = getattr(model.config, "_attn_implementation", None)
+    versions = (torch.__version__, transformers.__version__)
+    about = [type(model).__name__, config, attention, versions, str(model.device.type)]
+    digest.update(json.dumps(about, sort_keys=True, default=str).encode())
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise SubveneError(
+                f"the weight {name} is offloaded and cannot be read, so nothing that is computed from this "
+                "model can be kept; load it whole, or go without a `work` folder"
+            )
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        content = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(content.view(torch.uint8).numpy().data if content.numel() else b"")
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, to stand beside every measured number."""
+    return {
+        "versions": versions(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit of the repository that holds `folder`, and whether it has changes; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def run_manifest(
+    spec: str, folder: Path, *, data: Mapping[str, Any], judges: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What there is to know about where the numbers of a run come from.
+
+    Args:
+        spec: the experiment as it is run, YAML.
+        folder: where its relative files are looked for.
+        data: what is said of the data, by use.
+        judges: what is said of each judge.
+    """
+    return {
+        "format": 1,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "spec": spec,
+        "data": dict(data),
+        "judges": list(judges),
+        "environment": environment(),
+        "git": git_state(folder),
+        "files_relative_to": os.path.abspath(folder),
+    }

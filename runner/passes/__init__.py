@@ -1,0 +1,1 @@
+"""Activations at sites, in batches, kept in shards."""

@@ -1,0 +1,171 @@
+"""Reading activations at sites: batched by length, up to the last layer needed, without the LM head.
+
+Reductions happen on the fly; what leaves `weighted_sums` is a running sum over all texts. What each single
+text's activations are, and how they are kept, is `collector`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from subvene.runner.data.limits import refuse_batch_beyond_context
+from subvene.runner.data.span import Text
+from subvene.runner.data.text import Batch, by_length, pad
+from subvene.runner.edits.hooks import take_input, take_output
+from subvene.runner.files.progress import track
+from subvene.runner.models.anatomy import Anatomy, component_module
+
+# A sum that is smaller than this part of what it was added up from holds nothing but rounding.
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class WeightedSums:
+    """Sums over texts, some of which may add and others subtract.
+
+    Attributes:
+        vectors: layer → float32 [width of the site].
+        scales: layer → Σ_i |w_i| · mean ‖h‖ over the span of text i: what a sum is small or large against.
+    """
+
+    vectors: dict[int, torch.Tensor]
+    scales: dict[int, float]
+
+    def degenerate(self) -> dict[int, str]:
+        """Layer → why its sum is no direction; layers where it is one are not in it."""
+        found = {}
+        for layer, vector in self.vectors.items():
+            norm = float(vector.double().norm())
+            if not math.isfinite(norm):
+                found[layer] = "its activations are not finite"
+            elif norm <= _ROUNDING * self.scales[layer]:
+                found[layer] = "zero, up to rounding: both sides have the same activations there"
+        return found
+
+
+class _LastLayerRead(Exception):
+    """Stops a forward pass whose remaining layers nobody needs."""
+
+
+def weighted_sums(
+    anatomy: Anatomy,
+    site: str,
+    layers: Sequence[int],
+    texts: Sequence[Text],
+    weights: Sequence[float],
+    *,
+    pad_id: int,
+    batch_size: int,
+    description: str = "reading activations",
+) -> WeightedSums:
+    """Σ_i w_i · mean over the span of text i of the activation at `site`, for several layers from one pass.
+
+    Args:
+        anatomy: of the model to read.
+        site: one of DESIGN's sites.
+        layers: 0-based block indices.
+        texts: what is read.
+        weights: w, one per text.
+        pad_id: any token id; padding is masked.
+        batch_size: texts per forward pass.
+        description: what the progress bar says.
+
+    Returns:
+        The sums of each layer; nothing else is ever held, never the activations.
+    """
+    sums: dict[int, torch.Tensor] = {}
+    scales: dict[int, float] = dict.fromkeys(layers, 0.0)
+    for chosen in track(by_length([len(text.ids) for text in texts], batch_size), description):
+        rows = [texts[i].ids for i in chosen]
+        batch = pad(rows, [len(row) for row in rows], pad_id, "right")
+        spans = torch.zeros(batch.input_ids.shape)
+        for row, i in enumerate(chosen):
+            text = texts[i]
+            spans[row, text.start : text.end] = weights[i] / (text.end - text.start)
+
+        def read(layer: int, activation: torch.Tensor, spans: torch.Tensor = spans) -> None:
+            h = activation.float()
+            h = h.view(*spans.shape, -1)
+            total = torch.einsum("bs,bsd->d", spans.to(h.device), h).cpu().double()  # MPS has no float64
+            sums[layer] = sums[layer] + total if layer in sums else total
+            scales[layer] += float((spans.abs().to(h.device) * h.norm(dim=-1)).sum())
+
+        forward_reading(anatomy, site, layers, batch, read)
+    return WeightedSums({layer: sums[layer].float() for layer in layers}, scales)
+
+
+@torch.no_grad()
+def forward_reading(
+    anatomy: Anatomy,
+    site: str,
+    layers: Sequence[int],
+    batch: Batch,
+    read: Callable[[int, torch.Tensor], None],
+    *,
+    cache: Any = None,
+    **inputs: torch.Tensor,
+) -> None:
+    """One pass through the decoder blocks; `read(layer, activation)` is called at each wanted layer.
+
+    The pass ends at the last wanted layer. Dropout is off while it runs, and afterwards the model's mode and
+    hooks are what they were, whatever happens.
+
+    Args:
+        anatomy: of the model to read.
+        site: one of DESIGN's sites.
+        layers: 0-based block indices.
+        batch: the tokens, padded on the right.
+        read: called with a layer and its activation of this pass's tokens.
+        cache: a transformers cache that holds what precedes the batch, equally long in every row, and takes
+            up the keys and values of this pass; None: there is none, and none is kept.
+        **inputs: what the blocks are given beside the tokens, or in place of the batch's own mask.
+
+    Raises:
+        TooLongError: a text has more tokens than the model reads.
+    """
+    model: Any = anatomy.model
+    if "position_ids" not in inputs:  # rows that hold several texts are not as long as they look
+        before = 0 if cache is None else cache.get_seq_length()
+        refuse_batch_beyond_context(
+            model, batch.input_ids, None if before else batch.attention_mask, before=before
+        )
+    trunk = model.get_submodule(anatomy.blocks_path.rpartition(".")[0])
+    batch = batch.to(model.device)
+    training = [module for module in model.modules() if module.training]
+    handles = []
+
+    def attach(layer: int) -> None:
+        module, is_input = component_module(model, anatomy.component(site, layer))
+
+        def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any = None) -> None:
+            read(layer, (take_input(args, kwargs) if is_input else take_output(output))[0])
+            if layer == max(layers):
+                raise _LastLayerRead
+
+        register = module.register_forward_pre_hook if is_input else module.register_forward_hook
+        handles.append(register(hook, with_kwargs=True))
+
+    try:
+        for layer in layers:
+            attach(layer)
+        for module in training:
+            module.training = False
+        options: dict[str, Any] = {"attention_mask": batch.attention_mask, "use_cache": cache is not None}
+        if cache is not None:
+            before = batch.attention_mask.new_ones(len(batch.input_ids), cache.get_seq_length())
+            options["attention_mask"] = torch.cat([before, batch.attention_mask], dim=1)
+            options["past_key_values"] = cache
+        options |= {name: value.to(model.device) for name, value in inputs.items()}
+        trunk(input_ids=batch.input_ids, **options)
+    except _LastLayerRead:
+        pass
+    finally:
+        for module in training:
+            module.training = True
+        for handle in handles:
+            handle.remove()

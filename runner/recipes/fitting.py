@@ -1,0 +1,143 @@
+"""Fitting: run a spec's recipe and compile its interventions with the tensors that come out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from subvene.interventions import Sizes
+from subvene.runner.edits.compile import CompileError, check_sizes
+from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.models.anatomy import Anatomy, sizes_from_config
+from subvene.runner.models.chat_settings import CHAT_FIELDS, with_chat
+from subvene.runner.models.loading import load_config, load_model, with_overrides
+from subvene.runner.recipes import RECIPES
+from subvene.specs import ExperimentSpec, InterventionSpec, SubveneError, load_spec
+
+
+def fit(
+    spec: ExperimentSpec | str | os.PathLike[str],
+    *,
+    model: torch.nn.Module | None = None,
+    tokenizer: Any = None,
+    folder: str | os.PathLike[str] | None = None,
+    seed: int | None = None,
+    work: str | os.PathLike[str] | None = None,
+    data: Any = None,
+    **overrides: Any,
+) -> IntervenedModel:
+    """Run the `fit:` block of a spec.
+
+    Args:
+        spec: an experiment spec with a `fit:` block, or its path.
+        model: an already loaded model to fit on, with its `tokenizer`.
+        tokenizer: the model's.
+        folder: where relative files are looked for; default: the spec's folder.
+        seed: of what the recipe draws at random; default: the spec's.
+        work: folder where the recipe keeps what another fit may need again, such as activations, named by
+            content; default: nothing is kept.
+        data: what is fitted on, in place of what the `fit:` block names: a `datasets.Dataset`, a DataFrame or
+            a list of rows, whose columns are those of a file (pairs for `mean_difference`, preferences or
+            TruthfulQA's questions for `localized_edit`, TruthfulQA's questions for `iti`); or what those are
+            read into.
+        **overrides: fields of the spec's `model:` to replace.
+
+    Returns:
+        The model with its interventions, whose `save_pretrained` writes every fitted layer.
+
+    Raises:
+        SpecError: the spec or its file of pairs is not valid; no model has been loaded.
+        SubveneError: the recipe cannot be fitted on this data (no model has been loaded), or there is no
+            direction where an intervention needs one.
+        NotFiniteError: the model's own activations are not finite.
+        CompileError: a layer is out of the model's range; nothing has been fitted, no weights loaded.
+    """
+    declared: InterventionSpec
+    if isinstance(spec, InterventionSpec):
+        what, declared = "this spec", spec
+    else:
+        what, declared = str(spec), load_spec(Path(spec))
+        folder = Path(spec).parent if folder is None else folder
+    if not isinstance(declared, ExperimentSpec) or declared.fit is None:
+        raise SubveneError(f"{what}: there is no `fit:` block, so there is nothing to fit")
+    spec, how = declared, declared.fit
+    folder = Path() if folder is None else Path(folder)
+    recipe = RECIPES[how.recipe]
+    seed = spec.seed if seed is None else seed
+    data = recipe.read(how, folder) if data is None else recipe.given(how, data)
+    recipe.check(how, data, seed)
+    if model is None:
+        spec = with_overrides(spec, overrides)
+        check_reach(spec, sizes_from_config(load_config(spec.model, **overrides)))
+        model, tokenizer = load_model(spec.model, **overrides)
+    elif tokenizer is None:
+        raise SubveneError("fitting on an already loaded model needs its tokenizer too; pass tokenizer=")
+    else:
+        spec = with_overrides(spec, {n: v for n, v in overrides.items() if n in CHAT_FIELDS})
+        tokenizer = with_chat(tokenizer, spec.model)
+        check_reach(spec, Anatomy.of(model).sizes)
+    kept = None if work is None else Path(work)
+    fitted = recipe.fit(how, data, Anatomy.of(model), tokenizer, seed=seed, work=kept)
+    _refuse_left_out(spec, fitted.left_out)
+    return IntervenedModel.from_spec(
+        spec,
+        model=model,
+        tokenizer=tokenizer,
+        tensors=fitted.tensors,
+        folder=folder,
+        provenance={"model": spec.model.name, **fitted.provenance},
+    )
+
+
+def _refuse_left_out(spec: ExperimentSpec, left_out: Mapping[tuple[str, str, int], str]) -> None:
+    """Refuse interventions at layers where the fit has found no direction.
+
+    Raises:
+        SubveneError: naming the intervention, the layer, and why there is none.
+    """
+    for i, declared in enumerate(spec.interventions):
+        site, layer = getattr(declared, "site", None), getattr(declared, "layer", None)
+        for name, ref in declared.tensor_refs():
+            reason = None if site is None or layer is None else left_out.get((ref.key, site, layer))
+            if ref.file is None and reason is not None:
+                others = sorted(at for other, _, at in left_out if other == ref.key)
+                raise SubveneError(
+                    f"interventions[{i}].{name}: the fit gives {ref.key!r} no direction at "
+                    f"{site}[{layer}]: {reason} (layers without one: {', '.join(map(str, others))}); "
+                    "choose another layer, other data, or a dtype of more range"
+                )
+
+
+def check_reach(spec: ExperimentSpec, sizes: Sizes) -> None:
+    """Check that the model has what is fitted and edited, and that what is edited is fitted.
+
+    Raises:
+        CompileError: naming the field that asks for what there is not.
+    """
+    check_sizes(spec, sizes)
+    if spec.fit is None:
+        return
+    reach = RECIPES[spec.fit.recipe].reach(spec.fit, sizes)
+    for i, declared in enumerate(spec.interventions):
+        if all(ref.file is not None for _, ref in declared.tensor_refs()):
+            continue
+        path = f"interventions[{i}]"
+        site, layer = getattr(declared, "site", None) or reach.site, getattr(declared, "layer", None)
+        if reach.kinds is not None and declared.kind not in reach.kinds:
+            kinds = " or ".join(sorted(reach.kinds))
+            raise CompileError(f"{path}.kind: `fit:` gives tensors for {kinds}, found {declared.kind}")
+        if site != reach.site:
+            raise CompileError(f"{path}.site: `fit:` gives {reach.site}, found {site}")
+        chosen = getattr(declared, "heads", None) or {}
+        for name, edited in ((f"{path}.layer", [] if layer is None else [layer]), (f"{path}.heads", chosen)):
+            if reach.layers is not None and (other := sorted(set(edited) - reach.layers)):
+                fitted = ", ".join(map(str, sorted(reach.layers)))
+                raise CompileError(f"{name}: `fit:` gives layers {fitted}, found {other[0]}")
+        for at, heads in chosen.items():
+            if reach.heads is not None and (other := sorted(set(heads) - reach.heads[at])):
+                fitted = ", ".join(map(str, sorted(reach.heads[at])))
+                raise CompileError(f"{path}.heads[{at}]: `fit:` gives heads {fitted}, found {other[0]}")

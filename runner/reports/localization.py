@@ -1,0 +1,333 @@
+"""The report of a localization experiment: one HTML file, from its `results.json` alone.
+
+The sections are functions of the results that give markup, or None without their data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from subvene.runner.experiments.comparison.summary import METRICS
+from subvene.runner.files.storage import write_text
+from subvene.runner.reports import localization_figures as figures
+from subvene.runner.reports import markup
+from subvene.runner.reports.localization_evidence import DRAWS, evidence, over, probes, range_below, singles
+from subvene.runner.reports.localization_making import provenance, receipts, selection, training
+from subvene.runner.reports.localization_tables import (
+    GROUPS,
+    Arm,
+    Results,
+    arm_label,
+    by_group,
+    group_label,
+    heads_in_words,
+    interval_in_words,
+    interval_of,
+    localization_files,
+    metric_label,
+    metrics_of,
+    points_in_words,
+    value_of,
+    write_localization_tables,
+)
+from subvene.runner.reports.markup import (
+    Html,
+    element,
+    folded,
+    items,
+    join,
+    plot,
+    side_by_side,
+    table,
+)
+from subvene.runner.reports.page import count, page
+from subvene.runner.reports.persona_tables import number
+from subvene.runner.reports.sections import declared, verdict_mark, verdicts_differ
+from subvene.runner.reports.tables import judge_in_words
+
+EXAMPLES = 12
+
+
+def write_localization_report(output: Path, results: Results) -> None:
+    """Write `report.html`; a reader finds the old one or the new one, never half of it.
+
+    Args:
+        output: the run's folder; made if it is not there.
+        results: of the experiment, as in its `results.json`.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / "report.html", render(results))
+
+
+def publish_localization(output: Path, results: dict[str, Any]) -> None:
+    """Write a run's tables and its report."""
+    write_localization_tables(output, results)
+    write_localization_report(output, results)
+
+
+def render(results: Results) -> str:
+    """The page as text, the same for the same results."""
+    groups = by_group(results)
+    parts = [count(len(results["arms"]), "arm")]
+    if (results.get("split") or {}).get("test"):
+        parts.append(count(results["split"]["test"], "test question"))
+    drawn = max((len(groups.get(group, ())) for group in DRAWS.values()), default=0)
+    parts += [count(drawn, "random draw")] if drawn else []
+    parts += [count(len(groups["edit_single"]), "single head")] if groups.get("edit_single") else []
+    return page(
+        "Does editing say where it is?",
+        model=(declared(results).get("model") or {}).get("name"),
+        summary=" · ".join(parts),
+        sections=[(title, made) for title, make in SECTIONS if (made := make(results)) is not None],
+    )
+
+
+def verdict(results: Results) -> Html | None:
+    """What the numbers say, in sentences."""
+    said = results.get("verdict") or ()
+    return items(*said) if said else None
+
+
+def arms(results: Results) -> Html | None:
+    """Every arm on the test questions, and the differences between some."""
+    groups, used = by_group(results), metrics_of(results)
+    if not used:
+        return None
+    heads = ["Arm", "Probing", *map(metric_label, used)]
+    lines = [
+        [
+            _arm(group_label(group, len(found)), found),
+            range_below([arm.get("probe_accuracy") for arm in found]),
+            *(_measured(found, metric) for metric in used),
+        ]
+        for group, found in groups.items()
+    ]
+    caption = (
+        "On test questions. Below one arm: its heads, the point chosen on validation questions, and "
+        "bootstrap intervals; below the mean of several: the lowest and the highest. ↑ higher is better, "
+        "↓ lower is better"
+    )
+    parts = [table(caption, heads, lines, class_="numbers"), _notes(results, used)]
+    several = [found for found in groups.values() if len(found) > 1]
+    if several:
+        every = [
+            [
+                _arm(arm["name"], [arm]),
+                number(arm.get("probe_accuracy"), ".3f"),
+                *(_measured([arm], metric) for metric in used),
+            ]
+            for found in several
+            for arm in found
+        ]
+        caption = "Each random draw and each single head, with bootstrap intervals"
+        parts.append(
+            folded("Every draw and every single head", table(caption, heads, every, class_="numbers"))
+        )
+    differences = [
+        [
+            f"{_called(found['a'], results)} − {_called(found['b'], results)}",
+            metric_label(found["metric"]),
+            number(found["difference"], "+.3f"),
+            interval_in_words(found.get("interval")),
+            _about_zero(found.get("interval")),
+        ]
+        for found in results.get("comparisons") or ()
+    ]
+    if differences:
+        caption = (
+            "Differences, with a paired bootstrap interval over the same questions (texts for CE and KL)"
+        )
+        made = table(caption, ["Arms", "Metric", "Difference", "Interval", "Zero"], differences)
+        parts.append(folded("Differences of arms", made))
+    return join(parts)
+
+
+def truth_and_information(results: Results) -> Html | None:
+    """True answers against informative ones."""
+    made = _against(results, "info", "true", alone=True)
+    if made is None:
+        return None
+    about = (
+        "True against Info on test questions, a mark for each arm: up is truer, right is more informative, "
+        "and “I have no comment” lies at the top left. Bars are bootstrap intervals of arms that stand alone."
+    )
+    return plot(made, about)
+
+
+def divergence(results: Results) -> Html | None:
+    """Multiple choice against the distance from the original model."""
+    drawn = []
+    for metric in ("mc2", "mc1"):
+        made = _against(results, "kl", metric)
+        if made is not None:
+            about = (
+                f"{METRICS[metric]} against KL(original ‖ edited), in nats per token on ordinary texts: up "
+                "is better, right is further from the original."
+            )
+            drawn.append(plot(made, about))
+    return side_by_side(*drawn) if drawn else None
+
+
+def answers(results: Results) -> Html | None:
+    """The same question under a few arms."""
+    groups = by_group(results)
+    shown = [
+        next((arm for arm in groups.get(group, ()) if _answered(arm)), None)
+        for group in ("baseline", "iti_probed", "edit_probed", "edit_random")
+    ]
+    beside = [arm for arm in shown if arm is not None]
+    by_key: dict[str, list[tuple[Arm, Mapping[str, Any]]]] = {}
+    for arm in beside:
+        for key, found in _answered(arm).items():
+            if key in results["questions"]:
+                by_key.setdefault(key, []).append((arm, found))
+    if not by_key:
+        return None
+    # Keys are hashes of the questions, so their order favours nothing.
+    differing = {key for key, found in by_key.items() if verdicts_differ(one for _, one in found)}
+    picked = sorted(by_key, key=lambda key: (key not in differing, key))[:EXAMPLES]
+    about = (
+        f"{len(picked)} of {len(by_key)} test questions. The judge's verdicts differ between these arms for "
+        f"{len(differing)} of them, and these come first; beyond that the order is by a hash of the "
+        "question. In brackets: the judge's probability that the answer is true, or informative. All "
+        "answers are in "
+    )
+    search = element("input", type="search", data_filters="answer-list")
+    articles = [_article(results["questions"][key], by_key[key]) for key in picked]
+    return join(
+        [
+            element("p", about, element("a", "answers.csv", href="#downloads"), "."),
+            element(
+                "p", element("label", "Show those with ", search), " ", element("span", aria_live="polite")
+            ),
+            element("div", *articles, id="answer-list"),
+        ]
+    )
+
+
+def downloads(results: Results) -> Html | None:
+    """The tables as files."""
+    return markup.downloads(localization_files(results))
+
+
+SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
+    ("Verdict", verdict),
+    ("Arms", arms),
+    ("Is the probed set special?", evidence),
+    ("Truth and information", truth_and_information),
+    ("Divergence and multiple choice", divergence),
+    ("Single heads", singles),
+    ("Probes", probes),
+    ("Choice on validation questions", selection),
+    ("Training", training),
+    ("Answers", answers),
+    ("Receipts", receipts),
+    ("Provenance", provenance),
+    ("Downloads", downloads),
+)
+"""The sections in their order, each with its title; those that give None are left out."""
+
+
+def _measured(found: Sequence[Arm], metric: str) -> Html:
+    if len(found) > 1:
+        return range_below([value_of(arm, metric) for arm in found])
+    interval = interval_of(found[0], metric)
+    below = "" if interval is None else interval_in_words(interval)
+    return over(number(value_of(found[0], metric), ".3f"), below)
+
+
+def _arm(name: str, found: Sequence[Arm]) -> Html:
+    """Its name, and below it how many heads it has and what was chosen for it."""
+    n, points = heads_in_words(found), points_in_words(found)
+    about = [] if n == "–" else [f"{n} head" if n == "1" else f"{n} heads"]
+    several = points.split("; ")
+    if points != "–" and len(several) <= 2:
+        about += several
+    if len(several) <= 2:
+        return over(name, " · ".join(about))
+    listed = folded(f"{len(several)} points", join([element("div", point) for point in several]))
+    return join([over(name, " · ".join(about)), element("small", listed)])
+
+
+def _notes(results: Results, used: Sequence[str]) -> Html:
+    said = []
+    if {"mc1", "mc2", "mc3"} & set(used):
+        said.append(
+            "MC1: the best answer is likelier than every false one. MC2: probability of the true answers "
+            "among all. MC3: share of true answers likelier than every false one."
+        )
+    if "true_info" in used:
+        said.append(
+            "True×Info is the product of the two means, as published; True∧Info is the share of answers that "
+            "are both."
+        )
+    if {"ce", "kl"} & set(used):
+        said.append(
+            "CE is the next-token cross-entropy on ordinary texts, KL the divergence KL(original ‖ edited) "
+            "on the same texts, both in nats per token; KL is against the untouched model always."
+        )
+    said.append(
+        "Probing: mean accuracy of the probes of an arm's heads, on validation questions"
+        + (f"; chance is {chance:.3f}." if (chance := (results.get("probes") or {}).get("chance")) else ".")
+    )
+    for judge in results.get("judges") or ():
+        words = judge_in_words(judge)
+        said.append(f"{words[:1].upper()}{words[1:]}.")
+    return items(*said)
+
+
+def _called(name: str, results: Results) -> str:
+    for arm in results["arms"]:
+        if arm["name"] == name:
+            return arm_label(arm)
+    return f"{GROUPS[name]} (mean)" if name in GROUPS else name
+
+
+def _about_zero(interval: Sequence[float] | None) -> str:
+    if interval is None:
+        return "–"
+    return "inside" if interval[0] <= 0 <= interval[1] else "outside"
+
+
+def _against(results: Results, x: str, y: str, alone: bool = False) -> Any:
+    return figures.against(
+        by_group(results),
+        lambda arm: value_of(arm, x),
+        lambda arm: value_of(arm, y),
+        (metric_label(x), metric_label(y)),
+        (x, y),
+        legend_width=figures.WHOLE_WIDTH if alone else None,
+    )
+
+
+def _answered(arm: Arm) -> dict[str, Mapping[str, Any]]:
+    by_question = arm.get("by_question") or {}
+    return {key: found for key, found in by_question.items() if found.get("answer") is not None}
+
+
+def _article(question: Mapping[str, Any], found: Sequence[tuple[Arm, Mapping[str, Any]]]) -> Html:
+    cards = []
+    for arm, one in found:
+        text = one["answer"]
+        marks = [
+            verdict_mark(one, aspect, words)
+            for aspect, words in (
+                ("true", ("true", "not true")),
+                ("info", ("informative", "not informative")),
+            )
+            if aspect in one
+        ]
+        quoted = text if text.strip() else element("em", "(empty)")
+        said = [element("h4", arm_label(arm)), element("blockquote", quoted), element("p", *marks)]
+        cards.append(element("div", *said))
+    about = [element("strong", "Best answer: "), question.get("best") or "–"]
+    if question.get("category"):
+        about.append(element("small", question["category"], class_="category"))
+    return element(
+        "article",
+        element("h3", question["question"]),
+        element("p", *about),
+        element("div", *cards, class_="answers"),
+    )

@@ -1,0 +1,257 @@
+"""Sections of a localization report on its question: is the probed set special, is one head enough?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import plotly.graph_objects as go
+
+from subvene.runner.experiments.comparison.summary import METRICS
+from subvene.runner.files.statistics import correlation
+from subvene.runner.reports import localization_figures as figures
+from subvene.runner.reports.figures import probe_heat_map
+from subvene.runner.reports.localization_tables import (
+    FAMILIES,
+    Arm,
+    Results,
+    arm_label,
+    by_group,
+    group_label,
+    interval_in_words,
+    known,
+    metric_label,
+    p_in_words,
+    spread_in_words,
+    value_of,
+)
+from subvene.runner.reports.markup import Html, element, items, join, plot, side_by_side, table
+from subvene.runner.reports.page import count
+from subvene.runner.reports.persona_tables import number
+
+DRAWS = {"iti": "iti_random", "edit": "edit_random"}
+"""The random draws of each family of arms."""
+
+
+def evidence(results: Results) -> Html | None:
+    """Whether the probed set is special among sets of as many heads drawn at random."""
+    found = results.get("evidence") or []
+    if not found:
+        return None
+    groups = by_group(results)
+    least = min(len(known(one["random"])) for one in found) + 1
+    about = [
+        "Rank p: how often a set drawn at random would do at least as well as the probed one; "
+        f"(1 + draws at least as good) / (draws + 1), which cannot fall below 1/{least} here.",
+        "t-test: two-sided, of the mean of the draws against the probed value, as in the paper “Does Editing "
+        "Provide Evidence for Localization?”. It asks whether the average draw differs from the probed set, "
+        "in either direction, and grows surer with every draw; it does not ask whether the probed set is "
+        "unusual among draws.",
+        "Prediction interval: where one further random draw is expected; a probed value inside it is what a "
+        "random set may give too.",
+        "Every metric is a test of its own, on the same questions; the p-values are not corrected for that.",
+    ]
+    parts: list[Html] = [items(*about)]
+    for family in dict.fromkeys(one["family"] for one in found):
+        mine = [one for one in found if one["family"] == family]
+        title = FAMILIES.get(family, family)
+        heads = ["Metric", "Probed heads", "Random heads", "sd", "Draws", "At least as good", "Rank p"]
+        caption = f"{title}: the probed set among random ones; below the mean of the draws, their range"
+        lines = [_evidence_cells(one) for one in mine]
+        heads += ["t-test", "Prediction interval", "Probed is"]
+        parts += [element("h3", title), table(caption, heads, lines, class_="numbers")]
+        drawn = []
+        for one in mine:
+            made = figures.draws(
+                one["random"],
+                one["metric"],
+                DRAWS.get(family, family),
+                _marks(groups, one["metric"], family) | {f"{family}_probed": one["probed"]},
+                one.get("prediction"),
+                one.get("level"),
+            )
+            if made is not None:
+                drawn.append(
+                    plot(made, _evidence_in_words(title, one) + _beyond(made, one.get("prediction")))
+                )
+        parts += [side_by_side(*drawn)] if drawn else []
+    return join(parts)
+
+
+def singles(results: Results) -> Html | None:
+    """Edits of one head, and whether a head that probes well is one that edits well."""
+    groups = by_group(results)
+    parts: list[Html] = []
+    drawn = []
+    for found in results.get("singles") or ():
+        metric = found["metric"]
+        marks = _marks(groups, metric, "edit") | {"edit_probed": _alone(groups, "edit_probed", metric)}
+        made = figures.draws(found["values"], metric, "edit_single", marks, each="each head")
+        if made is not None:
+            drawn.append(plot(made, _singles_in_words(found)))
+    if drawn:
+        parts.append(side_by_side(*drawn))
+    edited = {g: a for g, a in groups.items() if g in ("edit_probed", "edit_random", "edit_single")}
+    scatters = []
+    measured = dict.fromkeys(one["metric"] for one in results.get("singles") or results.get("evidence") or ())
+    for metric in measured:
+        made = figures.against(
+            edited,
+            _accuracy,
+            partial(value_of, metric=metric),
+            ("probing accuracy", metric_label(metric)),
+        )
+        several = {group: found for group, found in edited.items() if len(found) > 1}
+        said = [_correlation(group, found, metric) for group, found in several.items()]
+        if made is not None and any(said):
+            about = f"{METRICS[metric]} against the mean probing accuracy of the edited heads. "
+            scatters.append(plot(made, about + " ".join(filter(None, said))))
+    if scatters:
+        parts += [element("h3", "Does a head that probes well edit well?"), side_by_side(*scatters)]
+    return join(parts) if parts else None
+
+
+def probes(results: Results) -> Html | None:
+    """How well every head tells true from false answers, and which ones were edited."""
+    found = results.get("probes")
+    if not found or not found.get("accuracy"):
+        return None
+    choices: dict[str, dict[str, list[int]]] = {}
+    for group, members in by_group(results).items():
+        if group in ("baseline", "edit_all"):
+            continue
+        if group == "edit_single":
+            choices[group_label(group, len(members))] = _together(members)
+            continue
+        for arm in members:
+            if arm.get("heads"):
+                choices[arm_label(arm)] = {layer: list(heads) for layer, heads in arm["heads"].items()}
+    by_heads: dict[str, tuple[list[str], dict[str, list[int]]]] = {}
+    for name, heads in choices.items():
+        key = str(sorted((int(layer), sorted(of)) for layer, of in heads.items()))
+        by_heads.setdefault(key, ([], heads))[0].append(name)
+    options, panels = [], []
+    for i, (names, heads) in enumerate(by_heads.values() or [(["no heads chosen"], {})]):
+        name = "; ".join(names)
+        options.append(element("option", name, value=str(i)))
+        drawn = probe_heat_map(found["accuracy"], heads, "", chance=found.get("chance"))
+        # Marks would make room for themselves, where there is neither layer nor head.
+        n_layers, n_heads = len(found["accuracy"]), len(found["accuracy"][0])
+        drawn.update_layout(margin={"t": 60})
+        drawn.update_xaxes(range=[-0.5, n_heads - 0.5])
+        drawn.update_yaxes(range=[-0.5, n_layers - 0.5])
+        drawn.update_traces(name="edited", selector={"type": "scatter"})
+        about = f"{name}: accuracy of each head's probe on validation questions; the edited heads are ringed."
+        panels.append(element("div", plot(drawn, about), hidden=i > 0))
+    if len(panels) == 1:
+        return panels[0]
+    chooser = element("label", "Heads of ", element("select", *options, data_panels="probe-panels"))
+    return join([element("p", chooser), element("div", *panels, id="probe-panels")])
+
+
+def range_below(values: Sequence[float | None]) -> Html:
+    """As `spread_in_words`, for a cell of a page: the range in small below the mean."""
+    mean, _, spread = spread_in_words(values).partition(" (")
+    return over(mean, spread.removesuffix(")"))
+
+
+def over(above: str, below: str) -> Html:
+    """What a cell says, and in small below it what belongs to that."""
+    return join([above, element("div", element("small", below))]) if below else join([above])
+
+
+def _evidence_cells(one: Mapping[str, Any]) -> list[str]:
+    rank, t_test = one.get("rank") or {}, one.get("t_test")
+    tested = "–"
+    if t_test:
+        at = f"t({number(t_test.get('df'), 'g')}) = {number(t_test.get('t'), '.2f')}"
+        tested = over(f"p {_compared(t_test.get('p'))}", at)
+    return [
+        metric_label(one["metric"]),
+        number(one["probed"], ".3f"),
+        range_below(one["random"]),
+        number(one.get("sd"), ".3f"),
+        str(len(known(one["random"]))),
+        f"{rank['at_least']} of {rank['n']}" if rank else "–",
+        p_in_words(rank.get("p")),
+        tested,
+        interval_in_words(one.get("prediction")),
+        {True: "inside", False: "outside", None: "–"}[one.get("inside")],
+    ]
+
+
+def _evidence_in_words(title: str, one: Mapping[str, Any]) -> str:
+    said = f"{title}, {METRICS.get(one['metric'], one['metric'])}. "
+    rank = one.get("rank")
+    if rank:
+        said += (
+            f"{rank['at_least']} of {count(rank['n'], 'random draw')} at least as good as the probed heads, "
+        )
+        said += f"rank p {_compared(rank['p'])}. "
+    if one.get("prediction") is None:
+        return said + "No prediction interval: too few draws, or all alike."
+    where = {True: "inside", False: "outside", None: "beside"}[one.get("inside")]
+    return (
+        said + f"The probed heads lie {where} the prediction interval {interval_in_words(one['prediction'])}."
+    )
+
+
+def _beyond(made: go.Figure, prediction: Sequence[float] | None) -> str:
+    low, high = made.layout.xaxis.range
+    seen = prediction is None or (low <= prediction[0] and prediction[1] <= high)
+    return "" if seen else " The interval reaches beyond the figure."
+
+
+def _compared(p: float | None) -> str:
+    words = p_in_words(p)
+    return words if words.startswith("<") else f"= {words}"
+
+
+def _singles_in_words(found: Mapping[str, Any]) -> str:
+    lower = metric_label(found["metric"]).endswith("↓")
+    best = number(found.get("best"), ".3f")
+    reach = ""
+    if found.get("reach") is not None:
+        reach = f"; {found['reach']} of {found['n']} do at least as well as the edit of all probed heads"
+    return (
+        f"{METRICS.get(found['metric'], found['metric'])} of {count(found['n'], 'edit')} of one head "
+        f"each{reach}. The {'lowest' if lower else 'highest'} is {best}, and "
+        "as the best of several it flatters that head."
+    )
+
+
+def _marks(groups: Mapping[str, Sequence[Arm]], metric: str, family: str) -> dict[str, float | None]:
+    """What a figure of a family's draws is read against."""
+    marked = ("baseline", "iti_probed") if family == "edit" else ("baseline",)
+    return {group: value for group in marked if (value := _alone(groups, group, metric)) is not None}
+
+
+def _alone(groups: Mapping[str, Sequence[Arm]], group: str, metric: str) -> float | None:
+    found = groups.get(group)
+    return value_of(found[0], metric) if found else None
+
+
+def _accuracy(arm: Arm) -> float | None:
+    found: float | None = arm.get("probe_accuracy")
+    return found
+
+
+def _correlation(group: str, found: Sequence[Arm], metric: str) -> str:
+    pairs = [
+        (accuracy, value)
+        for arm in found
+        if (accuracy := _accuracy(arm)) is not None and (value := value_of(arm, metric)) is not None
+    ]
+    if not pairs:
+        return ""
+    spearman = correlation(*zip(*pairs, strict=True))["spearman"]
+    return f"Spearman correlation over {group_label(group, len(pairs))}: {number(spearman, '.2f')}."
+
+
+def _together(members: Iterable[Arm]) -> dict[str, list[int]]:
+    heads: dict[str, set[int]] = {}
+    for arm in members:
+        for layer, of in (arm.get("heads") or {}).items():
+            heads.setdefault(layer, set()).update(of)
+    return {layer: sorted(of) for layer, of in heads.items()}

@@ -1,0 +1,118 @@
+"""Reports: one HTML file that opens without a network, and the report of a comparison.
+
+What stands in it is the sections' business; here they are put together with the style, the script and
+plotly.js. The page tells the browser to run these two scripts only and to fetch nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+from subvene.runner.files.storage import write_text
+from subvene.runner.reports.markup import Html, element, join
+from subvene.runner.reports.sections import SECTIONS, declared
+from subvene.runner.reports.tables import write_tables
+
+
+def write_report(results: Mapping[str, Any], path: Path) -> None:
+    """Write the page; a reader finds the old one or the new one, never half of it.
+
+    Args:
+        results: of a comparison, as in its `results.json`.
+        path: of the HTML file.
+    """
+    write_text(path, render(results))
+
+
+def publish_comparison(output: Path, results: dict[str, Any]) -> None:
+    """Write a run's tables and its report."""
+    write_tables(results, output / "tables")
+    write_report(results, output / "report.html")
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """The page as text, the same for the same results."""
+    sections = [(title, content) for title, make in SECTIONS if (content := make(results)) is not None]
+    model = (declared(results).get("model") or {}).get("name")
+    return page("Interventions compared", model=model, summary=_summary(results), sections=sections)
+
+
+def page(
+    heading: str,
+    *,
+    model: str | None,
+    summary: str,
+    sections: Sequence[tuple[str, Html]],
+    notice: Html | None = None,
+) -> str:
+    """Sections put together with the style, the script and, if there are figures, plotly.js.
+
+    Args:
+        heading: what the page is.
+        model: the model's name, if it is known.
+        summary: one line below the heading.
+        sections: each with its title.
+        notice: what stands before the first section.
+    """
+    script = _read("page.js")
+    has_figures = any('<div class="plot"' in content for _, content in sections)
+    scripts = [get_plotlyjs(), script] if has_figures else [script]
+    return Template(_read("page.html")).substitute(
+        policy=" ".join(f"'sha256-{_sha256(script)}'" for script in scripts),
+        style=_read("page.css"),
+        title=element("title", heading + (f" on {model}" if model else "")),
+        heading=join([heading]),
+        model=element("p", element("code", model), class_="model") if model else "",
+        summary=element("p", summary),
+        contents=element("ul", *(element("li", element("a", t, href=f"#{_anchor(t)}")) for t, _ in sections)),
+        sections=join(
+            [
+                *([notice] if notice else []),
+                *(
+                    element("section", element("h2", title), content, id=_anchor(title))
+                    for title, content in sections
+                ),
+            ]
+        ),
+        # Not through `element`: the text of a script is never escaped, and is none but ours and plotly's.
+        scripts="\n".join(f"<script>{script}</script>" for script in scripts),
+    )
+
+
+def _summary(results: Mapping[str, Any]) -> Html:
+    cells = results["cells"]
+    questions = len({key for cell in cells for key in cell["by_question"]})
+    seeds = sorted({cell["seed"] for cell in cells})
+    folds = len({cell["fold"] for cell in cells})
+    parts = [count(len({cell["condition"] for cell in cells}), "condition")]
+    if questions:
+        parts.append(count(questions, "question"))
+    parts.append(f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}")
+    if folds > 1:
+        parts.append(f"{folds} folds, each tested with a fit that saw only the others")
+    return join([" · ".join(parts)])
+
+
+def count(n: int, what: str) -> str:
+    """`1 question`, `2 questions`."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def _sha256(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _read(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,463 @@
+"""The sections of the report: each a function of the results that gives markup, or None without its data."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+from subvene.runner.experiments.comparison.summary import LOWER_IS_BETTER, METRICS, in_words
+from subvene.runner.measures.missing import missing_in_words, missing_verdicts
+from subvene.runner.reports import curves
+from subvene.runner.reports.composition import composition
+from subvene.runner.reports.figures import probe_heat_map
+from subvene.runner.reports.markup import (
+    Html,
+    download,
+    element,
+    facts,
+    folded,
+    items,
+    join,
+    plot,
+    side_by_side,
+    table,
+)
+from subvene.runner.reports.tables import judge_in_words, metrics_used, results_csv
+from subvene.specs.document import parse_document
+
+Results = Mapping[str, Any]
+
+EXAMPLES = 20
+_ROLES = ("prompt", "cursor", "response")
+RECEIPT_COLUMNS = (
+    "Intervention",
+    "Tokens edited",
+    "Rows edited",
+    "Mean ‖Δ‖/‖h‖",
+    "Largest",
+    "Strength",
+    "Where",
+)
+
+
+def results_table(results: Results) -> Html | None:
+    """The table, and what must be known to read it."""
+    rows = results["rows"]
+    if not rows:
+        return None
+    used = metrics_used(rows)
+    heads = [f"{METRICS[m]} {'↓' if m in LOWER_IS_BETTER else '↑'}" for m in used]
+    lines = []
+    for row in rows:
+        n = max((summary["n"] for summary in row["metrics"].values() if summary), default=0)
+        values = [_value(row["metrics"].get(m), n) for m in used]
+        if "not_finite" in row:
+            values = ["not finite"] * len(used)
+        lines.append([row["label"], *values, str(n)])
+    caption = (
+        "Mean ± standard deviation over n cells, one for each seed and fold; "
+        "↑ higher is better, ↓ lower is better"
+    )
+    return join(
+        [
+            *_warnings(results),
+            table(caption, ["Condition", *heads, "n"], lines, class_="numbers"),
+            _notes(results),
+        ]
+    )
+
+
+def trade_offs(results: Results) -> Html | None:
+    """What the interventions win against what they cost, and how it goes with the strength."""
+    rows, baselines = results["rows"], baseline_conditions(results)
+    used = metrics_used(rows)
+    gains: list[str] = [m for m in ("true_info", "true", "mc2", "mc1") if m in used]
+    parts: list[Html] = []
+    for metric in gains[:1]:
+        against = curves.trade_off(rows, metric, baselines)
+        if against is not None:
+            about = (
+                f"{METRICS[metric]} against the divergence from the original model: up is better, right is "
+                "further from the original. Bars are standard deviations; the dashed line is the untouched "
+                "model."
+            )
+            parts.append(plot(against, about))
+    along: list[Html] = []
+    for metric in [*gains[:1], *(m for m in ("mc1", "mc2", "kl") if m in used and m not in gains[:1])]:
+        sweep = curves.swept(rows, metric, baselines)
+        if sweep is not None:
+            along.append(plot(sweep[1], f"{METRICS[metric]} along the sweep of {sweep[0]}."))
+    if along:
+        parts.append(side_by_side(*along))
+    return join(parts) if parts else None
+
+
+def validation(results: Results) -> Html | None:
+    """How the points that are tested were chosen."""
+    grid, chosen = results.get("grid") or [], results.get("chosen") or []
+    parts: list[Html] = []
+    for condition in dict.fromkeys(entry["condition"] for entry in grid):
+        tried = [entry for entry in grid if entry["condition"] == condition]
+        taken = [entry for entry in chosen if entry["condition"] == condition]
+        metric = METRICS.get(curves.grid_metric(tried), curves.grid_metric(tried))
+        questions = sorted({entry["questions"] for entry in tried})
+        asked = "–".join(str(n) for n in dict.fromkeys((questions[0], questions[-1])))
+        parts.append(element("h3", condition))
+        about = (
+            f"For each seed and fold, the point with the largest {metric} on {asked} validation questions is "
+            f"what the table reports{_apart(results, condition)}. Shown: the mean over seeds and folds."
+        )
+        drawn = curves.validation_grid(tried, taken)
+        if drawn is not None:
+            parts.append(plot(drawn, about))
+        else:
+            parts.append(element("p", about))
+            means = [
+                (
+                    curves.point_in_words(point),
+                    f"{sum(values) / len(values):.3f}" if values else "–",
+                    f"{times} of {len(taken)}",
+                )
+                for point, values, times in curves.grid_means(tried, taken)
+            ]
+            parts.append(table(f"{condition}: the points tried", ["Point", metric, "Chosen"], means))
+        lines = [
+            (f"seed {entry['seed']}, fold {entry['fold']}", curves.point_in_words(entry["point"]))
+            for entry in taken
+        ]
+        parts.append(
+            folded("Chosen for each seed and fold", table(f"{condition}: what was chosen", (), lines))
+        )
+    return join(parts) if parts else None
+
+
+def probes(results: Results) -> Html | None:
+    """How well every head tells true from false answers, one fit at a time."""
+    by_content: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
+    for fit in results.get("fits") or []:
+        found = fit["provenance"]
+        if not found.get("validation_accuracy"):
+            continue
+        content = json.dumps([found["validation_accuracy"], found.get("heads")], sort_keys=True)
+        name = " ".join(filter(None, (fit["condition"], curves.point_in_words(fit["point"]))))
+        names = by_content.setdefault(content, (found, []))[1]
+        names.append(f"{name}, seed {fit['seed']}, fold {fit['fold']}")
+    if not by_content:
+        return None
+    options, panels = [], []
+    for i, (found, names) in enumerate(by_content.values()):
+        same = f" (and {len(names) - 1} with the same probes and heads)" if len(names) > 1 else ""
+        options.append(element("option", names[0] + same, value=str(i)))
+        about = (
+            "Accuracy of each head's probe on validation questions; the heads that are shifted are ringed."
+        )
+        drawn = probe_heat_map(
+            found["validation_accuracy"],
+            found.get("heads"),
+            curves.as_it_stands(names[0]),
+            chance=found.get("chance"),
+        )
+        panels.append(element("div", plot(drawn, about), hidden=i > 0))
+    chooser = element("label", "Fit ", element("select", *options, data_panels="probe-panels"))
+    return join([element("p", chooser), element("div", *panels, id="probe-panels")])
+
+
+def examples(results: Results) -> Html | None:
+    """The same question under every condition."""
+    answers: dict[str, dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
+    for cell in results["cells"]:
+        for key, found in cell["by_question"].items():
+            if found.get("answer") is not None and key in results["questions"]:
+                answers.setdefault(key, {}).setdefault(cell["label"], (cell, found))
+    if not answers:
+        return None
+    # Keys are hashes of the questions, so their order favours nothing.
+    differing = {key for key, by_label in answers.items() if verdicts_differ(f for _, f in by_label.values())}
+    shown = sorted(answers, key=lambda key: (key not in differing, key))[:EXAMPLES]
+    about = (
+        f"{len(shown)} of {len(answers)} questions. The judge's verdicts differ between conditions for "
+        f"{len(differing)} of them, and these come first; beyond that the order is by a hash of the "
+        "question. An answer is that of the first seed and fold that has the question. In brackets: the "
+        "judge's probability that the answer is true, or informative."
+    )
+    search = element("input", type="search", data_filters="example-list")
+    count = element("span", aria_live="polite")
+    articles = [_example(results["questions"][key], answers[key]) for key in shown]
+    return join(
+        [
+            element("p", about),
+            element("p", element("label", "Show those with ", search), " ", count),
+            element("div", *articles, id="example-list"),
+        ]
+    )
+
+
+def receipts(results: Results) -> Html | None:
+    """What the interventions did."""
+    lines: list[list[str]] = []
+    nothing = []
+    for label, cells in _by_label(results["cells"]).items():
+        found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        for cell in cells:
+            for measurement, parts in cell["receipts"].items():
+                for part in parts or ():
+                    found.setdefault((measurement, part["name"]), []).append(part)
+        if not found:
+            nothing.append(label)
+        for (measurement, name), parts in found.items():
+            lines.append([label, measurement.replace("_", " "), name, *receipt_cells(parts)])
+    if not lines:
+        return None
+    columns = ["Condition", "Measurement", *RECEIPT_COLUMNS]
+    about = (
+        "Tokens edited at each site: of the prompt, its last token (the cursor), the response; all seeds and "
+        "folds together. ‖Δ‖/‖h‖ is how large the edit is beside the activation that it meets."
+    )
+    parts = [element("p", about), table("What each intervention did", columns, lines, class_="numbers")]
+    if nothing:
+        without = "Without an intervention at run time (the untouched model, a baked checkpoint): "
+        parts.append(element("p", without, ", ".join(nothing), "."))
+    return join(parts)
+
+
+def provenance(results: Results) -> Html | None:
+    """Where the numbers come from."""
+    manifest = results.get("manifest")
+    if not manifest:
+        return None
+    parts: list[Html] = []
+    if manifest.get("command"):
+        parts += [element("h3", "Command"), element("pre", shlex.join(manifest["command"]))]
+    if manifest.get("spec"):
+        parts += [element("h3", "Experiment file"), element("pre", manifest["spec"])]
+    named = {
+        name: value
+        for name, value in manifest.items()
+        if name not in ("command", "spec", "judges") and isinstance(value, Mapping) and value
+    }
+    for name, value in named.items():
+        parts.append(facts(name.replace("_", " ").capitalize(), value))
+    usages = results.get("judge_usage") or []
+    for i, judge in enumerate(results.get("judges") or []):
+        usage = {"usage": usages[i]} if i < len(usages) and usages[i] else {}
+        parts.append(facts("Judge", {**judge, **usage}))
+    plain = {n: v for n, v in manifest.items() if n not in ("command", "spec", "judges") and n not in named}
+    if plain:
+        parts.append(facts("Run", plain))
+    return join(parts)
+
+
+def downloads(results: Results) -> Html | None:
+    """The table as files."""
+    rows = results["rows"]
+    if not rows:
+        return None
+    as_json = json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    files = (
+        ("results.csv", "text/csv", results_csv(rows)),
+        ("results.json", "application/json", as_json),
+    )
+    return items(*(download(*file) for file in files))
+
+
+SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
+    ("Results", results_table),
+    ("Trade-offs", trade_offs),
+    ("Composition", composition),
+    ("Choice on validation questions", validation),
+    ("Probes", probes),
+    ("Examples", examples),
+    ("Receipts", receipts),
+    ("Provenance", provenance),
+    ("Downloads", downloads),
+)
+"""The sections in their order, each with its title; those that give None are left out."""
+
+
+def declared(results: Results) -> Mapping[str, Any]:
+    """The experiment's file as plain values; empty if the results do not say."""
+    text = (results.get("manifest") or {}).get("spec")
+    return cast(Mapping[str, Any], parse_document(text).data) if text else {}
+
+
+def baseline_conditions(results: Results) -> frozenset[str]:
+    """The conditions in which no intervention acts."""
+    conditions = declared(results).get("conditions")
+    if not conditions:
+        return frozenset({"baseline"})
+    acting: dict[str, Any] = {}
+    for condition in conditions:
+        inherited = acting.get(condition.get("like"), "all")
+        own = condition.get("interventions", "all")
+        acting[condition["name"]] = inherited if own == "all" else own
+    return frozenset(name for name, interventions in acting.items() if not interventions)
+
+
+def receipt_cells(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What one intervention did in several runs, as cells for `RECEIPT_COLUMNS` but the first."""
+    edited = {role: sum(part["edited"].get(role, 0) for part in parts) for role in _ROLES}
+    weights = [sum(part["edited"].values()) for part in parts]
+    sites = list(dict.fromkeys(site for part in parts for site in part["sites"]))
+    where: str = ", ".join(sites)
+    if len(sites) > 3:
+        where = folded(f"{len(sites)} sites", element("p", where))
+    return [
+        " + ".join(f"{n:,} {role}" for role, n in edited.items() if n) or "none",
+        f"{sum(part['rows_edited'] for part in parts):,} of {sum(part['rows'] for part in parts):,}",
+        _weighed([part["mean_relative"] for part in parts], weights),
+        f"{max(part['max_relative'] for part in parts):.3f}",
+        _strength(parts, weights),
+        where,
+    ]
+
+
+def verdicts_differ(found: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the judge says one thing of one answer and another of another."""
+    verdicts = list(found)
+    return any(
+        len({v[aspect] for v in verdicts if v.get(aspect) is not None}) > 1 for aspect in ("true", "info")
+    )
+
+
+def verdict_mark(found: Mapping[str, Any], aspect: str, words: tuple[str, str]) -> Html:
+    """The judge's word on an answer: a mark, the word, and its probability if it gives one.
+
+    Args:
+        found: of the answer.
+        aspect: `true` or `info`.
+        words: for yes and for no.
+    """
+    verdict, p = found[aspect], found.get(f"{aspect}_p")
+    if verdict is None:
+        return element("span", f"no verdict ({words[0]}?)", class_="verdict")
+    said = ("✓ " + words[0] if verdict else "✗ " + words[1]) + ("" if p is None else f" ({p:.2f})")
+    return element("span", said, class_="verdict good" if verdict else "verdict bad")
+
+
+def _apart(results: Results, condition: str) -> str:
+    seen = any(c["questions_seen_in_fit"] for c in results["cells"] if c["condition"] == condition)
+    return (
+        ", though these are questions that it is tested on" if seen else "; it is tested on other questions"
+    )
+
+
+def _value(summary: Mapping[str, Any] | None, n: int) -> str:
+    mean, plus_minus, sd = in_words(summary).partition(" ± ")
+    parts = [mean, element("small", plus_minus + sd)] if sd else [mean]
+    if summary is not None and summary["n"] != n:
+        parts.append(element("small", f" n={summary['n']}"))
+    return join(parts)
+
+
+def _warnings(results: Results) -> list[Html]:
+    missing = missing_verdicts(cell["by_question"] for cell in results["cells"])
+    warned = [_warning(f"{missing_in_words(missing)}.")] if missing else []
+    seen = sum(cell["questions_seen_in_fit"] for cell in results["cells"])
+    if not seen:
+        return warned
+    all_of = sum(cell["questions"] for cell in results["cells"])
+    said = (
+        f"{seen} of {all_of} measurements of a question are of one that the fit saw, so these numbers "
+        "flatter the interventions. Give the experiment `folds:` for a test on other questions."
+    )
+    return [*warned, _warning(said)]
+
+
+def _warning(said: str) -> Html:
+    return element("p", element("strong", "Warning: "), said, class_="warning")
+
+
+def _notes(results: Results) -> Html:
+    used = metrics_used(results["rows"])
+    said = ["A fold's weight in the mean is its number of questions."]
+    if any(m in used for m in ("mc1", "mc2", "mc3")):
+        said.append(
+            "MC1: the best answer is likelier than every false one. MC2: probability of the true answers "
+            "among all. MC3: share of true answers likelier than every false one."
+        )
+    if "true_info" in used:
+        said.append(
+            "True×Info is the product of the two means, as published; True∧Info is the share of answers that "
+            "are both. The product can be high although few answers are both."
+        )
+    if "ce" in used or "kl" in used:
+        said.append(
+            "CE is the next-token cross-entropy on ordinary texts, KL the divergence KL(original ‖ edited) "
+            "on the same texts, both in nats per token; KL is against the untouched model always, for baked "
+            "checkpoints too."
+        )
+    for judge in results.get("judges") or []:
+        words = judge_in_words(judge)
+        said.append(f"{words[:1].upper()}{words[1:]}.")
+    for name, words in (("true_without_verdict", "truth"), ("info_without_verdict", "informativeness")):
+        without = sum(cell["metrics"].get(name) or 0 for cell in results["cells"])
+        if without:
+            said.append(
+                f"The judge gave no verdict on the {words} of {without:.0f} answers; they are left out."
+            )
+    empty = {
+        label: max(cell["metrics"].get("empty") or 0 for cell in cells)
+        for label, cells in _by_label(results["cells"]).items()
+    }
+    if any(empty.values()):
+        shares = ", ".join(f"{label} {share:.1%}" for label, share in empty.items() if share)
+        said.append(f"Empty answers, at most, in a cell: {shares}.")
+    return items(*said)
+
+
+def _by_label(cells: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault(cell["label"], []).append(cell)
+    return groups
+
+
+def _example(
+    question: Mapping[str, Any], by_label: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
+) -> Html:
+    about = [element("strong", "Best answer: "), question.get("best") or "–"]
+    if question.get("category"):
+        about.append(element("small", question["category"], class_="category"))
+    places = {label: f"seed {cell['seed']}, fold {cell['fold']}" for label, (cell, _) in by_label.items()}
+    together = len(set(places.values())) == 1
+    if together:
+        about.append(element("small", next(iter(places.values())), class_="category"))
+    cards = []
+    for label, (_, found) in by_label.items():
+        answer = found["answer"]
+        said = (
+            element("blockquote", answer)
+            if answer.strip()
+            else element("blockquote", element("em", "(empty)"))
+        )
+        verdicts = [
+            verdict_mark(found, aspect, words)
+            for aspect, words in (
+                ("true", ("true", "not true")),
+                ("info", ("informative", "not informative")),
+            )
+            if aspect in found
+        ]
+        where = () if together else (" ", element("small", places[label]))
+        cards.append(element("div", element("h4", label, *where), said, element("p", *verdicts)))
+    return element(
+        "article",
+        element("h3", question["question"]),
+        element("p", *about),
+        element("div", *cards, class_="answers"),
+    )
+
+
+def _strength(parts: Sequence[Mapping[str, Any]], weights: Sequence[int]) -> str:
+    if all(part.get("mean_strength") is not None for part in parts):
+        return _weighed([part["mean_strength"] for part in parts], weights) + " on average"
+    used = sorted({strength for part in parts for strength in part.get("strengths") or ()})
+    return ", ".join(f"{strength:g}" for strength in used) or "as declared"
+
+
+def _weighed(values: Sequence[float | None], weights: Sequence[int]) -> str:
+    pairs = [(value, weight) for value, weight in zip(values, weights, strict=True) if value is not None]
+    total = sum(weight for _, weight in pairs)
+    return f"{sum(value * weight for value, weight in pairs) / total:.3f}" if total else "–"

@@ -1,0 +1,296 @@
+"""Comparisons end to end: what is measured, what is done again, and what a kill costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from subvene.runner import IntervenedModel, run_experiment
+from subvene.runner.experiments.comparison.summary import METRICS
+from subvene.runner.files.ledger import LedgerWarning
+from subvene.runner.models.identity import AlteredWarning
+from subvene.runner.reports.card import measured
+from subvene.runner.reports.tables import markdown
+from subvene.specs import SubveneError
+
+
+def run(path: Path, output: Path, **kwargs: Any) -> dict[str, Any]:
+    return dict(run_experiment(path, output=output, **kwargs).results)
+
+
+def units(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "units.jsonl").read_text().splitlines()]
+
+
+def cell(results: dict[str, Any], condition: str, seed: int = 1, fold: int = 0) -> dict[str, Any]:
+    (found,) = (
+        c for c in results["cells"] if (c["condition"], c["seed"], c["fold"]) == (condition, seed, fold)
+    )
+    return dict(found)
+
+
+@pytest.fixture(scope="module")
+def done(request: pytest.FixtureRequest) -> Any:
+    """Filled by the first test that asks: the results and the folder of one whole run."""
+    return {}
+
+
+@pytest.fixture
+def whole(done: dict[str, Any], comparison: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    if not done:
+        output = tmp_path_factory.mktemp("whole") / "run"
+        done.update(output=output, results=run(comparison, output), path=comparison)
+    return done
+
+
+def test_every_condition_seed_and_fold_is_measured(whole: dict[str, Any]) -> None:
+    results = whole["results"]
+    assert [row["label"] for row in results["rows"]] == [
+        "baseline",
+        "off",
+        "iti",
+        "best",
+        "everywhere",
+        "baked",
+    ]
+    assert len(results["cells"]) == 6 * 2 * 2
+    for c in results["cells"]:
+        assert {"true", "mc1", "mc2", "mc3", "ce", "kl"} <= c["metrics"].keys()
+        assert c["questions_seen_in_fit"] == 0
+    folds = [cell(results, "iti", 1, fold)["by_question"].keys() for fold in (0, 1)]
+    assert not folds[0] & folds[1]
+    assert len(folds[0] | folds[1]) == 12
+
+
+def test_rows_are_means_and_deviations_of_cells(whole: dict[str, Any]) -> None:
+    results = whole["results"]
+    for row in results["rows"]:
+        cells = [c for c in results["cells"] if c["label"] == row["label"]]
+        for name in METRICS:
+            if name not in row["metrics"]:
+                continue
+            known = [c for c in cells if c["metrics"][name] is not None]
+            values = [c["metrics"][name] for c in known]
+            weights = [c["questions"] for c in known]
+            mean = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
+            assert row["metrics"][name]["mean"] == pytest.approx(mean)
+            assert row["metrics"][name]["sd"] == pytest.approx(statistics.stdev(values))
+
+
+def test_strength_zero_is_the_baseline_and_has_no_divergence(whole: dict[str, Any]) -> None:
+    results = whole["results"]
+    for seed in (1, 2):
+        for fold in (0, 1):
+            base, off = (cell(results, name, seed, fold) for name in ("baseline", "off"))
+            assert off["by_question"] == base["by_question"]
+            assert off["metrics"] == base["metrics"]
+            assert base["metrics"]["kl"] == pytest.approx(0, abs=1e-7)
+
+
+def test_the_edit_does_something_and_its_receipt_says_so(whole: dict[str, Any]) -> None:
+    found, base = (cell(whole["results"], name) for name in ("iti", "baseline"))
+    assert found["metrics"]["kl"] > 1e-4
+    assert found["by_question"] != base["by_question"]
+    for measurement in ("multiple_choice", "generation", "divergence"):
+        (receipt,) = found["receipts"][measurement]
+        assert receipt["name"] == "iti"
+        assert sum(receipt["edited"].values()) > 0
+        assert receipt["changed"] > 0
+    # The cursor and what follows: of the prompt nothing else is edited.
+    assert found["receipts"]["generation"][0]["edited"]["prompt"] == 0
+    assert base["receipts"]["generation"] == []
+
+
+def test_a_baked_checkpoint_measures_as_the_edit_at_all_positions(whole: dict[str, Any]) -> None:
+    for seed in (1, 2):
+        for fold in (0, 1):
+            everywhere, baked = (cell(whole["results"], n, seed, fold) for n in ("everywhere", "baked"))
+            for name in ("mc1", "mc2", "mc3", "true", "ce", "kl"):
+                assert baked["metrics"][name] == pytest.approx(everywhere["metrics"][name], abs=1e-5)
+            assert baked["metrics"]["kl"] > 1e-5
+
+
+def test_the_chosen_point_is_the_best_on_validation(whole: dict[str, Any]) -> None:
+    results = whole["results"]
+    assert len(results["grid"]) == 4 * 2 * 2
+    for chosen in results["chosen"]:
+        tried = [g for g in results["grid"] if (g["seed"], g["fold"]) == (chosen["seed"], chosen["fold"])]
+        best = max(g["metrics"]["mc2"] for g in tried)
+        assert next(g["point"] for g in tried if g["metrics"]["mc2"] == best) == chosen["point"]
+        assert cell(results, "best", chosen["seed"], chosen["fold"])["point"] == chosen["point"]
+
+
+def test_the_artifact_of_a_cell_loads_and_holds_that_edit(whole: dict[str, Any], model_folder: Path) -> None:
+    fitted = next(f for f in whole["results"]["fits"] if f["condition"] == "best")
+    m = IntervenedModel.from_pretrained(whole["output"] / fitted["artifact"])
+    assert m.spec.interventions[0].strength == fitted["point"]["iti.strength"]
+    heads = sum(int(t.abs().sum(1).gt(0).sum()) for n, t in m.tensors.items() if n.endswith("]"))
+    assert heads == fitted["point"]["fit.select.k"]
+
+
+def test_the_card_of_a_cell_has_its_own_numbers(whole: dict[str, Any]) -> None:
+    results = whole["results"]
+    kept = [one for one in results["cells"] if one["artifact"] is not None]
+    assert {one["artifact"] for one in results["fits"]} <= {one["artifact"] for one in kept}
+    for one in kept:
+        assert (whole["output"] / one["artifact"] / "intervention.yaml").is_file()
+    one = next(one for one in kept if one["condition"] == "best")
+    own, _, table = measured(results, one["artifact"]).partition("\n\n")
+    assert own.startswith(f"This folder is **{one['label']} (seed {one['seed']}, fold {one['fold']})**")
+    assert f"MC2 {one['metrics']['mc2']:.4g}" in own
+    assert table.strip() == markdown(results).strip()
+
+
+def test_the_files_that_are_promised_are_there(whole: dict[str, Any]) -> None:
+    output = whole["output"]
+    names = ("manifest.json", "units.jsonl", "results.json", "report.html", "experiment.yaml")
+    for name in (*names, *(f"tables/{t}" for t in ("results.md", "results.csv", "cells.csv", "answers.csv"))):
+        assert (output / name).stat().st_size > 0, name
+    assert json.loads((output / "results.json").read_text()) == whole["results"]
+    assert not list(output.glob(".baked*"))
+
+
+def test_running_again_does_nothing_and_says_the_same(whole: dict[str, Any]) -> None:
+    before, output = units(whole["output"]), whole["output"]
+    tables = {p.name: p.read_bytes() for p in (output / "tables").iterdir()}
+    steps: list[tuple[str, Any]] = []
+    again = run(whole["path"], output, on_step=lambda what, value: steps.append((what, value)))
+    assert units(output) == before
+    assert all(value["was_done"] for what, value in steps if what == "unit")
+    assert {p.name: p.read_bytes() for p in (output / "tables").iterdir()} == tables
+    assert again["rows"] == whole["results"]["rows"]
+
+
+def test_as_many_units_are_told_as_were_planned(comparison: Path, tmp_path: Path) -> None:
+    steps: list[tuple[str, Any]] = []
+    comparison.write_text(comparison.read_text().replace("seeds: [1, 2]", "seeds: [1]"))
+    run(comparison, tmp_path / "run", on_step=lambda what, value: steps.append((what, value)))
+    (planned,) = (value for what, value in steps if what == "planned")
+    assert sum(what == "unit" for what, _ in steps) == planned
+
+
+def test_only_what_changed_is_done_again(comparison: Path, tmp_path: Path) -> None:
+    text = comparison.read_text().replace("seeds: [1, 2]", "seeds: [1]").replace("folds: 2\n", "")
+    for name in ("best", "everywhere", "baked"):
+        text = "".join(line for line in text.splitlines(True) if f"name: {name}," not in line)
+    output = tmp_path / "run"
+    comparison.write_text(text)
+    run(comparison, output)
+    first = units(output)
+
+    comparison.write_text(text.replace("strength: 3", "strength: 4"))
+    run(comparison, output)
+    new = units(output)[len(first) :]
+    assert sorted(u["unit"]["unit"] for u in new) == [
+        "divergence",
+        "generation",
+        "judgement",
+        "multiple_choice",
+    ]
+
+    comparison.write_text(text.replace("kind: reference", "kind: reference, metric: bleu"))
+    run(comparison, output)
+    newer = units(output)[len(first) + len(new) :]
+    assert {u["unit"]["unit"] for u in newer} == {"judgement"}
+
+
+def test_without_folds_the_tables_say_that_the_fit_saw_the_questions(
+    comparison: Path, tmp_path: Path
+) -> None:
+    text = comparison.read_text().replace("seeds: [1, 2]", "seeds: [1]").replace("folds: 2\n", "")
+    comparison.write_text("".join(line for line in text.splitlines(True) if "best" not in line))
+    results = run(comparison, tmp_path / "run")
+    assert cell(results, "iti")["questions_seen_in_fit"] == 12
+    assert cell(results, "baseline")["questions_seen_in_fit"] == 0
+    assert "WARNING: " in (tmp_path / "run" / "tables" / "results.md").read_text()
+
+
+def test_results_and_tensors_that_were_swapped_are_made_again(comparison: Path, tmp_path: Path) -> None:
+    text = comparison.read_text().replace("seeds: [1, 2]", "seeds: [1]")
+    for name in ("best", "everywhere", "baked", "off"):
+        text = "".join(line for line in text.splitlines(True) if f"name: {name}," not in line)
+    comparison.write_text(text)
+    output = tmp_path / "run"
+    run(comparison, output)
+    tables = {p.name: p.read_bytes() for p in (output / "tables").iterdir()}
+    recorded = units(output)
+    one, two, *_ = (i for i, u in enumerate(recorded) if u["unit"]["unit"] == "multiple_choice")
+    recorded[one]["result"], recorded[two]["result"] = recorded[two]["result"], recorded[one]["result"]
+    (output / "units.jsonl").write_text("".join(json.dumps(u) + "\n" for u in recorded))
+    first, second = sorted((output / "fits").glob("*/tensors.safetensors"))
+    second.write_bytes(first.read_bytes())
+    with pytest.warns((LedgerWarning, AlteredWarning)) as warned:
+        run(comparison, output)
+    said = [str(w.message) for w in warned]
+    assert any(f"2 of {len(recorded)} records do not match their checksum" in text for text in said)
+    assert any(text.startswith(f"{second}: is not what the run recorded of it") for text in said)
+    assert {p.name: p.read_bytes() for p in (output / "tables").iterdir()} == tables
+    assert first.read_bytes() != second.read_bytes()
+
+
+@pytest.mark.parametrize("after", [2, 15])
+def test_a_kill_at_any_moment_and_a_second_run_give_the_same_tables(
+    whole: dict[str, Any], comparison: Path, tmp_path: Path, after: int
+) -> None:
+    output = tmp_path / "killed"
+    # Read where the whole run read it: paths are part of the manifest, not of any unit.
+    command = [Path(sys.executable).with_name("subvene"), "run", comparison, "-o", output]
+    # As many threads as here, since sums over another number of threads round otherwise.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=environment, **quiet)
+    path, deadline = output / "units.jsonl", time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if path.is_file() and path.read_bytes().count(b"\n") >= after:
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, "it ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = path.read_bytes().rpartition(b"\n")[0].count(b"\n") + 1
+
+    run(comparison, output)
+    assert [u["key"] for u in units(output)][:kept] == [u["key"] for u in units(output)[:kept]]
+    keys = [u["key"] for u in units(output)]
+    assert len(keys) == len(set(keys))
+    assert sorted(keys) == sorted(u["key"] for u in units(whole["output"]))
+    for name in ("results.md", "results.csv", "cells.csv", "answers.csv"):
+        assert (output / "tables" / name).read_bytes() == (whole["output"] / "tables" / name).read_bytes()
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(comparison: Path, tmp_path: Path) -> None:
+    output = tmp_path / "mine"
+    output.mkdir()
+    (output / "thesis.txt").write_text("precious")
+    with pytest.raises(SubveneError, match="choose another --output"):
+        run(comparison, output)
+    assert [p.name for p in output.iterdir()] == ["thesis.txt"]
+
+
+def test_a_head_that_the_model_lacks_is_refused_before_anything_is_written(
+    comparison: Path, tmp_path: Path
+) -> None:
+    comparison.write_text(comparison.read_text().replace("fit.select.k: [2, 4]", "fit.select.k: [2, 400]"))
+    with pytest.raises(SubveneError, match="400"):
+        run(comparison, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_judge_that_cannot_work_is_refused_before_the_model_is_loaded(
+    comparison: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    judge = "{kind: openai, truth_model: a, info_model: b}"
+    comparison.write_text(comparison.read_text().replace("{kind: reference}", judge))
+    with pytest.raises(SubveneError, match="OPENAI_API_KEY"):
+        run(comparison, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
