@@ -5,16 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from subvene.specs._flaws import Flaw, nearest, one_of
 from subvene.specs.conditions import ConditionSpec
 from subvene.specs.evaluations import CompositionSpec, ConditionEvaluation
 from subvene.specs.evaluations.composition import FEWEST, MOST
+from subvene.specs.experiment_fields import ExperimentFields
 from subvene.specs.variants import intervention_name
-
-if TYPE_CHECKING:
-    from subvene.specs.experiment import ExperimentSpec
 
 BASELINE = "baseline"
 
@@ -34,7 +31,7 @@ class Composition:
     conditions: tuple[ConditionSpec, ...]
 
 
-def composition(spec: ExperimentSpec) -> Composition | None:
+def composition(spec: ExperimentFields) -> Composition | None:
     """Returns what the `composition` entry of `evaluate` stands for; None without one."""
     for declared in spec.evaluate:
         if isinstance(declared, CompositionSpec):
@@ -49,7 +46,7 @@ def composition(spec: ExperimentSpec) -> Composition | None:
     return None
 
 
-def composition_flaws(spec: ExperimentSpec) -> Iterator[Flaw]:
+def composition_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
     """Yields what is wrong with the `composition` entry of an experiment whose other fields are valid."""
     entries = [(i, e) for i, e in enumerate(spec.evaluate) if isinstance(e, CompositionSpec)]
     if not entries:
@@ -85,7 +82,7 @@ def composition_flaws(spec: ExperimentSpec) -> Iterator[Flaw]:
             yield Flaw(("interventions", known.index(name), "name"), expected, name)
 
 
-def _names(spec: ExperimentSpec, declared: CompositionSpec) -> tuple[str, ...]:
+def _names(spec: ExperimentFields, declared: CompositionSpec) -> tuple[str, ...]:
     if declared.of is not None:
         return declared.of
     return tuple(intervention_name(spec, i) for i in range(len(spec.interventions)))

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from subvene.specs._flaws import Flaw
 from subvene.specs.evaluations.divergence import DivergenceSpec
 from subvene.specs.evaluations.localization import LocalizationSpec
 from subvene.specs.evaluations.truthfulqa import TruthfulQASpec
+from subvene.specs.experiment_fields import ExperimentFields
 from subvene.specs.interventions import LowRankEditSpec
 from subvene.specs.recipes.localized_edit import IPOSpec, LocalizedEditSpec, ProbedHeads
-
-if TYPE_CHECKING:
-    from subvene.specs.experiment import ExperimentSpec
 
 _FIT = "`{recipe: localized_edit}` on TruthfulQA (`data: {truthfulqa: {}}`) with `heads: {rule: probed}`"
 _BESIDE = "one truthfulqa entry and at most one divergence entry beside localization"
 
 
-def localization_flaws(spec: ExperimentSpec) -> Iterator[Flaw]:
+def localization_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
     """Yields what is wrong with an experiment that asks whether a localization means anything."""
     for name in ("conditions", "seeds", "folds"):
         if getattr(spec, name):
@@ -55,7 +52,7 @@ def localization_flaws(spec: ExperimentSpec) -> Iterator[Flaw]:
         yield Flaw(("interventions", 0, "layer"), "nothing, since arms edit different layers", edit.layer)
 
 
-def _flaws_of_fit(spec: ExperimentSpec) -> Iterator[Flaw]:
+def _flaws_of_fit(spec: ExperimentFields) -> Iterator[Flaw]:
     recipe = spec.fit
     if not isinstance(recipe, LocalizedEditSpec):
         found = "no `fit:`" if recipe is None else f"recipe: {recipe.recipe}"

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from subvene.specs._flaws import Flaw, Loc, nearest, one_of
 from subvene.specs.conditions import ConditionSpec
 from subvene.specs.evaluations import CompositionSpec
+from subvene.specs.experiment_fields import ExperimentFields
 
-if TYPE_CHECKING:
-    from subvene.specs.experiment import ExperimentSpec
-
+Experiment = TypeVar("Experiment", bound=ExperimentFields)
 Point = Mapping[str, Any]
 """Fields by path, such as ``iti.strength``, with their values."""
 
@@ -27,13 +26,13 @@ class UnknownPathError(ValueError):
         self.expected, self.found, self.hint = expected, found, hint
 
 
-def intervention_name(spec: ExperimentSpec, i: int) -> str:
+def intervention_name(spec: ExperimentFields, i: int) -> str:
     """Returns what the i-th intervention is called: its name, or its kind and place in the file."""
     declared = spec.interventions[i]
     return declared.name or f"{declared.kind}_{i}"
 
 
-def chain(spec: ExperimentSpec, condition: ConditionSpec) -> list[ConditionSpec]:
+def chain(spec: ExperimentFields, condition: ConditionSpec) -> list[ConditionSpec]:
     """Returns the conditions that one starts from, the first first, and itself."""
     by_name = {other.name: other for other in spec.conditions}
     links = [condition]
@@ -49,8 +48,8 @@ def points(condition: ConditionSpec) -> list[dict[str, Any]]:
 
 
 def variant(
-    spec: ExperimentSpec, condition: ConditionSpec, point: Point, inherited: Mapping[str, Point] | None = None
-) -> ExperimentSpec | None:
+    spec: Experiment, condition: ConditionSpec, point: Point, inherited: Mapping[str, Point] | None = None
+) -> Experiment | None:
     """Returns the experiment of one condition at one point, without conditions; None for the untouched model.
 
     Args:
@@ -107,7 +106,7 @@ def _put(roots: dict[str, Any], defaults: dict[str, Any], path: str, value: Any)
     place[rest[-1]] = value
 
 
-def condition_flaws(spec: ExperimentSpec) -> Iterator[Flaw]:
+def condition_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
     """Yields what is wrong with the conditions of an experiment whose other fields are valid."""
     names = [intervention_name(spec, i) for i in range(len(spec.interventions))]
     earlier: dict[str, ConditionSpec] = {}
@@ -122,7 +121,7 @@ def condition_flaws(spec: ExperimentSpec) -> Iterator[Flaw]:
 
 
 def _own_flaws(
-    spec: ExperimentSpec,
+    spec: ExperimentFields,
     condition: ConditionSpec,
     loc: Loc,
     names: list[str],
@@ -158,7 +157,7 @@ def _own_flaws(
             yield Flaw((*loc, "set", path), "nothing, since `sweep` has this field", condition.set[path])
 
 
-def _value_flaws(spec: ExperimentSpec, condition: ConditionSpec, loc: Loc) -> Iterator[Flaw]:
+def _value_flaws(spec: ExperimentFields, condition: ConditionSpec, loc: Loc) -> Iterator[Flaw]:
     candidates: list[tuple[Loc, dict[str, Any]]] = [((*loc, "set"), {})]
     for path, values in (condition.sweep or {}).items():
         candidates += [((*loc, "sweep", path, j), {path: value}) for j, value in enumerate(values)]

@@ -31,7 +31,8 @@ from subvene.runner.files.ledger import digest
 from subvene.runner.files.progress import track
 from subvene.runner.files.statistics import mean_and_sd
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.judges.traits import TraitJudge, make_trait_judge
+from subvene.runner.judges.trait_registry import make_trait_judge
+from subvene.runner.judges.traits import TraitJudge
 from subvene.runner.measures.geometry import explained_variance
 from subvene.runner.measures.missing import missing_in_words
 from subvene.runner.measures.responses import Asked, Do, Response, missing_reasons, respond

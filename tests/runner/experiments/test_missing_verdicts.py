@@ -16,7 +16,8 @@ from tiny_questions import PRIMER, QUESTIONS, write_questions
 from subvene.runner import run_experiment
 from subvene.runner.data.traits import Trait
 from subvene.runner.judges import JudgeError
-from subvene.runner.judges.traits import TRAIT_JUDGES, Exchange, Score
+from subvene.runner.judges.trait_registry import TRAIT_JUDGES
+from subvene.runner.judges.traits import Exchange, Score
 
 COMPARISON = """\
 interventions:

@@ -16,7 +16,8 @@ import pytest
 from subvene.runner.data.traits import Contrast, Trait
 from subvene.runner.judges import JudgeError
 from subvene.runner.judges.prompts import COHERENCE
-from subvene.runner.judges.traits import Exchange, Score, TraitJudge, make_trait_judge
+from subvene.runner.judges.trait_registry import make_trait_judge
+from subvene.runner.judges.traits import Exchange, Score, TraitJudge
 from subvene.runner.judges.traits_scale import as_completion
 from subvene.specs.judges import OpenAIJudgeSpec
 

@@ -29,7 +29,8 @@ from subvene.runner.judges.coherence import (
     shipped_examples,
     token_log_probs,
 )
-from subvene.runner.judges.traits import Exchange, make_trait_judge
+from subvene.runner.judges.trait_registry import make_trait_judge
+from subvene.runner.judges.traits import Exchange
 from subvene.runner.judges.traits_trained import TrainedTraitJudge
 from subvene.specs.judges import ReferenceJudgeSpec, TrainedJudgeSpec
 

@@ -14,7 +14,8 @@ import subvene.runner.judges.traits_transformers as module
 from subvene.runner.data.traits import Contrast, Trait
 from subvene.runner.judges import JudgeError
 from subvene.runner.judges.prompts import COHERENCE
-from subvene.runner.judges.traits import Exchange, TraitJudge, make_trait_judge
+from subvene.runner.judges.trait_registry import make_trait_judge
+from subvene.runner.judges.traits import Exchange, TraitJudge
 from subvene.runner.judges.traits_scale import MASS, as_completion
 from subvene.specs import ModelSpec
 from subvene.specs.judges import TransformersJudgeSpec

@@ -10,7 +10,7 @@ import pytest
 from counting_judge import Counting
 
 from subvene.runner.data.traits import Trait, read_trait
-from subvene.runner.judges.traits import TRAIT_JUDGES
+from subvene.runner.judges.trait_registry import TRAIT_JUDGES
 from subvene.specs import TraitSpec
 
 QUESTIONS = ["how are you", "tell me about rain", "hello"]

@@ -16,7 +16,7 @@ from subvene.runner.data.text import prompt_ids
 from subvene.runner.data.traits import Trait, read_trait
 from subvene.runner.experiments.persona.sweep import panel, strengths_at
 from subvene.runner.intervened.rollouts import Rollout, Row, rollouts
-from subvene.runner.judges.traits import make_trait_judge
+from subvene.runner.judges.trait_registry import make_trait_judge
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.monitor.projection import project
 from subvene.runner.recipes.persona import extract, named_tensors, vectors_of

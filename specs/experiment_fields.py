@@ -1,0 +1,120 @@
+"""What the two kinds of file hold: interventions on a model, and an experiment with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal, Self
+
+from annotated_types import Ge, Le, MinLen
+from pydantic import BeforeValidator, Field, Strict, model_validator
+from pydantic_core import PydanticCustomError
+
+from subvene.specs._base import SpecModel
+from subvene.specs._fields import Seed, Seeds, Text
+from subvene.specs._flaws import Expect, Flaw, Loc, refuse
+from subvene.specs.conditions import ConditionSpec
+from subvene.specs.evaluations import AnyEvaluation, ConditionEvaluation, LocalizationSpec, TraitEvaluation
+from subvene.specs.interventions import AnyIntervention, SteeringSpec
+from subvene.specs.model import ModelSpec
+from subvene.specs.recipes import AnyRecipe, PersonaSpec
+from subvene.specs.tensors import TensorRef
+
+Folds = Annotated[int, Strict(), Ge(2), Le(100), Expect("an integer from 2 to 100")]
+
+
+def _integer(value: object) -> object:
+    if type(value) is not int:  # True and 1.0 equal 1, and a Literal asks no more than that
+        raise PydanticCustomError("integer", "integer")
+    return value
+
+
+class InterventionSpec(SpecModel):
+    """Which interventions act on which model."""
+
+    expects: ClassVar[str] = "a mapping with `subvene`, `model` and `interventions`"
+
+    subvene: Annotated[Literal[1], BeforeValidator(_integer), Expect("the format version 1")] = Field(
+        description="Version of the file format."
+    )
+    model: ModelSpec = Field(description="The model whose activations are edited.")
+    interventions: Annotated[
+        tuple[AnyIntervention, ...], MinLen(1), Expect("a non-empty list of interventions")
+    ] = Field(description="What is done, in this order; later interventions see what earlier ones did.")
+
+    @model_validator(mode="after")
+    def _different_names(self) -> Self:
+        first: dict[str, int] = {}
+        flaws = []
+        for i, intervention in enumerate(self.interventions):
+            name = intervention.name
+            if name is not None and first.setdefault(name, i) != i:
+                expected = f"a name of its own (interventions[{first[name]}] has this one)"
+                flaws.append(Flaw(("interventions", i, "name"), expected, name))
+        if flaws:
+            refuse("InterventionSpec", flaws)
+        return self
+
+    def tensor_refs(self) -> Iterator[tuple[Loc, TensorRef]]:
+        """Yields every reference to stored tensors with its place, ``("interventions", 0, "vector")``."""
+        for i, intervention in enumerate(self.interventions):
+            for field, ref in intervention.tensor_refs():
+                yield ("interventions", i, field), ref
+
+
+class ExperimentFields(InterventionSpec):
+    """The fields of an experiment, each valid by itself, and what follows from them."""
+
+    fit: AnyRecipe | None = Field(
+        default=None, description="How tensors without a `file` come about; left out: all of them are stored."
+    )
+    evaluate: tuple[AnyEvaluation, ...] = Field(default=(), description="What is measured, in this order.")
+    conditions: tuple[ConditionSpec, ...] = Field(
+        default=(),
+        description="The arms that are compared; left out: the untouched model and the interventions as they "
+        "stand.",
+    )
+    seed: Seed = Field(default=0, description="Seed of everything that is drawn at random.")
+    seeds: Seeds | None = Field(
+        default=None,
+        description="Several seeds in place of `seed`, each a fit and a measurement.",
+    )
+    folds: Folds | None = Field(
+        default=None,
+        description="Number of folds of the questions: each fold is tested with a fit that saw only the "
+        "others. A question's fold depends on its own text alone.",
+    )
+    output: Text | None = Field(
+        default=None, description="Folder for the results, relative to the working directory."
+    )
+
+    @property
+    def compares_conditions(self) -> bool:
+        """Whether this is a comparison of conditions, rather than a look at some coefficients of one fit."""
+        return not self.asks_localization and any(
+            isinstance(evaluation, ConditionEvaluation) for evaluation in self.evaluate
+        )
+
+    @property
+    def asks_localization(self) -> bool:
+        """Whether this asks if the heads that a heuristic finds are better places for edits than others."""
+        return any(isinstance(evaluation, LocalizationSpec) for evaluation in self.evaluate)
+
+    @property
+    def measures_traits(self) -> bool:
+        """Whether this is a persona experiment: traits are swept, or conditions compared for each of them."""
+        return any(isinstance(evaluation, TraitEvaluation) for evaluation in self.evaluate)
+
+    @property
+    def steered_traits(self) -> dict[str, int]:
+        """Trait of `fit: {recipe: persona}` → the place in `interventions` of what steers along it."""
+        keys = self.fit.keys if isinstance(self.fit, PersonaSpec) else ()
+        found: dict[str, int] = {}
+        for i, declared in enumerate(self.interventions):
+            if isinstance(declared, SteeringSpec) and declared.vector.file is None:
+                found.setdefault(declared.vector.key, i)
+        return {key: i for key, i in found.items() if key in keys}
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds: `seeds`, or the one `seed`."""
+        return self.seeds if self.seeds is not None else (self.seed,)
