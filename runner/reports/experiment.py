@@ -89,8 +89,8 @@ def run_experiment(
     for declared in spec.evaluate:
         if isinstance(declared, ContrastSpec):
             contrast_texts(declared, folder)  # what is wrong with them is said before the work, not after it
-    if (declared := _study(spec)) is not None:
-        study, publish = declared
+    if (asked := _study(spec)) is not None:
+        study, publish = asked
         return run_study(
             study, spec, output=target, folder=folder, publish=publish, on_step=on_step, **overrides
         )
