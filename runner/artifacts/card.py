@@ -131,6 +131,11 @@ def finished(
     return with_front_matter(data, body)
 
 
+def with_measured(text: str, table: str) -> str:
+    """A card with tables of what was measured; all else stays as it stands."""
+    return _with_section(text, MEASURED, table)
+
+
 def _check_front_matter(text: str) -> None:
     """Read the front matter within bounds: the Hub's library expands whatever aliases stand for.
 

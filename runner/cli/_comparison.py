@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from subvene.runner.cli._units import UnitStory
+
+if TYPE_CHECKING:
+    from subvene.runner.experiments.comparison.composition import CompositionSection
+    from subvene.runner.experiments.results import Results
 
 
 class ComparisonStory(UnitStory):
@@ -14,41 +18,44 @@ class ComparisonStory(UnitStory):
     def _place(self, unit: Mapping[str, Any]) -> str:
         return f"{unit['condition']} seed {unit['seed']} fold {unit['fold']}: {unit['what']}"
 
-    def _finished(self, results: Mapping[str, Any]) -> None:
+    def _finished(self, results: Results) -> None:
         from rich.table import Table
 
-        from subvene.runner.experiments.comparison.summary import METRICS, in_words
-        from subvene.runner.reports.tables import metrics_used, notes
+        from subvene.runner.experiments.comparison.composition import SECTION, CompositionSection
+        from subvene.runner.experiments.rows import METRICS, in_words, metrics_used, rows
+        from subvene.runner.reports.tables import notes
 
         table = Table("condition", show_edge=False, pad_edge=False)
-        used = metrics_used(results["rows"])
+        found = rows(results.conditions)
+        used = metrics_used(found)
         for metric in used:
             table.add_column(METRICS[metric], justify="right")
-        for row in results["rows"]:
-            values = [in_words(row["metrics"].get(m)).replace(" ± ", "\n± ") for m in used]
-            table.add_row(row["label"], *(["not finite"] * len(used) if "not_finite" in row else values))
+        for row in found:
+            values = [in_words(row.metrics.get(m)).replace(" ± ", "\n± ") for m in used]
+            table.add_row(row.label, *(values if row.not_finite is None else ["not finite"] * len(used)))
         self.console.print()
         self.console.print(table)
         for note in notes(results):
             self.console.print(f"- {note}", soft_wrap=True)
-        if results.get("composition"):
-            self._composition(results["composition"])
+        if composed := results.section(SECTION, CompositionSection):
+            self._composition(composed)
 
-    def _composition(self, found: Mapping[str, Any]) -> None:
+    def _composition(self, composed: CompositionSection) -> None:
         from rich.table import Table
 
         from subvene.runner.experiments.comparison.composition import expectation, pair_in_words
-        from subvene.runner.experiments.comparison.summary import METRICS
+        from subvene.runner.experiments.rows import METRICS
         from subvene.runner.reports.composition import ABOUT, error, sensitivity
 
         table = Table("composition", show_edge=False, pad_edge=False)
         for heading in ("order-free error", "order sensitivity"):
             table.add_column(heading, justify="right")
         table.add_column("best order")
-        for metric, scores in found["metrics"].items():
-            best = scores["best_order"] if scores["order_sensitivity"] else "all alike"
+        for metric, measured in composed.metrics.items():
+            scores = measured.together
+            best = scores.best_order if scores.order_sensitivity else "all alike"
             table.add_row(METRICS[metric], error(metric, scores), sensitivity(scores), best)
         self.console.print()
         self.console.print(table)
-        for note in (ABOUT, *map(pair_in_words, found["pairs"]), expectation(found)):
+        for note in (ABOUT, *map(pair_in_words, composed.pairs), expectation(composed)):
             self.console.print(f"- {note}", soft_wrap=True)

@@ -41,7 +41,7 @@ class LocalizationStory(UnitStory):
 
     def _in_tables(self, metrics: Sequence[str], taken: int) -> list[list[str]]:
         """The metrics in as many tables as they need not to be cut, at the console's width."""
-        from subvene.runner.experiments.comparison.summary import METRICS
+        from subvene.runner.experiments.rows import METRICS
 
         tables: list[list[str]] = []
         left = 0
@@ -64,7 +64,7 @@ class LocalizationStory(UnitStory):
         from rich.table import Table
         from rich.text import Text
 
-        from subvene.runner.experiments.comparison.summary import METRICS
+        from subvene.runner.experiments.rows import METRICS
         from subvene.runner.reports.localization_tables import known, value_of
 
         table = Table(show_edge=False, pad_edge=False)

@@ -55,7 +55,7 @@ def push(
     """
     with results(as_json) as emit:
         from subvene.runner.artifacts import hub
-        from subvene.runner.reports.card import measured_of
+        from subvene.runner.reports.pushed import measured_of
 
         quiet_libraries()
         commit = hub.push(

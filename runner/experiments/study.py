@@ -10,19 +10,17 @@ from typing import Any, ClassVar, Protocol
 import transformers
 
 from subvene.interventions import Sizes
+from subvene.runner.experiments.results import Results
 from subvene.runner.experiments.run_folder import check_run_folder, run_folder
 from subvene.runner.files.ledger import Ledger
-from subvene.runner.files.storage import write_json
 from subvene.runner.models.anatomy import sizes_from_config
 from subvene.runner.models.loading import load_config, load_model, with_overrides
 from subvene.specs import ExperimentSpec, dump_spec
 
-RESULTS = "results.json"
-
 Step = Callable[[str, Any], None]
 """Called as things are done: ("planned", number of units), ("unit", what, and whether it was done before),
 ("finished", results)."""
-Publish = Callable[[Path, dict[str, Any]], None]
+Publish = Callable[[Path, Results], None]
 """Writes a run's tables and its report, from its folder and its results."""
 
 
@@ -50,7 +48,7 @@ class Study(Protocol):
 
     def run(
         self, model: transformers.PreTrainedModel, tokenizer: Any, ledger: Ledger, output: Path
-    ) -> dict[str, Any]:
+    ) -> Results:
         """Do every unit that is not done, and put the results together."""
 
 
@@ -65,7 +63,7 @@ class StudyResult:
     """
 
     output: Path
-    results: dict[str, Any]
+    results: Results
 
 
 def run_study(
@@ -104,8 +102,9 @@ def run_study(
     with run_folder(output, manifest, dump_spec(spec)) as ledger:
         step("planned", study.units())
         model, tokenizer = load_model(spec.model, **overrides)
-        results = study.run(model, tokenizer, ledger, output) | {"manifest": manifest}
-        write_json(output / RESULTS, results)
+        found = study.run(model, tokenizer, ledger, output)
+        results = found.model_copy(update={"manifest": manifest})
+        results.save(output)
         publish(output, results)
     step("finished", results)
     return StudyResult(output, results)

@@ -3,26 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any
 
 ASPECTS = ("true", "info")
 _REASONS = 3
-
-
-def missing_verdicts(by_question: Iterable[Mapping[str, Mapping[str, Any]]]) -> Counter[str]:
-    """Why verdicts are missing, with how many are for each reason.
-
-    Args:
-        by_question: of each cell or arm, by question, what was measured of it.
-    """
-    return Counter(
-        str(values[f"{aspect}_missing"])
-        for questions in by_question
-        for values in questions.values()
-        for aspect in ASPECTS
-        if f"{aspect}_missing" in values
-    )
 
 
 def missing_in_words(reasons: Counter[str]) -> str:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from subvene.runner.experiments.comparison.composition import BOUNDED, expectation, pair_in_words
-from subvene.runner.experiments.comparison.summary import METRICS
+from subvene.runner.experiments.comparison.composition import (
+    BOUNDED,
+    SECTION,
+    CompositionSection,
+    OrderScores,
+    expectation,
+    pair_in_words,
+)
+from subvene.runner.experiments.results import Results
+from subvene.runner.experiments.rows import METRICS
 from subvene.runner.reports.markup import Html, element, items, join, table
 
 ABOUT = (
@@ -18,43 +25,43 @@ ABOUT = (
 """What the two numbers are."""
 
 
-def composition(results: Mapping[str, Any]) -> Html | None:
+def composition(results: Results) -> Html | None:
     """Each metric in every order, with order-free error and order sensitivity, beside what commutes."""
-    found = results.get("composition")
-    if not found or not found["metrics"]:
+    composed = results.section(SECTION, CompositionSection)
+    if composed is None or not composed.metrics:
         return None
-    orders, alone = list(found["orders"]), found["interventions"]
+    orders, alone = list(composed.orders), composed.interventions
     heads = ["baseline", *alone, *(name.replace("_then_", " → ") for name in orders)]
     lines = [
         [
             METRICS[metric],
-            *(number(value) for value in (scores["baseline"], *(scores["alone"][name] for name in alone))),
-            *(number(scores["orders"][order]) for order in orders),
-            error(metric, scores),
-            sensitivity(scores),
+            *(number(value) for value in (measured.baseline, *(measured.alone[name] for name in alone))),
+            *(number(measured.together.orders[order]) for order in orders),
+            error(metric, measured.together),
+            sensitivity(measured.together),
         ]
-        for metric, scores in found["metrics"].items()
+        for metric, measured in composed.metrics.items()
     ]
     columns = ["Metric", *heads, "Order-free error ↓", "Order sensitivity ↓"]
     caption = "The untouched model, each intervention alone, and all of them in every order"
-    cells = max(len(scores["cells"]) for scores in found["metrics"].values())
+    cells = max(len(measured.cells) for measured in composed.metrics.values())
     parts = [element("p", ABOUT), table(caption, columns, lines, class_="numbers")]
     if cells > 1:
         lines = [
             [
                 METRICS[metric],
-                span([cell["order_sensitivity"] for cell in scores["cells"]]),
-                str(len({cell["best_order"] for cell in scores["cells"]})),
+                span([cell.order_sensitivity for cell in measured.cells]),
+                str(len({cell.best_order for cell in measured.cells})),
             ]
-            for metric, scores in found["metrics"].items()
-            if scores["cells"]
+            for metric, measured in composed.metrics.items()
+            if measured.cells
         ]
         caption = f"The same for each of {cells} cells (seed and fold) alone"
         parts.append(table(caption, ["Metric", "Order sensitivity", "Different best orders"], lines))
-    known = items(*(pair_in_words(pair) for pair in found["pairs"]))
+    known = items(*(pair_in_words(pair) for pair in composed.pairs))
     parts += [
         element(
-            "p", "What the edits themselves tell, before anything is measured: ", expectation(found), "."
+            "p", "What the edits themselves tell, before anything is measured: ", expectation(composed), "."
         ),
         known,
     ]
@@ -66,11 +73,11 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def error(metric: str, scores: Mapping[str, Any]) -> str:
+def error(metric: str, scores: OrderScores) -> str:
     """The order-free error, or the best value of a metric that has none."""
     if metric in BOUNDED:
-        return f"{scores['order_free_error']:.3f}"
-    return f"best {scores['best']:.3f}"
+        return number(scores.order_free_error)
+    return f"best {number(scores.best)}"
 
 
 def span(values: Sequence[float]) -> str:
@@ -78,6 +85,6 @@ def span(values: Sequence[float]) -> str:
     return f"{min(values):.3g} – {max(values):.3g}"
 
 
-def sensitivity(scores: Mapping[str, Any]) -> str:
+def sensitivity(scores: OrderScores) -> str:
     """The order sensitivity; 0 only where it is exactly that."""
-    return f"{scores['order_sensitivity']:.3g}"
+    return f"{scores.order_sensitivity:.3g}"

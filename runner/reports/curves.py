@@ -13,15 +13,14 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from subvene.runner.experiments.comparison.summary import METRICS
+from subvene.runner.experiments.results import Choice, Point
+from subvene.runner.experiments.rows import METRICS, Row
 
 # Okabe and Ito's colours without black and yellow: told apart by everyone, on white and on black.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 REFERENCE = "#888888"
 _GRID = "rgba(128, 128, 128, 0.25)"
 _STRENGTHS = ("strength", "coefficient")
-
-Row = Mapping[str, Any]
 
 LEGEND_WIDTH = 430
 """In pixels, where two figures stand side by side."""
@@ -71,14 +70,14 @@ def trade_off(rows: Sequence[Row], metric: str, baselines: Collection[str]) -> g
     Returns:
         None unless something beside the baseline has both.
     """
-    drawn = [row for row in rows if metric in row["metrics"] and "kl" in row["metrics"]]
-    if all(row["condition"] in baselines for row in drawn):
+    drawn = [row for row in rows if metric in row.metrics and "kl" in row.metrics]
+    if all(row.condition in baselines for row in drawn):
         return None
     made = figure(x="KL(original ‖ edited), nats per token", y=METRICS[metric])
     colors = _colors(rows, baselines)
     for condition, group in _by_condition(drawn).items():
         # A line through a sweep says where the next point would be; it does in the order of the KL only.
-        group = sorted(group, key=lambda row: row["metrics"]["kl"]["mean"])
+        group = sorted(group, key=lambda row: row.metrics["kl"].mean)
         made.add_trace(
             go.Scatter(
                 **_values(group, "kl", "x"),
@@ -91,7 +90,7 @@ def trade_off(rows: Sequence[Row], metric: str, baselines: Collection[str]) -> g
                     "size": 10,
                     "symbol": "diamond" if condition in baselines else "circle",
                 },
-                text=[as_it_stands(row["label"]) for row in group],
+                text=[as_it_stands(row.label) for row in group],
                 hovertemplate="%{text}<br>KL %{x:.3f}<br>" + METRICS[metric] + " %{y:.3f}<extra></extra>",
             )
         )
@@ -109,14 +108,14 @@ def swept(rows: Sequence[Row], metric: str, baselines: Collection[str]) -> tuple
     colors = _colors(rows, baselines)
     field = None
     for condition, group in _by_condition(rows).items():
-        path = _axis([row["point"] for row in group])
+        path = _axis([row.point for row in group])
         if path is None or field not in (None, _last(path)):
             continue
         for row in group:
-            if metric in row["metrics"]:
+            if metric in row.metrics:
                 field = _last(path)
-                others = {p: v for p, v in row["point"].items() if p != path}
-                lines.setdefault((condition, point_in_words(others)), []).append((row["point"][path], row))
+                others = {p: v for p, v in row.point.items() if p != path}
+                lines.setdefault((condition, point_in_words(others)), []).append((row.point[path], row))
     if field is None:
         return None
     made = figure(x=as_it_stands(field), y=METRICS[metric], height=360)
@@ -133,7 +132,7 @@ def swept(rows: Sequence[Row], metric: str, baselines: Collection[str]) -> tuple
                 mode="lines+markers",
                 line={"color": colors[condition]},
                 marker={"size": 9, "symbol": symbols[nth % len(symbols)]},
-                text=[as_it_stands(row["label"]) for row in group],
+                text=[as_it_stands(row.label) for row in group],
                 hovertemplate="%{text}<br>" + METRICS[metric] + " %{y:.3f}<extra></extra>",
             )
         )
@@ -141,55 +140,48 @@ def swept(rows: Sequence[Row], metric: str, baselines: Collection[str]) -> tuple
     return field, made
 
 
-def validation_grid(
-    grid: Sequence[Mapping[str, Any]], chosen: Sequence[Mapping[str, Any]]
-) -> go.Figure | None:
+def validation_grid(choices: Sequence[Choice]) -> go.Figure | None:
     """What the validation questions said of every point of one condition's sweep, the chosen points marked.
 
     Args:
-        grid: one entry a point, seed and fold, all with the same metric.
-        chosen: one entry a seed and fold.
+        choices: one a seed and fold, all by the same metric.
 
     Returns:
         A line for one field with several values, a heat map for two; None for another number of them.
     """
-    fields = grid_fields(grid)
-    metric = METRICS.get(grid_metric(grid), grid_metric(grid))
+    fields = grid_fields(choices)
+    metric = METRICS.get(choices[0].metric, choices[0].metric)
     if len(fields) == 1:
-        return _grid_line(fields[0], metric, grid, chosen)
+        return _grid_line(fields[0], metric, choices)
     if len(fields) == 2:
-        return _grid_map(fields[0], fields[1], metric, grid, chosen)
+        return _grid_map(fields[0], fields[1], metric, choices)
     return None
 
 
-def grid_metric(grid: Sequence[Mapping[str, Any]]) -> str:
-    """The metric that a sweep was chosen by."""
-    return str(next(iter(grid[0]["metrics"])))
-
-
-def grid_fields(grid: Sequence[Mapping[str, Any]]) -> list[str]:
+def grid_fields(choices: Sequence[Choice]) -> list[str]:
     """The fields of a sweep that take several values, the strength first."""
-    paths = list(dict.fromkeys(path for entry in grid for path in entry["point"]))
-    several = [p for p in paths if len({_key(entry["point"].get(p)) for entry in grid}) > 1]
+    points = _points(choices)
+    paths = list(dict.fromkeys(path for point in points for path in point))
+    several = [p for p in paths if len({_key(point.get(p)) for point in points}) > 1]
     return sorted(several, key=lambda path: _last(path) not in _STRENGTHS)
 
 
-def grid_means(
-    grid: Sequence[Mapping[str, Any]], chosen: Sequence[Mapping[str, Any]]
-) -> list[tuple[dict[str, Any], list[float], int]]:
+def grid_means(choices: Sequence[Choice]) -> list[tuple[Point, list[float], int]]:
     """Each point with its values over seeds and folds, and how many of these chose it."""
-    values: dict[str, tuple[dict[str, Any], list[float]]] = {}
-    metric = grid_metric(grid)
+    values: dict[str, tuple[Point, list[float]]] = {}
+    grid = [tried for choice in choices for tried in choice.tried]
     # A mean over the seeds and folds that stayed finite would be a mean over other questions.
-    broken = {_key(entry["point"]) for entry in grid if "not_finite" in entry}
-    for entry in grid:
-        _, found = values.setdefault(_key(entry["point"]), (entry["point"], []))
-        if _key(entry["point"]) in broken:
-            continue
-        if entry["metrics"].get(metric) is not None:
-            found.append(entry["metrics"][metric])
-    times = [_key(entry["point"]) for entry in chosen]
-    return [(point, found, times.count(key)) for key, (point, found) in values.items()]
+    broken = {_key(tried.point) for tried in grid if tried.not_finite is not None}
+    for tried in grid:
+        _, of_point = values.setdefault(_key(tried.point), (tried.point, []))
+        if tried.value is not None and _key(tried.point) not in broken:
+            of_point.append(tried.value)
+    times = [_key(choice.chosen) for choice in choices]
+    return [(point, of_point, times.count(key)) for key, (point, of_point) in values.items()]
+
+
+def _points(choices: Sequence[Choice]) -> list[Point]:
+    return [tried.point for choice in choices for tried in choice.tried]
 
 
 def point_in_words(point: Mapping[str, Any]) -> str:
@@ -202,10 +194,8 @@ def as_it_stands(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def _grid_line(
-    path: str, metric: str, grid: Sequence[Mapping[str, Any]], chosen: Sequence[Mapping[str, Any]]
-) -> go.Figure:
-    found = [entry for entry in grid_means(grid, chosen) if entry[1]]
+def _grid_line(path: str, metric: str, choices: Sequence[Choice]) -> go.Figure:
+    found = [entry for entry in grid_means(choices) if entry[1]]
     if all(_is_number(point[path]) for point, _, _ in found):
         found.sort(key=lambda entry: entry[0][path])
         xs: list[Any] = [point[path] for point, _, _ in found]
@@ -229,7 +219,7 @@ def _grid_line(
         go.Scatter(
             x=[x for x, _, _ in marked],
             y=[y for _, y, _ in marked],
-            text=[f"{n} of {len(chosen)}" for _, _, n in marked],
+            text=[f"{n} of {len(choices)}" for _, _, n in marked],
             textposition="top center",
             mode="markers+text",
             marker={"size": 16, "symbol": "circle-open", "color": COLORS[1], "line": {"width": 3}},
@@ -243,14 +233,13 @@ def _grid_map(
     across: str,
     upwards: str,
     metric: str,
-    grid: Sequence[Mapping[str, Any]],
-    chosen: Sequence[Mapping[str, Any]],
+    choices: Sequence[Choice],
 ) -> go.Figure:
     found = {
         (_key(point.get(across)), _key(point.get(upwards))): (values, times)
-        for point, values, times in grid_means(grid, chosen)
+        for point, values, times in grid_means(choices)
     }
-    xs, ys = _levels(grid, across), _levels(grid, upwards)
+    xs, ys = _levels(choices, across), _levels(choices, upwards)
     z: list[list[float | None]] = []
     text: list[list[str]] = []
     made = figure(x=as_it_stands(_last(across)), y=as_it_stands(_last(upwards)), height=140 + 64 * len(ys))
@@ -262,7 +251,7 @@ def _grid_map(
             mean = statistics.fmean(values) if values else None
             said = "" if mean is None else f"{mean:.3f}"
             z[-1].append(mean)
-            text[-1].append(f"{said}<br>chosen {times} of {len(chosen)}" if times else said)
+            text[-1].append(f"{said}<br>chosen {times} of {len(choices)}" if times else said)
             if times:
                 box = {"x0": j - 0.48, "x1": j + 0.48, "y0": i - 0.46, "y1": i + 0.46}
                 made.add_shape(type="rect", line={"color": COLORS[1], "width": 3}, **box)
@@ -285,18 +274,18 @@ def _grid_map(
 
 def _reference(made: go.Figure, rows: Sequence[Row], metric: str, baselines: Collection[str]) -> None:
     for row in rows:
-        if row["condition"] in baselines and metric in row["metrics"]:
+        if row.condition in baselines and metric in row.metrics:
             made.add_hline(
-                y=row["metrics"][metric]["mean"],
+                y=row.metrics[metric].mean,
                 line={"color": REFERENCE, "dash": "dash", "width": 1.5},
-                annotation={"text": as_it_stands(row["label"]), "font": {"color": REFERENCE}},
+                annotation={"text": as_it_stands(row.label), "font": {"color": REFERENCE}},
                 annotation_position="bottom right",
             )
 
 
 def _values(rows: Sequence[Row], metric: str, axis: str) -> dict[str, Any]:
-    summaries = [row["metrics"][metric] for row in rows]
-    return {axis: [s["mean"] for s in summaries], f"error_{axis}": _bars([s["sd"] for s in summaries])}
+    summaries = [row.metrics[metric] for row in rows]
+    return {axis: [s.mean for s in summaries], f"error_{axis}": _bars([s.sd for s in summaries])}
 
 
 def _bars(deviations: Sequence[float | None]) -> dict[str, Any] | None:
@@ -308,13 +297,13 @@ def _bars(deviations: Sequence[float | None]) -> dict[str, Any] | None:
 def _by_condition(rows: Iterable[Row]) -> dict[str, list[Row]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(row["condition"], []).append(row)
+        groups.setdefault(row.condition, []).append(row)
     return groups
 
 
 def _colors(rows: Iterable[Row], baselines: Collection[str]) -> dict[str, str]:
     """A condition has one colour in all figures."""
-    known = list(dict.fromkeys(row["condition"] for row in rows if row["condition"] not in baselines))
+    known = list(dict.fromkeys(row.condition for row in rows if row.condition not in baselines))
     colors = {condition: COLORS[i % len(COLORS)] for i, condition in enumerate(known)}
     return colors | dict.fromkeys(baselines, REFERENCE)
 
@@ -329,8 +318,8 @@ def _axis(points: Sequence[Mapping[str, Any]]) -> str | None:
     return next((p for p in candidates if _last(p) in _STRENGTHS), candidates[0] if candidates else None)
 
 
-def _levels(grid: Sequence[Mapping[str, Any]], path: str) -> list[Any]:
-    levels = list({_key(entry["point"].get(path)): entry["point"].get(path) for entry in grid}.values())
+def _levels(choices: Sequence[Choice], path: str) -> list[Any]:
+    levels: list[Any] = list({_key(p.get(path)): p.get(path) for p in _points(choices)}.values())
     return sorted(levels) if all(_is_number(level) for level in levels) else levels
 
 

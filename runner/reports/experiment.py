@@ -14,7 +14,7 @@ import transformers
 from subvene.runner.experiments.comparison.run import Comparison
 from subvene.runner.experiments.localization.run import Localization
 from subvene.runner.experiments.persona.run import Persona
-from subvene.runner.experiments.study import Publish, Study, StudyResult, run_study
+from subvene.runner.experiments.study import Study, StudyResult, run_study
 from subvene.runner.files.cache import atomic_folder
 from subvene.runner.files.leftovers import restore
 from subvene.runner.files.storage import write_json
@@ -24,9 +24,7 @@ from subvene.runner.measures.contrast import contrast_texts
 from subvene.runner.models.identity import environment
 from subvene.runner.monitor.reload import reload_difference
 from subvene.runner.recipes.fitting import fit
-from subvene.runner.reports.localization import publish_localization
-from subvene.runner.reports.page import publish_comparison
-from subvene.runner.reports.persona import publish_persona
+from subvene.runner.reports.publish import publish
 from subvene.specs import ContrastSpec, ExperimentSpec, SamplesSpec, SubveneError, dump_spec, load_spec
 
 
@@ -90,9 +88,8 @@ def run_experiment(
         if isinstance(declared, ContrastSpec):
             contrast_texts(declared, folder)  # what is wrong with them is said before the work, not after it
     if (asked := _study(spec)) is not None:
-        study, publish = asked
         return run_study(
-            study, spec, output=target, folder=folder, publish=publish, on_step=on_step, **overrides
+            asked, spec, output=target, folder=folder, publish=publish, on_step=on_step, **overrides
         )
     restore(target)
     if target.exists() and not (target / "results.json").is_file() and not _is_empty_folder(target):
@@ -131,14 +128,14 @@ def run_experiment(
     return ExperimentResult(target, target / "artifact", tuple(evaluations), difference, m)
 
 
-def _study(spec: ExperimentSpec) -> tuple[type[Study], Publish] | None:
-    """The study that an experiment file asks for, and who writes its tables and its report."""
+def _study(spec: ExperimentSpec) -> type[Study] | None:
+    """The study that an experiment file asks for."""
     if spec.asks_localization:
-        return Localization, publish_localization
+        return Localization
     if spec.compares_conditions:
-        return Comparison, publish_comparison
+        return Comparison
     if spec.measures_traits:
-        return Persona, publish_persona
+        return Persona
     return None
 
 

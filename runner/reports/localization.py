@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subvene.runner.experiments.comparison.summary import METRICS
+from subvene.runner.experiments.rows import METRICS
 from subvene.runner.files.storage import write_text
 from subvene.runner.reports import localization_figures as figures
 from subvene.runner.reports import markup

@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from subvene.runner.experiments.comparison.summary import METRICS
+from subvene.runner.experiments.rows import METRICS
 from subvene.runner.files.statistics import correlation
 from subvene.runner.reports import localization_figures as figures
 from subvene.runner.reports.figures import probe_heat_map

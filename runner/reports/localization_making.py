@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from subvene.runner.experiments.comparison.summary import METRICS
+from subvene.runner.experiments.rows import METRICS
 from subvene.runner.reports import localization_figures as figures
 from subvene.runner.reports.curves import point_in_words, validation_grid
 from subvene.runner.reports.localization_tables import Results, by_group, group_label, points_in_words

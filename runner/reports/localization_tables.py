@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subvene.runner.experiments.comparison.summary import LOWER_IS_BETTER, METRICS
+from subvene.runner.experiments.rows import LOWER_IS_BETTER, METRICS
 from subvene.runner.files.csv_file import csv_text
 from subvene.runner.files.markdown import in_cell
 from subvene.runner.files.storage import write_text

@@ -8,37 +8,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
 from string import Template
-from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from subvene.runner.files.storage import write_text
+from subvene.runner.experiments.results import Results
 from subvene.runner.reports.markup import Html, element, join
 from subvene.runner.reports.sections import SECTIONS, declared
-from subvene.runner.reports.tables import write_tables
 
 
-def write_report(results: Mapping[str, Any], path: Path) -> None:
-    """Write the page; a reader finds the old one or the new one, never half of it.
-
-    Args:
-        results: of a comparison, as in its `results.json`.
-        path: of the HTML file.
-    """
-    write_text(path, render(results))
-
-
-def publish_comparison(output: Path, results: dict[str, Any]) -> None:
-    """Write a run's tables and its report."""
-    write_tables(results, output / "tables")
-    write_report(results, output / "report.html")
-
-
-def render(results: Mapping[str, Any]) -> str:
+def render(results: Results) -> str:
     """The page as text, the same for the same results."""
     sections = [(title, content) for title, make in SECTIONS if (content := make(results)) is not None]
     model = (declared(results).get("model") or {}).get("name")
@@ -87,12 +68,12 @@ def page(
     )
 
 
-def _summary(results: Mapping[str, Any]) -> Html:
-    cells = results["cells"]
-    questions = len({key for cell in cells for key in cell["by_question"]})
-    seeds = sorted({cell["seed"] for cell in cells})
-    folds = len({cell["fold"] for cell in cells})
-    parts = [count(len({cell["condition"] for cell in cells}), "condition")]
+def _summary(results: Results) -> Html:
+    cells = results.conditions
+    questions = len({item.key for cell in cells for item in cell.items})
+    seeds = sorted({cell.seed for cell in cells if cell.seed is not None})
+    folds = len({cell.fold for cell in cells})
+    parts = [count(len({cell.name for cell in cells}), "condition")]
     if questions:
         parts.append(count(questions, "question"))
     parts.append(f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}")

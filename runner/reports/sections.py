@@ -7,8 +7,17 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from subvene.runner.experiments.comparison.summary import LOWER_IS_BETTER, METRICS, in_words
-from subvene.runner.measures.missing import missing_in_words, missing_verdicts
+from subvene.runner.experiments.results import (
+    Condition,
+    Item,
+    Metric,
+    QuestionText,
+    Results,
+    missing_verdicts,
+)
+from subvene.runner.experiments.rows import LOWER_IS_BETTER, METRICS, by_label, in_words, metrics_used
+from subvene.runner.experiments.rows import rows as table_rows
+from subvene.runner.measures.missing import missing_in_words
 from subvene.runner.reports import curves
 from subvene.runner.reports.composition import composition
 from subvene.runner.reports.figures import probe_heat_map
@@ -24,10 +33,8 @@ from subvene.runner.reports.markup import (
     side_by_side,
     table,
 )
-from subvene.runner.reports.tables import judge_in_words, metrics_used, results_csv
+from subvene.runner.reports.tables import judge_in_words, results_csv, results_json
 from subvene.specs.document import parse_document
-
-Results = Mapping[str, Any]
 
 EXAMPLES = 20
 _ROLES = ("prompt", "cursor", "response")
@@ -44,18 +51,17 @@ RECEIPT_COLUMNS = (
 
 def results_table(results: Results) -> Html | None:
     """The table, and what must be known to read it."""
-    rows = results["rows"]
+    rows = table_rows(results.conditions)
     if not rows:
         return None
     used = metrics_used(rows)
     heads = [f"{METRICS[m]} {'↓' if m in LOWER_IS_BETTER else '↑'}" for m in used]
     lines = []
     for row in rows:
-        n = max((summary["n"] for summary in row["metrics"].values() if summary), default=0)
-        values = [_value(row["metrics"].get(m), n) for m in used]
-        if "not_finite" in row:
+        values = [_value(row.metrics.get(m), row.n) for m in used]
+        if row.not_finite is not None:
             values = ["not finite"] * len(used)
-        lines.append([row["label"], *values, str(n)])
+        lines.append([row.label, *values, str(row.n)])
     caption = (
         "Mean ± standard deviation over n cells, one for each seed and fold; "
         "↑ higher is better, ↓ lower is better"
@@ -71,7 +77,7 @@ def results_table(results: Results) -> Html | None:
 
 def trade_offs(results: Results) -> Html | None:
     """What the interventions win against what they cost, and how it goes with the strength."""
-    rows, baselines = results["rows"], baseline_conditions(results)
+    rows, baselines = table_rows(results.conditions), baseline_conditions(results)
     used = metrics_used(rows)
     gains: list[str] = [m for m in ("true_info", "true", "mc2", "mc1") if m in used]
     parts: list[Html] = []
@@ -96,20 +102,18 @@ def trade_offs(results: Results) -> Html | None:
 
 def validation(results: Results) -> Html | None:
     """How the points that are tested were chosen."""
-    grid, chosen = results.get("grid") or [], results.get("chosen") or []
     parts: list[Html] = []
-    for condition in dict.fromkeys(entry["condition"] for entry in grid):
-        tried = [entry for entry in grid if entry["condition"] == condition]
-        taken = [entry for entry in chosen if entry["condition"] == condition]
-        metric = METRICS.get(curves.grid_metric(tried), curves.grid_metric(tried))
-        questions = sorted({entry["questions"] for entry in tried})
+    for condition in dict.fromkeys(choice.condition for choice in results.choices):
+        choices = [choice for choice in results.choices if choice.condition == condition]
+        metric = METRICS.get(choices[0].metric, choices[0].metric)
+        questions = sorted({tried.n for choice in choices for tried in choice.tried})
         asked = "–".join(str(n) for n in dict.fromkeys((questions[0], questions[-1])))
         parts.append(element("h3", condition))
         about = (
             f"For each seed and fold, the point with the largest {metric} on {asked} validation questions is "
             f"what the table reports{_apart(results, condition)}. Shown: the mean over seeds and folds."
         )
-        drawn = curves.validation_grid(tried, taken)
+        drawn = curves.validation_grid(choices)
         if drawn is not None:
             parts.append(plot(drawn, about))
         else:
@@ -118,14 +122,14 @@ def validation(results: Results) -> Html | None:
                 (
                     curves.point_in_words(point),
                     f"{sum(values) / len(values):.3f}" if values else "–",
-                    f"{times} of {len(taken)}",
+                    f"{times} of {len(choices)}",
                 )
-                for point, values, times in curves.grid_means(tried, taken)
+                for point, values, times in curves.grid_means(choices)
             ]
             parts.append(table(f"{condition}: the points tried", ["Point", metric, "Chosen"], means))
         lines = [
-            (f"seed {entry['seed']}, fold {entry['fold']}", curves.point_in_words(entry["point"]))
-            for entry in taken
+            (f"seed {choice.seed}, fold {choice.fold}", curves.point_in_words(choice.chosen or {}))
+            for choice in choices
         ]
         parts.append(
             folded("Chosen for each seed and fold", table(f"{condition}: what was chosen", (), lines))
@@ -136,14 +140,14 @@ def validation(results: Results) -> Html | None:
 def probes(results: Results) -> Html | None:
     """How well every head tells true from false answers, one fit at a time."""
     by_content: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
-    for fit in results.get("fits") or []:
-        found = fit["provenance"]
+    for fit in results.fits:
+        found = fit.provenance
         if not found.get("validation_accuracy"):
             continue
         content = json.dumps([found["validation_accuracy"], found.get("heads")], sort_keys=True)
-        name = " ".join(filter(None, (fit["condition"], curves.point_in_words(fit["point"]))))
+        name = " ".join(filter(None, (fit.condition, curves.point_in_words(fit.point))))
         names = by_content.setdefault(content, (found, []))[1]
-        names.append(f"{name}, seed {fit['seed']}, fold {fit['fold']}")
+        names.append(f"{name}, seed {fit.seed}, fold {fit.fold}")
     if not by_content:
         return None
     options, panels = [], []
@@ -166,15 +170,19 @@ def probes(results: Results) -> Html | None:
 
 def examples(results: Results) -> Html | None:
     """The same question under every condition."""
-    answers: dict[str, dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
-    for cell in results["cells"]:
-        for key, found in cell["by_question"].items():
-            if found.get("answer") is not None and key in results["questions"]:
-                answers.setdefault(key, {}).setdefault(cell["label"], (cell, found))
+    answers: dict[str, dict[str, tuple[Condition, Item]]] = {}
+    for cell in results.conditions:
+        for item in cell.items:
+            if item.text is not None and item.key in results.questions:
+                answers.setdefault(item.key, {}).setdefault(cell.label, (cell, item))
     if not answers:
         return None
     # Keys are hashes of the questions, so their order favours nothing.
-    differing = {key for key, by_label in answers.items() if verdicts_differ(f for _, f in by_label.values())}
+    differing = {
+        key
+        for key, by_label in answers.items()
+        if verdicts_differ(item.scores for _, item in by_label.values())
+    }
     shown = sorted(answers, key=lambda key: (key not in differing, key))[:EXAMPLES]
     about = (
         f"{len(shown)} of {len(answers)} questions. The judge's verdicts differ between conditions for "
@@ -184,7 +192,7 @@ def examples(results: Results) -> Html | None:
     )
     search = element("input", type="search", data_filters="example-list")
     count = element("span", aria_live="polite")
-    articles = [_example(results["questions"][key], answers[key]) for key in shown]
+    articles = [_example(results.questions[key], answers[key]) for key in shown]
     return join(
         [
             element("p", about),
@@ -198,11 +206,11 @@ def receipts(results: Results) -> Html | None:
     """What the interventions did."""
     lines: list[list[str]] = []
     nothing = []
-    for label, cells in _by_label(results["cells"]).items():
+    for label, cells in by_label(results.conditions).items():
         found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
         for cell in cells:
-            for measurement, parts in cell["receipts"].items():
-                for part in parts or ():
+            for measurement, parts in cell.receipts.items():
+                for part in cast(list[dict[str, Any]], parts):
                     found.setdefault((measurement, part["name"]), []).append(part)
         if not found:
             nothing.append(label)
@@ -224,7 +232,7 @@ def receipts(results: Results) -> Html | None:
 
 def provenance(results: Results) -> Html | None:
     """Where the numbers come from."""
-    manifest = results.get("manifest")
+    manifest = cast(dict[str, Any], results.manifest)
     if not manifest:
         return None
     parts: list[Html] = []
@@ -239,10 +247,9 @@ def provenance(results: Results) -> Html | None:
     }
     for name, value in named.items():
         parts.append(facts(name.replace("_", " ").capitalize(), value))
-    usages = results.get("judge_usage") or []
-    for i, judge in enumerate(results.get("judges") or []):
-        usage = {"usage": usages[i]} if i < len(usages) and usages[i] else {}
-        parts.append(facts("Judge", {**judge, **usage}))
+    for judge in results.judges:
+        usage = {"usage": judge.usage} if judge.usage else {}
+        parts.append(facts("Judge", {**judge.about, **usage}))
     plain = {n: v for n, v in manifest.items() if n not in ("command", "spec", "judges") and n not in named}
     if plain:
         parts.append(facts("Run", plain))
@@ -251,13 +258,12 @@ def provenance(results: Results) -> Html | None:
 
 def downloads(results: Results) -> Html | None:
     """The table as files."""
-    rows = results["rows"]
+    rows = table_rows(results.conditions)
     if not rows:
         return None
-    as_json = json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     files = (
         ("results.csv", "text/csv", results_csv(rows)),
-        ("results.json", "application/json", as_json),
+        ("results.json", "application/json", results_json(rows)),
     )
     return items(*(download(*file) for file in files))
 
@@ -278,8 +284,8 @@ SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
 
 def declared(results: Results) -> Mapping[str, Any]:
     """The experiment's file as plain values; empty if the results do not say."""
-    text = (results.get("manifest") or {}).get("spec")
-    return cast(Mapping[str, Any], parse_document(text).data) if text else {}
+    text = results.manifest.get("spec")
+    return cast(Mapping[str, Any], parse_document(text).data) if isinstance(text, str) else {}
 
 
 def baseline_conditions(results: Results) -> frozenset[str]:
@@ -313,23 +319,23 @@ def receipt_cells(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def verdicts_differ(found: Iterable[Mapping[str, Any]]) -> bool:
+def verdicts_differ(scores: Iterable[Mapping[str, Any]]) -> bool:
     """Whether the judge says one thing of one answer and another of another."""
-    verdicts = list(found)
+    verdicts = list(scores)
     return any(
         len({v[aspect] for v in verdicts if v.get(aspect) is not None}) > 1 for aspect in ("true", "info")
     )
 
 
-def verdict_mark(found: Mapping[str, Any], aspect: str, words: tuple[str, str]) -> Html:
+def verdict_mark(scores: Mapping[str, Any], aspect: str, words: tuple[str, str]) -> Html:
     """The judge's word on an answer: a mark, the word, and its probability if it gives one.
 
     Args:
-        found: of the answer.
+        scores: of the answer.
         aspect: `true` or `info`.
         words: for yes and for no.
     """
-    verdict, p = found[aspect], found.get(f"{aspect}_p")
+    verdict, p = scores[aspect], scores.get(f"{aspect}_p")
     if verdict is None:
         return element("span", f"no verdict ({words[0]}?)", class_="verdict")
     said = ("✓ " + words[0] if verdict else "✗ " + words[1]) + ("" if p is None else f" ({p:.2f})")
@@ -337,27 +343,27 @@ def verdict_mark(found: Mapping[str, Any], aspect: str, words: tuple[str, str]) 
 
 
 def _apart(results: Results, condition: str) -> str:
-    seen = any(c["questions_seen_in_fit"] for c in results["cells"] if c["condition"] == condition)
+    seen = any(c.counts.get("questions_seen_in_fit") for c in results.conditions if c.name == condition)
     return (
         ", though these are questions that it is tested on" if seen else "; it is tested on other questions"
     )
 
 
-def _value(summary: Mapping[str, Any] | None, n: int) -> str:
+def _value(summary: Metric | None, n: int) -> str:
     mean, plus_minus, sd = in_words(summary).partition(" ± ")
     parts = [mean, element("small", plus_minus + sd)] if sd else [mean]
-    if summary is not None and summary["n"] != n:
-        parts.append(element("small", f" n={summary['n']}"))
+    if summary is not None and summary.n != n:
+        parts.append(element("small", f" n={summary.n}"))
     return join(parts)
 
 
 def _warnings(results: Results) -> list[Html]:
-    missing = missing_verdicts(cell["by_question"] for cell in results["cells"])
+    missing = missing_verdicts(results.conditions)
     warned = [_warning(f"{missing_in_words(missing)}.")] if missing else []
-    seen = sum(cell["questions_seen_in_fit"] for cell in results["cells"])
+    seen = sum(cell.counts.get("questions_seen_in_fit", 0) for cell in results.conditions)
     if not seen:
         return warned
-    all_of = sum(cell["questions"] for cell in results["cells"])
+    all_of = sum(cell.counts.get("questions", 0) for cell in results.conditions)
     said = (
         f"{seen} of {all_of} measurements of a question are of one that the fit saw, so these numbers "
         "flatter the interventions. Give the experiment `folds:` for a test on other questions."
@@ -370,7 +376,7 @@ def _warning(said: str) -> Html:
 
 
 def _notes(results: Results) -> Html:
-    used = metrics_used(results["rows"])
+    used = metrics_used(table_rows(results.conditions))
     said = ["A fold's weight in the mean is its number of questions."]
     if any(m in used for m in ("mc1", "mc2", "mc3")):
         said.append(
@@ -388,18 +394,16 @@ def _notes(results: Results) -> Html:
             "on the same texts, both in nats per token; KL is against the untouched model always, for baked "
             "checkpoints too."
         )
-    for judge in results.get("judges") or []:
-        words = judge_in_words(judge)
+    for judge in results.judges:
+        words = judge_in_words(judge.about)
         said.append(f"{words[:1].upper()}{words[1:]}.")
     for name, words in (("true_without_verdict", "truth"), ("info_without_verdict", "informativeness")):
-        without = sum(cell["metrics"].get(name) or 0 for cell in results["cells"])
+        without = sum(cell.counts.get(name, 0) for cell in results.conditions)
         if without:
-            said.append(
-                f"The judge gave no verdict on the {words} of {without:.0f} answers; they are left out."
-            )
+            said.append(f"The judge gave no verdict on the {words} of {without} answers; they are left out.")
     empty = {
-        label: max(cell["metrics"].get("empty") or 0 for cell in cells)
-        for label, cells in _by_label(results["cells"]).items()
+        label: max(cell.value("empty") or 0 for cell in cells)
+        for label, cells in by_label(results.conditions).items()
     }
     if any(empty.values()):
         shares = ", ".join(f"{label} {share:.1%}" for label, share in empty.items() if share)
@@ -407,44 +411,35 @@ def _notes(results: Results) -> Html:
     return items(*said)
 
 
-def _by_label(cells: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for cell in cells:
-        groups.setdefault(cell["label"], []).append(cell)
-    return groups
-
-
-def _example(
-    question: Mapping[str, Any], by_label: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
-) -> Html:
-    about = [element("strong", "Best answer: "), question.get("best") or "–"]
-    if question.get("category"):
-        about.append(element("small", question["category"], class_="category"))
-    places = {label: f"seed {cell['seed']}, fold {cell['fold']}" for label, (cell, _) in by_label.items()}
+def _example(question: QuestionText, answers: Mapping[str, tuple[Condition, Item]]) -> Html:
+    about = [element("strong", "Best answer: "), question.best or "–"]
+    if question.category:
+        about.append(element("small", question.category, class_="category"))
+    places = {label: f"seed {cell.seed}, fold {cell.fold}" for label, (cell, _) in answers.items()}
     together = len(set(places.values())) == 1
     if together:
         about.append(element("small", next(iter(places.values())), class_="category"))
     cards = []
-    for label, (_, found) in by_label.items():
-        answer = found["answer"]
+    for label, (_, item) in answers.items():
+        answer = item.text or ""
         said = (
             element("blockquote", answer)
             if answer.strip()
             else element("blockquote", element("em", "(empty)"))
         )
         verdicts = [
-            verdict_mark(found, aspect, words)
+            verdict_mark(item.scores, aspect, words)
             for aspect, words in (
                 ("true", ("true", "not true")),
                 ("info", ("informative", "not informative")),
             )
-            if aspect in found
+            if aspect in item.scores
         ]
         where = () if together else (" ", element("small", places[label]))
         cards.append(element("div", element("h4", label, *where), said, element("p", *verdicts)))
     return element(
         "article",
-        element("h3", question["question"]),
+        element("h3", question.question),
         element("p", *about),
         element("div", *cards, class_="answers"),
     )

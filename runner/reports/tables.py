@@ -4,92 +4,92 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-from subvene.runner.experiments.comparison.composition import composition_lines
-from subvene.runner.experiments.comparison.summary import METRICS, in_words
+from subvene.runner.experiments.comparison.composition import SECTION, CompositionSection, composition_lines
+from subvene.runner.experiments.results import Condition, Results, missing_verdicts
+from subvene.runner.experiments.rows import METRICS, Row, in_words, metrics_used, rows
 from subvene.runner.files.csv_file import csv_text
-from subvene.runner.files.storage import write_json, write_text
-from subvene.runner.measures.missing import missing_in_words, missing_verdicts
+from subvene.runner.measures.missing import missing_in_words
 
 
-def write_tables(results: Mapping[str, Any], folder: Path) -> None:
-    """Write `results.md`, `results.csv`, `results.json`, `cells.csv`, and what there is of others.
-
-    `answers.csv` is written if there are answers, `composition.csv` if there is a composition.
-
-    Args:
-        results: of a comparison, as in its `results.json`.
-        folder: made if it is not there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "results.md", markdown(results))
-    write_json(folder / "results.json", results["rows"])
-    write_text(folder / "results.csv", results_csv(results["rows"]))
-    write_text(folder / "cells.csv", csv_text(_cell_lines(results["cells"])))
-    if composed := results.get("composition"):
-        write_text(folder / "composition.csv", csv_text(composition_lines(composed)))
-    answers = list(_answer_lines(results))
-    if answers:
-        write_text(folder / "answers.csv", csv_text(answers))
+def comparison_files(results: Results) -> dict[str, str]:
+    """The tables of a comparison by file name; those of things that were not done are left out."""
+    table = rows(results.conditions)
+    files = {
+        "results.md": markdown(results),
+        "results.csv": results_csv(table),
+        "results.json": results_json(table),
+        "cells.csv": csv_text(_cell_lines(results.conditions)),
+    }
+    if composed := results.section(SECTION, CompositionSection):
+        files["composition.csv"] = csv_text(composition_lines(composed))
+    if answers := list(_answer_lines(results)):
+        files["answers.csv"] = csv_text(answers)
+    return files
 
 
-def markdown(results: Mapping[str, Any]) -> str:
+def markdown(results: Results) -> str:
     """The table with what must be known to read it: spread, judge, chosen points, warnings."""
-    used = metrics_used(results["rows"])
+    table = rows(results.conditions)
+    used = metrics_used(table)
     heads = [METRICS[m] for m in used]
-    missing = any(row.get("missing") for row in results["rows"])
+    missing = any(row.missing for row in table)
     heads += ["verdicts missing"] if missing else []
     lines = ["| condition | " + " | ".join(heads) + " | n |"]
     lines.append("|---" * (len(heads) + 2) + "|")
-    for row in results["rows"]:
-        values = [in_words(row["metrics"].get(m)) for m in used]
-        if "not_finite" in row:
+    for row in table:
+        values = [in_words(row.metrics.get(m)) for m in used]
+        if row.not_finite is not None:
             values = ["not finite"] * len(used)
-        values += [str(row["missing"])] if missing else []
-        n = max((summary["n"] for summary in row["metrics"].values()), default=0)
-        lines.append(f"| {row['label']} | " + " | ".join(values) + f" | {n} |")
+        values += [str(row.missing)] if missing else []
+        lines.append(f"| {row.label} | " + " | ".join(values) + f" | {row.n} |")
     lines += ["", *(f"- {note}" for note in notes(results))]
     return "\n".join(lines) + "\n"
 
 
-def notes(results: Mapping[str, Any]) -> list[str]:
+def notes(results: Results) -> list[str]:
     """What must stand beside the table."""
+    table = rows(results.conditions)
+    used = metrics_used(table)
     said = ["mean ± standard deviation over n (seed, fold) cells; a fold's weight is its number of questions"]
-    if missing := missing_verdicts(cell["by_question"] for cell in results["cells"]):
+    if missing := missing_verdicts(results.conditions):
         said.insert(0, f"WARNING: {missing_in_words(missing)}")
-    if any("kl" in row["metrics"] for row in results["rows"]):
+    if "kl" in used:
         said.append(
             "CE and KL(original ‖ edited) in nats per token; KL is against the untouched model always"
         )
-    if any("true_info" in row["metrics"] for row in results["rows"]):
+    if "true_info" in used:
         said.append(
             "True×Info is the product of the two means, as published; True∧Info the share of answers "
             "that are both"
         )
-    said += [judge_in_words(judge) for judge in results.get("judges", [])]
-    seen = sum(cell["questions_seen_in_fit"] for cell in results["cells"])
+    said += [judge_in_words(judge.about) for judge in results.judges]
+    seen = sum(cell.counts.get("questions_seen_in_fit", 0) for cell in results.conditions)
     if seen:
         said.append(
             f"WARNING: {seen} answers are to questions that the fit saw; give the experiment `folds:` for a "
             "test on others"
         )
-    said += [
-        f"{row['label']}: not finite: {row['not_finite']}" for row in results["rows"] if "not_finite" in row
-    ]
-    for entry in results.get("grid") or []:
-        if "not_finite" in entry:
-            where = f"{entry['condition']}, seed {entry['seed']}, fold {entry['fold']}"
-            point = ", ".join(f"{path} = {value}" for path, value in entry["point"].items())
-            said.append(f"{where}: {point} is not finite on the validation questions and was not chosen from")
-    for chosen in results.get("chosen", []):
-        point = ", ".join(f"{path} = {value}" for path, value in chosen["point"].items())
-        said.append(
-            f"chosen on validation questions for {chosen['condition']}, seed {chosen['seed']}, "
-            f"fold {chosen['fold']}: {point}"
-        )
+    said += [f"{row.label}: not finite: {row.not_finite}" for row in table if row.not_finite is not None]
+    for choice in results.choices:
+        where = f"{choice.condition}, seed {choice.seed}, fold {choice.fold}"
+        said += [
+            f"{where}: {_by_path(tried.point)} is not finite on the validation questions and was not chosen "
+            "from"
+            for tried in choice.tried
+            if tried.not_finite is not None
+        ]
+    for choice in results.choices:
+        if choice.chosen is not None:
+            where = f"{choice.condition}, seed {choice.seed}, fold {choice.fold}"
+            said.append(f"chosen on validation questions for {where}: {_by_path(choice.chosen)}")
     return said
+
+
+def _by_path(point: Mapping[str, Any]) -> str:
+    return ", ".join(f"{path} = {value}" for path, value in point.items())
 
 
 def judge_in_words(judge: Mapping[str, Any]) -> str:
@@ -107,52 +107,62 @@ def judge_in_words(judge: Mapping[str, Any]) -> str:
     return f"judge {judge['kind']}: accuracy on held-out human labels: {agreement}"
 
 
-def metrics_used(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The metrics that any row has, in the table's order."""
-    found = {name for row in rows for name in row["metrics"]}
-    return [name for name in METRICS if name in found]
-
-
-def results_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def results_csv(table: Sequence[Row]) -> str:
     """The rows of the table as CSV: mean, sd and n of every metric."""
-    return csv_text(_summary_lines(rows))
+    return csv_text(
+        [
+            {"condition": row.condition, "label": row.label, "point": json.dumps(row.point)}
+            | {
+                f"{name}_{part}": getattr(metric, part)
+                for name in metrics_used(table)
+                if (metric := row.metrics.get(name)) is not None
+                for part in ("mean", "sd", "n")
+            }
+            | {"verdicts_missing": row.missing}
+            | _if_not_finite(row)
+            for row in table
+        ]
+    )
 
 
-def _summary_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {"condition": row["condition"], "label": row["label"], "point": json.dumps(row["point"])}
-        | {
-            f"{name}_{part}": summary[part]
-            for name in metrics_used(rows)
-            if (summary := row["metrics"].get(name)) is not None
-            for part in ("mean", "sd", "n")
-        }
-        | {"verdicts_missing": row.get("missing", 0)}
+def results_json(table: Sequence[Row]) -> str:
+    """The rows of the table as JSON."""
+    records = [
+        {name: value for name, value in asdict(row).items() if name not in ("metrics", "not_finite")}
+        | {"metrics": {m: metric.model_dump(exclude={"low", "high"}) for m, metric in row.metrics.items()}}
         | _if_not_finite(row)
-        for row in rows
+        for row in table
     ]
+    return json.dumps(records, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _if_not_finite(one: Mapping[str, Any]) -> dict[str, str]:
+def _if_not_finite(one: Row | Condition) -> dict[str, str]:
     """The column that says why there are no numbers; only there where there are none."""
-    return {"not_finite": one["not_finite"]} if "not_finite" in one else {}
+    return {} if one.not_finite is None else {"not_finite": one.not_finite}
 
 
-def _cell_lines(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    plain = ("condition", "label", "seed", "fold", "questions", "questions_seen_in_fit")
+def _cell_lines(cells: Sequence[Condition]) -> list[dict[str, Any]]:
     return [
-        {name: cell[name] for name in plain}
-        | {"point": json.dumps(cell["point"])}
-        | cell["metrics"]
+        {"condition": cell.name, "label": cell.label, "seed": cell.seed, "fold": cell.fold}
+        | {name: cell.counts.get(name, 0) for name in ("questions", "questions_seen_in_fit")}
+        | {"point": json.dumps(cell.point)}
+        | {name: metric.mean for name, metric in cell.metrics.items()}
+        | cell.counts
         | _if_not_finite(cell)
         for cell in cells
     ]
 
 
-def _answer_lines(results: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    for cell in results["cells"]:
-        for key, found in cell["by_question"].items():
-            if "answer" in found:
-                place = {name: cell[name] for name in ("condition", "label", "seed", "fold")}
-                question = results["questions"][key]["question"]
-                yield place | {"key": key, "question": question} | found
+def _answer_lines(results: Results) -> Iterable[dict[str, Any]]:
+    for cell in results.conditions:
+        place = {"condition": cell.name, "label": cell.label, "seed": cell.seed, "fold": cell.fold}
+        for item in cell.items:
+            if item.text is not None:
+                question = results.questions[item.key].question
+                missing = {f"{name}_missing": reason for name, reason in item.missing.items()}
+                yield (
+                    place
+                    | {"key": item.key, "question": question, "answer": item.text}
+                    | item.scores
+                    | missing
+                )

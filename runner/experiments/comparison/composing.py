@@ -7,7 +7,17 @@ from typing import Any
 
 from subvene.runner.edits.order import matters, pairs_of
 from subvene.runner.experiments.comparison.arms import Arm, Arms
-from subvene.runner.experiments.comparison.composition import BOUNDED, UNBOUNDED, order_scores
+from subvene.runner.experiments.comparison.composition import (
+    BOUNDED,
+    UNBOUNDED,
+    ComposedMetric,
+    CompositionSection,
+    OrderScores,
+    Pair,
+    order_scores,
+)
+from subvene.runner.experiments.results import Condition
+from subvene.runner.experiments.rows import Row
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.specs import Composition, ExperimentSpec, composition
 
@@ -30,44 +40,41 @@ class CompositionMeasure:
         if condition == next(iter(self.planned.orders)) and arm.variant is not None:
             self._pairs.append(compiled_pairs(arms.compiled(arm.variant, arm.fitted)))
 
-    def results(
-        self, rows: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]]
-    ) -> dict[str, Any]:
-        """What `results["composition"]` holds.
+    def section(self, table: Sequence[Row], cells: Sequence[Condition]) -> CompositionSection:
+        """What the results say of the composition.
 
         Args:
-            rows: of the comparison's table.
+            table: of the comparison.
             cells: of the comparison.
         """
-        pairs = [_over_fits(found) for found in zip(*self._pairs, strict=True)]
-        means = {
-            row["condition"]: {name: found["mean"] for name, found in row["metrics"].items()} for row in rows
-        }
-        by_cell: dict[tuple[int, int], dict[str, Mapping[str, Any]]] = {}
+        pairs = [_over_fits(alike) for alike in zip(*self._pairs, strict=True)]
+        means = {row.condition: {name: metric.mean for name, metric in row.metrics.items()} for row in table}
+        by_cell: dict[tuple[int | None, int | None], dict[str, dict[str, float]]] = {}
         for cell in cells:
-            by_cell.setdefault((cell["seed"], cell["fold"]), {})[cell["condition"]] = cell["metrics"]
+            values = {name: metric.mean for name, metric in cell.metrics.items()}
+            by_cell.setdefault((cell.seed, cell.fold), {})[cell.name] = values
         orders, metrics = self.planned.orders, {}
         for metric in (*BOUNDED, *UNBOUNDED):
-            found = _order_scores(metric, orders, means)
-            if found is None:
+            together = _order_scores(metric, orders, means)
+            if together is None:
                 continue
-            each = {place: _order_scores(metric, orders, measured) for place, measured in by_cell.items()}
-            metrics[metric] = found | {
-                "alone": {name: means.get(name, {}).get(metric) for name in self.planned.names},
-                "baseline": means.get(self.planned.conditions[0].name, {}).get(metric),
-                "cells": [
-                    {"seed": seed, "fold": fold, **scores}
-                    for (seed, fold), scores in each.items()
-                    if scores is not None
-                ],
-            }
-        return {
-            "interventions": list(self.planned.names),
-            "orders": {name: list(order) for name, order in orders.items()},
-            "metrics": metrics,
-            "pairs": pairs,
-            "order_can_matter": matters(pairs),
-        }
+            each = (
+                _order_scores(metric, orders, measured, seed=seed, fold=fold)
+                for (seed, fold), measured in by_cell.items()
+            )
+            metrics[metric] = ComposedMetric(
+                together=together,
+                alone={name: means.get(name, {}).get(metric) for name in self.planned.names},
+                baseline=means.get(self.planned.conditions[0].name, {}).get(metric),
+                cells=tuple(scores for scores in each if scores is not None),
+            )
+        return CompositionSection(
+            interventions=self.planned.names,
+            orders=orders,
+            metrics=metrics,
+            pairs=tuple(Pair.model_validate(pair) for pair in pairs),
+            order_can_matter=matters(pairs),
+        )
 
 
 def compiled_pairs(m: IntervenedModel) -> list[dict[str, Any]]:
@@ -81,11 +88,11 @@ def compiled_pairs(m: IntervenedModel) -> list[dict[str, Any]]:
 
 
 def _order_scores(
-    metric: str, orders: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any] | None:
+    metric: str, orders: Mapping[str, Any], measured: Mapping[str, Mapping[str, float]], **place: int | None
+) -> OrderScores | None:
     values = {order: measured.get(order, {}).get(metric) for order in orders}
     known = {order: value for order, value in values.items() if value is not None}
-    return order_scores(metric, known) if len(known) == len(orders) else None
+    return order_scores(metric, known, **place) if len(known) == len(orders) else None
 
 
 def _over_fits(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

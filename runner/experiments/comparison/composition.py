@@ -17,70 +17,145 @@ from collections.abc import Mapping
 from typing import Any
 
 from subvene.runner.edits.order import ELSEWHERE
-from subvene.runner.experiments.comparison.summary import LOWER_IS_BETTER, METRICS
+from subvene.runner.experiments.results import Record
+from subvene.runner.experiments.rows import LOWER_IS_BETTER, METRICS
 
+SECTION = "composition"
 UNBOUNDED = LOWER_IS_BETTER
 BOUNDED = tuple(metric for metric in METRICS if metric not in UNBOUNDED)
 
 
-def order_scores(metric: str, values: Mapping[str, float]) -> dict[str, Any]:
+class OrderScores(Record):
+    """Order-free error and order sensitivity of one metric.
+
+    Attributes:
+        orders: name of each order → the metric.
+        best_order: the first of equals.
+        best: its value.
+        order_free_error: None for an unbounded metric.
+        order_sensitivity: how far the best and the worst order are apart.
+        seed: of the cell that this is of; None where it is of all.
+        fold: likewise.
+    """
+
+    orders: dict[str, float]
+    best_order: str
+    best: float
+    order_free_error: float | None
+    order_sensitivity: float
+    seed: int | None = None
+    fold: int | None = None
+
+
+class ComposedMetric(Record):
+    """One metric of a composition.
+
+    Attributes:
+        together: over all seeds and folds.
+        alone: name of each intervention → the metric with it alone; None where it was not measured.
+        baseline: of the untouched model.
+        cells: each seed and fold alone.
+    """
+
+    together: OrderScores
+    alone: dict[str, float | None]
+    baseline: float | None
+    cells: tuple[OrderScores, ...]
+
+
+class Pair(Record):
+    """What is known, before anything is measured, of the order of two interventions.
+
+    Attributes:
+        first: name of the one.
+        second: name of the other.
+        shared: sites that both edit.
+        commutes: None where it cannot be told.
+        reason: why.
+    """
+
+    first: str
+    second: str
+    shared: tuple[str, ...]
+    commutes: bool | None
+    reason: str
+
+
+class CompositionSection(Record):
+    """What becomes of each metric when interventions act together, in every order.
+
+    Attributes:
+        interventions: their names.
+        orders: name → the interventions in it.
+        metrics: by name.
+        pairs: of interventions.
+        order_can_matter: None where it cannot be told.
+    """
+
+    interventions: tuple[str, ...]
+    orders: dict[str, tuple[str, ...]]
+    metrics: dict[str, ComposedMetric]
+    pairs: tuple[Pair, ...]
+    order_can_matter: bool | None
+
+
+def order_scores(
+    metric: str, values: Mapping[str, float], *, seed: int | None = None, fold: int | None = None
+) -> OrderScores:
     """Order-free error and order sensitivity of one metric.
 
     Args:
         metric: its name, one of `BOUNDED` or `UNBOUNDED`.
         values: name of each order → the metric.
-
-    Returns:
-        `orders` (the values), `best_order` (the first of equals), `best` (its value), `order_free_error`
-        (None for an unbounded metric) and `order_sensitivity`.
+        seed: of the cell that they are of; None where they are of all.
+        fold: likewise.
     """
     better = max if metric in BOUNDED else min
     best = better(values, key=lambda order: values[order])
-    return {
-        "orders": dict(values),
-        "best_order": best,
-        "best": values[best],
-        "order_free_error": 1 - values[best] if metric in BOUNDED else None,
-        "order_sensitivity": max(values.values()) - min(values.values()),
-    }
+    return OrderScores(
+        orders=dict(values),
+        best_order=best,
+        best=values[best],
+        order_free_error=1 - values[best] if metric in BOUNDED else None,
+        order_sensitivity=max(values.values()) - min(values.values()),
+        seed=seed,
+        fold=fold,
+    )
 
 
-def composition_lines(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The lines of `composition.csv`: each metric over all seeds and folds, then for each of these.
-
-    Args:
-        found: `results["composition"]`.
-    """
-    lines = []
-    for metric, scores in found["metrics"].items():
-        for place in ({**scores, "seed": "", "fold": ""}, *scores["cells"]):
-            lines.append(
-                {"metric": metric, "seed": place["seed"], "fold": place["fold"]}
-                | {
-                    name: place[name]
-                    for name in ("order_free_error", "order_sensitivity", "best_order", "best")
-                }
-                | place["orders"]
-            )
-    return lines
+def composition_lines(composed: CompositionSection) -> list[dict[str, Any]]:
+    """The lines of `composition.csv`: each metric over all seeds and folds, then for each of these."""
+    return [
+        {
+            "metric": metric,
+            "seed": "" if scores.seed is None else scores.seed,
+            "fold": "" if scores.fold is None else scores.fold,
+            "order_free_error": scores.order_free_error,
+            "order_sensitivity": scores.order_sensitivity,
+            "best_order": scores.best_order,
+            "best": scores.best,
+            **scores.orders,
+        }
+        for metric, measured in composed.metrics.items()
+        for scores in (measured.together, *measured.cells)
+    ]
 
 
-def pair_in_words(pair: Mapping[str, Any]) -> str:
+def pair_in_words(pair: Pair) -> str:
     """One pair of interventions and what is known of its order without running the model."""
-    both = f"{pair['first']} and {pair['second']}"
-    if pair["reason"] == ELSEWHERE:
+    both = f"{pair.first} and {pair.second}"
+    if pair.reason == ELSEWHERE:
         return f"{both}: {ELSEWHERE}, whatever the file says"
-    if pair["commutes"] is None:
-        return f"{both}: {pair['reason']}"
-    where = ", ".join(pair["shared"])
-    said = "commute" if pair["commutes"] else "do not commute"
-    return f"{both} {said} at {where} ({pair['reason']})"
+    if pair.commutes is None:
+        return f"{both}: {pair.reason}"
+    said = "commute" if pair.commutes else "do not commute"
+    return f"{both} {said} at {', '.join(pair.shared)} ({pair.reason})"
 
 
-def expectation(found: Mapping[str, Any]) -> str:
+def expectation(composed: CompositionSection) -> str:
     """What the pairs let one expect of the order sensitivity."""
     return {
         True: "so the order can matter",
         False: "so no order can differ from another by more than rounding",
         None: "so it cannot be told beforehand whether the order matters",
-    }[found["order_can_matter"]]
+    }[composed.order_can_matter]

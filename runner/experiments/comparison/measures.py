@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,11 +16,12 @@ from subvene.runner.data.truthfulqa.questions import Question, data_sha256, load
 from subvene.runner.edits.finite_points import marking
 from subvene.runner.edits.receipt import Receipt
 from subvene.runner.experiments.comparison.arms import Arm
+from subvene.runner.experiments.results import Condition, Item, Metric
 from subvene.runner.files.ledger import MISSING, Ledger, digest
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.judges import Answer, Aspect, Judge, JudgeError, make_judge
 from subvene.runner.measures.divergence import Reference, divergence
-from subvene.runner.measures.missing import missing_in_words, missing_verdicts
+from subvene.runner.measures.missing import ASPECTS, missing_in_words
 from subvene.runner.measures.truthfulqa_answers import answer_questions
 from subvene.runner.measures.truthfulqa_scores import score_choices
 from subvene.specs import DivergenceSpec, TruthfulQASpec
@@ -32,7 +34,8 @@ class Measured:
     """What one arm gave.
 
     Attributes:
-        metrics: name → number.
+        metrics: by name; those that have no number are left out.
+        counts: by name: verdicts that are missing, or that the judge did not give.
         units: name of a measurement → key of its unit in the ledger.
         receipts: name of a measurement → what the interventions did in it.
         questions: by question key, what was measured of it.
@@ -40,29 +43,68 @@ class Measured:
         not_finite: why there are no numbers, in words; None where there are.
     """
 
-    metrics: dict[str, float | None] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     receipts: dict[str, Any] = field(default_factory=dict)
     questions: dict[str, dict[str, Any]] = field(default_factory=dict)
     texts: dict[str, list[float]] = field(default_factory=dict)
     not_finite: str | None = None
 
+    def value(self, metric: str) -> float | None:
+        """A metric's number; None where it has none."""
+        return None if metric not in self.metrics else self.metrics[metric].mean
 
-def merged(measured: Sequence[Measured]) -> dict[str, Any]:
-    """What several measures gave of one arm, put together: `metrics`, `units`, `receipts`, `by_question`.
+    def mean(self, metric: str, values: Iterable[float | bool]) -> None:
+        """Set a metric to the mean of numbers; nothing where there are none."""
+        numbers = [float(value) for value in values]
+        mean = statistics.fmean(numbers) if numbers else math.nan
+        if math.isfinite(mean):
+            self.metrics[metric] = Metric(mean=mean, n=len(numbers))
 
-    Where one of them is not finite, `not_finite` says so in words.
+
+def merged(name: str, label: str, measured: Sequence[Measured], **fields: Any) -> Condition:
+    """What several measures gave of one condition.
+
+    Args:
+        name: of the condition.
+        label: what the table calls it.
+        measured: by each measure.
+        **fields: what else is known of the condition.
     """
-    found: dict[str, Any] = {"metrics": {}, "units": {}, "receipts": {}, "by_question": {}}
+    whole = Measured()
     for one in measured:
-        found["metrics"] |= one.metrics
-        found["units"] |= one.units
-        found["receipts"] |= one.receipts
+        whole.metrics |= one.metrics
+        whole.counts |= one.counts
+        whole.units |= one.units
+        whole.receipts |= one.receipts
+        whole.not_finite = one.not_finite or whole.not_finite
         for key, values in one.questions.items():
-            found["by_question"].setdefault(key, {}).update(values)
-        if one.not_finite is not None:
-            found["not_finite"] = one.not_finite
-    return found
+            whole.questions.setdefault(key, {}).update(values)
+    return Condition(
+        name=name,
+        label=label,
+        metrics=whole.metrics,
+        counts=fields.pop("counts", {}) | whole.counts,
+        units=whole.units,
+        receipts=whole.receipts,
+        not_finite=whole.not_finite,
+        items=tuple(as_item(key, values) for key, values in whole.questions.items()),
+        **fields,
+    )
+
+
+def as_item(key: str, values: Mapping[str, Any]) -> Item:
+    """What was measured of one question.
+
+    Args:
+        key: of the question.
+        values: `answer`; scores by name; `true_missing`: why a verdict is still owed.
+    """
+    missing = {aspect: values[f"{aspect}_missing"] for aspect in ASPECTS if f"{aspect}_missing" in values}
+    others = {"answer", *(f"{aspect}_missing" for aspect in missing)}
+    scores = {name: value for name, value in values.items() if name not in others}
+    return Item(key=key, text=values.get("answer"), scores=scores, missing=missing)
 
 
 def check_complete(measured: Measured, what: str) -> None:
@@ -71,9 +113,13 @@ def check_complete(measured: Measured, what: str) -> None:
     Raises:
         JudgeError: verdicts are missing.
     """
-    found = missing_verdicts([measured.questions])
-    if found:
-        raise JudgeError(f"{what}: nothing can be chosen yet: {missing_in_words(found)}")
+    reasons = Counter(
+        reason
+        for key, values in measured.questions.items()
+        for reason in as_item(key, values).missing.values()
+    )
+    if reasons:
+        raise JudgeError(f"{what}: nothing can be chosen yet: {missing_in_words(reasons)}")
 
 
 class Progress(Protocol):
@@ -177,7 +223,7 @@ class TruthfulQAMeasure:
         if measured.not_finite is not None:
             return
         for metric in ("mc1", "mc2", "mc3"):
-            measured.metrics[metric] = _mean(score[metric] for score in result["scores"].values())
+            measured.mean(metric, (score[metric] for score in result["scores"].values()))
         measured.receipts["multiple_choice"] = result["receipts"]
         for key, score in result["scores"].items():
             values = {metric: score[metric] for metric in ("mc1", "mc2", "mc3")}
@@ -216,7 +262,7 @@ class TruthfulQAMeasure:
         measured.receipts["generation"] = generated["receipts"]
         for key, answer in generated["answers"].items():
             measured.questions.setdefault(key, {})["answer"] = answer
-        measured.metrics["empty"] = _mean(not answer for answer in generated["answers"].values())
+        measured.mean("empty", (not answer for answer in generated["answers"].values()))
         self._judge(questions, generated["answers"], ledger, progress, measured)
 
     def _judge(
@@ -259,9 +305,9 @@ class TruthfulQAMeasure:
         judged = _done("judgement", identity, work, ledger, progress, measured)["judgements"]
         for metric, by_key in judged.items():
             verdicts = [j["verdict"] for j in by_key.values() if j["verdict"] is not None]
-            measured.metrics[metric] = _mean(verdicts)
-            measured.metrics[f"{metric}_without_verdict"] = len(by_key) - len(verdicts)
-            measured.metrics[f"{metric}_missing"] = sum(j["missing"] for j in by_key.values())
+            measured.mean(metric, verdicts)
+            measured.counts[f"{metric}_without_verdict"] = len(by_key) - len(verdicts)
+            measured.counts[f"{metric}_missing"] = sum(j["missing"] for j in by_key.values())
             for key, j in by_key.items():
                 measured.questions[key][metric] = j["verdict"]
                 measured.questions[key][f"{metric}_p"] = j["p"]
@@ -270,13 +316,13 @@ class TruthfulQAMeasure:
         true, info = measured.metrics.get("true"), measured.metrics.get("info")
         if true is not None and info is not None:
             # As published, the product of the means; and beside it the share of answers that are both.
-            measured.metrics["true_info"] = true * info
+            measured.metrics["true_info"] = Metric(mean=true.mean * info.mean, n=min(true.n, info.n))
             both = [
                 judged["true"][key]["verdict"] and judged["info"][key]["verdict"]
                 for key in judged["true"]
                 if judged["true"][key]["verdict"] is not None and judged["info"][key]["verdict"] is not None
             ]
-            measured.metrics["true_and_info"] = _mean(both)
+            measured.mean("true_and_info", both)
 
 
 class DivergenceMeasure:
@@ -318,7 +364,8 @@ class DivergenceMeasure:
         result = _done("divergence", identity, marking(arm.swept, work), ledger, progress, measured)
         if measured.not_finite is not None:
             return measured
-        measured.metrics |= {"ce": result["ce"], "kl": result["kl"]}
+        texts = len(result["ce_by_text"])
+        measured.metrics |= {name: Metric(mean=result[name], n=texts) for name in ("ce", "kl")}
         measured.receipts["divergence"] = result["receipts"]
         measured.texts = {
             "ce": result["ce_by_text"],
@@ -347,9 +394,3 @@ def _done(
 
 def _plain(receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
     return [one for receipt in receipts for one in receipt.to_dict()]
-
-
-def _mean(values: Any) -> float | None:
-    numbers = [float(value) for value in values]
-    mean = statistics.fmean(numbers) if numbers else None
-    return None if mean is None or not math.isfinite(mean) else mean

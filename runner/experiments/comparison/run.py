@@ -14,8 +14,10 @@ from subvene.runner.data.truthfulqa.questions import Question, about_data, load_
 from subvene.runner.data.truthfulqa.splits import fold_of, limited, validation_keys
 from subvene.runner.edits.not_finite import NotFiniteError
 from subvene.runner.exchange.exports.checkpoint import check_bakeable
+from subvene.runner.experiments.choose import best_of
 from subvene.runner.experiments.comparison.arms import Arm, Arms
 from subvene.runner.experiments.comparison.composing import CompositionMeasure
+from subvene.runner.experiments.comparison.composition import SECTION
 from subvene.runner.experiments.comparison.measures import (
     DivergenceMeasure,
     Measured,
@@ -24,7 +26,16 @@ from subvene.runner.experiments.comparison.measures import (
     check_complete,
     merged,
 )
-from subvene.runner.experiments.comparison.summary import rows
+from subvene.runner.experiments.results import (
+    Choice,
+    Condition,
+    FitRecord,
+    JudgeRecord,
+    QuestionText,
+    Results,
+    Tried,
+)
+from subvene.runner.experiments.rows import rows
 from subvene.runner.experiments.study import Step
 from subvene.runner.files.ledger import Ledger
 from subvene.runner.intervened.model import IntervenedModel
@@ -83,7 +94,7 @@ class Comparison:
         source = None if recipe is None else recipe.learns_from
         self.fit_questions = None if source is None else load_questions(source, folder)
         self.chosen: dict[tuple[str, int, int], dict[str, Any]] = {}
-        self.grid: list[dict[str, Any]] = []
+        self.choices: list[Choice] = []
 
     def manifest(self) -> dict[str, Any]:
         """What there is to know about where the numbers come from."""
@@ -149,13 +160,13 @@ class Comparison:
 
     def run(
         self, model: transformers.PreTrainedModel, tokenizer: Any, ledger: Ledger, output: Path
-    ) -> dict[str, Any]:
+    ) -> Results:
         """Do every unit that is not done, and put the results together."""
         arms, step = Arms(model, tokenizer, ledger, output, self.folder), self.step
         self._check_baking(arms)
         original = IntervenedModel.plain(arms.model, arms.tokenizer)
-        cells: list[dict[str, Any]] = []
-        fits: list[dict[str, Any]] = []
+        cells: list[Condition] = []
+        fits: list[FitRecord] = []
         for condition in self.conditions:
             for seed, fold in self.cells(condition):
                 for point in self._points(condition, seed, fold, arms, ledger, step):
@@ -164,28 +175,26 @@ class Comparison:
                     arm = self._arm(cell, arms)
                     measured = self._measured(cell, arm, original, ledger, step)
                     kept = self._keep(cell, arm, arms, output, fits)
-                    cells.append(self._record(cell, arm, measured) | {"artifact": kept})
+                    cells.append(self._record(cell, arm, measured, kept))
                     if self.composition is not None:
                         self.composition.look(condition.name, arm, arms)
-        table = rows(cells)
-        composed = {} if self.composition is None else {"composition": self.composition.results(table, cells)}
-        return composed | {
-            "cells": cells,
-            "rows": table,
-            "grid": self.grid,
-            "chosen": [
-                {"condition": name, "seed": seed, "fold": fold, "point": point}
-                for (name, seed, fold), point in self.chosen.items()
-            ],
-            "fits": fits,
-            "judges": [m.judge.describe() for _, m in self.questions if m.judge is not None],
-            "judge_usage": [m.judge.usage() for _, m in self.questions if m.judge is not None],
-            "questions": {
-                q.key: {"question": q.question, "best": q.best, "category": q.category}
-                for _, m in self.questions
-                for q in m.questions
+        composed: dict[str, Any] = {}
+        if self.composition is not None:
+            composed[SECTION] = self.composition.section(rows(cells), cells).model_dump(mode="json")
+        judges = [measure.judge for _, measure in self.questions if measure.judge is not None]
+        return Results(
+            kind="comparison",
+            conditions=tuple(cells),
+            choices=tuple(self.choices),
+            fits=tuple(fits),
+            judges=tuple(JudgeRecord(about=judge.describe(), usage=judge.usage()) for judge in judges),
+            questions={
+                q.key: QuestionText(question=q.question, best=q.best, category=q.category)
+                for _, measure in self.questions
+                for q in measure.questions
             },
-        }
+            sections=composed,
+        )
 
     def _check_baking(self, arms: Arms) -> None:
         """Find out before anything is measured whether this architecture can carry what is to be baked."""
@@ -223,36 +232,25 @@ class Comparison:
                 f"condition {condition.name}: `choose` needs a fit that learns from questions, and questions "
                 "that all points of the sweep hold out (`fit.validation`, `fit.seed`, `fit.data.limit`)"
             )
-        scored: list[tuple[float, dict[str, Any]]] = []
+        tried: list[Tried] = []
         for cell in cells:
             point, arm = cell.point, self._arm(cell, arms)
             told = _told(step, f"{condition.name} {_in_words(point)} on validation", seed, fold)
             measured = measure.measure(arm, validation, ledger, told, only=metric)
             check_complete(measured, f"condition {condition.name}")
-            value = measured.metrics.get(metric)
-            if value is not None:
-                scored.append((value, point))
-            elif measured.not_finite is None:
+            value = measured.value(metric)
+            if value is None and measured.not_finite is None:
                 raise SubveneError(f"condition {condition.name}: the judge gave no {metric} to choose by")
-            self.grid.append(
-                {
-                    "condition": condition.name,
-                    "seed": seed,
-                    "fold": fold,
-                    "point": point,
-                    "questions": len(validation),
-                    "metrics": {metric: value},
-                }
-                | ({} if measured.not_finite is None else {"not_finite": measured.not_finite})
-            )
-        if not scored:
+            tried.append(Tried(point=point, value=value, n=len(validation), not_finite=measured.not_finite))
+        best = best_of(tried)
+        if best is None:
             raise NotFiniteError(
                 f"condition {condition.name}: no point of its sweep stays finite on the validation "
-                f"questions; {self.grid[-1]['not_finite']}"
+                f"questions; {tried[-1].not_finite}"
             )
-        # The first of equals: the order of the file decides, not the machine.
-        best = max(scored, key=lambda pair: pair[0])[1]
         self.chosen[condition.name, seed, fold] = best
+        where = {"condition": condition.name, "seed": seed, "fold": fold}
+        self.choices.append(Choice(metric=metric, tried=tuple(tried), chosen=best, **where))
         return [best]
 
     def _variant(self, cell: _Cell) -> ExperimentSpec | None:
@@ -290,47 +288,41 @@ class Comparison:
                 found.append(texts.measure(arm, original, ledger, told))
         return found
 
-    def _record(self, cell: _Cell, arm: Arm, measured: Sequence[Measured]) -> dict[str, Any]:
+    def _record(self, cell: _Cell, arm: Arm, measured: Sequence[Measured], kept: str | None) -> Condition:
         tuning = self.tuning(cell.fold)
         seen = {q.key for q in tuning} if tuning and arm.fitted is not None else set()
         tested = {key for found in measured for key in found.questions}
         shown = "" if cell.condition.choose is not None else _in_words(cell.point)
-        return {
-            "condition": cell.condition.name,
-            "label": f"{cell.condition.name} {shown}".strip(),
-            "point": cell.point,
-            "seed": cell.seed,
-            "fold": cell.fold,
-            "questions": len(tested),
-            "questions_seen_in_fit": len(tested & seen),
-            **merged(measured),
-        }
+        return merged(
+            cell.condition.name,
+            f"{cell.condition.name} {shown}".strip(),
+            measured,
+            point=cell.point,
+            seed=cell.seed,
+            fold=cell.fold,
+            counts={"questions": len(tested), "questions_seen_in_fit": len(tested & seen)},
+            artifact=kept,
+        )
 
-    def _keep(
-        self, cell: _Cell, arm: Arm, arms: Arms, output: Path, fits: list[dict[str, Any]]
-    ) -> str | None:
+    def _keep(self, cell: _Cell, arm: Arm, arms: Arms, output: Path, fits: list[FitRecord]) -> str | None:
         """Save the arm as an artifact that can be loaded and shared, and keep what its fit found."""
         if arm.variant is None or arm.bake:
             return None
         parts = (cell.condition.name, _file_name(cell.point), f"seed{cell.seed}", f"fold{cell.fold}")
-        name = "-".join(filter(None, parts))
-        target = output / "artifacts" / name
-        m = arms.compiled(arm.variant, arm.fitted)
-        m.save_pretrained(target)
-        if arm.fitted is None:
-            return f"artifacts/{name}"
-        provenance = arm.fitted["provenance"]
-        fits.append(
-            {
-                "condition": cell.condition.name,
-                "point": cell.point,
-                "seed": cell.seed,
-                "fold": cell.fold,
-                "artifact": f"artifacts/{name}",
-                "provenance": provenance,
-            }
-        )
-        return f"artifacts/{name}"
+        kept = f"artifacts/{'-'.join(filter(None, parts))}"
+        arms.compiled(arm.variant, arm.fitted).save_pretrained(output / kept)
+        if arm.fitted is not None:
+            fits.append(
+                FitRecord(
+                    condition=cell.condition.name,
+                    point=cell.point,
+                    seed=cell.seed,
+                    fold=cell.fold,
+                    artifact=kept,
+                    provenance=arm.fitted["provenance"],
+                )
+            )
+        return kept
 
 
 def _held_out(declared: ExperimentSpec, tuning: Sequence[Question], seed: int) -> frozenset[str]:

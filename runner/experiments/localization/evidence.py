@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from subvene.runner.experiments.comparison.summary import LOWER_IS_BETTER, METRICS
 from subvene.runner.experiments.localization.samples import Resamples, Sample, interval
+from subvene.runner.experiments.rows import LOWER_IS_BETTER, METRICS
 
 _PAIRS = (
     ("edit_probed", "iti_probed"),

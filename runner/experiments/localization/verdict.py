@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from subvene.runner.experiments.comparison.summary import METRICS
+from subvene.runner.experiments.rows import METRICS
 from subvene.runner.measures.missing import missing_in_words, missing_verdicts
 
 Results = Mapping[str, Any]

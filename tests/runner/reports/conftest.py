@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from subvene.runner.experiments.comparison.composition import order_scores
-from subvene.runner.experiments.comparison.summary import rows
 
 SPEC = """\
 subvene: 1
@@ -158,7 +157,9 @@ def composed() -> dict[str, Any]:
     orders = {"a_then_b": ["a", "b"], "b_then_a": ["b", "a"]}
     metrics = {}
     for metric, pair in values.items():
-        scores = order_scores(metric, dict(zip(orders, pair, strict=True)))
+        scores = order_scores(metric, dict(zip(orders, pair, strict=True))).model_dump(
+            exclude={"seed", "fold"}
+        )
         cells = [{"seed": seed, "fold": 0, **scores} for seed in (1, 2)]
         metrics[metric] = scores | {"alone": {"a": 0.3, "b": None}, "baseline": 0.2, "cells": cells}
     pair = {"first": "a", "second": "b", "shared": ["block_output[1]"], "commutes": False, "reason": "x<y"}
@@ -173,7 +174,7 @@ def composed() -> dict[str, Any]:
 
 @pytest.fixture
 def results() -> dict[str, Any]:
-    """A new copy for every test."""
+    """As a run of format 1 wrote them; a new copy for every test."""
     make = _Maker()
     pairs = [(seed, fold) for seed in (1, 2) for fold in (0, 1)]
     points = [{"iti.strength": a, "fit.select.k": k} for a in (2.0, 5.0, 10.0) for k in (16, 48)]
@@ -203,7 +204,6 @@ def results() -> dict[str, Any]:
             cells.append(make.cell(name, name, point, entry["seed"], entry["fold"]))
     return {
         "cells": cells,
-        "rows": rows(cells),
         "grid": grid,
         "chosen": chosen,
         "fits": [make.fit("iti", {}, *pair) for pair in pairs],

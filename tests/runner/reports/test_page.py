@@ -9,15 +9,16 @@ import io
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
 from plotly.offline import get_plotlyjs
 
-from subvene.runner.experiments.comparison.summary import METRICS, in_words, rows
-from subvene.runner.reports.page import render, write_report
+from subvene.runner.experiments.results import Results
+from subvene.runner.experiments.rows import METRICS, Row, in_words, rows
+from subvene.runner.reports import page as page_module
 from subvene.runner.reports.sections import EXAMPLES, SECTIONS, baseline_conditions
+from subvene.runner.reports.tables import results_json
 
 HOSTILE = "</script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>\"'&<!--${x}]]>"
 TITLES = [title for title, _ in SECTIONS]
@@ -92,6 +93,14 @@ class Page(HTMLParser):
         return found
 
 
+def render(document: dict[str, Any]) -> str:
+    return page_module.render(Results.of(document))
+
+
+def table_of(document: dict[str, Any]) -> list[Row]:
+    return rows(Results.of(document).conditions)
+
+
 def without_library(page: str) -> str:
     library = get_plotlyjs()
     assert page.count(library) == 1
@@ -145,7 +154,6 @@ def test_plotly_is_embedded_once_and_only_for_figures(results: dict[str, Any]) -
     assert text.count("plotly.js v") == get_plotlyjs().count("plotly.js v")
     results |= {"grid": [], "chosen": [], "fits": []}
     results["cells"] = [cell for cell in results["cells"] if cell["condition"] == "baseline"]
-    results["rows"] = rows(results["cells"])
     assert len(render(results)) < 200_000
 
 
@@ -153,7 +161,7 @@ def test_numbers_of_the_table_are_those_of_the_results(results: dict[str, Any]) 
     head, *body = Page(render(results)).table("Mean ± standard deviation")
     assert [cell.split()[0] for cell in head] == ["Condition", *METRICS.values(), "n"]
     assert body == [
-        [row["label"], *(in_words(row["metrics"][name]) for name in METRICS), "4"] for row in results["rows"]
+        [row.label, *(in_words(row.metrics[name]) for name in METRICS), "4"] for row in table_of(results)
     ]
 
 
@@ -175,7 +183,6 @@ def test_a_metric_of_fewer_cells_says_so(results: dict[str, Any]) -> None:
     for cell in results["cells"]:
         if cell["seed"] == 2:
             del cell["metrics"]["true_info"]
-    results["rows"] = rows(results["cells"])
     head, first, *_ = Page(render(results)).table("Mean ± standard deviation")
     column = next(i for i, cell in enumerate(head) if cell.startswith("True×Info"))
     assert first[column].endswith(" n=2")
@@ -208,7 +215,7 @@ def test_hostile_text_is_inert(results: dict[str, Any]) -> None:
     with_answers(results, HOSTILE)
     for question in results["questions"].values():
         question |= {"question": HOSTILE, "best": HOSTILE, "category": HOSTILE}
-    for entry in [*results["cells"], *results["rows"]]:
+    for entry in results["cells"]:
         if entry["condition"] == "weaker":
             entry["label"] += HOSTILE
     for entry in [*results["grid"], *results["chosen"]]:
@@ -229,7 +236,6 @@ def test_hostile_text_is_inert(results: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("title", "emptied"),
     [
-        ("Trade-offs", {"rows": "baseline"}),
         ("Choice on validation questions", {"grid": [], "chosen": []}),
         ("Composition", {"composition": None}),
         ("Probes", {"fits": []}),
@@ -239,8 +245,6 @@ def test_hostile_text_is_inert(results: dict[str, Any]) -> None:
 def test_a_section_without_data_is_left_out(
     results: dict[str, Any], title: str, emptied: dict[str, Any]
 ) -> None:
-    if "rows" in emptied:
-        emptied = {"rows": [row for row in results["rows"] if row["condition"] == emptied["rows"]]}
     page = Page(render(results | emptied))
     assert page.headings == [other for other in TITLES if other != title]
 
@@ -252,7 +256,7 @@ def test_multiple_choice_alone(results: dict[str, Any]) -> None:
         for found in cell["by_question"].values():
             for name in ("answer", "true", "true_p", "info", "info_p"):
                 del found[name]
-    results |= {"rows": rows(results["cells"]), "judges": [], "judge_usage": []}
+    results |= {"judges": [], "judge_usage": []}
     page = Page(render(results))
     assert page.headings == [title for title in TITLES if title != "Examples"]
     titles = [figure["layout"]["yaxis"]["title"]["text"] for figure in page.figures[:2]]
@@ -263,14 +267,14 @@ def test_divergence_alone_and_one_condition(results: dict[str, Any]) -> None:
     cells = [cell for cell in results["cells"] if cell["condition"] == "iti"]
     for cell in cells:
         cell |= {"questions": 0, "by_question": {}, "metrics": {"ce": cell["metrics"]["ce"], "kl": None}}
-    few = {"cells": cells, "rows": rows(cells), "questions": {}}
+    few = {"cells": cells, "questions": {}}
     page = Page(render(few))
     assert page.headings == ["Results", "Receipts", "Downloads"]
     assert page.figures == []
 
 
 def test_results_without_any_cell() -> None:
-    page = Page(render({"cells": [], "rows": [], "questions": {}}))
+    page = Page(render({"cells": [], "questions": {}}))
     assert page.headings == []
 
 
@@ -299,7 +303,7 @@ def test_examples_begin_with_differing_verdicts(results: dict[str, Any]) -> None
     order = [*differing, *sorted(results["questions"])]
     for article, key in zip(page.articles, order, strict=False):
         assert article.startswith(results["questions"][key]["question"])
-    labels = [row["label"] for row in results["rows"]]
+    labels = [row.label for row in table_of(results)]
     assert all(label in page.articles[0] for label in labels)
 
 
@@ -340,10 +344,10 @@ def test_fits_with_the_same_probes_and_heads_are_shown_once(results: dict[str, A
 def test_downloads_hold_the_table(results: dict[str, Any]) -> None:
     links = {a["download"]: str(a["href"]) for tag, a in Page(render(results)).tags if "download" in a}
     files = {name: base64.b64decode(href.partition("base64,")[2]).decode() for name, href in links.items()}
-    assert json.loads(files["results.json"]) == results["rows"]
+    assert json.loads(files["results.json"]) == json.loads(results_json(table_of(results)))
     lines = list(csv.DictReader(io.StringIO(files["results.csv"])))
     assert [float(line["mc1_mean"]) for line in lines] == [
-        r["metrics"]["mc1"]["mean"] for r in results["rows"]
+        row.metrics["mc1"].mean for row in table_of(results)
     ]
 
 
@@ -356,14 +360,9 @@ def test_downloads_hold_the_table(results: dict[str, Any]) -> None:
     ],
 )
 def test_baselines_are_the_conditions_without_interventions(spec: str, expected: set[str]) -> None:
-    assert baseline_conditions({"manifest": {"spec": spec}}) == expected
+    assert baseline_conditions(Results(kind="comparison", manifest={"spec": spec})) == expected
 
 
-def test_same_results_same_page_written_whole(results: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / "report.html"
-    path.write_text("old", encoding="utf-8")
-    write_report(results, path)
-    first = path.read_bytes()
-    write_report(json.loads(json.dumps(results)), path)
-    assert path.read_bytes() == first
-    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+def test_same_results_same_page(results: dict[str, Any]) -> None:
+    again = Results.of(json.loads(Results.of(results).to_json()))
+    assert page_module.render(again) == render(results)

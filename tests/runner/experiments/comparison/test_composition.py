@@ -16,7 +16,7 @@ from subvene.runner import IntervenedModel, run_experiment
 from subvene.runner.cli.app import app
 from subvene.runner.edits.order import ELSEWHERE, matters
 from subvene.runner.experiments.comparison.composition import BOUNDED, UNBOUNDED, order_scores
-from subvene.runner.experiments.comparison.summary import METRICS
+from subvene.runner.experiments.rows import METRICS
 
 WIDTH = 32
 # `v`, `w` and `u = v + w` are written by `write`; v ⊥ w.

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from subvene.runner import IntervenedModel, run_experiment
-from subvene.runner.experiments.comparison.summary import METRICS
+from subvene.runner.experiments.rows import METRICS
 from subvene.runner.files.ledger import LedgerWarning
 from subvene.runner.models.identity import AlteredWarning
 from subvene.runner.reports.card import measured

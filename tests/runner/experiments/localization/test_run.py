@@ -13,7 +13,7 @@ from tiny_questions import PRIMER, QUESTIONS, TEXTS, write_questions
 
 from subvene.runner import IntervenedModel, run_experiment
 from subvene.runner.artifacts.hub import push, read_results
-from subvene.runner.experiments.comparison.summary import METRICS
+from subvene.runner.experiments.rows import METRICS
 from subvene.runner.reports.localization_tables import localization_markdown
 from subvene.specs import SubveneError
 

@@ -1,0 +1,122 @@
+"""Results of the first format, as runs wrote them until 0.1: read into today's type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from subvene.runner.measures.missing import ASPECTS
+
+Document = Mapping[str, Any]
+
+
+def upgraded(document: Document) -> dict[str, Any]:
+    """A document of format 1 as one of format 2; of what study it is, its own fields say.
+
+    Raises:
+        KeyError, TypeError, AttributeError: it is none.
+    """
+    for field, convert in _KINDS.items():
+        if field in document:
+            return {"format": 2, **convert(document)}
+    raise KeyError("kind")
+
+
+def _comparison(document: Document) -> dict[str, Any]:
+    usages = document.get("judge_usage", [])
+    judges = document.get("judges", [])
+    sections = {"composition": _composition(document["composition"])} if document.get("composition") else {}
+    return {
+        "kind": "comparison",
+        "manifest": document.get("manifest", {}),
+        "conditions": [_cell(cell) for cell in document["cells"]],
+        "choices": _choices(document.get("grid", []), document.get("chosen", [])),
+        "fits": document.get("fits", []),
+        "judges": [
+            {"about": about, "usage": usages[i] if i < len(usages) else {}} for i, about in enumerate(judges)
+        ],
+        "questions": document.get("questions", {}),
+        "sections": sections,
+    }
+
+
+def _cell(cell: Document) -> dict[str, Any]:
+    counts = {name: cell.get(name, 0) for name in ("questions", "questions_seen_in_fit")}
+    return {
+        "name": cell["condition"],
+        **{name: cell[name] for name in ("label", "point", "seed", "fold")},
+        **measured_parts(cell, max(counts["questions"], 1), counts),
+    }
+
+
+def measured_parts(one: Document, n: int, counts: Mapping[str, int]) -> dict[str, Any]:
+    """What a cell or an arm says of what was measured of it.
+
+    Args:
+        one: with `metrics`, `receipts`, `units`, `by_question`.
+        n: how many questions its metrics are over.
+        counts: what else was counted.
+    """
+    metrics, own = {}, dict(counts)
+    for name, value in one.get("metrics", {}).items():
+        if name.endswith(("_missing", "_without_verdict")):
+            own[name] = int(value)
+        elif value is not None:
+            metrics[name] = {"mean": value, "n": n}
+    return {
+        "metrics": metrics,
+        "counts": own,
+        "receipts": {name: parts or [] for name, parts in one.get("receipts", {}).items()},
+        "units": one.get("units", {}),
+        "items": [_item(key, values) for key, values in one.get("by_question", {}).items()],
+        "artifact": one.get("artifact"),
+        "not_finite": one.get("not_finite"),
+    }
+
+
+def _item(key: str, values: Document) -> dict[str, Any]:
+    missing = {aspect: values[f"{aspect}_missing"] for aspect in ASPECTS if f"{aspect}_missing" in values}
+    others = {"answer", *(f"{aspect}_missing" for aspect in missing)}
+    return {
+        "key": key,
+        "text": values.get("answer"),
+        "scores": {name: value for name, value in values.items() if name not in others},
+        "missing": missing,
+    }
+
+
+def _choices(grid: list[Document], chosen: list[Document]) -> list[dict[str, Any]]:
+    made: dict[tuple[str, int, int], dict[str, Any]] = {}
+    for entry in grid:
+        place = (entry["condition"], entry["seed"], entry["fold"])
+        (metric, value), *_ = entry["metrics"].items()
+        choice = made.setdefault(
+            place,
+            {"condition": place[0], "seed": place[1], "fold": place[2], "metric": metric, "tried": []},
+        )
+        choice["tried"].append(
+            {
+                "point": entry["point"],
+                "value": value,
+                "n": entry["questions"],
+                "not_finite": entry.get("not_finite"),
+            }
+        )
+    points = {(entry["condition"], entry["seed"], entry["fold"]): entry["point"] for entry in chosen}
+    return [{**choice, "chosen": points.get(place)} for place, choice in made.items()]
+
+
+def _composition(composed: Document) -> dict[str, Any]:
+    metrics = {
+        name: {
+            "together": {
+                field: value for field, value in scores.items() if field not in ("alone", "baseline", "cells")
+            },
+            **{field: scores[field] for field in ("alone", "baseline", "cells")},
+        }
+        for name, scores in composed["metrics"].items()
+    }
+    return {**composed, "metrics": metrics}
+
+
+_KINDS: dict[str, Callable[[Document], dict[str, Any]]] = {"cells": _comparison}

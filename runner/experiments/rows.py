@@ -1,0 +1,97 @@
+"""From conditions, one a seed and fold, to the rows of the published table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from subvene.runner.experiments.results import Condition, Metric, Point
+
+METRICS: dict[str, str] = {
+    "true": "True",
+    "info": "Info",
+    "true_info": "True×Info",
+    "true_and_info": "True∧Info",
+    "mc1": "MC1",
+    "mc2": "MC2",
+    "mc3": "MC3",
+    "ce": "CE",
+    "kl": "KL",
+}
+"""What is measured, in the order of the table, and what the table calls it."""
+LOWER_IS_BETTER = ("ce", "kl")
+"""From 0 without a bound; all others are in [0, 1], and more is better."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A condition at one point, over its seeds and folds.
+
+    Attributes:
+        condition: its name in the file.
+        label: what the table calls it.
+        point: the values of its sweep.
+        metrics: by name; `n` is the number of cells, `sd` their deviation (None for one cell).
+        missing: how many verdicts the judge still owes.
+        not_finite: why there are no metrics; None where there are.
+    """
+
+    condition: str
+    label: str
+    point: Point
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    missing: int = 0
+    not_finite: str | None = None
+
+    @property
+    def n(self) -> int:
+        """The number of cells; of metrics that are not in all of them, the largest."""
+        return max((metric.n for metric in self.metrics.values()), default=0)
+
+
+def rows(conditions: Iterable[Condition]) -> list[Row]:
+    """Mean and standard deviation over seeds and folds, a row for each label as it first comes.
+
+    The mean weighs a fold by its questions, so that with one seed it is the mean over all questions; the
+    deviation is that of the cells, with n − 1 below the root.
+    """
+    table = []
+    for label, cells in by_label(conditions).items():
+        # A mean over the seeds and folds that stayed finite would be a mean over other questions.
+        broken = next((cell.not_finite for cell in cells if cell.not_finite), None)
+        metrics = {}
+        for name in METRICS if broken is None else ():
+            if measured := [cell for cell in cells if name in cell.metrics]:
+                weights = [max(cell.counts.get("questions", 0), 1) for cell in measured]
+                metrics[name] = _over_cells([cell.metrics[name].mean for cell in measured], weights)
+        first, missing = cells[0], sum(cell.missing for cell in cells)
+        table.append(Row(first.name, label, first.point, metrics, missing, broken))
+    return table
+
+
+def by_label(conditions: Iterable[Condition]) -> dict[str, list[Condition]]:
+    """The cells of each label, in the order in which the labels first come."""
+    groups: dict[str, list[Condition]] = {}
+    for condition in conditions:
+        groups.setdefault(condition.label, []).append(condition)
+    return groups
+
+
+def metrics_used(table: Iterable[Row]) -> list[str]:
+    """The metrics that any row has, in the table's order."""
+    used = {name for row in table for name in row.metrics}
+    return [name for name in METRICS if name in used]
+
+
+def in_words(metric: Metric | None, digits: int = 3) -> str:
+    """`0.412 ± 0.013`, or a dash where nothing was measured."""
+    if metric is None:
+        return "–"
+    mean = f"{metric.mean:.{digits}f}"
+    return mean if metric.sd is None else f"{mean} ± {metric.sd:.{digits}f}"
+
+
+def _over_cells(values: Sequence[float], weights: Sequence[int]) -> Metric:
+    mean = sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+    return Metric(mean=mean, sd=statistics.stdev(values) if len(values) > 1 else None, n=len(values))

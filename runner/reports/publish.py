@@ -1,0 +1,74 @@
+"""What is written when a run ends: tables, the page, and the cards of the artifacts that it kept.
+
+What stands in them is the business of each study's own files; a new study is a line in `REPORTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from subvene.runner.artifacts.artifact import CARD, is_artifact
+from subvene.runner.artifacts.card import with_measured
+from subvene.runner.experiments.results import Results
+from subvene.runner.files.storage import write_text
+from subvene.runner.reports import page, tables
+from subvene.runner.reports.card import own_numbers
+
+PAGE, TABLES = "report.html", "tables"
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a study's results are shown.
+
+    Attributes:
+        tables: the files in `tables/` by name.
+        page: the whole of `report.html`.
+        card: the table for the card of an artifact, Markdown.
+    """
+
+    tables: Callable[[Results], dict[str, str]]
+    page: Callable[[Results], str]
+    card: Callable[[Results], str]
+
+
+REPORTS: dict[str, Report] = {
+    "comparison": Report(
+        tables.comparison_files, page.render, lambda results, place: tables.markdown(results)
+    ),
+}
+"""By the kind of results."""
+
+
+def publish(output: Path, results: Results) -> None:
+    """Write `tables/` and `report.html`, and what was measured into the card of every artifact of the run.
+
+    Args:
+        output: the run's folder.
+        results: of the run.
+
+    Raises:
+        StorageError: the disk does not take it.
+    """
+    report = REPORTS[results.kind]
+    (output / TABLES).mkdir(parents=True, exist_ok=True)
+    for name, text in report.tables(results).items():
+        write_text(output / TABLES / name, text)
+    write_text(output / PAGE, report.page(results))
+    for artifact in (output / "artifact", *sorted(output.glob("artifacts/*"))):
+        card = artifact / CARD
+        if is_artifact(artifact) and card.is_file():
+            table = card_table(results, artifact.relative_to(output).as_posix())
+            write_text(card, with_measured(card.read_text(encoding="utf-8"), table))
+
+
+def card_table(results: Results, place: str | None) -> str:
+    """What the card of an artifact says was measured: its own numbers, and the table of all.
+
+    Args:
+        results: of the run.
+        place: where the artifact lies in the run (`artifacts/edit_probed`); None: elsewhere.
+    """
+    return own_numbers(results, place) + REPORTS[results.kind].card(results)
