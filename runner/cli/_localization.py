@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from subvene.runner.cli._units import UnitStory
 from subvene.runner.files.printable import on_line
+
+if TYPE_CHECKING:
+    from subvene.runner.experiments.results import Results
+    from subvene.runner.reports.localization_arms import Arm
 
 _NUMBER = len("00.000")
 _BETWEEN = len(" │ ")
@@ -18,10 +22,11 @@ class LocalizationStory(UnitStory):
     def _place(self, unit: Mapping[str, Any]) -> str:
         return str(unit["what"])
 
-    def _finished(self, results: Mapping[str, Any]) -> None:
+    def _finished(self, results: Results) -> None:
         from rich.text import Text
 
-        from subvene.runner.reports.localization_tables import (
+        from subvene.runner.experiments.localization.section import section_of
+        from subvene.runner.reports.localization_arms import (
             by_group,
             group_label,
             heads_in_words,
@@ -36,7 +41,7 @@ class LocalizationStory(UnitStory):
             self._table(groups, labels, heads, metrics)
         if any(len(arms) > 1 for arms in groups.values()):
             self.console.print("× n: the mean of n arms, their lowest and their highest", highlight=False)
-        for said in results.get("verdict") or ():
+        for said in section_of(results).verdict:
             self.console.print(Text(f"- {on_line(said)}"), soft_wrap=True, highlight=False)
 
     def _in_tables(self, metrics: Sequence[str], taken: int) -> list[list[str]]:
@@ -56,7 +61,7 @@ class LocalizationStory(UnitStory):
 
     def _table(
         self,
-        groups: Mapping[str, Sequence[Mapping[str, Any]]],
+        groups: Mapping[str, Sequence[Arm]],
         labels: Mapping[str, str],
         heads: Mapping[str, str],
         metrics: Sequence[str],
@@ -65,7 +70,7 @@ class LocalizationStory(UnitStory):
         from rich.text import Text
 
         from subvene.runner.experiments.rows import METRICS
-        from subvene.runner.reports.localization_tables import known, value_of
+        from subvene.runner.reports.localization_arms import known
 
         table = Table(show_edge=False, pad_edge=False)
         table.add_column("arm", no_wrap=True)
@@ -74,7 +79,7 @@ class LocalizationStory(UnitStory):
         for group, arms in groups.items():
             # Below the mean of several: a second and a third line in every cell.
             several = len(arms) > 1
-            found = [known([value_of(arm, metric) for arm in arms]) for metric in metrics]
+            found = [known([arm.value(metric) for arm in arms]) for metric in metrics]
             label = labels[group] + ("\n  lowest\n  highest" if several else "")
             table.add_row(Text(label), heads[group], *(_in_words(values, several) for values in found))
         self.console.print()

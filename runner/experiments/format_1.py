@@ -119,4 +119,39 @@ def _composition(composed: Document) -> dict[str, Any]:
     return {**composed, "metrics": metrics}
 
 
-_KINDS: dict[str, Callable[[Document], dict[str, Any]]] = {"cells": _comparison}
+def _localization(document: Document) -> dict[str, Any]:
+    selection = document["selection"]
+    section = {name: document.get(name) or [] for name in ("evidence", "singles", "comparisons", "verdict")}
+    section |= {name: document.get(name) or None for name in ("split", "probes")}
+    fields = ("family", "heads", "n_heads", "probe_accuracy", "training")
+    arms = {arm["name"]: {name: arm.get(name) for name in fields} for arm in document["arms"]}
+    return {
+        "kind": "localization",
+        "manifest": document.get("manifest", {}),
+        "conditions": [_arm(arm) for arm in document["arms"]],
+        "choices": [_choice(arm, selection) for arm in document["arms"] if arm.get("candidates")],
+        "judges": [{"about": about} for about in document.get("judges", [])],
+        "questions": document.get("questions", {}),
+        "sections": {"localization": {**section, "arms": arms, "selection": selection}},
+    }
+
+
+def _arm(arm: Document) -> dict[str, Any]:
+    measured = measured_parts(arm, max(len(arm.get("by_question") or {}), 1), {})
+    for name, (low, high) in (arm.get("intervals") or {}).items():
+        if name in measured["metrics"]:
+            measured["metrics"][name] |= {"low": low, "high": high}
+    place = {"name": arm["name"], "label": arm["name"], "group": arm["group"]}
+    return {**place, "point": arm.get("point") or {}, **measured}
+
+
+def _choice(arm: Document, selection: Document) -> dict[str, Any]:
+    return {
+        "condition": arm["name"],
+        "metric": selection["metric"],
+        "tried": [{**tried, "n": selection["questions"]} for tried in arm["candidates"]],
+        "chosen": arm.get("point"),
+    }
+
+
+_KINDS: dict[str, Callable[[Document], dict[str, Any]]] = {"cells": _comparison, "arms": _localization}

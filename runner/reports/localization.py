@@ -1,37 +1,34 @@
-"""The report of a localization experiment: one HTML file, from its `results.json` alone.
+"""The report of a localization experiment: one HTML file, from its results alone.
 
 The sections are functions of the results that give markup, or None without their data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from subvene.runner.experiments.localization.section import Interval, section_of
+from subvene.runner.experiments.results import Item, QuestionText, Results
 from subvene.runner.experiments.rows import METRICS
-from subvene.runner.files.storage import write_text
 from subvene.runner.reports import localization_figures as figures
 from subvene.runner.reports import markup
-from subvene.runner.reports.localization_evidence import DRAWS, evidence, over, probes, range_below, singles
-from subvene.runner.reports.localization_making import provenance, receipts, selection, training
-from subvene.runner.reports.localization_tables import (
+from subvene.runner.reports.localization_arms import (
     GROUPS,
     Arm,
-    Results,
     arm_label,
+    arms_of,
     by_group,
     group_label,
     heads_in_words,
     interval_in_words,
-    interval_of,
-    localization_files,
     metric_label,
     metrics_of,
     points_in_words,
-    value_of,
-    write_localization_tables,
 )
+from subvene.runner.reports.localization_evidence import DRAWS, evidence, over, probes, range_below, singles
+from subvene.runner.reports.localization_making import provenance, receipts, selection, training
+from subvene.runner.reports.localization_tables import localization_files
 from subvene.runner.reports.markup import (
     Html,
     element,
@@ -50,29 +47,16 @@ from subvene.runner.reports.tables import judge_in_words
 EXAMPLES = 12
 
 
-def write_localization_report(output: Path, results: Results) -> None:
-    """Write `report.html`; a reader finds the old one or the new one, never half of it.
-
-    Args:
-        output: the run's folder; made if it is not there.
-        results: of the experiment, as in its `results.json`.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(output / "report.html", render(results))
-
-
-def publish_localization(output: Path, results: dict[str, Any]) -> None:
-    """Write a run's tables and its report."""
-    write_localization_tables(output, results)
-    write_localization_report(output, results)
-
-
 def render(results: Results) -> str:
-    """The page as text, the same for the same results."""
-    groups = by_group(results)
-    parts = [count(len(results["arms"]), "arm")]
-    if (results.get("split") or {}).get("test"):
-        parts.append(count(results["split"]["test"], "test question"))
+    """The page as text, the same for the same results.
+
+    Raises:
+        ResultsError: these are no results of a localization experiment.
+    """
+    groups, split = by_group(results), section_of(results).split
+    parts = [count(len(results.conditions), "arm")]
+    if split is not None and split.test:
+        parts.append(count(split.test, "test question"))
     drawn = max((len(groups.get(group, ())) for group in DRAWS.values()), default=0)
     parts += [count(drawn, "random draw")] if drawn else []
     parts += [count(len(groups["edit_single"]), "single head")] if groups.get("edit_single") else []
@@ -86,7 +70,7 @@ def render(results: Results) -> str:
 
 def verdict(results: Results) -> Html | None:
     """What the numbers say, in sentences."""
-    said = results.get("verdict") or ()
+    said = section_of(results).verdict
     return items(*said) if said else None
 
 
@@ -99,7 +83,7 @@ def arms(results: Results) -> Html | None:
     lines = [
         [
             _arm(group_label(group, len(found)), found),
-            range_below([arm.get("probe_accuracy") for arm in found]),
+            range_below([arm.record.probe_accuracy for arm in found]),
             *(_measured(found, metric) for metric in used),
         ]
         for group, found in groups.items()
@@ -114,8 +98,8 @@ def arms(results: Results) -> Html | None:
     if several:
         every = [
             [
-                _arm(arm["name"], [arm]),
-                number(arm.get("probe_accuracy"), ".3f"),
+                _arm(arm.name, [arm]),
+                number(arm.record.probe_accuracy, ".3f"),
                 *(_measured([arm], metric) for metric in used),
             ]
             for found in several
@@ -127,13 +111,13 @@ def arms(results: Results) -> Html | None:
         )
     differences = [
         [
-            f"{_called(found['a'], results)} − {_called(found['b'], results)}",
-            metric_label(found["metric"]),
-            number(found["difference"], "+.3f"),
-            interval_in_words(found.get("interval")),
-            _about_zero(found.get("interval")),
+            f"{_called(one.a, results)} − {_called(one.b, results)}",
+            metric_label(one.metric),
+            number(one.difference, "+.3f"),
+            interval_in_words(one.interval),
+            _about_zero(one.interval),
         ]
-        for found in results.get("comparisons") or ()
+        for one in section_of(results).comparisons
     ]
     if differences:
         caption = (
@@ -178,15 +162,15 @@ def answers(results: Results) -> Html | None:
         for group in ("baseline", "iti_probed", "edit_probed", "edit_random")
     ]
     beside = [arm for arm in shown if arm is not None]
-    by_key: dict[str, list[tuple[Arm, Mapping[str, Any]]]] = {}
+    by_key: dict[str, list[tuple[Arm, Item]]] = {}
     for arm in beside:
-        for key, found in _answered(arm).items():
-            if key in results["questions"]:
-                by_key.setdefault(key, []).append((arm, found))
+        for item in _answered(arm):
+            if item.key in results.questions:
+                by_key.setdefault(item.key, []).append((arm, item))
     if not by_key:
         return None
     # Keys are hashes of the questions, so their order favours nothing.
-    differing = {key for key, found in by_key.items() if verdicts_differ(one for _, one in found)}
+    differing = {key for key, found in by_key.items() if verdicts_differ(item.scores for _, item in found)}
     picked = sorted(by_key, key=lambda key: (key not in differing, key))[:EXAMPLES]
     about = (
         f"{len(picked)} of {len(by_key)} test questions. The judge's verdicts differ between these arms for "
@@ -195,7 +179,7 @@ def answers(results: Results) -> Html | None:
         "answers are in "
     )
     search = element("input", type="search", data_filters="answer-list")
-    articles = [_article(results["questions"][key], by_key[key]) for key in picked]
+    articles = [_article(results.questions[key], by_key[key]) for key in picked]
     return join(
         [
             element("p", about, element("a", "answers.csv", href="#downloads"), "."),
@@ -232,10 +216,10 @@ SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
 
 def _measured(found: Sequence[Arm], metric: str) -> Html:
     if len(found) > 1:
-        return range_below([value_of(arm, metric) for arm in found])
-    interval = interval_of(found[0], metric)
+        return range_below([arm.value(metric) for arm in found])
+    interval = found[0].interval(metric)
     below = "" if interval is None else interval_in_words(interval)
-    return over(number(value_of(found[0], metric), ".3f"), below)
+    return over(number(found[0].value(metric), ".3f"), below)
 
 
 def _arm(name: str, found: Sequence[Arm]) -> Html:
@@ -268,24 +252,23 @@ def _notes(results: Results, used: Sequence[str]) -> Html:
             "CE is the next-token cross-entropy on ordinary texts, KL the divergence KL(original ‖ edited) "
             "on the same texts, both in nats per token; KL is against the untouched model always."
         )
-    said.append(
-        "Probing: mean accuracy of the probes of an arm's heads, on validation questions"
-        + (f"; chance is {chance:.3f}." if (chance := (results.get("probes") or {}).get("chance")) else ".")
-    )
-    for judge in results.get("judges") or ():
-        words = judge_in_words(judge)
+    probed = section_of(results).probes
+    chance = "" if probed is None else f"; chance is {probed.chance:.3f}"
+    said.append(f"Probing: mean accuracy of the probes of an arm's heads, on validation questions{chance}.")
+    for judge in results.judges:
+        words = judge_in_words(judge.about)
         said.append(f"{words[:1].upper()}{words[1:]}.")
     return items(*said)
 
 
 def _called(name: str, results: Results) -> str:
-    for arm in results["arms"]:
-        if arm["name"] == name:
+    for arm in arms_of(results):
+        if arm.name == name:
             return arm_label(arm)
     return f"{GROUPS[name]} (mean)" if name in GROUPS else name
 
 
-def _about_zero(interval: Sequence[float] | None) -> str:
+def _about_zero(interval: Interval | None) -> str:
     if interval is None:
         return "–"
     return "inside" if interval[0] <= 0 <= interval[1] else "outside"
@@ -294,40 +277,39 @@ def _about_zero(interval: Sequence[float] | None) -> str:
 def _against(results: Results, x: str, y: str, alone: bool = False) -> Any:
     return figures.against(
         by_group(results),
-        lambda arm: value_of(arm, x),
-        lambda arm: value_of(arm, y),
+        lambda arm: arm.value(x),
+        lambda arm: arm.value(y),
         (metric_label(x), metric_label(y)),
         (x, y),
         legend_width=figures.WHOLE_WIDTH if alone else None,
     )
 
 
-def _answered(arm: Arm) -> dict[str, Mapping[str, Any]]:
-    by_question = arm.get("by_question") or {}
-    return {key: found for key, found in by_question.items() if found.get("answer") is not None}
+def _answered(arm: Arm) -> list[Item]:
+    return [item for item in arm.condition.items if item.text is not None]
 
 
-def _article(question: Mapping[str, Any], found: Sequence[tuple[Arm, Mapping[str, Any]]]) -> Html:
+def _article(question: QuestionText, found: Sequence[tuple[Arm, Item]]) -> Html:
     cards = []
-    for arm, one in found:
-        text = one["answer"]
+    for arm, item in found:
+        text = item.text or ""
         marks = [
-            verdict_mark(one, aspect, words)
+            verdict_mark(item.scores, aspect, words)
             for aspect, words in (
                 ("true", ("true", "not true")),
                 ("info", ("informative", "not informative")),
             )
-            if aspect in one
+            if aspect in item.scores
         ]
         quoted = text if text.strip() else element("em", "(empty)")
         said = [element("h4", arm_label(arm)), element("blockquote", quoted), element("p", *marks)]
         cards.append(element("div", *said))
-    about = [element("strong", "Best answer: "), question.get("best") or "–"]
-    if question.get("category"):
-        about.append(element("small", question["category"], class_="category"))
+    about = [element("strong", "Best answer: "), question.best or "–"]
+    if question.category:
+        about.append(element("small", question.category, class_="category"))
     return element(
         "article",
-        element("h3", question["question"]),
+        element("h3", question.question),
         element("p", *about),
         element("div", *cards, class_="answers"),
     )

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from operator import methodcaller
 
 import plotly.graph_objects as go
 
+from subvene.runner.experiments.localization.section import Evidence, Heads, Interval, SingleHeads, section_of
+from subvene.runner.experiments.results import Results
 from subvene.runner.experiments.rows import METRICS
 from subvene.runner.files.statistics import correlation
 from subvene.runner.reports import localization_figures as figures
 from subvene.runner.reports.figures import probe_heat_map
-from subvene.runner.reports.localization_tables import (
+from subvene.runner.reports.localization_arms import (
     FAMILIES,
     Arm,
-    Results,
     arm_label,
     by_group,
     group_label,
     interval_in_words,
-    known,
     metric_label,
     p_in_words,
     spread_in_words,
-    value_of,
 )
 from subvene.runner.reports.markup import Html, element, items, join, plot, side_by_side, table
 from subvene.runner.reports.page import count
@@ -36,11 +34,11 @@ DRAWS = {"iti": "iti_random", "edit": "edit_random"}
 
 def evidence(results: Results) -> Html | None:
     """Whether the probed set is special among sets of as many heads drawn at random."""
-    found = results.get("evidence") or []
+    found = section_of(results).evidence
     if not found:
         return None
     groups = by_group(results)
-    least = min(len(known(one["random"])) for one in found) + 1
+    least = min(len(one.random) for one in found) + 1
     about = [
         "Rank p: how often a set drawn at random would do at least as well as the probed one; "
         f"(1 + draws at least as good) / (draws + 1), which cannot fall below 1/{least} here.",
@@ -53,9 +51,9 @@ def evidence(results: Results) -> Html | None:
         "Every metric is a test of its own, on the same questions; the p-values are not corrected for that.",
     ]
     parts: list[Html] = [items(*about)]
-    for family in dict.fromkeys(one["family"] for one in found):
-        mine = [one for one in found if one["family"] == family]
-        title = FAMILIES.get(family, family)
+    for family in dict.fromkeys(one.family for one in found):
+        mine = [one for one in found if one.family == family]
+        title = FAMILIES[family]
         heads = ["Metric", "Probed heads", "Random heads", "sd", "Draws", "At least as good", "Rank p"]
         caption = f"{title}: the probed set among random ones; below the mean of the draws, their range"
         lines = [_evidence_cells(one) for one in mine]
@@ -64,42 +62,39 @@ def evidence(results: Results) -> Html | None:
         drawn = []
         for one in mine:
             made = figures.draws(
-                one["random"],
-                one["metric"],
-                DRAWS.get(family, family),
-                _marks(groups, one["metric"], family) | {f"{family}_probed": one["probed"]},
-                one.get("prediction"),
-                one.get("level"),
+                one.random,
+                one.metric,
+                DRAWS[family],
+                _marks(groups, one.metric, family) | {f"{family}_probed": one.probed},
+                one.prediction,
+                one.level,
             )
             if made is not None:
-                drawn.append(
-                    plot(made, _evidence_in_words(title, one) + _beyond(made, one.get("prediction")))
-                )
+                drawn.append(plot(made, _evidence_in_words(title, one) + _beyond(made, one.prediction)))
         parts += [side_by_side(*drawn)] if drawn else []
     return join(parts)
 
 
 def singles(results: Results) -> Html | None:
     """Edits of one head, and whether a head that probes well is one that edits well."""
-    groups = by_group(results)
+    groups, section = by_group(results), section_of(results)
     parts: list[Html] = []
     drawn = []
-    for found in results.get("singles") or ():
-        metric = found["metric"]
+    for found in section.singles:
+        metric = found.metric
         marks = _marks(groups, metric, "edit") | {"edit_probed": _alone(groups, "edit_probed", metric)}
-        made = figures.draws(found["values"], metric, "edit_single", marks, each="each head")
+        made = figures.draws(found.values, metric, "edit_single", marks, each="each head")
         if made is not None:
             drawn.append(plot(made, _singles_in_words(found)))
     if drawn:
         parts.append(side_by_side(*drawn))
     edited = {g: a for g, a in groups.items() if g in ("edit_probed", "edit_random", "edit_single")}
     scatters = []
-    measured = dict.fromkeys(one["metric"] for one in results.get("singles") or results.get("evidence") or ())
-    for metric in measured:
+    for metric in dict.fromkeys(one.metric for one in section.singles or section.evidence):
         made = figures.against(
             edited,
-            _accuracy,
-            partial(value_of, metric=metric),
+            lambda arm: arm.record.probe_accuracy,
+            methodcaller("value", metric),
             ("probing accuracy", metric_label(metric)),
         )
         several = {group: found for group, found in edited.items() if len(found) > 1}
@@ -114,10 +109,10 @@ def singles(results: Results) -> Html | None:
 
 def probes(results: Results) -> Html | None:
     """How well every head tells true from false answers, and which ones were edited."""
-    found = results.get("probes")
-    if not found or not found.get("accuracy"):
+    found = section_of(results).probes
+    if found is None or not found.accuracy:
         return None
-    choices: dict[str, dict[str, list[int]]] = {}
+    choices: dict[str, Heads] = {}
     for group, members in by_group(results).items():
         if group in ("baseline", "edit_all"):
             continue
@@ -125,19 +120,19 @@ def probes(results: Results) -> Html | None:
             choices[group_label(group, len(members))] = _together(members)
             continue
         for arm in members:
-            if arm.get("heads"):
-                choices[arm_label(arm)] = {layer: list(heads) for layer, heads in arm["heads"].items()}
-    by_heads: dict[str, tuple[list[str], dict[str, list[int]]]] = {}
+            if arm.record.heads:
+                choices[arm_label(arm)] = arm.record.heads
+    by_heads: dict[str, tuple[list[str], Heads]] = {}
     for name, heads in choices.items():
-        key = str(sorted((int(layer), sorted(of)) for layer, of in heads.items()))
+        key = str(sorted((layer, sorted(of)) for layer, of in heads.items()))
         by_heads.setdefault(key, ([], heads))[0].append(name)
     options, panels = [], []
     for i, (names, heads) in enumerate(by_heads.values() or [(["no heads chosen"], {})]):
         name = "; ".join(names)
         options.append(element("option", name, value=str(i)))
-        drawn = probe_heat_map(found["accuracy"], heads, "", chance=found.get("chance"))
+        drawn = probe_heat_map(found.accuracy, heads, "", chance=found.chance)
         # Marks would make room for themselves, where there is neither layer nor head.
-        n_layers, n_heads = len(found["accuracy"]), len(found["accuracy"][0])
+        n_layers, n_heads = len(found.accuracy), len(found.accuracy[0])
         drawn.update_layout(margin={"t": 60})
         drawn.update_xaxes(range=[-0.5, n_heads - 0.5])
         drawn.update_yaxes(range=[-0.5, n_layers - 0.5])
@@ -161,43 +156,38 @@ def over(above: str, below: str) -> Html:
     return join([above, element("div", element("small", below))]) if below else join([above])
 
 
-def _evidence_cells(one: Mapping[str, Any]) -> list[str]:
-    rank, t_test = one.get("rank") or {}, one.get("t_test")
+def _evidence_cells(one: Evidence) -> list[str]:
     tested = "–"
-    if t_test:
-        at = f"t({number(t_test.get('df'), 'g')}) = {number(t_test.get('t'), '.2f')}"
-        tested = over(f"p {_compared(t_test.get('p'))}", at)
+    if one.t_test is not None:
+        at = f"t({number(one.t_test.df, 'g')}) = {number(one.t_test.t, '.2f')}"
+        tested = over(f"p {_compared(one.t_test.p)}", at)
     return [
-        metric_label(one["metric"]),
-        number(one["probed"], ".3f"),
-        range_below(one["random"]),
-        number(one.get("sd"), ".3f"),
-        str(len(known(one["random"]))),
-        f"{rank['at_least']} of {rank['n']}" if rank else "–",
-        p_in_words(rank.get("p")),
+        metric_label(one.metric),
+        number(one.probed, ".3f"),
+        range_below(one.random),
+        number(one.sd, ".3f"),
+        str(len(one.random)),
+        f"{one.rank.at_least} of {one.rank.n}",
+        p_in_words(one.rank.p),
         tested,
-        interval_in_words(one.get("prediction")),
-        {True: "inside", False: "outside", None: "–"}[one.get("inside")],
+        interval_in_words(one.prediction),
+        {True: "inside", False: "outside", None: "–"}[one.inside],
     ]
 
 
-def _evidence_in_words(title: str, one: Mapping[str, Any]) -> str:
-    said = f"{title}, {METRICS.get(one['metric'], one['metric'])}. "
-    rank = one.get("rank")
-    if rank:
-        said += (
-            f"{rank['at_least']} of {count(rank['n'], 'random draw')} at least as good as the probed heads, "
-        )
-        said += f"rank p {_compared(rank['p'])}. "
-    if one.get("prediction") is None:
-        return said + "No prediction interval: too few draws, or all alike."
-    where = {True: "inside", False: "outside", None: "beside"}[one.get("inside")]
-    return (
-        said + f"The probed heads lie {where} the prediction interval {interval_in_words(one['prediction'])}."
+def _evidence_in_words(title: str, one: Evidence) -> str:
+    said = (
+        f"{title}, {METRICS.get(one.metric, one.metric)}. {one.rank.at_least} of "
+        f"{count(one.rank.n, 'random draw')} at least as good as the probed heads, "
+        f"rank p {_compared(one.rank.p)}. "
     )
+    if one.prediction is None:
+        return said + "No prediction interval: too few draws, or all alike."
+    where = {True: "inside", False: "outside", None: "beside"}[one.inside]
+    return said + f"The probed heads lie {where} the prediction interval {interval_in_words(one.prediction)}."
 
 
-def _beyond(made: go.Figure, prediction: Sequence[float] | None) -> str:
+def _beyond(made: go.Figure, prediction: Interval | None) -> str:
     low, high = made.layout.xaxis.range
     seen = prediction is None or (low <= prediction[0] and prediction[1] <= high)
     return "" if seen else " The interval reaches beyond the figure."
@@ -208,15 +198,14 @@ def _compared(p: float | None) -> str:
     return words if words.startswith("<") else f"= {words}"
 
 
-def _singles_in_words(found: Mapping[str, Any]) -> str:
-    lower = metric_label(found["metric"]).endswith("↓")
-    best = number(found.get("best"), ".3f")
+def _singles_in_words(found: SingleHeads) -> str:
+    lower = metric_label(found.metric).endswith("↓")
     reach = ""
-    if found.get("reach") is not None:
-        reach = f"; {found['reach']} of {found['n']} do at least as well as the edit of all probed heads"
+    if found.reach is not None:
+        reach = f"; {found.reach} of {found.n} do at least as well as the edit of all probed heads"
     return (
-        f"{METRICS.get(found['metric'], found['metric'])} of {count(found['n'], 'edit')} of one head "
-        f"each{reach}. The {'lowest' if lower else 'highest'} is {best}, and "
+        f"{METRICS.get(found.metric, found.metric)} of {count(found.n, 'edit')} of one head "
+        f"each{reach}. The {'lowest' if lower else 'highest'} is {number(found.best, '.3f')}, and "
         "as the best of several it flatters that head."
     )
 
@@ -229,19 +218,14 @@ def _marks(groups: Mapping[str, Sequence[Arm]], metric: str, family: str) -> dic
 
 def _alone(groups: Mapping[str, Sequence[Arm]], group: str, metric: str) -> float | None:
     found = groups.get(group)
-    return value_of(found[0], metric) if found else None
-
-
-def _accuracy(arm: Arm) -> float | None:
-    found: float | None = arm.get("probe_accuracy")
-    return found
+    return found[0].value(metric) if found else None
 
 
 def _correlation(group: str, found: Sequence[Arm], metric: str) -> str:
     pairs = [
         (accuracy, value)
         for arm in found
-        if (accuracy := _accuracy(arm)) is not None and (value := value_of(arm, metric)) is not None
+        if (accuracy := arm.record.probe_accuracy) is not None and (value := arm.value(metric)) is not None
     ]
     if not pairs:
         return ""
@@ -249,9 +233,9 @@ def _correlation(group: str, found: Sequence[Arm], metric: str) -> str:
     return f"Spearman correlation over {group_label(group, len(pairs))}: {number(spearman, '.2f')}."
 
 
-def _together(members: Iterable[Arm]) -> dict[str, list[int]]:
-    heads: dict[str, set[int]] = {}
+def _together(members: Iterable[Arm]) -> Heads:
+    heads: dict[int, set[int]] = {}
     for arm in members:
-        for layer, of in (arm.get("heads") or {}).items():
+        for layer, of in (arm.record.heads or {}).items():
             heads.setdefault(layer, set()).update(of)
-    return {layer: sorted(of) for layer, of in heads.items()}
+    return {layer: tuple(sorted(of)) for layer, of in heads.items()}

@@ -7,21 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
 
 from subvene.runner.reports.curves import COLORS, LEGEND_WIDTH, REFERENCE, as_it_stands, figure, with_legend
-from subvene.runner.reports.localization_tables import (
-    Arm,
-    arm_label,
-    group_label,
-    interval_of,
-    known,
-    metric_label,
-    value_of,
-)
+from subvene.runner.reports.localization_arms import Arm, arm_label, group_label, known, metric_label
 from subvene.runner.reports.persona_figures import Style
 
 STYLES = {
@@ -190,7 +182,7 @@ def against(
     return with_legend(made, legend_width or LEGEND_WIDTH) if acting else None
 
 
-def training_curves(groups: Groups, field: str, title: str) -> go.Figure | None:
+def training_curves(groups: Groups, field: Literal["loss", "accuracy"], title: str) -> go.Figure | None:
     """A validation measure by step: a line for each arm, the kept step of those alone in their group ringed.
 
     Args:
@@ -204,15 +196,14 @@ def training_curves(groups: Groups, field: str, title: str) -> go.Figure | None:
     for group, arms in groups.items():
         style, named = look(group), False
         for arm in arms:
-            training = arm.get("training") or {}
-            points = [
-                (e["step"], e[field]) for e in training.get("evaluations") or () if e.get(field) is not None
-            ]
-            if not points:
+            training = arm.record.training
+            looks = () if training is None else training.evaluations
+            points = [(one.step, value) for one in looks if (value := getattr(one, field)) is not None]
+            if training is None or not points:
                 continue
             every += [value for _, value in points]
             if len(arms) == 1:
-                kept += [point for point in points if point[0] == training.get("best_step")]
+                kept += [point for point in points if point[0] == training.best_step]
             made.add_trace(
                 go.Scatter(
                     x=[step for step, _ in points],
@@ -291,8 +282,8 @@ def _range(
 
 
 def _error(arm: Arm, metric: str | None) -> dict[str, Any] | None:
-    interval = None if metric is None else interval_of(arm, metric)
-    value = None if metric is None else value_of(arm, metric)
+    interval = None if metric is None else arm.interval(metric)
+    value = None if metric is None else arm.value(metric)
     if interval is None or value is None:
         return None
     bars = {"array": [max(0.0, interval[1] - value)], "arrayminus": [max(0.0, value - interval[0])]}

@@ -2,63 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
+from subvene.runner.experiments.localization.section import section_of
+from subvene.runner.experiments.results import Results
 from subvene.runner.experiments.rows import METRICS
 from subvene.runner.reports import localization_figures as figures
 from subvene.runner.reports.curves import point_in_words, validation_grid
-from subvene.runner.reports.localization_tables import Results, by_group, group_label, points_in_words
+from subvene.runner.reports.localization_arms import Arm, by_group, group_label, points_in_words
+from subvene.runner.reports.localization_tables import value_in_words
 from subvene.runner.reports.markup import Html, element, folded, join, plot, side_by_side, table
 from subvene.runner.reports.page import count
 from subvene.runner.reports.persona_tables import number
 from subvene.runner.reports.sections import RECEIPT_COLUMNS, receipt_cells
 from subvene.runner.reports.sections import provenance as comparison_provenance
 
+_CURVES: tuple[tuple[Literal["loss", "accuracy"], str, str], ...] = (
+    (
+        "loss",
+        "validation loss",
+        "Loss on the validation pairs by step; losses of different τ are no match.",
+    ),
+    ("accuracy", "validation accuracy", "Share of the validation pairs whose true answer is preferred."),
+)
+
 
 def selection(results: Results) -> Html | None:
     """What was tried on validation questions, and what was taken."""
-    metric = (results.get("selection") or {}).get("metric")
     groups = {
-        group: [arm for arm in found if arm.get("candidates")] for group, found in by_group(results).items()
+        group: chosen
+        for group, arms in by_group(results).items()
+        if (chosen := [arm for arm in arms if arm.choice is not None])
     }
-    groups = {group: found for group, found in groups.items() if found}
-    if metric is None or not groups:
+    if not groups:
         return None
-    asked = results["selection"].get("questions")
-    on = count(asked, "validation question") if asked else "validation questions"
-    title = METRICS.get(metric, metric)
+    selected = section_of(results).selection
+    on = count(selected.questions, "validation question")
+    title = METRICS.get(selected.metric, selected.metric)
     about = (
         f"Each arm is tested at the point with the best {title} on {on}; none of these is a test question."
     )
-    drawn, lines = [], []
-    for group, found in groups.items():
-        grid = [
-            {"point": tried["point"], "metrics": {metric: tried["value"]}}
-            for arm in found
-            for tried in arm["candidates"]
+    drawn = [made for group, arms in groups.items() if (made := _grid(group, arms, title)) is not None]
+    lines = [
+        [
+            arm.name,
+            point_in_words(tried.point),
+            value_in_words(tried),
+            "✓ chosen" if tried.point == arm.choice.chosen else "",
         ]
-        made = validation_grid(grid, found)
-        name = group_label(group, len(found))
-        if made is not None:
-            several = f" Mean over {len(found)} arms, with standard deviations." if len(found) > 1 else ""
-            # The figure is a comparison's, whose mean is over seeds and folds.
-            made.update_traces(
-                name="mean over arms" if len(found) > 1 else "value", selector={"mode": "lines+markers"}
-            )
-            made.update_traces(cliponaxis=False, selector={"mode": "markers+text"})
-            drawn.append(plot(made, f"{name}: {title} of each point that was tried.{several}"))
-        for arm in found:
-            for tried in arm["candidates"]:
-                taken = "✓ chosen" if tried["point"] == arm.get("point") else ""
-                lines.append(
-                    [
-                        arm["name"],
-                        point_in_words(tried["point"]),
-                        "not finite" if "not_finite" in tried else number(tried["value"], ".4f"),
-                        taken,
-                    ]
-                )
+        for arms in groups.values()
+        for arm in arms
+        if arm.choice is not None
+        for tried in arm.choice.tried
+    ]
     parts = [element("p", about)]
     if drawn:
         parts.append(side_by_side(*drawn))
@@ -70,20 +67,14 @@ def selection(results: Results) -> Html | None:
 def training(results: Results) -> Html | None:
     """How the edits learned."""
     groups = {
-        group: [arm for arm in found if arm.get("training")] for group, found in by_group(results).items()
+        group: trained
+        for group, arms in by_group(results).items()
+        if (trained := [arm for arm in arms if arm.record.training is not None])
     }
-    groups = {group: found for group, found in groups.items() if found}
     if not groups:
         return None
     drawn = []
-    for field, title, about in (
-        (
-            "loss",
-            "validation loss",
-            "Loss on the validation pairs by step; losses of different τ are no match.",
-        ),
-        ("accuracy", "validation accuracy", "Share of the validation pairs whose true answer is preferred."),
-    ):
+    for field, title, about in _CURVES:
         made = figures.training_curves(groups, field, title)
         if made is not None:
             drawn.append(
@@ -94,13 +85,14 @@ def training(results: Results) -> Html | None:
             )
     lines = [
         [
-            arm["name"],
+            arm.name,
             points_in_words([arm]),
-            *(number(arm["training"].get(name), "d") for name in ("pairs", "steps", "best_step")),
-            " → ".join(number(loss, ".4g") for loss in arm["training"].get("epoch_losses") or ()) or "–",
+            *(number(n, "d") for n in (trained.pairs, trained.steps, trained.best_step)),
+            " → ".join(number(loss, ".4g") for loss in trained.epoch_losses) or "–",
         ]
-        for found in groups.values()
-        for arm in found
+        for arms in groups.values()
+        for arm in arms
+        if (trained := arm.record.training) is not None
     ]
     heads = ["Arm", "Point", "Pairs", "Steps", "Kept step", "Training loss by epoch"]
     parts = [side_by_side(*drawn)] if drawn else []
@@ -113,8 +105,8 @@ def receipts(results: Results) -> Html | None:
     for group, members in by_group(results).items():
         label, found = group_label(group, len(members)), dict[tuple[str, str], list[Mapping[str, Any]]]()
         for arm in members:
-            for measurement, parts in (arm.get("receipts") or {}).items():
-                for part in parts or ():
+            for measurement, parts in arm.condition.receipts.items():
+                for part in cast(list[dict[str, Any]], parts):
                     found.setdefault((measurement, part["kind"]), []).append(part)
         for (measurement, kind), parts in found.items():
             lines.append([label, measurement.replace("_", " "), kind, *receipt_cells(parts)])
@@ -135,17 +127,24 @@ def receipts(results: Results) -> Html | None:
 
 def provenance(results: Results) -> Html | None:
     """How the data were split, and where the numbers come from."""
-    split = results.get("split") or {}
-    parts = []
-    if split:
-        parts.append(
-            element(
-                "p",
-                "Questions: ",
-                ", ".join(f"{n} {part}" for part, n in split.items() if n is not None),
-                ".",
-            )
-        )
+    split, parts = section_of(results).split, []
+    if split is not None:
+        counts = ", ".join(f"{n} {part}" for part, n in split.model_dump().items())
+        parts.append(element("p", "Questions: ", counts, "."))
     found = comparison_provenance(results)
     parts += [found] if found is not None else []
     return join(parts) if parts else None
+
+
+def _grid(group: str, arms: Sequence[Arm], title: str) -> Html | None:
+    made = validation_grid([arm.choice for arm in arms if arm.choice is not None])
+    if made is None:
+        return None
+    several = f" Mean over {len(arms)} arms, with standard deviations." if len(arms) > 1 else ""
+    # The figure is a comparison's, whose mean is over seeds and folds.
+    made.update_traces(
+        name="mean over arms" if len(arms) > 1 else "value", selector={"mode": "lines+markers"}
+    )
+    made.update_traces(cliponaxis=False, selector={"mode": "markers+text"})
+    name = group_label(group, len(arms))
+    return plot(made, f"{name}: {title} of each point that was tried.{several}")

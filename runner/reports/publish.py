@@ -13,7 +13,7 @@ from subvene.runner.artifacts.artifact import CARD, is_artifact
 from subvene.runner.artifacts.card import with_measured
 from subvene.runner.experiments.results import Results
 from subvene.runner.files.storage import write_text
-from subvene.runner.reports import page, tables
+from subvene.runner.reports import localization, localization_tables, page, tables
 from subvene.runner.reports.card import own_numbers
 
 PAGE, TABLES = "report.html", "tables"
@@ -37,6 +37,11 @@ class Report:
 REPORTS: dict[str, Report] = {
     "comparison": Report(
         tables.comparison_files, page.render, lambda results, place: tables.markdown(results)
+    ),
+    "localization": Report(
+        localization_tables.localization_files,
+        localization.render,
+        localization_tables.localization_markdown,
     ),
 }
 """By the kind of results."""

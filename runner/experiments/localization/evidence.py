@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from scipy import stats
 
 from subvene.runner.experiments.localization.samples import Resamples, Sample, interval
+from subvene.runner.experiments.localization.section import Difference, Evidence, Rank, SingleHeads, TTest
+from subvene.runner.experiments.results import Condition
 from subvene.runner.experiments.rows import LOWER_IS_BETTER, METRICS
 
 _PAIRS = (
@@ -30,20 +32,19 @@ _PAIRS = (
 )
 
 
-def among_draws(probed: float, draws: Sequence[float], metric: str, level: float) -> dict[str, Any]:
-    """The probed set among random draws, by one metric.
+Family = Literal["iti", "edit"]
+_FAMILIES: tuple[Family, ...] = ("iti", "edit")
+
+
+def among_draws(family: Family, probed: float, draws: Sequence[float], metric: str, level: float) -> Evidence:
+    """The probed set among random draws, by one metric; tests are None where the draws do not differ.
 
     Args:
+        family: of the arms.
         probed: the metric of the probed set.
         draws: the metric of each draw.
         metric: its name; of CE and KL less is better.
         level: of the prediction interval.
-
-    Returns:
-        `probed`, `random`, `mean`, `sd`; `rank`: how many draws are at least as good, of how many, and p =
-        (1 + these) / (1 + n); `t_test`: of the mean of the draws against the probed value, two-sided;
-        `prediction`: the interval for one further draw, and whether the probed set is `inside`. What needs
-        draws that differ is None where they do not.
     """
     sign = -1 if metric in LOWER_IS_BETTER else 1
     n, mean = len(draws), float(np.mean(draws))
@@ -53,55 +54,55 @@ def among_draws(probed: float, draws: Sequence[float], metric: str, level: float
     # Draws that are equal differ by rounding.
     if sd is not None and sd > 1e-9 * max(1.0, abs(mean)):
         found = stats.ttest_1samp(draws, probed)
-        test = {"t": float(found.statistic), "df": n - 1, "p": float(found.pvalue)}
+        test = TTest(t=float(found.statistic), df=n - 1, p=float(found.pvalue))
         reach = float(stats.t.ppf((1 + level) / 2, n - 1)) * sd * math.sqrt(1 + 1 / n)
-        prediction = [mean - reach, mean + reach]
-    return {
-        "metric": metric,
-        "probed": probed,
-        "random": list(draws),
-        "mean": mean,
-        "sd": sd,
-        "rank": {"at_least": at_least, "n": n, "p": (1 + at_least) / (1 + n)},
-        "t_test": test,
-        "prediction": prediction,
-        "level": level,
-        "inside": None if prediction is None else prediction[0] <= probed <= prediction[1],
-    }
+        prediction = (mean - reach, mean + reach)
+    return Evidence(
+        family=family,
+        metric=metric,
+        probed=probed,
+        random=tuple(draws),
+        mean=mean,
+        sd=sd,
+        rank=Rank(at_least=at_least, n=n, p=(1 + at_least) / (1 + n)),
+        t_test=test,
+        prediction=prediction,
+        level=level,
+        inside=None if prediction is None else prediction[0] <= probed <= prediction[1],
+    )
 
 
-def evidence(arms: Sequence[Mapping[str, Any]], level: float) -> list[dict[str, Any]]:
+def evidence(arms: Sequence[Condition], level: float) -> tuple[Evidence, ...]:
     """`among_draws` of ITI and of trained edits, by every metric that all of them have."""
     found = []
-    for family in ("iti", "edit"):
-        probed = next((arm for arm in arms if arm["group"] == f"{family}_probed"), None)
-        draws = [arm for arm in arms if arm["group"] == f"{family}_random"]
+    for family in _FAMILIES:
+        probed = next((arm for arm in arms if arm.group == f"{family}_probed"), None)
+        draws = [arm for arm in arms if arm.group == f"{family}_random"]
         if probed is None or not draws:
             continue
         for metric in _shared([probed, *draws]):
-            values = [arm["metrics"][metric] for arm in draws]
-            own = {"family": family} | among_draws(probed["metrics"][metric], values, metric, level)
-            found.append(own)
-    return found
+            values = [arm.metrics[metric].mean for arm in draws]
+            found.append(among_draws(family, probed.metrics[metric].mean, values, metric, level))
+    return tuple(found)
 
 
-def singles(arms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Edits at one head, by every metric: values, the best, how many reach the edit at probed heads."""
-    probed = next((arm for arm in arms if arm["group"] == "edit_probed"), None)
-    alone = [arm for arm in arms if arm["group"] == "edit_single"]
+def singles(arms: Sequence[Condition]) -> tuple[SingleHeads, ...]:
+    """Edits at one head, by every metric."""
+    probed = next((arm for arm in arms if arm.group == "edit_probed"), None)
+    alone = [arm for arm in arms if arm.group == "edit_single"]
     found = []
     for metric in _shared([*alone, *([probed] if probed else [])]) if alone else ():
         sign = -1 if metric in LOWER_IS_BETTER else 1
-        values = [arm["metrics"][metric] for arm in alone]
+        values = [arm.metrics[metric].mean for arm in alone]
         reach = None
         if probed is not None:
-            reach = sum(sign * value >= sign * probed["metrics"][metric] for value in values)
+            reach = sum(sign * value >= sign * probed.metrics[metric].mean for value in values)
         best = max(values, key=lambda value: sign * value)
-        found.append({"metric": metric, "values": values, "best": best, "reach": reach, "n": len(values)})
-    return found
+        found.append(SingleHeads(metric=metric, values=tuple(values), best=best, reach=reach, n=len(values)))
+    return tuple(found)
 
 
-def comparisons(samples: Mapping[str, Sample], resamples: Resamples, level: float) -> list[dict[str, Any]]:
+def comparisons(samples: Mapping[str, Sample], resamples: Resamples, level: float) -> tuple[Difference, ...]:
     """Differences a − b of arms by every metric, with paired bootstrap intervals over questions or texts.
 
     An arm `edit_random` or `iti_random` stands for the mean of its draws.
@@ -124,13 +125,19 @@ def comparisons(samples: Mapping[str, Sample], resamples: Resamples, level: floa
                 ]
                 for name in (a, b)
             )
-            about = {"a": a, "b": b, "metric": metric, "difference": float(there[0] - drawn[0])}
-            found.append(about | {"interval": interval(there[1] - drawn[1], level)})
-    return found
+            found.append(
+                Difference(
+                    a=a,
+                    b=b,
+                    metric=metric,
+                    difference=float(there[0] - drawn[0]),
+                    interval=interval(there[1] - drawn[1], level),
+                )
+            )
+    return tuple(found)
 
 
-def _shared(arms: Sequence[Mapping[str, Any] | None]) -> list[str]:
+def _shared(arms: Sequence[Condition]) -> list[str]:
     """The metrics that every arm has a number for."""
-    known = [arm for arm in arms if arm is not None]
-    names = [name for name in known[0]["metrics"] if name in METRICS]
-    return [m for m in names if all(arm["metrics"].get(m) is not None for arm in known)]
+    names = [name for name in arms[0].metrics if name in METRICS]
+    return [name for name in names if all(name in arm.metrics for arm in arms)]

@@ -16,6 +16,7 @@ from subvene.runner.data.preferences import encode, preferences_sha256, used
 from subvene.runner.data.text import pad_id_of
 from subvene.runner.data.truthfulqa.questions import Question, about_data, data_sha256
 from subvene.runner.data.truthfulqa.splits import held_out, limited
+from subvene.runner.experiments.choose import best_of
 from subvene.runner.experiments.comparison.arms import Arm, Arms
 from subvene.runner.experiments.comparison.measures import (
     DivergenceMeasure,
@@ -27,7 +28,24 @@ from subvene.runner.experiments.comparison.measures import (
 from subvene.runner.experiments.localization import evidence
 from subvene.runner.experiments.localization.plan import Candidate, Planned, declared_of, edits_of, plan
 from subvene.runner.experiments.localization.samples import Resamples, Sample, interval
+from subvene.runner.experiments.localization.section import (
+    SECTION,
+    ArmRecord,
+    LocalizationSection,
+    Probes,
+    Selection,
+    Split,
+    Training,
+)
 from subvene.runner.experiments.localization.verdict import verdict
+from subvene.runner.experiments.results import (
+    Choice,
+    Condition,
+    JudgeRecord,
+    QuestionText,
+    Results,
+    Tried,
+)
 from subvene.runner.experiments.study import Step
 from subvene.runner.files.ledger import Ledger, digest
 from subvene.runner.intervened.model import IntervenedModel
@@ -55,7 +73,26 @@ from subvene.specs import (
     dump_spec,
 )
 
-_TRAINING = ("steps", "best_step", "pairs", "epoch_losses", "evaluations")
+
+class _Found:
+    """What was found so far, arm by arm.
+
+    Args:
+        keys: of the test questions, which all arms share.
+    """
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.keys = keys
+        self.conditions: list[Condition] = []
+        self.arms: dict[str, ArmRecord] = {}
+        self.samples: dict[str, Sample] = {}
+        self.choices: list[Choice] = []
+
+    def add(self, name: str, measured: Sequence[Measured], record: ArmRecord, **fields: Any) -> None:
+        """Take down an arm; `fields` are those of its condition."""
+        self.conditions.append(merged(name, name, measured, **fields))
+        self.samples[name] = Sample.of(measured, self.keys)
+        self.arms[name] = record
 
 
 class Localization:
@@ -121,7 +158,7 @@ class Localization:
 
     def run(
         self, model: transformers.PreTrainedModel, tokenizer: Any, ledger: Ledger, output: Path
-    ) -> dict[str, Any]:
+    ) -> Results:
         """Do every unit that is not done, and put the results together.
 
         Edits that are not there yet train together in one job, which keeps checkpoints.
@@ -131,21 +168,18 @@ class Localization:
         probed = self._probe(arms, ledger)
         self._train(arms, ledger, probed)
         original = IntervenedModel.plain(arms.model, arms.tokenizer)
-        keys = [question.key for question in self.tested]
+        found = _Found([question.key for question in self.tested])
         untouched = arms.make(None, self.spec.seed, None, bake=False)
         measured = self._measured("baseline", untouched, original, ledger)
-        about: dict[str, Any] = {"name": "baseline", "group": "baseline", "family": "none"}
-        about |= {"heads": None, "n_heads": None, "probe_accuracy": None, "candidates": [], "point": {}}
-        about |= {"artifact": None, "training": None}
-        records, samples = [about | merged(measured)], {"baseline": Sample.of(measured, keys)}
+        found.add("baseline", measured, ArmRecord(), group="baseline")
         for planned in self.arms:
-            candidate, tried = self._chosen(planned, arms, ledger)
+            candidate = self._chosen(planned, arms, ledger, found)
             arm = self._arm(planned, candidate, arms, ledger)
             measured = self._measured(planned.name, arm, original, ledger)
-            samples[planned.name] = Sample.of(measured, keys)
-            record = self._record(planned, candidate, tried, arm, probed, arms) | merged(measured)
-            records.append(record | {"artifact": self._keep(planned, arm, arms, output)})
-        return self._results(records, samples, probed)
+            kept = self._keep(planned, arm, arms, output)
+            place = {"group": planned.group, "point": candidate.point, "artifact": kept}
+            found.add(planned.name, measured, _record(planned, arm, probed), **place)
+        return self._results(found, probed)
 
     # Fits --------------------------------------------------------------------------------------------------
 
@@ -241,28 +275,30 @@ class Localization:
 
     # Choosing and measuring --------------------------------------------------------------------------------
 
-    def _chosen(self, planned: Planned, arms: Arms, ledger: Ledger) -> tuple[Candidate, list[dict[str, Any]]]:
-        """The candidate that is best on the validation questions, and what each gave there."""
+    def _chosen(self, planned: Planned, arms: Arms, ledger: Ledger, found: _Found) -> Candidate:
+        """The candidate that is best on the validation questions; what each gave there goes to `found`."""
         if len(planned.candidates) == 1:
-            return planned.candidates[0], []
-        metric, tried, best = self.asked.selection.by, [], None
+            return planned.candidates[0]
+        metric, tried = self.asked.selection.by, []
         for candidate in planned.candidates:
             arm = self._arm(planned, candidate, arms, ledger)
             name = f"{_named(planned.name, candidate.point)} on validation"
             arm = replace(arm, swept=True)
             measured = self.measure.measure(arm, self.validation, ledger, self._progress(name), only=metric)
             check_complete(measured, planned.name)
-            value = measured.metrics.get(metric)
             tried.append(
-                {"point": candidate.point, "value": value}
-                | ({} if measured.not_finite is None else {"not_finite": measured.not_finite})
+                Tried(
+                    point=candidate.point,
+                    value=measured.value(metric),
+                    n=len(self.validation),
+                    not_finite=measured.not_finite,
+                )
             )
-            # The first of equals: the order of the file decides, not the machine.
-            if value is not None and (best is None or value > best[0]):
-                best = (value, candidate)
+        best = best_of(tried)
         if best is None:
             raise SubveneError(f"{planned.name}: no {metric} was measured to choose by")
-        return best[1], tried
+        found.choices.append(Choice(condition=planned.name, metric=metric, tried=tuple(tried), chosen=best))
+        return next(candidate for candidate in planned.candidates if candidate.point == best)
 
     def _measured(self, name: str, arm: Arm, original: IntervenedModel, ledger: Ledger) -> list[Measured]:
         told = self._progress(name)
@@ -270,33 +306,6 @@ class Localization:
         if self.divergence is not None:
             found.append(self.divergence.measure(arm, original, ledger, told))
         return found
-
-    def _record(
-        self,
-        planned: Planned,
-        candidate: Candidate,
-        tried: list[dict[str, Any]],
-        arm: Arm,
-        probed: Probed,
-        arms: Arms,
-    ) -> dict[str, Any]:
-        provenance = (arm.fitted or {}).get("provenance", {})
-        heads: dict[str, list[int]] | None = provenance.get("heads")
-        accuracy = None
-        if heads is not None:
-            own = [float(probed.accuracy[int(layer), head]) for layer, some in heads.items() for head in some]
-            accuracy = sum(own) / len(own)
-        return {
-            "name": planned.name,
-            "group": planned.group,
-            "family": planned.family,
-            "heads": heads,
-            "n_heads": None if heads is None else sum(map(len, heads.values())),
-            "probe_accuracy": accuracy,
-            "candidates": tried,
-            "point": candidate.point,
-            "training": {name: provenance[name] for name in _TRAINING} if "steps" in provenance else None,
-        }
 
     def _keep(self, planned: Planned, arm: Arm, arms: Arms, output: Path) -> str | None:
         """Save the arm as an artifact that can be loaded and shared; a LoRA is none."""
@@ -308,37 +317,39 @@ class Localization:
 
     # Results -----------------------------------------------------------------------------------------------
 
-    def _results(
-        self, records: list[dict[str, Any]], samples: dict[str, Sample], probed: Probed
-    ) -> dict[str, Any]:
+    def _results(self, found: _Found, probed: Probed) -> Results:
+        level, samples, judge = self.asked.level, found.samples, self.measure.judge
         texts = samples["baseline"].texts.get("tokens", ())
         drawn = Resamples.drawn(self.asked.resamples, len(self.tested), len(texts), self.spec.seed)
-        for record in records:
-            sample = samples[record["name"]]
-            bounds = {m: interval(drawn.of(sample, m), self.asked.level) for m in sample.metrics()}
-            record["intervals"] = {m: bound for m, bound in bounds.items() if bound is not None}
-        judge = self.measure.judge
-        results: dict[str, Any] = {
-            "kind": self.asked.kind,
-            "arms": records,
-            "evidence": evidence.evidence(records, self.asked.level),
-            "singles": evidence.singles(records),
-            "comparisons": evidence.comparisons(samples, drawn, self.asked.level),
-            "selection": {"metric": self.asked.selection.by, "questions": len(self.validation)},
-            "split": {
-                "train": len(self.seen) - len(self.held_out),
-                "validation": len(self.held_out),
-                "test": len(self.tested),
-                "tuning": len(self.tuning),
-                "pairs": next((r["training"]["pairs"] for r in records if r["training"]), 0),
+        conditions = tuple(_bounded(one, samples[one.name], drawn, level) for one in found.conditions)
+        trained = (arm.training for arm in found.arms.values() if arm.training is not None)
+        section = LocalizationSection(
+            arms=found.arms,
+            evidence=evidence.evidence(conditions, level),
+            singles=evidence.singles(conditions),
+            comparisons=evidence.comparisons(samples, drawn, level),
+            selection=Selection(metric=self.asked.selection.by, questions=len(self.validation)),
+            split=Split(
+                train=len(self.seen) - len(self.held_out),
+                validation=len(self.held_out),
+                test=len(self.tested),
+                tuning=len(self.tuning),
+                pairs=next((training.pairs for training in trained), 0),
+            ),
+            probes=Probes(accuracy=probed.accuracy.tolist(), chance=probed.chance),
+        )
+        section = section.model_copy(update={"verdict": verdict(conditions, section)})
+        return Results(
+            kind=self.asked.kind,
+            conditions=conditions,
+            choices=tuple(found.choices),
+            judges=() if judge is None else (JudgeRecord(about=judge.describe(), usage=judge.usage()),),
+            questions={
+                q.key: QuestionText(question=q.question, best=q.best, category=q.category)
+                for q in self.tested
             },
-            "probes": {"accuracy": probed.accuracy.tolist(), "chance": probed.chance},
-            "judges": [] if judge is None else [judge.describe()],
-            "questions": {
-                q.key: {"question": q.question, "best": q.best, "category": q.category} for q in self.tested
-            },
-        }
-        return results | {"verdict": verdict(results)}
+            sections={SECTION: section.model_dump(mode="json")},
+        )
 
     # Units -------------------------------------------------------------------------------------------------
 
@@ -358,6 +369,36 @@ class Localization:
             self._told(f"{name}: {what}", was_done=was_done)
 
         return told
+
+
+def _record(planned: Planned, arm: Arm, probed: Probed) -> ArmRecord:
+    provenance = (arm.fitted or {}).get("provenance", {})
+    heads: dict[str, list[int]] | None = provenance.get("heads")
+    accuracy = None
+    if heads is not None:
+        own = [float(probed.accuracy[int(layer), head]) for layer, some in heads.items() for head in some]
+        accuracy = sum(own) / len(own)
+    training = {name: provenance[name] for name in Training.model_fields} if "steps" in provenance else None
+    return ArmRecord.model_validate(
+        {
+            "family": planned.family,
+            "heads": heads,
+            "n_heads": None if heads is None else sum(map(len, heads.values())),
+            "probe_accuracy": accuracy,
+            "training": training,
+        }
+    )
+
+
+def _bounded(condition: Condition, sample: Sample, drawn: Resamples, level: float) -> Condition:
+    """The condition with the bootstrap interval of every metric that can be resampled."""
+    metrics = dict(condition.metrics)
+    for name in sample.metrics():
+        bounds = interval(drawn.of(sample, name), level)
+        if bounds is not None:
+            low, high = bounds
+            metrics[name] = metrics[name].model_copy(update={"low": low, "high": high})
+    return condition.model_copy(update={"metrics": metrics})
 
 
 def _told_of(trained: Trained, experiment: Experiment) -> dict[str, Any]:
