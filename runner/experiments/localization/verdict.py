@@ -110,7 +110,7 @@ def _special(one: Evidence) -> str:
         end = ", fewer than chance would give: by this test the probed heads are special"
     elif smallest > alpha:
         end = (
-            f": with {rank['n']} draws the smallest p there can be is {smallest:.3f}, so this test could not "
+            f": with {rank.n} draws the smallest p there can be is {smallest:.3f}, so this test could not "
             "have called any set special"
         )
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,13 @@ from hub_server import connect, serve_hub
 from tiny_questions import PRIMER, QUESTIONS, TEXTS, write_questions
 
 from subvene.runner import IntervenedModel, run_experiment
-from subvene.runner.artifacts.hub import push, read_results
+from subvene.runner.artifacts.hub import push
+from subvene.runner.experiments.localization.section import section_of
+from subvene.runner.experiments.results import Condition, Results
 from subvene.runner.experiments.rows import METRICS
+from subvene.runner.experiments.study import StudyResult
 from subvene.runner.reports.localization_tables import localization_markdown
+from subvene.runner.reports.pushed import measured_of
 from subvene.specs import SubveneError
 
 LOCALIZATION = """\
@@ -60,85 +63,104 @@ def localization(write: Callable[..., Path], tmp_path: Path) -> Path:
     return write(LOCALIZATION, "localization.yaml")
 
 
-def run(path: Path, output: Path, steps: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+def run(path: Path, output: Path, steps: list[dict[str, Any]] | None = None) -> Results:
     def step(what: str, value: Any) -> None:
         if what == "unit" and steps is not None:
             steps.append(value)
 
-    return dict(run_experiment(path, output=output, on_step=step).results)
+    done = run_experiment(path, output=output, on_step=step)
+    assert isinstance(done, StudyResult)
+    return done.results
+
+
+def named(results: Results) -> dict[str, Condition]:
+    return {condition.name: condition for condition in results.conditions}
 
 
 def test_end_to_end(localization: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[dict[str, Any]] = []
     results = run(localization, tmp_path / "run", steps)
-    arms = {arm["name"]: arm for arm in results["arms"]}
-    assert list(arms) == ARMS
+    arms, section = named(results), section_of(results)
+    records, choices = section.arms, {choice.condition: choice for choice in results.choices}
+    assert list(arms) == list(records) == ARMS
     assert not any(
         step["was_done"] for step in steps if step["what"].startswith("edit_") and "training" in step["what"]
     )
 
     # Nothing of the test was fitted or chosen on: the questions are told apart by the text alone.
-    tested = set(results["questions"])
+    tested = set(results.questions)
     assert len(tested) == 4
+    assert section.split is not None
     split = {"train": 5, "validation": 3, "test": 4, "tuning": 8}
-    assert results["split"] == split | {"pairs": results["split"]["pairs"]}
+    assert section.split.model_dump() == split | {"pairs": section.split.pairs}
     for arm in arms.values():
-        assert arm["by_question"].keys() == tested
-        assert {"true", "mc1", "mc2", "ce", "kl"} <= arm["metrics"].keys()
-        assert {"mc2", "kl"} <= arm["intervals"].keys()
-        low, high = arm["intervals"]["mc2"]
-        assert low <= arm["metrics"]["mc2"] <= high
+        assert {item.key for item in arm.items} == tested
+        assert {"true", "mc1", "mc2", "ce", "kl"} <= arm.metrics.keys()
+        mc2, kl = arm.metrics["mc2"], arm.metrics["kl"]
+        assert kl.low is not None
+        assert mc2.low is not None
+        assert mc2.high is not None
+        assert mc2.low <= mc2.mean <= mc2.high
 
     # The same heads for ITI and for the edit, as the probes rank them; and probing accuracy beside them.
-    assert arms["iti_probed"]["heads"] == arms["edit_probed"]["heads"]
+    assert records["iti_probed"].heads == records["edit_probed"].heads
     for i in (1, 2):
-        assert arms[f"iti_random_{i}"]["heads"] == arms[f"edit_random_{i}"]["heads"]
-        assert arms[f"edit_single_{i}"]["n_heads"] == 1
-    best = sorted((a for row in results["probes"]["accuracy"] for a in row), reverse=True)[:2]
-    assert arms["edit_probed"]["probe_accuracy"] == pytest.approx(sum(best) / 2)
+        assert records[f"iti_random_{i}"].heads == records[f"edit_random_{i}"].heads
+        assert records[f"edit_single_{i}"].n_heads == 1
+    assert section.probes is not None
+    best = sorted((a for row in section.probes.accuracy for a in row), reverse=True)[:2]
+    assert records["edit_probed"].probe_accuracy == pytest.approx(sum(best) / 2)
 
     # One of the points was chosen, by what it gave on validation.
+    assert choices.keys() == arms.keys() - {"baseline"}
     for name, arm in arms.items():
         if name == "baseline":
-            assert arm["metrics"]["kl"] == pytest.approx(0, abs=1e-7)
+            assert arm.value("kl") == pytest.approx(0, abs=1e-7)
             continue
-        values = [tried["value"] for tried in arm["candidates"]]
+        values = [tried.value for tried in choices[name].tried]
         assert len(values) == 2
-        assert arm["point"] == arm["candidates"][values.index(max(values))]["point"]
-        if arm["training"] and arm["training"]["best_step"] == 0:
+        best_value = max(value for value in values if value is not None)
+        assert arm.point == choices[name].chosen == choices[name].tried[values.index(best_value)].point
+        training = records[name].training
+        if training and training.best_step == 0:
             # No step lowered the validation loss: the edit is none, and the verdict names it.
-            assert arm["metrics"]["kl"] == pytest.approx(0, abs=1e-7)
-            assert any(name in sentence and "do nothing" in sentence for sentence in results["verdict"])
+            assert arm.value("kl") == pytest.approx(0, abs=1e-7)
+            assert any(name in sentence and "do nothing" in sentence for sentence in section.verdict)
         else:
-            assert arm["metrics"]["kl"] > 1e-6, name
-    assert {e["family"] for e in results["evidence"]} == {"iti", "edit"}
-    assert results["verdict"]
+            assert (arm.value("kl") or 0) > 1e-6, name
+    assert {e.family for e in section.evidence} == {"iti", "edit"}
+    assert section.verdict
 
     # What was measured is what is saved.
-    artifact = IntervenedModel.from_pretrained(tmp_path / "run" / arms["edit_probed"]["artifact"])
-    assert {str(layer) for layer in artifact.provenance["heads"]} == arms["edit_probed"]["heads"].keys()
+    place = arms["edit_probed"].artifact
+    assert place is not None
+    artifact = IntervenedModel.from_pretrained(tmp_path / "run" / place)
+    assert {int(layer) for layer in artifact.provenance["heads"]} == (
+        records["edit_probed"].heads or {}
+    ).keys()
     for name in ("results.json", "report.html", "manifest.json", "tables/arms.csv", "tables/evidence.csv"):
         assert (tmp_path / "run" / name).is_file()
-    assert json.loads((tmp_path / "run" / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert Results.load(tmp_path / "run") == results
 
     # What is pushed of it brings its numbers: its own, and the table of all arms.
     with serve_hub(tmp_path / "server") as server:
         connect(monkeypatch, server, tmp_path / "home")
-        for given in (None, read_results(tmp_path / "run" / "results.json")):
-            push(tmp_path / "run" / "artifacts" / "edit_probed", "ann/edit", results=given)
+        source = tmp_path / "run" / "artifacts" / "edit_probed"
+        for given in (None, measured_of(source), measured_of(source, tmp_path / "run" / "results.json")):
+            push(source, "ann/edit", measured=given)
             card = server.content("ann/edit", "README.md").decode()
             own = next(
                 line for line in card.splitlines() if line.startswith("This folder is **edit_probed** of")
             )
-            for metric, value in arms["edit_probed"]["metrics"].items():
-                assert f"{METRICS.get(metric, metric)} {value:.4g}" in own
+            for metric, measured in arms["edit_probed"].metrics.items():
+                assert f"{METRICS.get(metric, metric)} {measured.mean:.4g}" in own
             assert localization_markdown(results) in card
             assert "| edit, random heads × 2 |" in card
             del server.repositories["ann/edit"]
 
     # A second run does nothing again and finds the same; two more draws train only these.
     steps.clear()
-    assert run(localization, tmp_path / "run", steps)["arms"] == results["arms"]
+    assert run(localization, tmp_path / "run", steps).conditions == results.conditions
     assert all(step["was_done"] for step in steps)
     steps.clear()
     localization.write_text(localization.read_text().replace("random: 2", "random: 3"))
@@ -146,26 +168,27 @@ def test_end_to_end(localization: Path, tmp_path: Path, monkeypatch: pytest.Monk
     fresh = {step["what"].split(":")[0].split(",")[0] for step in steps if not step["was_done"]}
     fresh = {name.removesuffix(" on validation") for name in fresh}
     assert fresh == {"iti_random_3", "edit_random_3"}
-    kept = {arm["name"]: arm for arm in more["arms"]}
+    kept = named(more)
     assert all(kept[name] == arms[name] for name in ARMS)
+    assert all(section_of(more).arms[name] == records[name] for name in ARMS)
 
 
 def test_an_edit_trained_among_others_is_the_edit_trained_alone(localization: Path, tmp_path: Path) -> None:
     text = localization.read_text().replace("tau: [0.5, 1], ", "")
     arms = "arms: [edit_probed, edit_random]"
     localization.write_text(text.replace("kind: localization,", f"kind: localization, {arms},"))
-    together = run(localization, tmp_path / "together")["arms"]
+    together = run(localization, tmp_path / "together").conditions
     localization.write_text(text.replace("kind: localization,", "kind: localization, arms: [edit_probed],"))
-    (_, alone) = run(localization, tmp_path / "alone")["arms"]
+    (_, alone) = run(localization, tmp_path / "alone").conditions
     for metric in ("mc2", "kl"):
-        assert together[1]["metrics"][metric] == pytest.approx(alone["metrics"][metric], abs=1e-4)
+        assert together[1].value(metric) == pytest.approx(alone.value(metric), abs=1e-4)
 
 
 def test_changed_test_questions_change_no_edit(localization: Path, tmp_path: Path) -> None:
     arms = "kind: localization, arms: [iti_probed, edit_probed],"
     localization.write_text(localization.read_text().replace("kind: localization,", arms))
     first = run(localization, tmp_path / "first")
-    tested = {one["question"] for one in first["questions"].values()}
+    tested = {one.question for one in first.questions.values()}
     # Other answers, the same questions: the split depends on what is asked.
     changed = [
         (q, "the sun", ["the sun", "a sun"], ["rain", "the rain"])
@@ -183,7 +206,7 @@ def test_changed_test_questions_change_no_edit(localization: Path, tmp_path: Pat
             for out in ("first", "second")
         )
         assert one == two
-    assert first["arms"][0]["metrics"]["mc2"] != second["arms"][0]["metrics"]["mc2"]
+    assert first.conditions[0].value("mc2") != second.conditions[0].value("mc2")
 
 
 def test_a_folder_of_something_else_is_left_alone(localization: Path, tmp_path: Path) -> None:
