@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 from subvene.runner.experiments.localization.section import section_of
@@ -67,9 +67,9 @@ def selection(results: Results) -> Html | None:
 def training(results: Results) -> Html | None:
     """How the edits learned."""
     groups = {
-        group: trained
+        group: learned
         for group, arms in by_group(results).items()
-        if (trained := [arm for arm in arms if arm.record.training is not None])
+        if (learned := [arm for arm in arms if arm.record.training is not None])
     }
     if not groups:
         return None
@@ -103,14 +103,14 @@ def receipts(results: Results) -> Html | None:
     """What the interventions did, the arms of a group together."""
     lines, nothing = [], []
     for group, members in by_group(results).items():
-        label, found = group_label(group, len(members)), dict[tuple[str, str], list[Mapping[str, Any]]]()
+        label, by_kind = group_label(group, len(members)), dict[tuple[str, str], list[dict[str, Any]]]()
         for arm in members:
-            for measurement, parts in arm.condition.receipts.items():
-                for part in cast(list[dict[str, Any]], parts):
-                    found.setdefault((measurement, part["kind"]), []).append(part)
-        for (measurement, kind), parts in found.items():
+            for measurement, receipt in arm.condition.receipts.items():
+                for part in cast(list[dict[str, Any]], receipt):
+                    by_kind.setdefault((measurement, part["kind"]), []).append(part)
+        for (measurement, kind), parts in by_kind.items():
             lines.append([label, measurement.replace("_", " "), kind, *receipt_cells(parts)])
-        nothing += [] if found else [label]
+        nothing += [] if by_kind else [label]
     if not lines:
         return None
     about = (
@@ -118,11 +118,11 @@ def receipts(results: Results) -> Html | None:
         "group together. ‖Δ‖/‖h‖ is how large the edit is beside the activation that it meets."
     )
     columns = ["Arm", "Measurement", *RECEIPT_COLUMNS]
-    parts_ = [element("p", about), table("What each intervention did", columns, lines, class_="numbers")]
+    shown = [element("p", about), table("What each intervention did", columns, lines, class_="numbers")]
     if nothing:
         without = "Without an intervention at run time (the untouched model, other weights): "
-        parts_.append(element("p", without, ", ".join(nothing), "."))
-    return join(parts_)
+        shown.append(element("p", without, ", ".join(nothing), "."))
+    return join(shown)
 
 
 def provenance(results: Results) -> Html | None:

@@ -336,7 +336,7 @@ class Localization:
                 tuning=len(self.tuning),
                 pairs=next((training.pairs for training in trained), 0),
             ),
-            probes=Probes(accuracy=probed.accuracy.tolist(), chance=probed.chance),
+            probes=Probes(accuracy=tuple(map(tuple, probed.accuracy.tolist())), chance=probed.chance),
         )
         section = section.model_copy(update={"verdict": verdict(conditions, section)})
         return Results(

@@ -1,4 +1,4 @@
-"""Results as a localization experiment writes them, made by hand: every kind of arm, several draws."""
+"""Results as a localization of format 1 wrote them, made by hand: every kind of arm, several draws."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def make_results(draws: int = DRAWS, singles: int = SINGLES) -> dict[str, Any]:
             "Not tested: other behaviours, other models, and sets of another size.",
         ],
         "selection": {"metric": "mc2", "questions": 30},
-        "split": {"train": 120, "validation": 30, "test": QUESTIONS, "pairs": 1200},
+        "split": {"train": 120, "validation": 30, "test": QUESTIONS, "tuning": 150, "pairs": 1200},
         "probes": {"accuracy": make.accuracy, "chance": 0.52},
         "questions": {
             key(i): {

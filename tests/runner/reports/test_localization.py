@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,14 @@ import pytest
 from rich.console import Console
 
 from subvene.runner.cli._localization import LocalizationStory
-from subvene.runner.reports.localization import (
-    SECTIONS,
-    render,
-    write_localization_report,
-)
+from subvene.runner.experiments.localization.section import SECTION, LocalizationSection, section_of
+from subvene.runner.experiments.results import Condition, Results, ResultsError
+from subvene.runner.reports import localization as report
+from subvene.runner.reports import localization_tables as tables
+from subvene.runner.reports.localization import SECTIONS
+from subvene.runner.reports.localization_arms import Arm, by_group
 from subvene.runner.reports.localization_figures import STYLES, against, draws, training_curves
-from subvene.runner.reports.localization_tables import (
-    by_group,
-    localization_files,
-    localization_markdown,
-    write_localization_tables,
-)
+from subvene.runner.reports.publish import publish
 
 from .localization_results import DRAWS, METRICS, QUESTIONS, SINGLES, make_results
 from .test_page import HOSTILE, Page, without_library
@@ -50,6 +47,18 @@ def results(made: dict[str, Any]) -> dict[str, Any]:
     return copy.deepcopy(made)
 
 
+def render(document: dict[str, Any]) -> str:
+    return report.render(Results.of(document))
+
+
+def localization_files(document: dict[str, Any]) -> dict[str, str]:
+    return tables.localization_files(Results.of(document))
+
+
+def localization_markdown(document: dict[str, Any]) -> str:
+    return tables.localization_markdown(Results.of(document))
+
+
 def read(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
@@ -61,7 +70,7 @@ def arm(results: dict[str, Any], name: str) -> dict[str, Any]:
 def story(results: dict[str, Any], width: int = 80) -> str:
     out, errors = (Console(file=io.StringIO(), width=width) for _ in range(2))
     with LocalizationStory(out, errors) as told:
-        told.step("finished", results)
+        told.step("finished", Results.of(results))
     text: str = out.file.getvalue()  # type: ignore[attr-defined]
     return text
 
@@ -178,17 +187,18 @@ def test_a_mark_for_every_arm_that_has_both(results: dict[str, Any]) -> None:
     arm(results, "edit_random_2")["metrics"]["kl"] = None
     del arm(results, "lora")["metrics"]["mc2"]
 
-    def measure(name: str) -> Any:
-        return lambda one: one["metrics"].get(name)
+    def measure(name: str) -> Callable[[Arm], float | None]:
+        return lambda one: one.value(name)
 
-    figure = against(by_group(results), measure("kl"), measure("mc2"), ("KL", "MC2"), ("kl", "mc2"))
+    groups = by_group(Results.of(results))
+    figure = against(groups, measure("kl"), measure("mc2"), ("KL", "MC2"), ("kl", "mc2"))
     assert figure is not None
     assert sum(len(trace.x) for trace in figure.data) == len(results["arms"]) - 2
     probed = next(trace for trace in figure.data if trace.name == "edit, probed heads")
     bounds = arm(results, "edit_probed")["intervals"]["mc2"]
     assert probed.error_y.array[0] == pytest.approx(bounds[1] - probed.y[0])
     assert probed.error_y.arrayminus[0] == pytest.approx(probed.y[0] - bounds[0])
-    alone = {"baseline": [arm(results, "baseline")]}
+    alone = {"baseline": groups["baseline"]}
     assert against(alone, measure("kl"), measure("mc2"), ("KL", "MC2")) is None
 
 
@@ -228,7 +238,7 @@ def test_what_was_tried_and_what_was_taken(results: dict[str, Any], rendered: st
 
 
 def test_training_rings_the_kept_step_of_arms_that_stand_alone(results: dict[str, Any]) -> None:
-    figure = training_curves(by_group(results), "loss", "loss")
+    figure = training_curves(by_group(Results.of(results)), "loss", "loss")
     assert figure is not None
     *lines, ring = figure.data
     assert len(lines) == DRAWS + SINGLES + 3
@@ -236,7 +246,8 @@ def test_training_rings_the_kept_step_of_arms_that_stand_alone(results: dict[str
     kept = arm(results, "edit_probed")["training"]
     assert (ring.name, ring.x[0]) == ("kept", kept["best_step"])
     assert figure.layout.yaxis.type == "log"
-    assert training_curves({"lora": [{"group": "lora", "name": "lora"}]}, "loss", "loss") is None
+    untrained = Arm(Condition(name="lora", label="lora", group="lora"))
+    assert training_curves({"lora": [untrained]}, "loss", "loss") is None
 
 
 def test_answers_stand_side_by_side_with_one_random_draw(rendered: str) -> None:
@@ -326,15 +337,14 @@ def test_hostile_text_is_inert(results: dict[str, Any]) -> None:
 def test_files_are_those_of_the_page_and_hold_the_numbers_in_full(
     results: dict[str, Any], tmp_path: Path
 ) -> None:
-    write_localization_report(tmp_path / "run", results)
-    write_localization_tables(tmp_path / "run", results)
+    publish(tmp_path / "run", Results.of(results))
     files = {file.name: file.read_text("utf-8") for file in (tmp_path / "run" / "tables").iterdir()}
     page = Page((tmp_path / "run" / "report.html").read_text("utf-8"))
     assert {a["download"] for _, a in page.tags if "download" in a} == set(files)
-    tables = {
+    expected = {
         f"{name}.csv" for name in ("arms", "evidence", "selection", "comparisons", "training", "answers")
     }
-    assert set(files) == tables | {"results.md"}
+    assert set(files) == expected | {"results.md"}
     lines = read(files["arms.csv"])
     assert [line["arm"] for line in lines] == [one["name"] for one in results["arms"]]
     probed = arm(results, "edit_probed")
@@ -389,3 +399,40 @@ def test_a_unit_is_told_in_its_own_words() -> None:
         told.step("unit", {"what": "edit_random_3: multiple choice", "was_done": True})
     said: str = errors.file.getvalue()  # type: ignore[attr-defined]
     assert "[1/2] edit_random_3: multiple choice (done before)" in said
+
+
+def test_results_are_read_whole_from_either_format(results: dict[str, Any]) -> None:
+    upgraded = Results.of(results)
+    again = Results.of(json.loads(upgraded.to_json()))
+    assert again == upgraded
+    section = section_of(again)
+    assert list(section.arms) == [one["name"] for one in results["arms"]]
+    assert section.verdict == tuple(results["verdict"])
+    assert section.arms["edit_probed"].training is not None
+    assert report.render(again) == render(results)
+
+
+def test_a_section_that_is_not_there_or_not_right_is_named(results: dict[str, Any]) -> None:
+    made = Results.of(results)
+    with pytest.raises(ResultsError, match=r"sections\.localization: expected"):
+        report.render(made.model_copy(update={"sections": {}}))
+    section: dict[str, Any] = section_of(made).model_dump(mode="json")
+    section["evidence"][0]["rank"]["p"] = "small"
+    broken = made.model_copy(update={"sections": {SECTION: section}})
+    with pytest.raises(ResultsError, match=r"sections\.localization\.evidence\.0\.rank\.p"):
+        broken.section(SECTION, LocalizationSection)
+
+
+def test_missing_verdicts_have_a_column(results: dict[str, Any]) -> None:
+    assert "verdicts missing" not in localization_markdown(results)
+    lora = arm(results, "lora")
+    for found in list(lora["by_question"].values())[:2]:
+        found |= {"true": None, "true_missing": "timed out"}
+    lora["metrics"]["true_missing"] = 2
+    text = localization_markdown(results)
+    assert "| verdicts missing |" in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert next(row for row in rows if row.startswith("| LoRA")).endswith("| 2 |")
+    assert next(row for row in rows if row.startswith("| untouched")).endswith("| 0 |")
+    lines = read(localization_files(results)["arms.csv"])
+    assert [line["true_missing"] for line in lines if line["arm"] == "lora"] == ["2"]
