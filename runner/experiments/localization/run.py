@@ -23,11 +23,11 @@ from subvene.runner.experiments.comparison.measures import (
     Measured,
     TruthfulQAMeasure,
     check_complete,
-    merged,
 )
 from subvene.runner.experiments.localization import evidence
+from subvene.runner.experiments.localization.collection import Collection, arm_record
 from subvene.runner.experiments.localization.plan import Candidate, Planned, declared_of, edits_of, plan
-from subvene.runner.experiments.localization.samples import Resamples, Sample, interval
+from subvene.runner.experiments.localization.samples import Resamples
 from subvene.runner.experiments.localization.section import (
     SECTION,
     ArmRecord,
@@ -35,12 +35,10 @@ from subvene.runner.experiments.localization.section import (
     Probes,
     Selection,
     Split,
-    Training,
 )
 from subvene.runner.experiments.localization.verdict import verdict
 from subvene.runner.experiments.results import (
     Choice,
-    Condition,
     JudgeRecord,
     QuestionText,
     Results,
@@ -72,27 +70,6 @@ from subvene.specs import (
     TruthfulQASpec,
     dump_spec,
 )
-
-
-class _Found:
-    """What was found so far, arm by arm.
-
-    Args:
-        keys: of the test questions, which all arms share.
-    """
-
-    def __init__(self, keys: Sequence[str]) -> None:
-        self.keys = keys
-        self.conditions: list[Condition] = []
-        self.arms: dict[str, ArmRecord] = {}
-        self.samples: dict[str, Sample] = {}
-        self.choices: list[Choice] = []
-
-    def add(self, name: str, measured: Sequence[Measured], record: ArmRecord, **fields: Any) -> None:
-        """Take down an arm; `fields` are those of its condition."""
-        self.conditions.append(merged(name, name, measured, **fields))
-        self.samples[name] = Sample.of(measured, self.keys)
-        self.arms[name] = record
 
 
 class Localization:
@@ -168,18 +145,18 @@ class Localization:
         probed = self._probe(arms, ledger)
         self._train(arms, ledger, probed)
         original = IntervenedModel.plain(arms.model, arms.tokenizer)
-        found = _Found([question.key for question in self.tested])
+        collection = Collection([question.key for question in self.tested])
         untouched = arms.make(None, self.spec.seed, None, bake=False)
         measured = self._measured("baseline", untouched, original, ledger)
-        found.add("baseline", measured, ArmRecord(), group="baseline")
+        collection.add("baseline", measured, ArmRecord(), group="baseline")
         for planned in self.arms:
-            candidate = self._chosen(planned, arms, ledger, found)
+            candidate = self._chosen(planned, arms, ledger, collection)
             arm = self._arm(planned, candidate, arms, ledger)
             measured = self._measured(planned.name, arm, original, ledger)
             kept = self._keep(planned, arm, arms, output)
             place = {"group": planned.group, "point": candidate.point, "artifact": kept}
-            found.add(planned.name, measured, _record(planned, arm, probed), **place)
-        return self._results(found, probed)
+            collection.add(planned.name, measured, arm_record(planned, arm, probed), **place)
+        return self._results(collection, probed)
 
     # Fits --------------------------------------------------------------------------------------------------
 
@@ -275,8 +252,8 @@ class Localization:
 
     # Choosing and measuring --------------------------------------------------------------------------------
 
-    def _chosen(self, planned: Planned, arms: Arms, ledger: Ledger, found: _Found) -> Candidate:
-        """The candidate that is best on the validation questions; what each gave there goes to `found`."""
+    def _chosen(self, planned: Planned, arms: Arms, ledger: Ledger, collection: Collection) -> Candidate:
+        """The candidate that is best on the validation questions; what each gave there is collected."""
         if len(planned.candidates) == 1:
             return planned.candidates[0]
         metric, tried = self.asked.selection.by, []
@@ -297,7 +274,9 @@ class Localization:
         best = best_of(tried)
         if best is None:
             raise SubveneError(f"{planned.name}: no {metric} was measured to choose by")
-        found.choices.append(Choice(condition=planned.name, metric=metric, tried=tuple(tried), chosen=best))
+        collection.choices.append(
+            Choice(condition=planned.name, metric=metric, tried=tuple(tried), chosen=best)
+        )
         return next(candidate for candidate in planned.candidates if candidate.point == best)
 
     def _measured(self, name: str, arm: Arm, original: IntervenedModel, ledger: Ledger) -> list[Measured]:
@@ -317,14 +296,14 @@ class Localization:
 
     # Results -----------------------------------------------------------------------------------------------
 
-    def _results(self, found: _Found, probed: Probed) -> Results:
-        level, samples, judge = self.asked.level, found.samples, self.measure.judge
+    def _results(self, collection: Collection, probed: Probed) -> Results:
+        level, samples, judge = self.asked.level, collection.samples, self.measure.judge
         texts = samples["baseline"].texts.get("tokens", ())
         drawn = Resamples.drawn(self.asked.resamples, len(self.tested), len(texts), self.spec.seed)
-        conditions = tuple(_bounded(one, samples[one.name], drawn, level) for one in found.conditions)
-        trained = (arm.training for arm in found.arms.values() if arm.training is not None)
+        conditions = collection.bounded(drawn, level)
+        trained = (arm.training for arm in collection.records.values() if arm.training is not None)
         section = LocalizationSection(
-            arms=found.arms,
+            arms=collection.records,
             evidence=evidence.evidence(conditions, level),
             singles=evidence.singles(conditions),
             comparisons=evidence.comparisons(samples, drawn, level),
@@ -342,7 +321,7 @@ class Localization:
         return Results(
             kind=self.asked.kind,
             conditions=conditions,
-            choices=tuple(found.choices),
+            choices=tuple(collection.choices),
             judges=() if judge is None else (JudgeRecord(about=judge.describe(), usage=judge.usage()),),
             questions={
                 q.key: QuestionText(question=q.question, best=q.best, category=q.category)
@@ -369,36 +348,6 @@ class Localization:
             self._told(f"{name}: {what}", was_done=was_done)
 
         return told
-
-
-def _record(planned: Planned, arm: Arm, probed: Probed) -> ArmRecord:
-    provenance = (arm.fitted or {}).get("provenance", {})
-    heads: dict[str, list[int]] | None = provenance.get("heads")
-    accuracy = None
-    if heads is not None:
-        own = [float(probed.accuracy[int(layer), head]) for layer, some in heads.items() for head in some]
-        accuracy = sum(own) / len(own)
-    training = {name: provenance[name] for name in Training.model_fields} if "steps" in provenance else None
-    return ArmRecord.model_validate(
-        {
-            "family": planned.family,
-            "heads": heads,
-            "n_heads": None if heads is None else sum(map(len, heads.values())),
-            "probe_accuracy": accuracy,
-            "training": training,
-        }
-    )
-
-
-def _bounded(condition: Condition, sample: Sample, drawn: Resamples, level: float) -> Condition:
-    """The condition with the bootstrap interval of every metric that can be resampled."""
-    metrics = dict(condition.metrics)
-    for name in sample.metrics():
-        bounds = interval(drawn.of(sample, name), level)
-        if bounds is not None:
-            low, high = bounds
-            metrics[name] = metrics[name].model_copy(update={"low": low, "high": high})
-    return condition.model_copy(update={"metrics": metrics})
 
 
 def _told_of(trained: Trained, experiment: Experiment) -> dict[str, Any]:
