@@ -13,7 +13,7 @@ from subvene.runner.artifacts.artifact import CARD, is_artifact
 from subvene.runner.artifacts.card import with_measured
 from subvene.runner.experiments.results import Results
 from subvene.runner.files.storage import write_text
-from subvene.runner.reports import page, tables
+from subvene.runner.reports import page, persona, persona_tables, tables
 from subvene.runner.reports.card import own_numbers
 
 PAGE, TABLES = "report.html", "tables"
@@ -26,18 +26,20 @@ class Report:
     Attributes:
         tables: the files in `tables/` by name.
         page: the whole of `report.html`.
-        card: the table for the card of an artifact, Markdown.
+        card: the table for the card of an artifact, Markdown, from the results and the artifact's place in
+            the run (`artifacts/edit_probed`; None: elsewhere).
     """
 
     tables: Callable[[Results], dict[str, str]]
     page: Callable[[Results], str]
-    card: Callable[[Results], str]
+    card: Callable[[Results, str | None], str]
 
 
 REPORTS: dict[str, Report] = {
     "comparison": Report(
         tables.comparison_files, page.render, lambda results, place: tables.markdown(results)
     ),
+    "persona": Report(persona_tables.persona_files, persona.render, persona_tables.card),
 }
 """By the kind of results."""
 
@@ -71,4 +73,4 @@ def card_table(results: Results, place: str | None) -> str:
         results: of the run.
         place: where the artifact lies in the run (`artifacts/edit_probed`); None: elsewhere.
     """
-    return own_numbers(results, place) + REPORTS[results.kind].card(results)
+    return own_numbers(results, place) + REPORTS[results.kind].card(results, place)
