@@ -202,21 +202,25 @@ def _written(
 def _scored(exchanges: Sequence[Exchange], trait: Trait, judge: TraitJudge) -> dict[str, Any]:
     scores = judge.trait(trait, exchanges) if exchanges else []
     coherences = judge.coherence(exchanges) if exchanges else []
+    missing = [
+        {
+            name: verdict.reason
+            for name, verdict in (("score", score), ("coherence", coherence))
+            if verdict.missing
+        }
+        for score, coherence in zip(scores, coherences, strict=True)
+    ]
     found = [
         {
             "score": score.value,
             "coherence": coherence.value,
             "refused": score.refused,
             "reason": score.reason,
-            "missing": {
-                name: verdict.reason
-                for name, verdict in (("score", score), ("coherence", coherence))
-                if verdict.missing
-            },
+            "missing": owed,
         }
-        for score, coherence in zip(scores, coherences, strict=True)
+        for score, coherence, owed in zip(scores, coherences, missing, strict=True)
     ]
-    return {"scores": found, MISSING: sum(len(one["missing"]) for one in found)}
+    return {"scores": found, MISSING: sum(map(len, missing))}
 
 
 def missing_reasons(responses: Sequence[Response]) -> Counter[str]:

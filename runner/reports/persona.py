@@ -414,10 +414,10 @@ def _notes(results: Results) -> Html:
         unit = _UNITS.get(place.unit, place.unit)
         words = f"{name}: layer {place.layer}, {unit}, positions {_plain(place.positions)}"
         if (chosen := at(choices.get(name))) is not None:
+            least = None if trait.sweep is None else trait.sweep.coherence_at_least
             words += (
                 f"; chosen on the sweep: layer {chosen[0]}, coefficient {signed(chosen[1])}, by the "
-                f"{choices[name].metric} among points with a coherence of at "
-                f"least {number(trait.sweep and trait.sweep.coherence_at_least, 'g')}"
+                f"{choices[name].metric} among points with a coherence of at least {number(least, 'g')}"
             )
         said.append(words + ".")
     conditions = results.conditions

@@ -81,10 +81,13 @@ def card(results: Results, place: str | None) -> str:
     Args:
         results: of a persona run.
         place: where the artifact lies in the run (`artifacts/optimistic`); None: elsewhere.
+
+    Returns:
+        Markdown; empty where there are no conditions.
     """
     own = [name for name in section_of(results).traits if place == artifact_of(name)]
     shown = [condition for condition in results.conditions if not own or condition.group in own]
-    return conditions_markdown(results.model_copy(update={"conditions": tuple(shown)}))
+    return conditions_markdown(results.model_copy(update={"conditions": tuple(shown)})) if shown else ""
 
 
 def condition_cells(condition: Condition) -> list[str]:

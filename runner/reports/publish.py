@@ -26,8 +26,7 @@ class Report:
     Attributes:
         tables: the files in `tables/` by name.
         page: the whole of `report.html`.
-        card: the table for the card of an artifact, Markdown, from the results and the artifact's place in
-            the run (`artifacts/edit_probed`; None: elsewhere).
+        card: the tables for the card of an artifact that lies there in the run, Markdown; empty without any.
     """
 
     tables: Callable[[Results], dict[str, str]]
@@ -61,8 +60,9 @@ def publish(output: Path, results: Results) -> None:
     write_text(output / PAGE, report.page(results))
     for artifact in (output / "artifact", *sorted(output.glob("artifacts/*"))):
         card = artifact / CARD
-        if is_artifact(artifact) and card.is_file():
-            table = card_table(results, artifact.relative_to(output).as_posix())
+        if not is_artifact(artifact) or not card.is_file():
+            continue
+        if table := card_table(results, artifact.relative_to(output).as_posix()):
             write_text(card, with_measured(card.read_text(encoding="utf-8"), table))
 
 
