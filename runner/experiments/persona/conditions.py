@@ -13,6 +13,8 @@ from subvene.runner.data.span import Text
 from subvene.runner.data.traits import Trait
 from subvene.runner.edits.finite_points import marking
 from subvene.runner.edits.receipt import merged
+from subvene.runner.experiments.persona.arms import Arm, arms_of, one_number
+from subvene.runner.experiments.persona.cost import Cost
 from subvene.runner.experiments.persona.section import (
     Correlation,
     Edit,
@@ -26,9 +28,7 @@ from subvene.runner.experiments.results import Condition, Metric
 from subvene.runner.files.statistics import correlation
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.judges.traits import TraitJudge
-from subvene.runner.measures.divergence import Reference, divergence
 from subvene.runner.measures.missing import missing_in_words
-from subvene.runner.measures.multiple_choice import ChoiceQuestion, accuracy, questions_sha256
 from subvene.runner.measures.responses import Asked, Do, Response, missing_reasons, respond
 from subvene.runner.monitor.projection import project, token_projections
 from subvene.specs import (
@@ -41,33 +41,11 @@ from subvene.specs import (
     TensorRef,
     TraitConditionsSpec,
 )
-from subvene.specs.evaluations.traits import Ablated, Capped, Steered, TraitCondition
+from subvene.specs.evaluations.traits import Ablated, Capped, Steered
 
 # By how much the share of tokens that a cap changes may differ from what its percentile says: the cursor is
 # edited too and was not measured, and is one token of a response.
 _SLACK = 0.15
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One condition of one trait.
-
-    Attributes:
-        condition: as it is declared.
-        label: what tables call it; of several coefficients each has its own.
-        coefficient: of the steering; None where nothing is added.
-        layers: the layers that are edited; empty if none is.
-    """
-
-    condition: TraitCondition
-    label: str
-    coefficient: float | None = None
-    layers: tuple[int, ...] = ()
-
-    @property
-    def swept(self) -> bool:
-        """Whether it is one of several coefficients, which go on where one of them is no longer finite."""
-        return isinstance(self.condition, Steered) and len(self.condition.coefficients or ()) > 1
 
 
 @dataclass(frozen=True)
@@ -96,35 +74,6 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What the cost of an edit is measured on, computed once for all conditions."""
-
-    reference: Reference
-    choices: Sequence[ChoiceQuestion]
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What is measured on, JSON values."""
-        return {
-            "texts": self.reference.data_sha256,
-            "tokens": self.reference.tokens,
-            "prompt": self.reference.first + 1,
-            "choices": questions_sha256(self.choices),
-        }
-
-    def of(self, m: IntervenedModel) -> dict[str, Any]:
-        """CE, KL(original ‖ edited) in nats per token, and the share of right choices."""
-        found = divergence(m, self.reference)
-        return {
-            "ce": found["ce"],
-            "kl": found["kl"],
-            "accuracy": accuracy(m, self.choices),
-            "choices": len(self.choices),
-            "texts": len(self.reference.ids),
-        }
-
-
-@dataclass(frozen=True)
 class Compared:
     """What the conditions of one trait gave.
 
@@ -147,38 +96,6 @@ class _Measured:
     receipt: list[dict[str, Any]] | None = None
     cost: dict[str, Any] | None = None
     not_finite: str | None = None
-
-
-def arms_of(declared: TraitConditionsSpec, steering: SteeringSpec) -> list[Arm]:
-    """The arms that are declared, several coefficients spread out; those that others need come first."""
-    found: list[Arm] = []
-    for condition in declared.conditions:
-        name = condition.name or condition.kind
-        if isinstance(condition, Steered):
-            for value in condition.coefficients or (one_number(steering),):
-                label = name if condition.coefficients is None else f"{name} {value:g}"
-                found.append(Arm(condition, label, value, (steering.layer,)))
-        elif isinstance(condition, Capped | Ablated):
-            first, last = condition.layers or (steering.layer, steering.layer)
-            found.append(Arm(condition, name, None, tuple(range(first, last + 1))))
-        else:
-            found.append(Arm(condition, name))
-    return found
-
-
-def one_number(steering: SteeringSpec) -> float:
-    """The coefficient of a steering intervention.
-
-    Raises:
-        SubveneError: it is a list, one number per row of a batch that this is not.
-    """
-    if isinstance(steering.coefficient, float):
-        return steering.coefficient
-    raise SubveneError(
-        f"interventions: {steering.name or steering.vector.key}: coefficient: expected one number, since "
-        "traits are measured in batches of their own; other coefficients stand in `trait_sweep` or in a "
-        "`steered` condition"
-    )
 
 
 def run_conditions(

@@ -15,13 +15,9 @@ from subvene.interventions import Sizes
 from subvene.runner.data.texts import read_texts
 from subvene.runner.data.traits import Trait, question_key
 from subvene.runner.edits.compile import CompileError, load_tensors
-from subvene.runner.experiments.persona.conditions import (
-    Cost,
-    Subject,
-    arms_of,
-    one_number,
-    run_conditions,
-)
+from subvene.runner.experiments.persona.arms import arms_of, one_number
+from subvene.runner.experiments.persona.conditions import Subject, run_conditions
+from subvene.runner.experiments.persona.cost import Cost
 from subvene.runner.experiments.persona.section import (
     SECTION,
     ExtractionCounts,
