@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from subvene.runner.cli._units import UnitStory
+
+if TYPE_CHECKING:
+    from subvene.runner.experiments.results import Condition, Metric, Results
 
 
 class PersonaStory(UnitStory):
@@ -14,50 +17,46 @@ class PersonaStory(UnitStory):
     def _place(self, unit: Mapping[str, Any]) -> str:
         return f"{unit['trait']}: {unit['what']}"
 
-    def _finished(self, results: Mapping[str, Any]) -> None:
+    def _finished(self, results: Results) -> None:
         from rich.text import Text
 
-        for name, trait in results["traits"].items():
+        from subvene.runner.reports.persona_tables import at, choices_of, section_of
+
+        choices = choices_of(results)
+        for name, trait in section_of(results).traits.items():
             self.console.print()
             self.console.print(Text(name, style="bold underline"))
-            found = trait["extraction"]
-            dropped = ", ".join(f"{reason} {count}" for reason, count in found["dropped"].items())
-            kept = f"{found['kept']} of {found['pairs']} pairs of responses kept"
+            found = trait.extraction
+            dropped = ", ".join(f"{reason} {count}" for reason, count in found.dropped.items())
+            kept = f"{found.kept} of {found.pairs} pairs of responses kept"
             self.console.print(kept + (f" (dropped: {dropped})" if dropped else ""), highlight=False)
-            best = trait["chosen"]
-            if best is not None:
+            if (chosen := at(choices.get(name))) is not None and trait.steering is not None:
                 self.console.print(
-                    f"chosen by {best['by']}: layer {best['layer']}, coefficient {best['coefficient']:g} "
-                    f"({trait['unit']})",
+                    f"chosen by {choices[name].metric}: layer {chosen[0]}, coefficient {chosen[1]:g} "
+                    f"({trait.steering.unit})",
                     highlight=False,
                 )
-            if trait["conditions"]:
-                self._table(trait["conditions"])
-        for warning in results["warnings"]:
-            self.console.print(f"warning: {warning}", style="yellow", soft_wrap=True, highlight=False)
+            if conditions := [one for one in results.conditions if one.group == name]:
+                self._table(conditions)
+        for note in results.notes:
+            self.console.print(f"warning: {note}", style="yellow", soft_wrap=True, highlight=False)
 
-    def _table(self, conditions: Any) -> None:
+    def _table(self, conditions: Sequence[Condition]) -> None:
         from rich.table import Table
 
         table = Table("condition", show_edge=False, pad_edge=False)
         for column in ("score", "coher.", "proj.", "CE", "KL", "acc.", "n"):
             table.add_column(column, justify="right")
+        digits = {"score": 1, "coherence": 1, "projection": 2, "ce": 3, "kl": 3, "accuracy": 2}
         for row in conditions:
-            cost = row["cost"] or {}
-            table.add_row(
-                row["label"],
-                "not finite" if "not_finite" in row else _in_words(row["score"], row["score_sd"], 1),
-                _in_words(row["coherence"], row["coherence_sd"], 1),
-                _in_words(row["projection"], row["projection_sd"], 2),
-                _in_words(cost.get("ce"), None, 3),
-                _in_words(cost.get("kl"), None, 3),
-                _in_words(cost.get("accuracy"), None, 2),
-                str(row["n"]),
-            )
+            cells = [_in_words(row.metrics.get(name), n) for name, n in digits.items()]
+            if row.not_finite is not None:
+                cells[0] = "not finite"
+            table.add_row(row.label, *cells, str(row.counts["responses"]))
         self.console.print(table)
 
 
-def _in_words(mean: float | None, sd: float | None, digits: int) -> str:
-    if mean is None:
+def _in_words(metric: Metric | None, digits: int) -> str:
+    if metric is None:
         return "–"
-    return f"{mean:.{digits}f}" + ("" if sd is None else f"\n± {sd:.{digits}f}")
+    return f"{metric.mean:.{digits}f}" + ("" if metric.sd is None else f"\n± {metric.sd:.{digits}f}")

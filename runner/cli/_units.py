@@ -91,7 +91,7 @@ class UnitStory:
         """Which unit this is, in words."""
         raise NotImplementedError
 
-    def _finished(self, results: Mapping[str, Any]) -> None:
+    def _finished(self, results: Any) -> None:
         """Print the table."""
         raise NotImplementedError
 

@@ -22,6 +22,11 @@ class TraitError(SubveneError):
     """A trait file cannot be used; the message names the file and the field."""
 
 
+def question_key(text: str) -> str:
+    """What names a question in results: the first 16 hex digits of its text's sha256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Contrast:
     """A question with an answer that shows the trait and one that shows its opposite."""

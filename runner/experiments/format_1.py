@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from subvene.runner.experiments.persona.format_1 import upgraded_persona
 from subvene.runner.measures.missing import ASPECTS
 
 Document = Mapping[str, Any]
@@ -154,4 +155,8 @@ def _choice(arm: Document, selection: Document) -> dict[str, Any]:
     }
 
 
-_KINDS: dict[str, Callable[[Document], dict[str, Any]]] = {"cells": _comparison, "arms": _localization}
+_KINDS: dict[str, Callable[[Document], dict[str, Any]]] = {
+    "cells": _comparison,
+    "arms": _localization,
+    "traits": upgraded_persona,
+}

@@ -58,7 +58,7 @@ class Response:
         coherence: 0 to 100; None if there is none.
         refused: whether the judge says that it refuses.
         reason: why there is no score.
-        missing: how many of the two verdicts, score and coherence, the judge still owes.
+        missing: of the two verdicts, `score` and `coherence`, those that the judge still owes, and why.
     """
 
     asked: Asked
@@ -72,7 +72,7 @@ class Response:
     coherence: float | None
     refused: bool
     reason: str | None
-    missing: int = 0
+    missing: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,11 +151,14 @@ def respond(
         "exchanges": digest([[one.question, one.answer] for one in exchanges]),
     }
     scores = iter(do(unit, lambda: _scored(exchanges, trait, judge))["scores"])
-    empty = [{"score": None, "coherence": 0.0, "refused": False, "reason": EMPTY, "missing": 0}]
+    empty = {"score": None, "coherence": 0.0, "refused": False, "reason": EMPTY}
     responses = []
     for one, values, text in zip(asked, written["responses"], texts, strict=True):
         places = {"prompt": tuple(values["prompt"]), "tokens": tuple(values["tokens"])}
-        responses.append(Response(asked=one, **{**values, **places, **(next(scores) if text else empty[0])}))
+        judged = next(scores) if text else empty
+        # Ledgers of earlier runs have a 0: what owes verdicts is not recorded.
+        missing = judged.get("missing") or {}
+        responses.append(Response(asked=one, **{**values, **places, **judged, "missing": missing}))
     return Answered(responses, written["receipt"], by_point(written))
 
 
@@ -199,23 +202,27 @@ def _written(
 def _scored(exchanges: Sequence[Exchange], trait: Trait, judge: TraitJudge) -> dict[str, Any]:
     scores = judge.trait(trait, exchanges) if exchanges else []
     coherences = judge.coherence(exchanges) if exchanges else []
+    missing = [
+        {
+            name: verdict.reason
+            for name, verdict in (("score", score), ("coherence", coherence))
+            if verdict.missing
+        }
+        for score, coherence in zip(scores, coherences, strict=True)
+    ]
     found = [
         {
             "score": score.value,
             "coherence": coherence.value,
             "refused": score.refused,
-            "reason": coherence.reason if coherence.missing and not score.missing else score.reason,
-            "missing": score.missing + coherence.missing,
+            "reason": score.reason,
+            "missing": owed,
         }
-        for score, coherence in zip(scores, coherences, strict=True)
+        for score, coherence, owed in zip(scores, coherences, missing, strict=True)
     ]
-    return {"scores": found, MISSING: sum(one["missing"] for one in found)}
+    return {"scores": found, MISSING: sum(map(len, missing))}
 
 
 def missing_reasons(responses: Sequence[Response]) -> Counter[str]:
     """Why verdicts on responses are missing, with how many are for each reason."""
-    reasons: Counter[str] = Counter()
-    for response in responses:
-        if response.missing:
-            reasons[str(response.reason)] += response.missing
-    return reasons
+    return Counter(str(reason) for response in responses for reason in response.missing.values())

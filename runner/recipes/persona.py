@@ -78,7 +78,7 @@ class Extraction:
             "pairs": len(self.pairs),
             "kept": len(self.kept),
             "dropped": self.dropped,
-            "missing": sum(side.missing for pair in self.pairs for side in pair),
+            "missing": sum(len(side.missing) for pair in self.pairs for side in pair),
             "warning": self.warning,
             "mean_score": mean_score,
         }

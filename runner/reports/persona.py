@@ -1,4 +1,4 @@
-"""The report of a persona run: one HTML file and its tables, from the run's `results.json` alone.
+"""The report of a persona run: one HTML file, from the run's results alone.
 
 The sections are functions of the results that give markup, or None without their data.
 """
@@ -6,14 +6,11 @@ The sections are functions of the results that give markup, or None without thei
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import yaml
-
-from subvene.runner.files.storage import write_text
+from subvene.runner.experiments.persona.section import Edit, SweepPoint, TraitRecord
+from subvene.runner.experiments.results import Condition, Item, Results
 from subvene.runner.reports import markup
 from subvene.runner.reports import persona_figures as figures
 from subvene.runner.reports.markup import (
@@ -28,20 +25,19 @@ from subvene.runner.reports.markup import (
     table,
 )
 from subvene.runner.reports.page import count, page
-from subvene.runner.reports.persona_figures import signed
+from subvene.runner.reports.persona_figures import At, signed
 from subvene.runner.reports.persona_tables import (
+    COST,
     DROPPED,
+    at,
+    choices_of,
     condition_cells,
-    layers_of,
     number,
     persona_files,
+    section_of,
     spread,
-    warnings,
 )
-from subvene.runner.reports.sections import RECEIPT_COLUMNS, receipt_cells
-
-Results = Mapping[str, Any]
-Trait = Mapping[str, Any]
+from subvene.runner.reports.sections import RECEIPT_COLUMNS, declared, receipt_cells
 
 EXAMPLES = 10
 _COHERENT = 50.0
@@ -55,80 +51,59 @@ _CONTRASTS = {
 }
 
 
-def write_persona_report(folder: str | os.PathLike[str], results: Results) -> Path:
-    """Write `report.html`; a reader finds the old one or the new one, never half of it.
-
-    Args:
-        folder: of the run; made if it is not there.
-        results: as in the run's `results.json`.
-
-    Returns:
-        The file.
-    """
-    path = Path(folder) / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, render(results))
-    return path
-
-
-def write_persona_tables(folder: str | os.PathLike[str], results: Results) -> None:
-    """Write `tables/`: conditions, sweep, responses, geometry and extraction as CSV, and `conditions.md`.
-
-    Args:
-        folder: of the run; made if it is not there.
-        results: as in the run's `results.json`.
-    """
-    tables = Path(folder) / "tables"
-    tables.mkdir(parents=True, exist_ok=True)
-    for name, text in persona_files(results).items():
-        write_text(tables / name, text)
-
-
-def publish_persona(output: Path, results: dict[str, Any]) -> None:
-    """Write a run's tables and its report."""
-    write_persona_tables(output, results)
-    write_persona_report(output, results)
-
-
 def render(results: Results) -> str:
     """The page as text, the same for the same results."""
-    traits = results["traits"].values()
-    conditions = {condition["label"] for trait in traits for condition in trait["conditions"]}
-    parts = [count(len(results["traits"]), "trait")]
-    if conditions:
-        parts.append(count(len(conditions), "condition"))
-    parts.append(count(sum(len(t["responses"]) + len(t["sweep_responses"]) for t in traits), "response"))
+    traits = section_of(results).traits
+    labels = {condition.label for condition in results.conditions}
+    responses = sum(len(condition.items) for condition in results.conditions)
+    responses += sum(len(point.items) for trait in traits.values() for point in points_of(trait))
+    parts = [count(len(traits), "trait")]
+    if labels:
+        parts.append(count(len(labels), "condition"))
+    parts.append(count(responses, "response"))
     return page(
         "Persona vectors",
-        model=(results["experiment"].get("model") or {}).get("name"),
+        model=(declared(results).get("model") or {}).get("name"),
         summary=" · ".join(parts),
-        notice=_notice(warnings(results)),
+        notice=_notice(results.notes),
         sections=[(title, made) for title, make in SECTIONS if (made := make(results)) is not None],
     )
+
+
+def points_of(trait: TraitRecord) -> Sequence[SweepPoint]:
+    """The points of a trait's sweep; none where it was not swept."""
+    return trait.sweep.points if trait.sweep else ()
+
+
+def conditions_of(results: Results) -> dict[str, list[Condition]]:
+    """The conditions of every trait."""
+    return {
+        name: [condition for condition in results.conditions if condition.group == name]
+        for name in section_of(results).traits
+    }
 
 
 def results_table(results: Results) -> Html | None:
     """Every trait under every condition, and what must be known to read it."""
     lines = [
-        [name, condition["label"], *map(_with_small_spread, condition_cells(condition))]
-        for name, trait in results["traits"].items()
-        for condition in trait["conditions"]
+        [condition.group or "", condition.label, *map(_with_small_spread, condition_cells(condition))]
+        for condition in results.conditions
     ]
     heads = ["Trait", "Condition", "Coefficient", "Score", "Coherence ↑", "Projection", "CE ↓", "KL ↓"]
     heads += ["Accuracy ↑", "Refused", "n"]
     caption = "Mean ± standard deviation over n responses; ↑ larger is better, ↓ smaller is better"
     parts = [table(caption, heads, lines, class_="numbers")] if lines else []
-    return join([*parts, _notes(results)]) if results["traits"] else None
+    return join([*parts, _notes(results)]) if section_of(results).traits else None
 
 
 def sweep(results: Results) -> Html | None:
     """Score and coherence over layers and coefficients."""
     parts: list[Html] = []
-    for name, trait in results["traits"].items():
-        points = trait["sweep"]
+    traits, choices = section_of(results).traits, choices_of(results)
+    for name, trait in traits.items():
+        points, chosen = points_of(trait), at(choices.get(name))
         if not points:
             continue
-        chosen = trait["chosen"]
         ring = " The point that was chosen is ringed." if chosen else ""
         drawn = [
             plot(
@@ -142,7 +117,7 @@ def sweep(results: Results) -> Html | None:
         parts += [element("h3", name), side_by_side(*drawn), _sweep_numbers(name, points)]
     if not parts:
         return None
-    without = [name for name, trait in results["traits"].items() if not trait["sweep"]]
+    without = [name for name, trait in traits.items() if not points_of(trait)]
     if without:
         parts.append(element("p", "Not swept: ", ", ".join(without), "."))
     return join(parts)
@@ -151,10 +126,10 @@ def sweep(results: Results) -> Html | None:
 def contrast(results: Results) -> Html | None:
     """The measure that needs no judge."""
     drawn = []
-    for name, trait in results["traits"].items():
-        made = figures.contrast_by_coefficient(trait["sweep"], _coefficient([trait]))
+    for name, trait in section_of(results).traits.items():
+        made = figures.contrast_by_coefficient(points_of(trait), _coefficient([trait]))
         if made is not None:
-            source = _CONTRASTS.get(trait.get("contrast_from") or "", "")
+            source = _CONTRASTS.get((trait.sweep and trait.sweep.contrast_from) or "", "")
             drawn.append(plot(made, f"{name}: the contrast against the coefficient{source}."))
     if not drawn:
         return None
@@ -167,25 +142,21 @@ def contrast(results: Results) -> Html | None:
 
 def cost(results: Results) -> Html | None:
     """What steering costs, beside what it gains."""
-    conditions = {name: trait["conditions"] for name, trait in results["traits"].items()}
-    if not any(condition.get("cost") for group in conditions.values() for condition in group):
+    conditions = conditions_of(results)
+    if not any(condition.metrics.keys() & set(COST) for condition in results.conditions):
         return None
-    axis = _coefficient(list(results["traits"].values()))
-
-    def of_cost(field: str) -> Callable[[Mapping[str, Any]], float | None]:
-        return lambda condition: (condition.get("cost") or {}).get(field)
-
+    axis = _coefficient(list(section_of(results).traits.values()))
     scores = figures.SCORES
-    measures: tuple[tuple[Callable[[Mapping[str, Any]], float | None], str, Any, str], ...] = (
-        (lambda c: c["score"], "trait score", scores, "What is gained: the steered model's trait score."),
-        (lambda c: c["coherence"], "coherence", scores, "Coherence of the same responses."),
-        (of_cost("kl"), "KL(original ‖ edited)", None, "KL on neutral texts, in nats per token."),
-        (of_cost("ce"), "cross-entropy", None, "Cross-entropy of neutral texts, in nats per token."),
-        (of_cost("accuracy"), "accuracy", (0, 1), "Accuracy on multiple-choice questions."),
+    measures: tuple[tuple[str, str, Any, str], ...] = (
+        ("score", "trait score", scores, "What is gained: the steered model's trait score."),
+        ("coherence", "coherence", scores, "Coherence of the same responses."),
+        ("kl", "KL(original ‖ edited)", None, "KL on neutral texts, in nats per token."),
+        ("ce", "cross-entropy", None, "Cross-entropy of neutral texts, in nats per token."),
+        ("accuracy", "accuracy", (0, 1), "Accuracy on multiple-choice questions."),
     )
     drawn = []
-    for value, title, bounds, about in measures:
-        made = figures.along_coefficient(conditions, value, axis, title, bounds)
+    for metric, title, bounds, about in measures:
+        made = figures.along_coefficient(conditions, metric, axis, title, bounds)
         if made is not None:
             drawn.append(plot(made, about))
     against = figures.score_against_kl(conditions)
@@ -201,14 +172,16 @@ def cost(results: Results) -> Html | None:
 def projections(results: Results) -> Html | None:
     """Where the responses lie along the vector, and whether the judge sees the same."""
     parts: list[Html] = []
-    for name, trait in results["traits"].items():
-        looks = figures.condition_styles(trait["conditions"])
-        boxes = figures.projection_boxes(trait["responses"], looks)
+    conditions = conditions_of(results)
+    for name, trait in section_of(results).traits.items():
+        looks = figures.condition_styles(conditions[name])
+        boxes = figures.projection_boxes(conditions[name], looks)
         if boxes is None:
             continue
-        about = f"{name}: projections on its vector at layer {trait['layer']}; each mark is a response."
+        where = f" at layer {trait.steering.layer}" if trait.steering else ""
+        about = f"{name}: projections on its vector{where}; each mark is a response."
         drawn = [plot(boxes, about)]
-        scatter = figures.projection_scatter(trait["responses"], looks)
+        scatter = figures.projection_scatter(conditions[name], looks, results.questions)
         if scatter is not None:
             drawn.append(plot(scatter, f"{name}: score against projection. {_correlation(trait)}"))
         parts += [element("h3", name), side_by_side(*drawn)]
@@ -222,41 +195,41 @@ def projections(results: Results) -> Html | None:
 
 def geometry(results: Results) -> Html | None:
     """How the vectors lie to each other and to themselves at other layers."""
-    found = results.get("geometry")
-    if not found:
+    found, traits = section_of(results).geometry, section_of(results).traits
+    if found is None:
         return None
-    names, layers = found["traits"], layers_of(results)
+    names, layers = found.traits, found.layers
     parts: list[Html] = []
     drawn = []
     if len(names) > 1:
-        about = f"Cosine similarity of the traits' vectors at layer {found['layer']}."
-        drawn.append(plot(figures.cosine_map(names, found["cosine_at_layer"]), about))
-    pairs = {pair.replace("|", " · "): (layers, values) for pair, values in found["cosine_by_layer"].items()}
+        about = f"Cosine similarity of the traits' vectors at layer {found.layer}."
+        drawn.append(plot(figures.cosine_map(names, found.cosine_at_layer), about))
+    pairs = {pair.replace("|", " · "): (layers, values) for pair, values in found.cosine_by_layer.items()}
     for lines, y, bounds, about in (
         (pairs, "cosine", (-1, 1), "Cosine similarity of each pair of traits at each layer."),
-        (_per_layer(found["norms"], layers), "‖v‖", None, "Norms of the vectors at each layer."),
+        (_per_layer(found.norms, layers), "‖v‖", None, "Norms of the vectors at each layer."),
         (
             {
                 name: (
-                    [vector["layer"] for vector in trait["vectors"]],
-                    [vector["residual_norm"] for vector in trait["vectors"]],
+                    [vector.layer for vector in trait.vectors],
+                    [vector.residual_norm for vector in trait.vectors],
                 )
-                for name, trait in results["traits"].items()
+                for name, trait in traits.items()
             },
             "typical ‖h‖",
             None,
             "Typical norm of the residual stream at each layer, on the trait's own responses.",
         ),
         (
-            _per_layer(found["explained_variance"], layers),
+            _per_layer(found.explained_variance, layers),
             "explained variance",
             (0, 1),
             "Share of the pairs' differences that lies along their mean, at each layer.",
         ),
     ):
-        made = figures.by_layer(lines, y, found["layer"], bounds)
+        made = figures.by_layer(lines, y, found.layer, bounds)
         if made is not None:
-            marked = f" The dashed line is layer {found['layer']}."
+            marked = f" The dashed line is layer {found.layer}."
             drawn.append(plot(made, about + marked))
     parts.append(side_by_side(*drawn))
     if len(layers) > 1:
@@ -266,16 +239,16 @@ def geometry(results: Results) -> Html | None:
             side_by_side(
                 *(
                     plot(figures.layer_map(layers, matrix), f"{name}: {across}")
-                    for name, matrix in found["across_layers"].items()
+                    for name, matrix in found.across_layers.items()
                 )
             )
         )
     if len(names) > 1:
         lines_ = [
             (name, *(number(value, ".3f") for value in row))
-            for name, row in zip(names, found["cosine_at_layer"], strict=True)
+            for name, row in zip(names, found.cosine_at_layer, strict=True)
         ]
-        caption = f"Cosine similarity at layer {found['layer']}"
+        caption = f"Cosine similarity at layer {found.layer}"
         parts.append(
             folded("The cosines as a table", table(caption, ["Trait", *names], lines_, class_="numbers"))
         )
@@ -286,9 +259,10 @@ def examples(results: Results) -> Html | None:
     """The same question at a negative, at zero and at a positive coefficient, and under each condition."""
     options: list[Html] = []
     panels: list[Html] = []
-    for name, trait in results["traits"].items():
-        content = [*_along_coefficient(trait, f"examples-{len(panels)}")]
-        by_condition = _by_condition(trait)
+    conditions, choices = conditions_of(results), choices_of(results)
+    for name, trait in section_of(results).traits.items():
+        content = _along_coefficient(results, trait, at(choices.get(name)), f"examples-{len(panels)}")
+        by_condition = _by_condition(results, conditions[name])
         if by_condition is not None:
             title = "The same question under every condition"
             content.append(folded(title, by_condition) if content else by_condition)
@@ -307,15 +281,14 @@ def examples(results: Results) -> Html | None:
 def receipts(results: Results) -> Html | None:
     """What the interventions did, and whether caps bit where they should."""
     lines, caps = [], []
-    for name, trait in results["traits"].items():
-        for condition in trait["conditions"]:
-            label = condition["label"]
-            for part in condition.get("receipt") or ():
-                lines.append([name, label, part["name"], *receipt_cells([part])])
-            if condition.get("threshold"):
-                expected, changed = condition["expected_share"], condition["changed_share"]
-                shares = (number(expected, ".1%"), number(changed, ".1%"))
-                caps.append([name, label, _thresholds(condition["threshold"]), *shares])
+    for condition in results.conditions:
+        where = [condition.group or "", condition.label]
+        for part in cast("list[dict[str, Any]]", condition.receipts.get("responses", [])):
+            lines.append([*where, part["name"], *receipt_cells([part])])
+        edit = Edit.of(condition)
+        if edit.threshold:
+            shares = (number(edit.expected_share, ".1%"), number(edit.changed_share, ".1%"))
+            caps.append([*where, _thresholds(edit.threshold), *shares])
     parts: list[Html] = []
     if lines:
         about = (
@@ -336,21 +309,21 @@ def receipts(results: Results) -> Html | None:
 
 def extraction(results: Results) -> Html | None:
     """What the vectors were made of."""
-    if not results["traits"]:
+    traits = section_of(results).traits
+    if not traits:
         return None
     lines = []
-    for name, trait in results["traits"].items():
-        found = trait["extraction"]
-        mean = found["mean_score"]
+    for name, trait in traits.items():
+        found = trait.extraction
         lines.append(
             [
                 name,
-                str(found["pairs"]),
-                str(found["kept"]),
-                *(number(found["dropped"].get(reason, 0), "d") for reason in DROPPED),
-                number(mean["positive"], ".1f"),
-                number(mean["negative"], ".1f"),
-                element("span", found["warning"], class_="bad") if found.get("warning") else "–",
+                str(found.pairs),
+                str(found.kept),
+                *(number(found.dropped.get(reason, 0), "d") for reason in DROPPED),
+                number(found.mean_score.positive, ".1f"),
+                number(found.mean_score.negative, ".1f"),
+                element("span", found.warning, class_="bad") if found.warning else "–",
             ]
         )
     heads = ["Trait", "Pairs", "Kept", *(reason.replace("_", " ") for reason in DROPPED)]
@@ -364,9 +337,10 @@ def extraction(results: Results) -> Html | None:
 
 def judge(results: Results) -> Html | None:
     """Who scored, and how far it can be trusted."""
-    found = results.get("judge")
-    if not found:
+    if not results.judges:
         return None
+    record = results.judges[0]
+    found = cast("dict[str, Any]", {**record.about, "usage": record.usage})
     parts: list[Html] = []
     lines = []
     for name, stated in (found.get("agreement") or {}).items():
@@ -386,14 +360,14 @@ def judge(results: Results) -> Html | None:
 
 def provenance(results: Results) -> Html | None:
     """Where the numbers come from."""
-    text = yaml.safe_dump(results["experiment"], sort_keys=False, allow_unicode=True)
-    parts = [folded("Experiment", element("pre", text))]
+    manifest = cast("dict[str, Any]", results.manifest)
+    parts = [folded("Experiment", element("pre", manifest["spec"]))] if manifest.get("spec") else []
     for name in ("environment", "git"):
-        if results.get(name):
-            parts.append(facts(name.capitalize(), results[name]))
-    if results.get("model_sha256"):
-        parts.append(facts("Model", {"sha256": results["model_sha256"]}))
-    return join(parts)
+        if manifest.get(name):
+            parts.append(facts(name.capitalize(), manifest[name]))
+    if sha256 := section_of(results).model_sha256:
+        parts.append(facts("Model", {"sha256": sha256}))
+    return join(parts) if parts else None
 
 
 def downloads(results: Results) -> Html | None:
@@ -431,35 +405,35 @@ def _with_small_spread(cell: str) -> str:
 
 
 def _notes(results: Results) -> Html:
-    said = []
-    for name, trait in results["traits"].items():
-        if trait.get("layer") is None:
+    said, choices = [], choices_of(results)
+    for name, trait in section_of(results).traits.items():
+        place = trait.steering
+        if place is None:
             said.append(f"{name}: its vectors are made and not steered by.")
             continue
-        unit = _UNITS.get(trait["unit"], trait["unit"])
-        words = f"{name}: layer {trait['layer']}, {unit}, positions {_plain(trait['positions'])}"
-        chosen = trait["chosen"]
-        if chosen:
-            at = f"layer {chosen['layer']}, coefficient {signed(chosen['coefficient'])}"
+        unit = _UNITS.get(place.unit, place.unit)
+        words = f"{name}: layer {place.layer}, {unit}, positions {_plain(place.positions)}"
+        if (chosen := at(choices.get(name))) is not None:
+            least = None if trait.sweep is None else trait.sweep.coherence_at_least
             words += (
-                f"; chosen on the sweep: {at}, by the {chosen['by']} among points with a coherence of at "
-                f"least {chosen['coherence_at_least']:g}"
+                f"; chosen on the sweep: layer {chosen[0]}, coefficient {signed(chosen[1])}, by the "
+                f"{choices[name].metric} among points with a coherence of at least {number(least, 'g')}"
             )
         said.append(words + ".")
-    conditions = [c for trait in results["traits"].values() for c in trait["conditions"]]
-    if any(condition["score"] is not None for condition in conditions):
+    conditions = results.conditions
+    if any("score" in condition.metrics for condition in conditions):
         said.append(
             "Score: how strongly a response shows the trait, coherence: whether it makes sense, both from 0 "
             "to 100 by the judge; a refusal has no score."
         )
-    costs = [condition["cost"] for condition in conditions if condition.get("cost")]
+    costs = [condition.metrics for condition in conditions if condition.metrics.keys() >= set(COST)]
     if costs:
         said.append(
             "CE is the next-token cross-entropy and KL the divergence KL(original ‖ edited), in nats per "
-            f"token on {costs[0]['texts']} neutral texts; accuracy is on {costs[0]['choices']} "
+            f"token on {costs[0]['ce'].n} neutral texts; accuracy is on {costs[0]['accuracy'].n} "
             "multiple-choice questions."
         )
-        if any(c["kind"] in ("prompted", "opposed") and not c.get("cost") for c in conditions):
+        if any(Edit.of(c).kind in ("prompted", "opposed") and "ce" not in c.metrics for c in conditions):
             said.append("A system prompt edits nothing, so its condition has no CE, KL and accuracy.")
     return items(*said)
 
@@ -468,37 +442,35 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _coefficient(traits: Sequence[Trait]) -> str:
-    units = {trait.get("unit") for trait in traits} - {None}
+def _coefficient(traits: Sequence[TraitRecord]) -> str:
+    units = {trait.steering.unit for trait in traits if trait.steering}
     if units == {"residual_norm"}:
         return "coefficient, in units of the residual norm"
     return "coefficient" if len(units) < 2 else "coefficient, in each trait's own unit"
 
 
-def _sweep_numbers(name: str, points: Sequence[Mapping[str, Any]]) -> Html:
+def _sweep_numbers(name: str, points: Sequence[SweepPoint]) -> Html:
     lines = [
         (
-            str(point["layer"]),
-            signed(point["coefficient"]),
-            "not finite"
-            if "not_finite" in point
-            else _with_small_spread(spread(point["score"], point["score_sd"], ".1f")),
-            _with_small_spread(spread(point["coherence"], point["coherence_sd"], ".1f")),
-            number(point.get("contrast"), ".4f"),
-            number(point["refused"], "d"),
-            number(point["n"], "d"),
+            str(point.layer),
+            signed(point.coefficient),
+            "not finite" if point.not_finite else _with_small_spread(spread(point.score, ".1f")),
+            _with_small_spread(spread(point.coherence, ".1f")),
+            number(point.contrast, ".4f"),
+            number(point.refused, "d"),
+            number(point.n, "d"),
         )
-        for point in sorted(points, key=lambda point: (point["layer"], point["coefficient"]))
+        for point in sorted(points, key=lambda point: (point.layer, point.coefficient))
     ]
     heads = ["Layer", "Coefficient", "Score", "Coherence", "Contrast", "Refused", "n"]
     caption = f"{name}: mean ± standard deviation over n responses"
     return folded("The numbers", table(caption, heads, lines, class_="numbers"))
 
 
-def _correlation(trait: Trait) -> str:
-    found = trait["correlation"]
-    pearson, spearman = (number(found[name], ".2f") for name in ("pearson", "spearman"))
-    return f"Correlation: Pearson {pearson}, Spearman {spearman}, over {found['n']} responses."
+def _correlation(trait: TraitRecord) -> str:
+    found = trait.correlation
+    pearson, spearman = (number(value, ".2f") for value in (found.pearson, found.spearman))
+    return f"Correlation: Pearson {pearson}, Spearman {spearman}, over {found.n} responses."
 
 
 def _per_layer(
@@ -512,34 +484,34 @@ def _thresholds(by_layer: Mapping[str, float]) -> str:
     return ", ".join(said) if len(said) <= 3 else folded(f"{len(said)} layers", element("p", ", ".join(said)))
 
 
-def _along_coefficient(trait: Trait, anchor: str) -> list[Html]:
+def _along_coefficient(results: Results, trait: TraitRecord, chosen: At, anchor: str) -> list[Html]:
     """Articles of the sweep's responses at −, 0 and +, with a field to look through them."""
-    picked = _points_shown(trait)
+    picked = _points_shown(trait, chosen)
     if not picked:
         return []
-    answers: dict[str, dict[tuple[int, float], Mapping[str, Any]]] = {}
-    for response in trait["sweep_responses"]:
-        at = (response["layer"], response["coefficient"])
-        if at in picked:
-            answers.setdefault(response["question"], {}).setdefault(at, response)
+    answers: dict[str, dict[tuple[int, float], Item]] = {}
+    for point in points_of(trait):
+        if (place := (point.layer, point.coefficient)) in picked:
+            for item in point.items:
+                answers.setdefault(item.key, {}).setdefault(place, item)
     layer = picked[-1][0]
     articles = [
         _article(
-            question,
+            results.questions[key].question,
             [
                 (
-                    f"coefficient {signed(at[1])}",
-                    by_point[at],
-                    "" if at[0] == layer or not at[1] else f"layer {at[0]}",
+                    f"coefficient {signed(place[1])}",
+                    by_point[place],
+                    "" if place[0] == layer or not place[1] else f"layer {place[0]}",
                 )
-                for at in picked
-                if at in by_point
+                for place in picked
+                if place in by_point
             ],
         )
-        for question, by_point in list(answers.items())[:EXAMPLES]
+        for key, by_point in list(answers.items())[:EXAMPLES]
     ]
     search = element("input", type="search", data_filters=anchor)
-    signs = ", ".join(signed(at[1]) for at in picked)
+    signs = ", ".join(signed(coefficient) for _, coefficient in picked)
     about = (
         f"The sweep's responses to the same question at coefficients {signs}, layer {layer}; the first one "
         "where there are several."
@@ -551,39 +523,39 @@ def _along_coefficient(trait: Trait, anchor: str) -> list[Html]:
     ]
 
 
-def _points_shown(trait: Trait) -> list[tuple[int, float]]:
+def _points_shown(trait: TraitRecord, chosen: At) -> list[tuple[int, float]]:
     """A negative, the zero and a positive point of the sweep, as far as there are responses at them.
 
     The positive one is the chosen one; without a choice the largest that is still coherent. The negative one
     is the nearest in size to it, at the same layer.
     """
-    points = {(response["layer"], response["coefficient"]) for response in trait["sweep_responses"]}
+    points = {(point.layer, point.coefficient) for point in points_of(trait) if point.items}
     if not points:
         return []
     layers = {layer for layer, coefficient in points if coefficient}
-    chosen = trait["chosen"] or {}
-    wanted: list[Any] = [at for at in (chosen.get("layer"), trait.get("layer")) if at in layers]
-    layer: int = wanted[0] if wanted else min(layers or {layer for layer, _ in points})
-    here = {coefficient for at, coefficient in points if at == layer}
+    wanted = [chosen[0]] if chosen else []
+    wanted += [trait.steering.layer] if trait.steering else []
+    layer = next((one for one in wanted if one in layers), min(layers or {layer for layer, _ in points}))
+    here = {coefficient for at_layer, coefficient in points if at_layer == layer}
     positive = sorted(coefficient for coefficient in here if coefficient > 0)
     negative = sorted((coefficient for coefficient in here if coefficient < 0), reverse=True)
     picked: list[tuple[int, float]] = []
     best = None
     if positive:
         coherent = {
-            point["coefficient"]
-            for point in trait["sweep"]
-            if point["layer"] == layer and (point["coherence"] or 0.0) >= _COHERENT
+            point.coefficient
+            for point in points_of(trait)
+            if point.layer == layer and point.coherence is not None and point.coherence.mean >= _COHERENT
         }
         kept = [coefficient for coefficient in positive if coefficient in coherent]
         best = kept[-1] if kept else positive[0]
-        if chosen.get("layer") == layer and chosen.get("coefficient") in positive:
-            best = chosen["coefficient"]
+        if chosen is not None and chosen[0] == layer and chosen[1] in positive:
+            best = chosen[1]
     if negative:
         picked.append(
             (layer, min(negative, key=lambda c: abs(c + best)) if best is not None else negative[0])
         )
-    zeros = sorted(at for at, coefficient in points if coefficient == 0)
+    zeros = sorted(at_layer for at_layer, coefficient in points if coefficient == 0)
     if zeros:
         # Unedited, it is the same at every layer, and may stand at one only.
         picked.append((layer if layer in zeros else zeros[0], 0.0))
@@ -592,30 +564,30 @@ def _points_shown(trait: Trait) -> list[tuple[int, float]]:
     return picked
 
 
-def _by_condition(trait: Trait) -> Html | None:
-    answers: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for response in trait["responses"]:
-        answers.setdefault(response["question"], {}).setdefault(response["condition"], response)
+def _by_condition(results: Results, conditions: Sequence[Condition]) -> Html | None:
+    answers: dict[str, dict[str, Item]] = {}
+    for condition in conditions:
+        for item in condition.items:
+            answers.setdefault(item.key, {}).setdefault(condition.label, item)
     if not answers:
         return None
-    order = [condition["label"] for condition in trait["conditions"]]
     return element(
         "div",
         *(
-            _article(question, [(label, by_label[label], "") for label in order if label in by_label])
-            for question, by_label in list(answers.items())[:EXAMPLES]
+            _article(results.questions[key].question, [(label, item, "") for label, item in by_label.items()])
+            for key, by_label in list(answers.items())[:EXAMPLES]
         ),
     )
 
 
-def _article(question: str, responses: Sequence[tuple[str, Mapping[str, Any], str]]) -> Html:
+def _article(question: str, responses: Sequence[tuple[str, Item, str]]) -> Html:
     cards = []
-    for title, response, where in responses:
-        text = response["text"]
+    for title, item, where in responses:
+        text = item.text or ""
         verdicts = [
-            element("span", f"{name} {number(response.get(name), form)}", class_="verdict")
+            element("span", f"{name} {number(item.scores[name], form)}", class_="verdict")
             for name, form in (("score", ".1f"), ("coherence", ".1f"), ("projection", ".2f"))
-            if name in response
+            if name in item.scores
         ]
         small = [" ", element("small", where)] if where else []
         quoted = text if text.strip() else element("em", "(empty)")

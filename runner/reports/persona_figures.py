@@ -5,7 +5,7 @@ All of them are seen on a light and on a dark page, and no line is told from ano
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -13,10 +13,14 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
+from subvene.runner.experiments.persona.section import Edit, SweepPoint
+from subvene.runner.experiments.results import Condition, Metric, QuestionText
 from subvene.runner.reports import curves
 from subvene.runner.reports.curves import COLORS, REFERENCE, as_it_stands
+from subvene.runner.reports.persona_tables import coefficient_of
 
-Point = Mapping[str, Any]
+At = tuple[int, float] | None
+"""Layer and coefficient that were chosen; None where none were."""
 Matrix = Sequence[Sequence[float | None]]
 
 _SYMBOLS = ("circle", "square", "triangle-up", "diamond", "x", "star")
@@ -45,19 +49,17 @@ def style(i: int) -> Style:
     return Style(COLORS[i % len(COLORS)], symbol, _DASHES[rounds % len(_DASHES)])
 
 
-def condition_styles(conditions: Iterable[Mapping[str, Any]]) -> dict[str, Style]:
+def condition_styles(conditions: Iterable[Condition]) -> dict[str, Style]:
     """A look for every condition, by its label; the untouched model is grey."""
     found: dict[str, Style] = {}
     for condition in conditions:
         acting = sum(style_.color != REFERENCE for style_ in found.values())
-        untouched = condition["kind"] == "baseline"
-        found[condition["label"]] = Style(REFERENCE, "diamond") if untouched else style(acting)
+        untouched = Edit.of(condition).kind == "baseline"
+        found[condition.label] = Style(REFERENCE, "diamond") if untouched else style(acting)
     return found
 
 
-def score_by_coefficient(
-    sweep: Sequence[Point], chosen: Mapping[str, Any] | None, coefficient: str
-) -> go.Figure:
+def score_by_coefficient(sweep: Sequence[SweepPoint], chosen: At, coefficient: str) -> go.Figure:
     """The trait's score and, on a second axis, coherence against the coefficient; a line for each layer.
 
     Args:
@@ -68,9 +70,9 @@ def score_by_coefficient(
     made = _figure(x=coefficient, y="trait score", height=400)
     by_layer = _by(sweep, "layer")
     for (layer, points), look in zip(by_layer.items(), _in_order(len(by_layer)), strict=True):
-        points = sorted(points, key=lambda point: point["coefficient"])
+        points = sorted(points, key=lambda point: point.coefficient)
         common = {
-            "x": [point["coefficient"] for point in points],
+            "x": [point.coefficient for point in points],
             "legendgroup": str(layer),
             "text": [_in_words(point) for point in points],
             "hovertemplate": "%{text}<extra></extra>",
@@ -78,7 +80,7 @@ def score_by_coefficient(
         }
         made.add_trace(
             go.Scatter(
-                y=[point["score"] for point in points],
+                y=[mean_of(point.score) for point in points],
                 name=f"layer {layer}",
                 line={"color": look.color, "width": 2},
                 marker={"size": 9, "symbol": look.symbol},
@@ -87,7 +89,7 @@ def score_by_coefficient(
         )
         made.add_trace(
             go.Scatter(
-                y=[point["coherence"] for point in points],
+                y=[mean_of(point.coherence) for point in points],
                 yaxis="y2",
                 name=f"layer {layer}, coherence",
                 showlegend=False,
@@ -102,8 +104,8 @@ def score_by_coefficient(
         line = {"color": REFERENCE, "dash": dash}
         made.add_trace(go.Scatter(x=[None], y=[None], mode="lines", line=line, name=name, hoverinfo="skip"))
     if chosen is not None:
-        at = (chosen["layer"], chosen["coefficient"])
-        _ring(made, [(p["coefficient"], p["score"]) for p in sweep if (p["layer"], p["coefficient"]) == at])
+        here = [p for p in sweep if (p.layer, p.coefficient) == chosen]
+        _ring(made, [(p.coefficient, mean_of(p.score)) for p in here])
     made.update_layout(
         margin={"r": 60},
         yaxis=_SCORE_AXIS,
@@ -120,21 +122,21 @@ def score_by_coefficient(
     return curves.with_legend(made)
 
 
-def score_by_layer(sweep: Sequence[Point], chosen: Mapping[str, Any] | None) -> go.Figure | None:
+def score_by_layer(sweep: Sequence[SweepPoint], chosen: At) -> go.Figure | None:
     """The trait's score against the layer, a line for each coefficient; None for a single layer."""
-    layers = sorted({point["layer"] for point in sweep})
+    layers = sorted({point.layer for point in sweep})
     if len(layers) < 2:
         return None
     made = _figure(x="layer", y="trait score", height=400)
     by_coefficient = dict(sorted(_by(sweep, "coefficient").items()))
     looks = _about_zero(list(by_coefficient))
     for coefficient, points in by_coefficient.items():
-        points = sorted(points, key=lambda point: point["layer"])
+        points = sorted(points, key=lambda point: point.layer)
         look = looks[coefficient]
         made.add_trace(
             go.Scatter(
-                x=[point["layer"] for point in points],
-                y=[point["score"] for point in points],
+                x=[point.layer for point in points],
+                y=[mean_of(point.score) for point in points],
                 text=[_in_words(point) for point in points],
                 hovertemplate="%{text}<extra></extra>",
                 name=signed(coefficient),
@@ -144,26 +146,26 @@ def score_by_layer(sweep: Sequence[Point], chosen: Mapping[str, Any] | None) -> 
             )
         )
     if chosen is not None:
-        at = (chosen["layer"], chosen["coefficient"])
-        _ring(made, [(p["layer"], p["score"]) for p in sweep if (p["layer"], p["coefficient"]) == at])
+        here = [p for p in sweep if (p.layer, p.coefficient) == chosen]
+        _ring(made, [(p.layer, mean_of(p.score)) for p in here])
     made.update_xaxes(**_whole(layers))
     made.update_yaxes(**_SCORE_AXIS)
     made.update_layout(legend={"title": {"text": "coefficient "}})
     return curves.with_legend(made)
 
 
-def contrast_by_coefficient(sweep: Sequence[Point], coefficient: str) -> go.Figure | None:
+def contrast_by_coefficient(sweep: Sequence[SweepPoint], coefficient: str) -> go.Figure | None:
     """The judge-free contrast against the coefficient, a line for each layer; None if it was not measured."""
-    if all(point.get("contrast") is None for point in sweep):
+    if all(point.contrast is None for point in sweep):
         return None
     made = _figure(x=coefficient, y="log-probability contrast, nats per token", height=360)
     by_layer = _by(sweep, "layer")
     for (layer, points), look in zip(by_layer.items(), _in_order(len(by_layer)), strict=True):
-        points = sorted(points, key=lambda point: point["coefficient"])
+        points = sorted(points, key=lambda point: point.coefficient)
         made.add_trace(
             go.Scatter(
-                x=[point["coefficient"] for point in points],
-                y=[point.get("contrast") for point in points],
+                x=[point.coefficient for point in points],
+                y=[point.contrast for point in points],
                 name=f"layer {layer}",
                 mode="lines+markers",
                 line={"color": look.color, "width": 2},
@@ -175,8 +177,8 @@ def contrast_by_coefficient(sweep: Sequence[Point], coefficient: str) -> go.Figu
 
 
 def along_coefficient(
-    conditions: Mapping[str, Sequence[Mapping[str, Any]]],
-    value: Callable[[Mapping[str, Any]], float | None],
+    conditions: Mapping[str, Sequence[Condition]],
+    metric: str,
     coefficient: str,
     y: str,
     bounds: Sequence[float] | None = None,
@@ -185,9 +187,9 @@ def along_coefficient(
 
     Args:
         conditions: by trait.
-        value: of a condition.
+        metric: its name.
         coefficient: what the axis is called.
-        y: what the measure is called.
+        y: what the axis calls it.
         bounds: the least and the greatest that it can be, which the axis then shows.
 
     Returns:
@@ -197,17 +199,15 @@ def along_coefficient(
     for name, group in conditions.items():
         found = [
             (
-                0.0 if condition["kind"] == "baseline" else condition["coefficient"],
-                value(condition),
-                condition,
+                0.0 if kind == "baseline" else coefficient_of(condition),
+                condition.value(metric),
+                condition.label,
             )
             for condition in group
-            if condition["kind"] in ("baseline", "steered")
+            if (kind := Edit.of(condition).kind) in ("baseline", "steered")
         ]
         lines[name] = sorted(
-            (x, measured, condition["label"])
-            for x, measured, condition in found
-            if x is not None and measured is not None
+            (x, measured, label) for x, measured, label in found if x is not None and measured is not None
         )
     if all(len({x for x, _, _ in line}) < 2 for line in lines.values()):
         return None
@@ -231,10 +231,10 @@ def along_coefficient(
     return curves.with_legend(made)
 
 
-def score_against_kl(conditions: Mapping[str, Sequence[Mapping[str, Any]]]) -> go.Figure | None:
+def score_against_kl(conditions: Mapping[str, Sequence[Condition]]) -> go.Figure | None:
     """Every condition with a cost: its score against its KL, a colour for each trait; None without two."""
     measured = {
-        name: [c for c in group if c.get("cost") and c["cost"]["kl"] is not None and c["score"] is not None]
+        name: [c for c in group if c.value("kl") is not None and c.value("score") is not None]
         for name, group in conditions.items()
     }
     if sum(map(len, measured.values())) < 2:
@@ -244,9 +244,9 @@ def score_against_kl(conditions: Mapping[str, Sequence[Mapping[str, Any]]]) -> g
         look = style(i)
         made.add_trace(
             go.Scatter(
-                x=[condition["cost"]["kl"] for condition in group],
-                y=[condition["score"] for condition in group],
-                text=[as_it_stands(f"{name}, {condition['label']}") for condition in group],
+                x=[condition.value("kl") for condition in group],
+                y=[condition.value("score") for condition in group],
+                text=[as_it_stands(f"{name}, {condition.label}") for condition in group],
                 hovertemplate="%{text}<br>KL %{x:.4g}, score %{y:.1f}<extra></extra>",
                 name=as_it_stands(name),
                 mode="markers",
@@ -256,9 +256,9 @@ def score_against_kl(conditions: Mapping[str, Sequence[Mapping[str, Any]]]) -> g
     return curves.with_legend(made)
 
 
-def projection_boxes(responses: Sequence[Mapping[str, Any]], looks: Mapping[str, Style]) -> go.Figure | None:
+def projection_boxes(conditions: Sequence[Condition], looks: Mapping[str, Style]) -> go.Figure | None:
     """Projections of the responses on the trait's vector, a box for each condition; None without any."""
-    by_label = {label: found for label in looks if (found := _projections(responses, label))}
+    by_label = {c.label: found for c in conditions if (found := _projections(c))}
     if not by_label:
         return None
     made = _figure(x="projection on the vector", y="", height=120 + 46 * len(by_label))
@@ -283,25 +283,24 @@ def projection_boxes(responses: Sequence[Mapping[str, Any]], looks: Mapping[str,
 
 
 def projection_scatter(
-    responses: Sequence[Mapping[str, Any]], looks: Mapping[str, Style]
+    conditions: Sequence[Condition], looks: Mapping[str, Style], questions: Mapping[str, QuestionText]
 ) -> go.Figure | None:
     """The judge's score of a response against its projection; None without any score."""
     made = _figure(x="projection on the vector", y="trait score", height=400)
-    for label, look in looks.items():
+    for condition in conditions:
+        label, look = condition.label, looks[condition.label]
         points = [
-            response
-            for response in responses
-            if response["condition"] == label
-            and response["score"] is not None
-            and response["projection"] is not None
+            item
+            for item in condition.items
+            if item.scores.get("score") is not None and item.scores.get("projection") is not None
         ]
         if not points:
             continue
         made.add_trace(
             go.Scatter(
-                x=[response["projection"] for response in points],
-                y=[response["score"] for response in points],
-                text=[as_it_stands(_shortened(response["question"])) for response in points],
+                x=[item.scores["projection"] for item in points],
+                y=[item.scores["score"] for item in points],
+                text=[as_it_stands(_shortened(questions[item.key].question)) for item in points],
                 hovertemplate="%{text}<br>projection %{x:.3f}, score %{y:.1f}<extra></extra>",
                 name=as_it_stands(label),
                 mode="markers",
@@ -378,6 +377,11 @@ def by_layer(
     return curves.with_legend(made)
 
 
+def mean_of(metric: Metric | None) -> float | None:
+    """A metric's mean; None without one."""
+    return None if metric is None else metric.mean
+
+
 def signed(coefficient: float) -> str:
     """`+2`, `−0.5`, `0`."""
     return f"{coefficient:+g}".replace("-", "−") if coefficient else "0"
@@ -430,9 +434,9 @@ def _ring(made: go.Figure, places: Iterable[tuple[float, float | None]]) -> None
     )
 
 
-def _by(points: Sequence[Point], field: str) -> dict[Any, list[Point]]:
-    def key(point: Point) -> Any:
-        return point[field]
+def _by(points: Sequence[SweepPoint], field: str) -> dict[Any, list[SweepPoint]]:
+    def key(point: SweepPoint) -> Any:
+        return getattr(point, field)
 
     return {value: list(group) for value, group in groupby(sorted(points, key=key), key=key)}
 
@@ -465,18 +469,18 @@ def _between(a: str, b: str, share: float) -> str:
     return "#" + "".join(f"{round(x + (y - x) * share):02x}" for x, y in channels)
 
 
-def _in_words(point: Point) -> str:
-    said = [f"layer {point['layer']}, coefficient {signed(point['coefficient'])}"]
-    for name in ("score", "coherence"):
-        mean, sd = point[name], point.get(f"{name}_sd")
-        spread = "" if mean is None or sd is None else f" ± {sd:.1f}"
-        said.append(f"{name} " + ("–" if mean is None else f"{mean:.1f}") + spread)
-    said.append(f"{point['n']} responses, {point['refused']} refused")
+def _in_words(point: SweepPoint) -> str:
+    said = [f"layer {point.layer}, coefficient {signed(point.coefficient)}"]
+    for name, metric in (("score", point.score), ("coherence", point.coherence)):
+        spread = "" if metric is None or metric.sd is None else f" ± {metric.sd:.1f}"
+        said.append(f"{name} " + ("–" if metric is None else f"{metric.mean:.1f}") + spread)
+    said.append(f"{point.n} responses, {point.refused} refused")
     return "<br>".join(said)
 
 
-def _projections(responses: Sequence[Mapping[str, Any]], label: str) -> list[float]:
-    return [r["projection"] for r in responses if r["condition"] == label and r["projection"] is not None]
+def _projections(condition: Condition) -> list[float]:
+    values = (item.scores.get("projection") for item in condition.items)
+    return [value for value in values if value is not None]
 
 
 def _shortened(text: str, most: int = 70) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
+from subvene.runner.experiments.persona.section import SECTION, Edit, PersonaSection, artifact_of
+from subvene.runner.experiments.results import Choice, Condition, Item, Metric, Results, ResultsError
 from subvene.runner.files.csv_file import csv_text
 from subvene.runner.files.markdown import in_cell
 
-Results = Mapping[str, Any]
 Line = dict[str, Any]
 
-_COST = ("ce", "kl", "accuracy", "choices", "texts")
+COST = ("ce", "kl", "accuracy")
+"""What an edit costs, as metrics."""
 _CONDITION = ("name", "label", "kind", "coefficient", "layers")
 _MEASURES: tuple[str, ...] = ("n", "missing", "score", "score_sd", "coherence", "coherence_sd", "refused")
 _MEASURES += ("projection", "projection_sd")
@@ -29,12 +31,12 @@ def persona_files(results: Results) -> dict[str, str]:
     """The tables by file name: five CSV files, and the table of conditions in Markdown.
 
     Args:
-        results: of a persona run, as in its `results.json`.
+        results: of a persona run.
     """
     return {
         "conditions.csv": csv_text(
             list(_condition_lines(results)),
-            ["trait", "layer", "unit", *_CONDITION, *_MEASURES, *_COST, *_CAP],
+            ["trait", "layer", "unit", *_CONDITION, *_MEASURES, *COST, "choices", "texts", *_CAP],
         ),
         "sweep.csv": csv_text(list(_sweep_lines(results)), ["trait", "unit", *_SWEEP, "chosen"]),
         "responses.csv": csv_text(list(_response_lines(results)), ["trait", "of", *_RESPONSE]),
@@ -61,45 +63,75 @@ def conditions_markdown(results: Results) -> str:
     """The table of conditions, and the warnings below it."""
     heads = ["trait", "condition", "coefficient", "score", "coherence", "projection", "CE", "KL"]
     heads += ["accuracy", "refused", "n"]
-    missing = any(c.get("missing") for found in results["traits"].values() for c in found["conditions"])
+    missing = any(condition.counts.get("missing") for condition in results.conditions)
     heads += ["missing"] if missing else []
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for name, found in results["traits"].items():
-        for condition in found["conditions"]:
-            cells = [name, condition["label"], *condition_cells(condition)]
-            cells += [str(condition.get("missing", 0))] if missing else []
-            lines.append("| " + " | ".join(in_cell(cell) for cell in cells) + " |")
+    for condition in results.conditions:
+        cells = [condition.group or "", condition.label, *condition_cells(condition)]
+        cells += [str(condition.counts.get("missing", 0))] if missing else []
+        lines.append("| " + " | ".join(in_cell(cell) for cell in cells) + " |")
     lines += ["", "- mean ± standard deviation over responses; CE and KL in nats per token on neutral texts"]
-    lines += [f"- WARNING: {in_cell(warning)}" for warning in warnings(results)]
+    lines += [f"- WARNING: {in_cell(note)}" for note in results.notes]
     return "\n".join(lines) + "\n"
 
 
-def condition_cells(condition: Mapping[str, Any]) -> list[str]:
+def card(results: Results, place: str | None) -> str:
+    """The table for the card of an artifact: of its own trait only, where it is that of one.
+
+    Args:
+        results: of a persona run.
+        place: where the artifact lies in the run (`artifacts/optimistic`); None: elsewhere.
+
+    Returns:
+        Markdown; empty where there are no conditions.
+    """
+    own = [name for name in section_of(results).traits if place == artifact_of(name)]
+    shown = [condition for condition in results.conditions if not own or condition.group in own]
+    return conditions_markdown(results.model_copy(update={"conditions": tuple(shown)})) if shown else ""
+
+
+def condition_cells(condition: Condition) -> list[str]:
     """A condition's numbers in words, from its coefficient to its number of responses."""
-    cost = condition.get("cost") or {}
+    metrics, counts = condition.metrics, condition.counts
     return [
-        number(condition["coefficient"], "g"),
-        spread(condition["score"], condition["score_sd"], ".1f"),
-        spread(condition["coherence"], condition["coherence_sd"], ".1f"),
-        spread(condition["projection"], condition["projection_sd"], ".2f"),
-        *(number(cost.get(name), ".3f") for name in ("ce", "kl", "accuracy")),
-        number(condition["refused"], "d"),
-        number(condition["n"], "d"),
+        number(coefficient_of(condition), "g"),
+        spread(metrics.get("score"), ".1f"),
+        spread(metrics.get("coherence"), ".1f"),
+        spread(metrics.get("projection"), ".2f"),
+        *(number(condition.value(name), ".3f") for name in COST),
+        number(counts.get("refused"), "d"),
+        number(counts.get("responses"), "d"),
     ]
 
 
-def warnings(results: Results) -> list[str]:
-    """Everything that the run warns of, each thing once."""
-    said = [str(warning) for warning in results.get("warnings") or ()]
-    for name, found in results["traits"].items():
-        inner = [("", found["extraction"].get("warning"))]
-        inner += [(f"{c['label']}: ", c.get("warning")) for c in found["conditions"]]
-        for where, warning in inner:
-            # The run's own list may hold it already, with more said around it.
-            if warning and not any(name in other and warning in other for other in said):
-                about = "" if where and warning.startswith(where) else where
-                said.append(warning if warning.startswith(f"{name}: ") else f"{name}: {about}{warning}")
-    return list(dict.fromkeys(said))
+def section_of(results: Results) -> PersonaSection:
+    """What only a persona experiment knows.
+
+    Raises:
+        ResultsError: these are the results of something else.
+    """
+    section = results.section(SECTION, PersonaSection)
+    if section is None:
+        raise ResultsError(f"results: expected `sections.{SECTION}`, as a persona experiment writes it")
+    return section
+
+
+def choices_of(results: Results) -> dict[str, Choice]:
+    """The choice on each trait's sweep that found a point, by trait."""
+    return {choice.condition: choice for choice in results.choices if choice.chosen is not None}
+
+
+def coefficient_of(condition: Condition) -> float | None:
+    """Of the steering; None where nothing is added."""
+    value = condition.point.get("coefficient")
+    return float(value) if isinstance(value, int | float) else None
+
+
+def at(choice: Choice | None) -> tuple[int, float] | None:
+    """Layer and coefficient that were chosen; None where none were."""
+    if choice is None or choice.chosen is None:
+        return None
+    return cast("tuple[int, float]", (choice.chosen["layer"], choice.chosen["coefficient"]))
 
 
 def number(value: float | None, form: str) -> str:
@@ -107,83 +139,114 @@ def number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form).replace("-", "−")
 
 
-def spread(mean: float | None, sd: float | None, form: str) -> str:
+def spread(metric: Metric | None, form: str) -> str:
     """Mean ± standard deviation, as far as they are known."""
-    return number(mean, form) + ("" if mean is None or sd is None else f" ± {number(sd, form)}")
+    if metric is None:
+        return number(None, form)
+    return number(metric.mean, form) + ("" if metric.sd is None else f" ± {number(metric.sd, form)}")
 
 
-def layers_of(results: Results) -> list[int]:
-    """The layers that the geometry's lists are of."""
-    found = results["geometry"]
-    if found.get("layers") is not None:
-        return list(found["layers"])
-    return list(range(max((len(norms) for norms in found["norms"].values()), default=0)))
+def _parts(name: str, metric: Metric | None) -> Line:
+    return {name: metric and metric.mean, f"{name}_sd": metric and metric.sd}
 
 
 def _condition_lines(results: Results) -> Iterator[Line]:
-    for name, found in results["traits"].items():
-        for condition in found["conditions"]:
-            line = {"trait": name, "layer": found.get("layer"), "unit": found.get("unit")}
-            line |= {field: condition.get(field) for field in (*_CONDITION, *_MEASURES, *_CAP)}
-            for field in ("layers", "threshold"):
-                if line[field] is not None:
-                    line[field] = json.dumps(line[field])
-            yield line | {field: (condition.get("cost") or {}).get(field) for field in _COST}
+    traits = section_of(results).traits
+    for condition in results.conditions:
+        trait, edit = condition.group or "", Edit.of(condition)
+        place, metrics = traits[trait].steering, condition.metrics
+        line: Line = {
+            "trait": trait,
+            "layer": place and place.layer,
+            "unit": place and place.unit,
+            "name": condition.name,
+            "label": condition.label,
+            "coefficient": coefficient_of(condition),
+            "n": condition.counts.get("responses"),
+            "choices": metrics["accuracy"].n if "accuracy" in metrics else None,
+            "texts": metrics["ce"].n if "ce" in metrics else None,
+        }
+        line |= {name: condition.counts.get(name) for name in ("missing", "refused")}
+        for name in ("score", "coherence", "projection"):
+            line |= _parts(name, metrics.get(name))
+        line |= {name: condition.value(name) for name in COST}
+        line |= edit.model_dump(mode="json")
+        for name in ("layers", "threshold"):
+            line[name] = None if line[name] is None else json.dumps(line[name])
+        yield line
 
 
 def _sweep_lines(results: Results) -> Iterator[Line]:
-    for name, found in results["traits"].items():
-        chosen = found.get("chosen") or {}
-        at = (chosen.get("layer"), chosen.get("coefficient"))
-        for point in found["sweep"]:
-            line = {"trait": name, "unit": found.get("unit")} | {field: point.get(field) for field in _SWEEP}
-            yield line | {"chosen": int((point["layer"], point["coefficient"]) == at)}
+    choices = choices_of(results)
+    for name, found in section_of(results).traits.items():
+        chosen = at(choices.get(name))
+        for point in found.sweep.points if found.sweep else ():
+            line: Line = {"trait": name, "unit": found.steering and found.steering.unit}
+            line |= {
+                field: getattr(point, field)
+                for field in ("layer", "coefficient", "n", "missing", "refused", "contrast")
+            }
+            line |= _parts("score", point.score) | _parts("coherence", point.coherence)
+            line["scored"] = 0 if point.score is None else point.score.n
+            yield line | {"chosen": int((point.layer, point.coefficient) == chosen)}
 
 
 def _response_lines(results: Results) -> Iterator[Line]:
-    for name, found in results["traits"].items():
-        for of, responses in (("conditions", found["responses"]), ("sweep", found["sweep_responses"])):
-            for response in responses:
-                yield {"trait": name, "of": of} | {field: response.get(field) for field in _RESPONSE}
+    for name, found in section_of(results).traits.items():
+        for condition in results.conditions:
+            if condition.group == name:
+                where: Line = {"trait": name, "of": "conditions", "condition": condition.label}
+                yield from (where | _response(results, item) for item in condition.items)
+        for point in found.sweep.points if found.sweep else ():
+            where = {"trait": name, "of": "sweep", "layer": point.layer, "coefficient": point.coefficient}
+            yield from (where | _response(results, item) for item in point.items)
+
+
+def _response(results: Results, item: Item) -> Line:
+    question = results.questions[item.key].question
+    return {"question": question, "text": item.text, "seed": item.seed, "tokens": item.tokens, **item.scores}
 
 
 def _geometry_lines(results: Results) -> Iterator[Line]:
-    found = results.get("geometry")
-    if found:
-        layers, names = layers_of(results), found["traits"]
-        for a, row in zip(names, found["cosine_at_layer"], strict=True):
+    section = section_of(results)
+    if (found := section.geometry) is not None:
+        layers, names = found.layers, found.traits
+        for a, row in zip(names, found.cosine_at_layer, strict=True):
             for b, value in zip(names, row, strict=True):
-                yield _geometry("cosine_at_layer", a, value, other=b, layer=found["layer"])
-        for pair, values in found["cosine_by_layer"].items():
+                yield _geometry("cosine_at_layer", a, value, other=b, layer=found.layer)
+        for pair, values in found.cosine_by_layer.items():
             a, _, b = pair.partition("|")
             for layer, value in zip(layers, values, strict=True):
                 yield _geometry("cosine_by_layer", a, value, other=b, layer=layer)
-        for name, matrix in found["across_layers"].items():
+        for name, matrix in found.across_layers.items():
             for layer, row in zip(layers, matrix, strict=True):
                 for other_layer, value in zip(layers, row, strict=True):
                     yield _geometry("across_layers", name, value, layer=layer, other_layer=other_layer)
-        for measure, key in (("norm", "norms"), ("explained_variance", "explained_variance")):
-            for name, values in found[key].items():
+        for measure, by_trait in (
+            ("norm", found.norms),
+            ("explained_variance", found.explained_variance),
+        ):
+            for name, values in by_trait.items():
                 for layer, value in zip(layers, values, strict=True):
                     yield _geometry(measure, name, value, layer=layer)
-    for name, trait in results["traits"].items():
-        for vector in trait["vectors"]:
-            yield _geometry("residual_norm", name, vector["residual_norm"], layer=vector["layer"])
+    for name, trait in section.traits.items():
+        for vector in trait.vectors:
+            yield _geometry("residual_norm", name, vector.residual_norm, layer=vector.layer)
 
 
 def _geometry(measure: str, trait: str, value: float | None, **where: Any) -> Line:
     return {"measure": measure, "trait": trait, "value": value} | where
 
 
-def _extraction_lines(results: Results) -> Iterable[Line]:
-    for name, trait in results["traits"].items():
-        found = trait["extraction"]
+def _extraction_lines(results: Results) -> Iterator[Line]:
+    for name, trait in section_of(results).traits.items():
+        found = trait.extraction
         yield {
             "trait": name,
-            "pairs": found["pairs"],
-            "kept": found["kept"],
-            **{f"dropped_{reason}": found["dropped"].get(reason, 0) for reason in DROPPED},
-            "mean_score_positive": found["mean_score"]["positive"],
-            "mean_score_negative": found["mean_score"]["negative"],
-            "warning": found.get("warning"),
+            "pairs": found.pairs,
+            "kept": found.kept,
+            **{f"dropped_{reason}": found.dropped.get(reason, 0) for reason in DROPPED},
+            "mean_score_positive": found.mean_score.positive,
+            "mean_score_negative": found.mean_score.negative,
+            "warning": found.warning,
         }

@@ -13,7 +13,14 @@ from subvene.runner.artifacts.artifact import CARD, is_artifact
 from subvene.runner.artifacts.card import with_measured
 from subvene.runner.experiments.results import Results
 from subvene.runner.files.storage import write_text
-from subvene.runner.reports import localization, localization_tables, page, tables
+from subvene.runner.reports import (
+    localization,
+    localization_tables,
+    page,
+    persona,
+    persona_tables,
+    tables,
+)
 from subvene.runner.reports.card import own_numbers
 
 PAGE, TABLES = "report.html", "tables"
@@ -26,12 +33,12 @@ class Report:
     Attributes:
         tables: the files in `tables/` by name.
         page: the whole of `report.html`.
-        card: the table for the card of an artifact, Markdown.
+        card: the tables for the card of an artifact that lies there in the run, Markdown; empty without any.
     """
 
     tables: Callable[[Results], dict[str, str]]
     page: Callable[[Results], str]
-    card: Callable[[Results], str]
+    card: Callable[[Results, str | None], str]
 
 
 REPORTS: dict[str, Report] = {
@@ -41,8 +48,9 @@ REPORTS: dict[str, Report] = {
     "localization": Report(
         localization_tables.localization_files,
         localization.render,
-        localization_tables.localization_markdown,
+        lambda results, place: localization_tables.localization_markdown(results),
     ),
+    "persona": Report(persona_tables.persona_files, persona.render, persona_tables.card),
 }
 """By the kind of results."""
 
@@ -64,8 +72,9 @@ def publish(output: Path, results: Results) -> None:
     write_text(output / PAGE, report.page(results))
     for artifact in (output / "artifact", *sorted(output.glob("artifacts/*"))):
         card = artifact / CARD
-        if is_artifact(artifact) and card.is_file():
-            table = card_table(results, artifact.relative_to(output).as_posix())
+        if not is_artifact(artifact) or not card.is_file():
+            continue
+        if table := card_table(results, artifact.relative_to(output).as_posix()):
             write_text(card, with_measured(card.read_text(encoding="utf-8"), table))
 
 
@@ -76,4 +85,4 @@ def card_table(results: Results, place: str | None) -> str:
         results: of the run.
         place: where the artifact lies in the run (`artifacts/edit_probed`); None: elsewhere.
     """
-    return own_numbers(results, place) + REPORTS[results.kind].card(results)
+    return own_numbers(results, place) + REPORTS[results.kind].card(results, place)

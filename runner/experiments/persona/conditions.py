@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,22 @@ from subvene.runner.data.span import Text
 from subvene.runner.data.traits import Trait
 from subvene.runner.edits.finite_points import marking
 from subvene.runner.edits.receipt import merged
-from subvene.runner.experiments.persona.sweep import scores
-from subvene.runner.files.statistics import correlation, mean_and_sd
+from subvene.runner.experiments.persona.arms import Arm, arms_of, one_number
+from subvene.runner.experiments.persona.cost import Cost
+from subvene.runner.experiments.persona.section import (
+    Correlation,
+    Edit,
+    artifact_of,
+    counts_of,
+    item_of,
+    metric_of,
+    metrics_of,
+)
+from subvene.runner.experiments.results import Condition, Metric
+from subvene.runner.files.statistics import correlation
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.judges.traits import TraitJudge
-from subvene.runner.measures.divergence import Reference, divergence
 from subvene.runner.measures.missing import missing_in_words
-from subvene.runner.measures.multiple_choice import ChoiceQuestion, accuracy, questions_sha256
 from subvene.runner.measures.responses import Asked, Do, Response, missing_reasons, respond
 from subvene.runner.monitor.projection import project, token_projections
 from subvene.specs import (
@@ -32,33 +41,11 @@ from subvene.specs import (
     TensorRef,
     TraitConditionsSpec,
 )
-from subvene.specs.evaluations.traits import Ablated, Capped, Steered, TraitCondition
+from subvene.specs.evaluations.traits import Ablated, Capped, Steered
 
 # By how much the share of tokens that a cap changes may differ from what its percentile says: the cursor is
 # edited too and was not measured, and is one token of a response.
 _SLACK = 0.15
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One condition of one trait.
-
-    Attributes:
-        condition: as it is declared.
-        label: what tables call it; of several coefficients each has its own.
-        coefficient: of the steering; None where nothing is added.
-        layers: the layers that are edited; empty if none is.
-    """
-
-    condition: TraitCondition
-    label: str
-    coefficient: float | None = None
-    layers: tuple[int, ...] = ()
-
-    @property
-    def swept(self) -> bool:
-        """Whether it is one of several coefficients, which go on where one of them is no longer finite."""
-        return isinstance(self.condition, Steered) and len(self.condition.coefficients or ()) > 1
 
 
 @dataclass(frozen=True)
@@ -87,69 +74,33 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What the cost of an edit is measured on, computed once for all conditions."""
+class Compared:
+    """What the conditions of one trait gave.
 
-    reference: Reference
-    choices: Sequence[ChoiceQuestion]
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What is measured on, JSON values."""
-        return {
-            "texts": self.reference.data_sha256,
-            "tokens": self.reference.tokens,
-            "prompt": self.reference.first + 1,
-            "choices": questions_sha256(self.choices),
-        }
-
-    def of(self, m: IntervenedModel) -> dict[str, Any]:
-        """CE, KL(original ‖ edited) in nats per token, and the share of right choices."""
-        found = divergence(m, self.reference)
-        return {
-            "ce": found["ce"],
-            "kl": found["kl"],
-            "accuracy": accuracy(m, self.choices),
-            "choices": len(self.choices),
-            "texts": len(self.reference.ids),
-        }
-
-
-def arms_of(declared: TraitConditionsSpec, steering: SteeringSpec) -> list[Arm]:
-    """The arms that are declared, several coefficients spread out; those that others need come first."""
-    found: list[Arm] = []
-    for condition in declared.conditions:
-        name = condition.name or condition.kind
-        if isinstance(condition, Steered):
-            for value in condition.coefficients or (one_number(steering),):
-                label = name if condition.coefficients is None else f"{name} {value:g}"
-                found.append(Arm(condition, label, value, (steering.layer,)))
-        elif isinstance(condition, Capped | Ablated):
-            first, last = condition.layers or (steering.layer, steering.layer)
-            found.append(Arm(condition, name, None, tuple(range(first, last + 1))))
-        else:
-            found.append(Arm(condition, name))
-    return found
-
-
-def one_number(steering: SteeringSpec) -> float:
-    """The coefficient of a steering intervention.
-
-    Raises:
-        SubveneError: it is a list, one number per row of a batch that this is not.
+    Attributes:
+        conditions: in the file's order.
+        correlation: of scores with projections, over all their responses.
+        notes: what must be known to read them.
     """
-    if isinstance(steering.coefficient, float):
-        return steering.coefficient
-    raise SubveneError(
-        f"interventions: {steering.name or steering.vector.key}: coefficient: expected one number, since "
-        "traits are measured in batches of their own; other coefficients stand in `trait_sweep` or in a "
-        "`steered` condition"
-    )
+
+    conditions: tuple[Condition, ...]
+    correlation: Correlation
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was measured of one arm: responses, what its interventions did, and what it costs."""
+
+    responses: list[Response] = field(default_factory=list)
+    receipt: list[dict[str, Any]] | None = None
+    cost: dict[str, Any] | None = None
+    not_finite: str | None = None
 
 
 def run_conditions(
     declared: TraitConditionsSpec, subject: Subject, cost: Cost | None, *, seed: int, do: Do
-) -> dict[str, Any]:
+) -> Compared:
     """Measure every arm.
 
     Args:
@@ -160,67 +111,81 @@ def run_conditions(
         do: does a unit of work, or gives what is recorded of it.
 
     Returns:
-        `conditions`, `responses` and `correlation` of the results, and the `warnings` of caps.
+        The conditions in the file's order, and what is to be said of them.
     """
     # Caps measure their threshold on what another arm said, wherever that stands in the list.
     arms = arms_of(declared, subject.steering)
     ordered = sorted(arms, key=lambda arm: isinstance(arm.condition, Capped))
     said: dict[str, list[Response]] = {}
-    records: dict[str, dict[str, Any]] = {}
+    conditions: dict[str, Condition] = {}
     owed: list[str] = []
     for arm in ordered:
         cap = None
         if isinstance(arm.condition, Capped):
             cap = _cap(arm.condition, arm, said[arm.condition.of], subject, do)
         thresholds = None if cap is None else {int(k): v for k, v in cap["threshold"].items()}
-        responses, record = _measure(declared, arm, thresholds, subject, cost, seed, do)
-        said.setdefault(arm.condition.kind, responses)
-        if missing := missing_reasons(responses):
+        measured = _measure(declared, arm, thresholds, subject, cost, seed, do)
+        said.setdefault(arm.condition.kind, measured.responses)
+        if missing := missing_reasons(measured.responses):
             owed.append(f"{arm.label}: {missing_in_words(missing)}")
-        projections = _projections(arm, responses, subject, do)
-        mean, sd = mean_and_sd(projections)
-        about_cap = {"threshold": None, "changed_share": None, "expected_share": None, "warning": None}
-        records[arm.label] = {
-            "name": arm.condition.name or arm.condition.kind,
-            "label": arm.label,
-            "kind": arm.condition.kind,
-            "coefficient": arm.coefficient,
-            "layers": list(arm.layers) or None,
-            **scores(responses),
-            "projection": mean,
-            "projection_sd": sd,
-            **(about_cap if cap is None else cap),
-            **record,
-            "responses": [
-                {
-                    "condition": arm.label,
-                    "question": response.asked.question,
-                    "text": response.text,
-                    "score": response.score,
-                    "coherence": response.coherence,
-                    "projection": projection,
-                    "seed": response.seed,
-                    "tokens": len(response.tokens),
-                }
-                for response, projection in zip(responses, projections, strict=True)
-            ],
+        projections = _projections(arm, measured.responses, subject, do)
+        conditions[arm.label] = _condition(arm, measured, projections, cap, subject)
+    table = [conditions[arm.label] for arm in arms]
+    warned = [Edit.of(condition).warning for condition in table]
+    notes = [warning for warning in warned if warning is not None]
+    notes += [f"{one.label}: not finite: {one.not_finite}" for one in table if one.not_finite is not None]
+    notes += owed
+    return Compared(tuple(table), _correlation(table), [f"{subject.trait.name}: {note}" for note in notes])
+
+
+def _condition(
+    arm: Arm,
+    measured: _Measured,
+    projections: Sequence[float | None],
+    cap: Mapping[str, Any] | None,
+    subject: Subject,
+) -> Condition:
+    responses, cost, trait = measured.responses, measured.cost or {}, subject.trait.name
+    sizes = {"ce": "texts", "kl": "texts", "accuracy": "choices"}
+    metrics = metrics_of(
+        {
+            "score": metric_of(response.score for response in responses),
+            "coherence": metric_of(response.coherence for response in responses),
+            "projection": metric_of(projections),
         }
-    table = [records[arm.label] for arm in arms]
-    shown = [one for record in table for one in record.pop("responses")]
+    )
+    metrics |= {name: Metric(mean=cost[name], n=cost[size]) for name, size in sizes.items() if cost}
+    items = (
+        item_of(response, projection=projection, seed=response.seed, tokens=len(response.tokens))
+        for response, projection in zip(responses, projections, strict=True)
+    )
+    # What the artifact does is measured under the coefficient that it has.
+    kept = isinstance(arm.condition, Steered) and arm.coefficient == one_number(subject.steering)
+    return Condition(
+        name=arm.condition.name or arm.condition.kind,
+        label=arm.label,
+        group=trait,
+        point={} if arm.coefficient is None else {"coefficient": arm.coefficient},
+        metrics=metrics,
+        counts=counts_of(responses),
+        receipts={} if measured.receipt is None else {"responses": list(measured.receipt)},
+        items=tuple(items),
+        artifact=artifact_of(trait) if kept else None,
+        not_finite=measured.not_finite,
+        details=Edit(kind=arm.condition.kind, layers=arm.layers or None, **(cap or {})).details(),
+    )
+
+
+def _correlation(table: Sequence[Condition]) -> Correlation:
+    """Of scores with projections, over the responses that have both."""
     known = [
-        (one["projection"], one["score"])
-        for one in shown
-        if one["projection"] is not None and one["score"] is not None
+        (projection, score)
+        for condition in table
+        for item in condition.items
+        if (projection := item.scores["projection"]) is not None
+        and (score := item.scores["score"]) is not None
     ]
-    warnings = [record["warning"] for record in table if record["warning"] is not None]
-    warnings += [f"{one['label']}: not finite: {one['not_finite']}" for one in table if "not_finite" in one]
-    warnings += owed
-    return {
-        "conditions": table,
-        "responses": shown,
-        "correlation": correlation([p for p, _ in known], [s for _, s in known]),
-        "warnings": [f"{subject.trait.name}: {warning}" for warning in warnings],
-    }
+    return Correlation(**correlation([p for p, _ in known], [s for _, s in known]))
 
 
 def _measure(
@@ -231,8 +196,7 @@ def _measure(
     cost: Cost | None,
     seed: int,
     do: Do,
-) -> tuple[list[Response], dict[str, Any]]:
-    """Responses, and receipt and cost, of one arm."""
+) -> _Measured:
     entries = _entries(arm, thresholds, subject)
     sampling = declared.sampling
     systems = subject.trait.system_prompts()
@@ -261,15 +225,15 @@ def _measure(
         points=[()] * len(asked) if arm.swept else None,
     )
     if answered.not_finite:
-        return [], {"receipt": None, "cost": None, "not_finite": answered.not_finite[()]}
+        return _Measured(not_finite=answered.not_finite[()])
     # A system prompt leaves the model as it is, and costs nothing.
     measured = None
     if cost is not None and side is None:
         unit = {"unit": "cost", **cost.identity}
         measured = do(about | unit, marking(arm.swept, lambda: cost.of(_compiled(entries, subject))))
         if "not_finite" in measured:
-            return [], {"receipt": None, "cost": None, **measured}
-    return answered.responses, {"receipt": answered.receipt, "cost": measured}
+            return _Measured(not_finite=measured["not_finite"])
+    return _Measured(answered.responses, answered.receipt, measured)
 
 
 def _entries(arm: Arm, thresholds: Mapping[int, float] | None, subject: Subject) -> list[Any]:

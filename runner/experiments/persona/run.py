@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,10 +13,23 @@ import transformers
 
 from subvene.interventions import Sizes
 from subvene.runner.data.texts import read_texts
-from subvene.runner.data.traits import Trait
+from subvene.runner.data.traits import Trait, question_key
 from subvene.runner.edits.compile import CompileError, load_tensors
-from subvene.runner.experiments.persona.conditions import Cost, Subject, arms_of, one_number, run_conditions
-from subvene.runner.experiments.persona.sweep import best_point, run_sweep
+from subvene.runner.experiments.persona.arms import arms_of, one_number
+from subvene.runner.experiments.persona.conditions import Subject, run_conditions
+from subvene.runner.experiments.persona.cost import Cost
+from subvene.runner.experiments.persona.section import (
+    SECTION,
+    ExtractionCounts,
+    Geometry,
+    LayerVector,
+    PersonaSection,
+    Place,
+    TraitRecord,
+    artifact_of,
+)
+from subvene.runner.experiments.persona.sweep import run_sweep
+from subvene.runner.experiments.results import Choice, Condition, JudgeRecord, QuestionText, Results
 from subvene.runner.experiments.study import Step
 from subvene.runner.files.cache import atomic_folder
 from subvene.runner.files.ledger import MISSING, Ledger, digest
@@ -23,6 +37,7 @@ from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.measures.divergence import Reference
 from subvene.runner.measures.geometry import geometry
 from subvene.runner.measures.multiple_choice import shipped_questions
+from subvene.runner.measures.responses import Do
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.models.identity import (
     environment,
@@ -52,11 +67,29 @@ from subvene.specs import (
     TextsSpec,
     TraitConditionsSpec,
     TraitSweepSpec,
+    dump_spec,
 )
 from subvene.specs.evaluations.traits import Ablated, Capped
 
 # How a result is computed; whoever changes that changes this number, and old units are done again.
 UNITS = 2
+
+
+@dataclass
+class _Gathered:
+    """What is put together trait by trait; the cost's reference is computed once for all of them."""
+
+    notes: list[str]
+    conditions: list[Condition] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    questions: dict[str, QuestionText] = field(default_factory=dict)
+    traits: dict[str, TraitRecord] = field(default_factory=dict)
+    steering: dict[str, SteeringSpec] = field(default_factory=dict)
+    cost: Cost | None = None
+
+    def ask(self, questions: Sequence[str]) -> None:
+        """Name questions that were asked."""
+        self.questions |= {question_key(text): QuestionText(question=text) for text in questions}
 
 
 class Persona:
@@ -120,6 +153,7 @@ class Persona:
         return {
             "format": 1,
             "kind": "persona",
+            "spec": dump_spec(self.spec),
             "model": self.spec.model.model_dump(mode="json"),
             "traits": {trait.name: trait.sha256 for trait in self.traits},
             "judge": self.judge.identity(self.traits),
@@ -148,7 +182,7 @@ class Persona:
 
     def run(
         self, model: transformers.PreTrainedModel, tokenizer: Any, ledger: Ledger, output: Path
-    ) -> dict[str, Any]:
+    ) -> Results:
         """Everything, and the artifacts."""
         plain = IntervenedModel.plain(model, tokenizer)
         weights = model_sha256(plain.model)
@@ -168,98 +202,96 @@ class Persona:
             extractions[trait.name] = extract(self.recipe, trait, plain, self.judge, seed=self.seed, do=do)
             found[trait.name] = self._vectors(trait, extractions[trait.name], plain, ledger, output)
         tensors = {k: v for trait in self.traits for k, v in named_tensors(trait, found[trait.name]).items()}
-        warnings = [e.warning for e in extractions.values() if e.warning is not None]
-        traits: dict[str, Any] = {}
-        chosen: dict[str, SteeringSpec] = {}
-        cost: Cost | None = None
+        gathered = _Gathered([e.warning for e in extractions.values() if e.warning is not None])
         for trait in self.traits:
-            vectors, about = found[trait.name], _about_vectors(found[trait.name])
-            record: dict[str, Any] = {
-                "extraction": extractions[trait.name].summary(),
-                "vectors": about,
-                "sweep": [],
-                "sweep_responses": [],
-                "contrast_from": None,
-                "chosen": None,
-                "conditions": [],
-                "responses": [],
-                "correlation": {"pearson": None, "spearman": None, "n": 0},
-            }
+            vectors = found[trait.name]
+            record = TraitRecord(
+                extraction=ExtractionCounts.model_validate(extractions[trait.name].summary()),
+                vectors=_by_layer(vectors),
+            )
             if trait.name in self.spec.steered_traits:
-                steering, do = self._declared(trait.name), self._doing(ledger, trait)
                 own = {k: v for k, v in tensors.items() if k.startswith(f"{trait.name}.{SITE}[")}
-                identity = self.base | {"tensors": tensors_digest(own)}
-                if self.sweep is not None:
-                    record |= run_sweep(
-                        self.sweep,
-                        trait,
-                        steering,
-                        own,
-                        plain,
-                        self.judge,
-                        identity=identity,
-                        seed=self.seed,
-                        do=do,
-                    )
-                    warnings += [
-                        f"{trait.name}: layer {point['layer']}, coefficient {point['coefficient']:g}: "
-                        f"not finite: {point['not_finite']}"
-                        for point in record["sweep"]
-                        if "not_finite" in point
-                    ]
-                    warnings += record.pop("warnings")
-                    best = record["chosen"] = best_point(self.sweep, record["sweep"])
-                    if best is not None:
-                        fields = {"layer": best["layer"], "coefficient": best["coefficient"]}
-                        steering = steering.model_copy(update=fields)
-                    elif self.sweep.choose is not None:
-                        warnings.append(
-                            f"{trait.name}: no point of the sweep with a positive coefficient has a mean "
-                            f"coherence of {self.sweep.choose.coherence:g}; the declared layer "
-                            f"{steering.layer} and coefficient {steering.coefficient} stay"
-                        )
-                chosen[trait.name] = steering
-                if self.conditions is not None:
-                    if cost is None:
-                        cost = self._cost(plain)
-                    subject = Subject(
-                        trait,
-                        steering,
-                        own,
-                        dict(enumerate(vectors.vectors)),
-                        self._remaining(trait),
-                        plain,
-                        self.judge,
-                        identity,
-                    )
-                    record |= run_conditions(self.conditions, subject, cost, seed=self.seed, do=do)
-                    warnings += record.pop("warnings")
-                record |= {
-                    "layer": steering.layer,
-                    "unit": steering.unit,
-                    "positions": steering.model_dump(mode="json")["positions"],
-                }
-            traits[trait.name] = record
+                do = self._doing(ledger, trait)
+                record = self._steered(trait, record, vectors, own, plain, do, gathered)
+            gathered.traits[trait.name] = record
+        chosen = gathered.steering
         provenance = provenance_of(
             self.recipe, about_judge, self.traits, extractions, found, seed=self.seed
         ) | {"model": self.spec.model.name}
         self._keep(chosen, tensors, provenance, plain, output)
-        first = next(iter(chosen.values())).layer if chosen else len(about) // 2
-        return {
-            "kind": "persona",
-            "experiment": self.spec.model_dump(mode="json", exclude_unset=True),
-            "environment": environment(),
-            "git": git_state(self.folder),
-            "model_sha256": weights,
-            "judge": {**about_judge, "usage": self.judge.usage()},
-            "traits": traits,
-            "geometry": geometry(
-                {name: dict(enumerate(v.vectors)) for name, v in found.items()},
-                first,
-                explained_variance={name: v.explained for name, v in found.items()},
-            ),
-            "warnings": warnings,
-        }
+        n_layers = len(next(iter(found.values())).explained)
+        first = next(iter(chosen.values())).layer if chosen else n_layers // 2
+        between = geometry(
+            {name: dict(enumerate(v.vectors)) for name, v in found.items()},
+            first,
+            explained_variance={name: v.explained for name, v in found.items()},
+        )
+        section = PersonaSection(
+            traits=gathered.traits, geometry=Geometry.model_validate(between), model_sha256=weights
+        )
+        return Results(
+            kind="persona",
+            conditions=tuple(gathered.conditions),
+            choices=tuple(gathered.choices),
+            judges=(JudgeRecord(about=about_judge, usage=self.judge.usage()),),
+            questions=gathered.questions,
+            notes=tuple(gathered.notes),
+            sections={SECTION: section.model_dump(mode="json", exclude_defaults=True)},
+        )
+
+    def _steered(
+        self,
+        trait: Trait,
+        record: TraitRecord,
+        vectors: Vectors,
+        tensors: Mapping[str, torch.Tensor],
+        plain: IntervenedModel,
+        do: Do,
+        gathered: _Gathered,
+    ) -> TraitRecord:
+        """Sweep and conditions of a trait that is steered."""
+        steering, identity = self._declared(trait.name), self.base | {"tensors": tensors_digest(tensors)}
+        fields: dict[str, Any] = {}
+        if self.sweep is not None:
+            swept = run_sweep(
+                self.sweep,
+                trait,
+                steering,
+                tensors,
+                plain,
+                self.judge,
+                identity=identity,
+                seed=self.seed,
+                do=do,
+            )
+            fields["sweep"] = swept.sweep
+            gathered.notes += swept.notes
+            gathered.ask(trait.evaluation[: self._swept_questions(trait)])
+            if swept.choice is not None:
+                gathered.choices.append(swept.choice)
+                steering = steering.model_copy(update=swept.choice.chosen or {})
+        gathered.steering[trait.name] = steering
+        if self.conditions is not None:
+            subject = Subject(
+                trait,
+                steering,
+                tensors,
+                dict(enumerate(vectors.vectors)),
+                self._remaining(trait),
+                plain,
+                self.judge,
+                identity,
+            )
+            compared = run_conditions(
+                self.conditions, subject, self._cost(plain, gathered), seed=self.seed, do=do
+            )
+            fields["correlation"] = compared.correlation
+            gathered.conditions += compared.conditions
+            gathered.notes += compared.notes
+            gathered.ask(subject.questions)
+        positions = steering.model_dump(mode="json")["positions"]
+        place = Place(layer=steering.layer, unit=steering.unit, positions=positions)
+        return record.model_copy(update={"steering": place, **fields})
 
     def _described(self) -> dict[str, Any]:
         described = self.judge.describe(self.traits)
@@ -310,15 +342,16 @@ class Persona:
         limit = None if self.conditions is None else self.conditions.questions
         return trait.evaluation[self._swept_questions(trait) :][:limit]
 
-    def _cost(self, plain: IntervenedModel) -> Cost | None:
+    def _cost(self, plain: IntervenedModel, gathered: _Gathered) -> Cost | None:
         declared = None if self.conditions is None else self.conditions.cost
-        if declared is None:
-            return None
+        if declared is None or gathered.cost is not None:
+            return gathered.cost
         texts = read_texts(TextsSpec(), self.folder, declared.texts)
         reference = Reference(
             plain, texts, max_tokens=declared.max_tokens, prompt_tokens=declared.prompt_tokens
         )
-        return Cost(reference, shipped_questions(declared.choices))
+        gathered.cost = Cost(reference, shipped_questions(declared.choices))
+        return gathered.cost
 
     def _keep(
         self,
@@ -347,14 +380,13 @@ class Persona:
                 provenance=dict(provenance),
                 folder=self.folder,
             )
-            m.save_pretrained(output / "artifacts" / name)
+            m.save_pretrained(output / artifact_of(name))
 
 
-def _about_vectors(found: Vectors) -> list[dict[str, Any]]:
+def _by_layer(found: Vectors) -> tuple[LayerVector, ...]:
     norms = found.vectors.norm(dim=-1).tolist()
-    return [
-        {"layer": layer, "norm": norm, "residual_norm": residual, "explained_variance": explained}
-        for layer, (norm, residual, explained) in enumerate(
-            zip(norms, found.residual_norm.tolist(), found.explained, strict=True)
-        )
-    ]
+    by_layer = enumerate(zip(norms, found.residual_norm.tolist(), found.explained, strict=True))
+    return tuple(
+        LayerVector(layer=layer, norm=norm, residual_norm=residual, explained_variance=explained)
+        for layer, (norm, residual, explained) in by_layer
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from subvene.runner.data.text import prompt_ids, reply_ids
 from subvene.runner.data.traits import Contrast, Trait
 from subvene.runner.edits.finite_points import by_point as points_in
 from subvene.runner.edits.finite_points import listed, over_finite_points
-from subvene.runner.files.statistics import mean_and_sd
+from subvene.runner.experiments.choose import best_of
+from subvene.runner.experiments.persona.section import Sweep, SweepPoint, counts_of, item_of, metric_of
+from subvene.runner.experiments.results import Choice, Tried
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.rollouts import Row, rollouts
 from subvene.runner.intervened.scoring import log_probs
@@ -22,6 +25,21 @@ from subvene.runner.measures.responses import Asked, Do, Response, missing_reaso
 from subvene.specs import InterventionSpec, ModelSpec, SteeringSpec, TraitSweepSpec
 
 Point = tuple[int, float]
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What the sweep of one trait gave.
+
+    Attributes:
+        sweep: its points.
+        choice: among them; None where nothing is to be chosen.
+        notes: what must be known to read it.
+    """
+
+    sweep: Sweep
+    choice: Choice | None
+    notes: list[str]
 
 
 def panel(
@@ -61,7 +79,7 @@ def run_sweep(
     identity: Mapping[str, Any],
     seed: int,
     do: Do,
-) -> dict[str, Any]:
+) -> Swept:
     """Score every layer and coefficient.
 
     Args:
@@ -76,8 +94,8 @@ def run_sweep(
         do: does a unit of work, or gives what is recorded of it.
 
     Returns:
-        `sweep` and `sweep_responses` of the results, `contrast_from`, and `warnings`. A point at which the
-        model is no longer finite has no numbers, and `not_finite` says so in words.
+        The points, the choice among them, and what is to be said of it. A point at which the model is no
+        longer finite has no numbers, and `not_finite` says so in words.
 
     Raises:
         JudgeError: a point is to be chosen, and the judge still owes verdicts.
@@ -120,7 +138,6 @@ def run_sweep(
     missing = missing_reasons(found)
     if missing and declared.choose is not None:
         raise JudgeError(f"{name}: nothing can be chosen yet: {missing_in_words(missing)}")
-    warnings = [f"{name}: {missing_in_words(missing)}"] if missing else []
     not_finite: dict[Any, str] = dict(answered.not_finite)
     by_point: dict[Any, list[Response]] = {point: [] for point in not_finite}
     for response in found:
@@ -136,76 +153,84 @@ def run_sweep(
         ratios = do(about | unit, lambda: _log_ratios(m, scored, contrasts))
         measured = dict(zip(scored, ratios["values"], strict=True))
         not_finite |= points_in(ratios)
-    records, responses = [], []
+    swept = []
     for layer in declared.layers:
         for coefficient in coefficients:
             point = (layer, coefficient) if coefficient else (-1, 0.0)
-            records.append(
-                {
-                    "layer": layer,
-                    "coefficient": coefficient,
-                    **scores(by_point[point]),
-                    "contrast": measured.get(point),
-                }
-                | ({"not_finite": not_finite[point]} if point in not_finite else {})
-            )
-            responses += [
-                {
-                    "layer": layer,
-                    "coefficient": coefficient,
-                    "question": response.asked.question,
-                    "text": response.text,
-                    "score": response.score,
-                    "coherence": response.coherence,
-                }
-                for response in by_point[point]
-            ]
-    return {
-        "sweep": records,
-        "sweep_responses": responses,
-        "contrast_from": source,
-        "warnings": warnings,
-    }
+            contrast, broken = measured.get(point), not_finite.get(point)
+            swept.append(_swept_point(layer, coefficient, by_point[point], contrast, broken))
+    choice = choice_of(declared, trait.name, swept, contrasts=len(contrasts))
+    least = None if declared.choose is None else declared.choose.coherence
+    whole = Sweep(
+        points=tuple(swept), contrast_from=source, contrasts=len(contrasts), coherence_at_least=least
+    )
+    notes = [
+        f"{trait.name}: layer {one.layer}, coefficient {one.coefficient:g}: not finite: {one.not_finite}"
+        for one in swept
+        if one.not_finite is not None
+    ]
+    notes += [f"{name}: {missing_in_words(missing)}"] if missing else []
+    if choice is not None and choice.chosen is None:
+        notes.append(
+            f"{trait.name}: no point of the sweep with a positive coefficient has a mean coherence of "
+            f"{least:g}; the declared layer {steering.layer} and coefficient {steering.coefficient} stay"
+        )
+    return Swept(whole, choice, notes)
 
 
-def best_point(declared: TraitSweepSpec, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The best point with a positive coefficient that is coherent enough; None if there is none.
+def choice_of(
+    declared: TraitSweepSpec, name: str, points: Sequence[SweepPoint], *, contrasts: int = 0
+) -> Choice | None:
+    """The choice of the best point with a positive coefficient that is coherent enough.
 
-    Of equals the first in the order of layers and coefficients.
+    Args:
+        declared: the sweep.
+        name: of the trait.
+        points: in the order of layers and coefficients; of equals the first is chosen.
+        contrasts: how many held-out answers of either side a contrast is over.
+
+    Returns:
+        None where nothing is to be chosen.
     """
     if declared.choose is None:
         return None
     by, least = declared.choose.by, declared.choose.coherence
-    able = [
-        record
-        for record in records
-        if record["coefficient"] > 0
-        and "not_finite" not in record
-        and record[by] is not None
-        and record["coherence"] is not None
-        and record["coherence"] >= least
-    ]
-    if not able:
-        return None
-    best = max(able, key=lambda record: record[by])
-    chosen = {"layer": best["layer"], "coefficient": best["coefficient"]}
-    return chosen | {"by": by, "coherence_at_least": least}
+    tried, able = [], []
+    for point in points:
+        score = None if point.score is None else point.score.mean
+        one = Tried(
+            point={"layer": point.layer, "coefficient": point.coefficient},
+            value=point.contrast if by == "contrast" else score,
+            n=contrasts if by == "contrast" else point.n,
+            not_finite=point.not_finite,
+        )
+        tried.append(one)
+        coherent = point.coherence is not None and point.coherence.mean >= least
+        if point.coefficient > 0 and point.not_finite is None and coherent:
+            able.append(one)
+    return Choice(condition=name, metric=by, tried=tuple(tried), chosen=best_of(able))
 
 
-def scores(responses: Sequence[Response]) -> dict[str, Any]:
-    """Means and standard deviations (n − 1) of trait score and coherence, and counts."""
-    score, score_sd = mean_and_sd(r.score for r in responses)
-    coherence, coherence_sd = mean_and_sd(r.coherence for r in responses)
-    return {
-        "n": len(responses),
-        "scored": sum(r.score is not None for r in responses),
-        "refused": sum(r.refused for r in responses),
-        "missing": sum(r.missing for r in responses),
-        "score": score,
-        "score_sd": score_sd,
-        "coherence": coherence,
-        "coherence_sd": coherence_sd,
-    }
+def _swept_point(
+    layer: int,
+    coefficient: float,
+    responses: Sequence[Response],
+    contrast: float | None,
+    not_finite: str | None,
+) -> SweepPoint:
+    counts = counts_of(responses)
+    return SweepPoint(
+        layer=layer,
+        coefficient=coefficient,
+        n=counts["responses"],
+        refused=counts["refused"],
+        missing=counts["missing"],
+        score=metric_of(response.score for response in responses),
+        coherence=metric_of(response.coherence for response in responses),
+        contrast=contrast,
+        items=tuple(item_of(response) for response in responses),
+        not_finite=not_finite,
+    )
 
 
 def _contrasts(

@@ -13,7 +13,9 @@ from tiny_questions import PRIMER, QUESTIONS, TEXTS, write_questions
 
 from subvene.runner import IntervenedModel, NotFiniteError, run_experiment
 from subvene.runner.edits.finite_points import marking, over_finite_points
-from subvene.runner.experiments.persona.sweep import best_point
+from subvene.runner.experiments.persona.section import SweepPoint
+from subvene.runner.experiments.persona.sweep import choice_of
+from subvene.runner.experiments.results import Metric
 from subvene.runner.measures.contrast import run_contrast
 from subvene.runner.measures.samples import run_samples
 from subvene.runner.reports.tables import markdown
@@ -217,9 +219,15 @@ def test_a_sweep_without_a_finite_point_has_nothing_to_choose(comparison: Run, t
 
 def test_the_best_point_is_never_one_that_is_not_finite() -> None:
     sweep = TraitSweepSpec(layers=(1,), coefficients=(1.0,), choose={"by": "score", "coherence": 50})  # type: ignore[arg-type]
-    marked = {"layer": 1, "coefficient": 2.0, "score": 99.0, "coherence": 90.0, "not_finite": "too strong"}
-    other = {"layer": 1, "coefficient": 1.0, "score": 60.0, "coherence": 90.0}
-    chosen = best_point(sweep, [marked, other])
-    assert chosen is not None
-    assert chosen["coefficient"] == 1.0
-    assert best_point(sweep, [marked]) is None
+    measured = {"layer": 1, "n": 1, "refused": 0, "coherence": Metric(mean=90, n=1)}
+    marked = SweepPoint.model_validate(
+        measured | {"coefficient": 2.0, "score": Metric(mean=99, n=1), "not_finite": "too strong"}
+    )
+    other = SweepPoint.model_validate(measured | {"coefficient": 1.0, "score": Metric(mean=60, n=1)})
+    choice = choice_of(sweep, "early", [marked, other])
+    assert choice is not None
+    assert choice.chosen == {"layer": 1, "coefficient": 1.0}
+    assert [tried.not_finite for tried in choice.tried] == ["too strong", None]
+    alone = choice_of(sweep, "early", [marked])
+    assert alone is not None
+    assert alone.chosen is None

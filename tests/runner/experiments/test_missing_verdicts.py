@@ -15,9 +15,13 @@ from tiny_questions import PRIMER, QUESTIONS, write_questions
 
 from subvene.runner import run_experiment
 from subvene.runner.data.traits import Trait
+from subvene.runner.experiments.persona.section import ExtractionCounts
+from subvene.runner.experiments.results import Results, missing_verdicts
+from subvene.runner.experiments.study import StudyResult
 from subvene.runner.judges import JudgeError
 from subvene.runner.judges.trait_registry import TRAIT_JUDGES
 from subvene.runner.judges.traits import Exchange, Score
+from subvene.runner.reports.persona_tables import section_of
 
 COMPARISON = """\
 interventions:
@@ -50,8 +54,10 @@ def comparison(write: Callable[..., Path], tmp_path: Path, server: Faulty, monke
     return write(COMPARISON.format(url=server.url), "comparison.yaml")
 
 
-def run(path: Path, output: Path) -> dict[str, Any]:
-    return dict(run_experiment(path, output=output).results)
+def run(path: Path, output: Path) -> Results:
+    done = run_experiment(path, output=output)
+    assert isinstance(done, StudyResult)
+    return done.results
 
 
 def tables(output: Path) -> dict[str, bytes]:
@@ -171,25 +177,32 @@ def test_a_persona_run_takes_up_what_is_missing(persona: Path, judge: Silent, tm
     judge.silent = lambda exchange: exchange.question == asked
     output = tmp_path / "run"
     found = run(persona, output)
-    assert [row["missing"] for row in found["traits"]["early"]["conditions"]] == [1, 1]
-    assert any("baseline: 1 verdict is missing" in warning for warning in found["warnings"])
+    assert [condition.counts["missing"] for condition in found.conditions] == [1, 1]
+    assert missing_verdicts(found.conditions) == {"the server's reply is no JSON": 2}
+    assert {tuple(item.missing) for one in found.conditions for item in one.items} == {(), ("score",)}
+    assert any("baseline: 1 verdict is missing" in note for note in found.notes)
     markdown = (output / "tables" / "conditions.md").read_text()
     assert "| missing |" in markdown
     assert "run the same command again" in markdown
     judge.silent, judge.asked = (lambda exchange: False), 0
-    assert run(persona, output)["traits"] == whole["traits"]
+    again = run(persona, output)
+    assert (again.conditions, again.sections) == (whole.conditions, whole.sections)
     assert judge.asked == 4  # two conditions of two questions, and no response was written again
     assert tables(output) == tables(tmp_path / "whole")
 
 
+def extraction(results: Results) -> ExtractionCounts:
+    return section_of(results).traits["early"].extraction
+
+
 def test_a_vector_says_which_pairs_it_lacks(persona: Path, judge: Silent, tmp_path: Path) -> None:
     judge.silent = lambda exchange: exchange.question == "hello"
-    found = run(persona, tmp_path / "run")["traits"]["early"]["extraction"]
+    found = extraction(run(persona, tmp_path / "run"))
     # One of the four responses to it is empty, and no judge is asked about nothing.
-    assert (found["missing"], found["dropped"]) == (3, {"missing": 1, "empty": 1})
-    assert "3 verdicts are missing" in found["warning"]
+    assert (found.missing, found.dropped) == (3, {"missing": 1, "empty": 1})
+    assert "3 verdicts are missing" in str(found.warning)
     judge.silent = lambda exchange: False
-    assert run(persona, tmp_path / "run")["traits"]["early"]["extraction"]["dropped"] == {"empty": 1}
+    assert extraction(run(persona, tmp_path / "run")).dropped == {"empty": 1}
 
 
 def test_no_point_of_a_sweep_is_chosen_by_what_is_missing(
@@ -199,4 +212,5 @@ def test_no_point_of_a_sweep_is_chosen_by_what_is_missing(
     with pytest.raises(JudgeError, match="early: sweep: nothing can be chosen yet: 2 verdicts are missing"):
         run(persona, tmp_path / "run")
     judge.silent = lambda exchange: False
-    assert run(persona, tmp_path / "run")["traits"]["early"]["chosen"] is not None
+    (choice,) = run(persona, tmp_path / "run").choices
+    assert choice.chosen is not None

@@ -8,19 +8,18 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from plotly.offline import get_plotlyjs
 
-from subvene.runner.reports.persona import (
-    SECTIONS,
-    render,
-    write_persona_report,
-    write_persona_tables,
-)
+from subvene.runner.experiments.persona.section import PersonaSection, SweepPoint
+from subvene.runner.experiments.results import Choice, Condition, Metric, Results
+from subvene.runner.reports import persona
+from subvene.runner.reports import persona_tables as tables_module
+from subvene.runner.reports.persona import SECTIONS
 from subvene.runner.reports.persona_figures import (
     SCORES,
     along_coefficient,
@@ -29,7 +28,8 @@ from subvene.runner.reports.persona_figures import (
     score_by_layer,
     style,
 )
-from subvene.runner.reports.persona_tables import persona_files, warnings
+from subvene.runner.reports.persona_tables import at, card
+from subvene.runner.reports.publish import publish
 
 from .persona_results import COEFFICIENTS, QUESTIONS, SWEPT, TRAITS, make_results
 from .test_page import HOSTILE, Page, without_library
@@ -39,7 +39,31 @@ FILES = {"conditions.csv", "sweep.csv", "responses.csv", "geometry.csv", "extrac
 
 @pytest.fixture
 def results() -> dict[str, Any]:
+    """As a run of format 1 wrote them; a new copy for every test."""
     return make_results()
+
+
+def render(document: dict[str, Any]) -> str:
+    return persona.render(Results.of(document))
+
+
+def persona_files(document: dict[str, Any]) -> dict[str, str]:
+    return tables_module.persona_files(Results.of(document))
+
+
+def conditions(document: dict[str, Any]) -> dict[str, list[Condition]]:
+    """Of every trait."""
+    return persona.conditions_of(Results.of(document))
+
+
+def swept(document: dict[str, Any], name: str) -> tuple[Sequence[SweepPoint], Choice]:
+    """A trait's sweep, and the choice on it."""
+    results = Results.of(document)
+    return persona.points_of(section(document).traits[name]), tables_module.choices_of(results)[name]
+
+
+def section(document: dict[str, Any]) -> PersonaSection:
+    return tables_module.section_of(Results.of(document))
 
 
 def read(text: str) -> list[dict[str, str]]:
@@ -75,10 +99,10 @@ def test_it_is_one_file_that_fetches_nothing(results: dict[str, Any]) -> None:
 
 def test_the_table_has_every_trait_under_every_condition(results: dict[str, Any]) -> None:
     _, *lines = Page(render(results)).table("Mean ± standard deviation over n responses; ↑")
-    conditions = results["traits"]["optimistic"]["conditions"]
-    assert [line[:2] for line in lines] == [[t, c["label"]] for t in TRAITS for c in conditions]
+    group = results["traits"]["optimistic"]["conditions"]
+    assert [line[:2] for line in lines] == [[t, c["label"]] for t in TRAITS for c in group]
     steered, prompted = lines[3], lines[1]
-    condition = conditions[3]
+    condition = group[3]
     assert steered[2:] == [
         "2",
         f"{condition['score']:.1f} ± 9.5",
@@ -109,7 +133,7 @@ def test_warnings_stand_before_the_first_section_each_once(results: dict[str, An
     trait = results["traits"]["impolite"]
     trait["conditions"][4]["warning"] = "the cap changed 2% of the tokens, expected 75%"
     trait["extraction"]["warning"] = "6 pairs are left, fewer than 10"
-    said = warnings(results)
+    said = list(Results.of(results).notes)
     assert said == [
         "formal: 6 pairs are left, fewer than 10",
         "impolite: 6 pairs are left, fewer than 10",
@@ -157,29 +181,31 @@ def test_a_script_in_a_response_is_shown_and_not_run(results: dict[str, Any]) ->
 
 def test_score_and_coherence_have_a_line_for_each_layer(results: dict[str, Any]) -> None:
     trait = results["traits"]["optimistic"]
-    made = score_by_coefficient(trait["sweep"], trait["chosen"], "coefficient").to_plotly_json()
+    points, choice = swept(results, "optimistic")
+    made = score_by_coefficient(points, at(choice), "coefficient").to_plotly_json()
     lines = [t for t in made["data"] if t["mode"] == "lines+markers"]
     assert [t["name"] for t in lines if t.get("yaxis") != "y2"] == [f"layer {layer}" for layer in SWEPT]
     for trace in lines:
         layer = int(trace["legendgroup"])
         field = "coherence" if trace.get("yaxis") == "y2" else "score"
-        points = {p["coefficient"]: p[field] for p in trait["sweep"] if p["layer"] == layer}
-        assert dict(zip(trace["x"], trace["y"], strict=True)) == points
+        expected = {p["coefficient"]: p[field] for p in trait["sweep"] if p["layer"] == layer}
+        assert dict(zip(trace["x"], trace["y"], strict=True)) == expected
         assert tuple(trace["x"]) == COEFFICIENTS
     (ring,) = [t for t in made["data"] if t["name"] == "chosen"]
     (point,) = [p for p in trait["sweep"] if (p["layer"], p["coefficient"]) == (7, 1.0)]
     assert (list(ring["x"]), list(ring["y"])) == ([1.0], [point["score"]])
-    across = score_by_layer(trait["sweep"], trait["chosen"])
+    across = score_by_layer(points, at(choice))
     assert across is not None
     assert [t.name for t in across.data] == ["−2", "−1", "0", "+1", "+2", "chosen"]
-    assert score_by_layer([p for p in trait["sweep"] if p["layer"] == 7], None) is None
+    assert score_by_layer([p for p in points if p.layer == 7], None) is None
 
 
 @pytest.mark.parametrize("n", [2, 6, 7, 24])
 def test_no_two_lines_look_alike(n: int) -> None:
-    points = [{"layer": layer, "coefficient": c} for layer in range(n) for c in (0.0, 1.0)]
-    measured = {"score": 1.0, "coherence": 2.0, "n": 1, "refused": 0}
-    made = score_by_coefficient([point | measured for point in points], None, "c")
+    measured = {"score": Metric(mean=1, n=1), "coherence": Metric(mean=2, n=1), "n": 1, "refused": 0}
+    places = [{"layer": layer, "coefficient": c} for layer in range(n) for c in (0.0, 1.0)]
+    points = [SweepPoint.model_validate(place | measured) for place in places]
+    made = score_by_coefficient(points, None, "c")
     looks = [(t.line.color, t.marker.symbol) for t in made.data if t.mode == "lines+markers"]
     assert len(set(looks)) == n
     assert len({style(i) for i in range(n)}) == n
@@ -187,12 +213,12 @@ def test_no_two_lines_look_alike(n: int) -> None:
 
 
 def test_the_baseline_stands_at_zero_of_the_cost(results: dict[str, Any]) -> None:
-    conditions = {name: trait["conditions"] for name, trait in results["traits"].items()}
-    made = along_coefficient(conditions, lambda c: (c["cost"] or {}).get("kl"), "c", "KL", SCORES)
+    by_trait = conditions(results)
+    made = along_coefficient(by_trait, "kl", "c", "KL", SCORES)
     assert made is not None
     assert [(list(t.x), list(t.y)) for t in made.data] == [([0.0, 2.0], [0.0, 0.3])] * 3
-    only = {name: group[:3] for name, group in conditions.items()}
-    assert along_coefficient(only, lambda c: c["score"], "c", "score") is None
+    only = {name: group[:3] for name, group in by_trait.items()}
+    assert along_coefficient(only, "score", "c", "score") is None
 
 
 def test_projections_are_grouped_by_condition_and_stand_beside_their_correlation(
@@ -210,8 +236,8 @@ def test_projections_are_grouped_by_condition_and_stand_beside_their_correlation
     }
     assert "impolite: score against projection. Correlation: Pearson 0.81, Spearman 0.78, over 47" in text
     assert "formal: score against projection. Correlation: Pearson 0.81, Spearman –, over 47" in text
-    looks = condition_styles(trait["conditions"])
-    assert len({(look.color, look.symbol) for look in looks.values()}) == len(looks)
+    looks = condition_styles(conditions(results)["impolite"])
+    assert len({(look.color, look.symbol) for look in looks.values()}) == len(looks) == 6
 
 
 def test_geometry_is_drawn_as_it_is(results: dict[str, Any]) -> None:
@@ -300,16 +326,15 @@ def test_vectors_alone(results: dict[str, Any]) -> None:
 
 
 def test_links_hold_the_same_files_as_the_folder(results: dict[str, Any], tmp_path: Path) -> None:
-    path = write_persona_report(tmp_path / "run", results)
-    write_persona_tables(tmp_path / "run", results)
-    assert path == tmp_path / "run" / "report.html"
+    publish(tmp_path / "run", Results.of(results))
+    path = tmp_path / "run" / "report.html"
     links = {a["download"]: str(a["href"]) for t, a in Page(path.read_text("utf-8")).tags if "download" in a}
     inside = {name: base64.b64decode(href.partition("base64,")[2]) for name, href in links.items()}
     assert inside == {file.name: file.read_bytes() for file in (tmp_path / "run" / "tables").iterdir()}
     assert set(inside) == FILES
     assert [file.name for file in path.parent.iterdir() if file.is_file()] == ["report.html"]
     first = path.read_bytes()
-    write_persona_report(tmp_path / "run", json.loads(json.dumps(results)))
+    publish(tmp_path / "run", Results.of(json.loads(Results.of(results).to_json())))
     assert path.read_bytes() == first
     assert first.decode().count(get_plotlyjs()) == 1
 
@@ -356,3 +381,38 @@ def test_the_markdown_table_keeps_its_cells(results: dict[str, Any]) -> None:
     assert len(rows) == 6
     assert rows[0].startswith("| optimistic | a\\|b \\| &lt;b> \\\\ | – |")
     assert "- WARNING: formal: 6 pairs are left, fewer than 10" in text
+
+
+def test_a_card_has_the_table_of_its_own_trait(results: dict[str, Any]) -> None:
+    def traits(place: str | None) -> list[str]:
+        lines = card(Results.of(results), place).splitlines()[2:]
+        return list(dict.fromkeys(line.split(" | ")[0][2:] for line in lines if line.startswith("| ")))
+
+    assert traits("artifacts/impolite") == ["impolite"]
+    assert traits("artifacts/all") == traits(None) == list(TRAITS)
+    for trait in results["traits"].values():
+        trait["conditions"] = []
+    assert card(Results.of(results), "artifacts/impolite") == ""
+
+
+def test_results_of_the_first_format_are_read_whole(results: dict[str, Any]) -> None:
+    read_ = Results.of(results)
+    assert Results.of(json.loads(read_.to_json())) == read_
+    assert (read_.kind, read_.manifest["git"]) == ("persona", None)
+    optimistic = section(results).traits["optimistic"]
+    assert optimistic.steering is not None
+    assert (optimistic.steering.layer, optimistic.steering.unit) == (7, "vector")
+    assert section(results).traits["formal"].sweep is None
+    _, choice = swept(results, "optimistic")
+    assert (choice.metric, choice.chosen) == ("score", {"layer": 7, "coefficient": 1.0})
+    assert len(choice.tried) == len(SWEPT) * len(COEFFICIENTS)
+    steered = conditions(results)["optimistic"][3]
+    assert steered.point == {"coefficient": 2.0}
+    assert steered.metrics["kl"] == Metric(mean=0.3, n=20)
+    assert steered.metrics["accuracy"].n == 60
+    old = results["traits"]["optimistic"]["responses"][3 * QUESTIONS]
+    item = steered.items[0]
+    assert (read_.questions[item.key].question, item.text) == (old["question"], old["text"])
+    assert item.scores == {name: old[name] for name in ("score", "coherence", "projection")}
+    results["geometry"]["layers"] = None
+    assert section(results).geometry == tables_module.section_of(read_).geometry

@@ -53,6 +53,17 @@ def test_everything_is_asked_under_both_prompts(loaded: Any, trait: Trait) -> No
     )
 
 
+def test_units_of_runs_that_counted_missing_verdicts_are_read(loaded: Any, trait: Trait) -> None:
+    def recorded(identity: Any, work: Any) -> dict[str, Any]:
+        result: dict[str, Any] = work()
+        # As before verdicts that are owed were named; a unit that owes some was never recorded.
+        return result | {"scores": [score | {"missing": 0} for score in result.get("scores", [])]}
+
+    m = IntervenedModel.plain(*loaded)
+    read = extract(recipe(), trait, m, Counting(), seed=1, do=recorded)
+    assert read == extracted(loaded, trait)
+
+
 @pytest.mark.parametrize("tokens", ["response_avg", "prompt_avg", "prompt_last"])
 @torch.no_grad()
 def test_vectors_against_hidden_states(loaded: Any, trait: Trait, tokens: str) -> None:

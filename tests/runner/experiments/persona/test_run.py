@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from counting_judge import Counting
@@ -14,9 +14,12 @@ from subvene.runner import IntervenedModel, NotFiniteError, run_experiment
 from subvene.runner.data.text import prompt_ids, response_ids
 from subvene.runner.experiments.persona import conditions
 from subvene.runner.experiments.persona.conditions import cap_warning
-from subvene.runner.experiments.persona.sweep import best_point
+from subvene.runner.experiments.persona.section import Edit, SweepPoint, TraitRecord, metric_of
+from subvene.runner.experiments.persona.sweep import choice_of
+from subvene.runner.experiments.results import Results
 from subvene.runner.experiments.study import StudyResult
 from subvene.runner.intervened.scoring import log_probs
+from subvene.runner.reports.persona_tables import section_of
 from subvene.specs import SpecError, SubveneError, TraitSweepSpec
 
 SAMPLING = "{max_new_tokens: 6, rollouts: 2}"
@@ -65,11 +68,26 @@ evaluate:
     return make
 
 
-def run(path: Path, output: Path, **settings: Any) -> dict[str, Any]:
+def run(path: Path, output: Path, **settings: Any) -> Results:
     done = run_experiment(path, output=output, **settings)
     assert isinstance(done, StudyResult)
-    assert done.results == json.loads((output / "results.json").read_text())
+    assert done.results == Results.load(output)
     return done.results
+
+
+def trait_of(results: Results) -> TraitRecord:
+    return section_of(results).traits["early"]
+
+
+def points_of(results: Results) -> Sequence[SweepPoint]:
+    sweep = trait_of(results).sweep
+    assert sweep is not None
+    return sweep.points
+
+
+def texts_at(results: Results, layer: int, coefficient: float) -> list[str | None]:
+    (point,) = [p for p in points_of(results) if (p.layer, p.coefficient) == (layer, coefficient)]
+    return [item.text for item in point.items]
 
 
 ALL = (
@@ -81,11 +99,11 @@ ALL = (
 
 
 @pytest.fixture
-def results(persona: Callable[..., Path], judge: Counting, tmp_path: Path) -> dict[str, Any]:
-    return run(persona(ALL), tmp_path / "run")["traits"]["early"]
+def results(persona: Callable[..., Path], judge: Counting, tmp_path: Path) -> Results:
+    return run(persona(ALL), tmp_path / "run")
 
 
-def test_a_whole_run(results: dict[str, Any], tmp_path: Path, loaded: tuple[Any, Any]) -> None:
+def test_a_whole_run(results: Results, tmp_path: Path, loaded: tuple[Any, Any]) -> None:
     labels = [
         "baseline",
         "prompted",
@@ -98,42 +116,57 @@ def test_a_whole_run(results: dict[str, Any], tmp_path: Path, loaded: tuple[Any,
         "floor",
         "ablated",
     ]
-    table = {row["label"]: row for row in results["conditions"]}
+    table = {condition.label: condition for condition in results.conditions}
     assert list(table) == labels
+    assert {condition.group for condition in table.values()} == {"early"}
     # The sweep had the first two of five questions.
-    assert {one["question"] for one in results["responses"]} == {
-        "the train",
-        "about day and sun",
-        "is it good",
-    }
-    assert all(row["n"] == 6 for row in table.values())
-    best = max((r for r in results["sweep"] if r["coefficient"] > 0), key=lambda r: r["score"])
-    assert (results["chosen"]["layer"], results["chosen"]["coefficient"]) == (
-        best["layer"],
-        best["coefficient"],
-    )
-    assert (results["layer"], table["steered"]["coefficient"]) == (best["layer"], best["coefficient"])
+    asked = {results.questions[item.key].question for one in table.values() for item in one.items}
+    assert asked == {"the train", "about day and sun", "is it good"}
+    assert all(row.counts["responses"] == len(row.items) == 6 for row in table.values())
+    (choice,) = results.choices
+    able = [p for p in points_of(results) if p.coefficient > 0 and p.score is not None]
+    best = max(able, key=lambda p: -1.0 if p.score is None else p.score.mean)
+    assert choice.chosen == {"layer": best.layer, "coefficient": best.coefficient}
+    assert [tried.point for tried in choice.tried] == [
+        {"layer": p.layer, "coefficient": p.coefficient} for p in points_of(results)
+    ]
+    trait = trait_of(results)
+    assert trait.steering is not None
+    assert trait.steering.layer == best.layer
+    assert table["steered"].point == {"coefficient": best.coefficient}
+    kept = {label: one.artifact for label, one in table.items() if one.artifact is not None}
+    same = {label for label, one in table.items() if one.point == table["steered"].point}
+    assert kept == dict.fromkeys(same, "artifacts/early")
 
-    def texts(label: str) -> list[str]:
-        return [one["text"] for one in results["responses"] if one["condition"] == label]
+    def texts(label: str) -> list[str | None]:
+        return [item.text for item in table[label].items]
 
     assert texts("two 0") == texts("baseline")
-    assert table["two 0"]["projection"] == table["baseline"]["projection"]
-    assert table["baseline"]["cost"]["kl"] == pytest.approx(0, abs=1e-9)
-    assert table["two 3"]["cost"]["kl"] > table["two -1"]["cost"]["kl"] > 0
-    assert table["prompted"]["cost"] is None
-    assert table["baseline"]["receipt"] is None
-    assert [r["name"] for r in table["ablated"]["receipt"]] == ["ablation_0", "ablation_1", "ablation_2"]
-    assert all(r["edited"]["response"] > 0 for r in table["ablated"]["receipt"])
+    assert table["two 0"].metrics["projection"] == table["baseline"].metrics["projection"]
+    kl = {label: one.value("kl") for label, one in table.items()}
+    assert kl["baseline"] == pytest.approx(0, abs=1e-9)
+    assert (kl["two 3"] or 0) > (kl["two -1"] or 0) > 0
+    assert not {"ce", "kl", "accuracy"} & table["prompted"].metrics.keys()
+    assert (table["baseline"].metrics["ce"].n, table["baseline"].metrics["accuracy"].n) == (2, 3)
+    assert table["baseline"].receipts == {}
+    receipts = cast("list[dict[str, Any]]", table["ablated"].receipts["responses"])
+    assert [r["name"] for r in receipts] == ["ablation_0", "ablation_1", "ablation_2"]
+    assert all(r["edited"]["response"] > 0 for r in receipts)
     for label, share in (("capped", 0.7), ("floor", 0.3)):
-        assert table[label]["expected_share"] == pytest.approx(share)
-        assert table[label]["changed_share"] == pytest.approx(share, abs=0.15)
-        assert table[label]["warning"] is None
-    assert set(table["capped"]["threshold"]) == {"0", "1"}
+        edit = Edit.of(table[label])
+        assert edit.expected_share == pytest.approx(share)
+        assert edit.changed_share == pytest.approx(share, abs=0.15)
+        assert edit.warning is None
+    assert set(Edit.of(table["capped"]).threshold or ()) == {"0", "1"}
+    items = [item for one in table.values() for item in one.items]
+    assert trait.correlation.n == sum(item.scores["score"] is not None for item in items)
     # The artifact steers at what was chosen, with the norm that its unit counts in.
     m = IntervenedModel.from_pretrained(tmp_path / "run" / "artifacts" / "early")
     declared = m.spec.interventions[0]
-    assert (declared.layer, declared.coefficient) == (best["layer"], best["coefficient"])
+    assert (declared.layer, declared.coefficient) == (best.layer, best.coefficient)
+    card = (tmp_path / "run" / "artifacts" / "early" / "README.md").read_text()
+    assert "This folder is **steered** of the run below: score " in card
+    assert "| early | baseline |" in card
     for name in ("report.html", "tables/conditions.csv", "tables/sweep.csv", "units.jsonl", "manifest.json"):
         assert (tmp_path / "run" / name).stat().st_size > 0
 
@@ -144,7 +177,7 @@ def test_a_row_of_the_sweep_is_a_run_of_its_own(
     """The texts of one layer and coefficient are those of a model with that one intervention."""
     from subvene.runner.intervened.rollouts import Row, rollouts, row_seed
 
-    found = run(persona(), tmp_path / "run")["traits"]["early"]
+    found = run(persona(), tmp_path / "run")
     m = IntervenedModel.from_pretrained(tmp_path / "run" / "artifacts" / "early")
     spec = m.spec.interventions[0].model_copy(update={"layer": 2, "coefficient": 2.0})
     alone = IntervenedModel.from_spec(
@@ -159,12 +192,8 @@ def test_a_row_of_the_sweep_is_a_run_of_its_own(
         for r in range(2)
     ]
     texts = [one.text for one in rollouts(alone, rows)[0]]
-    swept = [r["text"] for r in found["sweep_responses"] if (r["layer"], r["coefficient"]) == (2, 2.0)]
-    assert swept == texts
-    untouched = [
-        [r["text"] for r in found["sweep_responses"] if (r["layer"], r["coefficient"]) == (layer, 0.0)]
-        for layer in (0, 2)
-    ]
+    assert texts_at(found, 2, 2.0) == texts
+    untouched = [texts_at(found, layer, 0.0) for layer in (0, 2)]
     assert (
         untouched[0]
         == untouched[1]
@@ -183,11 +212,13 @@ def test_a_row_of_the_sweep_is_a_run_of_its_own(
             total += float(values[0]) / len(ids[0]) - float(values[1]) / len(ids[1])
         return total / 2
 
-    by_point = {(r["layer"], r["coefficient"]): r["contrast"] for r in found["sweep"]}
+    by_point = {(p.layer, p.coefficient): p.contrast for p in points_of(found)}
     assert by_point[2, 2.0] == pytest.approx(contrast(alone), abs=1e-5)
     with alone.disabled():
         assert by_point[0, 0.0] == by_point[2, 0.0] == pytest.approx(contrast(alone), abs=1e-5)
-    assert found["contrast_from"] == "file"
+    sweep = trait_of(found).sweep
+    assert sweep is not None
+    assert (sweep.contrast_from, sweep.contrasts) == ("file", 2)
 
 
 def test_taken_up_where_it_was_stopped(
@@ -218,8 +249,9 @@ def test_taken_up_where_it_was_stopped(
     again = run(path, output, on_step=lambda what, value: seen.append(value) if what == "unit" else None)
     assert judge.asked < 2 * asked
     assert sum(unit["was_done"] for unit in seen) >= twice + 5
-    assert again["traits"] == whole["traits"]
-    assert again["geometry"] == whole["geometry"]
+    assert again.conditions == whole.conditions
+    assert again.sections == whole.sections
+    assert (again.choices, again.questions, again.notes) == (whole.choices, whole.questions, whole.notes)
     asked = judge.asked
     steps: list[Any] = []
     run(path, output, on_step=lambda what, value: steps.append((what, value)))
@@ -236,7 +268,8 @@ def test_deleted_vectors_are_made_again(
     first = run(path, tmp_path / "run")
     for stored in (tmp_path / "run" / "vectors").rglob("*.safetensors"):
         stored.unlink()
-    assert run(path, tmp_path / "run")["traits"] == first["traits"]
+    again = run(path, tmp_path / "run")
+    assert (again.conditions, again.sections) == (first.conditions, first.sections)
 
 
 def test_without_written_contrasts_the_prompted_answers_serve(
@@ -246,9 +279,10 @@ def test_without_written_contrasts_the_prompted_answers_serve(
     document = json.loads(trait_file.read_text())
     del document["contrasts"]
     trait_file.write_text(json.dumps(document))
-    found = run(path, tmp_path / "run")["traits"]["early"]
-    assert found["contrast_from"] == "prompted"
-    assert all(record["contrast"] is not None for record in found["sweep"])
+    sweep = trait_of(run(path, tmp_path / "run")).sweep
+    assert sweep is not None
+    assert sweep.contrast_from == "prompted"
+    assert all(point.contrast is not None for point in sweep.points)
 
 
 @pytest.mark.parametrize(
@@ -268,9 +302,7 @@ def test_refused_before_the_model_is_loaded(
     message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        "subvene.runner.experiments.persona.run.load_model", lambda *a, **k: pytest.fail("loaded")
-    )
+    monkeypatch.setattr("subvene.runner.experiments.study.load_model", lambda *a, **k: pytest.fail("loaded"))
     edit = fields.pop("edit", None)
     path = persona(**fields)
     if edit is not None:
@@ -335,7 +367,7 @@ def test_a_flipped_cap_is_caught_by_its_receipt(
 
     monkeypatch.setattr(conditions, "_entries", flipped)
     found = run(persona("[{kind: baseline}, {kind: capped, percentile: 10}]"), tmp_path / "run")
-    assert any("early: capped: the cap changes" in warning for warning in found["warnings"])
+    assert any("early: capped: the cap changes" in note for note in found.notes)
 
 
 def test_points_that_are_not_finite_are_marked_and_not_chosen(
@@ -344,20 +376,21 @@ def test_points_that_are_not_finite_are_marked_and_not_chosen(
     conditions = "[{kind: baseline}, {kind: steered, name: two, coefficients: [0.5, 1.0e+30]}]"
     path = persona(conditions, coefficients="[0.5, 1.0e+30]")
     found = run(path, tmp_path / "run")
-    sweep = found["traits"]["early"]["sweep"]
-    marked = [point for point in sweep if point["coefficient"] == 1e30]
-    assert all(point["n"] == 0 and point["score"] is None for point in marked)
-    assert ["'layer_0'" in marked[0]["not_finite"], "'layer_2'" in marked[1]["not_finite"]] == [True, True]
-    assert all(point["contrast"] is None for point in marked)
-    assert found["traits"]["early"]["chosen"]["coefficient"] == 0.5
-    others = [point for point in sweep if point["coefficient"] == 0.5]
-    assert all("not_finite" not in point and point["n"] == 4 for point in others)
-    table = {row["label"]: row for row in found["traits"]["early"]["conditions"]}
-    assert table["two 1e+30"]["n"] == 0
-    assert table["two 1e+30"]["cost"] is None
-    assert "'" in table["two 1e+30"]["not_finite"]
-    assert table["two 0.5"]["n"] > 0
-    assert sum("not finite" in warning for warning in found["warnings"]) == 3
+    marked = [point for point in points_of(found) if point.coefficient == 1e30]
+    assert all(point.n == 0 and point.score is None for point in marked)
+    assert ["'layer_0'" in str(marked[0].not_finite), "'layer_2'" in str(marked[1].not_finite)] == [True] * 2
+    assert all(point.contrast is None for point in marked)
+    (choice,) = found.choices
+    assert choice.chosen is not None
+    assert choice.chosen["coefficient"] == 0.5
+    others = [point for point in points_of(found) if point.coefficient == 0.5]
+    assert all(point.not_finite is None and point.n == 4 for point in others)
+    table = {condition.label: condition for condition in found.conditions}
+    assert table["two 1e+30"].counts["responses"] == 0
+    assert table["two 1e+30"].metrics == {}
+    assert "'" in str(table["two 1e+30"].not_finite)
+    assert table["two 0.5"].counts["responses"] > 0
+    assert sum("not finite" in note for note in found.notes) == 3
     assert "not finite" in (tmp_path / "run" / "report.html").read_text()
 
 
@@ -369,20 +402,33 @@ def test_a_single_condition_that_is_not_finite_fails_the_run(
         run(path, tmp_path / "run")
 
 
-def test_best_point() -> None:
+def test_the_choice_is_the_best_positive_point_that_is_coherent_enough() -> None:
     sweep = TraitSweepSpec(layers=(1,), coefficients=(1.0,), choose={"by": "score", "coherence": 50})  # type: ignore[arg-type]
-    rows = [
-        {"layer": 1, "coefficient": -1.0, "score": 99.0, "coherence": 90.0},
-        {"layer": 1, "coefficient": 0.0, "score": 98.0, "coherence": 90.0},
-        {"layer": 1, "coefficient": 1.0, "score": 60.0, "coherence": 50.0},
-        {"layer": 1, "coefficient": 2.0, "score": 97.0, "coherence": 49.0},
-        {"layer": 2, "coefficient": 1.0, "score": 60.0, "coherence": 90.0},
-        {"layer": 3, "coefficient": 1.0, "score": None, "coherence": 90.0},
+    rows: list[tuple[int, float, float | None, float]] = [
+        (1, -1.0, 99.0, 90.0),
+        (1, 0.0, 98.0, 90.0),
+        (1, 1.0, 60.0, 50.0),
+        (1, 2.0, 97.0, 49.0),
+        (2, 1.0, 60.0, 90.0),
+        (3, 1.0, None, 90.0),
     ]
-    assert best_point(sweep, rows) == {
-        "layer": 1,
-        "coefficient": 1.0,
-        "by": "score",
-        "coherence_at_least": 50.0,
-    }
-    assert best_point(sweep, rows[:2]) is None
+    points = [
+        SweepPoint(
+            layer=layer,
+            coefficient=coefficient,
+            n=2,
+            refused=0,
+            score=metric_of([score]),
+            coherence=metric_of([coherence]),
+        )
+        for layer, coefficient, score, coherence in rows
+    ]
+    choice = choice_of(sweep, "early", points)
+    assert choice is not None
+    assert (choice.condition, choice.metric) == ("early", "score")
+    assert choice.chosen == {"layer": 1, "coefficient": 1.0}
+    assert [tried.value for tried in choice.tried] == [score for _, _, score, _ in rows]
+    none = choice_of(sweep, "early", points[:2])
+    assert none is not None
+    assert none.chosen is None
+    assert choice_of(sweep.model_copy(update={"choose": None}), "early", points) is None
