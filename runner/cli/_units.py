@@ -91,9 +91,13 @@ class UnitStory:
         """Which unit this is, in words."""
         raise NotImplementedError
 
-    def _finished(self, results: Mapping[str, Any]) -> None:
+    def _finished(self, results: Any) -> None:
         """Print the table."""
         raise NotImplementedError
+
+    def end(self, output: Path) -> None:
+        """Say where the results are."""
+        print_places(self.console, output)
 
 
 def print_places(console: Console, output: Path) -> None:

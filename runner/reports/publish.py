@@ -13,7 +13,7 @@ from subvene.runner.artifacts.artifact import CARD, is_artifact
 from subvene.runner.artifacts.card import with_measured
 from subvene.runner.experiments.results import Results
 from subvene.runner.files.storage import write_text
-from subvene.runner.reports import page, tables
+from subvene.runner.reports import look, page, tables
 from subvene.runner.reports.card import own_numbers
 
 PAGE, TABLES = "report.html", "tables"
@@ -26,18 +26,19 @@ class Report:
     Attributes:
         tables: the files in `tables/` by name.
         page: the whole of `report.html`.
-        card: the table for the card of an artifact, Markdown.
+        card: the tables for the card of an artifact that lies there in the run, Markdown; empty without any.
     """
 
     tables: Callable[[Results], dict[str, str]]
     page: Callable[[Results], str]
-    card: Callable[[Results], str]
+    card: Callable[[Results, str | None], str]
 
 
 REPORTS: dict[str, Report] = {
     "comparison": Report(
         tables.comparison_files, page.render, lambda results, place: tables.markdown(results)
     ),
+    "look": Report(look.look_files, look.render, lambda results, place: look.look_markdown(results)),
 }
 """By the kind of results."""
 
@@ -60,8 +61,8 @@ def publish(output: Path, results: Results) -> None:
     for artifact in (output / "artifact", *sorted(output.glob("artifacts/*"))):
         card = artifact / CARD
         if is_artifact(artifact) and card.is_file():
-            table = card_table(results, artifact.relative_to(output).as_posix())
-            write_text(card, with_measured(card.read_text(encoding="utf-8"), table))
+            if table := card_table(results, artifact.relative_to(output).as_posix()):
+                write_text(card, with_measured(card.read_text(encoding="utf-8"), table))
 
 
 def card_table(results: Results, place: str | None) -> str:
@@ -71,4 +72,4 @@ def card_table(results: Results, place: str | None) -> str:
         results: of the run.
         place: where the artifact lies in the run (`artifacts/edit_probed`); None: elsewhere.
     """
-    return own_numbers(results, place) + REPORTS[results.kind].card(results)
+    return own_numbers(results, place) + REPORTS[results.kind].card(results, place)
