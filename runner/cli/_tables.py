@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from subvene.runner.cli._words import receipt_in_words
-from subvene.runner.experiments.look.section import conditions_of, coefficient_of, item_of, standard_error
+from subvene.runner.experiments.look.section import coefficient_of, conditions_of, item_of, standard_error
 from subvene.runner.files.printable import on_screen
 
 if TYPE_CHECKING:

@@ -254,7 +254,8 @@ def artifact(results: Results) -> Html | None:
     elif section.reload_difference is None:
         said = "The logits of a fresh process that loaded it could not be compared: they are not finite."
     elif section.reload_difference:
-        said = f"A fresh process that loaded it gave logits that differ by up to {section.reload_difference:.2g}."
+        by = f"{section.reload_difference:.2g}"
+        said = f"A fresh process that loaded it gave logits that differ by up to {by}."
     about = "The edited model's interventions are in the folder `artifact` beside this page. "
     dtype = [] if section.dtype is None else [element("p", f"The model ran in {section.dtype}.")]
     fits = [folded("What the fit found", facts("Fit", fit.provenance)) for fit in results.fits]

@@ -60,9 +60,10 @@ def publish(output: Path, results: Results) -> None:
     write_text(output / PAGE, report.page(results))
     for artifact in (output / "artifact", *sorted(output.glob("artifacts/*"))):
         card = artifact / CARD
-        if is_artifact(artifact) and card.is_file():
-            if table := card_table(results, artifact.relative_to(output).as_posix()):
-                write_text(card, with_measured(card.read_text(encoding="utf-8"), table))
+        if not is_artifact(artifact) or not card.is_file():
+            continue
+        if table := card_table(results, artifact.relative_to(output).as_posix()):
+            write_text(card, with_measured(card.read_text(encoding="utf-8"), table))
 
 
 def card_table(results: Results, place: str | None) -> str:

@@ -24,7 +24,7 @@ from subvene.runner.experiments.results import Condition, FitRecord, Results
 from subvene.runner.experiments.study import Step
 from subvene.runner.files.ledger import Ledger, digest
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.measures import EVALUATIONS
+from subvene.runner.measures.evaluations import EVALUATIONS
 from subvene.runner.models.identity import run_manifest
 from subvene.runner.monitor.reload import reload_difference
 from subvene.runner.recipes import RECIPES

@@ -25,7 +25,8 @@ class Evaluation(Record):
             on (`contrast_2`).
         coefficients: in the file's order.
         keys: of its prompts or pairs, in the file's order, as items have them.
-        receipt: what the interventions did, all coefficients together (`Receipt.to_dict`): they are one batch.
+        receipt: what the interventions did, all coefficients together, as they are one batch
+            (`Receipt.to_dict`).
         tokens_edited: how many tokens of the scored texts were edited; None of samples.
     """
 

@@ -13,8 +13,8 @@ from tiny_questions import PRIMER, QUESTIONS, TEXTS, write_questions
 
 from subvene.runner import IntervenedModel, NotFiniteError, run_experiment
 from subvene.runner.edits.finite_points import marking, over_finite_points
-from subvene.runner.experiments.rows import rows
 from subvene.runner.experiments.persona.sweep import best_point
+from subvene.runner.experiments.rows import rows
 from subvene.runner.measures.contrast import run_contrast
 from subvene.runner.measures.samples import run_samples
 from subvene.runner.reports.tables import markdown
