@@ -122,7 +122,7 @@ class Look:
         found = ledger.do(identity, work)
         self.step("unit", {"what": name.replace("_", " "), "was_done": was_done})
         common = Condition(name=CONDITION, label=CONDITION, units={name: digest(identity)})
-        return self._kept(evaluated(name, declared, asked, found, common, self._paths()))
+        return self._kept(evaluated(name, declared, asked, found, common, list(self._paths())))
 
     def _kept(self, part: Results) -> Results:
         """The same, the condition that the artifact is marked as kept."""
