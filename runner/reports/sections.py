@@ -139,7 +139,7 @@ def validation(results: Results) -> Html | None:
 
 def probes(results: Results) -> Html | None:
     """How well every head tells true from false answers, one fit at a time."""
-    by_content: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
+    by_content: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for fit in results.fits:
         found = cast(dict[str, Any], fit.provenance)
         if not found.get("validation_accuracy"):

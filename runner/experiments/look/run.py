@@ -11,6 +11,7 @@ import transformers
 
 from subvene.interventions import Sizes
 from subvene.runner.data.truthfulqa.questions import load_questions
+from subvene.runner.edits.compile import load_tensors
 from subvene.runner.experiments.comparison.arms import Arm, Arms
 from subvene.runner.experiments.look.evaluations import (
     CoefficientSpec,
@@ -69,7 +70,7 @@ class Look:
         return run_manifest(dump_spec(self.spec), self.folder, data=data, judges=[])
 
     def check(self) -> None:
-        """Check the interventions against the model's sizes, and the data against the fit.
+        """Check the interventions against the model's sizes, the data against the fit, and the tensor files.
 
         Raises:
             SubveneError: naming what the model does not have, or why there is nothing to fit on.
@@ -77,6 +78,8 @@ class Look:
         check_reach(self.spec, self.sizes)
         if self.spec.fit is not None:
             RECIPES[self.spec.fit.recipe].check(self.spec.fit, self.fit_data, self.spec.seed)
+        for name in sorted({ref.file for _, ref in self.spec.tensor_refs() if ref.file is not None}):
+            load_tensors(self.folder / name)
 
     def units(self) -> int:
         """Evaluations to come, those of earlier runs among them."""
