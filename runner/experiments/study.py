@@ -10,11 +10,10 @@ from typing import Any, ClassVar, Protocol
 import transformers
 
 from subvene.interventions import Sizes
-from subvene.runner.edits.compile import needs_anatomy
 from subvene.runner.experiments.results import Results
 from subvene.runner.experiments.run_folder import check_run_folder, run_folder
 from subvene.runner.files.ledger import Ledger
-from subvene.runner.models.anatomy import AnatomyError, sizes_from_config
+from subvene.runner.models.anatomy import sizes_from_config
 from subvene.runner.models.loading import load_config, load_model, with_overrides
 from subvene.specs import ExperimentSpec, dump_spec
 
@@ -97,7 +96,7 @@ def run_study(
     step = on_step or (lambda what, value: None)
     spec = with_overrides(spec, overrides)
     check_run_folder(output, kind.what)
-    study = kind(spec, folder, _sizes(spec, load_config(spec.model, **overrides)), step)
+    study = kind(spec, folder, sizes_from_config(load_config(spec.model, **overrides)), step)
     study.check()
     manifest = study.manifest()
     with run_folder(output, manifest, dump_spec(spec)) as ledger:
@@ -109,13 +108,3 @@ def run_study(
         publish(output, results)
     step("finished", results)
     return StudyResult(output, results)
-
-
-def _sizes(spec: ExperimentSpec, config: Any) -> Sizes:
-    """The model's sizes; those of a model without any layer where nothing is fitted or edited at a site."""
-    try:
-        return sizes_from_config(config)
-    except AnatomyError:
-        if spec.fit is not None or needs_anatomy(spec):
-            raise
-        return Sizes(0, 0, 0, 0)

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
-from tiny_model import WORDS
 
 from subvene.interventions import TensorError
 from subvene.runner import IntervenedModel, Results, run_experiment
@@ -180,28 +178,6 @@ def test_a_folder_of_an_older_version_is_left_alone(experiment: Path, tmp_path: 
         run_experiment(experiment, output=output)
     assert [path.name for path in output.iterdir()] == ["results.json"]
     assert Results.load(output).kind == "look"
-
-
-def test_modules_that_are_named_by_their_paths_need_no_blocks(
-    model_folder: Path, write: Callable[..., Path], tmp_path: Path
-) -> None:
-    config = transformers.MambaConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, state_size=4, pad_token_id=0
-    )
-    folder = tmp_path / "mamba"
-    transformers.MambaForCausalLM(config).save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
-    spec = write(
-        "interventions: [{kind: pyvene, class: ZeroIntervention, name: zero, positions: response, "
-        "component: 'backbone.layers[1].mixer.output'}]\n"
-        "evaluate: [{kind: samples, coefficients: [0, 1], prompts: [hello], max_new_tokens: 3}]\n"
-    )
-    spec.write_text(spec.read_text().replace(str(model_folder), str(folder)))
-    results = run_experiment(spec, output=tmp_path / "run").results
-    assert [condition.point for condition in results.conditions] == [
-        {"zero.strength": 0.0},
-        {"zero.strength": 1.0},
-    ]
 
 
 def test_a_tensor_file_that_is_not_there_is_named_before_the_model_is_loaded(
