@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from subvene.runner.edits.scopes import ConcurrentRunError
     from subvene.runner.exchange.exports.base import ExportError
     from subvene.runner.exchange.exports.driver import export
+    from subvene.runner.experiments.results import Results
     from subvene.runner.intervened.model import IntervenedModel
     from subvene.runner.models.loading import load_model
     from subvene.runner.recipes.fitting import fit
@@ -34,6 +35,7 @@ _HOME = {
     "NotSteeredError": "edits.receipt",
     "PositionError": "edits.positions",
     "Receipt": "edits.receipt",
+    "Results": "experiments.results",
     "export": "exchange.exports.driver",
     "fit": "recipes.fitting",
     "load_model": "models.loading",
@@ -51,6 +53,7 @@ __all__ = [
     "NotSteeredError",
     "PositionError",
     "Receipt",
+    "Results",
     "export",
     "fit",
     "load_model",

@@ -233,7 +233,7 @@ class Runs:
     def _moment(self, kind: str, name: str, draw: random.Random) -> tuple[Callable[[float], bool], str]:
         """When to kill: a file that comes, a number of units, or a time of the run."""
         output, way = self.output(kind, name), draw.random()
-        if kind != "plain" and way < 0.4:
+        if way < 0.4:
             chosen = draw.choice((".lock", "manifest.json", "units.jsonl", "experiment.yaml", "results.json"))
             pause = draw.choice((0.0, draw.random() * 0.3))
             seen: list[float] = []
@@ -244,13 +244,6 @@ class Runs:
                 return bool(seen) and seconds >= seen[0] + pause
 
             return came, f"{chosen} + {pause:.2f} s"
-        if kind == "plain" and way < 0.4:
-            pause = draw.random() * 0.02
-
-            def writes(seconds: float) -> bool:
-                return any(output.parent.glob(f".{kind}-*")) and time.sleep(pause) is None
-
-            return writes, f"the save + {pause:.3f} s"
         share = draw.random() ** (2 if way < 0.7 else 1)
         at = share * self.seconds[kind]
         return (lambda seconds: seconds >= at), f"{at:.2f} s"
@@ -272,15 +265,8 @@ class Runs:
 
     @staticmethod
     def _tables(output: Path) -> dict[str, bytes]:
-        """What a run's tables hold by file name; a plain run's are its evaluations."""
+        """What a run's tables hold by file name, and the tensors that it kept."""
         found = {path.name: path.read_bytes() for path in (output / "tables").glob("*")}
-        results = output / "results.json"
-        if not found and results.is_file():
-            kept = json.loads(results.read_bytes())
-            found = {
-                name: json.dumps(kept[name]).encode()
-                for name in ("evaluations", "reload_max_logit_difference")
-            }
         for path in output.glob("artifact*/**/tensors.safetensors"):
             found[str(path.relative_to(output))] = path.read_bytes()
         return found

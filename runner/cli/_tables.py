@@ -11,10 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from subvene.runner.cli._words import receipt_in_words
+from subvene.runner.experiments.look.section import coefficient_of, conditions_of, item_of, standard_error
 from subvene.runner.files.printable import on_screen
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from subvene.runner.experiments.look.section import Evaluation
+    from subvene.runner.experiments.results import Condition, Item, Results
 
 _NARROWEST = 20
 """Columns narrower than this are no longer read as text."""
@@ -51,69 +55,52 @@ def print_receipt(console: Console, receipt: Sequence[Mapping[str, Any]]) -> Non
         print_line(console, "receipt", receipt_in_words(one), style="green")
 
 
-def print_samples(console: Console, evaluation: Mapping[str, Any]) -> None:
+def print_samples(console: Console, results: Results, evaluation: Evaluation) -> None:
     """Answers by coefficient, side by side, and what the run's receipt says."""
-    records = evaluation["records"]
-    for prompt in dict.fromkeys(record["prompt"] for record in records):
-        of_prompt = [record for record in records if record["prompt"] == prompt]
-        titles = [coefficient_title(record["coefficient"]) for record in of_prompt]
-        print_side_by_side(console, prompt, titles, [_answer(record) for record in of_prompt])
-    print_receipt(console, evaluation["receipt"])
+    conditions = list(conditions_of(results, evaluation))
+    titles = [condition.label for condition in conditions]
+    for key in evaluation.keys:
+        answers = [_answer(condition, item_of(condition, key)) for condition in conditions]
+        print_side_by_side(console, results.questions[key].question, titles, answers)
+    print_receipt(console, evaluation.receipt)
 
 
-def _answer(record: Mapping[str, Any]) -> str:
+def _answer(condition: Condition, item: Item | None) -> str:
     """A sample's response, or why there is none."""
-    if record["response"] is None:
-        return f"(no answer: not finite: {record['not_finite']})"
-    return str(record["response"])
+    if item is None or item.text is None:
+        return f"(no answer: not finite: {condition.not_finite})"
+    return item.text
 
 
-def print_contrast(console: Console, evaluation: Mapping[str, Any]) -> None:
+def print_contrast(console: Console, results: Results, evaluation: Evaluation) -> None:
     """Mean difference in log-probability by coefficient, as a table and as a plot."""
-    records = evaluation["records"]
+    conditions = list(conditions_of(results, evaluation))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for title in ("coefficient", "mean difference", "± s.e.", "positive likelier"):
         table.add_column(title, justify="right", header_style="cyan")
-    for record in records:
-        error, difference = record["standard_error"], record["mean_difference"]
-        if difference is None:
-            table.add_row(coefficient_title(record["coefficient"]), "not finite", "", "")
+    for condition in conditions:
+        metric = condition.metrics.get(evaluation.name)
+        if metric is None:
+            table.add_row(condition.label, "not finite", "", "")
             continue
+        error, preferred = standard_error(metric), condition.metrics[evaluation.preferred]
         table.add_row(
-            coefficient_title(record["coefficient"]),
-            f"{difference:+.2f}",
+            condition.label,
+            f"{metric.mean:+.2f}",
             "" if error is None else f"{error:.2f}",
-            f"{record['positive_preferred']:.0%}",
+            f"{preferred.mean:.0%}",
         )
     console.print(Padding(table, (0, 0, 1, 2)))
-    for record in records:
-        if record["mean_difference"] is None:
-            title = coefficient_title(record["coefficient"])
-            print_line(console, title, f"not finite: {record['not_finite']}", style="yellow")
-    points = [(record["coefficient"], record["mean_difference"]) for record in records]
-    points = [point for point in points if point[1] is not None]
+    for condition in conditions:
+        if condition.not_finite is not None:
+            print_line(console, condition.label, f"not finite: {condition.not_finite}", style="yellow")
+    values = [(coefficient_of(condition), condition.value(evaluation.name)) for condition in conditions]
+    points = [(coefficient, value) for coefficient, value in values if value is not None]
     if len(points) > 1:
         plot = Text(line_plot(points, width=min(console.width - 2, 78)), no_wrap=True)
         plot.highlight_regex("●", "bold cyan")
         console.print(Padding(plot, (0, 0, 0, 2)))
-    print_line(console, "receipt", f"{evaluation['tokens_edited']} tokens edited", style="green")
-
-
-def print_records(console: Console, evaluation: Mapping[str, Any]) -> None:
-    """The records of an evaluation that has no form of its own here."""
-    records = evaluation["records"]
-    table = Table(box=box.SIMPLE_HEAD)
-    names = list(dict.fromkeys(name for record in records for name in record))
-    for name in names:
-        table.add_column(Text(name), header_style="cyan", overflow="fold")
-    for record in records:
-        table.add_row(*(Text(_cell(record.get(name))) for name in names))
-    console.print(table)
-
-
-def coefficient_title(coefficient: float) -> str:
-    """`+1.5`, `-1.5`, and `0 (baseline)` for the untouched model."""
-    return f"{coefficient:+g}" if coefficient else "0 (baseline)"
+    print_line(console, "receipt", f"{evaluation.tokens_edited} tokens edited", style="green")
 
 
 def line_plot(points: Sequence[tuple[float, float]], *, width: int, height: int = 13) -> str:
@@ -134,10 +121,6 @@ def line_plot(points: Sequence[tuple[float, float]], *, width: int, height: int 
     figure.ruler("x").ticks(xs, [f"{x:g}" for x in xs])
     figure.label("coefficient")
     return str(figure.build().string(colorless=True))
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def _on_screen(text: str) -> str:

@@ -95,6 +95,10 @@ class UnitStory:
         """Print the table."""
         raise NotImplementedError
 
+    def end(self, output: Path) -> None:
+        """Say where the results are."""
+        print_places(self.console, output)
+
 
 def print_places(console: Console, output: Path) -> None:
     """Where the results are."""

@@ -88,12 +88,15 @@ def _absent(file: Path, spec: InterventionSpec) -> Iterator[Problem]:
 
 def schema(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write it to this file.")] = None,
+    of_results: Annotated[
+        bool, typer.Option("--results", help="That of a run's results.json, in place of that of specs.")
+    ] = False,
 ) -> None:
     """Print the JSON Schema of spec files, for editors.
 
     A file that begins with `# yaml-language-server: $schema=PATH` is then checked as you type.
     """
-    text = schema_text()
+    text = results_schema_text() if of_results else schema_text()
     if output is None:
         typer.echo(text, nl=False)
         return
@@ -108,3 +111,10 @@ def schema(
 def schema_text() -> str:
     """The schema as `examples/subvene.schema.json` holds it."""
     return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def results_schema_text() -> str:
+    """The schema of results, as `docs/results.schema.json` holds it."""
+    from subvene.runner.experiments.results import results_schema
+
+    return json.dumps(results_schema(), indent=2, ensure_ascii=False) + "\n"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from subvene.runner.experiments.persona.format_1 import upgraded_persona
+from subvene.runner.files.ledger import digest
 from subvene.runner.measures.missing import ASPECTS
 
 Document = Mapping[str, Any]
@@ -155,8 +157,75 @@ def _choice(arm: Document, selection: Document) -> dict[str, Any]:
     }
 
 
+def _look(document: Document) -> dict[str, Any]:
+    """Of the texts of its pairs a plain run kept none, nor what its interventions were called."""
+    conditions: dict[float, dict[str, Any]] = {}
+    questions: dict[str, dict[str, Any]] = {}
+    evaluations = []
+    for number, found in enumerate(document["evaluations"]):
+        kind, records = found["kind"], found["records"]
+        earlier = sum(other["kind"] == kind for other in document["evaluations"][:number])
+        name = kind if not earlier else f"{kind}_{earlier + 1}"
+        keys: dict[str, None] = {}
+        for i, record in enumerate(records):
+            coefficient = float(record["coefficient"])
+            condition = conditions.setdefault(coefficient, _coefficient(coefficient))
+            if "not_finite" in record:
+                condition["not_finite"] = record["not_finite"]
+            if kind == "samples":
+                key = digest([number, record["prompt"]])[:16]
+                questions[key] = {"question": record["prompt"]}
+                items = [{"key": key, "text": record["response"]}]
+            else:
+                row = found["pairs"][i] or []
+                items = [{"key": f"{name} {j + 1}", "scores": {name: value}} for j, value in enumerate(row)]
+                condition["metrics"] |= _contrast(name, record, row)
+            condition["items"] += items
+            keys |= dict.fromkeys(item["key"] for item in items)
+        evaluations.append(
+            {
+                "kind": kind,
+                "name": name,
+                "coefficients": list(dict.fromkeys(record["coefficient"] for record in records)),
+                "keys": list(keys),
+                "receipt": found.get("receipt", []),
+                "tokens_edited": found.get("tokens_edited"),
+            }
+        )
+    provenance = document.get("provenance") or {}
+    difference = document.get("reload_max_logit_difference")
+    manifest = {name: document[name] for name in ("environment", "files_relative_to") if name in document}
+    return {
+        "kind": "look",
+        "manifest": manifest,
+        "conditions": [conditions[coefficient] for coefficient in sorted(conditions)],
+        "fits": [{"condition": "intervened", "artifact": "artifact", "provenance": provenance}]
+        if provenance
+        else [],
+        "questions": questions,
+        "sections": {"look": {"evaluations": evaluations, "reload_difference": difference}},
+    }
+
+
+def _coefficient(coefficient: float) -> dict[str, Any]:
+    label = f"{coefficient:+g}" if coefficient else "0 (baseline)"
+    point = {"coefficient": coefficient}
+    return {"name": "intervened", "label": label, "point": point, "metrics": {}, "items": []}
+
+
+def _contrast(name: str, record: Document, row: list[float]) -> dict[str, Any]:
+    if record["mean_difference"] is None:
+        return {}
+    deviation = statistics.stdev(row) if len(row) > 1 else None
+    return {
+        name: {"mean": record["mean_difference"], "sd": deviation, "n": len(row)},
+        f"{name}_preferred": {"mean": record["positive_preferred"], "n": len(row)},
+    }
+
+
 _KINDS: dict[str, Callable[[Document], dict[str, Any]]] = {
     "cells": _comparison,
     "arms": _localization,
     "traits": upgraded_persona,
+    "evaluations": _look,
 }

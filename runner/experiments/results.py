@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FILE = "results.json"
 FORMAT = 2
+SCHEMA_ID = "urn:subvene:results:2"
 
 Point = dict[str, JsonValue]
 """Fields of the experiment by path, such as `iti.strength`, with their values."""
@@ -314,6 +315,15 @@ class Results(Record):
         import pandas
 
         return pandas.DataFrame([dict(_line(condition)) for condition in self.conditions])
+
+
+def results_schema() -> dict[str, Any]:
+    """One JSON Schema (draft 2020-12) of `results.json` in today's format."""
+    schema = Results.model_json_schema()
+    schema["title"] = "subvene results"
+    schema["required"] = ["format", *schema["required"]]
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_ID}
+    return head | schema
 
 
 def _line(condition: Condition) -> Iterable[tuple[str, object]]:

@@ -23,5 +23,6 @@ def own_numbers(results: Results, place: str | None) -> str:
         metrics = {METRICS.get(name, name): metric.mean for name, metric in condition.metrics.items()}
         values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         which = f"{in_cell(condition.label)}{where and f' ({where})'}"
-        lines.append(f"This folder is **{which}** of the run below: {values}.\n\n")
+        if values:
+            lines.append(f"This folder is **{which}** of the run below: {values}.\n\n")
     return "".join(lines)

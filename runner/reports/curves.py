@@ -9,7 +9,7 @@ import html
 import json
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import plotly.graph_objects as go
 
@@ -115,7 +115,8 @@ def swept(rows: Sequence[Row], metric: str, baselines: Collection[str]) -> tuple
             if metric in row.metrics:
                 field = _last(path)
                 others = {p: v for p, v in row.point.items() if p != path}
-                lines.setdefault((condition, point_in_words(others)), []).append((row.point[path], row))
+                value = cast(float, row.point[path])
+                lines.setdefault((condition, point_in_words(others)), []).append((value, row))
     if field is None:
         return None
     made = figure(x=as_it_stands(field), y=METRICS[metric], height=360)
@@ -197,7 +198,7 @@ def as_it_stands(text: str) -> str:
 def _grid_line(path: str, metric: str, choices: Sequence[Choice]) -> go.Figure:
     found = [entry for entry in grid_means(choices) if entry[1]]
     if all(_is_number(point[path]) for point, _, _ in found):
-        found.sort(key=lambda entry: entry[0][path])
+        found.sort(key=lambda entry: cast(float, entry[0][path]))
         xs: list[Any] = [point[path] for point, _, _ in found]
     else:
         xs = [as_it_stands(_shown(point[path])) for point, _, _ in found]

@@ -1,50 +1,15 @@
-"""An experiment file from end to end: fit, evaluate, save, and prove that what was saved reloads."""
+"""An experiment file from end to end, whatever it asks for."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import transformers
-
-from subvene.runner.experiments.comparison.run import Comparison
-from subvene.runner.experiments.localization.run import Localization
-from subvene.runner.experiments.persona.run import Persona
-from subvene.runner.experiments.study import Study, StudyResult, run_study
-from subvene.runner.files.cache import atomic_folder
-from subvene.runner.files.leftovers import restore
-from subvene.runner.files.storage import write_json
-from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.measures import EVALUATIONS
-from subvene.runner.measures.contrast import contrast_texts
-from subvene.runner.models.identity import environment
-from subvene.runner.monitor.reload import reload_difference
-from subvene.runner.recipes.fitting import fit
+from subvene.runner.experiments.look.section import check_reloaded
+from subvene.runner.experiments.study import Step, Study, StudyResult, run_study
 from subvene.runner.reports.publish import publish
-from subvene.specs import ContrastSpec, ExperimentSpec, SamplesSpec, SubveneError, dump_spec, load_spec
-
-
-@dataclass(frozen=True)
-class ExperimentResult:
-    """What an experiment gave.
-
-    Attributes:
-        output: the folder with `results.json`, `experiment.yaml` and the artifact.
-        artifact: the artifact's folder in it.
-        evaluations: the records of each evaluation, in the file's order.
-        reload_difference: max |Δ logit| between this process and a fresh one that loaded the artifact.
-        model: the model, for further use.
-    """
-
-    output: Path
-    artifact: Path
-    evaluations: tuple[dict[str, Any], ...]
-    reload_difference: float
-    model: IntervenedModel
+from subvene.specs import ExperimentSpec, SubveneError, load_spec
 
 
 def run_experiment(
@@ -52,25 +17,28 @@ def run_experiment(
     *,
     output: str | os.PathLike[str] | None = None,
     folder: str | os.PathLike[str] | None = None,
-    on_step: Callable[[str, Any], None] | None = None,
+    on_step: Step | None = None,
     **overrides: Any,
-) -> ExperimentResult | StudyResult:
-    """Run an experiment file.
+) -> StudyResult:
+    """Run an experiment file, or take it up where it was stopped.
 
     One that compares conditions goes to `experiments.comparison`, one that measures traits to
-    `experiments.persona`, one that asks about a localization to `experiments.localization`.
+    `experiments.persona`, one that asks about a localization to `experiments.localization`, any other to
+    `experiments.look`.
 
     Args:
         spec: an experiment spec or its path.
         output: folder for the results; default: the spec's `output`, or `runs/<file name>`.
         folder: where relative files are looked for; default: the spec's folder.
-        on_step: called as things are done: ("fitted", model), ("evaluated", records), ("saved", path),
-            ("reloaded", difference).
+        on_step: called as things are done: see `study.Step`; a look also tells of ("fitted", model),
+            ("evaluated", results of that evaluation alone), ("saved", path), ("reloaded", difference).
         **overrides: fields of the spec's `model:` to replace.
 
     Raises:
         SpecError: the file, or a file of pairs that it names, is not valid; nothing has been loaded.
         NotSteeredError: an intervention did not act.
+        SubveneError: a fresh process could not load what a look has saved; its results are written all the
+            same.
     """
     stem = "experiment"
     if not isinstance(spec, ExperimentSpec):
@@ -82,62 +50,33 @@ def run_experiment(
                 "try `subvene generate`"
             )
         spec = loaded
-    folder = Path(folder or ".")
-    target = Path(output or spec.output or Path("runs") / stem)
-    for declared in spec.evaluate:
-        if isinstance(declared, ContrastSpec):
-            contrast_texts(declared, folder)  # what is wrong with them is said before the work, not after it
-    if (asked := _study(spec)) is not None:
-        return run_study(
-            asked, spec, output=target, folder=folder, publish=publish, on_step=on_step, **overrides
-        )
-    restore(target)
-    if target.exists() and not (target / "results.json").is_file() and not _is_empty_folder(target):
-        raise SubveneError(f"{target} exists and holds no results of an experiment; choose another --output")
-    step = on_step or (lambda what, value: None)
-    transformers.set_seed(spec.seed)
-
-    if spec.fit is not None:
-        m = fit(spec, folder=folder, **overrides)
-    else:
-        m = IntervenedModel.from_spec(spec, folder=folder, **overrides)
-    step("fitted", m)
-    evaluations = []
-    for declared in spec.evaluate:
-        evaluations.append(EVALUATIONS[declared.kind](m, declared, folder))
-        step("evaluated", evaluations[-1])
-    with atomic_folder(target) as temporary:
-        m.save_pretrained(temporary / "artifact")
-        (temporary / "experiment.yaml").write_text(dump_spec(m.spec), encoding="utf-8")
-        results = {
-            "evaluations": evaluations,
-            "provenance": m.provenance,
-            "reload_max_logit_difference": None,
-            "environment": environment(),
-            "files_relative_to": str(folder.resolve()),
-        }
-        write_json(temporary / "results.json", results)
-    step("saved", target)
-    # After saving: what was measured is not lost where a fresh process cannot load the model.
-    prompts = next((e.prompts for e in spec.evaluate if isinstance(e, SamplesSpec)), ("Hello, who are you?",))
-    difference = reload_difference(m, target / "artifact", prompts)
-    # JSON has no NaN; who calls gets it, and null beside it says that there is no number.
-    stored = difference if math.isfinite(difference) else None
-    write_json(target / "results.json", results | {"reload_max_logit_difference": stored})
-    step("reloaded", difference)
-    return ExperimentResult(target, target / "artifact", tuple(evaluations), difference, m)
+    done = run_study(
+        _study(spec),
+        spec,
+        output=Path(output or spec.output or Path("runs") / stem),
+        folder=Path(folder or "."),
+        publish=publish,
+        on_step=on_step,
+        **overrides,
+    )
+    check_reloaded(done.results)
+    return done
 
 
-def _study(spec: ExperimentSpec) -> type[Study] | None:
-    """The study that an experiment file asks for."""
+def _study(spec: ExperimentSpec) -> type[Study]:
+    """The study that an experiment file asks for; the others are not imported."""
     if spec.asks_localization:
+        from subvene.runner.experiments.localization.run import Localization
+
         return Localization
     if spec.compares_conditions:
+        from subvene.runner.experiments.comparison.run import Comparison
+
         return Comparison
     if spec.measures_traits:
+        from subvene.runner.experiments.persona.run import Persona
+
         return Persona
-    return None
+    from subvene.runner.experiments.look.run import Look
 
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+    return Look

@@ -16,6 +16,7 @@ from subvene.runner.files.storage import write_text
 from subvene.runner.reports import (
     localization,
     localization_tables,
+    look,
     page,
     persona,
     persona_tables,
@@ -51,6 +52,7 @@ REPORTS: dict[str, Report] = {
         lambda results, place: localization_tables.localization_markdown(results),
     ),
     "persona": Report(persona_tables.persona_files, persona.render, persona_tables.card),
+    "look": Report(look.look_files, look.render, lambda results, place: look.look_markdown(results)),
 }
 """By the kind of results."""
 

@@ -27,4 +27,4 @@ def measured_of(source: Path, results: Path | None = None) -> str | None:
             return None
         results = run / FILE
     place = None if run is None else Path(os.path.abspath(folder)).relative_to(run).as_posix()
-    return card_table(Results.load(results), place)
+    return card_table(Results.load(results), place) or None

@@ -139,9 +139,9 @@ def validation(results: Results) -> Html | None:
 
 def probes(results: Results) -> Html | None:
     """How well every head tells true from false answers, one fit at a time."""
-    by_content: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
+    by_content: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for fit in results.fits:
-        found = fit.provenance
+        found = cast(dict[str, Any], fit.provenance)
         if not found.get("validation_accuracy"):
             continue
         content = json.dumps([found["validation_accuracy"], found.get("heads")], sort_keys=True)
@@ -214,8 +214,8 @@ def receipts(results: Results) -> Html | None:
                     found.setdefault((measurement, part["name"]), []).append(part)
         if not found:
             nothing.append(label)
-        for (measurement, name), parts in found.items():
-            lines.append([label, measurement.replace("_", " "), name, *receipt_cells(parts)])
+        for (measurement, name), of_name in found.items():
+            lines.append([label, measurement.replace("_", " "), name, *receipt_cells(of_name)])
     if not lines:
         return None
     columns = ["Condition", "Measurement", *RECEIPT_COLUMNS]
@@ -223,11 +223,11 @@ def receipts(results: Results) -> Html | None:
         "Tokens edited at each site: of the prompt, its last token (the cursor), the response; all seeds and "
         "folds together. ‖Δ‖/‖h‖ is how large the edit is beside the activation that it meets."
     )
-    parts = [element("p", about), table("What each intervention did", columns, lines, class_="numbers")]
+    shown = [element("p", about), table("What each intervention did", columns, lines, class_="numbers")]
     if nothing:
         without = "Without an intervention at run time (the untouched model, a baked checkpoint): "
-        parts.append(element("p", without, ", ".join(nothing), "."))
-    return join(parts)
+        shown.append(element("p", without, ", ".join(nothing), "."))
+    return join(shown)
 
 
 def provenance(results: Results) -> Html | None:

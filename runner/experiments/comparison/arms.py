@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForCausalLM
 
+from subvene.interventions import TensorError
 from subvene.runner.data.truthfulqa.questions import Question
 from subvene.runner.edits.compile import load_tensors
 from subvene.runner.exchange.exports.checkpoint import save_baked
@@ -222,4 +223,11 @@ class Arms:
 
     def _files(self, variant: ExperimentSpec) -> dict[str, str]:
         names = sorted({ref.file for _, ref in variant.tensor_refs() if ref.file is not None})
-        return {name: hashlib.sha256(read_bytes(self._folder / name)).hexdigest() for name in names}
+        return {name: _sha256(self._folder / name) for name in names}
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(read_bytes(path)).hexdigest()
+    except OSError as error:
+        raise TensorError(f"{path}: no such tensor file ({error.strerror or error})") from error

@@ -114,7 +114,7 @@ def check_complete(measured: Measured, what: str) -> None:
         JudgeError: verdicts are missing.
     """
     reasons = Counter(
-        reason
+        str(reason)
         for key, values in measured.questions.items()
         for reason in as_item(key, values).missing.values()
     )

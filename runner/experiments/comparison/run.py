@@ -249,8 +249,16 @@ class Comparison:
                 f"questions; {tried[-1].not_finite}"
             )
         self.chosen[condition.name, seed, fold] = best
-        where = {"condition": condition.name, "seed": seed, "fold": fold}
-        self.choices.append(Choice(metric=metric, tried=tuple(tried), chosen=best, **where))
+        self.choices.append(
+            Choice(
+                condition=condition.name,
+                metric=metric,
+                tried=tuple(tried),
+                chosen=best,
+                seed=seed,
+                fold=fold,
+            )
+        )
         return [best]
 
     def _variant(self, cell: _Cell) -> ExperimentSpec | None:

@@ -27,8 +27,10 @@ from subvene.runner.artifacts import artifact, hub
 from subvene.runner.artifacts.artifact import ArtifactError
 from subvene.runner.artifacts.card import CardError, finished
 from subvene.runner.artifacts.hub import HubError
+from subvene.runner.experiments.results import Results, ResultsError
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.reports.card import measured, measured_of
+from subvene.runner.reports.publish import card_table
+from subvene.runner.reports.pushed import measured_of
 
 NAME = "ann/glad"
 TENSOR = "v.block_output[1]"
@@ -536,6 +538,18 @@ def test_an_artifact_that_was_altered_on_the_hub_is_not_pulled(
 # --- the card
 
 
+def of_format_1(coefficient: float) -> dict[str, Any]:
+    """The `results.json` of a plain run of an older version."""
+    record = {
+        "coefficient": coefficient,
+        "mean_difference": 0.123456,
+        "standard_error": None,
+        "positive_preferred": 1.0,
+    }
+    contrast = {"kind": "contrast", "records": [record], "pairs": [[0.123456]], "tokens_edited": 32}
+    return {"evaluations": [contrast, {"kind": "samples", "records": [], "receipt": []}], "provenance": {}}
+
+
 def card_of(server: Hub) -> ModelCard:
     return ModelCard(server.content(NAME, "README.md").decode())
 
@@ -544,9 +558,8 @@ def test_the_card_is_complete(m: IntervenedModel, server: Hub) -> None:
     m.spec = m.spec.model_copy(update={"model": m.spec.model.model_copy(update={"name": "meta/llama"})})
     m.provenance = {"recipe": "mean_difference"}
     logits(m)
-    records = [{"coefficient": 1.5, "mean_difference": 0.123456, "note": "a|b", "rows": [1]}]
-    results = {"evaluations": [{"kind": "contrast", "records": records}, {"kind": "samples", "records": []}]}
-    m.push_to_hub(NAME, licence="apache-2.0", measured=measured(results))
+    results = Results.of(of_format_1(1.5) | {"reload_max_logit_difference": 0.0})
+    m.push_to_hub(NAME, licence="apache-2.0", measured=card_table(results, None))
     card = card_of(server)
     assert card.data.to_dict() == {
         "base_model": "meta/llama",
@@ -562,8 +575,10 @@ def test_the_card_is_complete(m: IntervenedModel, server: Hub) -> None:
         'model = transformers.AutoModelForCausalLM.from_pretrained("meta/llama")\n'
         'm = pyvene.IntervenableModel.load("ann/glad", model)',
         server.content(NAME, "intervention.yaml").decode(),
-        "## Measured\n\n**contrast**\n\n| coefficient | mean difference | note |\n| --- | --- | --- |\n"
-        "| 1.5 | 0.1235 | a\\|b |\n\n## Receipt",
+        "## Measured\n\n**contrast**\n\n"
+        "| coefficient | mean difference | standard error | positive preferred |\n"
+        "| --- | --- | --- | --- |\n| 1.5 | 0.1235 | – | 1 |\n",
+        "32 tokens edited\n\n## Receipt",
         "| glad | block_output[1] | response |",
         '"recipe": "mean_difference"',
         "## Licence\n\napache-2.0, of this folder.",
@@ -615,25 +630,24 @@ def test_sections_are_replaced_where_they_stand() -> None:
     assert once.index("# T") < once.index("| a |") < once.index("## Licence")
 
 
-@pytest.mark.parametrize("results", [{}, {"evaluations": 3}, {"rows": [1]}, []])
+@pytest.mark.parametrize("results", [{}, {"evaluations": 3}, {"rows": [1]}, [], {"format": 3}])
 def test_what_are_no_results(results: Any) -> None:
-    with pytest.raises(CardError, match="no results of `subvene run`"):
-        measured(results)
+    with pytest.raises(ResultsError, match="no results of `subvene run`"):
+        Results.of(results)
 
 
 def test_a_pushed_run_brings_its_results(m: IntervenedModel, server: Hub, tmp_path: Path) -> None:
     run = tmp_path / "run"
     m.save_pretrained(run / "artifact")
     (run / "experiment.yaml").write_text("")
-    found = {"evaluations": [{"kind": "contrast", "records": [{"coefficient": 7}]}]}
-    (run / "results.json").write_text(json.dumps(found))
+    (run / "results.json").write_text(json.dumps(of_format_1(7)))
     for source in (run, run / "artifact"):
         with contextlib.suppress(KeyError):
             del server.repositories[NAME]
         hub.push(source, NAME, measured=measured_of(source))
-        assert "| 7 |" in card_of(server).text
+        assert "| 7 | 0.1235 |" in card_of(server).text
     (run / "results.json").write_text("{")
-    with pytest.raises(HubError, match=r"results.json: cannot be read as the results of a run"):
+    with pytest.raises(ResultsError, match=r"results.json: cannot be read as the results of a run"):
         measured_of(run)
 
 
@@ -644,14 +658,13 @@ def test_one_of_a_runs_artifacts_brings_the_runs_results(
     for name in ("weak", "strong"):
         m.save_pretrained(run / "artifacts" / name)
     (run / "experiment.yaml").write_text("")
-    found = {"evaluations": [{"kind": "contrast", "records": [{"coefficient": 7}]}]}
-    (run / "results.json").write_text(json.dumps(found))
+    (run / "results.json").write_text(json.dumps(of_format_1(7)))
     weak = run / "artifacts" / "weak"
     hub.push(weak, NAME, measured=measured_of(weak))
-    assert "| 7 |" in card_of(server).text
+    assert "| 7 | 0.1235 |" in card_of(server).text
     monkeypatch.chdir(run / "artifacts" / "strong")
     hub.push(".", "ann/strong", measured=measured_of(Path(".")))
-    assert b"| 7 |" in server.content("ann/strong", "README.md")
+    assert b"| 7 | 0.1235 |" in server.content("ann/strong", "README.md")
     with pytest.raises(
         HubError, match=r"several artifacts; push one of .*artifacts/strong, .*artifacts/weak"
     ):

@@ -12,6 +12,7 @@ from hub_server import Hub, connect, serve_hub
 from huggingface_hub import ModelCard
 
 from subvene.runner.artifacts import artifact
+from subvene.runner.experiments.results import Condition, Metric, Results
 from subvene.runner.intervened.model import IntervenedModel
 
 Run = Callable[..., Any]
@@ -32,7 +33,11 @@ def folder(steer: Path, tmp_path: Path) -> Path:
 
 def test_push_and_pull(subvene: Run, folder: Path, server: Hub, tmp_path: Path) -> None:
     measured = tmp_path / "results.json"
-    measured.write_text('{"evaluations": [{"kind": "contrast", "records": [{"coefficient": 7}]}]}')
+    metrics = {"contrast": Metric(mean=0.5, n=2), "contrast_preferred": Metric(mean=1.0, n=2)}
+    condition = Condition(name="intervened", label="+7", point={"c": 7.0}, metrics=metrics)
+    evaluation = {"kind": "contrast", "name": "contrast", "coefficients": [7.0], "keys": ["a", "b"]}
+    found = Results(kind="look", conditions=(condition,), sections={"look": {"evaluations": [evaluation]}})
+    measured.write_text(found.to_json())
     options = ("--private", "--branch", "v2", "-m", "hello", "--license", "mit", "--results", measured)
     result = subvene("push", folder, NAME, *options)
     assert result.exit_code == 0, result.stderr
@@ -43,7 +48,7 @@ def test_push_and_pull(subvene: Run, folder: Path, server: Hub, tmp_path: Path) 
     assert server.repositories[NAME].private
     card = ModelCard(server.content(NAME, "README.md", "v2").decode())
     assert card.data.license == "mit"
-    assert "| 7 |" in card.text
+    assert "| 7 | 0.5 | – | 1 |" in card.text
     result = subvene("pull", NAME, "-o", tmp_path / "out", "--revision", "v2")
     assert result.exit_code == 0, result.stderr
     assert result.stdout == f"pulled   {tmp_path / 'out'}  from {NAME} at {newest.oid[:12]}\n"

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from checkout import ROOT
 
+from subvene.runner import Results
 from subvene.runner.cli import _tables
+from subvene.runner.experiments.look.section import conditions_of, item_of, look_of
 
 Run = Callable[..., Any]
 
@@ -22,7 +24,7 @@ Run = Callable[..., Any]
 @pytest.fixture
 def no_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the reload, which costs a second Python with torch."""
-    monkeypatch.setattr("subvene.runner.reports.experiment.reload_difference", lambda *args: 0.0)
+    monkeypatch.setattr("subvene.runner.experiments.look.run.reload_difference", lambda *args: 0.0)
 
 
 @pytest.mark.usefixtures("no_fresh_process")
@@ -39,20 +41,23 @@ def test_the_story_of_a_run(subvene: Run, experiment: Path, tmp_path: Path, colu
     assert "fitted glad from 2 pairs of texts: mean_difference" in text
     assert "edited 24 tokens in 4 of 6 rows (0 prompt, 4 cursor, 20 response; positions 7 to 15)" in text
     assert lines[-2:] == [f"saved    {out}", "reloaded in a fresh process: logits agree exactly"]
-    stored = json.loads((out / "results.json").read_text())
-    samples, contrast = stored["evaluations"]
+    stored = Results.load(out)
+    samples, contrast = look_of(stored).evaluations
     # Each prompt, its answers under their coefficients, in order.
     header = next(line for line in lines if "0 (baseline)" in line)
     assert re.split(r"\s{2,}", header.strip()) == ["-2", "0 (baseline)", "+2"]
-    for prompt in ("hello world", "tell me about the train"):
+    prompts = [stored.questions[key].question for key in samples.keys]
+    assert prompts == ["hello world", "tell me about the train"]
+    for prompt, key in zip(prompts, samples.keys, strict=True):
         row = lines[lines.index(f"› {prompt}") + 3]
         ends = [header.index("-2"), header.index("0 (b"), header.index("+2"), columns]
         shown = [row[a:b].strip() for a, b in itertools.pairwise(ends)]
-        answers = [record["response"] for record in samples["records"] if record["prompt"] == prompt]
+        items = [item_of(condition, key) for condition in conditions_of(stored, samples)]
+        answers = [str(item.text) for item in items if item is not None]
         assert all(a.startswith(s) for s, a in zip(shown, answers, strict=True))
         assert any(shown)
-    for record in contrast["records"]:
-        assert f"{record['mean_difference']:+.2f}" in result.stdout
+    for condition in conditions_of(stored, contrast):
+        assert f"{condition.metrics['contrast'].mean:+.2f}" in result.stdout
     assert any(line.strip() == "coefficient" for line in lines)
 
 
@@ -61,8 +66,10 @@ def test_json_and_the_real_reload(subvene: Run, experiment: Path, tmp_path: Path
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
     assert document["output"] == str(tmp_path / "out")
-    assert [evaluation["kind"] for evaluation in document["evaluations"]] == ["samples", "contrast"]
-    assert document["reload_max_logit_difference"] <= 1e-5
+    assert Results.of({n: v for n, v in document.items() if n != "output"}) == Results.load(tmp_path / "out")
+    section = document["sections"]["look"]
+    assert [evaluation["kind"] for evaluation in section["evaluations"]] == ["samples", "contrast"]
+    assert section["reload_difference"] <= 1e-5
     assert subvene("show", tmp_path / "out").exit_code == 0
 
 
@@ -70,7 +77,7 @@ def test_json_and_the_real_reload(subvene: Run, experiment: Path, tmp_path: Path
 def test_an_artifact_that_reloads_otherwise_is_a_failure(
     subvene: Run, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, difference: float
 ) -> None:
-    monkeypatch.setattr("subvene.runner.reports.experiment.reload_difference", lambda *args: difference)
+    monkeypatch.setattr("subvene.runner.experiments.look.run.reload_difference", lambda *args: difference)
     result = subvene("run", experiment, "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert "does not reload as it was saved" in result.stderr
@@ -90,7 +97,7 @@ def test_what_is_in_the_way_stays(subvene: Run, experiment: Path, tmp_path: Path
     kept.write_text("x")
     result = subvene("run", experiment, "-o", out)
     assert result.exit_code == 1
-    assert "holds no results of an experiment" in result.stderr
+    assert "exists and is no run of a look at an edit; choose another --output" in result.stderr
     assert kept.read_text() == "x"
 
 
@@ -133,17 +140,19 @@ def test_the_quickstart_steers_the_real_model(tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout
     assert max(len(line) for line in done.stdout.splitlines() if str(tmp_path) not in line) <= 80
     assert done.stdout.rstrip().endswith("logits agree exactly") or "max |Δ logit| = " in done.stdout
-    stored = json.loads((out / "results.json").read_text())
-    assert stored["reload_max_logit_difference"] <= 1e-5
-    samples, contrast = stored["evaluations"]
-    means = [record["mean_difference"] for record in contrast["records"]]
-    assert [record["coefficient"] for record in contrast["records"]] == [-2, -1, 0, 1, 2]
+    stored = Results.load(out)
+    section = look_of(stored)
+    assert section.reload_difference is not None
+    assert section.reload_difference <= 1e-5
+    samples, contrast = section.evaluations
+    means = [condition.metrics["contrast"].mean for condition in conditions_of(stored, contrast)]
+    assert contrast.coefficients == (-2, -1, 0, 1, 2)
     assert means == sorted(means)
     assert means[-1] - means[0] > 10
-    by_prompt: dict[str, set[str]] = {}
-    for record in samples["records"]:
-        by_prompt.setdefault(record["prompt"], set()).add(record["response"])
-    assert all(len(answers) == 3 for answers in by_prompt.values())
-    (receipt,) = samples["receipt"]
+    for key in samples.keys:
+        items = [item_of(condition, key) for condition in conditions_of(stored, samples)]
+        assert len({item.text for item in items if item is not None}) == 3
+    receipt: Any
+    (receipt,) = samples.receipt
     assert receipt["changed"] == sum(receipt["edited"].values()) > 0
     assert (receipt["rows"], receipt["rows_edited"]) == (9, 6)

@@ -16,6 +16,7 @@ from subvene.runner.edits.finite_points import marking, over_finite_points
 from subvene.runner.experiments.persona.section import SweepPoint
 from subvene.runner.experiments.persona.sweep import choice_of
 from subvene.runner.experiments.results import Metric
+from subvene.runner.experiments.rows import rows
 from subvene.runner.measures.contrast import run_contrast
 from subvene.runner.measures.samples import run_samples
 from subvene.runner.reports.tables import markdown
@@ -184,14 +185,14 @@ def test_a_swept_condition_marks_its_point_and_choose_takes_another(comparison: 
         "{name: best, sweep: {iti.strength: [1.0e+30, 1.0]}, choose: {by: mc2}}]"
     )
     results = run_experiment(spec, output=tmp_path / "run").results
-    by_label = {row["label"]: row for row in results["rows"]}
+    by_label = {row.label: row for row in rows(results.conditions)}
     marked = by_label["swept strength=1e+30"]
-    assert marked["metrics"] == {}
-    assert "'iti'" in marked["not_finite"]
-    assert by_label["swept strength=1.0"]["metrics"]["mc2"]["n"] == 1
-    (chosen,) = results["chosen"]
-    assert chosen["point"] == {"iti.strength": 1.0}
-    assert [("not_finite" in entry, entry["metrics"]["mc2"] is None) for entry in results["grid"]] == [
+    assert marked.metrics == {}
+    assert "'iti'" in (marked.not_finite or "")
+    assert by_label["swept strength=1.0"].metrics["mc2"].n == 1
+    (choice,) = results.choices
+    assert choice.chosen == {"iti.strength": 1.0}
+    assert [(tried.not_finite is not None, tried.value is None) for tried in choice.tried] == [
         (True, True),
         (False, False),
     ]

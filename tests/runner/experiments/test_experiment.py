@@ -16,10 +16,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from subvene.runner import IntervenedModel, NotSteeredError, run_experiment
+from subvene.runner import IntervenedModel, NotSteeredError, Results, run_experiment
 from subvene.runner.artifacts import artifact
+from subvene.runner.experiments.look import run as module
+from subvene.runner.experiments.look.section import conditions_of, item_of, look_of
 from subvene.runner.monitor.reload import reload_difference
-from subvene.runner.reports import experiment as module
 from subvene.specs import ExperimentSpec, SpecError, SubveneError, load_spec
 
 STORED = """\
@@ -46,10 +47,28 @@ def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("subvene.runner.recipes.fitting.load_model", load_model)
     monkeypatch.setattr("subvene.runner.intervened.model.load_model", load_model)
+    monkeypatch.setattr("subvene.runner.experiments.study.load_model", load_model)
 
 
 def content(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def results_in(run: Path) -> dict[str, bytes]:
+    """Those of a run's files that say what was measured."""
+    shown = ("results.json", "report.html", "tables/", "artifact/")
+    return {name: held for name, held in content(run).items() if name.startswith(shown)}
+
+
+def texts(results: Results) -> list[str | None]:
+    """What was written, prompt by prompt, in the order of the coefficients."""
+    samples = look_of(results).evaluations[0]
+    return [
+        item.text
+        for key in samples.keys
+        for condition in conditions_of(results, samples)
+        if (item := item_of(condition, key)) is not None
+    ]
 
 
 def beside(folder: Path) -> list[str]:
@@ -65,36 +84,42 @@ def test_a_run_and_its_real_reload(experiment: Path, tmp_path: Path) -> None:
         experiment, output=tmp_path / "out", on_step=lambda what, value: steps.append((what, value))
     )
     assert result.output == tmp_path / "out"
-    assert result.artifact == tmp_path / "out" / "artifact"
+    stored = Results.load(result.output)
+    assert stored == result.results
+    section = look_of(stored)
     # The fresh process has its own number of threads, and with it another order of sums.
-    assert result.reload_difference <= 1e-5
-    assert steps == [
-        ("fitted", result.model),
-        ("evaluated", result.evaluations[0]),
-        ("evaluated", result.evaluations[1]),
-        ("saved", result.output),
-        ("reloaded", result.reload_difference),
+    assert section.reload_difference is not None
+    assert section.reload_difference <= 1e-5
+    assert section.dtype == "float32"
+    told = [what for what, _ in steps]
+    assert told == [
+        "planned",
+        "fitted",
+        "unit",
+        "evaluated",
+        "unit",
+        "evaluated",
+        "saved",
+        "reloaded",
+        "finished",
     ]
-    stored = json.loads((result.output / "results.json").read_text())
-    assert stored.keys() == {
-        "evaluations",
-        "provenance",
-        "reload_max_logit_difference",
-        "environment",
-        "files_relative_to",
-    }
-    assert stored["evaluations"] == json.loads(json.dumps(result.evaluations))
-    assert [evaluation["kind"] for evaluation in stored["evaluations"]] == ["samples", "contrast"]
-    assert [r["coefficient"] for r in stored["evaluations"][1]["records"]] == [-2, 0, 2]
-    assert stored["provenance"] == result.model.provenance
-    assert stored["provenance"]["pairs"] == 2
-    assert stored["reload_max_logit_difference"] == result.reload_difference
-    versions = stored["environment"]["versions"]
+    values = dict(steps)
+    assert (values["planned"], values["saved"]) == (2, result.output)
+    assert values["reloaded"] == section.reload_difference
+    assert values["finished"] == stored
+    (fitted,) = stored.fits
+    assert fitted.provenance == values["fitted"].provenance
+    assert fitted.provenance["pairs"] == 2
+    samples, contrast = section.evaluations
+    assert (samples.kind, contrast.kind) == ("samples", "contrast")
+    assert contrast.coefficients == (-2, 0, 2)
+    environment: Any = stored.manifest["environment"]
+    versions = environment["versions"]
     assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert {"subvene", "pyvene", "torch", "transformers"} <= set(versions)
     assert load_spec(result.output / "experiment.yaml") == load_spec(experiment)
     assert beside(result.output) == ["out"]
-    tensors = safetensors.torch.load_file(result.artifact / artifact.TENSORS)
+    tensors = safetensors.torch.load_file(result.output / "artifact" / artifact.TENSORS)
     assert set(tensors) == {f"glad.block_output[{layer}]" for layer in range(3)}
 
 
@@ -102,14 +127,14 @@ def test_a_run_and_its_real_reload(experiment: Path, tmp_path: Path) -> None:
 def test_without_fit_the_tensors_of_a_file_work(write: Callable[..., Path], tmp_path: Path) -> None:
     result = run_experiment(write(STORED), output=tmp_path / "out")
     alone = IntervenedModel.from_spec(write(STORED))
-    assert [record["response"] for record in result.evaluations[0]["records"]] == [
+    assert texts(result.results) == [
         alone.generate("hello world", strengths=c, max_new_tokens=4, do_sample=False)[0] for c in (0, 3)
     ]
-    assert json.loads((result.output / "results.json").read_text())["provenance"] == {}
+    assert result.results.fits == ()
     # The artifact does not need the file.
     (tmp_path / "t.safetensors").unlink()
     ids = torch.tensor([[1, 4, 5, 6]])
-    reloaded = IntervenedModel.from_pretrained(result.artifact)
+    reloaded = IntervenedModel.from_pretrained(result.output / "artifact")
     with torch.no_grad():
         found = reloaded(ids, prompt_lengths=[2]).logits
         assert torch.equal(found, alone(ids, prompt_lengths=[2]).logits)
@@ -118,8 +143,8 @@ def test_without_fit_the_tensors_of_a_file_work(write: Callable[..., Path], tmp_
 @no_fresh_process
 def test_overrides_are_part_of_what_is_left(experiment: Path, tmp_path: Path) -> None:
     result = run_experiment(experiment, output=tmp_path / "out", dtype="bfloat16")
-    assert result.model.model.dtype == torch.bfloat16
-    for file in (result.output / "experiment.yaml", result.artifact / artifact.SPEC):
+    assert look_of(result.results).dtype == "bfloat16"
+    for file in (result.output / "experiment.yaml", result.output / "artifact" / artifact.SPEC):
         assert load_spec(file).model.dtype == "bfloat16"
     kept = load_spec(result.output / "experiment.yaml")
     assert isinstance(kept, ExperimentSpec)
@@ -141,20 +166,29 @@ def test_where_results_go(
 
 
 @no_fresh_process
-def test_a_second_run_replaces_the_results_of_the_first(
+def test_a_second_run_takes_up_the_first(
     experiment: Path, write: Callable[..., Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()  # an empty folder is in nobody's way
     run_experiment(experiment, output=out)
-    first = (out / "results.json").read_bytes()
-    (out / "notes.txt").write_text("of the first run")
-    again = run_experiment(experiment, output=out)
-    # The same run to the last digit: nothing in it is drawn at random. And the folder is a new one.
-    assert (out / "results.json").read_bytes() == first
-    assert sorted(p.name for p in out.iterdir()) == ["artifact", "experiment.yaml", "results.json"]
-    run_experiment(write(STORED), output=again.output)
-    assert json.loads((out / "results.json").read_text())["provenance"] == {}
+    first = content(out)
+    assert {"manifest.json", "units.jsonl", "results.json", "report.html", "experiment.yaml"} <= set(first)
+    assert {"tables/results.csv", "tables/results.md", "tables/samples.csv", "tables/pairs.csv"} <= set(first)
+    done: list[bool] = []
+    run_experiment(
+        experiment, output=out, on_step=lambda what, v: done.append(v["was_done"]) if what == "unit" else None
+    )
+    # The same run to the last byte: nothing is done again.
+    assert done == [True, True]
+    assert content(out) == first
+    # Another experiment in its place: what it measures is new, and its results replace the others.
+    again = run_experiment(write(STORED), output=out)
+    assert again.results.fits == ()
+    assert Results.load(out) == again.results
+    units = (out / "units.jsonl").read_bytes()
+    assert units.startswith(first["units.jsonl"])
+    assert units != first["units.jsonl"]
     assert beside(out) == ["out"]
 
 
@@ -169,10 +203,17 @@ def test_a_run_that_fails_leaves_what_was_there(
 ) -> None:
     out = tmp_path / "out"
     run_experiment(experiment, output=out)
-    before = content(out)
+    before = results_in(out)
+    assert {"results.json", "tables/results.csv", "artifact/intervention.yaml"} <= before.keys()
 
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise error("in the middle")
+
+    if at == "evaluate":
+        # Nothing of it was done before.
+        experiment.write_text(
+            experiment.read_text().replace("coefficients: [-2, 0, 2]", "coefficients: [-3, 0]")
+        )
 
     if at == "evaluate":
         monkeypatch.setitem(module.EVALUATIONS, "contrast", fails)
@@ -181,8 +222,10 @@ def test_a_run_that_fails_leaves_what_was_there(
     for target in (out, tmp_path / "new-out"):
         with pytest.raises(error, match="in the middle"):
             run_experiment(experiment, output=target)
-    assert content(out) == before
-    assert beside(out) == ["out"]
+    # Of the run that failed there is what it did, to be taken up: nothing of it is taken for results.
+    assert results_in(out) == before
+    assert results_in(tmp_path / "new-out") == {}
+    assert beside(out) == ["new-out", "out"]
 
 
 def test_a_reload_that_fails_loses_no_measurement(
@@ -194,9 +237,11 @@ def test_a_reload_that_fails_loses_no_measurement(
     monkeypatch.setattr(module, "reload_difference", fails)
     with pytest.raises(SubveneError, match="no fresh process"):
         run_experiment(experiment, output=tmp_path / "out")
-    stored = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert stored["evaluations"]
-    assert stored["reload_max_logit_difference"] is None
+    stored = Results.load(tmp_path / "out")
+    assert len(texts(stored)) == 6
+    section = look_of(stored)
+    assert (section.reload_difference, section.reload_failure) == (None, "no fresh process")
+    assert "No fresh process could load it: no fresh process" in (tmp_path / "out/report.html").read_text()
     assert (tmp_path / "out" / "artifact" / "intervention.yaml").is_file()
 
 
@@ -207,7 +252,9 @@ def test_a_foreign_folder_is_refused_before_the_work(experiment: Path, tmp_path:
     kept = out / "thesis.tex" if kind == "folder" else out
     kept.parent.mkdir(exist_ok=True)
     kept.write_text("x")
-    with pytest.raises(SubveneError, match="holds no results of an experiment"):
+    with pytest.raises(
+        SubveneError, match="exists and is no run of a look at an edit; choose another --output"
+    ):
         run_experiment(experiment, output=out)
     assert kept.read_text() == "x"
 
@@ -240,13 +287,15 @@ def test_pairs_of_an_evaluation_are_checked_before_the_work(
 
 
 @no_fresh_process
-def test_a_run_that_was_not_steered_leaves_nothing(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_run_that_was_not_steered_leaves_no_results(write: Callable[..., Path], tmp_path: Path) -> None:
     lost = {f"z.block_output[{layer}]": torch.full((32,), 1e-30) for layer in range(3)}  # in rounding
     safetensors.torch.save_file(lost, tmp_path / "z.safetensors")
     path = write(STORED.replace("t.safetensors, key: v", "z.safetensors, key: z"))
     with pytest.raises(NotSteeredError):
         run_experiment(path, output=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    left = content(tmp_path / "out")
+    assert sorted(left) == [".lock", "experiment.yaml", "manifest.json", "units.jsonl"]
+    assert left["units.jsonl"] == b""
 
 
 # What the reload proves -----------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from counting_judge import Counting
 from faulty_judge import Faulty, faulty_judge
 from tiny_questions import PRIMER, QUESTIONS, write_questions
 
-from subvene.runner import run_experiment
+from subvene.runner import Results, run_experiment
 from subvene.runner.data.traits import Trait
 from subvene.runner.experiments.persona.section import ExtractionCounts
-from subvene.runner.experiments.results import Results, missing_verdicts
-from subvene.runner.experiments.study import StudyResult
+from subvene.runner.experiments.results import missing_verdicts
+from subvene.runner.experiments.rows import rows
 from subvene.runner.judges import JudgeError
 from subvene.runner.judges.trait_registry import TRAIT_JUDGES
 from subvene.runner.judges.traits import Exchange, Score
@@ -55,9 +55,7 @@ def comparison(write: Callable[..., Path], tmp_path: Path, server: Faulty, monke
 
 
 def run(path: Path, output: Path) -> Results:
-    done = run_experiment(path, output=output)
-    assert isinstance(done, StudyResult)
-    return done.results
+    return run_experiment(path, output=output).results
 
 
 def tables(output: Path) -> dict[str, bytes]:
@@ -78,9 +76,9 @@ def test_a_comparison_takes_up_what_is_missing(comparison: Path, server: Faulty,
     server.choose = lambda prompt, n: "error" if prompt.startswith(about) else None
     output = tmp_path / "run"
     results = run(comparison, output)
-    n = sum(row["missing"] for row in results["rows"])
+    n = sum(row.missing for row in rows(results.conditions))
     assert n == 4  # truth and informativeness, of two conditions
-    assert [row["missing"] for row in results["rows"]] == [2, 2]
+    assert [row.missing for row in rows(results.conditions)] == [2, 2]
     markdown = (output / "tables" / "results.md").read_text()
     assert "| verdicts missing |" in markdown
     for text in (markdown, (output / "report.html").read_text()):
@@ -96,7 +94,7 @@ def test_a_comparison_takes_up_what_is_missing(comparison: Path, server: Faulty,
     server.choose, _ = (lambda prompt, n: None), server.forget()
     results = run(comparison, output)
     assert sorted(prompt.startswith(about) for prompt in server.tries) == [True] * len(server.tries)
-    assert [row["missing"] for row in results["rows"]] == [0, 0]
+    assert [row.missing for row in rows(results.conditions)] == [0, 0]
     assert tables(output) == tables(tmp_path / "whole")
     kept = [
         one for result in judgements(output) for by in result["judgements"].values() for one in by.values()
@@ -120,7 +118,8 @@ def test_nothing_is_chosen_by_what_is_missing(comparison: Path, server: Faulty, 
     ):
         run(comparison, tmp_path / "run")
     server.choose = lambda prompt, n: None
-    assert run(comparison, tmp_path / "run")["chosen"]
+    (choice,) = run(comparison, tmp_path / "run").choices
+    assert choice.chosen is not None
 
 
 class Silent(Counting):

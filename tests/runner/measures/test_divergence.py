@@ -14,8 +14,8 @@ from architectures import ARCHITECTURES, HEADS, LAYERS, Architecture
 from subvene.runner import IntervenedModel, NotFiniteError, NotSteeredError
 from subvene.runner.data.texts import texts_sha256
 from subvene.runner.exchange.exports.checkpoint import bake
-from subvene.runner.measures import EVALUATIONS
 from subvene.runner.measures.divergence import Reference, divergence
+from subvene.runner.measures.evaluations import EVALUATIONS
 from subvene.specs import DivergenceSpec, InterventionSpec, SubveneError
 
 TEXTS = [

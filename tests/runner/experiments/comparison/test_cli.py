@@ -10,7 +10,7 @@ import torch
 import transformers
 from typer.testing import CliRunner
 
-from subvene.runner import IntervenedModel
+from subvene.runner import IntervenedModel, Results
 from subvene.runner.cli.app import app
 
 
@@ -39,7 +39,9 @@ def test_run_with_json_prints_the_results_alone(comparison: Path, tmp_path: Path
     result = CliRunner().invoke(app, ["run", str(small(comparison)), "-o", str(output), "--json"])
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
-    assert printed["rows"] == json.loads((output / "results.json").read_text())["rows"]
+    assert printed.pop("output") == str(output)
+    assert printed == json.loads((output / "results.json").read_text())
+    assert Results.of(printed) == Results.load(output)
 
 
 def test_fit_shows_the_heads_and_export_bakes_them(comparison: Path, tmp_path: Path) -> None:

@@ -12,11 +12,18 @@ import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
-from subvene.runner import IntervenedModel, run_experiment
+from subvene.runner import IntervenedModel, Results, run_experiment
 from subvene.runner.cli.app import app
 from subvene.runner.edits.order import ELSEWHERE, matters
-from subvene.runner.experiments.comparison.composition import BOUNDED, UNBOUNDED, order_scores
-from subvene.runner.experiments.rows import METRICS
+from subvene.runner.experiments.comparison.composition import (
+    BOUNDED,
+    SECTION,
+    UNBOUNDED,
+    CompositionSection,
+    OrderScores,
+    order_scores,
+)
+from subvene.runner.experiments.rows import METRICS, rows
 
 WIDTH = 32
 # `v`, `w` and `u = v + w` are written by `write`; v ⊥ w.
@@ -43,8 +50,14 @@ def composed(write: Callable[..., Path], comparison: Path) -> Callable[[str], Pa
     return lambda interventions: write("interventions:\n" + interventions + EVALUATE, "composed.yaml")
 
 
-def run(path: Path, output: Path) -> dict[str, Any]:
-    return dict(run_experiment(path, output=output).results)
+def run(path: Path, output: Path) -> Results:
+    return run_experiment(path, output=output).results
+
+
+def composition_of(results: Results) -> CompositionSection:
+    found = results.section(SECTION, CompositionSection)
+    assert found is not None
+    return found
 
 
 # The numbers ----------------------------------------------------------------------------------------------
@@ -57,25 +70,25 @@ def test_every_metric_of_the_table_has_a_direction() -> None:
 
 def test_two_orders_of_a_metric_from_0_to_1() -> None:
     found = order_scores("mc1", {"a_then_b": 0.25, "b_then_a": 0.75})
-    assert found == {
-        "orders": {"a_then_b": 0.25, "b_then_a": 0.75},
-        "best_order": "b_then_a",
-        "best": 0.75,
-        "order_free_error": 0.25,
-        "order_sensitivity": 0.5,
-    }
+    assert found == OrderScores(
+        orders={"a_then_b": 0.25, "b_then_a": 0.75},
+        best_order="b_then_a",
+        best=0.75,
+        order_free_error=0.25,
+        order_sensitivity=0.5,
+    )
 
 
 def test_six_orders_are_as_far_apart_as_the_best_and_the_worst() -> None:
     values = dict(zip("abcdef", (0.5, 0.625, 0.375, 0.5, 0.875, 0.75), strict=True))
     found = order_scores("true_info", values)
-    assert (found["best_order"], found["order_free_error"], found["order_sensitivity"]) == ("e", 0.125, 0.5)
+    assert (found.best_order, found.order_free_error, found.order_sensitivity) == ("e", 0.125, 0.5)
 
 
 def test_of_a_divergence_less_is_better_and_it_has_no_error() -> None:
     found = order_scores("kl", {"a": 2.5, "b": 0.25})
-    assert (found["best_order"], found["best"], found["order_sensitivity"]) == ("b", 0.25, 2.25)
-    assert found["order_free_error"] is None
+    assert (found.best_order, found.best, found.order_sensitivity) == ("b", 0.25, 2.25)
+    assert found.order_free_error is None
 
 
 def pair(*, commutes: bool | None, reason: str = "x") -> dict[str, Any]:
@@ -103,28 +116,29 @@ def test_an_additive_edit_and_an_ablation_depend_on_their_order(
     composed: Callable[[str], Path], tmp_path: Path
 ) -> None:
     results = run(composed(STEER_V + ABLATE_U), tmp_path / "run")
-    assert [row["label"] for row in results["rows"]] == [
+    assert [row.label for row in rows(results.conditions)] == [
         "baseline",
         "steer",
         "ablate",
         "steer_then_ablate",
         "ablate_then_steer",
     ]
-    found, rows = results["composition"], {row["label"]: row["metrics"] for row in results["rows"]}
-    assert set(found["metrics"]) == {"mc1", "mc2", "mc3", "ce", "kl"}
-    for metric, scores in found["metrics"].items():
-        orders = [rows[order][metric]["mean"] for order in ("steer_then_ablate", "ablate_then_steer")]
-        assert scores["order_sensitivity"] == pytest.approx(abs(orders[0] - orders[1]))
+    found, table = composition_of(results), {row.label: row.metrics for row in rows(results.conditions)}
+    assert set(found.metrics) == {"mc1", "mc2", "mc3", "ce", "kl"}
+    for metric, composed_metric in found.metrics.items():
+        scores = composed_metric.together
+        orders = [table[order][metric].mean for order in ("steer_then_ablate", "ablate_then_steer")]
+        assert scores.order_sensitivity == pytest.approx(abs(orders[0] - orders[1]))
         if metric in BOUNDED:
-            assert scores["order_free_error"] == pytest.approx(1 - max(orders))
+            assert scores.order_free_error == pytest.approx(1 - max(orders))
         else:
-            assert scores["best"] == min(orders)
-        assert scores["alone"] == {name: rows[name][metric]["mean"] for name in ("steer", "ablate")}
+            assert scores.best == min(orders)
+        assert composed_metric.alone == {name: table[name][metric].mean for name in ("steer", "ablate")}
     for metric in ("mc2", "ce", "kl"):
-        assert found["metrics"][metric]["order_sensitivity"] > 1e-3
-    (pair,) = found["pairs"]
-    assert (pair["commutes"], pair["shared"]) == (False, ["block_output[1]"])
-    assert found["order_can_matter"] is True
+        assert found.metrics[metric].together.order_sensitivity > 1e-3
+    (pair,) = found.pairs
+    assert (pair.commutes, pair.shared) == (False, ("block_output[1]",))
+    assert found.order_can_matter is True
 
 
 def test_an_additive_and_a_low_rank_edit_depend_on_their_order(
@@ -137,29 +151,28 @@ def test_an_additive_and_a_low_rank_edit_depend_on_their_order(
     tensors = {f"e.attention_heads[1].{name}": tensor.clone() for name, tensor in tensors.items()}
     tensors["p.attention_heads[1]"] = torch.eye(WIDTH)[3]
     safetensors.torch.save_file(tensors, tmp_path / "e.safetensors")
-    found = run(composed(EDIT), tmp_path / "run")["composition"]
-    assert found["order_can_matter"] is True
-    assert found["metrics"]["kl"]["order_sensitivity"] > 1e-3
+    found = composition_of(run(composed(EDIT), tmp_path / "run"))
+    assert found.order_can_matter is True
+    assert found.metrics["kl"].together.order_sensitivity > 1e-3
 
 
 def test_two_additive_edits_are_the_same_in_both_orders(
     composed: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    results = run(composed(STEER_V + STEER_W), tmp_path / "run")
-    found = results["composition"]
+    found = composition_of(run(composed(STEER_V + STEER_W), tmp_path / "run"))
     # The vectors share no coordinate, so that not even rounding can differ.
-    assert {scores["order_sensitivity"] for scores in found["metrics"].values()} == {0.0}
-    assert found["order_can_matter"] is False
-    together, alone = found["metrics"]["kl"]["best"], found["metrics"]["kl"]["alone"]
+    assert {scores.together.order_sensitivity for scores in found.metrics.values()} == {0.0}
+    assert found.order_can_matter is False
+    together, alone = found.metrics["kl"].together.best, found.metrics["kl"].alone
     assert together not in alone.values()
 
 
 def test_at_different_places_the_model_gives_the_order(
     composed: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    found = run(composed(STEER_V + ABLATE_W), tmp_path / "run")["composition"]
-    assert {scores["order_sensitivity"] for scores in found["metrics"].values()} == {0.0}
-    assert found["order_can_matter"] is False
+    found = composition_of(run(composed(STEER_V + ABLATE_W), tmp_path / "run"))
+    assert {scores.together.order_sensitivity for scores in found.metrics.values()} == {0.0}
+    assert found.order_can_matter is False
 
 
 def test_the_artifact_of_an_order_acts_in_it(composed: Callable[[str], Path], tmp_path: Path) -> None:
@@ -225,16 +238,15 @@ def test_seeds_and_folds_are_scored_each_and_together(
         "seeds: [1, 2]\nfolds: 2\n"
     )
     results = run(write(text + EVALUATE, "seeds.yaml"), tmp_path / "run")
-    found = results["composition"]
-    assert found["interventions"] == ["iti", "ablation_1"]
-    scores = found["metrics"]["mc2"]
-    assert [(c["seed"], c["fold"]) for c in scores["cells"]] == [(1, 0), (1, 1), (2, 0), (2, 1)]
-    for cell in scores["cells"]:
+    found = composition_of(results)
+    assert found.interventions == ("iti", "ablation_1")
+    scores = found.metrics["mc2"]
+    assert [(c.seed, c.fold) for c in scores.cells] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    for cell in scores.cells:
         measured = {
-            c["condition"]: c["metrics"]["mc2"]
-            for c in results["cells"]
-            if (c["seed"], c["fold"]) == (cell["seed"], cell["fold"])
+            c.name: c.value("mc2") for c in results.conditions if (c.seed, c.fold) == (cell.seed, cell.fold)
         }
-        assert cell["orders"] == {order: measured[order] for order in found["orders"]}
-    alone = next(c for c in results["cells"] if c["condition"] == "ablation_1")
-    assert [part["name"] for part in alone["receipts"]["divergence"]] == ["ablation_1"]
+        assert cell.orders == {order: measured[order] for order in found.orders}
+    alone = next(c for c in results.conditions if c.name == "ablation_1")
+    parts: Any = alone.receipts["divergence"]
+    assert [part["name"] for part in parts] == ["ablation_1"]

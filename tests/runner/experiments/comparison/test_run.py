@@ -14,28 +14,31 @@ from typing import Any
 
 import pytest
 
-from subvene.runner import IntervenedModel, run_experiment
-from subvene.runner.experiments.rows import METRICS
+from subvene.runner import IntervenedModel, Results, run_experiment
+from subvene.runner.experiments.results import Condition
+from subvene.runner.experiments.rows import METRICS, rows
 from subvene.runner.files.ledger import LedgerWarning
 from subvene.runner.models.identity import AlteredWarning
-from subvene.runner.reports.card import measured
+from subvene.runner.reports.publish import card_table
 from subvene.runner.reports.tables import markdown
 from subvene.specs import SubveneError
 
 
-def run(path: Path, output: Path, **kwargs: Any) -> dict[str, Any]:
-    return dict(run_experiment(path, output=output, **kwargs).results)
+def run(path: Path, output: Path, **kwargs: Any) -> Results:
+    return run_experiment(path, output=output, **kwargs).results
 
 
 def units(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "units.jsonl").read_text().splitlines()]
 
 
-def cell(results: dict[str, Any], condition: str, seed: int = 1, fold: int = 0) -> dict[str, Any]:
-    (found,) = (
-        c for c in results["cells"] if (c["condition"], c["seed"], c["fold"]) == (condition, seed, fold)
-    )
-    return dict(found)
+def cell(results: Results, condition: str, seed: int = 1, fold: int = 0) -> Condition:
+    (found,) = (c for c in results.conditions if (c.name, c.seed, c.fold) == (condition, seed, fold))
+    return found
+
+
+def by_question(found: Condition) -> dict[str, Any]:
+    return {item.key: item for item in found.items}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def whole(done: dict[str, Any], comparison: Path, tmp_path_factory: pytest.TempP
 
 def test_every_condition_seed_and_fold_is_measured(whole: dict[str, Any]) -> None:
     results = whole["results"]
-    assert [row["label"] for row in results["rows"]] == [
+    assert [row.label for row in rows(results.conditions)] == [
         "baseline",
         "off",
         "iti",
@@ -62,28 +65,30 @@ def test_every_condition_seed_and_fold_is_measured(whole: dict[str, Any]) -> Non
         "everywhere",
         "baked",
     ]
-    assert len(results["cells"]) == 6 * 2 * 2
-    for c in results["cells"]:
-        assert {"true", "mc1", "mc2", "mc3", "ce", "kl"} <= c["metrics"].keys()
-        assert c["questions_seen_in_fit"] == 0
-    folds = [cell(results, "iti", 1, fold)["by_question"].keys() for fold in (0, 1)]
+    assert len(results.conditions) == 6 * 2 * 2
+    for c in results.conditions:
+        assert {"true", "mc1", "mc2", "mc3", "ce", "kl"} <= c.metrics.keys()
+        assert c.counts["questions_seen_in_fit"] == 0
+        assert c.metrics["mc1"].n == c.counts["questions"] == len(c.items)
+    folds = [by_question(cell(results, "iti", 1, fold)).keys() for fold in (0, 1)]
     assert not folds[0] & folds[1]
     assert len(folds[0] | folds[1]) == 12
 
 
 def test_rows_are_means_and_deviations_of_cells(whole: dict[str, Any]) -> None:
     results = whole["results"]
-    for row in results["rows"]:
-        cells = [c for c in results["cells"] if c["label"] == row["label"]]
+    for row in rows(results.conditions):
+        cells = [c for c in results.conditions if c.label == row.label]
         for name in METRICS:
-            if name not in row["metrics"]:
+            if name not in row.metrics:
                 continue
-            known = [c for c in cells if c["metrics"][name] is not None]
-            values = [c["metrics"][name] for c in known]
-            weights = [c["questions"] for c in known]
+            known = [c for c in cells if name in c.metrics]
+            values = [c.metrics[name].mean for c in known]
+            weights = [c.counts["questions"] for c in known]
             mean = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
-            assert row["metrics"][name]["mean"] == pytest.approx(mean)
-            assert row["metrics"][name]["sd"] == pytest.approx(statistics.stdev(values))
+            assert row.metrics[name].mean == pytest.approx(mean)
+            assert row.metrics[name].sd == pytest.approx(statistics.stdev(values))
+            assert row.metrics[name].n == len(known)
 
 
 def test_strength_zero_is_the_baseline_and_has_no_divergence(whole: dict[str, Any]) -> None:
@@ -91,23 +96,25 @@ def test_strength_zero_is_the_baseline_and_has_no_divergence(whole: dict[str, An
     for seed in (1, 2):
         for fold in (0, 1):
             base, off = (cell(results, name, seed, fold) for name in ("baseline", "off"))
-            assert off["by_question"] == base["by_question"]
-            assert off["metrics"] == base["metrics"]
-            assert base["metrics"]["kl"] == pytest.approx(0, abs=1e-7)
+            assert off.items == base.items
+            assert off.metrics == base.metrics
+            assert base.value("kl") == pytest.approx(0, abs=1e-7)
 
 
 def test_the_edit_does_something_and_its_receipt_says_so(whole: dict[str, Any]) -> None:
     found, base = (cell(whole["results"], name) for name in ("iti", "baseline"))
-    assert found["metrics"]["kl"] > 1e-4
-    assert found["by_question"] != base["by_question"]
+    assert found.metrics["kl"].mean > 1e-4
+    assert found.items != base.items
     for measurement in ("multiple_choice", "generation", "divergence"):
-        (receipt,) = found["receipts"][measurement]
+        receipt: Any
+        (receipt,) = found.receipts[measurement]
         assert receipt["name"] == "iti"
         assert sum(receipt["edited"].values()) > 0
         assert receipt["changed"] > 0
     # The cursor and what follows: of the prompt nothing else is edited.
-    assert found["receipts"]["generation"][0]["edited"]["prompt"] == 0
-    assert base["receipts"]["generation"] == []
+    (receipt,) = found.receipts["generation"]
+    assert receipt["edited"]["prompt"] == 0
+    assert base.receipts["generation"] == []
 
 
 def test_a_baked_checkpoint_measures_as_the_edit_at_all_positions(whole: dict[str, Any]) -> None:
@@ -115,39 +122,43 @@ def test_a_baked_checkpoint_measures_as_the_edit_at_all_positions(whole: dict[st
         for fold in (0, 1):
             everywhere, baked = (cell(whole["results"], n, seed, fold) for n in ("everywhere", "baked"))
             for name in ("mc1", "mc2", "mc3", "true", "ce", "kl"):
-                assert baked["metrics"][name] == pytest.approx(everywhere["metrics"][name], abs=1e-5)
-            assert baked["metrics"]["kl"] > 1e-5
+                assert baked.value(name) == pytest.approx(everywhere.value(name), abs=1e-5)
+            assert baked.metrics["kl"].mean > 1e-5
 
 
 def test_the_chosen_point_is_the_best_on_validation(whole: dict[str, Any]) -> None:
     results = whole["results"]
-    assert len(results["grid"]) == 4 * 2 * 2
-    for chosen in results["chosen"]:
-        tried = [g for g in results["grid"] if (g["seed"], g["fold"]) == (chosen["seed"], chosen["fold"])]
-        best = max(g["metrics"]["mc2"] for g in tried)
-        assert next(g["point"] for g in tried if g["metrics"]["mc2"] == best) == chosen["point"]
-        assert cell(results, "best", chosen["seed"], chosen["fold"])["point"] == chosen["point"]
+    places = [(choice.seed, choice.fold) for choice in results.choices]
+    assert places == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    for choice, (seed, fold) in zip(results.choices, [(1, 0), (1, 1), (2, 0), (2, 1)], strict=True):
+        assert (choice.condition, choice.metric, len(choice.tried)) == ("best", "mc2", 4)
+        best = max(tried.value for tried in choice.tried if tried.value is not None)
+        assert next(tried.point for tried in choice.tried if tried.value == best) == choice.chosen
+        assert cell(results, "best", seed, fold).point == choice.chosen
 
 
 def test_the_artifact_of_a_cell_loads_and_holds_that_edit(whole: dict[str, Any], model_folder: Path) -> None:
-    fitted = next(f for f in whole["results"]["fits"] if f["condition"] == "best")
-    m = IntervenedModel.from_pretrained(whole["output"] / fitted["artifact"])
-    assert m.spec.interventions[0].strength == fitted["point"]["iti.strength"]
+    fitted = next(f for f in whole["results"].fits if f.condition == "best")
+    m = IntervenedModel.from_pretrained(whole["output"] / str(fitted.artifact))
+    assert m.spec.interventions[0].strength == fitted.point["iti.strength"]
     heads = sum(int(t.abs().sum(1).gt(0).sum()) for n, t in m.tensors.items() if n.endswith("]"))
-    assert heads == fitted["point"]["fit.select.k"]
+    assert heads == fitted.point["fit.select.k"]
 
 
 def test_the_card_of_a_cell_has_its_own_numbers(whole: dict[str, Any]) -> None:
     results = whole["results"]
-    kept = [one for one in results["cells"] if one["artifact"] is not None]
-    assert {one["artifact"] for one in results["fits"]} <= {one["artifact"] for one in kept}
-    for one in kept:
-        assert (whole["output"] / one["artifact"] / "intervention.yaml").is_file()
-    one = next(one for one in kept if one["condition"] == "best")
-    own, _, table = measured(results, one["artifact"]).partition("\n\n")
-    assert own.startswith(f"This folder is **{one['label']} (seed {one['seed']}, fold {one['fold']})**")
-    assert f"MC2 {one['metrics']['mc2']:.4g}" in own
+    kept = [one for one in results.conditions if one.artifact is not None]
+    assert {fitted.artifact for fitted in results.fits} <= {one.artifact for one in kept}
+    one = next(one for one in kept if one.name == "best")
+    own, _, table = card_table(results, one.artifact).partition("\n\n")
+    assert own.startswith(f"This folder is **{one.label} (seed {one.seed}, fold {one.fold})**")
+    assert f"MC2 {one.metrics['mc2'].mean:.4g}" in own
     assert table.strip() == markdown(results).strip()
+    for one in kept:
+        artifact = whole["output"] / str(one.artifact)
+        assert (artifact / "intervention.yaml").is_file()
+        card = (artifact / "README.md").read_text()
+        assert card_table(results, one.artifact).strip() in card
 
 
 def test_the_files_that_are_promised_are_there(whole: dict[str, Any]) -> None:
@@ -155,7 +166,7 @@ def test_the_files_that_are_promised_are_there(whole: dict[str, Any]) -> None:
     names = ("manifest.json", "units.jsonl", "results.json", "report.html", "experiment.yaml")
     for name in (*names, *(f"tables/{t}" for t in ("results.md", "results.csv", "cells.csv", "answers.csv"))):
         assert (output / name).stat().st_size > 0, name
-    assert json.loads((output / "results.json").read_text()) == whole["results"]
+    assert Results.load(output) == whole["results"]
     assert not list(output.glob(".baked*"))
 
 
@@ -167,7 +178,8 @@ def test_running_again_does_nothing_and_says_the_same(whole: dict[str, Any]) -> 
     assert units(output) == before
     assert all(value["was_done"] for what, value in steps if what == "unit")
     assert {p.name: p.read_bytes() for p in (output / "tables").iterdir()} == tables
-    assert again["rows"] == whole["results"]["rows"]
+    assert again.conditions == whole["results"].conditions
+    assert again.fits == whole["results"].fits
 
 
 def test_as_many_units_are_told_as_were_planned(comparison: Path, tmp_path: Path) -> None:
@@ -209,8 +221,8 @@ def test_without_folds_the_tables_say_that_the_fit_saw_the_questions(
     text = comparison.read_text().replace("seeds: [1, 2]", "seeds: [1]").replace("folds: 2\n", "")
     comparison.write_text("".join(line for line in text.splitlines(True) if "best" not in line))
     results = run(comparison, tmp_path / "run")
-    assert cell(results, "iti")["questions_seen_in_fit"] == 12
-    assert cell(results, "baseline")["questions_seen_in_fit"] == 0
+    assert cell(results, "iti").counts["questions_seen_in_fit"] == 12
+    assert cell(results, "baseline").counts["questions_seen_in_fit"] == 0
     assert "WARNING: " in (tmp_path / "run" / "tables" / "results.md").read_text()
 
 

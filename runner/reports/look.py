@@ -1,0 +1,278 @@
+"""The tables, the card and the page of a look at an edit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from subvene.runner.experiments.look.section import (
+    Evaluation,
+    coefficient_of,
+    conditions_of,
+    item_of,
+    look_of,
+    standard_error,
+)
+from subvene.runner.experiments.results import Condition, Results
+from subvene.runner.files import markdown
+from subvene.runner.files.csv_file import csv_text
+from subvene.runner.reports.curves import COLORS, figure
+from subvene.runner.reports.markup import Html, downloads, element, facts, folded, items, join, plot, table
+from subvene.runner.reports.page import count, page
+from subvene.runner.reports.sections import RECEIPT_COLUMNS, declared, provenance, receipt_cells
+
+_COLUMNS = ("coefficient", "mean difference", "standard error", "positive preferred")
+_ABOUT = (
+    "Mean over pairs of log p(positive answer) − log p(negative answer), in nats; positive preferred is the "
+    "share of pairs whose positive answer is the likelier one. Coefficient 0 is the untouched model."
+)
+
+
+# Tables ---------------------------------------------------------------------------------------------------
+
+
+def look_files(results: Results) -> dict[str, str]:
+    """The tables of a look by file name; those of things that were not asked for are left out."""
+    files = {}
+    if lines := [line for e in _of(results, "contrast") for line in _contrast_lines(results, e)]:
+        files = {"results.csv": csv_text(lines), "results.md": look_markdown(results)}
+    if lines := [line for e in _of(results, "contrast") for line in _pair_lines(results, e)]:
+        files["pairs.csv"] = csv_text(lines)
+    if lines := [line for e in _of(results, "samples") for line in _sample_lines(results, e)]:
+        files["samples.csv"] = csv_text(lines)
+    return files
+
+
+def look_markdown(results: Results) -> str:
+    """A table for each contrast, with what was edited beside it; empty without one."""
+    parts = []
+    for evaluation in _of(results, "contrast"):
+        conditions = list(conditions_of(results, evaluation))
+        lines = [_cells(evaluation, condition) for condition in conditions]
+        parts += [f"**{evaluation.name.replace('_', ' ')}**", markdown.table(_COLUMNS, lines)]
+        notes = [
+            _ABOUT,
+            f"{count(len(evaluation.keys), 'pair')}, {count(evaluation.tokens_edited or 0, 'token')} edited",
+        ]
+        notes += [
+            f"{condition.label}: not finite: {condition.not_finite}"
+            for condition in conditions
+            if condition.not_finite is not None
+        ]
+        parts.append("\n".join(f"- {note}" for note in notes))
+    return "".join(f"{part}\n\n" for part in parts).removesuffix("\n")
+
+
+def _of(results: Results, kind: str) -> list[Evaluation]:
+    return [evaluation for evaluation in look_of(results).evaluations if evaluation.kind == kind]
+
+
+def _contrast_lines(results: Results, evaluation: Evaluation) -> Iterable[dict[str, Any]]:
+    for condition in conditions_of(results, evaluation):
+        metric = condition.metrics.get(evaluation.name)
+        line = {"evaluation": evaluation.name, "coefficient": coefficient_of(condition)}
+        yield (
+            line
+            | {
+                "mean_difference": None if metric is None else metric.mean,
+                "standard_error": None if metric is None else standard_error(metric),
+                "positive_preferred": condition.value(evaluation.preferred),
+                "pairs": None if metric is None else metric.n,
+            }
+            | _if_not_finite(condition)
+        )
+
+
+def _pair_lines(results: Results, evaluation: Evaluation) -> Iterable[dict[str, Any]]:
+    for condition in conditions_of(results, evaluation):
+        for key in evaluation.keys:
+            item = item_of(condition, key)
+            if item is not None and evaluation.name in item.scores and key in results.questions:
+                question = results.questions[key]
+                yield {
+                    "evaluation": evaluation.name,
+                    "coefficient": coefficient_of(condition),
+                    "prompt": question.question,
+                    "positive": question.best,
+                    "difference": item.scores[evaluation.name],
+                }
+
+
+def _sample_lines(results: Results, evaluation: Evaluation) -> Iterable[dict[str, Any]]:
+    for key in evaluation.keys:
+        for condition in conditions_of(results, evaluation):
+            item = item_of(condition, key)
+            yield {
+                "evaluation": evaluation.name,
+                "prompt": results.questions[key].question,
+                "coefficient": coefficient_of(condition),
+                "response": None if item is None else item.text,
+            } | _if_not_finite(condition)
+
+
+def _if_not_finite(condition: Condition) -> dict[str, str]:
+    """The column that says why there are no numbers; only there where there are none."""
+    return {} if condition.not_finite is None else {"not_finite": condition.not_finite}
+
+
+def _cells(evaluation: Evaluation, condition: Condition) -> list[str]:
+    """One coefficient's line of a table to read."""
+    coefficient, metric = f"{coefficient_of(condition):.4g}", condition.metrics.get(evaluation.name)
+    if metric is None:
+        return [coefficient, "not finite", "–", "–"]
+    error = standard_error(metric)
+    preferred = condition.value(evaluation.preferred)
+    return [
+        coefficient,
+        f"{metric.mean:.4g}",
+        "–" if error is None else f"{error:.4g}",
+        "–" if preferred is None else f"{preferred:.4g}",
+    ]
+
+
+# The page -------------------------------------------------------------------------------------------------
+
+
+def render(results: Results) -> str:
+    """The page as text, the same for the same results."""
+    sections = [(title, content) for title, make in SECTIONS if (content := make(results)) is not None]
+    model = (declared(results).get("model") or {}).get("name")
+    coefficients = [f"{coefficient_of(condition):g}" for condition in results.conditions]
+    parts = [f"coefficients {', '.join(coefficients)}"] if coefficients else []
+    for evaluation in look_of(results).evaluations:
+        what = "prompt" if evaluation.kind == "samples" else "pair"
+        parts.append(f"{evaluation.name.replace('_', ' ')}: {count(len(evaluation.keys), what)}")
+    heading = "An edit at several coefficients" if len(coefficients) > 1 else "A look at an edit"
+    return page(heading, model=model, summary=join([" · ".join(parts)]), sections=sections)
+
+
+def preference(results: Results) -> Html | None:
+    """What the model prefers at each coefficient: the table, and a line where there are several."""
+    parts: list[Html] = []
+    for evaluation in _of(results, "contrast"):
+        conditions = list(conditions_of(results, evaluation))
+        lines = [_cells(evaluation, condition) for condition in conditions]
+        columns = [name.capitalize() for name in _COLUMNS]
+        caption = f"{evaluation.name.replace('_', ' ')}: {count(len(evaluation.keys), 'pair')}"
+        parts.append(table(caption, columns, lines, class_="numbers"))
+        broken = [
+            f"{one.label}: not finite: {one.not_finite}" for one in conditions if one.not_finite is not None
+        ]
+        parts += [items(*broken)] if broken else []
+        drawn = contrast_line(evaluation, conditions)
+        if drawn is not None:
+            parts.append(plot(drawn, "Mean difference by coefficient; bars are standard errors."))
+    return join([element("p", _ABOUT), *parts]) if parts else None
+
+
+def contrast_line(evaluation: Evaluation, conditions: Sequence[Condition]) -> go.Figure | None:
+    """The mean difference over the coefficients; None for fewer than two that have one."""
+    points = sorted(
+        (coefficient_of(condition), condition.metrics[evaluation.name])
+        for condition in conditions
+        if evaluation.name in condition.metrics
+    )
+    if len(points) < 2:
+        return None
+    errors = [standard_error(metric) for _, metric in points]
+    made = figure(x="coefficient", y="log p(positive) − log p(negative), nats", height=360)
+    made.add_trace(
+        go.Scatter(
+            x=[coefficient for coefficient, _ in points],
+            y=[metric.mean for _, metric in points],
+            error_y=None
+            if all(error is None for error in errors)
+            else {"type": "data", "array": errors, "thickness": 1, "width": 4},
+            mode="lines+markers",
+            line={"color": COLORS[0]},
+            marker={"size": 9},
+            hovertemplate="%{x}: %{y:.3f}<extra></extra>",
+        )
+    )
+    return made
+
+
+def samples(results: Results) -> Html | None:
+    """Every prompt with its answers beside each other."""
+    articles = [
+        _answers(results, evaluation, key)
+        for evaluation in _of(results, "samples")
+        for key in evaluation.keys
+    ]
+    if not articles:
+        return None
+    about = "What it writes, by coefficient: all in one batch, the likeliest token at each step."
+    return join([element("p", about), *articles])
+
+
+def _answers(results: Results, evaluation: Evaluation, key: str) -> Html:
+    cards = []
+    for condition in conditions_of(results, evaluation):
+        item = item_of(condition, key)
+        text = None if item is None else item.text
+        said: str = text if text is not None and text.strip() else element("em", "(empty)")
+        if text is None:
+            said = element("em", f"(no answer: not finite: {condition.not_finite})")
+        cards.append(element("div", element("h4", condition.label), element("blockquote", said)))
+    prompt = results.questions[key].question
+    return element("article", element("h3", prompt), element("div", *cards, class_="answers"))
+
+
+def receipts(results: Results) -> Html | None:
+    """What the interventions did."""
+    lines = [
+        [evaluation.name.replace("_", " "), str(part["name"]), *receipt_cells([part])]
+        for evaluation in look_of(results).evaluations
+        for part in evaluation.receipt
+    ]
+    scored = [
+        f"{evaluation.name.replace('_', ' ')}: {count(evaluation.tokens_edited, 'token')} edited"
+        for evaluation in look_of(results).evaluations
+        if evaluation.tokens_edited is not None
+    ]
+    if not lines and not scored:
+        return None
+    about = (
+        "Tokens edited at each site: of the prompt, its last token (the cursor), the response; all "
+        "coefficients together. ‖Δ‖/‖h‖ is how large the edit is beside the activation that it meets."
+    )
+    parts = [element("p", about)]
+    if lines:
+        columns = ["Evaluation", *RECEIPT_COLUMNS]
+        parts.append(table("What each intervention did", columns, lines, class_="numbers"))
+    return join([*parts, *([items(*scored)] if scored else [])])
+
+
+def artifact(results: Results) -> Html | None:
+    """What was fitted and saved, and whether it reloads."""
+    section = look_of(results)
+    said = "A fresh process that loaded it gave the same logits."
+    if section.reload_failure is not None:
+        said = f"No fresh process could load it: {section.reload_failure}"
+    elif section.reload_difference is None:
+        said = "The logits of a fresh process that loaded it could not be compared: they are not finite."
+    elif section.reload_difference:
+        by = f"{section.reload_difference:.2g}"
+        said = f"A fresh process that loaded it gave logits that differ by up to {by}."
+    about = "The edited model's interventions are in the folder `artifact` beside this page. "
+    dtype = [] if section.dtype is None else [element("p", f"The model ran in {section.dtype}.")]
+    fits = [folded("What the fit found", facts("Fit", fit.provenance)) for fit in results.fits]
+    return join([element("p", about + said), *dtype, *fits])
+
+
+def _downloads(results: Results) -> Html | None:
+    files = look_files(results)
+    return downloads(files) if files else None
+
+
+SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
+    ("Preference", preference),
+    ("Samples", samples),
+    ("Receipts", receipts),
+    ("Artifact", artifact),
+    ("Provenance", provenance),
+    ("Downloads", _downloads),
+)
+"""The sections in their order, each with its title; those that give None are left out."""
