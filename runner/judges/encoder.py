@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subvene.runner.judges.base import JudgeError
+from subvene.specs import SubveneError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,6 +56,26 @@ def find_encoder(name: str) -> str:
     if not (folder / "config.json").is_file():
         raise JudgeError(f"the sentence encoder {name}: {folder / 'config.json'} is missing")
     return str(folder)
+
+
+def encoder_sha256(name: str) -> str:
+    """A digest of an encoder's weights, config and tokenizer, whose weights are not loaded.
+
+    Raises:
+        JudgeError: the encoder is missing or cannot be read.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    from subvene.runner.models.identity import checkpoint_sha256
+    from subvene.runner.models.pretrained import check_folder, read_pretrained
+
+    source = find_encoder(name)
+    try:
+        check_folder(source)
+        config, tokenizer = (read_pretrained(kind, source) for kind in (AutoConfig, AutoTokenizer))
+        return checkpoint_sha256(source, config, tokenizer)
+    except SubveneError as error:
+        raise JudgeError(f"the sentence encoder {name} cannot be read: {error}") from error
 
 
 def cut_in_words(texts: Collection[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from subvene.runner.experiments.persona.run import Persona
 from subvene.runner.experiments.study import Publish, Study, StudyResult, run_study
 from subvene.runner.files.cache import atomic_folder
 from subvene.runner.files.leftovers import restore
-from subvene.runner.files.storage import write_json
+from subvene.runner.files.storage import check_writable, write_json
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.measures import EVALUATIONS
 from subvene.runner.measures.contrast import contrast_texts
@@ -72,6 +72,7 @@ def run_experiment(
 
     Raises:
         SpecError: the file, or a file of pairs that it names, is not valid; nothing has been loaded.
+        StorageError: nothing can be written to `output`; nothing has been loaded.
         NotSteeredError: an intervention did not act.
     """
     stem = "experiment"
@@ -94,6 +95,7 @@ def run_experiment(
         return run_study(
             study, spec, output=target, folder=folder, publish=publish, on_step=on_step, **overrides
         )
+    check_writable(target)
     restore(target)
     if target.exists() and not (target / "results.json").is_file() and not _is_empty_folder(target):
         raise SubveneError(f"{target} exists and holds no results of an experiment; choose another --output")
