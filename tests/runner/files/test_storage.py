@@ -177,7 +177,7 @@ import sys
 from pathlib import Path
 import safetensors.torch, torch
 from subvene.runner.files.ledger import Ledger
-from subvene.runner.reports.tables import write_text
+from subvene.runner.files.storage import write_text
 from subvene.runner.files.storage import StorageError, atomic_folder
 disk = Path(sys.argv[1])
 
