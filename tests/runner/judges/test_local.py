@@ -16,7 +16,7 @@ from tiny_questions import PRIMER, QUESTIONS, write_questions
 import subvene.runner.judges.local as module
 from subvene.runner import run_experiment
 from subvene.runner.judges import make_judge
-from subvene.runner.judges.traits import make_trait_judge
+from subvene.runner.judges.trait_registry import make_trait_judge
 from subvene.specs import ModelSpec
 from subvene.specs.judges import TransformersJudgeSpec
 
