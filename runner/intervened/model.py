@@ -30,7 +30,7 @@ from subvene.runner.edits.whole_tensor import WholeTensorModel
 from subvene.runner.intervened.attached import PromptLengths, attached
 from subvene.runner.models.chat_settings import CHAT_FIELDS, with_chat
 from subvene.runner.models.generation import setting
-from subvene.runner.models.loading import load_config, load_model, with_overrides
+from subvene.runner.models.loading import check_given, load_config, load_model, with_overrides
 from subvene.specs import InterventionSpec, ModelSpec, load_spec, parse_spec
 
 
@@ -112,6 +112,7 @@ class IntervenedModel:
         else:
             _refuse_overrides(overrides)
             spec = with_overrides(spec, overrides)
+            check_given(model, tokenizer, spec.model.name)
         tokenizer = with_chat(tokenizer, spec.model)
         folder = None if folder is None else Path(folder)
         intervenable = compile_spec(spec, model, folder=folder, own_tensors=tensors)
@@ -155,6 +156,7 @@ class IntervenedModel:
             model, tokenizer = load_model(spec.model, **overrides)
         else:
             _refuse_overrides(overrides)
+            check_given(model, tokenizer, spec.model.name)
         tokenizer = with_chat(tokenizer, spec.model)
         loaded.check_model(model)
         intervenable = compile_spec(spec, model, own_tensors=loaded.tensors)
@@ -176,7 +178,12 @@ class IntervenedModel:
             tokenizer: its tokenizer.
             name: what its spec calls it; `plain` if its weights are as they were loaded, else what they were
                 made into (`baked`, `lora`).
+
+        Raises:
+            ModelError: the tokenizer writes ids that the model has no row for, or its generation_config holds
+                what is no such setting.
         """
+        check_given(model, tokenizer, name)
         # Not a spec that a file could hold: it declares no intervention.
         spec = InterventionSpec.model_construct(subvene=1, model=ModelSpec(name=name), interventions=())
         plain = cls(spec, model, tokenizer, intervenable=IntervenableModel([], model, ()))

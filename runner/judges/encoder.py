@@ -106,10 +106,10 @@ class SentenceEncoder:
         from subvene.runner.models.pretrained import (
             PretrainedError,
             check_folder,
-            check_quantization,
             load_weights,
             read_pretrained,
         )
+        from subvene.runner.models.quantization import check_quantization
 
         folder = find_encoder(name)
         try:
