@@ -29,9 +29,8 @@ from subvene.runner.artifacts.vouchers import FORMAT, ArtifactError, fingerprint
 from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.edits.receipt import Receipt
 from subvene.runner.edits.whole_tensor import WholeTensorModel
-from subvene.runner.files.cache import atomic_folder
 from subvene.runner.files.leftovers import restore
-from subvene.runner.files.storage import check_writable
+from subvene.runner.files.storage import atomic_folder, check_writable
 from subvene.runner.models.anatomy import text_config
 from subvene.runner.models.fingerprint import config_fingerprint, model_fingerprint, modules_fingerprint
 from subvene.specs import InterventionSpec, dump_spec, parse_spec

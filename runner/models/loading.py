@@ -13,8 +13,9 @@ import torch
 import transformers
 from filelock import FileLock
 
-from subvene.runner.files.cache import atomic_folder, cache_folder
+from subvene.runner.files.cache import cache_folder
 from subvene.runner.files.progress import status
+from subvene.runner.files.storage import atomic_folder
 from subvene.runner.models.chat_settings import CHAT_FIELDS, with_chat
 from subvene.runner.models.generation_types import generation_flaw
 from subvene.runner.models.pretrained import (

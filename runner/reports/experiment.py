@@ -15,9 +15,8 @@ from subvene.runner.experiments.comparison.run import Comparison
 from subvene.runner.experiments.localization.run import Localization
 from subvene.runner.experiments.persona.run import Persona
 from subvene.runner.experiments.study import Publish, Study, StudyResult, run_study
-from subvene.runner.files.cache import atomic_folder
 from subvene.runner.files.leftovers import restore
-from subvene.runner.files.storage import check_writable, write_json
+from subvene.runner.files.storage import atomic_folder, check_writable, write_json
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.measures import EVALUATIONS
 from subvene.runner.measures.contrast import contrast_texts

@@ -15,9 +15,8 @@ from subvene.runner.exchange.exports.base import Export, ExportError, judge_all,
 from subvene.runner.exchange.exports.cards import add_measurement
 from subvene.runner.exchange.exports.measurement import float32_copy, is_half, measured
 from subvene.runner.exchange.exports.texts import MEASURED, Text
-from subvene.runner.files.cache import atomic_folder
 from subvene.runner.files.leftovers import restore
-from subvene.runner.files.storage import check_writable
+from subvene.runner.files.storage import atomic_folder, check_writable
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.specs.regular_file import read_text
 

@@ -17,8 +17,8 @@ from subvene.runner.edits.compile import CompileError, load_tensors
 from subvene.runner.experiments.persona.conditions import Cost, Subject, arms_of, one_number, run_conditions
 from subvene.runner.experiments.persona.sweep import best_point, run_sweep
 from subvene.runner.experiments.study import Step
-from subvene.runner.files.cache import atomic_folder
 from subvene.runner.files.ledger import MISSING, Ledger, digest
+from subvene.runner.files.storage import atomic_folder
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.measures.divergence import Reference
 from subvene.runner.measures.geometry import geometry
