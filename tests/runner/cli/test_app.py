@@ -122,7 +122,7 @@ main()
 
 @pytest.mark.parametrize(
     ("command", "module", "function"),
-    [("fit", "artifact", "model_card"), ("run", "experiment", "write_json")],
+    [("fit", "artifacts.artifact", "model_card"), ("run", "reports.experiment", "write_json")],
 )
 def test_ctrl_c_leaves_nothing_half_written(
     experiment: Path, tmp_path: Path, command: str, module: str, function: str

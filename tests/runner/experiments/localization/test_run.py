@@ -12,8 +12,9 @@ from hub_server import connect, serve_hub
 from tiny_questions import PRIMER, QUESTIONS, TEXTS, write_questions
 
 from subvene.runner import IntervenedModel, run_experiment
-from subvene.runner.artifacts.hub import push, read_results
+from subvene.runner.artifacts.hub import push
 from subvene.runner.experiments.comparison.summary import METRICS
+from subvene.runner.reports.card import measured_of
 from subvene.runner.reports.localization_tables import localization_markdown
 from subvene.specs import SubveneError
 
@@ -124,8 +125,9 @@ def test_end_to_end(localization: Path, tmp_path: Path, monkeypatch: pytest.Monk
     # What is pushed of it brings its numbers: its own, and the table of all arms.
     with serve_hub(tmp_path / "server") as server:
         connect(monkeypatch, server, tmp_path / "home")
-        for given in (None, read_results(tmp_path / "run" / "results.json")):
-            push(tmp_path / "run" / "artifacts" / "edit_probed", "ann/edit", results=given)
+        kept = tmp_path / "run" / "artifacts" / "edit_probed"
+        for given in (None, tmp_path / "run" / "results.json"):
+            push(kept, "ann/edit", measured=measured_of(kept, given))
             card = server.content("ann/edit", "README.md").decode()
             own = next(
                 line for line in card.splitlines() if line.startswith("This folder is **edit_probed** of")

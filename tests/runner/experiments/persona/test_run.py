@@ -297,9 +297,7 @@ def test_refused_before_the_model_is_loaded(
     message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        "subvene.runner.experiments.persona.run.load_model", lambda *a, **k: pytest.fail("loaded")
-    )
+    monkeypatch.setattr("subvene.runner.experiments.study.load_model", lambda *a, **k: pytest.fail("loaded"))
     edit = fields.pop("edit", None)
     path = persona(**fields)
     if edit is not None:
