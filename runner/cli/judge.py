@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 judge_app = typer.Typer(
     name="judge",
     no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     epilog=EPILOG,
     help="Judges of truth and informativeness: how good they are, and how to make your own.",
 )
