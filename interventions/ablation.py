@@ -24,6 +24,7 @@ class AblationIntervention(ActivationIntervention):
     kind = "ablation"
     buffer_names = ("direction",)
     linear_in_strength = True
+    acts_alone = True
 
     def __init__(self, direction: torch.Tensor | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -52,11 +53,3 @@ class AblationIntervention(ActivationIntervention):
 
     def direction_formula(self) -> DirectionFormula:
         return DirectionFormula("remove", self.direction.detach().cpu().float())
-
-    @property
-    def acts_alone(self) -> bool:
-        return True
-
-    @property
-    def depends_on_activation(self) -> bool:
-        return True

@@ -37,6 +37,9 @@ class ActivationIntervention(
     parameter_names: ClassVar[tuple[str, ...]] = ()
     #: Whether what is added is the strength times Δ(h). None: the kind does not say.
     linear_in_strength: ClassVar[bool | None] = None
+    #: Whether stock pyvene, which passes the activation and nothing else, gets the same edit. None: the kind
+    #: does not say.
+    acts_alone: bool | None = None
 
     def __init__(
         self,
@@ -105,17 +108,11 @@ class ActivationIntervention(
 
     @property
     def depends_on_activation(self) -> bool | None:
-        """Whether Δ depends on h; None: the kind does not say."""
-        affine = self.affine()
-        return None if affine is None else not affine.is_constant
-
-    @property
-    def acts_alone(self) -> bool | None:
-        """Whether stock pyvene, which passes the activation and nothing else, gets the same edit.
-
-        None: the kind does not say.
-        """
-        return None
+        """Whether Δ depends on h, as its map or formula says; None: the kind states neither."""
+        if (affine := self.affine()) is not None:
+            return not affine.is_constant
+        formula = self.direction_formula()
+        return None if formula is None else formula.form != "add"
 
     @property
     def is_additive(self) -> bool:

@@ -26,6 +26,7 @@ class CappingIntervention(ActivationIntervention):
     kind = "capping"
     buffer_names = ("direction", "ceiling", "floor")
     linear_in_strength = True
+    acts_alone = True
 
     def __init__(
         self,
@@ -64,11 +65,3 @@ class CappingIntervention(ActivationIntervention):
     def direction_formula(self) -> DirectionFormula:
         vector = self.direction.detach().cpu().float()
         return DirectionFormula("bound", vector, float(self.floor), float(self.ceiling))
-
-    @property
-    def acts_alone(self) -> bool:
-        return True
-
-    @property
-    def depends_on_activation(self) -> bool:
-        return True

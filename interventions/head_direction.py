@@ -34,6 +34,7 @@ class HeadDirectionIntervention(ActivationIntervention):
     kind = "head_direction"
     buffer_names = ("directions", "sigma", "shift", PROBE_WEIGHT, PROBE_BIAS)
     linear_in_strength = True
+    acts_alone = True
 
     def __init__(
         self,
@@ -143,10 +144,6 @@ class HeadDirectionIntervention(ActivationIntervention):
         if self.is_adaptive:
             return None
         return DirectionFormula("add", self.shift.detach().cpu().float())
-
-    @property
-    def acts_alone(self) -> bool:
-        return True
 
     @property
     def depends_on_activation(self) -> bool:

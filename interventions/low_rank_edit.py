@@ -31,6 +31,7 @@ class LowRankEditIntervention(ActivationIntervention):
     buffer_names = ("read_mask", "write_mask")
     parameter_names = ("a", "b")
     linear_in_strength = True
+    acts_alone = True
 
     def __init__(
         self,
@@ -92,14 +93,6 @@ class LowRankEditIntervention(ActivationIntervention):
 
     def affine(self) -> Affine:
         return Affine.linear(self.a * self.read_mask, self.b * self.write_mask)
-
-    @property
-    def acts_alone(self) -> bool:
-        return True
-
-    @property
-    def depends_on_activation(self) -> bool:
-        return True
 
     @property
     def expects_change(self) -> bool:

@@ -176,7 +176,7 @@ class PyveneIntervention(ActivationIntervention):
         return self.options.get("class") == "SkipIntervention"
 
     @property
-    def acts_alone(self) -> bool:
+    def acts_alone(self) -> bool:  # type: ignore[override]
         return not self.needs_module_input
 
     @property

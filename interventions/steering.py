@@ -29,6 +29,7 @@ class SteeringIntervention(ActivationIntervention):
     kind = "steering"
     buffer_names = ("vector", "length")
     linear_in_strength = True
+    acts_alone = True
 
     def __init__(
         self, vector: torch.Tensor | None = None, length: float | torch.Tensor | None = None, **kwargs: Any
@@ -69,11 +70,3 @@ class SteeringIntervention(ActivationIntervention):
 
     def direction_formula(self) -> DirectionFormula:
         return DirectionFormula("add", self.delta(self.vector).detach().cpu().float())
-
-    @property
-    def acts_alone(self) -> bool:
-        return True
-
-    @property
-    def depends_on_activation(self) -> bool:
-        return False

@@ -6,9 +6,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
+import safetensors
 import torch
 
 from subvene.specs import Site, SubveneError, parse_tensor_name, tensor_name
+
+# What safetensors raises for a file that is none; KeyError for a type of number that it does not know.
+UNREADABLE = (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError)
+_NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def why_not_dense(tensor: torch.Tensor) -> str | None:
+    """Why a tensor is not plain numbers in memory, in words that follow its name; None if it is."""
+    odd = {
+        "nested": tensor.is_nested,
+        "quantised": tensor.is_quantized,
+        f"of layout {tensor.layout}": tensor.layout != torch.strided,
+        f"without values, on {tensor.device}": tensor.is_meta,
+    }
+    found = next((what for what, is_it in odd.items() if is_it), None)
+    return None if found is None else f"is no dense tensor ({found})"
+
+
+def why_unusable(tensor: torch.Tensor) -> str | None:
+    """Why a tensor cannot stand in an artifact, in words that follow its name; None if it can."""
+    if why := why_not_dense(tensor):
+        return why
+    # Integers, which no edit reads, are kept as they are; float8 has no arithmetic of its own.
+    if tensor.dtype not in _NUMBERS and (tensor.is_floating_point() or tensor.is_complex()):
+        return f"is {tensor.dtype}, expected {', '.join(map(str, _NUMBERS))}"
+    return None if bool(torch.isfinite(tensor).all()) else "holds NaN or infinite values"
 
 
 class TensorError(SubveneError, ValueError):

@@ -14,6 +14,8 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from pydantic import GetCoreSchemaHandler, ValidationError, ValidatorFunctionWrapHandler
 from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError, core_schema
 
+from subvene.specs._nodes import MAX_PROBLEMS
+
 Loc = tuple[str | int, ...]
 FlawType = Literal["expected", "missing_field", "unknown_field"]
 
@@ -79,7 +81,8 @@ def refuse(title: str, flaws: Iterable[Flaw]) -> NoReturn:
 def relay(title: str, errors: Sequence[ErrorDetails | Flaw], skip: int = 0) -> NoReturn:
     """Raises errors again, the first ``skip`` parts of every pydantic place left out."""
     lines = []
-    for error in errors:
+    # One more than is shown, which tells that there are more: every level would copy all of them.
+    for error in errors[: MAX_PROBLEMS + 1]:
         if isinstance(error, Flaw):
             lines.append(error.details())
             continue

@@ -128,8 +128,7 @@ class JsonReader:
         while True:
             self._skip()
             item = self._value(depth + 1)
-            self.complaints.grow(sequence, item)
-            sequence.items.append(item)
+            self.complaints.add_item(sequence, item)
             if self._take("]"):
                 return sequence
             if not self._take(","):

@@ -14,6 +14,8 @@ from subvene.specs.errors import Problem, SpecError
 MAX_BYTES = 8 * 2**20
 MAX_NODES = 200_000
 MAX_DEPTH = 48
+# Beyond this many, numbers are data, which belong in a tensor file; PyYAML takes seconds to read them.
+MAX_NUMBERS = 10_000
 # Beyond this many a file is not a spec with mistakes but something else.
 MAX_PROBLEMS = 100
 
@@ -46,6 +48,7 @@ class SequenceNode:
 
     mark: Mark
     items: list[Node] = field(default_factory=list)
+    numbers: int = 0
     size: int = 1
     height: int = 0
 
@@ -99,6 +102,16 @@ class Complaints:
             self.note(entry.mark, "every key once", f"`{text}` again (first in line {first.line})")
             return
         mapping.entries[text] = entry
+
+    def add_item(self, sequence: SequenceNode, item: Node) -> None:
+        """Puts an item into a list."""
+        self.grow(sequence, item)
+        sequence.items.append(item)
+        if isinstance(item, ScalarNode) and isinstance(item.value, int | float):
+            sequence.numbers += 1
+            if sequence.numbers > MAX_NUMBERS:
+                expected = f"at most {MAX_NUMBERS} numbers in a list (more of them belong in a tensor file)"
+                raise self.fail(sequence.mark, expected, "more than that")
 
     def grow(self, parent: SequenceNode | MappingNode, child: Node) -> None:
         """Counts a child in, before anything is expanded, so that an alias bomb costs nothing."""

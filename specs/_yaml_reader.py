@@ -152,8 +152,7 @@ class YamlReader:
         sequence = SequenceNode(_mark(start))
         while not isinstance(event := next(events), yaml.SequenceEndEvent):
             item = self._node(event, events, depth + 1)
-            self.complaints.grow(sequence, item)
-            sequence.items.append(item)
+            self.complaints.add_item(sequence, item)
         return sequence
 
     def _mapping(self, start: yaml.Event, events: Iterator[yaml.Event], depth: int) -> MappingNode:

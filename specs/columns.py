@@ -258,19 +258,30 @@ def with_system(
     return [{"role": "system", "content": text}, *messages]
 
 
-def says_again(value: Any, texts: Sequence[str]) -> bool:
-    """Whether a value is one of some texts, or holds one and more, as a prompt does that a template made."""
+def says_again(value: Any, texts: Sequence[str], *, rendered: bool = False) -> bool:
+    """Whether a value is one of some texts, or messages of which each is.
+
+    Args:
+        value: text, or messages in whichever form.
+        texts: what has been said.
+        rendered: whether a text also counts that holds one and more, as one that a template made does.
+    """
     if isinstance(value, str):
-        return any(text.strip() and text.strip() in value for text in texts)
+        said = [text.strip() for text in texts]
+        return value.strip() in said or (rendered and any(text and text in value for text in said))
     try:
-        said = [message["content"] for message in messages_of(value, "")]
+        contents = [message["content"] for message in messages_of(value, "")]
     except RowsError:
         return False
-    return all(says_again(text, texts) for text in said)
+    return all(says_again(text, texts, rendered=rendered) for text in contents)
 
 
 def _one(columns: Mapping[str, Any], meaning: Meaning, where: str, taken: Taken, fail: Fail) -> str | None:
-    """Which of several columns of one meaning is read: the one that says all that the others say."""
+    """Which of several columns of one meaning is read: the longest, where the others say the same.
+
+    A prompt may also stand inside its rendering, as in the tables of persona vectors. Of anything else a
+    part is another thing: "No" is not "No, never", and "He is" is not "She is".
+    """
     telling = {name: value for name, value in columns.items() if not _is_empty(value)}
     if not telling:
         # An empty answer is an answer, and is left out and counted where it cannot be read.
@@ -281,7 +292,7 @@ def _one(columns: Mapping[str, Any], meaning: Meaning, where: str, taken: Taken,
     for name, value in telling.items():
         if name == fullest:
             continue
-        if _flat(value).strip() not in _flat(telling[fullest]):
+        if not _same(value, telling[fullest], meaning):
             raise fail(
                 f"{where}: {name} and {fullest} are both {_WORDS[meaning]}, and say different things; say "
                 f"which is meant (--{meaning}), or rename the other"
@@ -325,6 +336,24 @@ def _earlier(history: Any, where: str, fail: Fail) -> list[dict[str, Any]]:
 
 def _add(names: list[str], more: Sequence[str]) -> None:
     names += [name for name in dict.fromkeys(more) if name not in names]
+
+
+def _same(value: Any, fullest: Any, meaning: Meaning) -> bool:
+    """Whether one value of a meaning says what another, not shorter one does."""
+    if _canonical(value) == _canonical(fullest):
+        return True
+    if meaning != "prompt" or not isinstance(value, str):
+        return False
+    said = _canonical(fullest)
+    return any(value.strip() in text for text in ([said] if isinstance(said, str) else [t for _, t in said]))
+
+
+def _canonical(value: Any) -> str | list[tuple[str, str]]:
+    """Messages in whichever form as roles and contents, and anything else as text."""
+    try:
+        return [(message["role"], message["content"].strip()) for message in messages_of(value, "")]
+    except RowsError:
+        return _flat(value).strip()
 
 
 def _flat(value: Any) -> str:

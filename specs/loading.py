@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from subvene.specs._flaws import Flaw, Loc, nearest, one_of, refuse
+from subvene.specs._nodes import MAX_PROBLEMS
 from subvene.specs.document import Document, Format, parse_document, read_document
 from subvene.specs.errors import Problem, SpecError
 from subvene.specs.experiment import OWN_FIELDS, SOURCE_OF_TENSORS, ExperimentSpec, InterventionSpec
@@ -45,6 +46,16 @@ def load_spec(path: str | Path, *, own_tensors: bool = False) -> InterventionSpe
         SpecError: With every problem of the file.
     """
     return _spec(read_document(path), own_tensors)
+
+
+def load_placed(path: str | Path) -> tuple[InterventionSpec | ExperimentSpec, Document]:
+    """Reads and checks a spec, and returns it with the document, which knows where everything stands.
+
+    Raises:
+        SpecError: As of ``load_spec``.
+    """
+    document = read_document(path)
+    return _spec(document, own_tensors=False), document
 
 
 def parse_spec(
@@ -162,8 +173,13 @@ def _checked(document: Document, validate: Callable[[object], _T]) -> _T:
 
 
 def _located(error: ValidationError, document: Document) -> SpecError:
-    problems = [_problem(details, document) for details in error.errors(include_url=False)]
-    return SpecError(sorted(problems, key=lambda problem: (problem.line or 0, problem.column or 0)))
+    errors = error.errors(include_url=False)
+    problems = [_problem(details, document) for details in errors[:MAX_PROBLEMS]]
+    problems.sort(key=lambda problem: (problem.line or 0, problem.column or 0))
+    if len(errors) > MAX_PROBLEMS:
+        last, expected = problems[-1], f"at most {MAX_PROBLEMS} problems in a file"
+        problems.append(Problem(document.file, last.line, last.column, "", expected, "more than that"))
+    return SpecError(problems)
 
 
 def _problem(error: ErrorDetails, document: Document) -> Problem:

@@ -1,6 +1,6 @@
 """What a spec names on this machine: files, folders and models that have to be there before anything runs.
 
-Nothing is opened here, and no package is imported.
+Nothing but a model's config is opened here, and no package is imported.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from subvene.specs._flaws import Loc
 from subvene.specs.evaluations import TextsSpec, TruthfulQASpec
 from subvene.specs.judges import ReferenceJudgeSpec, TrainedJudgeSpec
 from subvene.specs.model import ModelSpec
+from subvene.specs.model_config import config_flaw
 from subvene.specs.preferences import TriplesSpec
 from subvene.specs.questions import QuestionsSpec
 from subvene.specs.tensors import TensorRef
@@ -107,10 +108,11 @@ def _model(name: str) -> str | None:
         return _package(packaged.module) or _packaged(*packaged)
     path = Path(name).expanduser()
     if path.is_dir():
-        there = (path / "config.json").is_file()
-        return (
-            None if there else f"a model's folder, with config.json in it (looked for at {path.absolute()})"
-        )
+        config = path / "config.json"
+        if not config.is_file():
+            return f"a model's folder, with config.json in it (looked for at {path.absolute()})"
+        flaw = config_flaw(config)
+        return None if flaw is None else f"a model's folder; of {config.absolute()}, {flaw}"
     if not name.startswith(_PATH) and _HUB_ID.fullmatch(name):
         return None  # the Hub's to say
     where = f"looked for at {path.absolute()}"

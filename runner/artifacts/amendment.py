@@ -7,12 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from subvene.interventions import REGISTRY, Sizes, TensorTable
 from subvene.runner.artifacts import artifact
 from subvene.runner.artifacts.packing import TENSORS
-from subvene.runner.edits.compile import check_sizes, compile_spec, entry_name
+from subvene.runner.artifacts.vouchers import ArtifactError
+from subvene.runner.edits.compile import NO_SIZES, check_sizes, compile_spec, entry_name
 from subvene.runner.models.loading import load_skeleton
-from subvene.specs import AnyIntervention, InterventionSpec, SubveneError, dump_spec, parse_spec
+from subvene.specs import (
+    AnyIntervention,
+    InterventionSpec,
+    SubveneError,
+    dump_spec,
+    parse_spec,
+    parse_tensor_name,
+)
 from subvene.specs._flaws import nearest
 
 
@@ -39,6 +49,7 @@ def amend(source: Path | str, changes: Mapping[str, Any], output: Path | str | N
         SpecError: a value is not what its field takes.
         CompileError: the model has no such layer or head.
         TensorError: the artifact holds no tensor for what is declared now.
+        ArtifactError: the artifact is not what it should be, or holds a tensor that is of no use.
     """
     source = Path(source)
     output = source if output is None else Path(output)
@@ -66,13 +77,37 @@ def check_tensors(spec: InterventionSpec, found: artifact.Artifact) -> None:
     Raises:
         CompileError: the model has no such layer or head.
         TensorError: no such tensor is stored, or it has another shape.
+        ArtifactError: a tensor that is stored for another layer or key could not be used there.
     """
-    made_for = found.fingerprint["model"]
-    sizes = Sizes(**{name: made_for[name] for name in ("n_layers", "width", "n_heads", "head_dim")})
-    check_sizes(spec, sizes)
+    sizes = found.sizes or NO_SIZES
+    if found.sizes is not None:
+        check_sizes(spec, sizes)
     table = TensorTable(found.tensors, str(found.folder / TENSORS))
     for declared in spec.interventions:
         REGISTRY[declared.kind].build(declared, table, sizes)
+    for name, tensor in found.tensors.items():
+        if sizes is not NO_SIZES and (why := _why_of_no_use(name, tensor, sizes)):
+            raise ArtifactError(
+                f"{table.origin}: tensor {name!r} {why}, so it could not be used for this model; nothing was "
+                "written: take the artifact anew from where it came from"
+            )
+
+
+def _why_of_no_use(name: str, tensor: torch.Tensor, sizes: Sizes) -> str | None:
+    """Why nothing could be made of a tensor that another choice of layer or key would use."""
+    parsed = parse_tensor_name(name)
+    if parsed is None:
+        return None
+    if parsed.layer >= sizes.n_layers:
+        return f"is of a layer beyond {sizes.n_layers - 1}, the model's last"
+    if not tensor.is_floating_point():
+        return f"is {tensor.dtype}, expected floating point"
+    width, shape = sizes.site_width(parsed.site), list(tensor.shape)
+    if parsed.part is None and tensor.numel() != width:
+        return f"has shape {shape}, expected {width} numbers"
+    if parsed.part in ("a", "b") and shape[1:] != [width]:
+        return f"has shape {shape}, expected [rank, {width}]"
+    return None
 
 
 def _refuse_more(folder: Path, found: artifact.Artifact) -> None:

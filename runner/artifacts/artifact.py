@@ -17,29 +17,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 
+from subvene.interventions import Sizes
 from subvene.interventions._pyvene import pyvene
+from subvene.interventions.tensors import UNREADABLE, why_unusable
 from subvene.runner.artifacts.card import model_card
 from subvene.runner.artifacts.packing import TENSORS, self_contained, with_file
+from subvene.runner.artifacts.vouchers import FORMAT, ArtifactError, fingerprint_of, provenance_of
 from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.edits.receipt import Receipt
 from subvene.runner.edits.whole_tensor import WholeTensorModel
-from subvene.runner.files.cache import atomic_folder
 from subvene.runner.files.leftovers import restore
+from subvene.runner.files.storage import atomic_folder, check_writable
 from subvene.runner.models.anatomy import text_config
 from subvene.runner.models.fingerprint import config_fingerprint, model_fingerprint, modules_fingerprint
-from subvene.specs import InterventionSpec, SubveneError, dump_spec, parse_spec
+from subvene.specs import InterventionSpec, dump_spec, parse_spec
 from subvene.specs.regular_file import open_regular
 
 SPEC, FINGERPRINT, CARD = "intervention.yaml", "fingerprint.json", "README.md"
-FORMAT = "1"
-
-
-class ArtifactError(SubveneError):
-    """An artifact is incomplete, altered, or made for another model."""
 
 
 class RevisionWarning(UserWarning):
@@ -63,6 +60,14 @@ class Artifact:
     tensors: dict[str, torch.Tensor]
     fingerprint: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> Sizes | None:
+        """The sizes of the model it was made for; None where it names modules by their paths."""
+        if self._is_by_path:
+            return None
+        made_for = self.fingerprint["model"]
+        return Sizes(**{name: made_for[name] for name in ("n_layers", "width", "n_heads", "head_dim")})
 
     def check_config(self, config: Any) -> None:
         """Check a model's config against the fingerprint; nothing of the model need be loaded.
@@ -124,7 +129,9 @@ def check_free(folder: Path) -> None:
 
     Raises:
         ArtifactError: something else is there.
+        StorageError: nothing can be written there.
     """
+    check_writable(folder)
     restore(folder)
     if (
         folder.exists()
@@ -155,7 +162,9 @@ def write(
     """
     check_free(folder)
     stored_spec, used = self_contained(spec, intervenable)
-    tensors = {name: value.contiguous().cpu() for name, value in {**(tensors or {}), **used}.items()}
+    tensors = {**(tensors or {}), **used}
+    _refuse_unusable(tensors, provenance or {})
+    tensors = {name: value.contiguous().cpu() for name, value in tensors.items()}
     listed = type(intervenable.model) in pyvene.models.intervenable_modelcard.type_to_dimension_mapping
     # Its load reads the width from the top of the config, where a multimodal model does not have it.
     listed = listed and hasattr(intervenable.model.config, "hidden_size")
@@ -174,7 +183,6 @@ def write(
             name: version(name) for name in ("subvene", "pyvene", "torch", "transformers", "safetensors")
         },
     }
-    _refuse_not_finite(tensors, provenance or {})
     # One key: safetensors writes several in no fixed order, and the same artifact would hash differently.
     about = {"format": FORMAT, "sites": sorted(tensors), "provenance": dict(provenance or {})}
     metadata = {"subvene": json.dumps(about, sort_keys=True)}
@@ -193,17 +201,15 @@ def write(
     return folder
 
 
-def _refuse_not_finite(tensors: Mapping[str, torch.Tensor], provenance: Mapping[str, Any]) -> None:
+def _refuse_unusable(tensors: Mapping[str, torch.Tensor], provenance: Mapping[str, Any]) -> None:
     """Refuse to save what no other program could read as a number, or load as an edit.
 
     Raises:
         ArtifactError: naming the tensor or the place in the provenance.
     """
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ArtifactError(
-                f"tensor {name!r} holds NaN or infinite values, and is not saved; leave it out"
-            )
+        if why := why_unusable(tensor):
+            raise ArtifactError(f"tensor {name!r} {why}; nothing was saved: convert it, or leave it out")
     try:
         json.dumps(dict(provenance), allow_nan=False)
     except ValueError as error:
@@ -223,7 +229,7 @@ def read(folder: Path, *, links_into: Sequence[Path] = ()) -> Artifact:
         SpecError: the spec is not valid.
     """
     content = checked_files(folder, links_into=links_into)
-    fingerprint = json.loads(content[FINGERPRINT])
+    fingerprint = fingerprint_of(content[FINGERPRINT], folder / FINGERPRINT)
     try:
         text = content[SPEC].decode("utf-8")
     except UnicodeDecodeError as error:
@@ -236,12 +242,9 @@ def read(folder: Path, *, links_into: Sequence[Path] = ()) -> Artifact:
             )
     try:
         tensors = safetensors.torch.load(content[TENSORS])
-        header = json.loads(content[TENSORS][8 : 8 + int.from_bytes(content[TENSORS][:8], "little")])
-        # safetensors takes null for no metadata.
-        about = dict(json.loads((header.get("__metadata__") or {}).get("subvene", "{}")))
-        provenance = dict(about.get("provenance", {}))
-    except (safetensors.SafetensorError, ValueError, TypeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ArtifactError(f"{folder / TENSORS}: not a readable safetensors file ({error})") from error
+    provenance = provenance_of(content[TENSORS], folder / TENSORS)
     return Artifact(folder, with_file(spec, None), tensors, fingerprint, provenance)
 
 
@@ -254,18 +257,10 @@ def checked_files(folder: Path, *, links_into: Sequence[Path] = ()) -> dict[str,
     restore(folder)
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: no such artifact folder")
-    try:
-        content = {FINGERPRINT: _bytes(folder, FINGERPRINT, links_into)}
-        fingerprint = json.loads(content[FINGERPRINT])
-        hashes, _ = dict(fingerprint["sha256"]), fingerprint["model"]["n_layers"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{folder / FINGERPRINT}: not a fingerprint ({error!r})") from error
-    if fingerprint.get("format") != FORMAT:
-        raise ArtifactError(
-            f"{folder / FINGERPRINT}: format {fingerprint.get('format')!r}, this subvene reads {FORMAT!r}"
-        )
-    for name in sorted({SPEC, TENSORS, *hashes}, key=str):
-        if not isinstance(name, str) or Path(name).name != name or not name.isprintable():
+    content = {FINGERPRINT: _bytes(folder, FINGERPRINT, links_into)}
+    hashes = fingerprint_of(content[FINGERPRINT], folder / FINGERPRINT)["sha256"]
+    for name in sorted({SPEC, TENSORS, *hashes}):
+        if Path(name).name != name or not name.isprintable():
             raise ArtifactError(f"{folder / FINGERPRINT}: {name!r} is not a plain file name")
         content[name] = _bytes(folder, name, links_into)
         # People edit a card on the Hub, and nothing here reads it; everything else is as it was saved.

@@ -25,7 +25,7 @@ from subvene.runner.artifacts.artifact import CARD, FINGERPRINT, SPEC, Artifact
 from subvene.runner.artifacts.card import finished
 from subvene.runner.artifacts.hub_errors import HubError, check_repo_id, explained, is_repo_id
 from subvene.runner.artifacts.packing import TENSORS
-from subvene.runner.files.cache import atomic_folder
+from subvene.runner.files.storage import atomic_folder
 
 BAKED_RECORD = "baked.json"
 """What marks the folder of a baked checkpoint (`exports.checkpoint`, which imports too much to be asked)."""

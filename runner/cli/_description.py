@@ -90,11 +90,8 @@ def edited_tokens(spec: InterventionSpec, prompt: str, *, system: str | None, ra
 def _sizes(source: Source) -> tuple[Sizes | None, dict[str, Any] | None, bool | None, str | None]:
     """Sizes, the same as a mapping, whether stock pyvene lists the model, and why none of this is known."""
     if source.artifact:
-        made_for = source.artifact.fingerprint["model"]
-        if "modules" in made_for:
-            return None, made_for, source.artifact.fingerprint["stock_pyvene"], None
-        sizes = Sizes(*(made_for[name] for name in ("n_layers", "width", "n_heads", "head_dim")))
-        return sizes, made_for, source.artifact.fingerprint["stock_pyvene"], None
+        made_for = source.artifact.fingerprint
+        return source.artifact.sizes, made_for["model"], made_for["stock_pyvene"], None
     try:
         config = load_config(source.spec.model)
         sizes = sizes_from_config(config)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
 from subvene.runner.cli._console import (
     EPILOG,
@@ -16,26 +18,77 @@ from subvene.runner.cli._console import (
     plain_warnings,
     printable_usage,
 )
-from subvene.runner.cli.chat import chat
-from subvene.runner.cli.export import export
-from subvene.runner.cli.fit import fit
-from subvene.runner.cli.generate import generate
-from subvene.runner.cli.import_ import import_
-from subvene.runner.cli.judge import judge_app
-from subvene.runner.cli.project import project
-from subvene.runner.cli.pull import pull
-from subvene.runner.cli.push import push
-from subvene.runner.cli.run import run
-from subvene.runner.cli.screen import screen
-from subvene.runner.cli.set_ import set_
-from subvene.runner.cli.show import show
-from subvene.runner.cli.validate import schema, validate
 from subvene.runner.files.printable import printable_logs
-from subvene.specs import SubveneError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "validate": ("validate:validate", "Check spec files, and say everything that is wrong with them."),
+    "schema": ("validate:schema", "Print the JSON Schema of spec files, for editors."),
+    "fit": ("fit:fit", "Fit the tensors that a spec declares, and save them with it as an artifact."),
+    "generate": (
+        "generate:generate",
+        "Answer prompts with the interventions at work; greedy unless a temperature or top-p is given.",
+    ),
+    "chat": (
+        "chat:chat",
+        "Talk with the model, its interventions at work; /help lists the commands of a session.",
+    ),
+    "show": (
+        "show:show",
+        "Say what a spec or an artifact does: sites, tokens, strengths, tensors, and which edits commute.",
+    ),
+    "run": ("run:run", "Run an experiment: fit, evaluate, save."),
+    "project": ("project:project", "Project every assistant's turn of a transcript on the stored vectors."),
+    "screen": (
+        "screen:screen",
+        "Screen training data: mean projection of its answers, less that of the model's own answers.",
+    ),
+    "export": (
+        "export:export",
+        "Write an artifact in another format and measure it; what is not exact is refused, and why.",
+    ),
+    "push": (
+        "push:push",
+        "Push an artifact to the Hugging Face Hub: one commit, with a complete model card.",
+    ),
+    "pull": (
+        "pull:pull",
+        "Copy an artifact from the Hugging Face Hub into a folder: whole and checked, or not at all.",
+    ),
+    "import": (
+        "import_:import_",
+        "Make an artifact of what another tool made; the conversion of its conventions is stated.",
+    ),
+    "set": (
+        "set_:set_",
+        "Change layers, strengths, positions or other fields of an artifact; its hashes and card are "
+        "renewed.",
+    ),
+    "judge": (
+        "judge:judge_app",
+        "Judges of truth and informativeness: how good they are, and how to make your own.",
+    ),
+}
+"""By name: where a command is, and how its help begins, so that the list of commands imports none."""
 
 
 class _Commands(TyperGroup):
-    """Every error that subvene raises on purpose becomes one message and an exit code."""
+    """Every error that subvene raises on purpose becomes one message and an exit code.
+
+    A command's module is imported when it is called: the specs alone take longer than `--help` may.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """What stands in the list of commands; `resolve_command` gives the command itself."""
+        if cmd_name not in COMMANDS:
+            return None
+        return TyperCommand(cmd_name, callback=lambda: None, help=COMMANDS[cmd_name][1])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, None if name is None else _loaded(name), rest
 
     def make_context(self, *args: Any, **more: Any) -> Any:
         with printable_usage():
@@ -45,23 +98,25 @@ class _Commands(TyperGroup):
         try:
             with plain_warnings(), printable_logs(), printable_usage():
                 return super().invoke(ctx)
-        except SubveneError as error:
-            err().print(f"error: {error}", style="red", soft_wrap=True)
-            raise typer.Exit(_exit_code(error)) from None
         except BrokenPipeError:
             raise  # typer's own: whoever read the output has left
-        except OSError as error:
+        except Exception as error:
+            if (code := _exit_code(error)) is None:
+                raise
             err().print(f"error: {error}", style="red", soft_wrap=True)
-            raise typer.Exit(EXIT_INVALID) from None
+            raise typer.Exit(code) from None
         except KeyboardInterrupt:
             err().print("interrupted")
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def _exit_code(error: SubveneError) -> int:
-    # By name: the class lives in a module that imports torch, which this one must not.
+def _exit_code(error: Exception) -> int | None:
+    """The code for an error that subvene raises on purpose; None for another."""
+    # By name: the classes live in modules that take longer to import than some commands run.
     names = {cls.__name__ for cls in type(error).__mro__}
-    return EXIT_NOT_STEERED if names & {"NotSteeredError", "NotFiniteError"} else EXIT_INVALID
+    if names & {"NotSteeredError", "NotFiniteError"}:
+        return EXIT_NOT_STEERED
+    return EXIT_INVALID if names & {"SubveneError", "OSError"} else None
 
 
 app = typer.Typer(
@@ -72,11 +127,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog=EPILOG,
 )
-for command in (validate, schema, fit, generate, chat, show, run, project, screen, export, push, pull):
-    app.command(epilog=EPILOG)(command)
-app.command("import", epilog=EPILOG)(import_)
-app.command("set", epilog=EPILOG)(set_)
-app.add_typer(judge_app)
+
+
+def _loaded(name: str) -> Any:
+    """The command of that name."""
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    declared = getattr(importlib.import_module(f"subvene.runner.cli.{module}"), attribute)
+    if not isinstance(declared, typer.Typer):
+        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        alone.command(name, epilog=EPILOG)(declared)
+        declared = alone
+    return get_command(declared)
 
 
 def _version(asked: bool) -> None:

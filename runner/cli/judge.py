@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 judge_app = typer.Typer(
     name="judge",
     no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     epilog=EPILOG,
     help="Judges of truth and informativeness: how good they are, and how to make your own.",
 )
@@ -121,8 +123,8 @@ def check(
         made.check()
         checked = check_judge(made, rows, named, questions=questions, limit=limit)
         described, usage = made.describe(), made.usage()
-        # What a judge is worth is known when it has said something of every row.
-        if _keeps_accuracy(spec, named) and not checked.missing:
+        # Other judges state their own. What one is worth is known when it has said something of every row.
+        if f"{named}_model" in described and not checked.missing:
             keep_accuracy(described, named, checked.agreement, labels)
         if as_json:
             emit(
@@ -131,15 +133,6 @@ def check(
             )
             return
     _print_check(out(), checked, described, labels, len(rows), usage)
-
-
-def _keeps_accuracy(spec: Any, aspect: str) -> bool:
-    """Whether tables may state what was measured of this judge: the others state their own accuracy.
-
-    A local folder may hold other weights tomorrow, under the same name.
-    """
-    model = getattr(spec, f"{aspect}_model", None)
-    return model is not None and not Path(getattr(model, "name", "")).expanduser().is_dir()
 
 
 def _questions(data: Path | None) -> list[Any]:

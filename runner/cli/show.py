@@ -135,7 +135,7 @@ def _print_origin(line: Any, source: Source, description: Mapping[str, Any]) -> 
     if provenance:
         keys = sorted(provenance, key=_first_told)
         told = {key: provenance[key] for key in keys if not isinstance(provenance[key], dict | list)}
-        told |= {key: value[:12] for key, value in told.items() if key.endswith("sha256")}
+        told |= {key: str(value)[:12] for key, value in told.items() if key.endswith("sha256")}
         line("origin", ", ".join(f"{key} {value}" for key, value in told.items()))
     if source.artifact:
         line("stored", f"{description['stored_tensors']} tensors")

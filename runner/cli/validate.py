@@ -25,9 +25,9 @@ from subvene.specs import (
     SubveneError,
     json_schema,
     load_pairs,
-    load_spec,
 )
-from subvene.specs.document import read_document
+from subvene.specs.document import Document
+from subvene.specs.loading import load_placed
 from subvene.specs.local import absent
 
 
@@ -61,11 +61,11 @@ def validate(
 def _problems(file: Path) -> Iterator[Problem]:
     """Those of a spec, of the files of pairs that it names, and what it names that is not there."""
     try:
-        spec = load_spec(file)
+        spec, document = load_placed(file)
     except SpecError as error:
         yield from error.problems
         return
-    yield from _absent(file, spec)
+    yield from _absent(file, spec, document)
     if not isinstance(spec, ExperimentSpec):
         return
     declared = [getattr(part, "pairs", None) for part in (spec.fit, *spec.evaluate)]
@@ -76,12 +76,8 @@ def _problems(file: Path) -> Iterator[Problem]:
             yield from error.problems
 
 
-def _absent(file: Path, spec: InterventionSpec) -> Iterator[Problem]:
-    missing = list(absent(spec, file.parent))
-    if not missing:
-        return
-    document = read_document(file)
-    for loc, expected, name in missing:
+def _absent(file: Path, spec: InterventionSpec, document: Document) -> Iterator[Problem]:
+    for loc, expected, name in absent(spec, file.parent):
         place = document.locate(loc)
         yield Problem(str(file), place.value.line, place.value.column, place.path, expected, repr(name))
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from subvene.runner.data.reasoning import without_reasoning
+from subvene.runner.data.said import texts_of, unsaid, unwritable
 from subvene.runner.models.chat_settings import ChatSettings, chat_of
 from subvene.specs import SubveneError
 from subvene.specs._flaws import nearest
@@ -38,7 +40,8 @@ def render(
         cursor: with what makes the model answer at the end.
 
     Raises:
-        TextError: the template refuses the conversation, or leaves its system prompt out.
+        TextError: the template refuses the conversation or fails on it, or leaves words of it out; or a text
+            of it is none.
     """
     text: str = _rendered(tokenizer, messages, settings, cursor, tokenize=False)
     return text
@@ -83,14 +86,36 @@ def _rendered(
             **settings.chat_template_kwargs,
         )
 
+    for i, message in enumerate(turns):
+        for text in texts_of(message):
+            writable(text, f"message {i} ({message.get('role')})")
     if turns and turns[0]["role"] == "system":
         _check_system(call, turns)
     try:
-        return call(turns, tokenize)
+        text = call(turns, False)
+        made = call(turns, True) if tokenize else text
     except Exception as error:
         if not _of_template(error):
             raise
-        raise TextError(f"the model's chat template refuses this conversation: {error}") from error
+        raise TextError(f"the model's chat template {_words(error)}") from error
+    if (lost := unsaid(turns, text)) is not None:
+        raise TextError(
+            f"the model's chat template leaves out what was said: {lost}, does not stand whole in what it "
+            "makes of the conversation; mend the template in the model's folder, or give raw text "
+            "(chat=False, --raw)"
+        )
+    return made
+
+
+def writable(text: str, what: str) -> str:
+    """The text, which a tokenizer can read.
+
+    Raises:
+        TextError: it holds lone surrogates; `what` is what the error calls it.
+    """
+    if (flaw := unwritable(text)) is not None:
+        raise TextError(f"{what} is no text: {flaw}")
+    return text
 
 
 def _check_variables(tokenizer: Any, settings: ChatSettings) -> None:
@@ -152,9 +177,25 @@ def _renders(call: Any, messages: list[dict[str, Any]]) -> bool:
 
 
 def _of_template(error: Exception) -> bool:
-    """Whether jinja2, which transformers imports by itself, or a template's `raise_exception` raised it.
+    """Whether jinja2, which transformers imports by itself, or what runs in a template raised it.
 
     A ValueError or TypeError is transformers' own word on the conversation, or a filter's on what it got.
     """
-    by_jinja = any(kind.__module__.partition(".")[0] == "jinja2" for kind in type(error).__mro__)
-    return by_jinja or isinstance(error, ValueError | TypeError)
+    return _by_jinja(error) or isinstance(error, ValueError | TypeError) or _in_template(error)
+
+
+def _by_jinja(error: Exception) -> bool:
+    return any(kind.__module__.partition(".")[0] == "jinja2" for kind in type(error).__mro__)
+
+
+def _in_template(error: Exception) -> bool:
+    """Whether an error passed through jinja2: a template divides, indexes and calls as Python does."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(str(frame.f_globals.get("__name__", "")).partition(".")[0] == "jinja2" for frame in frames)
+
+
+def _words(error: Exception) -> str:
+    # What a template says by itself is a sentence; what Python says of its code is not.
+    if _by_jinja(error) or not _in_template(error):
+        return f"refuses this conversation: {error}"
+    return f"fails on this conversation ({type(error).__name__}: {error}); mend it in the model's folder"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from subvene.runner.data.chat_template import Messages, TextError, has_template, rendered_ids
+from subvene.runner.data.chat_template import Messages, TextError, has_template, rendered_ids, writable
 from subvene.runner.data.reasoning import opened, without_markers, without_reasoning
 from subvene.runner.data.rendered import conversation, frame_of, plain, reply_text, special_in
+from subvene.runner.data.said import texts_of
 from subvene.runner.models.chat_settings import chat_of
 
 __all__ = [
@@ -116,7 +117,7 @@ def messages_of(tokenizer: Any, prompt: str | Messages, system: str | None = Non
                 "generate_ids, with prompt_lengths"
             )
         for i, message in enumerate(messages):
-            for text in _texts(message.get("content")):
+            for text in texts_of(message):
                 plain(tokenizer, without_markers(text), f"message {i} ({message.get('role')})")
     if system is None:
         return messages
@@ -130,7 +131,7 @@ def messages_of(tokenizer: Any, prompt: str | Messages, system: str | None = Non
 
 def raw_ids(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text as it stands: what the tokenizer puts before it is not put there twice."""
-    ids = list(tokenizer(text)["input_ids"])
+    ids = list(tokenizer(writable(text, "the text"))["input_ids"])
     token = special_in(tokenizer, text)
     if token is None or not text.startswith(token):
         return ids
@@ -145,6 +146,7 @@ def response_ids(tokenizer: Any, response: str) -> list[int]:
     Raises:
         TextError: it holds special tokens of the tokenizer, other than the one that ended it.
     """
+    writable(response, "a reply")
     return list(tokenizer(reply_text(tokenizer, response), add_special_tokens=False)["input_ids"])
 
 
@@ -173,16 +175,6 @@ def reply_ids(tokenizer: Any, prompt: Sequence[int], reply: str) -> tuple[list[i
     return before, response_ids(tokenizer, answer)
 
 
-def _texts(content: Any) -> Iterator[str]:
-    """The texts of a message, whose content may be parts."""
-    if isinstance(content, str):
-        yield content
-    elif isinstance(content, list | tuple):
-        for part in content:
-            if isinstance(part, Mapping) and isinstance(part.get("text"), str):
-                yield part["text"]
-
-
 def quoted_ids(tokenizer: Any, text: str, *, chat: bool) -> list[int]:
     """A prompt that quotes what others wrote: special tokens in it are the characters that they consist of.
 
@@ -190,6 +182,7 @@ def quoted_ids(tokenizer: Any, text: str, *, chat: bool) -> list[int]:
     """
     if special_in(tokenizer, text) is None:
         return prompt_ids(tokenizer, text, chat=chat)
+    writable(text, "the prompt")
     frame = frame_of(tokenizer) if chat else None
     if frame is None:
         if chat:
@@ -207,6 +200,7 @@ def quoted_response_ids(tokenizer: Any, text: str) -> list[int]:
     """A response that a model wrote; special tokens in it are the characters that they consist of."""
     if special_in(tokenizer, text) is None:
         return response_ids(tokenizer, text)
+    writable(text, "a reply")
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 

@@ -7,6 +7,7 @@ sets of the Hub have the same rows.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -37,6 +38,9 @@ from subvene.specs.rows import Row, file_rows, short
 _WANTED: frozenset[Meaning] = frozenset(
     {"messages", "prompt", "input", "history", "system", "response", "reasoning", "text", "score"}
 )
+
+# As `messages_of` writes the reasoning of a field of its own.
+_BLOCK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
 class TranscriptError(SubveneError):
@@ -333,10 +337,13 @@ def _conversation(taken: Taken, where: str) -> list[dict[str, Any]]:
     column = taken.columns["messages"]
     messages = messages_of(taken["messages"], f"{where}: {column}", TranscriptError)
     contents = [message["content"] for message in messages]
+    answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    of = {"response": answers, "reasoning": _BLOCK.findall("\n".join(answers))}
     for meaning in ("prompt", "input", "history", "response", "reasoning", "text"):
         if meaning not in taken:
             continue
-        if not says_again(taken[meaning], contents):
+        rendered = meaning in ("prompt", "text")
+        if not says_again(taken[meaning], of.get(meaning, contents), rendered=rendered):
             raise TranscriptError(
                 f"{where}: {taken.columns[meaning]}: says what the conversation in {column} does not; say "
                 "which is meant with --messages, or with --prompt and --response"
@@ -350,7 +357,7 @@ def _answered(taken: Taken, where: str) -> list[dict[str, Any]]:
     place = f"{where}: {taken.columns['response']}"
     response = text_of(taken["response"], place, TranscriptError, empty=True)
     if "text" in taken:
-        if not says_again(taken["text"], [response]):
+        if not says_again(taken["text"], [response], rendered=True):
             raise TranscriptError(f"{where}: {taken.columns['text']}: says what prompt and response do not")
         taken.drop("text")
     before = asked(taken, where, TranscriptError)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from subvene.runner.edits.positions import PositionError, TokenTracker, cached_length
+from subvene.runner.edits.positions import PositionError, TokenTracker, cache_of, cached_length
 from subvene.runner.edits.receipt import Recorder
 from subvene.specs import Positions, SubveneError
 
@@ -34,11 +34,13 @@ class CacheRecord:
         applied: edit → the strength at which each slot was edited, [rows, slots]; 0 where it was not.
         lies: whether the cache says that it holds nothing, though the run has filled it.
         contents: what tells its rows apart, [rows, slots]; None where that cannot be read.
+        is_padded: whether some of its slots hold padding.
     """
 
     applied: dict[str, torch.Tensor] = field(default_factory=dict)
     lies: bool = False
     contents: torch.Tensor | None = None
+    is_padded: bool = False
 
     @classmethod
     def of(cls, edits: Edits, recorder: Recorder, tracker: TokenTracker, first: int) -> CacheRecord:
@@ -55,7 +57,7 @@ class CacheRecord:
                 before = _repeated(mask, len(recorded)).to(recorded.device)
                 mask = torch.cat([before, recorded[:, first:]], 1)
             applied[name] = _scaled(mask, strength)
-        return cls(applied)
+        return cls(applied, is_padded=not bool(tracker.real.all()))
 
     def put(self, cache: Any) -> None:
         """Leave the record on a cache that the run has filled."""
@@ -127,6 +129,22 @@ class CacheRecord:
 def record_of(cache: Any) -> CacheRecord:
     """What is known of a cache; of one without a record, that nothing was edited."""
     return getattr(cache, _NAME, None) or CacheRecord()
+
+
+def refuse_unmasked(inputs: Mapping[str, Any]) -> None:
+    """Refuse a call without a mask that goes on from a cache with padding in it.
+
+    The model would read the padding as text, and the tokens that follow would be counted from it.
+
+    Raises:
+        PositionError: saying what to pass.
+    """
+    cache = cache_of(inputs)
+    if inputs.get("attention_mask") is None and cache is not None and record_of(cache).is_padded:
+        raise PositionError(
+            "past_key_values holds padding, which without attention_mask is read as text; pass "
+            "attention_mask [batch, tokens] of the cached and the new tokens, 1 on real ones"
+        )
 
 
 def refuse_edited(cache: Any) -> None:

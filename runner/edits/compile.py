@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 
 from subvene.interventions import REGISTRY, Sizes, TensorError, TensorTable
+from subvene.interventions.tensors import UNREADABLE
 from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.edits.whole_tensor import WholeTensorModel
 from subvene.runner.models.anatomy import (
@@ -176,7 +176,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise TensorError(f"{path}: no such tensor file")
     try:
         return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise TensorError(f"{path}: not a readable safetensors file ({error})") from error
 
 
@@ -202,7 +202,7 @@ def _table(
 def _add(tensors: dict[str, torch.Tensor], more: Mapping[str, torch.Tensor], origin: Path | str) -> None:
     """Put a second file's tensors beside those of the first; a name that both have must mean the same."""
     for name, tensor in more.items():
-        if name in tensors and not torch.equal(tensors[name], tensor):
+        if name in tensors and not torch.equal(tensors[name].double(), tensor.double()):
             raise TensorError(
                 f"{origin}: tensor {name!r} is another one in the other file of this intervention"
             )

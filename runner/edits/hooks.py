@@ -9,6 +9,7 @@ import torch
 
 from subvene.interventions import Tokens
 from subvene.runner.edits.positions import PositionError
+from subvene.runner.edits.recorded import replace_recorded
 
 PutBack = Callable[[torch.Tensor], Any]
 
@@ -25,18 +26,26 @@ def take_output(output: Any) -> tuple[torch.Tensor, PutBack]:
     """A module's (first) output, and how a forward hook hands a replacement back.
 
     Decoder blocks return a tuple in older transformers and a tensor in newer ones; some return an object.
+    A replacement is also what `output_hidden_states` then shows.
     """
     if isinstance(output, torch.Tensor):
-        return output, lambda new: new
-    if isinstance(output, (tuple, list)):
-        return output[0], lambda new: type(output)((new, *output[1:]))
-    name = next(iter(output.keys()))
+        found, wrapped = output, lambda new: new
+    elif isinstance(output, (tuple, list)):
+        found, wrapped = output[0], lambda new: type(output)((new, *output[1:]))
+    else:
+        name = next(iter(output.keys()))
+        found, wrapped = output[name], lambda new: _with(output, name, new)
 
     def put_back(new: torch.Tensor) -> Any:
-        output[name] = new
-        return output
+        replace_recorded(found, new)
+        return wrapped(new)
 
-    return output[name], put_back
+    return found, put_back
+
+
+def _with(output: Any, name: str, new: torch.Tensor) -> Any:
+    output[name] = new
+    return output
 
 
 def is_half_registered(kwargs: Any) -> bool:

@@ -16,11 +16,15 @@ import torch
 
 from subvene.interventions import ActivationIntervention
 from subvene.interventions.positions import is_within_prompt
-from subvene.runner.edits.cache_record import CacheRecord, record_of
+from subvene.runner.edits.cache_record import CacheRecord, record_of, refuse_unmasked
+from subvene.runner.edits.copying import NotPickled
+from subvene.runner.edits.eager import eagerly
 from subvene.runner.edits.edits_only import EditsOnly
 from subvene.runner.edits.finite_watch import FiniteWatch
+from subvene.runner.edits.generation_inputs import with_mask
 from subvene.runner.edits.hooks import as_batch, is_half_registered, take_input, take_output
 from subvene.runner.edits.outcomes import Outcome, Outcomes
+from subvene.runner.edits.own_calls import OwnCalls, has_other_loop
 from subvene.runner.edits.positions import (
     PositionError,
     TokenTracker,
@@ -38,11 +42,9 @@ from subvene.runner.edits.refusals import (
     refuse_compiled,
     refuse_foreign_call,
     refuse_generation,
-    refuse_other_width,
     refuse_recomputation,
     refuse_second_call,
     refuse_undecidable,
-    refuse_unmasked_padding,
 )
 from subvene.runner.edits.runs import Attachment, Entry, Run
 from subvene.runner.edits.scopes import Scope, entered, innermost, plain, refuse_nested
@@ -53,7 +55,7 @@ from subvene.runner.models.identity import tensors_digest
 _PRE_HOOK = "register_forward_pre_hook"
 
 
-class IntervenableModel(EditsOnly):
+class IntervenableModel(NotPickled, EditsOnly):
     """A pyvene IntervenableModel whose interventions are subvene's.
 
     Args:
@@ -122,16 +124,12 @@ class IntervenableModel(EditsOnly):
         refuse_generation(self.model, kwargs)
         if prompt_lengths is not None:
             prompt_lengths = prompt_lengths_of(prompt_lengths, base)
-        # Passed on in any case: without a mask transformers would guess padding from the token ids.
-        inputs = inputs_of(base)
-        mask = base.get("attention_mask")
-        if mask is None:
-            refuse_unmasked_padding(inputs, setting(self.model, kwargs, "pad_token_id"))
-            mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
-        refuse_other_width(mask, inputs, kwargs)
+        base = with_mask(self.model, base, kwargs)
+        inputs, mask = inputs_of(base), base["attention_mask"]
         if mask.ndim == 2 and not mask[:, -1].all():
             raise PositionError("generate needs left padding: a row of attention_mask ends in padding")
         beams = (setting(self.model, kwargs, "num_beams") or 1) > 1
+        is_looped_otherwise = has_other_loop(self.model, kwargs)
         # Beams trade places between steps, and one that has ended is not continued: nothing is filled up.
         ends = [] if beams else row_ends(self.model, kwargs)
         tracker = TokenTracker(
@@ -139,7 +137,7 @@ class IntervenableModel(EditsOnly):
             mask.sum(-1) if prompt_lengths is None else prompt_lengths,
             generating=True,
             end_ids=ends,
-            is_sequential=not drafts(self.model, kwargs),
+            is_sequential=not (drafts(self.model, kwargs) or is_looped_otherwise),
         )
         given = 0 if base.get("input_ids") is None else inputs.shape[1]
         # Without an end token transformers fills nothing up: finished rows are generated further.
@@ -150,9 +148,13 @@ class IntervenableModel(EditsOnly):
         # A compiled decode step would have been traced without our hooks, or would keep them for ever.
         kwargs["disable_compile"] = True
         with self.running(tracker, strengths, must_act=must_act, edits=True, inside=inside) as run:
-            output = self.model.generate(**{**base, "attention_mask": mask}, **kwargs)
-            if not beams:
-                sequences = output if isinstance(output, torch.Tensor) else output.sequences
+            if is_looped_otherwise:
+                run.own_calls = OwnCalls(base, kwargs.get("past_key_values"), mask.shape[1])
+            output = self.model.generate(**base, **kwargs)
+            sequences = output if isinstance(output, torch.Tensor) else getattr(output, "sequences", None)
+            if run.own_calls is not None:
+                run.own_calls.check_output(sequences)
+            if not beams and sequences is not None:
                 # The last token of a sequence has not been passed through the model.
                 run.recorder.truncate(mask.shape[1] + sequences.shape[1] - given - 1)
             return None, output
@@ -169,6 +171,7 @@ class IntervenableModel(EditsOnly):
         strengths, prompt_lengths = kwargs.pop("strengths", None), kwargs.pop("prompt_lengths", None)
         must_act = kwargs.pop("must_act", True)
         refuse_recomputation(self.model)
+        refuse_unmasked(base)
         mask = mask_of(base, setting(self.model, {}, "pad_token_id"))
         if prompt_lengths is not None:
             # What all of `base` knows: a prompt may be longer than the part of it that a call passes.
@@ -265,7 +268,7 @@ class IntervenableModel(EditsOnly):
 
         For a caller who knows where every token stands; `IntervenedModel.attached` finds that out itself.
         """
-        with self.running(tracker, strengths, edits=True, is_driven=True):
+        with self.running(tracker, strengths, edits=True, is_driven=True), eagerly():
             yield self.model
 
     @contextlib.contextmanager
@@ -287,6 +290,12 @@ class IntervenableModel(EditsOnly):
                 "past_key_values is a tuple of keys and values, as older transformers had it; pass a Cache "
                 "(DynamicCache)"
             )
+        if run.own_calls is not None and run.tracker.current is not None:
+            try:
+                run.own_calls.check(run.tracker.current, kwargs)
+            except PositionError as error:
+                run.tracker.error = error  # the loop may swallow it
+                raise
         start = 0 if run.tracker.current is None else run.tracker.current.start
         if run.first is None:
             run.first = start
@@ -305,6 +314,8 @@ class IntervenableModel(EditsOnly):
         run.watch.observe(self.model, args, kwargs, output)
         if (cache := cache_in(output)) is not None:
             run.caches[id(cache)] = cache
+            if run.own_calls is not None:
+                run.own_calls.hold(cache)
 
     def _edits(self, run: Run) -> dict[str, tuple[Any, torch.Tensor]]:
         """Of each edit in a run, under a name that no other edit has: its position rule and strength."""

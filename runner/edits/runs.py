@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from subvene.runner.edits.finite_watch import FiniteWatch
+from subvene.runner.edits.own_calls import OwnCalls
 from subvene.runner.edits.positions import TokenTracker
 from subvene.runner.edits.receipt import Recorder
 from subvene.runner.edits.scopes import Scope
@@ -40,6 +41,7 @@ class Run:
         caches: the caches that its calls were given or made, by identity.
         fired: the edits that have run in the forward call that is under way.
         is_in_call: whether a forward call of the whole model is under way.
+        own_calls: tells the calls of the generation from others, where the loop is not transformers' own.
         first: slot at which the first call began; None before it.
     """
 
@@ -51,6 +53,7 @@ class Run:
     fired: set[str] = field(default_factory=set)
     is_in_call: bool = False
     first: int | None = None
+    own_calls: OwnCalls | None = None
 
 
 @dataclass(eq=False)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from subvene.runner.files import leftovers
 from subvene.runner.files.ledger import LEDGER, LOCK, Ledger
-from subvene.runner.files.storage import disk_errors, write_json, write_text
+from subvene.runner.files.storage import check_writable, disk_errors, write_json, write_text
 from subvene.specs import SubveneError
 
 MANIFEST, SPEC = "manifest.json", "experiment.yaml"
@@ -26,9 +27,15 @@ def check_run_folder(output: Path, what: str) -> None:
 
     Raises:
         SubveneError: something else is there.
+        StorageError: nothing can be written there.
     """
-    if not output.exists() or (output / MANIFEST).is_file():
-        return
+    # Not `Path.exists`, which raises for a name that is too long and for a folder that nobody may look into.
+    if os.path.exists(output) and not os.path.isfile(output / MANIFEST):
+        _refuse_other(output, what)
+    check_writable(output / MANIFEST)
+
+
+def _refuse_other(output: Path, what: str) -> None:
     if not output.is_dir() or not all(_of_a_run(path.name) for path in output.iterdir()):
         raise SubveneError(f"{output} exists and is no run of {what}; choose another --output")
 

@@ -5,10 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from subvene.runner.files.storage import atomic_folder
-
-__all__ = ["atomic_folder", "cache_folder"]
-
 
 def cache_folder() -> Path:
     """`$SUBVENE_CACHE`, or `subvene` in the user's cache folder; it need not exist yet."""

@@ -53,6 +53,32 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def check_writable(target: Path) -> None:
+    """Find out, before the work whose results go there, whether a file or folder can take its place.
+
+    A folder is made where the temporary of `target` will be, with the folders that are missing on the way,
+    and removed again: permissions do not tell of a file system that can only be read, or of a quota.
+
+    Raises:
+        StorageError: naming the place and what the system says.
+    """
+    target = Path(os.path.abspath(target))
+    there = next(place for place in target.parents if os.path.lexists(place))
+    first, *rest = target.relative_to(there).parts
+    try:
+        with leftovers.claimed(there / first, Path.mkdir) as probe:
+            try:
+                # By the longest name that is given to what is replaced.
+                (probe.joinpath(*rest, leftovers.replaced(probe).name)).mkdir(parents=True)
+            finally:
+                shutil.rmtree(probe, ignore_errors=True)
+    except OSError as error:
+        raise StorageError(
+            f"{target}: cannot be written: {error.strerror or error} ({there}); choose another place "
+            "(--output)"
+        ) from error
+
+
 def _refusal(error: Exception) -> str | None:
     """What the disk said, and what to do; None if the error is of another kind."""
     number = error.errno if isinstance(error, OSError) else None

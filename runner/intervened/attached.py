@@ -19,6 +19,9 @@ import torch
 
 from subvene.interventions.positions import needs_length
 from subvene.runner.data.limits import refuse_generation_beyond_context
+from subvene.runner.edits.cache_record import refuse_unmasked
+from subvene.runner.edits.cached_rows import order_of, signature
+from subvene.runner.edits.eager import eagerly
 from subvene.runner.edits.hooks import is_half_registered
 from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.edits.not_finite import NotFiniteError
@@ -61,7 +64,7 @@ def attached(
     intervenable.leave()
     calls = _Calls(intervenable, prompt_lengths, strengths)
     try:
-        with entered(calls.attachment.scope), _generate_taken_over(base):
+        with entered(calls.attachment.scope), _generate_taken_over(base), eagerly():
             calls.attach()
             yield base
         calls.close()
@@ -83,8 +86,10 @@ class _Calls:
         self._prompt_lengths, self._strengths = prompt_lengths, strengths
         self._receipts: list[Receipt] = []
         self._error: Exception | None = None
-        # Cache → the run that filled it; a run whose cache nobody holds any more cannot go on.
+        # Each run with the cache that it filled; one whose cache nobody holds any more cannot go on.
         self._open: list[tuple[Run, weakref.ref[Any] | None]] = []
+        # Run → by what the rows of its cache are known since its last call.
+        self._rows: dict[Run, torch.Tensor | None] = {}
 
     def attach(self) -> None:
         model = self.intervenable.model
@@ -168,19 +173,36 @@ class _Calls:
     def _place(self, model: torch.nn.Module, kwargs: dict[str, Any]) -> None:
         refuse_second_call(self.attachment.run)
         cache, start = cache_of(kwargs), cached_length(kwargs)
-        run = self._continued(cache) if start else None
-        if run is not None and start < run.tracker.slots and _cuts_a_prompt(run.tracker, start):
+        if start:
+            refuse_unmasked(kwargs)
+        before = run = self._continued(cache) if start else None
+        order = None if run is None else order_of(self._rows[run], cache, _treated(run))
+        if run is not None and order is not None:
+            run = self._begin_with(run, order, kwargs)
+        elif run is not None and start < run.tracker.slots and _cuts_a_prompt(run.tracker, start):
             run = None  # cropped to what sequences share: another one begins
-        if run is None:
-            run = self._begin(kwargs)
-        else:
+        elif run is not None:
             self._go_on(run, kwargs)
             run.caches[id(cache)] = cache
+        if run is None:
+            run = self._begin(kwargs, self._lengths(kwargs), self._strengths)
+        if before is not run:
+            # The cache is the other one's from here on.
+            self._open = [(one, None if one is before else held) for one, held in self._open]
         self.attachment.run = run
         run.tracker.observe(model, (), kwargs)
         self.intervenable.before_call(run, kwargs)
 
-    def _begin(self, kwargs: dict[str, Any]) -> Run:
+    def _begin_with(self, run: Run, order: torch.Tensor, kwargs: dict[str, Any]) -> Run:
+        """A run of some of the rows of another, which it goes on with."""
+        lengths = run.tracker.prompt_lengths
+        lengths = None if lengths is None else lengths[order.to(lengths.device)]
+        strengths = {
+            entry.name: _selected(run.strengths[entry.keys[0]], order) for entry in self.intervenable.entries
+        }
+        return self._begin(kwargs, lengths, strengths)
+
+    def _begin(self, kwargs: dict[str, Any], lengths: Any, strengths: Mapping[str, Any] | None) -> Run:
         self._end(still_held=False)
         refuse_recomputation(self.intervenable.model)
         if kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
@@ -188,8 +210,7 @@ class _Calls:
                 "a forward call carries neither input_ids nor inputs_embeds, so nothing can be placed"
             )
         mask = mask_of(kwargs, setting(self.intervenable.model, {}, "pad_token_id"))
-        tracker = TokenTracker(mask, self._lengths(kwargs), generating=False)
-        run = self.intervenable.begin(tracker, self._strengths)
+        run = self.intervenable.begin(TokenTracker(mask, lengths, generating=False), strengths)
         self._open.append((run, None))
         return run
 
@@ -200,12 +221,7 @@ class _Calls:
                 f"positions {late[0]!r} count from the end of the response, which goes on here; they work in "
                 "calls that carry the whole sequence"
             )
-        if kwargs.get("attention_mask") is None:
-            new = inputs_of(kwargs).shape[1]
-            real = run.tracker.real[:, : cached_length(kwargs)]
-            run.tracker.extend(torch.cat([real, real.new_ones(len(real), new)], 1))
-        else:
-            run.tracker.extend(mask_of(kwargs))
+        run.tracker.extend(mask_of(kwargs))
 
     def _continued(self, cache: Any) -> Run | None:
         return next((run for run, held in self._open if held is not None and held() is cache), None)
@@ -221,6 +237,7 @@ class _Calls:
         self.intervenable.remember(run)
         cache = cache_in(output) or cache_of(by_name(model, args, kwargs))
         held = None if cache is None else weakref.ref(cache)
+        self._rows[run] = None if cache is None else signature(cache)
         self._open = [(other, held if other is run else ref) for other, ref in self._open]
         if output is None:  # the call failed, and what it did is no part of a result
             self._open = [(other, ref) for other, ref in self._open if other is not run]
@@ -233,6 +250,7 @@ class _Calls:
         ended = [run for run, held in self._open if still_held or held is None or held() is None]
         self._open = [(run, held) for run, held in self._open if run not in ended]
         for run in ended:
+            self._rows.pop(run, None)
             try:
                 self._receipts.append(self.intervenable.finish(run))
             except NotFiniteError as error:
@@ -260,6 +278,19 @@ def _cuts_a_prompt(tracker: TokenTracker, start: int) -> bool:
         return True
     before = tracker.real[:, :start].sum(1)
     return bool((before < tracker.prompt_lengths.to(before.device)).any())
+
+
+def _treated(run: Run) -> torch.Tensor:
+    """[rows, …], what is done to each row of a run: where its prompt ends, and the strengths in force."""
+    rows = len(run.tracker.real)
+    lengths = run.tracker.prompt_lengths
+    columns = [torch.zeros(rows) if lengths is None else lengths.cpu().float()]
+    columns += [strength.detach().cpu().float().expand(rows) for strength in run.strengths.values()]
+    return torch.stack(columns, 1)
+
+
+def _selected(strength: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    return strength[order.to(strength.device)] if strength.ndim else strength
 
 
 def _no_tokens() -> TokenTracker:

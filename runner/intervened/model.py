@@ -20,21 +20,21 @@ from subvene.runner.data.prompts import as_prompts
 from subvene.runner.data.text import Messages, TextError, pad, pad_id_of, prompt_ids
 from subvene.runner.edits.cache_record import refuse_edited
 from subvene.runner.edits.compile import check_config, compile_spec
+from subvene.runner.edits.copying import NotPickled
+from subvene.runner.edits.generation_inputs import with_mask
 from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.edits.positions import cached_length, prompt_lengths_of
 from subvene.runner.edits.pyvene_calls import refuse_unknown_inputs
 from subvene.runner.edits.receipt import Receipt
-from subvene.runner.edits.refusals import refuse_unmasked_padding
 from subvene.runner.edits.scopes import is_exempt
 from subvene.runner.edits.whole_tensor import WholeTensorModel
 from subvene.runner.intervened.attached import PromptLengths, attached
 from subvene.runner.models.chat_settings import CHAT_FIELDS, with_chat
-from subvene.runner.models.generation import setting
-from subvene.runner.models.loading import load_config, load_model, with_overrides
+from subvene.runner.models.loading import check_given, load_config, load_model, with_overrides
 from subvene.specs import InterventionSpec, ModelSpec, load_spec, parse_spec
 
 
-class IntervenedModel:
+class IntervenedModel(NotPickled):
     """A language model whose activations are edited as a spec declares.
 
     Make one with `from_spec` or `from_pretrained`. The model is edited only while one of the methods here
@@ -112,6 +112,7 @@ class IntervenedModel:
         else:
             _refuse_overrides(overrides)
             spec = with_overrides(spec, overrides)
+            check_given(model, tokenizer, spec.model.name)
         tokenizer = with_chat(tokenizer, spec.model)
         folder = None if folder is None else Path(folder)
         intervenable = compile_spec(spec, model, folder=folder, own_tensors=tensors)
@@ -155,6 +156,7 @@ class IntervenedModel:
             model, tokenizer = load_model(spec.model, **overrides)
         else:
             _refuse_overrides(overrides)
+            check_given(model, tokenizer, spec.model.name)
         tokenizer = with_chat(tokenizer, spec.model)
         loaded.check_model(model)
         intervenable = compile_spec(spec, model, own_tensors=loaded.tensors)
@@ -176,7 +178,12 @@ class IntervenedModel:
             tokenizer: its tokenizer.
             name: what its spec calls it; `plain` if its weights are as they were loaded, else what they were
                 made into (`baked`, `lora`).
+
+        Raises:
+            ModelError: the tokenizer writes ids that the model has no row for, or its generation_config holds
+                what is no such setting.
         """
+        check_given(model, tokenizer, name)
         # Not a spec that a file could hold: it declares no intervention.
         spec = InterventionSpec.model_construct(subvene=1, model=ModelSpec(name=name), interventions=())
         plain = cls(spec, model, tokenizer, intervenable=IntervenableModel([], model, ()))
@@ -302,11 +309,10 @@ class IntervenedModel:
             self.intervenable.generate()
         device = self.model.device
         input_ids = torch.as_tensor(input_ids)
-        if attention_mask is None:
-            refuse_unmasked_padding(input_ids, setting(self.model, kwargs, "pad_token_id"))
-        # Passed on in any case: without a mask transformers would guess padding from the token ids.
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        base = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
+        given = {"input_ids": input_ids}
+        if attention_mask is not None:
+            given["attention_mask"] = attention_mask
+        base = {name: value.to(device) for name, value in with_mask(self.model, given, kwargs).items()}
         refuse_generation_beyond_context(self.model, base, kwargs)
         if kwargs.get("stop_strings") is not None:
             kwargs.setdefault("tokenizer", self.tokenizer)

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from subvene.runner.files.cache import atomic_folder
 from subvene.runner.files.leftovers import restore
+from subvene.runner.files.storage import atomic_folder
 from subvene.runner.judges.base import Aspect, JudgeError
 from subvene.runner.judges.features import FEATURES_VERSION, Features
 from subvene.specs.regular_file import read_bytes, read_text

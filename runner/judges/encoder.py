@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subvene.runner.judges.base import JudgeError
+from subvene.specs import SubveneError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,6 +58,26 @@ def find_encoder(name: str) -> str:
     return str(folder)
 
 
+def encoder_sha256(name: str) -> str:
+    """A digest of an encoder's weights, config and tokenizer, whose weights are not loaded.
+
+    Raises:
+        JudgeError: the encoder is missing or cannot be read.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    from subvene.runner.models.identity import checkpoint_sha256
+    from subvene.runner.models.pretrained import check_folder, read_pretrained
+
+    source = find_encoder(name)
+    try:
+        check_folder(source)
+        config, tokenizer = (read_pretrained(kind, source) for kind in (AutoConfig, AutoTokenizer))
+        return checkpoint_sha256(source, config, tokenizer)
+    except SubveneError as error:
+        raise JudgeError(f"the sentence encoder {name} cannot be read: {error}") from error
+
+
 def cut_in_words(texts: Collection[str]) -> dict[str, Any]:
     """What a judge's usage says of texts that were cut; nothing where none were."""
     return {"texts_cut": len(texts), "read_tokens": MAX_TOKENS} if texts else {}
@@ -85,10 +106,10 @@ class SentenceEncoder:
         from subvene.runner.models.pretrained import (
             PretrainedError,
             check_folder,
-            check_quantization,
             load_weights,
             read_pretrained,
         )
+        from subvene.runner.models.quantization import check_quantization
 
         folder = find_encoder(name)
         try:

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from filelock import FileLock
 
 from subvene.runner.data.truthfulqa.questions import question_key
-from subvene.runner.files.cache import atomic_folder
-from subvene.runner.files.storage import atomic_file
+from subvene.runner.files.storage import atomic_file, atomic_folder
 from subvene.runner.judges.base import Answer, Aspect, JudgeError
 from subvene.runner.judges.labels import Label
 from subvene.runner.judges.prompts import NO, YES, chat_messages, completion_prompt

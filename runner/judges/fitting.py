@@ -19,6 +19,7 @@ import sklearn
 
 from subvene.runner.data.truthfulqa.questions import Question, data_sha256, load_questions, question_key
 from subvene.runner.files.progress import track
+from subvene.runner.files.storage import check_writable
 from subvene.runner.judges.agreement import agreement
 from subvene.runner.judges.base import Answer, Aspect, JudgeError, Judgement
 from subvene.runner.judges.classifier import RECORD, Basis, Classifier, Trees, save_classifier
@@ -88,6 +89,7 @@ def fit_judge(
         files["info"] = info
     if not files:
         raise JudgeError("a judge is fitted on labels: expected a file of them for truth, info or both")
+    check_writable(out)
     if out.exists() and not (out / RECORD).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise JudgeError(
             f"{out} exists and is no judge; name a new folder, or one with an earlier judge in it"

@@ -13,7 +13,9 @@ from subvene.runner.data.limits import refuse_beyond_context
 from subvene.runner.data.text import by_length, pad, pad_id_of
 from subvene.runner.files.progress import track
 from subvene.runner.judges.base import JudgeError
-from subvene.runner.models.loading import ModelError, load_config, load_model, load_tokenizer
+from subvene.runner.models.identity import checkpoint_sha256
+from subvene.runner.models.loading import ModelError, load_config, load_model, load_tokenizer, resolve
+from subvene.specs import SubveneError
 
 if TYPE_CHECKING:
     from subvene.specs import ModelSpec
@@ -32,6 +34,7 @@ class LocalModels:
     def __init__(self, spec: TransformersJudgeSpec) -> None:
         self._spec = spec
         self._loaded: tuple[ModelSpec, Any, Any] | None = None
+        self._digests: dict[str, str] = {}
 
     def tokenizers(self) -> Iterator[tuple[str, Any]]:
         """Each field with its tokenizer, after a look at the config: both are small.
@@ -70,12 +73,30 @@ class LocalModels:
             torch.cuda.empty_cache()
 
     def describe(self) -> dict[str, Any]:
-        """The models as they are declared, without where they are put."""
+        """The models as they are declared, without where they are put, and a digest of what answers.
+
+        Their weights are read as files, once, and not loaded.
+
+        Raises:
+            JudgeError: no such model.
+        """
         placed = {"device", "device_map"}
         return {
             field: getattr(self._spec, field).model_dump(exclude_none=True, exclude=placed)
+            | {"sha256": self._sha256(field)}
             for field in FIELDS
         }
+
+    def _sha256(self, field: str) -> str:
+        model: ModelSpec = getattr(self._spec, field)
+        declared = model.model_dump_json()
+        if declared not in self._digests:
+            try:
+                found = checkpoint_sha256(resolve(model), load_config(model), load_tokenizer(model))
+            except SubveneError as error:
+                raise JudgeError(f"{field} of the judge: {error}") from error
+            self._digests[declared] = found
+        return self._digests[declared]
 
 
 @torch.no_grad()

@@ -19,7 +19,13 @@ import numpy as np
 
 from subvene.runner.data.truthfulqa.questions import NO_COMMENT
 from subvene.runner.judges.base import Answer, Aspect, Judge, JudgeError, Judgement
-from subvene.runner.judges.encoder import MINILM, SentenceEncoder, cut_in_words, find_encoder
+from subvene.runner.judges.encoder import (
+    MINILM,
+    SentenceEncoder,
+    cut_in_words,
+    encoder_sha256,
+    find_encoder,
+)
 from subvene.specs.judges import ReferenceJudgeSpec
 
 _Pairs = Sequence[tuple[str, str]]
@@ -106,6 +112,10 @@ class ReferenceJudge(Judge):
     def _encoder(self) -> SentenceEncoder:
         return SentenceEncoder(self.encoder_name)
 
+    @cached_property
+    def _encoder_sha256(self) -> str:
+        return encoder_sha256(self.encoder_name)
+
     def _cosine(self, pairs: _Pairs) -> list[float]:
         left = self._encoder.encode([answer for answer, _ in pairs])
         right = self._encoder.encode([reference for _, reference in pairs])
@@ -118,7 +128,7 @@ class ReferenceJudge(Judge):
         described |= {"library": f"{library} {version(library)}"}
         measured: dict[str, Any] | None = _MEASURED[self.metric] | {"n": 21937, "how": _HOW}
         if self.metric == "embedding":
-            described["encoder"] = self.encoder_name
+            described["encoder"] = {"name": self.encoder_name, "sha256": self._encoder_sha256}
             measured = measured if self.encoder_name == MINILM else None
         return described | {"accuracy": {"truth": measured, "info": None}}
 

@@ -142,7 +142,7 @@ class TransformersTraitJudge(TraitJudge):
         self._models.release()
 
     def identity(self, traits: Sequence[Trait]) -> dict[str, Any]:
-        """The models as they are declared, without where they are put; a digest of what they are asked."""
+        """What `LocalModels.describe` says of the models; a digest of what they are asked."""
         words = hashlib.sha256((COHERENCE + as_completion("")).encode()).hexdigest()[:16]
         return {"kind": "transformers", **self._models.describe(), "words": words}
 

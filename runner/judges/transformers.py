@@ -72,7 +72,7 @@ class TransformersJudge(Judge):
         self._models.release()
 
     def describe(self) -> dict[str, Any]:
-        """The models as they are declared, without where they are put.
+        """What `LocalModels.describe` says of the models.
 
         `accuracy` is what `subvene judge check` measured on this machine.
         """

@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from subvene.runner.models.generation_types import generation_flaw
+from subvene.runner.models.loading import ModelError
+
 _T = TypeVar("_T")
 Suspend = Callable[[], contextlib.AbstractContextManager[Any]]
 # Called with Bool[rows], the rows that have ended, and the length of the sequences with their newest token.
@@ -26,8 +29,16 @@ def setting(model: Any, kwargs: Mapping[str, Any], name: str) -> Any:
 
 
 def row_ends(model: Any, kwargs: Mapping[str, Any]) -> list[int]:
-    """The ids that end a row."""
-    ends = [setting(model, kwargs, "eos_token_id")]
+    """The ids that end a row.
+
+    Raises:
+        ModelError: the setting is no token id.
+    """
+    end = setting(model, kwargs, "eos_token_id")
+    flaw = None if isinstance(end, torch.Tensor) else generation_flaw({"eos_token_id": end})
+    if flaw is not None:
+        raise ModelError(f"the end of an answer is not known: {flaw}")
+    ends = [end]
     # A criterion of transformers' own takes the place of the one that `generate` would make.
     ends = [
         criterion.eos_token_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -14,13 +15,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 import transformers
 
+from subvene.interventions.tensors import UNREADABLE
 from subvene.runner.models.chat_settings import chat_of
 from subvene.specs import SubveneError
+from subvene.specs.regular_file import open_regular
 
 
 class AlteredWarning(UserWarning):
@@ -29,6 +31,8 @@ class AlteredWarning(UserWarning):
 
 # Of a config, what says where a model lies or by what it was written rather than what it computes.
 _NOT_CONTENT = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+# Of a checkpoint's folder, what transformers takes weights from, and which of them from which file.
+_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 PACKAGES = ("subvene", "pyvene", "torch", "transformers", "scikit-learn", "datasets")
 
 
@@ -54,7 +58,7 @@ def holds(file: Path, recorded: str) -> bool:
     try:
         if tensors_digest(safetensors.torch.load_file(file)) == recorded:
             return True
-    except (OSError, safetensors.SafetensorError):
+    except UNREADABLE:
         pass  # cut short or spoilt: it is not that file either
     message = f"{file}: is not what the run recorded of it (damaged, edited or mixed up); it is made again"
     warnings.warn(message, AlteredWarning, stacklevel=3)
@@ -65,7 +69,7 @@ def reading_sha256(model: Any, tokenizer: Any) -> str:
     """A hash of how texts become tokens and answers end: tokenizer, chat template and settings, end tokens.
 
     Args:
-        model: whose generation config says what ends an answer.
+        model: whose generation config says what ends an answer; None where nothing is generated.
         tokenizer: with the chat settings that it carries.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -106,6 +110,54 @@ def model_sha256(model: Any) -> str:
         content = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(content.view(torch.uint8).numpy().data if content.numel() else b"")
     return digest.hexdigest()
+
+
+def checkpoint_sha256(source: str, config: Any, tokenizer: Any) -> str:
+    """A hash of what a checkpoint computes, whose weights are read as files and not loaded.
+
+    Two copies of one folder hash alike wherever they lie; one changed weight, token or word of the chat
+    template does not. Of a repository on the Hub the commit stands for the weights, so none is downloaded.
+
+    Args:
+        source: a folder or a hub id, as it is given to transformers.
+        config: read from there.
+        tokenizer: read from there, with the chat settings that it carries.
+
+    Raises:
+        SubveneError: a file cannot be read, or it is not known of which commit a repository is.
+    """
+    computes = {k: v for k, v in config.to_dict().items() if k not in (*_NOT_CONTENT, "_commit_hash")}
+    about = [_weights(source, config), computes, reading_sha256(None, tokenizer)]
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _weights(source: str, config: Any) -> Any:
+    """The digests of a folder's files of weights, by name; the commit of a repository."""
+    if Path(source).is_dir():
+        files = sorted({path for pattern in _WEIGHTS for path in Path(source).glob(pattern)})
+        return {path.name: _file_sha256(path) for path in files}
+    commit = getattr(config, "_commit_hash", None)
+    if commit is None:
+        raise SubveneError(
+            f"{source}: it is not known which commit of the repository is read, so nothing that comes of it "
+            "can be kept; name a `revision`, or a local folder"
+        )
+    return commit
+
+
+def _file_sha256(path: Path) -> str:
+    try:
+        about = path.stat()
+        # A change of the content changes one of these; the time of change cannot be set back.
+        return _hashed(path, (about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns))
+    except OSError as error:
+        raise SubveneError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+@functools.lru_cache
+def _hashed(path: Path, _state: tuple[int, ...]) -> str:
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions() -> dict[str, str]:

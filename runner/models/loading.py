@@ -13,16 +13,20 @@ import torch
 import transformers
 from filelock import FileLock
 
-from subvene.runner.files.cache import atomic_folder, cache_folder
+from subvene.runner.files.cache import cache_folder
 from subvene.runner.files.progress import status
+from subvene.runner.files.storage import atomic_folder
 from subvene.runner.models.chat_settings import CHAT_FIELDS, with_chat
+from subvene.runner.models.generation_types import generation_flaw
 from subvene.runner.models.pretrained import (
     PretrainedError,
     check_folder,
-    check_quantization,
+    from_config,
     load_weights,
     read_pretrained,
 )
+from subvene.runner.models.quantization import check_quantization
+from subvene.runner.models.vocabulary import beyond
 from subvene.specs import InterventionSpec, ModelSpec, SubveneError
 
 log = logging.getLogger(__name__)
@@ -51,8 +55,8 @@ def load_model(
         The model and the tokenizer.
 
     Raises:
-        ModelError: no such model, package or file, or weights that are missing or do not fit; the message
-            says what to do.
+        ModelError: no such model, package or file, weights that are missing or do not fit, or a tokenizer
+            that writes ids which the model has no row for; the message says what to do.
     """
     spec = _spec(model, overrides)
     source = resolve(spec)
@@ -73,7 +77,29 @@ def load_model(
             loaded = loaded.to(spec.device or _best_device())
         except (RuntimeError, AssertionError) as error:
             raise ModelError(f"model {spec.name!r} cannot be put on {spec.device}: {error}") from error
-    return loaded.eval(), load_tokenizer(spec)
+    tokenizer = load_tokenizer(spec)
+    check_given(loaded, tokenizer, spec.name)
+    return loaded.eval(), tokenizer
+
+
+def check_given(model: Any, tokenizer: Any, name: str) -> None:
+    """Check that a model has a row for every token that its tokenizer writes, and can end an answer.
+
+    Args:
+        model: a model of transformers.
+        tokenizer: its tokenizer, or None.
+        name: what the error calls the model.
+
+    Raises:
+        ModelError: naming the tokens that it has no row for, or the setting of its generation that is none.
+    """
+    settings = getattr(model, "generation_config", None)
+    flaw = None if settings is None else generation_flaw(vars(settings))
+    if flaw is not None:
+        raise ModelError(f"model {name!r}: its generation_config cannot be used: {flaw}")
+    wrong = beyond(model, tokenizer)
+    if wrong is not None:
+        raise ModelError(f"model {name!r}: {wrong}")
 
 
 def load_skeleton(model: ModelSpec | str, **overrides: Any) -> transformers.PreTrainedModel:
@@ -85,8 +111,8 @@ def load_skeleton(model: ModelSpec | str, **overrides: Any) -> transformers.PreT
     config = load_config(spec)
     try:
         with torch.device("meta"):
-            made: Any = _model_class(config).from_config(config, trust_remote_code=False)
-    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+            made: Any = from_config(_model_class(config), config)
+    except PretrainedError as error:
         raise ModelError(f"model {spec.name!r} cannot be made from its config: {error}") from error
     return made
 

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from transformers import PretrainedConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
+from subvene.runner.models.generation_types import generation_flaw
+from subvene.runner.models.stored_types import declares_quantization, file_of, miscast, stored_types
 from subvene.specs import SubveneError
+from subvene.specs.model_config import SIZES, wrong_size
 from subvene.specs.regular_file import read_text
 
 # What transformers raises for a model that is missing, incomplete, or needs a package that is not installed.
@@ -27,6 +33,8 @@ _LOAD_ERRORS = (
     *(LookupError, AttributeError, ArithmeticError, AssertionError, StrictDataclassError),
 )
 
+# Of these the text alone says little: that of a KeyError is the key.
+_WORDLESS = (LookupError, AttributeError, ArithmeticError, AssertionError, TypeError)
 _SHOWN = 5
 _ADAPTER = re.compile(
     r"(^|[._])(lora|ia3|loha|lokr|oft|vera|dora|adapter|modules_to_save|base_layer)([._]|$)"
@@ -40,6 +48,26 @@ class PretrainedError(SubveneError):
     """A checkpoint that cannot be loaded as what its config says."""
 
 
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What transformers raises inside, as a PretrainedError; the one place that says what it may be."""
+    try:
+        yield
+    except Exception as error:
+        # The library tokenizers raises nothing more particular than Exception itself.
+        if not isinstance(error, _LOAD_ERRORS) and type(error) is not Exception:
+            raise
+        raise PretrainedError(_words(error)) from error
+
+
+def _check_sizes(config: PretrainedConfig) -> None:
+    """Refuse sizes of which torch and transformers make an empty model, or an error that names no field."""
+    for part in (config, config.get_text_config(decoder=True)):
+        wrong = wrong_size({name: getattr(part, name, None) for name in SIZES})
+        if wrong is not None:
+            raise PretrainedError(wrong)
+
+
 def read_pretrained(auto_class: Any, source: str, **options: Any) -> Any:
     """A config or a tokenizer, without code of the repository's.
 
@@ -51,10 +79,21 @@ def read_pretrained(auto_class: Any, source: str, **options: Any) -> Any:
     Raises:
         PretrainedError: it cannot be loaded; the message does not name the source.
     """
-    try:
-        return auto_class.from_pretrained(source, trust_remote_code=False, **options)
-    except _LOAD_ERRORS as error:
-        raise PretrainedError(_words(error)) from error
+    with _refusing():
+        read = auto_class.from_pretrained(source, trust_remote_code=False, **options)
+    if isinstance(read, PretrainedConfig):
+        _check_sizes(read)
+    return read
+
+
+def from_config(auto_class: Any, config: Any) -> Any:
+    """A model as its config declares it, without a checkpoint.
+
+    Raises:
+        PretrainedError: no model can be made from it; the message does not name the source.
+    """
+    with _refusing():
+        return auto_class.from_config(config, trust_remote_code=False)
 
 
 def load_weights(model_class: Any, source: str, *, unused: str | None = None, **options: Any) -> Any:
@@ -67,11 +106,13 @@ def load_weights(model_class: Any, source: str, *, unused: str | None = None, **
         **options: for `from_pretrained`.
 
     Raises:
-        PretrainedError: it cannot be loaded, weights are missing or of another shape, or the checkpoint has
-            weights of the model's blocks that the model has no place for; the message does not name the
-            source.
+        PretrainedError: it cannot be loaded, weights are missing, of another shape, or stored as integers
+            or float8 of which nothing says how to read them, or the checkpoint has weights of the model's
+            blocks that the model has no place for; the message does not name the source.
     """
-    try:
+    # transformers reads over a file that is no JSON, and trips over values without naming their field.
+    _check_generation(source, options.get("revision"))
+    with _refusing():
         model, info = model_class.from_pretrained(
             source,
             trust_remote_code=False,
@@ -80,36 +121,11 @@ def load_weights(model_class: Any, source: str, *, unused: str | None = None, **
             output_loading_info=True,
             **options,
         )
-    except _LOAD_ERRORS as error:
-        raise PretrainedError(_words(error)) from error
+    _check_generation(source, options.get("revision"))  # one that has been fetched just now
     _check(model, info, unused)
+    if "gguf_file" not in options:  # whose blocks transformers unpacks
+        _check_types(model, info, source, options.get("revision"))
     return model
-
-
-def check_quantization(config: Any) -> None:
-    """Refuse what transformers would skip with a warning: quantised weights that it has no method for.
-
-    Raises:
-        PretrainedError: the config's `quantization_config` names no known `quant_method`.
-    """
-    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
-
-    for part in (config, config.get_text_config(decoder=True)):
-        declared = getattr(part, "quantization_config", None)
-        if declared is None:
-            continue
-        fields = declared if isinstance(declared, Mapping) else declared.to_dict()
-        method = fields.get("quant_method")
-        method = getattr(method, "value", method)
-        if method is None and (fields.get("load_in_8bit") or fields.get("load_in_4bit")):
-            continue  # bitsandbytes of old
-        if method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
-            known = ", ".join(sorted(AUTO_QUANTIZATION_CONFIG_MAPPING))
-            raise PretrainedError(
-                f"its config says quant_method {method!r}, which transformers does not know and would load "
-                f"as if the weights were not quantised; known are {known}; take a checkpoint in one of "
-                "these, or in full or half precision"
-            )
 
 
 def check_folder(source: str) -> None:
@@ -173,6 +189,42 @@ def _check(model: Any, info: Mapping[str, Any], unused: str | None) -> None:
         raise PretrainedError("\n".join(problems))
 
 
+def _check_types(model: nn.Module, info: Mapping[str, Any], source: str, revision: str | None) -> None:
+    """Refuse what was cast from numbers that mean nothing without their scales."""
+    with _refusing():
+        if declares_quantization(source, revision):
+            return
+
+    def left_out(key: str) -> bool:
+        return key in info["unexpected_keys"] or bool(_NOT_WEIGHTS.search(key))
+
+    with _refusing():
+        wrong = miscast(model, stored_types(source, revision), left_out)
+    if wrong:
+        named = _listed([f"{tensor.key} in {tensor.file} as {tensor.type}" for tensor in wrong])
+        raise PretrainedError(
+            f"the checkpoint stores {named}, where the model computes in floating point, and its config has "
+            "no quantization_config that says how to read them; take a checkpoint that has one, or one in "
+            "full or half precision"
+        )
+
+
+def _check_generation(source: str, revision: str | None) -> None:
+    path = file_of(source, GENERATION_CONFIG_NAME, revision)
+    if path is None:
+        return
+    try:
+        settings = json.loads(read_text(path))
+    except (OSError, ValueError) as error:
+        raise PretrainedError(
+            f"its {path.name} cannot be read as JSON ({error}); mend or remove it: without it nothing of how "
+            "answers end is taken from it"
+        ) from error
+    flaw = generation_flaw(settings) if isinstance(settings, dict) else "expected a JSON object"
+    if flaw is not None:
+        raise PretrainedError(f"its {path.name} cannot be used: {flaw}; mend the file")
+
+
 def _why_missing(model: Any, missing: Iterable[str]) -> str:
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if head is None:
@@ -229,4 +281,6 @@ def _words(error: BaseException) -> str:
             "repository's code; take a model that transformers knows by itself, or load it yourself and "
             "pass `model=`"
         )
+    if isinstance(error, _WORDLESS) or type(error) is Exception:
+        return f"transformers cannot use what its files say ({type(error).__name__}: {text})"
     return text

@@ -13,6 +13,7 @@ from subvene.runner.data.reasoning import answer_of
 from subvene.runner.data.text import Messages, pad, pad_id_of, prompt_ids
 from subvene.runner.edits.hooks import as_batch
 from subvene.runner.edits.not_finite import check_finite
+from subvene.runner.edits.own_calls import has_other_loop
 from subvene.runner.edits.positions import TokenTracker
 from subvene.runner.intervened.acting import acting
 from subvene.runner.intervened.model import IntervenedModel
@@ -73,6 +74,11 @@ class LiveProjections:
             raise ProjectionError(
                 "num_beams: expected 1, since beams trade places while they are generated; generate without "
                 "beams, or project the responses afterwards"
+            )
+        if has_other_loop(m.model, options):
+            raise ProjectionError(
+                "custom_generate, or another loop than transformers' own: which of its calls are the "
+                "generation's is not known here; project the responses afterwards"
             )
         for name in ("stopping_criteria", "stop_strings"):
             if setting(m.model, options, name) and len(attention_mask) > 1:

@@ -14,7 +14,7 @@ from subvene.runner.edits.compile import CompileError, check_sizes
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.anatomy import Anatomy, sizes_from_config
 from subvene.runner.models.chat_settings import CHAT_FIELDS, with_chat
-from subvene.runner.models.loading import load_config, load_model, with_overrides
+from subvene.runner.models.loading import check_given, load_config, load_model, with_overrides
 from subvene.runner.recipes import RECIPES
 from subvene.specs import ExperimentSpec, InterventionSpec, SubveneError, load_spec
 
@@ -80,6 +80,7 @@ def fit(
         spec = with_overrides(spec, {n: v for n, v in overrides.items() if n in CHAT_FIELDS})
         tokenizer = with_chat(tokenizer, spec.model)
         check_reach(spec, Anatomy.of(model).sizes)
+        check_given(model, tokenizer, spec.model.name)
     kept = None if work is None else Path(work)
     fitted = recipe.fit(how, data, Anatomy.of(model), tokenizer, seed=seed, work=kept)
     _refuse_left_out(spec, fitted.left_out)

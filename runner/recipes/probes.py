@@ -18,8 +18,8 @@ import torch
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from subvene.runner.files.cache import atomic_folder
 from subvene.runner.files.progress import status
+from subvene.runner.files.storage import atomic_folder
 from subvene.runner.passes.collector import Collected
 from subvene.specs import SubveneError
 

@@ -36,6 +36,7 @@ def run_experiment(
 
     Raises:
         SpecError: the file, or a file of pairs that it names, is not valid; nothing has been loaded.
+        StorageError: nothing can be written to `output`; nothing has been loaded.
         NotSteeredError: an intervention did not act.
         SubveneError: a fresh process could not load what a look has saved; its results are written all the
             same.

@@ -11,8 +11,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from subvene.runner.files.cache import atomic_folder
 from subvene.runner.files.leftovers import restore
+from subvene.runner.files.storage import atomic_folder
 from subvene.runner.training.experiments import TrainingError
 from subvene.specs.regular_file import read_text
 

@@ -62,7 +62,11 @@ class OpenAIJudgeSpec(TwoModelJudge):
         "only) asks for none and reads the reply's text, for servers that give no log-probabilities.",
     )
     concurrency: Count = Field(default=8, description="Requests under way at a time.")
-    max_retries: Index = Field(default=6, description="Further tries after 429, 5xx, timeouts and drops.")
+    max_retries: Index = Field(
+        default=6,
+        description="Further tries after 429, 5xx, timeouts, dropped connections, and replies with status "
+        "200 that are no answer.",
+    )
     timeout: _Seconds = Field(default=60.0, description="Seconds until a request counts as lost.")
     input_price: _Price | None = Field(
         default=None,

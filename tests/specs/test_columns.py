@@ -79,6 +79,47 @@ def test_what_is_known_and_cannot_be_used_is_refused(row: Any, wanted: Any, said
         take(row, "a:1", wanted)
 
 
+@pytest.mark.parametrize(
+    ("meaning", "names"),
+    [
+        ("response", ("response", "answer")),
+        ("chosen", ("chosen", "positive")),
+        ("rejected", ("rejected", "negative")),
+        ("system", ("system", "system_prompt")),
+        ("reasoning", ("reasoning", "thinking")),
+        ("input", ("input", "context")),
+        ("text", ("text", "Text")),
+        ("score", ("score", "Score")),
+    ],
+)
+def test_a_part_of_another_column_says_something_else(meaning: Meaning, names: tuple[str, str]) -> None:
+    short, long = names
+    row = {"prompt": "a"} if meaning == "input" else {}
+    for values in (("No", "No, never"), ("never", "No, never"), ("No, never", "No"), (3, 31)):
+        with pytest.raises(RowsError, match=r"are both .*, and say different things"):
+            take(row | dict(zip((short, long), values, strict=True)), "a:1", EVERY)
+    taken = take(row | {short: "No, never", long: " No, never\n"}, "a:1", EVERY)
+    assert taken[meaning].strip() == "No, never"
+    assert len(taken.again) == 1
+
+
+def test_a_prompt_may_stand_in_its_rendering() -> None:
+    rendered = '<|user|>Say "hi".\nTwice.<|end|>'
+    for long in (rendered, [{"role": "user", "content": rendered}]):
+        taken = take({"question": 'Say "hi".\nTwice.', "prompt": long}, "a:1", EVERY)
+        assert (taken["prompt"], taken.again) == (long, ["question"])
+
+
+def test_one_conversation_in_two_forms_is_said_once() -> None:
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    share = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    assert len(take({"messages": chat, "conversations": share}, "a:1", EVERY).again) == 1
+    # A part of a conversation, and one whose JSON is a part of another's.
+    for other in (chat[:1], [*chat, {"role": "user", "content": "c"}]):
+        with pytest.raises(RowsError, match="are both a whole conversation"):
+            take({"messages": chat, "conversations": other}, "a:1", EVERY)
+
+
 def test_empty_columns_say_nothing() -> None:
     row = {"prompt": "a", "system": "", "tools": [], "input": None, "history": [], "images": None}
     assert dict(take(row, "a:1", {"prompt"})) == {"prompt": "a"}

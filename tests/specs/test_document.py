@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from subvene.specs import SpecError, _json_reader, _nodes, _yaml_reader
-from subvene.specs._nodes import MAX_PROBLEMS
+from subvene.specs._nodes import MAX_NUMBERS, MAX_PROBLEMS
 from subvene.specs.document import MAX_BYTES, MAX_DEPTH, MAX_NODES, parse_document, read_document
 
 
@@ -295,6 +295,17 @@ def test_real_nesting_and_size_are_fine() -> None:
     depth = MAX_DEPTH - 2
     assert parse_document("a: " + "[" * depth + "]" * depth).data
     assert parse_document("a: [" + "1, " * 5000 + "1]").data
+
+
+@pytest.mark.parametrize("format", ["yaml", "json"])
+def test_a_list_of_very_many_numbers_is_refused_before_it_is_read_to_its_end(format: str) -> None:
+    text = '{"a": {"b": [%s' % ("1.5, " * (MAX_NUMBERS + 1))  # and nothing closes it
+    assert error(text, format) == (
+        *(1, 13),
+        f"at most {MAX_NUMBERS} numbers in a list (more of them belong in a tensor file)",
+        "more than that",
+    )
+    assert parse_document('{"a": [%s 1]}' % ("1, " * (MAX_NUMBERS - 1)), format=format).data  # type: ignore[arg-type]
 
 
 def test_a_text_of_too_many_bytes_is_refused() -> None:

@@ -238,3 +238,12 @@ def test_an_unknown_format_is_a_programming_error() -> None:
 def test_problems_print_without_what_is_missing() -> None:
     assert str(Problem("f", None, None, "", "a", "b")) == "f: expected a, found b"
     assert str(Problem("f", 1, 2, "x", "a", "b", "c")) == "f:1:2: x: expected a, found b; did you mean 'c'?"
+
+
+@pytest.mark.parametrize("wrong", [101, 3000])
+def test_the_number_of_problems_is_bounded(problems_of: Problems, wrong: int) -> None:
+    text = GOOD.replace("coefficient: 2", "coefficient: [" + "a, " * wrong + "1]")
+    problems = problems_of(text)
+    assert [p.path for p in problems[:-1]] == [f"interventions[0].coefficient[{i}]" for i in range(100)]
+    assert (problems[-1].expected, problems[-1].found) == ("at most 100 problems in a file", "more than that")
+    assert len(problems_of(GOOD.replace("coefficient: 2", f"coefficient: [{'a, ' * 100}1]"))) == 100

@@ -90,7 +90,7 @@ def test_files_beside_the_spec(tmp_path: Path) -> None:
 )
 def test_models(name: str, there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "config.json").touch()
+    (tmp_path / "here" / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "empty").mkdir()
     (tmp_path / "t.safetensors").touch()
     monkeypatch.chdir(tmp_path)

@@ -34,8 +34,8 @@ from subvene.runner.exchange.exports.cards import CARD, HERE, export_card, own_s
 from subvene.runner.exchange.exports.config_switches import bias_switches, switch_on
 from subvene.runner.exchange.exports.facts import Facts
 from subvene.runner.exchange.exports.linear_maps import Change, changes, is_transposed
-from subvene.runner.files.cache import atomic_folder
 from subvene.runner.files.leftovers import restore
+from subvene.runner.files.storage import atomic_folder
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.pretrained import load_weights
 from subvene.specs import AnyIntervention, dump_spec

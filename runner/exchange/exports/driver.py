@@ -15,8 +15,8 @@ from subvene.runner.exchange.exports.base import Export, ExportError, judge_all,
 from subvene.runner.exchange.exports.cards import add_measurement
 from subvene.runner.exchange.exports.measurement import float32_copy, is_half, measured
 from subvene.runner.exchange.exports.texts import MEASURED, Text
-from subvene.runner.files.cache import atomic_folder
 from subvene.runner.files.leftovers import restore
+from subvene.runner.files.storage import atomic_folder, check_writable
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.specs.regular_file import read_text
 
@@ -88,7 +88,9 @@ def check_free(folder: Path) -> None:
 
     Raises:
         ExportError: something else is there.
+        StorageError: nothing can be written there.
     """
+    check_writable(folder)
     restore(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return

@@ -130,18 +130,11 @@ class Importer(ABC):
                 "it was made for another model"
             )
 
-    def dense(self, tensor: torch.Tensor, what: str, file: str | None = None) -> torch.Tensor:
-        """`tensor`, refused if it is sparse or has no values of its own."""
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-            raise self.refuse(f"{what} is no dense tensor ({tensor.layout}, {tensor.device})", file)
-        return tensor.detach()
-
     def finite(self, tensor: torch.Tensor, what: str, file: str | None = None) -> torch.Tensor:
-        """`tensor` in float32, refused if it is not floating point, dense and finite."""
-        tensor = self.dense(tensor, what, file)
+        """`tensor`, dense as `Opened` gives it, in float32; refused if it is not floating or not finite."""
         if not tensor.is_floating_point():
             raise self.refuse(f"{what} is {tensor.dtype}, expected floating point", file)
-        tensor = tensor.to(torch.float32, copy=True).contiguous()
+        tensor = tensor.detach().to(torch.float32, copy=True).contiguous()
         if not torch.isfinite(tensor).all():
             raise self.refuse(f"{what} holds NaN or infinite values", file)
         return tensor

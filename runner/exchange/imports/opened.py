@@ -9,14 +9,15 @@ import math
 import os
 import pickle
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 
+from subvene.interventions.tensors import UNREADABLE, why_not_dense
 from subvene.runner.artifacts.hub import blobs
 from subvene.specs import SubveneError
 from subvene.specs.regular_file import open_regular
@@ -120,11 +121,13 @@ class Opened:
     def safetensors(self, name: str | None = None) -> dict[str, torch.Tensor]:
         """The tensors of a safetensors file."""
         try:
-            return safetensors.torch.load(self.read(name))
-        except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
+            found = safetensors.torch.load(self.read(name))
+        except UNREADABLE as error:
             raise ImportRefusedError(
                 f"{self.where(name)}: not a readable safetensors file ({error})"
             ) from error
+        _refuse_odd(found.values(), self.where(name))
+        return found
 
     def torch(self, name: str | None = None) -> Any:
         """What `torch.save` wrote: tensors and plain containers of them, and nothing else."""
@@ -143,7 +146,9 @@ class Opened:
             raise ImportRefusedError(
                 f"{where}: not a readable PyTorch file ({_first_line(error)})"
             ) from error
-        for tensor in _tensors(found):
+        tensors = _tensors(found)
+        _refuse_odd(tensors, where)
+        for tensor in tensors:
             # A tensor may claim any shape over a small storage by strides of 0, and cost its shape later.
             if tensor.numel() * tensor.element_size() > len(data):
                 raise ImportRefusedError(
@@ -227,6 +232,8 @@ def _array(data: bytes, where: Path) -> np.ndarray[Any, Any]:
                 f"{where}: holds Python objects, that is a pickle; {_CONVERT}: "
                 "numpy.save('top_heads.npy', numpy.array(top_heads, dtype=int))"
             )
+        if dtype.kind not in "biuf":
+            raise ImportRefusedError(f"{where}: holds {dtype}, expected plain real numbers; convert it first")
         # numpy would set memory aside for whatever the header claims.
         if stream.tell() + math.prod(shape) * dtype.itemsize != len(data):
             raise ImportRefusedError(
@@ -240,6 +247,20 @@ def _array(data: bytes, where: Path) -> np.ndarray[Any, Any]:
         if data[:1] == b"\x80":
             raise ImportRefusedError(f"{where}: a pickle; {_CONVERT}: numpy.save(file, array)") from error
         raise ImportRefusedError(f"{where}: not a readable .npy file ({_first_line(error)})") from error
+
+
+def _refuse_odd(tensors: Iterable[torch.Tensor], where: Path) -> None:
+    """Refuse what is no plain real numbers, before any importer asks its shape."""
+    for tensor in tensors:
+        why = why_not_dense(tensor)
+        # Two numbers in a byte, which torch cannot take apart; torch 2.6 has no such type to compare with.
+        if tensor.is_complex() or str(tensor.dtype).startswith("torch.float4"):
+            why = why or f"is {tensor.dtype}"
+        if why:
+            raise ImportRefusedError(
+                f"{where}: a tensor {why}; expected plain real numbers: convert it first "
+                "(`tensor.to_dense()`, `.dequantize()`, `.float()`) and save it again"
+            )
 
 
 def _tensors(found: Any) -> list[torch.Tensor]:

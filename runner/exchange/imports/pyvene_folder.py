@@ -105,11 +105,7 @@ class PyveneFolder(Importer):
             state = self.source.torch(file)
             if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
                 raise self.refuse("expected a state dict, names and tensors", file)
-        state = {
-            str(name): self.dense(tensor, f"{name!r}", file)
-            for name, tensor in state.items()
-            if name not in _SIZES
-        }
+        state = {str(name): tensor.detach() for name, tensor in state.items() if name not in _SIZES}
         source = state.pop(_SOURCE, None)
         if source is not None:
             source = self.finite(source, _SOURCE, file).flatten()

@@ -19,8 +19,8 @@ from subvene.interventions import TensorError
 from subvene.runner.data.truthfulqa.questions import Question
 from subvene.runner.edits.compile import load_tensors
 from subvene.runner.exchange.exports.checkpoint import save_baked
-from subvene.runner.files.cache import atomic_folder
 from subvene.runner.files.ledger import Ledger, digest
+from subvene.runner.files.storage import atomic_folder
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.identity import holds, model_sha256, reading_sha256, tensors_digest, versions
 from subvene.runner.models.pretrained import load_weights

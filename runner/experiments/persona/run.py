@@ -31,8 +31,8 @@ from subvene.runner.experiments.persona.section import (
 from subvene.runner.experiments.persona.sweep import run_sweep
 from subvene.runner.experiments.results import Choice, Condition, JudgeRecord, QuestionText, Results
 from subvene.runner.experiments.study import Step
-from subvene.runner.files.cache import atomic_folder
 from subvene.runner.files.ledger import MISSING, Ledger, digest
+from subvene.runner.files.storage import atomic_folder
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.measures.divergence import Reference
 from subvene.runner.measures.geometry import geometry

@@ -541,7 +541,7 @@ def test_kill_during_a_save_leaves_the_old_artifact(tensors: Path, tmp_path: Pat
     code = textwrap.dedent(f"""
         import sys, time
         from pathlib import Path
-        from subvene.runner.files.cache import atomic_folder
+        from subvene.runner.files.storage import atomic_folder
 
         with atomic_folder(Path({str(folder)!r})) as temporary:
             (temporary / "intervention.yaml").write_text("half")

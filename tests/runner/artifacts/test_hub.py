@@ -414,7 +414,7 @@ def test_a_killed_pull_leaves_no_folder(
     hub.push(folder, NAME)
     place, server.hang = tmp_path / "place", True
     place.mkdir()
-    code = f"from subvene.runner import hub; hub.pull({NAME!r}, {str(place / 'out')!r})"
+    code = f"from subvene.runner.artifacts import hub; hub.pull({NAME!r}, {str(place / 'out')!r})"
     home = tmp_path / "killed"
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | environment(server, home)
     process = subprocess.Popen([sys.executable, "-c", code], env=env)

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from checkout import ROOT
 
+from subvene.runner.cli import app
+
 Run = Callable[..., Any]
 COMMANDS = (
     "validate",
@@ -122,7 +124,7 @@ main()
 
 @pytest.mark.parametrize(
     ("command", "module", "function"),
-    [("fit", "artifact", "model_card"), ("run", "experiment", "write_json")],
+    [("fit", "artifacts.artifact", "model_card"), ("run", "reports.experiment", "write_json")],
 )
 def test_ctrl_c_leaves_nothing_half_written(
     experiment: Path, tmp_path: Path, command: str, module: str, function: str
@@ -173,3 +175,9 @@ def test_json_is_one_document_whatever_libraries_print(
     result = subvene("generate", steer, "-p", "hello", "--json", "--max-new-tokens", 2)
     assert json.loads(result.stdout)["records"][0]["prompt"] == "hello"
     assert "a library's notice" in result.stderr
+
+
+@pytest.mark.parametrize("name", app.COMMANDS)
+def test_the_list_of_commands_says_what_each_says_of_itself(subvene: Run, name: str) -> None:
+    shown = " ".join(subvene(name, "--help").stdout.split())
+    assert app.COMMANDS[name][1] in shown

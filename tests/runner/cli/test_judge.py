@@ -7,6 +7,7 @@ from typing import Any
 
 import loopback
 import pytest
+from faulty_judge import faulty_judge
 from tiny_judge import save_tiny_judge
 
 from subvene.runner.judges import Answer, make_judge
@@ -77,6 +78,26 @@ def test_check_measures_the_judge_that_a_file_declares(
     assert (found["held_out"], found["without_references"]) == (False, 4)
     assert {name: one["n"] for name, one in found["by_category"].items()} == {"moods": 4, "travel": 4}
     assert found["judge"]["kind"] == "transformers"
+
+
+def test_what_check_measured_is_stated_of_the_same_judge_alone(
+    subvene: Run, judge: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBVENE_CACHE", str(tmp_path / "cache"))
+
+    def stated(path: Path) -> Any:
+        return make_judge(load_judge(path), tmp_path).describe()["accuracy"]["truth"]
+
+    assert subvene("judge", "check", "--judge", judge, "--labels", labels).exit_code == 0
+    assert stated(judge)["n"] == 12
+    template = tmp_path / "tiny-judge" / "chat_template.jinja"
+    template.write_text("{{ messages[0]['content'] }} ?")
+    assert stated(judge) is None
+    endpoint = tmp_path / "endpoint.yaml"
+    with faulty_judge() as server:
+        endpoint.write_text(f"kind: openai\nbase_url: {server.url}/v1\nmodel: a\n")
+        assert subvene("judge", "check", "--judge", endpoint, "--labels", labels).exit_code == 0
+        assert stated(endpoint)["n"] == 12
 
 
 def test_check_in_words(subvene: Run, judge: Path, labels: Path) -> None:

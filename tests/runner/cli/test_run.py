@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from checkout import ROOT
 
 from subvene.runner import Results
 from subvene.runner.cli import _tables
 from subvene.runner.experiments.look.section import conditions_of, item_of, look_of
+from subvene.runner.intervened.model import IntervenedModel
 
 Run = Callable[..., Any]
 
@@ -156,3 +158,40 @@ def test_the_quickstart_steers_the_real_model(tmp_path: Path) -> None:
     (receipt,) = samples.receipt
     assert receipt["changed"] == sum(receipt["edited"].values()) > 0
     assert (receipt["rows"], receipt["rows_edited"]) == (9, 6)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", "{spec}"),
+        ("fit", "{spec}"),
+        ("import", "{vector}", "--model", "{model}", "--layer", "1"),
+        ("export", "{artifact}", "--to", "checkpoint"),
+        ("set", "{artifact}", "layer=0"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_an_output_that_cannot_be_written_is_one_line_before_the_work(
+    subvene: Run,
+    experiment: Path,
+    steer: Path,
+    model_folder: Path,
+    tmp_path: Path,
+    command: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "file").touch()
+    places = {
+        "spec": experiment,
+        "vector": tmp_path / "v.pt",
+        "model": model_folder,
+        "artifact": tmp_path / "a",
+    }
+    torch.save(torch.ones(4, 32), tmp_path / "v.pt")
+    IntervenedModel.from_spec(steer).save_pretrained(tmp_path / "a")
+    monkeypatch.setattr(
+        "subvene.runner.models.loading.load_weights", lambda *a, **k: pytest.fail("it was loaded")
+    )
+    done = subvene(*(part.format(**places) for part in command), "-o", tmp_path / "file" / "out")
+    assert done.exit_code == 1
+    assert "file/out: cannot be written: Not a directory" in done.stderr.replace("\n", "")

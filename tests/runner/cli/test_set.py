@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
+from artifact_to_spoil import rehash
 
 from subvene.runner.artifacts import artifact
 from subvene.runner.artifacts.amendment import AmendmentError, amend
+from subvene.runner.artifacts.artifact import ArtifactError
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.specs import SubveneError
 
@@ -131,3 +134,59 @@ def test_one_of_several_by_its_name(subvene: Run, model_folder: Path, tmp_path: 
     assert subvene("set", tmp_path / "a", "kind_1.layer=2", "kind_0.coefficient=3").exit_code == 0
     edits = artifact.read(tmp_path / "a").spec.interventions
     assert [(edit.layer, edit.coefficient) for edit in edits] == [(0, 3.0), (2, 1.0)]
+
+
+ODD: list[tuple[str, torch.Tensor, str]] = [
+    ("kind.block_output[0]", torch.ones(32).to(torch.float8_e4m3fn), "is torch.float8_e4m3fn, expected"),
+    ("kind.block_output[0]", torch.ones(32, dtype=torch.int32), "is torch.int32, expected"),
+    ("kind.block_output[0]", torch.ones(31), "has shape [31], expected 32 numbers"),
+    ("other.attention_heads[0]", torch.ones(4, 7), "has shape [4, 7], expected 32 numbers"),
+    ("other.attention_heads[0].a", torch.ones(31), "has shape [31], expected [rank, 32]"),
+    ("kind.block_output[9]", torch.ones(32), "is of a layer beyond 2"),
+    ("kind.block_output[0]", torch.full((32,), float("nan")), "holds NaN or infinite values"),
+]
+
+
+@pytest.mark.parametrize(("name", "tensor", "told"), ODD)
+def test_a_tensor_of_no_use_elsewhere_is_refused_and_nothing_is_written(
+    imported: Path, tmp_path: Path, name: str, tensor: torch.Tensor, told: str
+) -> None:
+    file = imported / "tensors.safetensors"
+    safetensors.torch.save_file(safetensors.torch.load_file(file) | {name: tensor}, file)
+    rehash(imported)
+    before = content(imported)
+    for output in (None, tmp_path / "new"):
+        with pytest.raises(ArtifactError) as caught:
+            amend(imported, {"coefficient": 3}, output)
+        assert f"tensor {name!r} {told}" in str(caught.value)
+    assert content(imported) == before
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda model: model.pop("width"), "fingerprint.json: not a fingerprint: model.width: missing"),
+        (lambda model: model.update(head_dim="8"), "model.head_dim: expected a valid integer"),
+    ],
+)
+@pytest.mark.parametrize("command", [("show",), ("set", "layer=0")])
+def test_a_fingerprint_without_a_size_is_one_line(
+    subvene: Run, imported: Path, command: tuple[str, ...], spoil: Callable[[Any], object], told: str
+) -> None:
+    file = imported / "fingerprint.json"
+    fingerprint = json.loads(file.read_text())
+    spoil(fingerprint["model"])
+    file.write_text(json.dumps(fingerprint))
+    before = content(imported)
+    done = subvene(command[0], imported, *command[1:], env={"COLUMNS": "400"})
+    assert (done.exit_code, content(imported)) == (1, before)
+    assert told in done.stderr
+
+
+def test_show_tells_a_digest_that_is_a_number(subvene: Run, imported: Path) -> None:
+    file = imported / "tensors.safetensors"
+    about = {"subvene": json.dumps({"provenance": {"a_sha256": 5}})}
+    safetensors.torch.save_file(safetensors.torch.load_file(file), file, about)
+    rehash(imported)
+    assert "a_sha256 5" in subvene("show", imported).stdout

@@ -13,6 +13,7 @@ from checkout import EXAMPLES
 
 from subvene.runner.cli.validate import schema_text
 from subvene.specs import json_schema
+from subvene.specs.regular_file import open_regular
 
 Run = Callable[..., Any]
 SPECS = sorted(EXAMPLES.glob("*.yaml"))
@@ -122,3 +123,16 @@ def test_looking_for_files_imports_no_framework(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "a GGUF file of torch (it has none)" in done.stdout
     assert done.stderr.split() == []
+
+
+def test_a_file_is_read_once(
+    subvene: Run, write: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vector = "{file: no-such.safetensors, key: v}"
+    file = write(f"interventions: [{{kind: steering, layer: 1, vector: {vector}, coefficient: 1}}]\n")
+    read: list[Path] = []
+    monkeypatch.setattr(
+        "subvene.specs.document.open_regular", lambda path: read.append(path) or open_regular(path)
+    )
+    assert f"{file}:" in subvene("validate", file).stdout
+    assert read == [file]

@@ -297,3 +297,87 @@ def test_rollouts_and_live_projections_leave_reasoning_out(tmp_path: Path) -> No
 
 def cut_prompt(m: Any) -> tuple[int, ...]:
     return tuple(prompt_ids(m.tokenizer, "hi"))
+
+
+# Templates that are in trouble ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ 1 // 0 }}", "fails on this conversation .ZeroDivisionError: "),
+        ("{{ messages + 1 }}", "fails on this conversation .TypeError: "),
+        ("{{ messages[0].content.index('zzz') }}", "fails on this conversation .ValueError: "),
+        ("{{ {}.pop('a') }}", "fails on this conversation .KeyError: |refuses"),
+        ("{{ messages[0].content.encode('ascii').decode('utf-16') }}", "fails on this conversation .Unicode"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "fails on this conversation .RecursionError: "),
+        ("{{ messages[0].nothing.more }}", "refuses this conversation"),
+        ("{% if %}", "refuses this conversation"),
+    ],
+)
+def test_what_a_templates_code_raises_is_its_own(template: str, said: str) -> None:
+    with pytest.raises(TextError, match=said):
+        prompt_ids(odd.tokenizer(template), "hello")
+
+
+DROPS = {
+    "the user": odd.CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'user' %}"),
+    "all but the last": odd.CHATML.replace("in messages %}", "in messages[-1:] %}"),
+    "answers": odd.CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role == 'user' %}"),
+    "the end of a long turn": odd.CHATML.replace("m.content", "m.content[:4]"),
+    "everything": "{% for m in messages %}hello{% endfor %}",
+}
+CONVERSATION = [
+    {"role": "user", "content": "first words"},
+    {"role": "assistant", "content": "an answer"},
+    {"role": "user", "content": "last words"},
+]
+
+
+@pytest.mark.parametrize("which", [*DROPS])
+def test_a_template_that_leaves_words_out_is_refused(which: str) -> None:
+    with pytest.raises(TextError, match=r"leaves out what was said: message \d \((user|assistant)\), '"):
+        prompt_ids(odd.tokenizer(DROPS[which]), CONVERSATION)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "m.content | trim",
+        "m.content | upper",
+        "m.content | e",
+        "m.content | tojson",
+        "m.content.split() | join(' ')",
+        "m.content | replace('\n', ' ')",
+    ],
+)
+def test_a_template_may_strip_fold_and_escape(content: str) -> None:
+    words = '  Is 1 < 2 & "so"\n\n on? \\n it\'s\t'
+    tokenizer = odd.tokenizer(odd.CHATML.replace("m.content", f"({content})"))
+    assert prompt_ids(tokenizer, [*CONVERSATION[:2], {"role": "user", "content": words}])
+
+
+def test_reasoning_may_be_left_out_and_parts_are_read() -> None:
+    thought = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nan answer"}
+    kept = told(odd.tokenizer(odd.QWEN3), reasoning="keep")
+    assert prompt_ids(kept, [CONVERSATION[0], thought, CONVERSATION[2]])
+    parts = odd.CHATML.replace("m.content", "m.content[0].text")
+    asked = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
+    assert prompt_ids(odd.tokenizer(parts), asked)
+    with pytest.raises(TextError, match="leaves out what was said"):
+        prompt_ids(odd.tokenizer(parts.replace("[0].text", "[0].type")), asked)
+
+
+@pytest.mark.parametrize("text", ["a \ud800 b", b"caf\xe9 and".decode("utf-8", "surrogateescape")])
+def test_a_text_that_is_none_is_to_blame_and_not_the_template(text: str) -> None:
+    tokenizer = odd.tokenizer()
+    for call in (
+        lambda: prompt_ids(tokenizer, text),
+        lambda: prompt_ids(tokenizer, "hi", system=text),
+        lambda: prompt_ids(tokenizer, [*CONVERSATION[:2], {"role": "user", "content": text}]),
+        lambda: prompt_ids(tokenizer, text, chat=False),
+        lambda: reply_ids(tokenizer, [1], text),
+    ):
+        with pytest.raises(TextError, match=r"is no text: '.ud.*' at position \d.*read it anew") as caught:
+            call()
+        assert "template" not in str(caught.value)

@@ -9,6 +9,7 @@ from typing import Any
 import oracle
 import pytest
 import torch
+import torch._dynamo
 from oracle import (
     LENGTHS,
     MIDDLE,
@@ -86,6 +87,53 @@ def test_a_model_that_was_compiled_is_refused(compiled: Any, when: str) -> None:
     ):
         pass
     assert oracle.hooks(model) == []
+
+
+def _wrapper(model: nn.Module) -> Any:
+    return torch.compile(model, backend="eager")
+
+
+def _function(model: nn.Module) -> Any:
+    return torch.compile(lambda ids, **kwargs: model(ids, **kwargs), backend="eager")
+
+
+@pytest.mark.parametrize("make", [_wrapper, _function])
+def test_what_was_traced_before_is_edited_while_attached(make: Any) -> None:
+    """And unedited again afterwards, with its compiled code; whoever leaves last sets that free."""
+    model = tiny("llama")
+    m = intervened(model, steering("all"))
+    ids = torch.tensor([PROMPTS[0]])
+    compiled = make(model)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        plain = compiled(ids, use_cache=False).logits
+        traced = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        assert traced
+        expected = m(ids, use_cache=False).logits
+        tokens = m.receipt[0].tokens
+        for _ in range(2):
+            with m.attached() as inside:
+                assert torch.equal(compiled(ids, use_cache=False).logits, expected)
+                assert torch.equal(inside(ids, use_cache=False).logits, expected)
+                with m.disabled():
+                    torch.testing.assert_close(compiled(ids, use_cache=False).logits, plain)
+            assert m.receipt[0].tokens == 2 * tokens
+            with m.intervenable.attached(oracle.tracker(torch.ones_like(ids), generating=False)):
+                assert torch.equal(compiled(ids, use_cache=False).logits, expected)
+        assert torch.equal(compiled(ids, use_cache=False).logits, plain)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == traced
+    torch._dynamo.reset()
+
+
+def test_the_last_to_leave_lets_compiled_code_run_again() -> None:
+    models = [tiny("llama"), tiny("llama")]
+    first, second = (intervened(model, steering("all", coefficient=0.0)).attached() for model in models)
+    stance = torch._dynamo.eval_frame._stance.stance
+    with contextlib.ExitStack() as late:
+        with first:
+            late.enter_context(second)
+        assert torch._dynamo.eval_frame._stance.stance == "force_eager"
+    assert torch._dynamo.eval_frame._stance.stance == stance == "default"
 
 
 def test_asking_generate_to_compile_is_refused() -> None:
@@ -387,7 +435,7 @@ def test_hidden_states_of_the_model_are_the_same_after_our_runs(name: str) -> No
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
 def test_hidden_states_can_be_asked_for_in_a_run(name: str) -> None:
-    """All of them come, and those behind the edited block show the edit (the edited block's own may not)."""
+    """All of them come, and show the edit from the edited block on."""
     model = tiny(name)
     m = intervened(model, steering("all"))
     ids, mask = batch(PROMPTS, "left")
@@ -397,7 +445,56 @@ def test_hidden_states_can_be_asked_for_in_a_run(name: str) -> None:
             plain = m(ids, mask, output_hidden_states=True).hidden_states
     assert len(states) == len(plain) == oracle.LAYERS + 1
     assert torch.equal(states[MIDDLE], plain[MIDDLE])
+    assert not torch.equal(states[MIDDLE + 1], plain[MIDDLE + 1])
     assert not torch.equal(states[MIDDLE + 2], plain[MIDDLE + 2])
+
+
+HISTORIES: dict[str, list[str]] = {
+    "nothing": [],
+    "plain": ["plain"],
+    "hidden states": ["hidden states"],
+    "edited": ["edited"],
+    "edited, hidden states": ["edited", "hidden states"],
+    "hidden states, edited": ["hidden states", "edited"],
+}
+
+
+@pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+def test_hidden_states_show_the_edit_whatever_was_called_before(name: str, history: list[str]) -> None:
+    """What the next block gets is the hidden state behind the edited block, after two edits as after one."""
+    model = tiny(name)
+    ids, mask = batch(PROMPTS, "left")
+    edits = [steering("all"), steering("response", name="second", coefficient=-2.0)]
+    m = intervened(model, *edits)
+    calls = {
+        "plain": lambda: model(ids),
+        "hidden states": lambda: model(ids, output_hidden_states=True),
+        "edited": lambda: responses(m),
+    }
+    with torch.no_grad():
+        for call in history:
+            calls[call]()
+        with Watch(model) as watch:
+            states = m(ids, mask, prompt_lengths=LENGTHS, output_hidden_states=True).hidden_states
+            with m.attached(prompt_lengths=LENGTHS) as inside:
+                attached = inside(ids, attention_mask=mask, output_hidden_states=[MIDDLE + 1]).hidden_states
+    after = watch.calls[0][1]
+    assert watch.changed(0)[mask.bool()].all()
+    assert torch.equal(states[MIDDLE + 1], after)
+    assert torch.equal(attached[MIDDLE + 1], watch.calls[1][1])
+    with torch.no_grad():
+        generated = m.generate_ids(
+            ids,
+            mask,
+            max_new_tokens=2,
+            do_sample=False,
+            output_hidden_states=True,
+            return_dict_in_generate=True,
+        )
+    first = generated.hidden_states[0]
+    assert not torch.equal(first[MIDDLE + 1][mask.bool()], states[MIDDLE][mask.bool()])
+    torch.testing.assert_close(first[MIDDLE + 1][mask.bool()], after[mask.bool()])
 
 
 @pytest.mark.slow

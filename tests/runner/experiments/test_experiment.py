@@ -20,6 +20,7 @@ from subvene.runner import IntervenedModel, NotSteeredError, Results, run_experi
 from subvene.runner.artifacts import artifact
 from subvene.runner.experiments.look import run as module
 from subvene.runner.experiments.look.section import conditions_of, item_of, look_of
+from subvene.runner.files.storage import StorageError
 from subvene.runner.monitor.reload import reload_difference
 from subvene.specs import ExperimentSpec, SpecError, SubveneError, load_spec
 
@@ -48,6 +49,30 @@ def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("subvene.runner.recipes.fitting.load_model", load_model)
     monkeypatch.setattr("subvene.runner.intervened.model.load_model", load_model)
     monkeypatch.setattr("subvene.runner.experiments.study.load_model", load_model)
+
+
+COMPARED = """\
+interventions:
+- {kind: steering, name: v, layer: 1, vector: {file: t.safetensors, key: v}, coefficient: 3}
+conditions:
+- {name: v}
+evaluate:
+- {kind: divergence, texts: {file: texts.txt}, max_tokens: 8}
+"""
+
+
+@no_model
+@pytest.mark.parametrize("lines", [STORED, COMPARED])
+@pytest.mark.parametrize("place", ["file/run", "x" * 300])
+def test_an_output_that_cannot_be_written_is_said_before_the_work(
+    write: Callable[..., Path], tmp_path: Path, lines: str, place: str
+) -> None:
+    (tmp_path / "texts.txt").write_text("hello world\n")
+    (tmp_path / "file").touch()
+    path = write(lines)
+    with pytest.raises(StorageError, match=rf"{place}.*: cannot be written: .*; choose another place"):
+        run_experiment(path, output=tmp_path / place)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "spec.yaml", "t.safetensors", "texts.txt"]
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -13,6 +13,7 @@ import pytest
 
 from subvene.runner.experiments.run_folder import check_run_folder, run_folder
 from subvene.runner.files.ledger import LedgerError
+from subvene.runner.files.storage import StorageError
 from subvene.specs import SubveneError
 
 MANIFEST = {"format": 1, "kind": "test"}
@@ -83,6 +84,14 @@ def test_anything_else_is_left_alone(tmp_path: Path, mine: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SubveneError, match="is no run of a test"):
         check_run_folder(tmp_path / "file", "a test")
+
+
+@pytest.mark.parametrize("place", ["file/run", "x" * 300])
+def test_a_place_that_takes_nothing_is_refused(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=f"{place}.*cannot be written"):
+        check_run_folder(tmp_path / place, "a test")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_second_process_changes_nothing_of_the_first(tmp_path: Path) -> None:

@@ -145,6 +145,21 @@ def test_a_record_that_does_not_match_is_done_again_and_nothing_else(
             assert len(ledger.results) == 3
 
 
+@pytest.mark.parametrize("order", ["AB", "ABA", "BAB", "AABB", "ABAB", "ABBA"])
+def test_of_records_that_contradict_each_other_none_is_believed(tmp_path: Path, order: str) -> None:
+    path = fill(tmp_path, "a", "b")
+    mine, other = path.read_text().splitlines()
+    lines = {"A": mine, "B": forged([mine])[-1]}
+    path.write_text("".join(f"{line}\n" for line in [*(lines[one] for one in order), other]))
+    warned = pytest.warns(LedgerWarning, match="records do not match their checksum")
+    with warned, Ledger(tmp_path) as ledger:
+        assert [ledger.has({"unit": name}) for name in "ab"] == [False, True]
+        assert ledger.do({"unit": "a"}, lambda: {"value": 5}) == {"value": 5}
+    rejected = (tmp_path / "units.rejected.jsonl").read_text().splitlines()
+    assert set(rejected) == set(lines.values())
+    assert len(path.read_text().splitlines()) == 2
+
+
 def test_a_line_that_stands_twice_is_one_record(tmp_path: Path) -> None:
     path = fill(tmp_path, "a", "b")
     path.write_bytes(path.read_bytes() * 2)

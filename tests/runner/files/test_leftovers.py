@@ -159,7 +159,7 @@ def test_a_living_save_between_its_renames_is_waited_for(tmp_path: Path) -> None
     saving = subprocess.Popen([sys.executable, "-c", code, str(target)], **pipes)  # type: ignore[call-overload]
     assert saving.stdout.readline() == "between\n"
     look = (
-        "import sys; from pathlib import Path; from subvene.runner import leftovers\n"
+        "import sys; from pathlib import Path; from subvene.runner.files import leftovers\n"
         "print('looks', flush=True); leftovers.restore(Path(sys.argv[1])); print('done', flush=True)"
     )
     looking = subprocess.Popen([sys.executable, "-c", look, str(target)], **pipes)  # type: ignore[call-overload]

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from checkout import ROOT
 
-from subvene.runner.artifacts.hub import read_results
 from subvene.runner.cli._options import read_prompts
 from subvene.runner.data.preferences import read_data
 from subvene.runner.data.texts import read_texts
@@ -27,6 +26,7 @@ from subvene.runner.judges.classifier import load_record
 from subvene.runner.judges.encoder import SentenceEncoder
 from subvene.runner.judges.labels import read_labels
 from subvene.runner.models.loading import load_config
+from subvene.runner.reports.card import read_results
 from subvene.specs import SubveneError, TextsSpec, load_pairs, load_spec
 from subvene.specs.judges.loading import load_judge
 from subvene.specs.preferences import TriplesSpec

@@ -18,7 +18,14 @@ import tokenizers
 import torch
 
 from subvene.runner.files.ledger import Ledger
-from subvene.runner.files.storage import StorageError, atomic_file, atomic_folder, write_json, write_text
+from subvene.runner.files.storage import (
+    StorageError,
+    atomic_file,
+    atomic_folder,
+    check_writable,
+    write_json,
+    write_text,
+)
 from subvene.runner.judges.replies import Reply
 from subvene.runner.judges.store import Store
 from subvene.runner.passes import shards
@@ -49,6 +56,44 @@ TOO_LARGE: dict[str, Callable[[Path], Any]] = {
     "torch": lambda place: torch.save({"a": torch.zeros(5000)}, place),
     "tokenizers": words,
 }
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """Without the rights of the one who may write everywhere."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+UNWRITABLE = {
+    "file/run": "Not a directory",
+    "file/a/b/run": "Not a directory",
+    "x" * 300: "File name too long",
+}
+
+
+@pytest.mark.parametrize("place", UNWRITABLE)
+def test_a_place_that_takes_nothing_is_found_out(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    check_writable(tmp_path / "a" / "b" / "run")
+    check_writable(tmp_path / "file")
+    with pytest.raises(StorageError, match=rf"{place}: cannot be written: {UNWRITABLE[place]}.*--output"):
+        check_writable(tmp_path / place)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_without_the_right_to_write_is_found_out(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with nobody(), pytest.raises(StorageError, match="run: cannot be written: Permission denied"):
+        check_writable(tmp_path / "run")
+    tmp_path.chmod(0o755)
+    check_writable(tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("library", TOO_LARGE)
@@ -132,7 +177,7 @@ import sys
 from pathlib import Path
 import safetensors.torch, torch
 from subvene.runner.files.ledger import Ledger
-from subvene.runner.reports.tables import write_text
+from subvene.runner.files.storage import write_text
 from subvene.runner.files.storage import StorageError, atomic_folder
 disk = Path(sys.argv[1])
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import STEER
+from tiny_specs import STEER
 from typer.testing import CliRunner
 
 from subvene.runner import IntervenedModel

@@ -7,7 +7,9 @@ import contextlib
 import contextvars
 import copy
 import functools
+import io
 import operator
+import pickle
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +44,7 @@ from subvene.runner import (
     PositionError,
 )
 from subvene.runner.data.text import TextError
+from subvene.runner.edits.copying import PickledError
 from subvene.runner.edits.refusals import ChangedModelError, RecomputationError
 from subvene.runner.models.anatomy import AnatomyError
 from subvene.specs import SpecError
@@ -572,6 +575,39 @@ def test_padding_without_a_mask_is_refused() -> None:
     m.generate_ids(torch.tensor([[PAD, 11]]), pad_token_id=PAD, **GREEDY)  # nothing was padded in one row
 
 
+def _generates(m: IntervenedModel, base: dict[str, Any]) -> Any:
+    return m.generate_ids(**base, pad_token_id=PAD, **GREEDY)
+
+
+def _generates_disabled(m: IntervenedModel, base: dict[str, Any]) -> Any:
+    with m.disabled():
+        return _generates(m, base)
+
+
+def _generates_attached(m: IntervenedModel, base: dict[str, Any]) -> Any:
+    with m.attached() as inside:
+        return inside.generate(**base, pad_token_id=PAD, **GREEDY)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        _generates,
+        _generates_disabled,
+        _generates_attached,
+        lambda m, base: m.intervenable.generate(base, pad_token_id=PAD, **GREEDY),
+    ],
+    ids=["generate_ids", "disabled", "attached", "intervenable"],
+)
+def test_every_door_of_generate_reads_a_mask_alike(call: Callable[..., Any]) -> None:
+    m = intervened(tiny("llama"), steering("all"))
+    ids, mask = batch(PROMPTS, "left")
+    with pytest.raises(PositionError, match="hold the padding id"):
+        call(m, {"input_ids": ids})
+    with pytest.raises(PositionError, match=f"{mask.shape[1] - 1} columns"):
+        call(m, {"input_ids": ids, "attention_mask": mask[:, 1:]})
+
+
 def test_a_mask_that_does_not_cover_the_tokens_is_refused() -> None:
     m = intervened(tiny("llama"), steering("all"))
     with pytest.raises(PositionError, match="attention_mask has 4 columns"):
@@ -863,6 +899,39 @@ def test_a_copy_of_an_attached_model_is_its_own() -> None:
     assert torch.equal(copied.generate(ids, **GREEDY), plain)
 
 
+def _saved(what: Any) -> None:
+    torch.save(what, io.BytesIO())
+
+
+@pytest.mark.parametrize("save", [pickle.dumps, _saved])
+def test_a_pickle_is_refused_with_what_to_do(save: Callable[[Any], Any]) -> None:
+    m = intervened(tiny("llama"), steering("all"))
+    responses(m)
+    for what in (m, m.intervenable, [m]):
+        with pytest.raises(PickledError, match=r"save_pretrained\(folder\)"):
+            save(what)
+    assert pickle.loads(pickle.dumps(m.receipt)) == m.receipt
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_deep_copy_is_steered_by_itself(inside: bool) -> None:
+    m = intervened(tiny("llama"), steering("response"))
+    steered = responses(m)
+    with m.attached() if inside else contextlib.nullcontext(m.model) as model:
+        copied = copy.deepcopy(m)
+        if inside:
+            model.generate(torch.tensor([PROMPTS[1]]), **GREEDY)
+    assert responses(copied) == steered
+    next(iter(copied.intervenable.interventions.values())).vector.zero_()
+    with torch.no_grad():
+        copied.model.lm_head.weight.mul_(-1)
+    m.receipt.check()
+    with pytest.raises(NotSteeredError):
+        responses(copied)
+    assert responses(m) == steered
+    assert copy.copy(m).model is m.model
+
+
 def test_disabled_ends_with_its_block_for_tasks_too() -> None:
     m = intervened(tiny("llama"), steering("response"))
     steered = responses(m)
@@ -893,3 +962,110 @@ def test_two_calls_at_once_in_one_attachment_are_refused() -> None:
     oracle.blocks(m.model)[0].register_forward_pre_hook(call)
     with pytest.raises(ConcurrentRunError, match="two at once"), m.attached() as inside:
         inside(ids)
+
+
+def _repeat(cache: Any) -> list[int]:
+    cache.batch_repeat_interleave(2)
+    return [0, 0, 1, 1]
+
+
+def _select(cache: Any) -> list[int]:
+    cache.batch_select_indices(torch.tensor([1]))
+    return [1]
+
+
+def _select_more(cache: Any) -> list[int]:
+    cache.batch_select_indices(torch.tensor([1, 0, 1]))
+    return [1, 0, 1]
+
+
+def _reorder(cache: Any) -> list[int]:
+    cache.reorder_cache(torch.tensor([1, 0]))
+    return [1, 0]
+
+
+def _crop(cache: Any) -> list[int]:
+    cache.crop(-1)
+    return [0, 1]
+
+
+@pytest.mark.parametrize("change", [_repeat, _select, _select_more, _reorder, _crop])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("rule", ["all", "prompt", "response", {"first": 2, "of": "response"}], ids=str)
+def test_rows_of_an_open_cache_may_be_changed_while_attached(rule: Any, masked: bool, change: Any) -> None:
+    """Each row goes on with the prompt length and the strength that it had, two calls in a row."""
+    model = tiny("llama")
+    m = intervened(model, steering(rule))
+    ids, lengths, strengths = torch.tensor([[11, 12, 13, 14, 15], [21, 22, 23, 24, 25]]), [5, 3], [0.5, 2.0]
+    with torch.no_grad(), m.attached(prompt_lengths=lengths, strengths=strengths) as inside:
+        cache = inside(ids, use_cache=True).past_key_values
+        rows = change(cache)
+        held = ids[rows, : cache.get_seq_length()]
+        for token in (31, 32):
+            new = torch.full((len(rows), 1), token)
+            held = torch.cat([held, new], 1)
+            mask = {"attention_mask": torch.ones_like(held)} if masked else {}
+            found = inside(new, past_key_values=cache, **mask).logits[:, -1]
+            for i, row in enumerate(rows):
+                v = strengths[row] * oracle.vector()
+                with m.disabled():
+                    expected = oracle.logits_by_hand(model, held[i].tolist(), lengths[row], rule, v)[-1]
+                torch.testing.assert_close(found[i], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_rows_that_cannot_be_told_apart_are_refused_where_it_matters() -> None:
+    m = intervened(tiny("llama"), steering("response", layer=oracle.LAYERS - 1))
+    ids = torch.tensor([[11, 12, 13]] * 2)
+    leaving = pytest.raises(CacheError, match="cannot be told")
+    with torch.no_grad(), leaving, m.attached(prompt_lengths=[3, 3], strengths=[0.5, 2.0]) as inside:
+        cache = inside(ids, use_cache=True).past_key_values
+        cache.batch_select_indices(torch.tensor([1, 0, 1]))
+        inside(torch.full((3, 1), 14), past_key_values=cache)
+
+
+def _goes_on_attached(m: IntervenedModel, cache: Any, new: torch.Tensor) -> None:
+    with m.attached(prompt_lengths=LENGTHS) as inside:
+        inside(new, past_key_values=cache)
+
+
+def _goes_on_generating(m: IntervenedModel, cache: Any, new: torch.Tensor) -> None:
+    ids = torch.cat([batch(PROMPTS, "left")[0], new], 1)
+    m.generate_ids(ids.clamp_min(1), past_key_values=cache, prompt_lengths=LENGTHS, **GREEDY)
+
+
+def _goes_on_called(m: IntervenedModel, cache: Any, new: torch.Tensor) -> None:
+    m(new, prompt_lengths=LENGTHS, past_key_values=cache)
+
+
+@pytest.mark.parametrize("go_on", [_goes_on_attached, _goes_on_generating, _goes_on_called])
+def test_a_cache_with_padding_needs_a_mask(go_on: Callable[..., None]) -> None:
+    m = intervened(tiny("llama"), steering({"first": 2, "of": "response"}))
+    ids, mask = batch(PROMPTS, "left")
+    new = torch.full((3, 1), 14)
+    with torch.no_grad():
+        cache = m(ids, mask, prompt_lengths=LENGTHS, use_cache=True, must_act=False).past_key_values
+        with pytest.raises(PositionError, match="holds padding"):
+            go_on(m, cache, new)
+
+
+def test_an_open_cache_with_padding_needs_a_mask() -> None:
+    m = intervened(tiny("llama"), steering("response"))
+    ids, mask = batch(PROMPTS, "left")
+    leaving = pytest.raises(PositionError, match="holds padding")
+    with torch.no_grad(), leaving, m.attached(prompt_lengths=LENGTHS) as inside:
+        cache = inside(ids, attention_mask=mask, use_cache=True).past_key_values
+        inside(torch.full((3, 1), 14), past_key_values=cache)
+
+
+def test_a_sequence_that_begins_in_a_cropped_cache_goes_on_as_itself() -> None:
+    """Another prompt behind a shared beginning, and then its response."""
+    model = tiny("llama")
+    m = intervened(model, steering("response"))
+    prompts = iter([[4], [5], [5]])
+    with torch.no_grad(), m.attached(prompt_lengths=lambda ids, mask: next(prompts)) as inside:
+        cache = inside(torch.tensor([[11, 12, 13, 14, 15]]), use_cache=True).past_key_values
+        cache.crop(-3)
+        inside(torch.tensor([[21, 22, 23, 24]]), past_key_values=cache)
+        found = inside(torch.tensor([[25]]), past_key_values=cache).logits[0, -1]
+    expected = oracle.logits_by_hand(model, [11, 12, 21, 22, 23, 24, 25], 5, "response")[-1]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import sacrebleu
+import safetensors.torch
 import torch
 import transformers
 from rouge_score import rouge_scorer
@@ -152,7 +154,19 @@ def test_describes_what_it_measures_with() -> None:
     assert described["metric"] == "bleu"
     assert described["library"] == f"sacrebleu {sacrebleu.__version__}"
     assert 0.6 < described["accuracy"]["truth"]["accuracy"] < 0.8
-    assert judge("embedding", encoder="another/encoder").describe()["accuracy"]["truth"] is None
+
+
+def test_an_encoder_is_known_by_what_it_is(model_folder: Path, tmp_path: Path) -> None:
+    encoders = [shutil.copytree(model_folder, tmp_path / name) for name in ("one", "two")]
+    one, two = (judge("embedding", encoder=str(folder)).describe() for folder in encoders)
+    assert one["accuracy"]["truth"] is None
+    assert one["encoder"] == {"name": str(encoders[0]), "sha256": two["encoder"]["sha256"]}
+    weights = safetensors.torch.load_file(encoders[0] / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    safetensors.torch.save_file(weights, encoders[0] / "model.safetensors", {"format": "pt"})
+    assert judge("embedding", encoder=str(encoders[0])).describe()["encoder"] != one["encoder"]
+    with pytest.raises(JudgeError, match="the sentence encoder another/encoder cannot be read"):
+        judge("embedding", encoder="another/encoder").describe()
 
 
 def test_missing_encoder_is_found_before_anything_is_loaded() -> None:

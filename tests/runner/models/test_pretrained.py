@@ -164,6 +164,103 @@ def test_unknown_quantisation(folder: Path, where: str, monkeypatch: pytest.Monk
     assert "gptq" in message
 
 
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+@pytest.mark.parametrize("named", [{}, {"quant_method": "bitsandbytes"}])
+def test_a_quantiser_that_is_not_installed_is_named(folder: Path, bits: str, named: dict[str, str]) -> None:
+    configure(folder, quantization_config={f"load_in_{bits}": True} | named)
+    message = refused(folder)
+    assert "requires bitsandbytes: `pip install" in message
+    assert "does not know" not in message
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", ["a"], 5, None])
+def test_a_quantisation_that_names_no_method(folder: Path, method: object) -> None:
+    configure(folder, quantization_config={"quant_method": method, "bits": 4})
+    message = refused(folder)
+    assert f"quant_method {method!r}" in message
+    assert "does not know" in message
+
+
+# --- number types
+
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        (torch.int8, "I8"),
+        (torch.uint8, "U8"),
+        (torch.int64, "I64"),
+        (torch.bool, "BOOL"),
+        (torch.float8_e4m3fn, "F8_E4M3"),
+    ],
+)
+def test_weights_that_are_no_plain_numbers_are_named(folder: Path, stored: torch.dtype, said: str) -> None:
+    change(folder, **{UP: weights(folder)[UP].to(stored)})
+    for dtype in ("auto", "float32"):
+        with pytest.raises(ModelError, match=rf"{UP} in model.safetensors as {said}, .*quantization_config"):
+            load_model(str(folder), device="cpu", dtype=dtype)
+
+
+def test_plain_numbers_of_several_types_are_cast(folder: Path) -> None:
+    types = (torch.float64, torch.float16, torch.bfloat16)
+    names = [UP.replace("layers.0", f"layers.{i}") for i in range(3)]
+    change(folder, **{name: weights(folder)[name].to(t) for name, t in zip(names, types, strict=True)})
+    loaded, _ = load_model(str(folder), device="cpu", dtype="float32")
+    assert all(
+        torch.equal(loaded.state_dict()[name], weights(folder)[name].to(torch.float32)) for name in names
+    )
+
+
+def test_a_shard_of_integers_is_named(folder: Path) -> None:
+    path = folder / shards(folder)[1]
+    tensors = safetensors.torch.load_file(path)
+    name = next(key for key in sorted(tensors) if key.endswith("proj.weight"))
+    safetensors.torch.save_file(tensors | {name: tensors[name].to(torch.int8)}, path, {"format": "pt"})
+    assert f"{name} in {path.name} as I8" in refused(folder)
+
+
+@pytest.mark.parametrize("stored", [torch.int8, torch.float32])
+def test_torchs_own_files_are_looked_into(folder: Path, stored: torch.dtype) -> None:
+    tensors = weights(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors | {UP: tensors[UP].to(stored)}, folder / "pytorch_model.bin")
+    if stored is torch.float32:
+        load_model(str(folder), device="cpu")
+    else:
+        assert f"{UP} in pytorch_model.bin as int8" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.layers.0.attn.masked_bias",
+        "vision_tower.blocks.0.weight",
+    ],
+)
+def test_integers_that_the_model_leaves_out_are_harmless(folder: Path, name: str) -> None:
+    change(folder, **{name: torch.ones(2, 32, dtype=torch.int8)})
+    load_model(str(folder), device="cpu")
+
+
+def test_buffers_of_integers_are_what_they_are(tmp_path: Path, model_folder: Path) -> None:
+    folder = encoder(tmp_path / "bert", model_folder)
+    change(folder, **{"embeddings.position_ids": torch.arange(512)[None]})
+    SentenceEncoder(str(folder)).encode(["hello world"])
+    config = transformers.BloomConfig(
+        vocab_size=len(load_tokenizer(str(model_folder))), hidden_size=16, n_layer=1, n_head=2
+    )
+    bloom = tmp_path / "bloom"
+    transformers.BloomForCausalLM(config).save_pretrained(bloom)
+    load_tokenizer(str(model_folder)).save_pretrained(bloom)
+    # A model's own state of integers: masks and lookup tables.
+    old = {"h.0.self_attention.attn.bias": torch.ones(4, 4, dtype=torch.uint8)}
+    change(bloom, **old)
+    load_model(str(bloom), device="cpu")
+
+
 # --- shards
 
 

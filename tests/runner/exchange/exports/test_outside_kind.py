@@ -11,7 +11,14 @@ import torch
 from architectures import BY_NAME, LAYERS
 from tiny_exports import tensors
 
-from subvene.interventions import REGISTRY, ActivationIntervention, Affine, Sizes, TensorTable
+from subvene.interventions import (
+    REGISTRY,
+    ActivationIntervention,
+    Affine,
+    DirectionFormula,
+    Sizes,
+    TensorTable,
+)
 from subvene.interventions.ablation import AblationIntervention
 from subvene.runner.exchange.exports import FORMATS
 from subvene.runner.exchange.exports.base import ExportError
@@ -160,6 +167,32 @@ def test_a_kind_that_depends_on_the_activation_has_a_mean(
         (export(m, name, tmp_path / "out", approximate=True) / "equivalence.json").read_text()
     )
     assert 0 < record["mean_kl"] < record["mean_kl_untouched"]
+
+
+class Removing(Outside):
+    """Ablation that states its formula, and no map."""
+
+    def direction_formula(self) -> DirectionFormula:
+        return DirectionFormula("remove", self.direction)
+
+
+class Adding(Outside):
+    """A constant that states its formula, and no map."""
+
+    def direction_formula(self) -> DirectionFormula:
+        return DirectionFormula("add", self.direction)
+
+
+@pytest.mark.parametrize(
+    ("cls", "depends"),
+    [(Outside, None), (Described, True), (Amplifying, True), (Removing, True), (Adding, False)],
+)
+def test_whether_a_kind_depends_on_the_activation_follows_from_what_it_states(
+    cls: type[ActivationIntervention], depends: bool | None
+) -> None:
+    edit = cls(torch.ones(4))
+    assert edit.depends_on_activation is depends
+    assert edit.acts_alone is None
 
 
 @pytest.mark.parametrize("kind", REGISTRY)

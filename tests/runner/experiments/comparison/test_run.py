@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,53 @@ def test_only_what_changed_is_done_again(comparison: Path, tmp_path: Path) -> No
     run(comparison, output)
     newer = units(output)[len(first) + len(new) :]
     assert {u["unit"]["unit"] for u in newer} == {"judgement"}
+
+
+def _with_model(path: Path, **fields: Any) -> None:
+    text = path.read_text()
+    path.write_text(text.replace("dtype: float32", f"dtype: float32, {json.dumps(fields)[1:-1]}", 1))
+
+
+def _template(path: Path, folder: Path) -> None:
+    (file,) = folder.glob("*.jinja")
+    file.write_text(file.read_text() + " ")
+
+
+READINGS: dict[str, Callable[[Path, Path], None]] = {
+    "chat_template_kwargs": lambda path, _: _with_model(
+        path, chat_template_kwargs={"enable_thinking": False}
+    ),
+    "system": lambda path, _: _with_model(path, system="fold"),
+    "reasoning": lambda path, _: _with_model(path, reasoning="keep"),
+    "template": _template,
+}
+
+
+@pytest.mark.parametrize("change", READINGS.values(), ids=READINGS)
+def test_a_run_that_reads_conversations_otherwise_is_done_again(
+    comparison: Path, tmp_path: Path, model_folder: Path, change: Callable[[Path, Path], None]
+) -> None:
+    """Every unit for which the model reads text; and none where nothing changed."""
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    text = comparison.read_text().replace("seeds: [1, 2]", "seeds: [1]").replace("folds: 2\n", "")
+    for name in ("off", "best", "everywhere", "baked"):
+        text = "".join(line for line in text.splitlines(True) if f"name: {name}," not in line)
+    comparison.write_text(text.replace(str(model_folder), str(folder)))
+    output = tmp_path / "run"
+
+    def done_now() -> list[str]:
+        before = len(units(output)) if output.exists() else 0
+        run(comparison, output)
+        return sorted(unit["unit"]["unit"] for unit in units(output)[before:])
+
+    first = done_now()
+    assert {"multiple_choice", "generation", "divergence", "judgement"} <= set(first)
+    assert done_now() == []
+    change(comparison, folder)
+    again = done_now()
+    assert again == [unit for unit in first if unit in set(again)]
+    assert set(first) - set(again) <= {"judgement"}
+    assert done_now() == []
 
 
 def test_without_folds_the_tables_say_that_the_fit_saw_the_questions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -259,6 +260,34 @@ def test_taken_up_where_it_was_stopped(
     units = [value for what, value in steps if what == "unit"]
     assert all(unit["was_done"] for unit in units)
     assert ("planned", len(units)) in steps
+
+
+@pytest.mark.parametrize("fields", ["chat_template_kwargs: {a: 1}", None])
+def test_a_run_that_reads_conversations_otherwise_is_done_again(
+    persona: Callable[..., Path], judge: Counting, tmp_path: Path, model_folder: Path, fields: str | None
+) -> None:
+    """None: the tokenizer's own template is another. What did not change is not done again."""
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    (template,) = folder.glob("*.jinja")
+    template.write_text("{% if a %}{% endif %}" + template.read_text())
+    path, output = persona("[{kind: baseline}]"), tmp_path / "run"
+    text = path.read_text().replace(str(model_folder), str(folder))
+    path.write_text(text)
+
+    def done_now() -> tuple[int, int]:
+        seen: list[dict[str, Any]] = []
+        run(path, output, on_step=lambda what, value: seen.append(value) if what == "unit" else None)
+        return sum(not unit["was_done"] for unit in seen), len(seen)
+
+    first = done_now()
+    assert first[0]
+    assert done_now() == (0, first[1])
+    if fields is None:
+        template.write_text(template.read_text() + " ")
+    else:
+        path.write_text(text.replace("dtype: float32", f"dtype: float32, {fields}", 1))
+    assert done_now() == first
+    assert done_now() == (0, first[1])
 
 
 def test_deleted_vectors_are_made_again(
