@@ -34,7 +34,8 @@ def has_other_loop(model: Any, kwargs: Mapping[str, Any]) -> bool:
         return True
     # A repository may bring a `generate` of its own, which then stands on the model.
     own = vars(model).get("generate")
-    return type(model).generate is not GenerationMixin.generate or getattr(own, "own", own) is not None
+    declared = getattr(type(model), "generate", None)
+    return declared is not GenerationMixin.generate or getattr(own, "own", own) is not None
 
 
 class OwnCalls:

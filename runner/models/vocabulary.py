@@ -41,7 +41,10 @@ def beyond(model: Any, tokenizer: Any) -> str | None:
 
 
 def _rows(model: Any) -> int | None:
-    embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    try:
+        embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    except NotImplementedError:  # transformers' word for a model that reads no tokens
+        return None
     rows = getattr(embedding, "num_embeddings", None)
     if rows is None and (weight := getattr(embedding, "weight", None)) is not None:
         rows = weight.shape[0]
