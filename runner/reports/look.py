@@ -256,10 +256,10 @@ def artifact(results: Results) -> Html | None:
     elif section.reload_difference:
         by = f"{section.reload_difference:.2g}"
         said = f"A fresh process that loaded it gave logits that differ by up to {by}."
-    about = "The edited model's interventions are in the folder `artifact` beside this page. "
+    about = ("The edited model's interventions are in the folder ", element("code", "artifact"))
     dtype = [] if section.dtype is None else [element("p", f"The model ran in {section.dtype}.")]
     fits = [folded("What the fit found", facts("Fit", fit.provenance)) for fit in results.fits]
-    return join([element("p", about + said), *dtype, *fits])
+    return join([element("p", *about, f" beside this page. {said}"), *dtype, *fits])
 
 
 def _downloads(results: Results) -> Html | None:
