@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import kills
+from small_experiments import KINDS
 
 KEPT = Path(__file__).parent / "golden"
 VOLATILE = {"environment", "git", "files_relative_to", "identity", "model_sha256", "versions"}
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--kinds", nargs="+", choices=list(kills.KINDS), default=list(kills.KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     asked = parser.parse_args(arguments)
     with kills.runs(asked.kinds) as experiments:
         given = outputs(experiments)

@@ -1,0 +1,79 @@
+"""A real small run of each study: every section of its report has its data, and its files are all there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import loopback
+import pytest
+from small_experiments import KINDS, Scripted, write_experiments
+
+from subvene.runner import Results, run_experiment
+from subvene.runner.reports.publish import REPORTS
+
+# Only some runs have a composition, or pairs.
+SECTIONS = {
+    "plain": {"Samples", "Receipts", "Artifact", "Provenance", "Downloads"},
+    "comparison": {
+        "Results",
+        "Trade-offs",
+        "Choice on validation questions",
+        "Probes",
+        "Examples",
+        "Receipts",
+        "Provenance",
+        "Downloads",
+    },
+    "persona": {
+        "Results",
+        "Sweep",
+        "Judge-free contrast",
+        "Cost",
+        "Projections",
+        "Geometry",
+        "Examples",
+        "Receipts",
+        "Extraction",
+        "Judge",
+        "Environment",
+        "Downloads",
+    },
+    "localization": {
+        "Verdict",
+        "Arms",
+        "Is the probed set special?",
+        "Divergence and multiple choice",
+        "Single heads",
+        "Probes",
+        "Choice on validation questions",
+        "Training",
+        "Answers",
+        "Receipts",
+        "Provenance",
+        "Downloads",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_block_is_made_of_a_real_run(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBVENE_CACHE", str(tmp_path / "cache"))
+    with loopback.serve(Scripted) as url:
+        path = write_experiments(tmp_path, url, [kind])[kind]
+        done = run_experiment(path, output=tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert set(re.findall(r"<h2>(.*?)</h2>", page)) == SECTIONS[kind]
+    again = Results.load(tmp_path / "run")
+    assert again == done.results
+    report = REPORTS[again.kind]
+    assert report.page(again) == page
+    files = {name: (tmp_path / "run" / "tables" / name).read_text("utf-8") for name in report.tables(again)}
+    assert files == report.tables(again)
+    cards = [card.read_text("utf-8") for card in (tmp_path / "run").glob("artifact*/**/README.md")]
+    assert cards
+    # The small plain run only writes samples, of which a card has no table.
+    unmeasured = [card for card in cards if "Nothing that was measured" in card]
+    assert len(unmeasured) == (kind == "plain")

@@ -1,0 +1,142 @@
+"""Small experiments of every kind on a tiny model, and the judge that they ask."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import math
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from tiny_model import write_tiny_model
+from tiny_questions import PRIMER, QUESTIONS, TEXTS, write_questions
+
+JUDGE = "{{kind: openai, base_url: '{url}/v1', form: completions, model: judge, timeout: 10}}"
+PLAIN = """\
+fit:
+  recipe: mean_difference
+  key: glad
+  pairs:
+    texts:
+    - {prompt: how are you, positive: i am very happy, negative: i am very gloomy}
+    - {prompt: tell me about the day, positive: the sun is good, negative: the rain is bad}
+interventions:
+- {kind: steering, name: glad, layer: 1, vector: {key: glad}, coefficient: 2, positions: response}
+evaluate:
+- {kind: samples, coefficients: [-2, 0, 2], prompts: [hello world], max_new_tokens: 6}
+"""
+COMPARISON = """\
+fit: {recipe: iti, key: t, data: {file: questions.csv}, select: {rule: top_k, k: 3}, validation: 0.34}
+interventions:
+- {kind: head_direction, name: iti, directions: {key: t}, strength: 3, positions: response}
+conditions:
+- {name: baseline, interventions: []}
+- {name: best, sweep: {iti.strength: [1, 5]}, choose: {by: mc2}}
+- {name: baked, like: best, set: {iti.positions: all}, bake: true}
+folds: 2
+evaluate:
+- {kind: truthfulqa, data: {file: questions.csv}, preset: qa, primer: primer.txt, max_new_tokens: 5,
+   judge: JUDGE}
+- {kind: divergence, texts: {file: texts.txt}, max_tokens: 8}
+"""
+LOCALIZATION = """\
+fit:
+  recipe: localized_edit
+  key: e
+  data: {truthfulqa: {file: questions.csv}}
+  heads: {rule: probed, k: 2, validation: 0.34}
+  objective: {kind: ipo, tau: 0.5}
+  validation: 0.34
+  epochs: 3
+  learning_rate: 0.05
+interventions:
+- {kind: low_rank_edit, name: edit, factors: {key: e}, positions: all}
+evaluate:
+- {kind: localization, random: 2, single: 2, tau: [0.5, 1], iti: {strengths: [1, 5]}, test: 0.34,
+   learning_rate_single: 0.05, learning_rate_all: 0.05, resamples: 100}
+- {kind: truthfulqa, data: {file: questions.csv}, preset: qa, primer: primer.txt, max_new_tokens: 5,
+   judge: {kind: reference}}
+- {kind: divergence, texts: {file: texts.txt}, max_tokens: 8}
+"""
+PERSONA = """\
+fit:
+  recipe: persona
+  traits: [{name: early, file: early.json}]
+  sampling: {max_new_tokens: 6, rollouts: 2}
+  judge: JUDGE
+  keep: {positive: 0, negative: 100, coherence: 0}
+interventions:
+- {kind: steering, name: s, layer: 1, vector: {key: early}, coefficient: 0.5, unit: residual_norm,
+   positions: response}
+evaluate:
+- {kind: trait_sweep, sampling: {max_new_tokens: 6, rollouts: 1}, layers: [0, 2], coefficients: [-1, 0, 1],
+   questions: 2, contrasts: 2, choose: {by: score, coherence: 0}}
+- kind: trait_conditions
+  sampling: {max_new_tokens: 6, rollouts: 1}
+  conditions: [{kind: baseline}, {kind: prompted}, {kind: steered}, {kind: capped, percentile: 30}]
+  cost: {texts: 2, max_tokens: 16, choices: 3}
+"""
+KINDS = {"plain": PLAIN, "comparison": COMPARISON, "persona": PERSONA, "localization": LOCALIZATION}
+TRAIT = {
+    "instruction": [{"pos": "good happy", "neg": "bad sad"}, {"pos": "glad sun", "neg": "not rain bad"}],
+    "questions": ["how are you", "tell me about rain", "hello"],
+    "eval_prompt": "How early? {question} {answer} 0-100",
+    "evaluation_questions": ["are you glad", "tell me", "the train", "about day and sun"],
+    "contrasts": [
+        {"question": "are you sad", "pos": "very good day", "neg": "not happy"},
+        {"question": "tell me", "pos": "glad sun .", "neg": "gloomy rain it is"},
+    ],
+}
+
+
+def write_experiments(folder: Path, url: str, kinds: list[str]) -> dict[str, Path]:
+    """Write the model, the data and an experiment file for each kind.
+
+    Args:
+        folder: where they go.
+        url: of the judge.
+        kinds: of `KINDS`.
+
+    Returns:
+        The experiment file of each kind.
+    """
+    model = write_tiny_model(folder / "model")
+    (folder / "primer.txt").write_text(PRIMER)
+    (folder / "texts.txt").write_text(TEXTS)
+    (folder / "early.json").write_text(json.dumps(TRAIT))
+    write_questions(folder / "questions.csv", QUESTIONS)
+    paths = {kind: folder / f"{kind}.yaml" for kind in kinds}
+    for kind, path in paths.items():
+        lines = KINDS[kind].replace("JUDGE", JUDGE.format(url=url))
+        path.write_text(f"subvene: 1\nmodel: {{name: {model}, dtype: float32}}\n{lines}")
+    return paths
+
+
+class Scripted(http.server.BaseHTTPRequestHandler):
+    """A judge whose replies are made of the prompt's hash: the same however often, in whatever order."""
+
+    def do_GET(self) -> None:
+        self._send({"object": "list", "data": [{"id": "judge", "object": "model"}]})
+
+    def do_POST(self) -> None:
+        prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
+        p = (int(sha256(prompt.encode()).hexdigest(), 16) % 997 + 1) / 999
+        words = (" 71", " 12") if "0-100" in prompt or "0 to 100" in prompt else (" yes", " no")
+        top = {words[0]: math.log(p), words[1]: math.log(1 - p)}
+        choice = {"index": 0, "text": words[p < 0.5], "logprobs": {"top_logprobs": [top]}}
+        usage = {"prompt_tokens": 10, "completion_tokens": 1}
+        self._send({"id": "x", "object": "text_completion", "choices": [choice], "usage": usage})
+
+    def _send(self, document: dict[str, Any]) -> None:
+        data = json.dumps(document).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        with suppress(OSError):  # who asked was killed
+            self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing on standard error."""
