@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from subvene.runner.cli._units import UnitStory
+from subvene.runner.cli._wide import print_wide
 
 if TYPE_CHECKING:
     from subvene.runner.experiments.comparison.composition import CompositionSection
@@ -19,22 +20,25 @@ class ComparisonStory(UnitStory):
         return f"{unit['condition']} seed {unit['seed']} fold {unit['fold']}: {unit['what']}"
 
     def _finished(self, results: Results) -> None:
-        from rich.table import Table
-
         from subvene.runner.experiments.comparison.composition import SECTION, CompositionSection
         from subvene.runner.experiments.rows import METRICS, in_words, metrics_used, rows
         from subvene.runner.reports.tables import notes
 
-        table = Table("condition", show_edge=False, pad_edge=False)
-        found = rows(results.conditions)
-        used = metrics_used(found)
-        for metric in used:
-            table.add_column(METRICS[metric], justify="right")
-        for row in found:
-            values = [in_words(row.metrics.get(m)).replace(" ± ", "\n± ") for m in used]
-            table.add_row(row.label, *(values if row.not_finite is None else ["not finite"] * len(used)))
-        self.console.print()
-        self.console.print(table)
+        table = rows(results.conditions)
+        used = metrics_used(table)
+        lines = [
+            (
+                row.label,
+                [
+                    in_words(row.metrics.get(m)).replace(" ± ", "\n± ")
+                    if row.not_finite is None
+                    else "not finite"
+                    for m in used
+                ],
+            )
+            for row in table
+        ]
+        print_wide(self.console, "condition", [METRICS[metric] for metric in used], lines)
         for note in notes(results):
             self.console.print(f"- {note}", soft_wrap=True)
         if composed := results.section(SECTION, CompositionSection):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from subvene.runner.cli._units import UnitStory
+from subvene.runner.cli._wide import print_wide
 
 if TYPE_CHECKING:
     from subvene.runner.experiments.results import Condition, Metric, Results
@@ -42,18 +43,15 @@ class PersonaStory(UnitStory):
             self.console.print(f"warning: {note}", style="yellow", soft_wrap=True, highlight=False)
 
     def _table(self, conditions: Sequence[Condition]) -> None:
-        from rich.table import Table
-
-        table = Table("condition", show_edge=False, pad_edge=False)
-        for column in ("score", "coher.", "proj.", "CE", "KL", "acc.", "n"):
-            table.add_column(column, justify="right")
+        heads = ("score", "coher.", "proj.", "CE", "KL", "acc.", "n")
+        lines = []
         digits = {"score": 1, "coherence": 1, "projection": 2, "ce": 3, "kl": 3, "accuracy": 2}
         for row in conditions:
             cells = [_in_words(row.metrics.get(name), n) for name, n in digits.items()]
             if row.not_finite is not None:
                 cells[0] = "not finite"
-            table.add_row(row.label, *cells, str(row.counts["responses"]))
-        self.console.print(table)
+            lines.append((row.label, [*cells, str(row.counts["responses"])]))
+        print_wide(self.console, "condition", heads, lines)
 
 
 def _in_words(metric: Metric | None, digits: int) -> str:
