@@ -69,7 +69,13 @@ def test_every_condition_seed_and_fold_is_measured(whole: dict[str, Any]) -> Non
     ]
     assert len(results.conditions) == 6 * 2 * 2
     for c in results.conditions:
-        assert {"true", "mc1", "mc2", "mc3", "ce", "kl"} <= c.metrics.keys()
+        assert {"mc1", "mc2", "mc3", "ce", "kl"} <= c.metrics.keys()
+        # Of answers that are all empty the judge says nothing, and then there is no number.
+        verdicts = c.counts["questions"] - c.counts["true_without_verdict"]
+        assert ("true" in c.metrics) == (verdicts > 0)
+        assert verdicts == 0 or c.metrics["true"].n == verdicts
+    assert any("true" in c.metrics for c in results.conditions)
+    for c in results.conditions:
         assert c.counts["questions_seen_in_fit"] == 0
         assert c.metrics["mc1"].n == c.counts["questions"] == len(c.items)
     folds = [by_question(cell(results, "iti", 1, fold)).keys() for fold in (0, 1)]
