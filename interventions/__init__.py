@@ -8,6 +8,7 @@ from subvene.interventions.affine import Affine
 from subvene.interventions.base import ActivationIntervention
 from subvene.interventions.capping import CappingIntervention
 from subvene.interventions.formula import DirectionFormula
+from subvene.interventions.gate import Gates
 from subvene.interventions.head_direction import HeadDirectionIntervention
 from subvene.interventions.low_rank_edit import LowRankEditIntervention
 from subvene.interventions.positions import Tokens
@@ -35,6 +36,7 @@ __all__ = [
     "Affine",
     "CappingIntervention",
     "DirectionFormula",
+    "Gates",
     "HeadDirectionIntervention",
     "LowRankEditIntervention",
     "PyveneIntervention",

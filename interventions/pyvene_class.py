@@ -176,6 +176,12 @@ class PyveneIntervention(ActivationIntervention):
         return self.options.get("class") == "SkipIntervention"
 
     @property
+    def instead(self) -> str | None:
+        if self.options.get("class") == "AdditionIntervention":
+            return "`kind: steering`, which adds a vector as AdditionIntervention does"
+        return None
+
+    @property
     def acts_alone(self) -> bool:  # type: ignore[override]
         return not self.needs_module_input
 

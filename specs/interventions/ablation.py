@@ -25,3 +25,8 @@ class AblationSpec(BaseIntervention):
         "not matter."
     )
     strength: Strength = Field(default=1.0, description=f"s; 1 removes the direction wholly. {STRENGTH}")
+
+    @property
+    def reads_whole_key(self) -> bool:
+        """Only what is stored for its layer."""
+        return False

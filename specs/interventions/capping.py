@@ -38,3 +38,8 @@ class CappingSpec(BaseIntervention):
         if self.max is not None and self.min is not None and self.min > self.max:
             refuse("CappingSpec", [Flaw(("min",), f"a number <= max, which is {self.max}", self.min)])
         return self
+
+    @property
+    def reads_whole_key(self) -> bool:
+        """Only what is stored for its layer."""
+        return False

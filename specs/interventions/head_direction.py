@@ -48,3 +48,8 @@ class HeadDirectionSpec(BaseIntervention):
     def site(self) -> Site:
         """Head directions always act on the input of the output projection."""
         return "attention_heads"
+
+    @property
+    def reads_whole_key(self) -> bool:
+        """Every stored layer and head, unless it names its own."""
+        return self.heads is None

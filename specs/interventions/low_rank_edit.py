@@ -60,3 +60,8 @@ class LowRankEditSpec(BaseIntervention):
     def site(self) -> Site:
         """Low-rank edits always act on the input of the output projection."""
         return "attention_heads"
+
+    @property
+    def reads_whole_key(self) -> bool:
+        """Every stored layer, unless it names its own."""
+        return self.layer is None

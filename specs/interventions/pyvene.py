@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from typing import Annotated, Literal, NoReturn, Self
 
 from annotated_types import MinLen
@@ -134,6 +134,24 @@ class PyveneSpec(BaseIntervention):
         | None
     ) = Field(default=None, description="The 0-based dimensions that make up each subspace.")
     strength: Strength = Field(default=1.0, description=f"s, in h ← h + s·(edited − h). {STRENGTH}")
+
+    @property
+    def module_path(self) -> str | None:
+        """The component."""
+        return self.component
+
+    @property
+    def wanted_key(self) -> str | None:
+        """As for any kind; `.state` stands behind the key, and is no part of it."""
+        key = super().wanted_key
+        return None if key is None else key.removesuffix(".state")
+
+    def stored_refs(self, file: str, key: str, names: Collection[str]) -> dict[str, TensorRef]:
+        """Parameters and the source have names of their own, and may be absent."""
+        refs = {} if self.source is None else {"source": TensorRef(file=file, key=key)}
+        if any(name.startswith(f"{key}.state.") for name in names):
+            refs["state"] = TensorRef(file=file, key=f"{key}.state")
+        return refs
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -53,3 +53,8 @@ class SteeringSpec(BaseIntervention):
     def strength(self) -> float | tuple[float, ...]:
         """The coefficient, by the name that the other kinds give to it."""
         return self.coefficient
+
+    @property
+    def reads_whole_key(self) -> bool:
+        """Only what is stored for its layer."""
+        return False
