@@ -21,13 +21,14 @@ arithmetic (in floating point, edits that commute may still differ by rounding):
   number, p ↦ p + s·φ(p); full clamps commute iff their intervals meet, and other strengths are compared knot
   by knot of the piecewise linear compositions.
 
-* Gates (a self-monitored head direction), Δ(h) = Σ_k g_k(⟨w_k, h⟩)·u_k, and additive u: iff ⟨w_k, u⟩ = 0 for
-  each k, since every g_k is strictly monotonic and the u_k are independent. Two of them commute if neither's
-  readers read what the other adds (other heads, for one), and if they are the same edit; one and a linear edit
-  M, if M ignores every u_k and writes nothing that a w_k reads. Otherwise this module does not tell.
+* Gates (a self-monitored head direction), Δ(h) = Σ_k g_k(⟨w_k, h⟩)·u_k, and additive u: iff ⟨w_k, u⟩ = 0
+  for each k, since every g_k is strictly monotonic and the u_k are independent. Two of them commute if
+  neither's readers read what the other adds (other heads, for one), and if they are the same edit; one and a
+  linear edit M, if M ignores every u_k and writes nothing that a w_k reads. Otherwise this module does not
+  tell.
 
-What an edit is, its class says (`affine`, `direction_formula`, `gates`, `linear_in_strength`); of one that does
-not say it, or says what it does not do, nothing is told.
+What an edit is, its class says (`affine`, `direction_formula`, `gates`, `linear_in_strength`). Of one that
+does not say it, or says what it does not do, nothing is told.
 
 Edits of different sites or layers have the order in which the model computes them, whatever the file says.
 Edits that never meet at a token commute.

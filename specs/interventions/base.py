@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -17,27 +17,31 @@ STRENGTH = (
     "Multiplies the edit: one finite number, or a list with one number per row of the batch. 0 leaves the "
     "model as it is."
 )
+_EVERY_KIND_HAS = ("kind", "site", "strength")
 LAYER = "0-based index of the decoder block: 19 is `model.layers[19]`."
 
 
 class BaseIntervention(SpecModel):
     """One edit of activations; each kind adds its ``kind``, its site and its own fields.
 
-    A kind has ``kind``, ``site`` and ``strength``, each as a field or as a property; where it names a layer or
-    query heads, they are called ``layer`` and ``heads`` (or ``read_heads`` and ``write_heads``), and are held
-    against the model's sizes by these names.
+    A kind has ``kind``, ``site`` and ``strength``, each as a field or as a property; where it names a layer
+    or query heads, they are called ``layer`` and ``heads`` (or ``read_heads`` and ``write_heads``), and are
+    held against the model's sizes by these names.
     """
 
     if TYPE_CHECKING:  # as fields of their own: a property here would be shadowed by them
 
         @property
-        def kind(self) -> str: ...
+        def kind(self) -> str:
+            """By which files name it."""
 
         @property
-        def site(self) -> Site | None: ...
+        def site(self) -> Site | None:
+            """The tensor that is edited; None where a module is named by its path."""
 
         @property
-        def strength(self) -> float | tuple[float, ...]: ...
+        def strength(self) -> float | tuple[float, ...]:
+            """What multiplies the edit."""
 
     also_called: ClassVar[dict[str, str]] = {
         "coefficient": "strength",
@@ -54,6 +58,21 @@ class BaseIntervention(SpecModel):
         "`response` (the cursor P-1 and all that follows); `last_prompt_token` (P-1 alone); or counted "
         "tokens (`first`, `last` or `indices`) of the prompt or the response. Padding is never edited.",
     )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuses a kind that lacks what every kind has.
+
+        Raises:
+            TypeError: Naming what it lacks.
+        """
+        missing = [
+            name for name in _EVERY_KIND_HAS if name not in cls.model_fields and not hasattr(cls, name)
+        ]
+        if missing:
+            raise TypeError(
+                f"{cls.__name__} has no {' and no '.join(missing)}: expected as a field or a property"
+            )
 
     def tensor_refs(self) -> Iterator[tuple[str, TensorRef]]:
         """Yields the name and value of every field that names stored tensors."""

@@ -49,8 +49,8 @@ def judge(declared: AnyIntervention, facts: Facts) -> Verdict:
     if facts.monitored:
         return Verdict(
             "approximate",
-            f"its strength is self-monitored, {facts.monitored}: it depends on the activation, and a bias does "
-            f"not; {mean}",
+            f"its strength is self-monitored, {facts.monitored}: it depends on the activation, and a bias "
+            f"does not; {mean}",
             facts.nearest,
         )
     if not facts.is_affine or (facts.is_linear and declared.site == "block_output"):
