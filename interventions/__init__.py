@@ -14,7 +14,7 @@ from subvene.interventions.low_rank_edit import LowRankEditIntervention as LowRa
 from subvene.interventions.positions import Tokens
 from subvene.interventions.pyvene_class import PyveneIntervention as PyveneIntervention
 from subvene.interventions.steering import SteeringIntervention as SteeringIntervention
-from subvene.interventions.tensors import Sizes, TensorError, TensorTable
+from subvene.interventions.tensors import InventedTable, Sizes, TensorError, TensorTable
 
 #: Every kind that is imported above, by the `kind` of its spec: a new kind is a new file and one import.
 REGISTRY: dict[str, type[ActivationIntervention]] = {
@@ -29,6 +29,7 @@ __all__ = [
     "Affine",
     "DirectionFormula",
     "Gates",
+    "InventedTable",
     "Sizes",
     "TensorError",
     "TensorTable",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -48,6 +48,11 @@ class BaseIntervention(SpecModel):
         "scale": "strength",
         "layers": "layer",
     }
+
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Declarations that differ in what can be done with them: what stands behind the kind in words, such as
+    `, other positions`, and the fields; the plainest first. Tables in the docs and tests of every kind take
+    them, on a model of two layers and two heads, with tensors that are drawn."""
 
     name: Identifier | None = Field(
         default=None, description="What receipts and tables call this intervention; unique within a file."

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterator
-from typing import Annotated, Literal, NoReturn, Self
+from collections.abc import Collection, Hashable, Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
 
 from annotated_types import MinLen
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
@@ -81,6 +81,10 @@ def _disjoint(partition: tuple[tuple[Hashable, ...], ...]) -> tuple[tuple[Hashab
 
 class PyveneSpec(BaseIntervention):
     """One of pyvene's own interventions, at a site or at any module's input or output."""
+
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": {"class": "ZeroIntervention", "site": "mlp_output", "layer": 1}
+    }
 
     kind: Literal["pyvene"] = Field(default="pyvene", description="A class of pyvene's own.")
     class_name: Annotated[PyveneClass, BeforeValidator(_declarable)] = Field(
