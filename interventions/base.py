@@ -41,6 +41,10 @@ class ActivationIntervention(
     #: Whether stock pyvene, which passes the activation and nothing else, gets the same edit. None: the kind
     #: does not say.
     acts_alone: bool | None = None
+    #: Whether it only reads, and changes nothing.
+    collects: bool = False
+    #: Whether the runner has to hand it the input of the module whose output it edits.
+    needs_module_input: bool = False
 
     def __init__(
         self,

@@ -166,12 +166,12 @@ class PyveneIntervention(ActivationIntervention):
         return kept.view(*h.shape[:-1], -1)
 
     @property
-    def collects(self) -> bool:
+    def collects(self) -> bool:  # type: ignore[override]
         """Whether the class only reads (`CollectIntervention`)."""
         return self.options.get("class") == "CollectIntervention"
 
     @property
-    def needs_module_input(self) -> bool:
+    def needs_module_input(self) -> bool:  # type: ignore[override]
         """Whether the source is the input of the module whose output is edited (`SkipIntervention`)."""
         return self.options.get("class") == "SkipIntervention"
 
