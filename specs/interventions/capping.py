@@ -20,7 +20,7 @@ class CappingSpec(BaseIntervention):
     also_called: ClassVar[dict[str, str]] = {**BaseIntervention.also_called, "vector": "direction"}
 
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "": {"layer": 1, "direction": {"key": "v"}, "max": 0.0}
+        "": {"layer": 1, "direction": {"key": "v"}, "min": 1.0}
     }
 
     kind: Literal["capping"] = Field(default="capping", description="Bound the projection on a direction.")
