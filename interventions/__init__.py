@@ -3,44 +3,36 @@
 Each class works alone in a stock `pyvene.IntervenableModel` and is declared by the spec of the same kind.
 """
 
-from subvene.interventions.ablation import AblationIntervention
+from subvene.interventions.ablation import AblationIntervention as AblationIntervention
 from subvene.interventions.affine import Affine
 from subvene.interventions.base import ActivationIntervention
-from subvene.interventions.capping import CappingIntervention
+from subvene.interventions.capping import CappingIntervention as CappingIntervention
 from subvene.interventions.formula import DirectionFormula
-from subvene.interventions.head_direction import HeadDirectionIntervention
-from subvene.interventions.low_rank_edit import LowRankEditIntervention
+from subvene.interventions.gate import Gates
+from subvene.interventions.head_direction import HeadDirectionIntervention as HeadDirectionIntervention
+from subvene.interventions.low_rank_edit import LowRankEditIntervention as LowRankEditIntervention
 from subvene.interventions.positions import Tokens
-from subvene.interventions.pyvene_class import PyveneIntervention
-from subvene.interventions.steering import SteeringIntervention
-from subvene.interventions.tensors import Sizes, TensorError, TensorTable
+from subvene.interventions.pyvene_class import PyveneIntervention as PyveneIntervention
+from subvene.interventions.steering import SteeringIntervention as SteeringIntervention
+from subvene.interventions.tensors import InventedTable, Sizes, TensorError, TensorTable
 
-#: Every kind, by the `kind` of its spec: a new kind is a new file and one line here.
+#: Every kind that is imported above, by the `kind` of its spec: a new kind is a new file and one import.
 REGISTRY: dict[str, type[ActivationIntervention]] = {
     cls.kind: cls
-    for cls in (
-        HeadDirectionIntervention,
-        SteeringIntervention,
-        LowRankEditIntervention,
-        CappingIntervention,
-        AblationIntervention,
-        PyveneIntervention,
-    )
+    for cls in list(globals().values())
+    if isinstance(cls, type) and issubclass(cls, ActivationIntervention) and cls is not ActivationIntervention
 }
 
 __all__ = [
     "REGISTRY",
-    "AblationIntervention",
     "ActivationIntervention",
     "Affine",
-    "CappingIntervention",
     "DirectionFormula",
-    "HeadDirectionIntervention",
-    "LowRankEditIntervention",
-    "PyveneIntervention",
+    "Gates",
+    "InventedTable",
     "Sizes",
-    "SteeringIntervention",
     "TensorError",
     "TensorTable",
     "Tokens",
 ]
+__all__ += [cls.__name__ for cls in REGISTRY.values()]

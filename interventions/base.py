@@ -10,6 +10,7 @@ import torch
 from subvene.interventions._pyvene import pyvene
 from subvene.interventions.affine import Affine
 from subvene.interventions.formula import DirectionFormula
+from subvene.interventions.gate import Gates
 from subvene.interventions.positions import FirstCallIsPrompt, Tokens, parse_positions, plain_positions
 from subvene.interventions.tensors import Sizes, TensorTable
 from subvene.specs import Positions
@@ -40,6 +41,10 @@ class ActivationIntervention(
     #: Whether stock pyvene, which passes the activation and nothing else, gets the same edit. None: the kind
     #: does not say.
     acts_alone: bool | None = None
+    #: Whether it only reads, and changes nothing.
+    collects: bool = False
+    #: Whether the runner has to hand it the input of the module whose output it edits.
+    needs_module_input: bool = False
 
     def __init__(
         self,
@@ -106,13 +111,23 @@ class ActivationIntervention(
         """Δ by one vector and a formula, the strength left out; None: no such formula, or not said."""
         return None
 
+    def gates(self) -> Gates | None:
+        """Δ as vectors with a gate each, the strength left out; None: no such gates, or not said."""
+        return None
+
+    @property
+    def instead(self) -> str | None:
+        """A declaration near this one that more formats hold, in words; None: the kind names none."""
+        return None
+
     @property
     def depends_on_activation(self) -> bool | None:
-        """Whether Δ depends on h, as its map or formula says; None: the kind states neither."""
+        """Whether Δ depends on h, as its map, formula or gates say; None: the kind states none of them."""
         if (affine := self.affine()) is not None:
             return not affine.is_constant
-        formula = self.direction_formula()
-        return None if formula is None else formula.form != "add"
+        if (formula := self.direction_formula()) is not None:
+            return formula.form != "add"
+        return None if self.gates() is None else True
 
     @property
     def is_additive(self) -> bool:

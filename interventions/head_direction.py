@@ -9,6 +9,7 @@ import torch
 from subvene.interventions.affine import Affine
 from subvene.interventions.base import ActivationIntervention
 from subvene.interventions.formula import DirectionFormula
+from subvene.interventions.gate import Gates
 from subvene.interventions.tensors import Sizes, TensorError, TensorTable, stored_name
 from subvene.specs import HeadDirectionSpec, tensor_name
 
@@ -145,9 +146,20 @@ class HeadDirectionIntervention(ActivationIntervention):
             return None
         return DirectionFormula("add", self.shift.detach().cpu().float())
 
+    def gates(self) -> Gates | None:
+        if not self.is_adaptive:
+            return None
+        n_heads, head_dim = self.probe_weight.shape
+        rows = torch.zeros(2, n_heads, n_heads, head_dim, dtype=torch.float64)
+        index = torch.arange(n_heads)
+        rows[0, index, index] = self.probe_weight.detach().cpu().double()
+        rows[1, index, index] = self.shift.detach().cpu().double().view(n_heads, head_dim)
+        readers, writers = rows[:, self.edited_heads.cpu()].flatten(2)
+        return Gates(readers, writers, "α·(1 − p)")
+
     @property
-    def depends_on_activation(self) -> bool:
-        return self.is_adaptive
+    def instead(self) -> str | None:
+        return "`adaptive: none`, which is another intervention" if self.is_adaptive else None
 
     @property
     def expects_change(self) -> bool:

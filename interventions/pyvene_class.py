@@ -166,14 +166,20 @@ class PyveneIntervention(ActivationIntervention):
         return kept.view(*h.shape[:-1], -1)
 
     @property
-    def collects(self) -> bool:
+    def collects(self) -> bool:  # type: ignore[override]
         """Whether the class only reads (`CollectIntervention`)."""
         return self.options.get("class") == "CollectIntervention"
 
     @property
-    def needs_module_input(self) -> bool:
+    def needs_module_input(self) -> bool:  # type: ignore[override]
         """Whether the source is the input of the module whose output is edited (`SkipIntervention`)."""
         return self.options.get("class") == "SkipIntervention"
+
+    @property
+    def instead(self) -> str | None:
+        if self.options.get("class") == "AdditionIntervention":
+            return "`kind: steering`, which adds a vector as AdditionIntervention does"
+        return None
 
     @property
     def acts_alone(self) -> bool:  # type: ignore[override]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -137,3 +138,25 @@ class TensorTable:
         related = [n for n in names if n.startswith(key)] or names
         shown = ", ".join(related[:6]) + (f", … ({len(related)} in all)" if len(related) > 6 else "")
         return f"there is: {shown}" if names else "it holds no tensors"
+
+
+class InventedTable(TensorTable):
+    """A table that holds whatever it is asked for: what a kind's examples are built from.
+
+    Tensors are drawn, the same ones for the same name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__({}, "the examples")
+
+    def layers(self, key: str, site: str) -> list[int]:
+        return [0, 1]
+
+    def find(self, key: str, site: Site, layer: int, part: str | None = None) -> str | None:
+        return tensor_name(key, site, layer, part)
+
+    def checked(self, name: str, shape: tuple[int, ...] | None) -> torch.Tensor:
+        if name not in self.tensors:
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            self.tensors[name] = torch.randn(shape or (), generator=generator)
+        return super().checked(name, shape)

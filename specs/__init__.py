@@ -21,15 +21,9 @@ from subvene.specs.evaluations import (
     TruthfulQASpec,
 )
 from subvene.specs.experiment import ExperimentSpec, InterventionSpec
-from subvene.specs.interventions import (
-    AblationSpec,
-    AnyIntervention,
-    CappingSpec,
-    HeadDirectionSpec,
-    LowRankEditSpec,
-    PyveneSpec,
-    SteeringSpec,
-)
+from subvene.specs.interventions import *  # noqa: F403 - the spec of every kind
+from subvene.specs.interventions import REGISTRY as _REGISTRY
+from subvene.specs.interventions import AnyIntervention
 from subvene.specs.judges import (
     AnyJudge,
     OpenAIJudgeSpec,
@@ -54,12 +48,10 @@ from subvene.specs.variants import intervention_name, points, variant
 __all__ = [
     "SHIPPED_TRAITS",
     "SITES",
-    "AblationSpec",
     "AnyEvaluation",
     "AnyIntervention",
     "AnyJudge",
     "AnyRecipe",
-    "CappingSpec",
     "ChooseSpec",
     "Composition",
     "CompositionSpec",
@@ -71,13 +63,11 @@ __all__ = [
     "DivergenceSpec",
     "ExperimentSpec",
     "FirstTokens",
-    "HeadDirectionSpec",
     "ITISpec",
     "InterventionSpec",
     "LastTokens",
     "LocalizationSpec",
     "LocalizedEditSpec",
-    "LowRankEditSpec",
     "MeanDifferenceSpec",
     "ModelSpec",
     "OpenAIJudgeSpec",
@@ -85,14 +75,12 @@ __all__ = [
     "PersonaSpec",
     "Positions",
     "Problem",
-    "PyveneSpec",
     "QuestionsSpec",
     "ReferenceJudgeSpec",
     "SamplesSpec",
     "SamplingSpec",
     "Site",
     "SpecError",
-    "SteeringSpec",
     "SubveneError",
     "SystemPair",
     "TensorName",
@@ -122,3 +110,4 @@ __all__ = [
     "trait_name",
     "variant",
 ]
+__all__ += [cls.__name__ for cls in _REGISTRY.values()]

@@ -165,21 +165,23 @@ class Named:
             except ValidationError as error:
                 errors = error.errors(include_url=False)
                 if not errors[0]["loc"]:
-                    refuse("value", [self._untagged(value, names)])
+                    refuse("value", [untagged(self.field, value, names)])
                 relay("value", errors, skip=1)
 
         return core_schema.no_info_wrap_validator_function(check, union)
 
-    def _untagged(self, value: object, names: list[str]) -> Flaw:
-        if not isinstance(value, Mapping):
-            return Flaw((), f"a mapping with `{self.field}`, {one_of(names)}", value)
-        if self.field in value:
-            given = value[self.field]
-            return Flaw((self.field,), one_of(names), given, hint=nearest(given, names))
-        for key in value:
-            if nearest(key, [self.field]):
-                return Flaw((key,), f"`{self.field}`, {one_of(names)}", key, "unknown_field", self.field)
-        return Flaw((self.field,), one_of(names), value, "missing_field")
+
+def untagged(field: str, value: object, names: list[str]) -> Flaw:
+    """Returns what is wrong with a value that names none of the members."""
+    if not isinstance(value, Mapping):
+        return Flaw((), f"a mapping with `{field}`, {one_of(names)}", value)
+    if field in value:
+        given = value[field]
+        return Flaw((field,), one_of(names), given, hint=nearest(given, names))
+    for key in value:
+        if nearest(key, [field]):
+            return Flaw((key,), f"`{field}`, {one_of(names)}", key, "unknown_field", field)
+    return Flaw((field,), one_of(names), value, "missing_field")
 
 
 def literal_options(annotation: Any) -> tuple[str, ...]:

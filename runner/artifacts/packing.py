@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from subvene.runner.edits.intervenable import Entry, IntervenableModel
-from subvene.specs import (
-    AnyIntervention,
-    HeadDirectionSpec,
-    InterventionSpec,
-    PyveneSpec,
-    TensorRef,
-    parse_tensor_name,
-)
+from subvene.specs import InterventionSpec, TensorRef, parse_tensor_name
 
 TENSORS = "tensors.safetensors"
 
@@ -33,18 +25,18 @@ def self_contained(
     taken: dict[str, _Claim] = {}
     stored: list[Any] = []
     for declared, entry in zip(spec.interventions, intervenable.entries, strict=True):
-        wanted = next((ref.key for _, ref in declared.tensor_refs()), entry.name).removesuffix(".state")
+        wanted = declared.wanted_key or entry.name
         # A reference may name one tensor in full; names are made from its first part.
         wanted = parsed.key if (parsed := parse_tensor_name(wanted)) else wanted
         for key in itertools.chain([wanted], (f"{wanted}_{n}" for n in itertools.count(2))):
             own = _stored(key, intervenable, entry)
             same = all(torch.equal(tensors[name], own[name]) for name in tensors.keys() & own.keys())
-            claim = _Claim(frozenset(own), _reads_whole_key(declared))
+            claim = _Claim(frozenset(own), declared.reads_whole_key)
             if same and claim.goes_with(taken.get(key)):
                 break
         taken[key] = claim | taken.get(key)
         tensors |= own
-        stored.append(declared.model_copy(update=_references(declared, key, own)))
+        stored.append(declared.model_copy(update=declared.stored_refs(TENSORS, key, own)))
     fields = {name: getattr(spec, name) for name in InterventionSpec.model_fields}
     return InterventionSpec(**fields | {"interventions": tuple(stored)}), tensors
 
@@ -63,13 +55,6 @@ class _Claim:
         return self if other is None else _Claim(self.names | other.names, self.whole or other.whole)
 
 
-def _reads_whole_key(declared: AnyIntervention) -> bool:
-    """Whether what an entry does depends on everything that is stored under its key."""
-    if isinstance(declared, HeadDirectionSpec):
-        return declared.heads is None
-    return isinstance(declared, PyveneSpec)
-
-
 def _stored(key: str, intervenable: IntervenableModel, entry: Entry) -> dict[str, torch.Tensor]:
     own: dict[str, torch.Tensor] = {}
     for place, pyvene_key in zip(entry.sites, entry.keys, strict=True):
@@ -77,20 +62,6 @@ def _stored(key: str, intervenable: IntervenableModel, entry: Entry) -> dict[str
         index = int(layer.rstrip("]")) if site and place.endswith("]") else None
         own |= intervenable.interventions[pyvene_key].stored(key, site if index is not None else place, index)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
-
-
-def _references(declared: Any, key: str, own: Mapping[str, torch.Tensor]) -> dict[str, TensorRef]:
-    """The reference fields of an entry, pointing into the artifact."""
-    fields = {}
-    for name, annotation in type(declared).model_fields.items():
-        if "TensorRef" not in str(annotation.annotation):
-            continue
-        if name == "state":
-            if any(tensor.startswith(f"{key}.state.") for tensor in own):
-                fields[name] = TensorRef(file=TENSORS, key=f"{key}.state")
-        elif name != "source" or getattr(declared, name) is not None:
-            fields[name] = TensorRef(file=TENSORS, key=key)
-    return fields
 
 
 def with_file(spec: InterventionSpec, file: str | None) -> InterventionSpec:

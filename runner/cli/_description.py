@@ -105,7 +105,7 @@ def _sizes(source: Source) -> tuple[Sizes | None, dict[str, Any] | None, bool | 
 
 def _built(source: Source, declared: AnyIntervention, sizes: Sizes | None) -> tuple[Edits, str | None]:
     """The edits of one entry by place; or none, and why."""
-    if sizes is None and getattr(declared, "component", None) is not None:
+    if sizes is None and declared.module_path is not None:
         sizes = NO_SIZES
     if sizes is None:
         return {}, "not looked at, since the model's sizes are not known"
@@ -145,6 +145,6 @@ def _settings(declared: AnyIntervention) -> dict[str, Any]:
 
 
 def _declared_place(declared: AnyIntervention) -> str:
-    site = getattr(declared, "site", None) or getattr(declared, "component", None) or ""
+    site = declared.site or declared.module_path or ""
     layers = list(getattr(declared, "heads", None) or {}) or [getattr(declared, "layer", None)]
     return ", ".join(place(site, layer) for layer in layers)

@@ -86,7 +86,7 @@ class LookStory(UnitStory):
         self.console.print(f"model    {self.spec.model.name}", soft_wrap=True)
         for i, declared in enumerate(self.spec.interventions):
             layer = getattr(declared, "layer", None)
-            site = getattr(declared, "site", None) or getattr(declared, "component", "")
+            site = declared.site or declared.module_path or ""
             place = site if layer is None else f"{site}[{layer}]"
             strength = strength_in_words(declared.strength)
             what = f"{intervention_name(self.spec, i)}: {declared.kind} at {place}, strength {strength}"

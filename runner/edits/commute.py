@@ -21,11 +21,14 @@ arithmetic (in floating point, edits that commute may still differ by rounding):
   number, p ↦ p + s·φ(p); full clamps commute iff their intervals meet, and other strengths are compared knot
   by knot of the piecewise linear compositions.
 
-* A self-monitored head direction, Δ(h) = Σ_k (1 − sigmoid(⟨w_k, h⟩ + b_k))·u_k over its heads k, and additive
-  u: iff ⟨w_k, u⟩ = 0 for each k, since the sigmoid is strictly monotonic and the u_k are independent. Two of
-  them commute if neither's probes read what the other adds (other heads, for one), and if they are the same
-  edit; one and a linear edit M, if M ignores every u_k and writes nothing that a w_k reads. Otherwise this
-  module does not tell.
+* Gates (a self-monitored head direction), Δ(h) = Σ_k g_k(⟨w_k, h⟩)·u_k, and additive u: iff ⟨w_k, u⟩ = 0
+  for each k, since every g_k is strictly monotonic and the u_k are independent. Two of them commute if
+  neither's readers read what the other adds (other heads, for one), and if they are the same edit; one and a
+  linear edit M, if M ignores every u_k and writes nothing that a w_k reads. Otherwise this module does not
+  tell.
+
+What an edit is, its class says (`affine`, `direction_formula`, `gates`, `linear_in_strength`). Of one that
+does not say it, or says what it does not do, nothing is told.
 
 Edits of different sites or layers have the order in which the model computes them, whatever the file says.
 Edits that never meet at a token commute.
@@ -40,14 +43,9 @@ from dataclasses import dataclass
 
 import torch
 
-from subvene.interventions import (
-    AblationIntervention,
-    ActivationIntervention,
-    CappingIntervention,
-    HeadDirectionIntervention,
-    LowRankEditIntervention,
-)
+from subvene.interventions import ActivationIntervention, DirectionFormula, Gates
 from subvene.interventions.positions import is_within_prompt
+from subvene.runner.edits.statements import contradictions
 from subvene.specs import Positions
 
 TOLERANCE = 1e-6
@@ -92,25 +90,38 @@ def verdict(first: ActivationIntervention, second: ActivationIntervention) -> Ve
         return Verdict(True, "one of them has strength 0")
     if never_meet(first.positions, second.positions):
         return Verdict(True, "they edit different tokens")
+    for edit in (first, second):
+        if problem := next(contradictions(edit), None):
+            return Verdict(None, f"the class of the {edit.kind} contradicts itself: {problem}")
     if first.is_additive and second.is_additive:
         return Verdict(True, "both add a constant")
     if second.is_additive:
         first, second = second, first
     if first.is_additive:
-        return _additive(_constant(first), second)
-    if isinstance(first, HeadDirectionIntervention):
-        return _self_monitored(first, second)
-    if isinstance(second, HeadDirectionIntervention):
-        return _self_monitored(second, first)
-    lines = [_linear(first), _linear(second)]
-    if isinstance(first, CappingIntervention) and isinstance(second, CappingIntervention):
-        return _two_caps(first, second)
-    if isinstance(second, CappingIntervention):
-        first, second, lines = second, first, lines[::-1]
-    if isinstance(first, CappingIntervention) and lines[1] is not None:
-        return _cap_and_linear(first, lines[1], second.strength)
+        return _additive(first, second)
+    if not (first.linear_in_strength and second.linear_in_strength):
+        return _undecided(first, second)
+    if first.gates() is not None:
+        return _gated(first, second)
+    if second.gates() is not None:
+        return _gated(second, first)
+    return _ungated(first, second)
+
+
+def _ungated(first: ActivationIntervention, second: ActivationIntervention) -> Verdict:
+    caps, lines = [_cap(first), _cap(second)], [_linear(first), _linear(second)]
+    if caps[0] is not None and caps[1] is not None:
+        return _two_caps(caps[0], caps[1], first.strength, second.strength)
+    if caps[0] is not None and lines[1] is not None:
+        return _cap_and_linear(caps[0], lines[1], second.strength)
+    if caps[1] is not None and lines[0] is not None:
+        return _cap_and_linear(caps[1], lines[0], first.strength)
     if lines[0] is not None and lines[1] is not None:
         return _two_linear(lines[0], lines[1])
+    return _undecided(first, second)
+
+
+def _undecided(first: ActivationIntervention, second: ActivationIntervention) -> Verdict:
     return Verdict(None, f"not decided for {first.kind} and {second.kind}")
 
 
@@ -126,36 +137,55 @@ def _after_prompt(rule: Positions) -> bool:
     return not isinstance(rule, str) and rule.of == "response"
 
 
-def _constant(edit: ActivationIntervention) -> torch.Tensor:
-    return edit.delta(torch.zeros(1, 1, 1)).detach().double().reshape(-1)
+def _constant(edit: ActivationIntervention) -> torch.Tensor | None:
+    """What an edit that depends on nothing adds; None where its class does not say it."""
+    if (affine := edit.affine()) is not None:
+        return affine.d
+    formula = edit.direction_formula()
+    return None if formula is None else formula.vector.double()
 
 
 def _linear(edit: ActivationIntervention) -> _Linear | None:
-    if isinstance(edit, AblationIntervention):
-        direction = edit.direction.detach().double().unsqueeze(0)
-        return _Linear(direction, -direction)
-    if isinstance(edit, LowRankEditIntervention):
-        readers, writers = edit.a * edit.read_mask, edit.b * edit.write_mask
-        return _Linear(readers.detach().double(), writers.detach().double())
-    return None
+    """Δ as a linear map without a constant, if its class says that it is one."""
+    if (affine := edit.affine()) is not None:
+        return None if affine.d.any() else _Linear(affine.a, affine.b)
+    formula = edit.direction_formula()
+    if formula is None or formula.form != "remove":
+        return None
+    direction = formula.vector.double().unsqueeze(0)
+    return _Linear(direction, -direction)
 
 
-def _additive(u: torch.Tensor, other: ActivationIntervention) -> Verdict:
-    if isinstance(other, CappingIntervention | AblationIntervention):
-        cosine = _cosine(u, other.direction)
+def _cap(edit: ActivationIntervention) -> DirectionFormula | None:
+    """The bounds of an edit along a direction of unit length, if its class says that it has them."""
+    formula = edit.direction_formula()
+    if formula is None or formula.form != "bound" or abs(float(formula.vector.norm()) - 1) > TOLERANCE:
+        return None
+    return formula
+
+
+def _additive(adding: ActivationIntervention, other: ActivationIntervention) -> Verdict:
+    u = _constant(adding)
+    if u is None:
+        return _undecided(adding, other)
+    if not other.linear_in_strength:
+        return Verdict(None, f"not decided for {other.kind}")
+    if (formula := other.direction_formula()) is not None:
+        cosine = _cosine(u, formula.vector)
         what = f"cosine of the added vector and the direction of the {other.kind}: {cosine:.3g}"
         return Verdict(
             abs(cosine) <= TOLERANCE, f"{what}; it would have to be 0" if abs(cosine) > TOLERANCE else what
         )
-    if (linear := _linear(other)) is not None:
+    if (affine := other.affine()) is not None:
+        linear = _Linear(affine.a, affine.b)
         effect, scale = float((linear @ u).norm()), linear.norm() * float(u.norm())
         small = effect <= TOLERANCE * scale
         return Verdict(
             small,
             f"the {other.kind} {'ignores' if small else 'reads'} the added vector, ‖M·u‖ = {effect:.3g}",
         )
-    if isinstance(other, HeadDirectionIntervention):
-        ignored = _ignores(_by_head(other)[1], u.unsqueeze(0))
+    if (gates := other.gates()) is not None:
+        ignored = _ignores(gates.readers, u.unsqueeze(0))
         return Verdict(
             ignored,
             f"the probes that set the other's strength {'ignore' if ignored else 'read'} the added vector",
@@ -163,34 +193,35 @@ def _additive(u: torch.Tensor, other: ActivationIntervention) -> Verdict:
     return Verdict(None, f"not decided for {other.kind}")
 
 
-def _self_monitored(edit: HeadDirectionIntervention, other: ActivationIntervention) -> Verdict:
-    added, probes = _by_head(edit)
-    if isinstance(other, HeadDirectionIntervention):
-        others_added, others_probes = _by_head(other)
-        if _ignores(probes, others_added) and _ignores(others_probes, added):
+def _gated(edit: ActivationIntervention, other: ActivationIntervention) -> Verdict:
+    own, others = edit.gates(), other.gates()
+    if own is not None and others is not None:
+        if _ignores(own.readers, others.writers) and _ignores(others.readers, own.writers):
             return Verdict(True, "neither's probes read what the other adds")
-        state, others_state = edit.state_dict(), other.state_dict()
-        if all(torch.equal(state[name], others_state[name]) for name in ("strength", *edit.buffer_names)):
+        if _same(edit, other):
             return Verdict(True, "they are the same edit")
-    elif (linear := _linear(other)) is not None and _ignores(linear.a, added) and _ignores(probes, linear.b):
+    elif own is not None and (linear := _linear(other)) is not None and _apart(own, linear):
         return Verdict(True, f"the {other.kind} neither reads what is added nor writes what the probes read")
-    return Verdict(None, f"not decided for a self-monitored head_direction and {other.kind}")
+    return Verdict(None, f"not decided for a self-monitored {edit.kind} and {other.kind}")
 
 
-def _by_head(edit: HeadDirectionIntervention) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a self-monitored edit adds and what its probes read, float64 [edited heads, width] each."""
-    n_heads, head_dim = edit.probe_weight.shape
-    rows = torch.zeros(2, n_heads, n_heads, head_dim, dtype=torch.float64)
-    index = torch.arange(n_heads)
-    rows[0, index, index] = edit.shift.detach().cpu().double().view(n_heads, head_dim)
-    rows[1, index, index] = edit.probe_weight.detach().cpu().double()
-    added, probes = rows[:, edit.edited_heads.cpu()].flatten(2)
-    return added, probes
+def _apart(gates: Gates, linear: _Linear) -> bool:
+    return _ignores(linear.a, gates.writers) and _ignores(gates.readers, linear.b)
+
+
+def _same(edit: ActivationIntervention, other: ActivationIntervention) -> bool:
+    """Whether two edits are of one class, with the same tensors and options."""
+    state, others_state = edit.state_dict(), other.state_dict()
+    names = ("strength", *edit.buffer_names, *edit.parameter_names)
+    return (
+        type(edit) is type(other)
+        and edit.options == other.options
+        and all(torch.equal(state[name], others_state[name]) for name in names)
+    )
 
 
 def _ignores(readers: torch.Tensor, vectors: torch.Tensor) -> bool:
     """Whether every ⟨reader, vector⟩ is 0; both [any number, width]."""
-    readers, vectors = readers.cpu(), vectors.cpu()
     scale = readers.norm(dim=-1).unsqueeze(1) * vectors.norm(dim=-1)
     return bool(((readers @ vectors.T).abs() <= TOLERANCE * scale).all())
 
@@ -204,8 +235,8 @@ def _two_linear(m: _Linear, n: _Linear) -> Verdict:
     return Verdict(small, f"‖M·N − N·M‖ = {commutator:.3g}")
 
 
-def _cap_and_linear(cap: CappingIntervention, n: _Linear, strength: torch.Tensor) -> Verdict:
-    v = cap.direction.detach().double()
+def _cap_and_linear(cap: DirectionFormula, n: _Linear, strength: torch.Tensor) -> Verdict:
+    v = cap.vector.double()
     read, written = n.transposed @ v, n @ v
     slack = TOLERANCE * n.norm()
     along = float(v @ written)
@@ -213,7 +244,7 @@ def _cap_and_linear(cap: CappingIntervention, n: _Linear, strength: torch.Tensor
         return Verdict(False, "the other edit reads or writes the capped direction")
     if abs(along) <= slack:
         return Verdict(True, "the other edit neither reads nor writes the capped direction")
-    bounds = [float(cap.floor), float(cap.ceiling)]
+    bounds = [cap.floor, cap.ceiling]
     commute = all(_scales(bounds, 1.0 + t * along) for t in strength.double().reshape(-1).tolist() if t)
     return Verdict(commute, f"both act along one direction, bounds {bounds[0]:g} to {bounds[1]:g}")
 
@@ -230,16 +261,17 @@ def _scales(bounds: Sequence[float], factor: float) -> bool:
     return floor == ceiling == 0
 
 
-def _two_caps(one: CappingIntervention, other: CappingIntervention) -> Verdict:
-    cosine = _cosine(one.direction.detach().double(), other.direction)
+def _two_caps(
+    one: DirectionFormula, other: DirectionFormula, strength: torch.Tensor, others_strength: torch.Tensor
+) -> Verdict:
+    cosine = _cosine(one.vector.double(), other.vector)
     if abs(cosine) <= TOLERANCE:
         return Verdict(True, "the capped directions are orthogonal")
     if abs(cosine) < 1 - TOLERANCE:
         return Verdict(False, f"cosine of the capped directions: {cosine:.3g}; it would have to be 0")
-    rows = torch.broadcast_tensors(one.strength.double(), other.strength.double())
+    rows = torch.broadcast_tensors(strength.double(), others_strength.double())
     strengths = zip(*(row.reshape(-1).tolist() for row in rows), strict=True)
-    bounds = (float(other.floor), float(other.ceiling))
-    first = (float(one.floor), float(one.ceiling))
+    bounds, first = (other.floor, other.ceiling), (one.floor, one.ceiling)
     second = bounds if cosine > 0 else (-bounds[1], -bounds[0])
     commute = all(_clamps_commute(first, second, s, t) for s, t in strengths)
     return Verdict(commute, f"one direction capped twice, to {_interval(first)} and to {_interval(second)}")

@@ -21,7 +21,7 @@ from subvene.runner.models.anatomy import (
     reads_one_text,
     sizes_from_config,
 )
-from subvene.specs import SITES, AnyIntervention, InterventionSpec, PyveneSpec, SubveneError
+from subvene.specs import SITES, AnyIntervention, InterventionSpec, SubveneError
 
 # For entries that name a module by its path, whose tensors no size of the model decides.
 NO_SIZES = Sizes(n_layers=0, width=0, n_heads=0, head_dim=0)
@@ -81,9 +81,7 @@ def compile_spec(
 
 def needs_anatomy(spec: InterventionSpec) -> bool:
     """Whether an intervention is at a site, and not at a module that is named by its path."""
-    return not all(
-        isinstance(declared, PyveneSpec) and declared.component is not None for declared in spec.interventions
-    )
+    return not all(declared.module_path is not None for declared in spec.interventions)
 
 
 def check_config(spec: InterventionSpec, config: Any) -> None:

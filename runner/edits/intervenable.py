@@ -323,7 +323,7 @@ class IntervenableModel(NotPickled, EditsOnly):
             self._name(entry, site): (self.interventions[key].positions, run.strengths[key])
             for entry in self.entries
             for key, site in zip(entry.keys, entry.sites, strict=True)
-            if not getattr(self.interventions[key], "collects", False)
+            if not self.interventions[key].collects
         }
 
     def _name(self, entry: Entry, site: str) -> str:
@@ -398,8 +398,8 @@ class IntervenableModel(NotPickled, EditsOnly):
         rule, place = edit.positions, register.__self__
         skips_response = is_within_prompt(rule)
         is_pre_hook = register.__name__ == _PRE_HOOK
-        collects = getattr(edit, "collects", False)
-        wants_input = getattr(edit, "needs_module_input", False)
+        collects = edit.collects
+        wants_input = edit.needs_module_input
 
         def hook(module: torch.nn.Module, args: Any, kwargs: Any = None, output: Any = None) -> Any:
             run = attachment.run

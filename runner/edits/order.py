@@ -47,10 +47,7 @@ def _pair(spec: InterventionSpec, edits: Sequence[Edits], i: int, j: int) -> dic
     pair: dict[str, Any] = {"first": entry_name(spec, i), "second": entry_name(spec, j), "shared": []}
     if not first or not second:
         return pair | {"commutes": None, "reason": "cannot be told without their tensors"}
-    if (
-        any(getattr(spec.interventions[n], "component", None) for n in (i, j))
-        and first.keys() != second.keys()
-    ):
+    if any(spec.interventions[n].module_path is not None for n in (i, j)) and first.keys() != second.keys():
         return pair | {
             "commutes": None,
             "reason": "a module's path and a site may be one place, which only the model tells",

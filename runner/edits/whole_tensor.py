@@ -162,14 +162,14 @@ class WholeTensorModel(IntervenableModel):
             if edit.strength.device != h.device:
                 edit.to(h.device)
             context = {}
-            if getattr(edit, "needs_module_input", False):
+            if edit.needs_module_input:
                 context["module_input"] = take_input(args, kwargs)[0].reshape(h.shape)
             strength = run.strengths[key]
             edited = edit(h, tokens=tokens, strength=strength, **context)
             recorder = run.recorders.setdefault(key, Recorder({key: strength}, h.shape[1]))
             recorder.reached.add(key)
             recorder.record(key, "all", h, edited, tokens)
-            if getattr(edit, "collects", False):
+            if edit.collects:
                 recorder.collect(key, edit.collected(h), tokens.real)
                 return None
             return put_back(edited.view(found.shape))

@@ -47,7 +47,7 @@ def model_fingerprint(model: Any) -> dict[str, Any]:
 def modules_fingerprint(spec: InterventionSpec, model: torch.nn.Module) -> dict[str, Any]:
     """The fingerprint of any other model: what the modules are that a spec names by their paths."""
     config: Any = model.config
-    paths = [str(getattr(declared, "component", None)) for declared in spec.interventions]
+    paths = [str(declared.module_path) for declared in spec.interventions]
     return {
         "model_type": text_config(config).model_type,
         "architecture": type(model).__name__,

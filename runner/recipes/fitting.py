@@ -101,7 +101,7 @@ def _refuse_left_out(spec: ExperimentSpec, left_out: Mapping[tuple[str, str, int
         SubveneError: naming the intervention, the layer, and why there is none.
     """
     for i, declared in enumerate(spec.interventions):
-        site, layer = getattr(declared, "site", None), getattr(declared, "layer", None)
+        site, layer = declared.site, getattr(declared, "layer", None)
         for name, ref in declared.tensor_refs():
             reason = None if site is None or layer is None else left_out.get((ref.key, site, layer))
             if ref.file is None and reason is not None:
@@ -127,7 +127,7 @@ def check_reach(spec: ExperimentSpec, sizes: Sizes) -> None:
         if all(ref.file is not None for _, ref in declared.tensor_refs()):
             continue
         path = f"interventions[{i}]"
-        site, layer = getattr(declared, "site", None) or reach.site, getattr(declared, "layer", None)
+        site, layer = declared.site or reach.site, getattr(declared, "layer", None)
         if reach.kinds is not None and declared.kind not in reach.kinds:
             kinds = " or ".join(sorted(reach.kinds))
             raise CompileError(f"{path}.kind: `fit:` gives tensors for {kinds}, found {declared.kind}")

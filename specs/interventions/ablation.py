@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,11 +12,19 @@ from subvene.specs.interventions.base import LAYER, STRENGTH, BaseIntervention
 from subvene.specs.sites import Site
 from subvene.specs.tensors import TensorRef
 
+_EXAMPLE: dict[str, Any] = {"layer": 1, "direction": {"key": "v"}}
+
 
 class AblationSpec(BaseIntervention):
     """Removes a direction from the activations: h ← h − s·⟨h, v̂⟩·v̂."""
 
     also_called: ClassVar[dict[str, str]] = {**BaseIntervention.also_called, "vector": "direction"}
+
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        " at `block_output`": _EXAMPLE,
+        " at `attention_heads`": _EXAMPLE | {"site": "attention_heads"},
+        " at `attention_output` or `mlp_output`": _EXAMPLE | {"site": "mlp_output"},
+    }
 
     kind: Literal["ablation"] = Field(default="ablation", description="Remove a direction.")
     site: Site = Field(default="block_output", description="The tensor that the direction is removed from.")
@@ -25,3 +34,8 @@ class AblationSpec(BaseIntervention):
         "not matter."
     )
     strength: Strength = Field(default=1.0, description=f"s; 1 removes the direction wholly. {STRENGTH}")
+
+    @property
+    def reads_whole_key(self) -> bool:
+        """Only what is stored for its layer."""
+        return False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +18,10 @@ class CappingSpec(BaseIntervention):
     """Bounds the projection p = ⟨h, v̂⟩: h ← h − s·max(p − max, 0)·v̂ and h ← h + s·max(min − p, 0)·v̂."""
 
     also_called: ClassVar[dict[str, str]] = {**BaseIntervention.also_called, "vector": "direction"}
+
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": {"layer": 1, "direction": {"key": "v"}, "min": 1.0}
+    }
 
     kind: Literal["capping"] = Field(default="capping", description="Bound the projection on a direction.")
     site: Site = Field(default="block_output", description="The tensor whose projection is bounded.")
@@ -38,3 +43,8 @@ class CappingSpec(BaseIntervention):
         if self.max is not None and self.min is not None and self.min > self.max:
             refuse("CappingSpec", [Flaw(("min",), f"a number <= max, which is {self.max}", self.min)])
         return self
+
+    @property
+    def reads_whole_key(self) -> bool:
+        """Only what is stored for its layer."""
+        return False

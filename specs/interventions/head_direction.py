@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import MinLen
 from pydantic import Field
@@ -13,12 +14,20 @@ from subvene.specs.interventions.base import STRENGTH, BaseIntervention
 from subvene.specs.sites import Site
 from subvene.specs.tensors import TensorRef
 
+_EXAMPLE: dict[str, Any] = {"directions": {"key": "heads"}, "heads": {"1": [0, 1]}, "strength": 1.0}
+
 
 class HeadDirectionSpec(BaseIntervention):
     """Inference-time intervention: o_h ← o_h + α·σ_h·θ̂_h at chosen heads (Li et al., 2023).
 
     With self-monitored strength (SMITIN, Koo et al., 2024; ACT, Wang et al., 2024) α becomes α·(1 − p).
     """
+
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": _EXAMPLE,
+        ", other positions": _EXAMPLE | {"positions": "response"},
+        ", `adaptive: one_minus_p`": _EXAMPLE | {"adaptive": "one_minus_p"},
+    }
 
     kind: Literal["head_direction"] = Field(default="head_direction", description="Head directions (ITI).")
     directions: TensorRef = Field(
@@ -48,3 +57,8 @@ class HeadDirectionSpec(BaseIntervention):
     def site(self) -> Site:
         """Head directions always act on the input of the output projection."""
         return "attention_heads"
+
+    @property
+    def reads_whole_key(self) -> bool:
+        """Every stored layer and head, unless it names its own."""
+        return self.heads is None

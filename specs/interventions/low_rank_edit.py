@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,9 +13,16 @@ from subvene.specs.interventions.base import LAYER, STRENGTH, BaseIntervention
 from subvene.specs.sites import Site
 from subvene.specs.tensors import TensorRef
 
+_EXAMPLE: dict[str, Any] = {"layer": 1, "factors": {"key": "edit"}}
+
 
 class LowRankEditSpec(BaseIntervention):
     """A localized low-rank edit: o ← o + s·Σ_r ⟨a_r, o⟩·b_r, with b_r zero outside the written heads."""
+
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": _EXAMPLE,
+        ", other positions": _EXAMPLE | {"positions": "response"},
+    }
 
     kind: Literal["low_rank_edit"] = Field(default="low_rank_edit", description="A trainable low-rank edit.")
     layer: Index | None = Field(
@@ -60,3 +68,8 @@ class LowRankEditSpec(BaseIntervention):
     def site(self) -> Site:
         """Low-rank edits always act on the input of the output projection."""
         return "attention_heads"
+
+    @property
+    def reads_whole_key(self) -> bool:
+        """Every stored layer, unless it names its own."""
+        return self.layer is None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from typing import Annotated, Literal, NoReturn, Self
+from collections.abc import Collection, Hashable, Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
 
 from annotated_types import MinLen
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
@@ -82,6 +82,10 @@ def _disjoint(partition: tuple[tuple[Hashable, ...], ...]) -> tuple[tuple[Hashab
 class PyveneSpec(BaseIntervention):
     """One of pyvene's own interventions, at a site or at any module's input or output."""
 
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": {"class": "ZeroIntervention", "site": "mlp_output", "layer": 1}
+    }
+
     kind: Literal["pyvene"] = Field(default="pyvene", description="A class of pyvene's own.")
     class_name: Annotated[PyveneClass, BeforeValidator(_declarable)] = Field(
         validation_alias="class",
@@ -134,6 +138,24 @@ class PyveneSpec(BaseIntervention):
         | None
     ) = Field(default=None, description="The 0-based dimensions that make up each subspace.")
     strength: Strength = Field(default=1.0, description=f"s, in h ← h + s·(edited − h). {STRENGTH}")
+
+    @property
+    def module_path(self) -> str | None:
+        """The component."""
+        return self.component
+
+    @property
+    def wanted_key(self) -> str | None:
+        """As for any kind; `.state` stands behind the key, and is no part of it."""
+        key = super().wanted_key
+        return None if key is None else key.removesuffix(".state")
+
+    def stored_refs(self, file: str, key: str, names: Collection[str]) -> dict[str, TensorRef]:
+        """Parameters and the source have names of their own, and may be absent."""
+        refs = {} if self.source is None else {"source": TensorRef(file=file, key=key)}
+        if any(name.startswith(f"{key}.state.") for name in names):
+            refs["state"] = TensorRef(file=file, key=f"{key}.state")
+        return refs
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,15 +13,25 @@ from subvene.specs.interventions.base import LAYER, STRENGTH, BaseIntervention
 from subvene.specs.sites import Site
 from subvene.specs.tensors import TensorRef
 
+_EXAMPLE: dict[str, Any] = {"layer": 1, "vector": {"key": "v"}, "coefficient": 1.0}
+
 
 class SteeringSpec(BaseIntervention):
-    """Adds a vector to the activations: h ← h + c·v."""
+    """Adds a vector to the activations, as persona vectors and activation addition do: h ← h + c·v."""
 
     also_called: ClassVar[dict[str, str]] = {
         "strength": "coefficient",
         "scale": "coefficient",
         "layers": "layer",
         "direction": "vector",
+    }
+
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        " at `block_output`": _EXAMPLE,
+        " at `block_output`, layer 0": _EXAMPLE | {"layer": 0},
+        " at another site": _EXAMPLE | {"site": "attention_output"},
+        ", other positions": _EXAMPLE | {"positions": "response"},
+        ", positions from the response's end": _EXAMPLE | {"positions": {"last": 1, "of": "response"}},
     }
 
     kind: Literal["steering"] = Field(default="steering", description="Add a vector.")
@@ -53,3 +64,8 @@ class SteeringSpec(BaseIntervention):
     def strength(self) -> float | tuple[float, ...]:
         """The coefficient, by the name that the other kinds give to it."""
         return self.coefficient
+
+    @property
+    def reads_whole_key(self) -> bool:
+        """Only what is stored for its layer."""
+        return False

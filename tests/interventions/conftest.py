@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from kind_cases import SIZES, Case, cases_in
 
-from subvene.interventions import (
-    AblationIntervention,
-    ActivationIntervention,
-    CappingIntervention,
-    HeadDirectionIntervention,
-    LowRankEditIntervention,
-    PyveneIntervention,
-    Sizes,
-    SteeringIntervention,
-    TensorTable,
-)
-from subvene.interventions.pyvene_class import make_inner
-
-# 4 heads of 8 on a width of 24: `hidden_size // num_attention_heads` would be wrong.
-SIZES = Sizes(n_layers=3, width=24, n_heads=4, head_dim=8)
-HEADS_WIDTH = SIZES.n_heads * SIZES.head_dim
-
-Delta = Callable[[torch.Tensor], torch.Tensor]
+from subvene.interventions import Sizes, TensorTable
 
 
 def tiny_llama(dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
@@ -47,86 +31,7 @@ def tiny_llama(dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
     return transformers.LlamaForCausalLM(config).eval().to(dtype)
 
 
-@dataclass(frozen=True)
-class Case:
-    """A kind, where it acts on the tiny model, and its Δ in float64 written out by hand."""
-
-    name: str
-    component: str
-    make: Callable[..., ActivationIntervention]
-    delta: Delta
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-def _cases() -> list[Case]:
-    generator = torch.Generator().manual_seed(5)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    vector, direction, heads, sigma = draw(24), 3 * draw(24), draw(4, 8), draw(4).abs()
-    w, bias = draw(4, 8), draw(4)
-    a, b, source = draw(2, HEADS_WIDTH), draw(2, HEADS_WIDTH), draw(24)
-    v_hat = direction.double() / direction.double().square().sum().sqrt()
-
-    def project(h: torch.Tensor) -> torch.Tensor:
-        return (h * v_hat).sum(-1, keepdim=True)
-
-    def vanilla(**kwargs: Any) -> PyveneIntervention:
-        options = dict.fromkeys(("low_rank_dimension", "latent_dim", "subspaces", "subspace_partition"))
-        options |= {"class": "VanillaIntervention", "width": 24}
-        return PyveneIntervention(make_inner(options, {}), source, options=options, **kwargs)
-
-    residual, o_proj = "model.layers[1].output", "model.layers[1].self_attn.o_proj.input"
-    return [
-        Case(
-            "steering", residual, lambda **kw: SteeringIntervention(vector, **kw), lambda h: vector.double()
-        ),
-        Case(
-            "head_direction",
-            o_proj,
-            lambda **kw: HeadDirectionIntervention(heads, sigma, **kw),
-            lambda h: torch.cat([sigma[i].double() * heads[i].double() for i in range(4)]),
-        ),
-        Case(
-            "head_direction",  # self-monitored
-            o_proj,
-            lambda **kw: HeadDirectionIntervention(heads, sigma, w, bias, **kw),
-            lambda h: torch.cat(
-                [
-                    sigma[i].double()
-                    * heads[i].double()
-                    / (1 + (h[..., 8 * i : 8 * i + 8] @ w[i].double() + bias[i].double()).exp().unsqueeze(-1))
-                    for i in range(4)
-                ],
-                -1,
-            ),
-        ),
-        Case(
-            "low_rank_edit",
-            o_proj,
-            lambda **kw: LowRankEditIntervention(a, b, **kw),
-            lambda h: sum((h * a[r].double()).sum(-1, keepdim=True) * b[r].double() for r in range(2)),
-        ),
-        Case(
-            "capping",
-            residual,
-            lambda **kw: CappingIntervention(direction, ceiling=0.01, floor=-0.02, **kw),
-            lambda h: -(project(h) - 0.01).clamp_min(0) * v_hat + (-0.02 - project(h)).clamp_min(0) * v_hat,
-        ),
-        Case(
-            "ablation",
-            residual,
-            lambda **kw: AblationIntervention(direction, **kw),
-            lambda h: -project(h) * v_hat,
-        ),
-        Case("pyvene", residual, vanilla, lambda h: source.double() - h),
-    ]
-
-
-CASES = _cases()
+CASES = cases_in(Path(__file__).parent)
 
 
 @pytest.fixture(params=CASES, ids=repr)

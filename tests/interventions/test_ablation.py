@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from kind_cases import RESIDUAL, Case
 
 from subvene.interventions import AblationIntervention, Sizes, TensorError
 from subvene.specs import AblationSpec
@@ -14,6 +15,15 @@ from subvene.specs import AblationSpec
 V = 5 * torch.randn(24, generator=torch.Generator().manual_seed(0))
 V_HAT = V.double() / V.double().norm()
 NAME = "v.block_output[1]"
+
+CASES = [
+    Case(
+        "ablation",
+        RESIDUAL,
+        lambda **kw: AblationIntervention(V, **kw),
+        lambda h: -(h * V_HAT).sum(-1, keepdim=True) * V_HAT,
+    )
+]
 
 
 def build(tensors: Any, sizes: Sizes, **fields: Any) -> AblationIntervention:

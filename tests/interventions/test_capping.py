@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from kind_cases import RESIDUAL, Case
 
 from subvene.interventions import CappingIntervention, Sizes, TensorError
 from subvene.specs import CappingSpec
@@ -14,6 +15,16 @@ from subvene.specs import CappingSpec
 V = 5 * torch.randn(24, generator=torch.Generator().manual_seed(0))
 V_HAT = V.double() / V.double().norm()
 NAME = "v.block_output[1]"
+
+
+def _beyond(h: torch.Tensor) -> torch.Tensor:
+    p = (h * V_HAT).sum(-1, keepdim=True)
+    return -(p - 0.01).clamp_min(0) * V_HAT + (-0.02 - p).clamp_min(0) * V_HAT
+
+
+CASES = [
+    Case("capping", RESIDUAL, lambda **kw: CappingIntervention(V, ceiling=0.01, floor=-0.02, **kw), _beyond)
+]
 
 
 def build(tensors: Any, sizes: Sizes, **fields: Any) -> CappingIntervention:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from kind_cases import O_PROJ, Case, draw
 
 from subvene.interventions import HeadDirectionIntervention, Sizes, TensorError
 from subvene.specs import HeadDirectionSpec
@@ -15,6 +16,29 @@ GENERATOR = torch.Generator().manual_seed(0)
 THETA = torch.nn.functional.normalize(torch.randn(4, 8, generator=GENERATOR), dim=-1)
 SIGMA = torch.rand(4, generator=GENERATOR) + 0.5
 NAME = "iti.attention_heads[1]"
+W, BIAS = draw(4, 8, seed=5), draw(4, seed=6)
+
+
+def _monitored(h: torch.Tensor) -> torch.Tensor:
+    logits = [h[..., 8 * i : 8 * i + 8] @ W[i].double() + BIAS[i].double() for i in range(4)]
+    shifts = [SIGMA[i].double() * THETA[i].double() for i in range(4)]
+    return torch.cat([shifts[i] / (1 + logits[i].exp().unsqueeze(-1)) for i in range(4)], -1)
+
+
+CASES = [
+    Case(
+        "head_direction",
+        O_PROJ,
+        lambda **kw: HeadDirectionIntervention(THETA, SIGMA, **kw),
+        lambda h: torch.cat([SIGMA[i].double() * THETA[i].double() for i in range(4)]),
+    ),
+    Case(
+        "head_direction",
+        O_PROJ,
+        lambda **kw: HeadDirectionIntervention(THETA, SIGMA, W, BIAS, **kw),
+        _monitored,
+    ),
+]
 
 
 def spec(**fields: Any) -> HeadDirectionSpec:

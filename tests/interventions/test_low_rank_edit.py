@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from kind_cases import O_PROJ, Case
 
 from subvene.interventions import LowRankEditIntervention, Sizes, TensorError
 from subvene.interventions._pyvene import pyvene
@@ -18,6 +19,15 @@ A = torch.randn(3, 32, generator=GENERATOR)
 B = torch.randn(3, 32, generator=GENERATOR)
 NAME = "edit.attention_heads[1]"
 STORED = {f"{NAME}.a": A, f"{NAME}.b": B}
+
+CASES = [
+    Case(
+        "low_rank_edit",
+        O_PROJ,
+        lambda **kw: LowRankEditIntervention(A, B, **kw),
+        lambda h: sum((h * A[r].double()).sum(-1, keepdim=True) * B[r].double() for r in range(3)),
+    )
+]
 
 
 def spec(**fields: Any) -> LowRankEditSpec:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from kind_cases import RESIDUAL, Case
 
 from subvene.interventions import PyveneIntervention, Sizes, TensorError
 from subvene.interventions._pyvene import pyvene
@@ -27,6 +28,15 @@ PCA = {
     "pca_mean": torch.randn(WIDTH, generator=GENERATOR),
     "pca_std": torch.rand(WIDTH, generator=GENERATOR) + 0.5,
 }
+
+
+def _vanilla(**kwargs: Any) -> PyveneIntervention:
+    options = dict.fromkeys(("low_rank_dimension", "latent_dim", "subspaces", "subspace_partition"))
+    options |= {"class": "VanillaIntervention", "width": WIDTH}
+    return PyveneIntervention(make_inner(options, {}), SOURCE, options=options, **kwargs)
+
+
+CASES = [Case("pyvene", RESIDUAL, _vanilla, lambda h: SOURCE.double() - h)]
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from kind_cases import RESIDUAL, Case
 
 from subvene.interventions import Sizes, SteeringIntervention, TensorError
 from subvene.specs import SteeringSpec
 
 V = torch.randn(24, generator=torch.Generator().manual_seed(0)) * 4
+
+CASES = [Case("steering", RESIDUAL, lambda **kw: SteeringIntervention(V, **kw), lambda h: V.double())]
 
 
 def spec(**fields: Any) -> SteeringSpec:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
+from typing import Literal
 
 import pytest
 from pydantic import ValidationError
 
+import subvene.specs
 from subvene.specs import (
     AblationSpec,
     CappingSpec,
@@ -13,12 +14,15 @@ from subvene.specs import (
     LowRankEditSpec,
     Problem,
     PyveneSpec,
+    Site,
+    SpecError,
     SteeringSpec,
     TensorRef,
+    json_schema,
     parse_spec,
 )
-from subvene.specs._flaws import Named
-from subvene.specs.interventions import AnyIntervention, BaseIntervention
+from subvene.specs._registry import by_name
+from subvene.specs.interventions import REGISTRY, BaseIntervention
 
 Problems = Callable[..., tuple[Problem, ...]]
 AT = "site: mlp_output, layer: 1"
@@ -225,22 +229,48 @@ def test_names_are_unique_within_a_file(spoilt: Problems) -> None:
     assert (third.line, third.path) == (7, "interventions[3].name")
 
 
+class Other(BaseIntervention):
+    kind: Literal["steering"] = "steering"
+    site: Site = "mlp_output"
+    strength: float = 1.0
+
+
 def test_the_registry_refuses_one_kind_twice() -> None:
-    from typing import Annotated, Literal
-
-    from pydantic import TypeAdapter
-
-    class Other(BaseIntervention):
-        kind: Literal["steering"] = "steering"
-
-    with pytest.raises(TypeError, match="registered under one kind"):
-        TypeAdapter(Annotated[SteeringSpec | Other, Named("kind")])
+    with pytest.raises(TypeError, match="two classes are registered under the kind 'steering'"):
+        by_name("kind", BaseIntervention, [SteeringSpec, Other])
 
 
-def test_every_kind_is_registered_and_has_the_common_fields() -> None:
-    kinds = get_args(get_args(AnyIntervention)[0])
+def test_a_kind_that_lacks_what_every_kind_has_is_refused_when_it_is_defined() -> None:
+    with pytest.raises(TypeError, match="Partial has no site and no strength"):
+
+        class Partial(BaseIntervention):
+            kind: Literal["partial"] = "partial"
+
+
+def test_every_kind_is_registered_and_exported() -> None:
     # Other tests declare kinds from outside in the same process.
     own = [sub for sub in BaseIntervention.__subclasses__() if sub.__module__.startswith("subvene.")]
-    assert {kind.__name__ for kind in kinds} == {sub.__name__ for sub in own}
-    for kind in kinds:
-        assert {"kind", "name", "positions"} <= set(kind.model_fields)
+    assert set(REGISTRY.values()) == set(own)
+    for kind, cls in REGISTRY.items():
+        assert {"kind", "name", "positions"} <= set(cls.model_fields)
+        assert cls.model_fields["kind"].default == kind
+        assert cls.model_fields["kind"].description
+        assert getattr(subvene.specs, cls.__name__) is cls
+        assert cls.__name__ in subvene.specs.__all__
+
+
+def test_a_kind_that_is_registered_later_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = "{kind: late, strength: 2}"
+    with pytest.raises(SpecError, match="found 'late'"):
+        read(late)
+
+    class Late(Other):
+        kind: Literal["late"] = "late"
+
+    monkeypatch.setitem(REGISTRY, "late", Late)
+    declared = read(late)
+    assert declared == Late(strength=2.0)
+    assert declared.model_dump(exclude_unset=True) == {"kind": "late", "strength": 2.0}
+    assert "Late" in json_schema()["$defs"]
+    with pytest.raises(SpecError, match=r"interventions\[0\].strength: expected .* found 'x'"):
+        read("{kind: late, strength: x}")

@@ -43,14 +43,12 @@ def judge_added(declared: AnyIntervention, facts: Facts, consumer: str) -> Verdi
         consumer: its name, for the reasons.
     """
     if not facts.is_constant:
-        what = "its strength" if is_adaptive(declared) else "what it adds"
+        what = "its strength" if facts.monitored else "what it adds"
         return Verdict(
             "approximate",
             f"{what} depends on the activation, and {consumer} adds a constant at every token: "
             f"{MEAN_SHIFT}, is written in its place",
-            "`adaptive: none` can be written exactly, and is another intervention"
-            if is_adaptive(declared)
-            else KEEP,
+            facts.nearest,
         )
     if declared.positions != "all":
         return Verdict(
@@ -60,11 +58,6 @@ def judge_added(declared: AnyIntervention, facts: Facts, consumer: str) -> Verdi
             f"`positions: all` can be written exactly, and is another intervention; or {KEEP}",
         )
     return EXACT
-
-
-def is_adaptive(declared: AnyIntervention) -> bool:
-    """Whether its strength is self-monitored."""
-    return declared.kind == "head_direction" and declared.adaptive != "none"
 
 
 def additions(m: IntervenedModel, without: Collection[str] = ()) -> list[Addition]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from subvene.runner.exchange.exports.facts import Facts, contradictions
+from subvene.runner.edits.statements import contradictions
+from subvene.runner.exchange.exports.facts import KEEP, Facts
 from subvene.specs import SITES, AnyIntervention, SubveneError
 
 if TYPE_CHECKING:
@@ -104,10 +105,6 @@ class Export:
     judges_unknown: bool = False
 
 
-KEEP = "keep it in an artifact (`save_pretrained`), which subvene reloads and which edits exactly as declared"
-"""The alternative that is always exact."""
-
-
 def positions_in_words(declared: AnyIntervention) -> str:
     """The position rule as JSON: `"response"`, `{"first": 2, "of": "prompt"}`."""
     return json.dumps(declared.model_dump(mode="json")["positions"])
@@ -123,9 +120,7 @@ def judged(export: Export, declared: AnyIntervention, edits: Sequence[Activation
         declared: one intervention.
         edits: what it was built into, one a layer.
     """
-    strength = getattr(declared, "strength", None)
-    if strength is None:
-        return Verdict("refused", "it declares no strength, and an export has one", KEEP)
+    strength = declared.strength
     if isinstance(strength, tuple):
         return Verdict(
             "refused",
@@ -136,11 +131,13 @@ def judged(export: Export, declared: AnyIntervention, edits: Sequence[Activation
         return EXACT  # it does nothing, whatever it is
     facts = Facts.of(edits)
     if not facts.is_declared and not export.judges_unknown:
-        nearest = "`kind: steering` adds a vector as AdditionIntervention does" if _adds(declared) else KEEP
         return Verdict(
-            "refused", f"{_unknown(declared)}, and it may depend on the activation in any way", nearest
+            "refused",
+            f"the class of `kind: {declared.kind}` does not say what it does (`affine`, `direction_formula`, "
+            "`gates`, `depends_on_activation`), and it may depend on the activation in any way",
+            facts.nearest,
         )
-    if not export.judges_unknown and getattr(declared, "site", None) not in SITES:
+    if not export.judges_unknown and declared.site not in SITES:
         return Verdict("refused", "it acts at a module of its own, and the format knows sites only", KEEP)
     if problems := [problem for edit in edits for problem in contradictions(edit)]:
         return Verdict("refused", f"its class contradicts itself: {problems[0]}", KEEP)
@@ -154,18 +151,6 @@ def verdicts(m: IntervenedModel, export: Export) -> list[tuple[str, AnyIntervent
         for declared, entry in zip(m.spec.interventions, m.intervenable.entries, strict=True)
         for edits in [[m.intervenable.interventions[key] for key in entry.keys]]
     ]
-
-
-def _unknown(declared: AnyIntervention) -> str:
-    if declared.kind == "pyvene":
-        return "what pyvene's class does is code that says nothing of itself"
-    return (
-        f"the class of `kind: {declared.kind}` does not say what it does (`affine`, `depends_on_activation`)"
-    )
-
-
-def _adds(declared: AnyIntervention) -> bool:
-    return declared.kind == "pyvene" and declared.class_name == "AdditionIntervention"
 
 
 def judge_all(

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from subvene.runner.edits.refusals import refuse_compiled
-from subvene.runner.exchange.exports.additive import is_adaptive
 from subvene.runner.exchange.exports.approximation import MEAN_SHIFT
 from subvene.runner.exchange.exports.base import (
     EXACT,
@@ -47,19 +46,19 @@ FORMAT = "1"
 def judge(declared: AnyIntervention, facts: Facts) -> Verdict:
     """An affine edit at all positions is exact; of others the mean of what they add can be written."""
     mean = f"as an approximation {MEAN_SHIFT} is added to a bias"
-    if is_adaptive(declared):
+    if facts.monitored:
         return Verdict(
             "approximate",
-            "its strength is self-monitored, α·(1 − p): it depends on the activation, and a bias does not; "
-            + mean,
-            f"`adaptive: none`, which is another intervention, or {KEEP}",
+            f"its strength is self-monitored, {facts.monitored}: it depends on the activation, and a bias "
+            f"does not; {mean}",
+            facts.nearest,
         )
     if not facts.is_affine or (facts.is_linear and declared.site == "block_output"):
         where = ", and no weight carries the residual stream on" if facts.is_affine else ""
         return Verdict(
             "approximate",
             f"what it does depends on the activation{where}, and a bias does not; {mean}",
-            KEEP,
+            facts.nearest,
         )
     if declared.positions != "all":
         return Verdict(

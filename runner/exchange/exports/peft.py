@@ -20,7 +20,6 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from subvene.runner.exchange.exports.additive import is_adaptive
 from subvene.runner.exchange.exports.base import (
     EXACT,
     KEEP,
@@ -44,7 +43,7 @@ _CHECKPOINT = "the format checkpoint holds it as a bias"
 
 def judge(declared: AnyIntervention, facts: Facts) -> Verdict:
     """Linear edits of attention at all positions are exact; a LoRA has no bias for what is added."""
-    if is_adaptive(declared):
+    if facts.monitored:
         return Verdict("refused", "it adds a vector, and a LoRA has no bias", KEEP)
     if facts.is_constant:
         return Verdict("refused", "it adds a constant, and a LoRA has no bias", _CHECKPOINT)

@@ -20,7 +20,6 @@ import torch
 from subvene.interventions import ActivationIntervention, Tokens
 from subvene.interventions.positions import parse_positions
 from subvene.runner.edits.hooks import take_input, take_output
-from subvene.runner.exchange.exports.additive import is_adaptive
 from subvene.runner.exchange.exports.approximation import MEAN_SHIFT, mean_shifts
 from subvene.runner.exchange.exports.base import EXACT, KEEP, Consumer, Export, Verdict, Written
 from subvene.runner.exchange.exports.cards import CARD, export_card
@@ -56,19 +55,10 @@ def judge(declared: AnyIntervention, facts: Facts) -> Verdict:
         return EXACT
     if facts.is_affine:
         return Verdict("refused", "it is two factors rather than a vector", f"`--to peft`, or {KEEP}")
-    if is_adaptive(declared):
-        return Verdict(
-            "approximate",
-            "its strength is self-monitored, α·(1 − p), and depends on the activation; as an approximation "
-            f"{MEAN_SHIFT} is the vector",
-            f"`adaptive: none`, which is another intervention, or {KEEP}",
-        )
-    return Verdict(
-        "approximate",
-        "what it does depends on the activation, by none of the file's formulas; as an approximation "
-        f"{MEAN_SHIFT} is the vector",
-        KEEP,
-    )
+    what = "what it does depends on the activation, by none of the file's formulas"
+    if facts.monitored:
+        what = f"its strength is self-monitored, {facts.monitored}, and depends on the activation"
+    return Verdict("approximate", f"{what}; as an approximation {MEAN_SHIFT} is the vector", facts.nearest)
 
 
 def about(path: Path) -> dict[str, dict[str, Any]]:

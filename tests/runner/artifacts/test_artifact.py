@@ -345,6 +345,20 @@ def test_head_directions_of_one_key_in_two_files_do_not_merge(
     assert torch.equal(logits(again), logits(m))
 
 
+def test_low_rank_edits_of_one_key_in_two_files_do_not_merge(
+    made: Callable[..., IntervenedModel], tensors: Path, tmp_path: Path
+) -> None:
+    # Without `layer`, an entry reads every layer stored under its key.
+    factors = {f"edit.attention_heads[2].{part}": draw(2, 32, seed=i) for i, part in enumerate("ab")}
+    elsewhere = {"kind": "low_rank_edit", "factors": {"file": other_file(tensors, factors), "key": "edit"}}
+    here = {"kind": "low_rank_edit", "factors": ref("edit")}
+    for second in (elsewhere, elsewhere | {"layer": 2, "rank": 2}):
+        m = made(here, second)
+        again = load(m.save_pretrained(tmp_path / "artifact"))
+        assert [e.sites for e in again.intervenable.entries] == [e.sites for e in m.intervenable.entries]
+        assert torch.equal(logits(again), logits(m))
+
+
 def test_pyvene_states_of_one_key_do_not_merge(
     made: Callable[..., IntervenedModel], tensors: Path, tmp_path: Path
 ) -> None:

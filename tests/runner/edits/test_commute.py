@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+from outside_kind import Amplifying, Outside
 
 from subvene.interventions import (
     AblationIntervention,
     ActivationIntervention,
+    Affine,
     CappingIntervention,
     HeadDirectionIntervention,
     LowRankEditIntervention,
@@ -177,3 +180,62 @@ def test_self_monitored_strengths_commute_with_some_and_not_with_others() -> Non
     assert verdicts["steer_x"] is False
     assert verdicts["steer_y"] is verdicts["ablate_y"] is True
     assert verdicts["cap_x"] is verdicts["ablate_x"] is None
+
+
+# --- kinds from outside the tree: nothing but what a class says is known of them
+
+
+class Shifting(Outside):
+    """h ← h + s·(⟨h, v̂⟩·v̂ + 2·v̂), a linear map and a constant."""
+
+    linear_in_strength = True
+
+    def delta(self, h: torch.Tensor) -> torch.Tensor:
+        v = self.direction.to(h.dtype)
+        return ((h @ v).unsqueeze(-1) + 2) * v
+
+    def affine(self) -> Affine:
+        v = self.direction.double()
+        return Affine(v.unsqueeze(0), v.unsqueeze(0), 2 * v)
+
+
+class Bounding(Outside, CappingIntervention):
+    """Another kind's formula, which this does not follow."""
+
+    kind = "outside"
+
+    def __init__(self, direction: torch.Tensor) -> None:
+        CappingIntervention.__init__(self, direction, ceiling=0.5)
+
+
+@pytest.mark.parametrize("cls", [Amplifying, Shifting])
+@pytest.mark.parametrize("v", [X, Y, XY], ids=["x", "y", "xy"])
+@pytest.mark.parametrize("other", EDITS)
+def test_what_a_class_says_decides(cls: type[Outside], v: torch.Tensor, other: str) -> None:
+    first, second = cls(v, strength=0.7), EDITS[other]()
+    found = verdict(first, second)
+    assert found.commutes in (not order_matters(first, second), None), found.reason
+    assert verdict(second, first).commutes is found.commutes
+    assert found.commutes is not None or cls is Shifting
+    if second.is_additive:
+        assert found.commutes is not None
+
+
+@pytest.mark.parametrize("cls", [Outside, Bounding])
+@pytest.mark.parametrize("other", ["steer_y", "ablate_y", "cap_y_floor", "read_x_write_y"])
+def test_nothing_is_told_of_a_class_that_says_nothing_or_what_is_not_so(
+    cls: type[Outside], other: str
+) -> None:
+    for pair in ((cls(X), EDITS[other]()), (EDITS[other](), cls(X))):
+        found = verdict(*pair)
+        assert found.commutes is None
+        assert ("contradicts itself" in found.reason) is (cls is Bounding)
+
+
+def test_gates_that_leave_out_what_is_read_or_added_tell_nothing() -> None:
+    edit = MONITORED["add x read y"]()
+    right = edit.gates()
+    assert right is not None
+    for wrong in (replace(right, readers=-0 * right.readers), replace(right, writers=right.readers)):
+        edit.gates = lambda wrong=wrong: wrong  # type: ignore[method-assign]
+        assert verdict(edit, EDITS["steer_y"]()).commutes is None

@@ -306,7 +306,7 @@ REFUSED = {
     ),
     "pyvene": (
         {"kind": "pyvene", "class": "ZeroIntervention", "component": "model.layers[1].mlp.act_fn.output"},
-        "pyvene's class",
+        "class of `kind: pyvene` does not say",
     ),
 }
 

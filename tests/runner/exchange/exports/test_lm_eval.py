@@ -137,7 +137,7 @@ def test_heads_are_folded_through_the_output_projection(tmp_path: Path) -> None:
         (HEAD | {"strength": [1.0, 2.0]}, ["one strength per row"]),
         (
             {"kind": "pyvene", "class": "ZeroIntervention", "site": "block_output", "layer": 1},
-            ["what pyvene's class does", "save_pretrained"],
+            ["the class of `kind: pyvene` does not say", "save_pretrained"],
         ),
     ],
 )

@@ -4,84 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import pytest
 import torch
 from architectures import BY_NAME, LAYERS
-from tiny_exports import tensors
+from outside_kind import Amplifying, Outside, register
+from tiny_exports import intervened
 
-from subvene.interventions import (
-    REGISTRY,
-    ActivationIntervention,
-    Affine,
-    DirectionFormula,
-    Sizes,
-    TensorTable,
-)
+from subvene.interventions import REGISTRY, ActivationIntervention, DirectionFormula
 from subvene.interventions.ablation import AblationIntervention
 from subvene.runner.exchange.exports import FORMATS
 from subvene.runner.exchange.exports.base import ExportError
 from subvene.runner.exchange.exports.driver import export
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.specs import InterventionSpec, Site, TensorRef
-from subvene.specs.interventions import BaseIntervention
 
 LLAMA = BY_NAME["llama"]
-
-
-class OutsideSpec(BaseIntervention):
-    """Declared as CONTRIBUTING says."""
-
-    kind: Literal["outside"] = "outside"
-    site: Site = "block_output"
-    layer: int = LAYERS - 1
-    direction: TensorRef = TensorRef(key="v")
-    strength: float = 2.0
-
-
-class Outside(ActivationIntervention):
-    """h ← h + s·|⟨h, v̂⟩|·v̂: neither affine nor one of the formulas."""
-
-    kind = "outside"
-    buffer_names = ("direction",)
-
-    def __init__(self, direction: torch.Tensor | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        direction = torch.zeros(0) if direction is None else direction / direction.norm()
-        self.register_buffer("direction", direction)
-
-    @classmethod
-    def build(cls, spec: OutsideSpec, table: TensorTable, sizes: Sizes) -> list[tuple[str, int | None, Self]]:
-        direction = table.get("v", spec.site, spec.layer, shape=(sizes.site_width(spec.site),))
-        edit = cls(direction, strength=torch.tensor(spec.strength), positions=spec.positions)
-        return [(spec.site, spec.layer, edit)]
-
-    def stored(self, key: str, site: str, layer: int | None) -> dict[str, torch.Tensor]:
-        return {f"{key}.{site}[{layer}]": self.direction}
-
-    def delta(self, h: torch.Tensor) -> torch.Tensor:
-        v = self.direction.to(h.dtype)
-        return (h @ v).abs().unsqueeze(-1) * v
 
 
 class Borrowing(Outside, AblationIntervention):
     """The same, with what another kind says of itself."""
 
     kind = "outside"
-
-
-class Amplifying(Outside):
-    """h ← h + s·⟨h, v̂⟩·v̂, and it says so."""
-
-    linear_in_strength = True
-
-    def delta(self, h: torch.Tensor) -> torch.Tensor:
-        v = self.direction.to(h.dtype)
-        return (h @ v).unsqueeze(-1) * v
-
-    def affine(self) -> Affine:
-        return Affine.linear(self.direction.unsqueeze(0), self.direction.unsqueeze(0))
 
 
 class Described(Outside):
@@ -98,15 +42,9 @@ def made(
     dtype: Any = torch.float32,
     **fields: Any,
 ) -> IntervenedModel:
-    monkeypatch.setitem(REGISTRY, "outside", cls)
-    spec = InterventionSpec.model_validate(
-        {
-            "subvene": 1,
-            "model": {"name": "tiny/llama"},
-            "interventions": [{"kind": "ablation", "layer": 0, "direction": {"key": "v"}}],
-        }
-    ).model_copy(update={"interventions": (OutsideSpec(**fields),)})
-    return IntervenedModel.from_spec(spec, model=LLAMA.fresh().to(dtype), tensors=tensors(LLAMA))
+    register(monkeypatch, cls)
+    declared = {"kind": "outside", "layer": LAYERS - 1, **fields}
+    return intervened(LLAMA, declared, model=LLAMA.fresh().to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -135,7 +73,6 @@ EXPECTED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("site", EXPECTED)
 def test_what_it_says_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, site: str) -> None:
@@ -155,7 +92,6 @@ def test_what_it_says_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
         assert record["max_logit_difference"] < 1e-5 < 1e-3 < record["max_logit_effect"]
 
 
-@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 @pytest.mark.parametrize("name", ["checkpoint", "vector"])
 def test_a_kind_that_depends_on_the_activation_has_a_mean(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

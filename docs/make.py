@@ -1,0 +1,77 @@
+"""What code gives to the documentation: the schemas, and the tables between marks. `make docs` writes it.
+
+A table stands between `<!-- NAME: by make docs -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+from subvene.runner.cli.validate import results_schema_text, schema_text
+from subvene.runner.exchange.exports.table import table as exports_table
+from subvene.specs.interventions import REGISTRY, BaseIntervention
+from subvene.specs.sites import SITES
+
+ROOT = Path(__file__).resolve().parent.parent
+WHOLE: dict[str, Callable[[], str]] = {
+    "examples/subvene.schema.json": schema_text,
+    "docs/results.schema.json": results_schema_text,
+}
+
+
+def kinds_table() -> str:
+    """Every kind, what its spec says that it does, and where."""
+    lines = ["| `kind:` | what it does | sites |", "|---|---|---|"]
+    for kind, spec in REGISTRY.items():
+        words = (spec.__doc__ or "").partition("\n")[0].rstrip(".").replace("|", "\\|")
+        lines.append(f"| `{kind}` | {words} | {_sites(spec)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _sites(spec: type[BaseIntervention]) -> str:
+    if field := spec.model_fields.get("site"):
+        options = {
+            name for option in (field.annotation, *get_args(field.annotation)) for name in get_args(option)
+        }
+        sites = [site for site in SITES if site in options]
+        words = "all four" if len(sites) == len(SITES) else ", ".join(f"`{site}`" for site in sites)
+    else:
+        example = spec.model_validate(next(iter(spec.examples.values())))
+        words = f"`{example.site}`"
+    by_path = spec.module_path is not BaseIntervention.module_path
+    return words + ", or any module by its path" * by_path
+
+
+TABLES: dict[tuple[str, str], Callable[[], str]] = {
+    ("README.md", "kinds"): kinds_table,
+    ("docs/exports.md", "exports"): exports_table,
+}
+
+
+def renewed() -> dict[str, str]:
+    """Every file that code gives, whole or in part, as it should be: path in the checkout → text.
+
+    Raises:
+        ValueError: a page has lost the marks of its table.
+    """
+    files = {path: text() for path, text in WHOLE.items()}
+    for (path, name), table in TABLES.items():
+        page = (ROOT / path).read_text("utf-8")
+        marked = re.compile(rf"(<!-- {name}: by make docs -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        if len(marked.findall(page)) != 1:
+            raise ValueError(
+                f"{path}: expected one table between <!-- {name}: by make docs --> and <!-- end -->"
+            )
+        body = f"\n{table()}"
+        files[path] = marked.sub(lambda found, body=body: found[1] + body + found[2], page)
+    return files
+
+
+if __name__ == "__main__":
+    for path, text in renewed().items():
+        if (ROOT / path).read_text("utf-8") != text:
+            (ROOT / path).write_text(text, "utf-8")
+            print(f"wrote {path}")
