@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from subvene.runner.reports.curves import COLORS, LEGEND_WIDTH, REFERENCE, as_it_stands, figure, with_legend
 from subvene.runner.reports.localization_arms import Arm, arm_label, group_label, known, metric_label
-from subvene.runner.reports.persona_figures import Style
+from subvene.runner.reports.styles import Style
 
 STYLES = {
     "baseline": Style(REFERENCE, "diamond", "dash"),
