@@ -1,4 +1,4 @@
-"""The house stands as docs/house.md says: rooms with floors, imports that point down, no knots, nothing long."""
+"""The house stands as docs/house.md says: rooms with floors, imports that point down, nothing long."""
 
 from __future__ import annotations
 
