@@ -30,7 +30,7 @@ from subvene.runner.data.examples import Answers, Example
 from subvene.runner.data.preferences import encode, read_data
 from subvene.runner.data.text import pad_id_of
 from subvene.runner.models.anatomy import Anatomy
-from subvene.runner.recipes.localized_edit import choose_heads
+from subvene.runner.recipes.localized_heads import choose_heads
 from subvene.runner.training.experiments import Experiment, Trained
 from subvene.runner.training.multiplex import EditShape
 from subvene.runner.training.passes import Passes, frozen

@@ -1,4 +1,4 @@
-"""The house stands as docs/house.md says: rooms with floors, imports that point down, no knots."""
+"""The house stands as docs/house.md says: rooms with floors, imports that point down, nothing long."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 from checkout import ROOT
 
 RUNNER = ROOT / "runner"
+LONGEST_FILE, LONGEST_TEST_FILE, LONGEST_FUNCTION = 400, 600, 80
+"""In lines. When a file comes near, ask what two things it is; when a function does, what its steps are."""
 FLOORS = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "house.md").read_text("utf-8"), re.MULTILINE)
 
 
@@ -73,3 +75,22 @@ def test_no_file_imports_itself_in_a_circle() -> None:
     except CycleError as error:
         sys.tracebacklimit = 0
         pytest.fail(" → ".join(error.args[1]))
+
+
+def test_no_file_is_long() -> None:
+    limits = {path: LONGEST_FILE for path in FILES.values()}
+    limits |= {path: LONGEST_TEST_FILE for path in (ROOT / "tests").rglob("*.py")}
+    lengths = {path: len(path.read_text("utf-8").splitlines()) for path in limits}
+    long = {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n > limits[path]}
+    assert not long, "what two things is it?"
+
+
+def test_no_function_is_long() -> None:
+    lengths = {
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for path in FILES.values()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert len(lengths) > 1000
+    assert not {name: n for name, n in lengths.items() if n > LONGEST_FUNCTION}, "what are its steps?"

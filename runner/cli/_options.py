@@ -27,6 +27,11 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
+System = Annotated[str | None, typer.Option("--system", help="A system prompt.")]
+Strengths = Annotated[
+    list[str] | None,
+    typer.Option("--strength", metavar="X|NAME=X", help="Strength in place of the spec's. Repeatable."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 SourcePath = Annotated[
     Path,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -17,6 +17,8 @@ from subvene.runner.cli._options import (
     Json,
     Model,
     SourcePath,
+    Strengths,
+    System,
     model_overrides,
     parse_strengths,
     read_prompts,
@@ -28,6 +30,22 @@ if TYPE_CHECKING:
 
 Write = Callable[..., list[str]]
 _SAMPLING = "Sampling"
+
+
+class _Answered(NamedTuple):
+    """What came of the prompts.
+
+    Attributes:
+        answers: in the order of the prompts; to compare, the baseline's before each. None: not finite.
+        marked: row → why it has no answer.
+        told: projections, with what was read; empty where none were asked for.
+        receipt: what each intervention did.
+    """
+
+    answers: list[str | None]
+    marked: dict[int, str]
+    told: dict[str, Any]
+    receipt: list[dict[str, Any]]
 
 
 def generate(
@@ -43,12 +61,9 @@ def generate(
     compare: Annotated[
         bool, typer.Option("--compare", help="Show the untouched model's answer beside it.")
     ] = False,
-    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+    system: System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Plain text: no chat template.")] = False,
-    strength: Annotated[
-        list[str] | None,
-        typer.Option(metavar="X|NAME=X", help="Strength in place of the spec's. Repeatable."),
-    ] = None,
+    strength: Strengths = None,
     project: Annotated[
         list[str] | None,
         typer.Option(
@@ -98,42 +113,56 @@ def generate(
         m = opened.load(**overrides)
         for text in prompts:
             tokenised(m.tokenizer, text, system=system, raw=raw)
-        options = _sampling(temperature, top_p, seed)
-        if compare:
-            from subvene.runner.intervened.measured import measured_options
-
-            # Two answers set beside each other are a measurement.
-            options = measured_options(m.model, **options)
-        options |= {
+        options = _sampling(m, temperature, top_p, seed, compare) | {
             "system": system,
             "chat": False if raw else None,
             "strengths": strengths,
             "max_new_tokens": max_new_tokens,
         }
-        rows = [text for text in prompts for _ in range(2)] if compare else prompts
-        streams = len(rows) == 1 and not as_json
-        write, told = _writer(m, project)
-        marked: dict[int, str] = {}
-        answers: list[str | None]
-        if compare:
-            answers, marked = _compared(write, told, rows, options)
-        else:
-            answers = [*(_stream(m, write, rows, options) if streams else _batch(write, rows, options))]
-        receipt = m.receipt.to_dict() if m.receipt else []
+        streams = len(prompts) == 1 and not (compare or as_json)
+        answered = _answer(m, prompts, options, project, compare=compare, streams=streams)
         if as_json:
-            records = _records(prompts, answers, compare)
-            for row, words in marked.items():
-                records[row // 2] |= {"not_finite": words}
-            document = {"model": m.spec.model.name, "strengths": strengths, "records": records}
-            emit(document | _projections(told, compare) | {"receipt": receipt})
-            _fail(marked, strengths)
+            emit(_document(m, prompts, answered, strengths, compare))
+            _fail(answered.marked, strengths)
             return
-    shown = [
-        f"(no answer: not finite: {marked[i]})" if i in marked else str(a) for i, a in enumerate(answers)
-    ]
-    _print(prompts, shown, receipt, compare=compare, streamed=streams)
-    _print_projections(told, prompts, compare)
-    _fail(marked, strengths)
+    _print(prompts, answered, compare=compare, streamed=streams)
+    _print_projections(answered.told, prompts, compare)
+    _fail(answered.marked, strengths)
+
+
+def _answer(
+    m: IntervenedModel,
+    prompts: Sequence[str],
+    options: Mapping[str, Any],
+    project: Sequence[str] | None,
+    *,
+    compare: bool,
+    streams: bool,
+) -> _Answered:
+    write, told = _writer(m, project)
+    marked: dict[int, str] = {}
+    answers: list[str | None]
+    if compare:
+        rows = [text for text in prompts for _ in range(2)]
+        answers, marked = _compared(write, told, rows, options)
+    else:
+        answers = [*(_stream(m, write, prompts, options) if streams else _batch(write, prompts, options))]
+    return _Answered(answers, marked, told, m.receipt.to_dict() if m.receipt else [])
+
+
+def _document(
+    m: IntervenedModel,
+    prompts: Sequence[str],
+    answered: _Answered,
+    strengths: Mapping[str, Any],
+    compare: bool,
+) -> dict[str, Any]:
+    """What `--json` prints."""
+    records = _records(prompts, answered.answers, compare)
+    for row, words in answered.marked.items():
+        records[row // 2] |= {"not_finite": words}
+    document = {"model": m.spec.model.name, "strengths": strengths, "records": records}
+    return document | _projections(answered.told, compare) | {"receipt": answered.receipt}
 
 
 def _compared(
@@ -171,23 +200,20 @@ def _fail(marked: Mapping[int, str], strengths: Mapping[str, Any]) -> None:
         raise NotFiniteError(f"{len(marked)} edited answers are not finite: {next(iter(marked.values()))}")
 
 
-def _print(
-    prompts: Sequence[str],
-    answers: Sequence[str],
-    receipt: Sequence[Mapping[str, Any]],
-    *,
-    compare: bool,
-    streamed: bool,
-) -> None:
+def _print(prompts: Sequence[str], answered: _Answered, *, compare: bool, streamed: bool) -> None:
     from subvene.runner.cli._tables import print_receipt, print_side_by_side
 
-    console = out()
+    console, marked = out(), answered.marked
+    answers = [
+        f"(no answer: not finite: {marked[i]})" if i in marked else str(answer)
+        for i, answer in enumerate(answered.answers)
+    ]
     for i, text in enumerate(prompts):
         if compare:
             print_side_by_side(console, text, ("baseline", "intervened"), answers[2 * i : 2 * i + 2])
         elif not streamed:
             say(f"› {text}\n{answers[i]}\n")
-    print_receipt(console if compare else err(), receipt)
+    print_receipt(console if compare else err(), answered.receipt)
 
 
 def _records(prompts: Sequence[str], answers: Sequence[str | None], compare: bool) -> list[dict[str, Any]]:
@@ -211,14 +237,22 @@ def _per_row(strengths: dict[str, Any], n_prompts: int, compare: bool) -> dict[s
     return {name: [s for value in values for s in (0.0, value)] for name, values in rows.items()}
 
 
-def _sampling(temperature: float | None, top_p: float | None, seed: int) -> dict[str, Any]:
-    if temperature == 0 or (temperature is None and top_p is None):
-        return {"do_sample": False}
-    import transformers
+def _sampling(
+    m: IntervenedModel, temperature: float | None, top_p: float | None, seed: int, compare: bool
+) -> dict[str, Any]:
+    options: dict[str, Any] = {"do_sample": False}
+    if temperature != 0 and not (temperature is None and top_p is None):
+        import transformers
 
-    transformers.set_seed(seed)
-    given = {"temperature": temperature, "top_p": top_p}
-    return {"do_sample": True} | {name: value for name, value in given.items() if value is not None}
+        transformers.set_seed(seed)
+        given = {"temperature": temperature, "top_p": top_p}
+        options = {"do_sample": True} | {name: value for name, value in given.items() if value is not None}
+    if compare:
+        from subvene.runner.intervened.measured import measured_options
+
+        # Two answers set beside each other are a measurement.
+        options = measured_options(m.model, **options)
+    return options
 
 
 def _writer(m: IntervenedModel, keys: Sequence[str] | None) -> tuple[Write, dict[str, Any]]:

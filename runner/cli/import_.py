@@ -14,6 +14,7 @@ from subvene.runner.cli._options import Attention, Device, DtypeOption, Json, mo
 
 if TYPE_CHECKING:
     from subvene.runner.exchange.imports.base import Collected, Rows
+    from subvene.runner.intervened.model import IntervenedModel
     from subvene.specs import Positions
 
 
@@ -53,17 +54,52 @@ class Where(StrEnum):
     LAST_PROMPT_TOKEN = "last_prompt_token"
 
 
+Source = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A persona vector, one vector or a dictionary of them by layer (.pt), a refusal direction's "
+        "direction.pt or mean_diffs.pt, a GGUF control vector, a folder of pyvene's, ITI's heads and "
+        "directions in numpy files (a folder or .npz), or the folder of a peft LoRA adapter.",
+        show_default=False,
+    ),
+]
+AcceptResidual = Annotated[
+    bool,
+    typer.Option(
+        "--accept-residual",
+        help="Take the nearest edit where a LoRA adapter does not factor through the output projection.",
+    ),
+]
+CountedRows = Annotated[
+    RowsOf | None,
+    typer.Option(
+        "--rows",
+        help="What the layers of a .pt file count: the blocks' outputs, their inputs, or the entries of "
+        "hidden_states.",
+        show_default="as the format's own tool does",
+    ),
+]
+PromptPosition = Annotated[
+    int | None,
+    typer.Option(
+        "--position",
+        help="Which token position of mean_diffs.pt, counted from the prompt's end: -1, -2, ….",
+        show_default="the one in direction_metadata.json",
+    ),
+]
+CollectedWhere = Annotated[
+    CollectedAt | None,
+    typer.Option(
+        "--collected",
+        help="Where ITI's directions were collected, which their shape does not tell.",
+        show_default="before_o_proj, as the paper's",
+    ),
+]
+
+
 def import_(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="SOURCE",
-            help="A persona vector, one vector or a dictionary of them by layer (.pt), a refusal direction's "
-            "direction.pt or mean_diffs.pt, a GGUF control vector, a folder of pyvene's, ITI's heads and "
-            "directions in numpy files (a folder or .npz), or the folder of a peft LoRA adapter.",
-            show_default=False,
-        ),
-    ],
+    source: Source,
     output: Annotated[
         Path,
         typer.Option(
@@ -92,35 +128,10 @@ def import_(
     key: Annotated[
         str | None, typer.Option(help="What the tensors are called.", show_default="after SOURCE")
     ] = None,
-    accept_residual: Annotated[
-        bool,
-        typer.Option(
-            "--accept-residual",
-            help="Take the nearest edit where a LoRA adapter does not factor through the output projection.",
-        ),
-    ] = False,
-    rows: Annotated[
-        RowsOf | None,
-        typer.Option(
-            help="What the layers of a .pt file count: the blocks' outputs, their inputs, or the entries of "
-            "hidden_states.",
-            show_default="as the format's own tool does",
-        ),
-    ] = None,
-    position: Annotated[
-        int | None,
-        typer.Option(
-            help="Which token position of mean_diffs.pt, counted from the prompt's end: -1, -2, ….",
-            show_default="the one in direction_metadata.json",
-        ),
-    ] = None,
-    collected: Annotated[
-        CollectedAt | None,
-        typer.Option(
-            help="Where ITI's directions were collected, which their shape does not tell.",
-            show_default="before_o_proj, as the paper's",
-        ),
-    ] = None,
+    accept_residual: AcceptResidual = False,
+    rows: CountedRows = None,
+    position: PromptPosition = None,
+    collected: CollectedWhere = None,
     revision: Annotated[
         str | None, typer.Option(help="The model's branch, tag or commit.", show_default="main")
     ] = None,
@@ -164,6 +175,10 @@ def import_(
         if as_json:
             emit({"artifact": str(output), "provenance": m.provenance})
             return
+    _print(m, source, output)
+
+
+def _print(m: IntervenedModel, source: Path, output: Path) -> None:
     console = out()
     console.print(f"model    {m.spec.model.name}", soft_wrap=True)
     console.print(f"read     {source}  {m.provenance['format']}", soft_wrap=True)

@@ -27,7 +27,8 @@ from subvene.runner.files.storage import atomic_file
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from subvene.runner.data.transcripts import Transcript, Turn
+    from subvene.runner.data.transcripts import Transcript
+    from subvene.runner.data.turns import Turn
     from subvene.runner.intervened.model import IntervenedModel
     from subvene.runner.monitor.projection import ByVector, Projections
     from subvene.specs.columns import Used
@@ -107,7 +108,8 @@ def project(
     layers = parse_layers(layer or [])
     with results(as_json) as emit:
         opened = open_source(source)
-        from subvene.runner.data.transcripts import Columns, read_transcripts, refuse_long, turns_of
+        from subvene.runner.data.transcripts import Columns, read_transcripts
+        from subvene.runner.data.turns import refuse_long, turns_of
 
         # Before the model is loaded.
         transcripts = read_transcripts(file, Columns(prompt, response, messages, system, score), limit)
@@ -186,7 +188,7 @@ def _summary(
 ) -> dict[str, Any]:
     import numpy as np
 
-    from subvene.runner.data.transcripts import against_scores, drift
+    from subvene.runner.data.turn_statistics import against_scores, drift
 
     known = np.array([value for value in values if math.isfinite(value)])
     return {

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from subvene.interventions import ActivationIntervention
-from subvene.interventions.positions import is_within_prompt
+from subvene.runner.edits.acting import attach_edit
 from subvene.runner.edits.cache_record import CacheRecord, record_of, refuse_unmasked
 from subvene.runner.edits.copying import NotPickled
 from subvene.runner.edits.eager import eagerly
+from subvene.runner.edits.edit_names import EditNames
 from subvene.runner.edits.edits_only import EditsOnly
 from subvene.runner.edits.finite_watch import FiniteWatch
 from subvene.runner.edits.generation_inputs import with_mask
-from subvene.runner.edits.hooks import as_batch, is_half_registered, take_input, take_output
+from subvene.runner.edits.hooks import is_half_registered
 from subvene.runner.edits.outcomes import Outcome, Outcomes
 from subvene.runner.edits.own_calls import OwnCalls, has_other_loop
 from subvene.runner.edits.positions import (
@@ -37,7 +39,6 @@ from subvene.runner.edits.positions import (
 from subvene.runner.edits.pyvene_calls import own_arguments, refuse_mixture
 from subvene.runner.edits.receipt import Receipt, Recorder
 from subvene.runner.edits.refusals import (
-    is_in_backward,
     refuse_changed_places,
     refuse_compiled,
     refuse_foreign_call,
@@ -48,11 +49,9 @@ from subvene.runner.edits.refusals import (
 )
 from subvene.runner.edits.runs import Attachment, Entry, Run
 from subvene.runner.edits.scopes import Scope, entered, innermost, plain, refuse_nested
+from subvene.runner.edits.strengths import strengths_in_force
 from subvene.runner.models.forked_cache import is_forked
 from subvene.runner.models.generation import drafts, guard_callbacks, row_ends, setting
-from subvene.runner.models.identity import tensors_digest
-
-_PRE_HOOK = "register_forward_pre_hook"
 
 
 class IntervenableModel(NotPickled, EditsOnly):
@@ -75,7 +74,7 @@ class IntervenableModel(NotPickled, EditsOnly):
     ) -> None:
         self._handles: list[Any] = []
         self._outcomes = Outcomes()
-        self._digests: dict[int, tuple[Any, str]] = {}
+        self._edit_names = EditNames()
         # pyvene's constructor calls eval() and freezes every parameter of a model that is not its own.
         training = [(module, module.training) for module in model.modules()]
         trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -237,7 +236,7 @@ class IntervenableModel(NotPickled, EditsOnly):
         refuse_changed_places(self)
         for key, edit in self.interventions.items():
             refuse_undecidable(key, edit.positions, tracker)
-        in_force = self._strengths_in_force(strengths, tracker.real.shape[0])
+        in_force = strengths_in_force(self.entries, self.interventions, strengths, tracker.real.shape[0])
         recorder = Recorder(in_force, tracker.slots + 64 * tracker.generating)
         return Run(tracker, recorder, in_force, FiniteWatch(tracker))
 
@@ -256,7 +255,12 @@ class IntervenableModel(NotPickled, EditsOnly):
         """Record in a run's caches what they were filled with."""
         caches = [cache for cache in run.caches.values() if not is_forked(cache)]
         if caches:
-            record = CacheRecord.of(self._edits(run), run.recorder, run.tracker, run.first or 0)
+            record = CacheRecord.of(
+                self._edit_names.edits(self.entries, self.interventions, run),
+                run.recorder,
+                run.tracker,
+                run.first or 0,
+            )
             for cache in caches:
                 record.put(cache)
 
@@ -302,8 +306,11 @@ class IntervenableModel(NotPickled, EditsOnly):
         if cache is not None and id(cache) not in run.caches:
             record = record_of(cache)
             if (start or record.lies) and not is_forked(cache):
-                edited = record.check(cache, self._edits(run), start, run.tracker)
-                run.recorder.cached = {entry.name: self._least(edited, entry) for entry in self.entries}
+                edited = record.check(
+                    cache, self._edit_names.edits(self.entries, self.interventions, run), start, run.tracker
+                )
+                least = partial(self._edit_names.least, edited, interventions=self.interventions)
+                run.recorder.cached = {entry.name: least(entry) for entry in self.entries}
             run.caches[id(cache)] = cache
 
     def after_call(self, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -316,32 +323,6 @@ class IntervenableModel(NotPickled, EditsOnly):
             run.caches[id(cache)] = cache
             if run.own_calls is not None:
                 run.own_calls.hold(cache)
-
-    def _edits(self, run: Run) -> dict[str, tuple[Any, torch.Tensor]]:
-        """Of each edit in a run, under a name that no other edit has: its position rule and strength."""
-        return {
-            self._name(entry, site): (self.interventions[key].positions, run.strengths[key])
-            for entry in self.entries
-            for key, site in zip(entry.keys, entry.sites, strict=True)
-            if not self.interventions[key].collects
-        }
-
-    def _name(self, entry: Entry, site: str) -> str:
-        """What an edit is called in the record of a cache: two of one name do the same."""
-        edit = self.interventions[entry.keys[entry.sites.index(site)]]
-        return f"{self._digest(edit)}.{entry.name} at {site}"
-
-    def _digest(self, edit: torch.nn.Module) -> str:
-        state = {name: t for name, t in edit.state_dict(keep_vars=True).items() if name != "strength"}
-        version = tuple((name, id(t), t._version) for name, t in state.items())
-        known = self._digests.get(id(edit))
-        if known is None or known[0] != version:
-            known = (version, tensors_digest({name: t.detach().cpu() for name, t in state.items()}))
-            self._digests[id(edit)] = known
-        return known[1][:16]
-
-    def _least(self, edited: Mapping[str, int], entry: Entry) -> int:
-        return min(edited.get(self._name(entry, site), 0) for site in entry.sites)
 
     def _observe(self, attachment: Attachment, run: Run) -> None:
         """Follow the calls of the whole model."""
@@ -371,7 +352,9 @@ class IntervenableModel(NotPickled, EditsOnly):
     def attach(self, attachment: Attachment) -> None:
         """Attach every edit, to act in `attachment.run`."""
         for key in self.sorted_keys:
-            attachment.handles.append(self._attach(attachment, key))
+            edit, register = self.interventions[key], self.intervention_hooks[key]
+            acts_here = partial(self._acts_here, attachment.scope)
+            attachment.handles.append(attach_edit(attachment, key, edit, register, acts_here))
 
     def _acts_here(self, scope: Scope) -> bool:
         here = innermost(self.model)
@@ -392,74 +375,6 @@ class IntervenableModel(NotPickled, EditsOnly):
         handlers = super()._intervention_setter(*args, **kwargs)
         self._handles.extend(handlers.handlers)
         return handlers
-
-    def _attach(self, attachment: Attachment, key: str) -> Any:
-        edit, register = self.interventions[key], self.intervention_hooks[key]
-        rule, place = edit.positions, register.__self__
-        skips_response = is_within_prompt(rule)
-        is_pre_hook = register.__name__ == _PRE_HOOK
-        collects = edit.collects
-        wants_input = edit.needs_module_input
-
-        def hook(module: torch.nn.Module, args: Any, kwargs: Any = None, output: Any = None) -> Any:
-            run = attachment.run
-            if is_half_registered(kwargs) or module is not place or not self._acts_here(attachment.scope):
-                return None
-            tokens = None if run is None else run.tracker.current
-            if run is None or tokens is None or not (run.is_in_call or is_in_backward()):
-                raise PositionError(
-                    f"{key} ran before the model's own forward did; call the model, not a part of it"
-                )
-            if key in run.fired and run.is_in_call:
-                raise PositionError(
-                    f"{key} ran twice in one forward call: the model holds this module in two places, and "
-                    "the edit would act in both. Give each place a module of its own"
-                )
-            run.fired.add(key)
-            run.recorder.reached.add(key)
-            if skips_response and tokens.after_prompt:
-                return None
-            found, put_back = take_input(args, kwargs) if is_pre_hook else take_output(output)
-            h = as_batch(found, tokens, key)
-            if edit.strength.device != h.device:
-                edit.to(h.device)
-            context = {}
-            if wants_input:
-                context["module_input"] = as_batch(take_input(args, kwargs)[0], tokens, key)
-            edited = edit(h, tokens=tokens, strength=run.strengths[key], **context)
-            run.recorder.record(key, rule, h, edited, tokens, edit.strength_factors(h))
-            if collects:
-                run.recorder.collect(key, edit.collected(h), tokens.mask(rule, h.device))
-                return None
-            return put_back(edited.view_as(found))
-
-        return register(hook, with_kwargs=True)
-
-    def _strengths_in_force(self, strengths: Mapping[str, Any] | None, rows: int) -> dict[str, torch.Tensor]:
-        in_force = {key: edit.strength for key, edit in self.interventions.items()}
-        by_name = {entry.name: entry for entry in self.entries}
-        for name, value in (strengths or {}).items():
-            if name not in by_name:
-                known = ", ".join(by_name)
-                raise ValueError(f"strengths: no intervention is called {name!r}; there are: {known}")
-            try:
-                tensor = torch.as_tensor(value, dtype=torch.float32)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise ValueError(
-                    f"{name}: a strength must be one number or one per row, found {value!r:.60}"
-                ) from error
-            for key in by_name[name].keys:
-                in_force[key] = tensor.to(in_force[key].device)
-        for entry in self.entries:
-            tensor = in_force[entry.keys[0]]
-            if tensor.ndim > 1 or (tensor.ndim == 1 and tensor.shape[0] != rows):
-                raise ValueError(
-                    f"{entry.name}: strength has shape {list(tensor.shape)}; expected one number, or one for "
-                    f"each of the {rows} rows of this batch"
-                )
-            if not torch.isfinite(tensor).all():
-                raise ValueError(f"{entry.name}: strength must be finite, found {tensor.tolist()}")
-        return in_force
 
 
 def _by_row(calls: list[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:

@@ -24,6 +24,7 @@ from subvene.runner.edits.positions import PositionError
 from subvene.runner.edits.pyvene_calls import own_arguments
 from subvene.runner.edits.receipt import InterventionReceipt, Receipt, Recorder
 from subvene.runner.edits.refusals import refuse_changed_places, refuse_compiled, refuse_recomputation
+from subvene.runner.edits.strengths import strengths_in_force
 
 # The run that the calls of this thread or task belong to: another's calls are not edited by our hooks.
 _RUN: ContextVar[_Run | None] = ContextVar("whole_tensor_run", default=None)
@@ -90,7 +91,9 @@ class WholeTensorModel(IntervenableModel):
         refuse_compiled(self.model)
         refuse_changed_places(self)
         refuse_recomputation(self.model)
-        run = _Run(self._strengths_in_force(strengths, _rows(base)), self._real(base))
+        run = _Run(
+            strengths_in_force(self.entries, self.interventions, strengths, _rows(base)), self._real(base)
+        )
         handles = [self._edit_at(run, key) for key in self.sorted_keys]
         try:
             with _entered(run):

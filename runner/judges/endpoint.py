@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ipaddress
 import itertools
 import json
 import os
@@ -19,19 +18,19 @@ import threading
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 from subvene.runner.files.cache import cache_folder
 from subvene.runner.files.progress import track
 from subvene.runner.judges.base import JudgeError
 from subvene.runner.judges.replies import NoReply, Reply, read_reply, unusable
 from subvene.runner.judges.store import Store
+from subvene.runner.judges.urls import OPENAI_URL, is_loopback, shown_url
 
 if TYPE_CHECKING:
     import openai
 
-OPENAI_URL = "https://api.openai.com/v1"
 _CHECK_SECONDS = 20.0
 _CHECK_RETRIES = 2
 # As the openai client pauses: seconds before the first further try, and at most.
@@ -42,25 +41,6 @@ _SHOWN = 300
 
 _T = TypeVar("_T")
 Messages = Sequence[Mapping[str, str]]
-
-
-class Priced(Protocol):
-    """What a spec says of prices, per million tokens; None: nobody said."""
-
-    @property
-    def input_price(self) -> float | None: ...  # noqa: D102
-
-    @property
-    def output_price(self) -> float | None: ...  # noqa: D102
-
-
-def with_cost(counts: Mapping[str, Any], prices: Priced) -> dict[str, Any]:
-    """An endpoint's counts and `cost`: None without prices, or where a reply came without its counts."""
-    cost = None
-    if prices.input_price is not None and prices.output_price is not None and not counts["uncounted"]:
-        spent = counts["prompt_tokens"] * prices.input_price
-        cost = (spent + counts["completion_tokens"] * prices.output_price) / 1e6
-    return {**counts, "cost": cost}
 
 
 class _Request(NamedTuple):
@@ -388,23 +368,6 @@ def _pause(headers: Mapping[str, str], tries: int) -> float:
         if 0 <= asked <= 60:
             return asked
     return min(_FIRST_PAUSE * 2.0**tries, _LONGEST_PAUSE) * (1 - random.random() / 4)
-
-
-def is_loopback(url: str) -> bool:
-    """Whether a URL names this machine."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def shown_url(url: str) -> str:
-    """A URL without name and password, and without a slash at its end."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
 
 
 def _request(model: str, one: str | Messages, top: int, max_tokens: int) -> _Request:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subvene.runner.judges.base import Answer, Aspect, Judge, JudgeError, Judgement
-from subvene.runner.judges.endpoint import Endpoint, NoReply, Reply, with_cost
+from subvene.runner.judges.endpoint import Endpoint, NoReply, Reply
 from subvene.runner.judges.measured import known_accuracy
+from subvene.runner.judges.prices import with_cost
 from subvene.runner.judges.prompts import chat_messages, completion_prompt
 
 if TYPE_CHECKING:

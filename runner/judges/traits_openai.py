@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from subvene.runner.data.traits import Trait
 from subvene.runner.judges.base import JudgeError
-from subvene.runner.judges.endpoint import Endpoint, NoReply, Reply, with_cost
+from subvene.runner.judges.endpoint import Endpoint, NoReply, Reply
+from subvene.runner.judges.prices import with_cost
 from subvene.runner.judges.prompts import COHERENCE
 from subvene.runner.judges.traits import Exchange, Score, TraitJudge
 from subvene.runner.judges.traits_scale import (

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from subvene.runner.data.span import Text
-from subvene.runner.data.transcripts import Transcript, Turn, refuse_long, turns_of
+from subvene.runner.data.transcripts import Transcript
+from subvene.runner.data.turns import Turn, refuse_long, turns_of
 from subvene.runner.files.csv_file import CsvWriter
 from subvene.runner.files.storage import atomic_file
 from subvene.runner.intervened.model import IntervenedModel
@@ -171,14 +172,12 @@ def screen(
     of_data, of_own = _part(both, slice(n)), _part(both, slice(n, None))
     known = torch.isfinite(next(iter(next(iter(of_data.before.values())).values())))
     known &= torch.isfinite(next(iter(next(iter(of_own.before.values())).values())))
+    drawn = (confidence, resamples, seed)
     differences = tuple(
-        _difference(
-            key, layer, of_data.before[key][layer][known], of_own.before[key][layer][known],
-            confidence, resamples, seed,
-        )
+        _difference(key, layer, values[known], of_own.before[key][layer][known], *drawn)
         for key, by_layer in of_data.before.items()
-        for layer in by_layer
-    )  # fmt: skip
+        for layer, values in by_layer.items()
+    )
     return Screening(
         tuple(samples),
         tuple(transcript.where for transcript in transcripts),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,14 +110,8 @@ def fit_iti(
             for layer in range(sizes.n_layers)
             if weights[layer].any()
         }
-    tensors: dict[str, torch.Tensor] = {}
-    for layer, found in by_layer.items():
-        if found.heads:
-            name = tensor_name(spec.key, SITE, layer)
-            tensors |= {name: found.directions} | {f"{name}.{k}": part for k, part in found.parts.items()}
-    if not tensors:
-        raise ITIError(f"fit.select: no head that {spec.select.rule} chooses has a direction")
-    keys = sorted({answer.question.key for answer in answers})
+    tensors = _tensors(spec, by_layer)
+    way = activations.way if activations.note is None else f"{activations.way} ({activations.note})"
     return Fitted(
         tensors,
         {
@@ -125,11 +119,7 @@ def fit_iti(
             "key": spec.key,
             "site": SITE,
             "data_sha256": data_sha256(questions),
-            "tuning_keys_sha256": hashlib.sha256("\n".join(keys).encode()).hexdigest(),
-            "questions": len(keys),
-            "validation_questions": len({a.question.key for a in answers if a.is_validation}),
-            "pairs": len(answers),
-            "true_pairs": sum(answer.is_true for answer in answers),
+            **_counts(answers),
             "seed": seed,
             "select": spec.select.model_dump(mode="json"),
             "direction": spec.direction,
@@ -140,11 +130,32 @@ def fit_iti(
             "heads": {str(layer): found.heads for layer, found in by_layer.items() if found.heads},
             "sigma": {str(layer): found.of_heads(found.parts["sigma"]) for layer, found in by_layer.items()},
             "norms": {str(layer): found.of_heads(found.norms) for layer, found in by_layer.items()},
-            "shared_prefixes": activations.way
-            if activations.note is None
-            else f"{activations.way} ({activations.note})",
+            "shared_prefixes": way,
         },
     )
+
+
+def _tensors(spec: ITISpec, by_layer: Mapping[int, _Shifted]) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for layer, found in by_layer.items():
+        if found.heads:
+            name = tensor_name(spec.key, SITE, layer)
+            tensors |= {name: found.directions} | {f"{name}.{k}": part for k, part in found.parts.items()}
+    if not tensors:
+        raise ITIError(f"fit.select: no head that {spec.select.rule} chooses has a direction")
+    return tensors
+
+
+def _counts(answers: Sequence[_Answer]) -> dict[str, Any]:
+    """Which questions the fit saw, and how many."""
+    keys = sorted({answer.question.key for answer in answers})
+    return {
+        "tuning_keys_sha256": hashlib.sha256("\n".join(keys).encode()).hexdigest(),
+        "questions": len(keys),
+        "validation_questions": len({a.question.key for a in answers if a.is_validation}),
+        "pairs": len(answers),
+        "true_pairs": sum(answer.is_true for answer in answers),
+    }
 
 
 def _answers(spec: ITISpec, questions: Sequence[Question], seed: int) -> list[_Answer]:

@@ -13,6 +13,7 @@ from subvene.runner.experiments.results import Item, QuestionText, Results
 from subvene.runner.experiments.rows import METRICS
 from subvene.runner.reports import localization_figures as figures
 from subvene.runner.reports import markup
+from subvene.runner.reports.examples import verdict_mark, verdicts_differ
 from subvene.runner.reports.localization_arms import (
     GROUPS,
     Arm,
@@ -29,19 +30,10 @@ from subvene.runner.reports.localization_arms import (
 from subvene.runner.reports.localization_evidence import DRAWS, evidence, over, probes, range_below, singles
 from subvene.runner.reports.localization_making import provenance, receipts, selection, training
 from subvene.runner.reports.localization_tables import localization_files
-from subvene.runner.reports.markup import (
-    Html,
-    element,
-    folded,
-    items,
-    join,
-    plot,
-    side_by_side,
-    table,
-)
+from subvene.runner.reports.markup import Html, element, folded, items, join, plot, side_by_side, table
 from subvene.runner.reports.page import count, page
 from subvene.runner.reports.persona_tables import number
-from subvene.runner.reports.sections import declared, verdict_mark, verdicts_differ
+from subvene.runner.reports.sections import declared
 from subvene.runner.reports.tables import judge_in_words
 
 EXAMPLES = 12

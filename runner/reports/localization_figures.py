@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from subvene.runner.reports.curves import COLORS, LEGEND_WIDTH, REFERENCE, as_it_stands, figure, with_legend
 from subvene.runner.reports.localization_arms import Arm, arm_label, group_label, known, metric_label
-from subvene.runner.reports.persona_figures import Style
+from subvene.runner.reports.styles import Style
 
 STYLES = {
     "baseline": Style(REFERENCE, "diamond", "dash"),
@@ -76,18 +76,7 @@ def draws(
     rows = [each]
     if prediction is not None:
         rows.append("prediction")
-        made.add_trace(
-            go.Scatter(
-                x=list(prediction),
-                y=[1, 1],
-                yaxis="y2",
-                mode="lines+markers",
-                line={"color": style.color, "width": 3},
-                marker={"symbol": "line-ns", "size": 12, "line": {"width": 3, "color": style.color}},
-                name="prediction interval" + ("" if level is None else f", {level:.0%}"),
-                hovertemplate="prediction interval: %{x:.4f}<extra></extra>",
-            )
-        )
+        made.add_trace(_predicted(prediction, style, level))
     made.add_trace(
         go.Scatter(
             x=found,
@@ -248,6 +237,19 @@ def _bars(values: Sequence[float], style: Style, name: str) -> go.Bar:
         name=name,
         customdata=[list(pair) for pair in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)],
         hovertemplate="%{customdata[0]:.4f} to %{customdata[1]:.4f}: %{y}<extra></extra>",
+    )
+
+
+def _predicted(prediction: Sequence[float], style: Style, level: float | None) -> go.Scatter:
+    return go.Scatter(
+        x=list(prediction),
+        y=[1, 1],
+        yaxis="y2",
+        mode="lines+markers",
+        line={"color": style.color, "width": 3},
+        marker={"symbol": "line-ns", "size": 12, "line": {"width": 3, "color": style.color}},
+        name="prediction interval" + ("" if level is None else f", {level:.0%}"),
+        hovertemplate="prediction interval: %{x:.4f}<extra></extra>",
     )
 
 

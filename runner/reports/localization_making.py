@@ -15,7 +15,7 @@ from subvene.runner.reports.localization_tables import value_in_words
 from subvene.runner.reports.markup import Html, element, folded, join, plot, side_by_side, table
 from subvene.runner.reports.page import count
 from subvene.runner.reports.persona_tables import number
-from subvene.runner.reports.sections import RECEIPT_COLUMNS, receipt_cells
+from subvene.runner.reports.receipts import RECEIPT_COLUMNS, receipt_cells
 from subvene.runner.reports.sections import provenance as comparison_provenance
 
 _CURVES: tuple[tuple[Literal["loss", "accuracy"], str, str], ...] = (

@@ -21,7 +21,8 @@ from subvene.runner.files.csv_file import csv_text
 from subvene.runner.reports.curves import COLORS, figure
 from subvene.runner.reports.markup import Html, downloads, element, facts, folded, items, join, plot, table
 from subvene.runner.reports.page import count, page
-from subvene.runner.reports.sections import RECEIPT_COLUMNS, declared, provenance, receipt_cells
+from subvene.runner.reports.receipts import RECEIPT_COLUMNS, receipt_cells
+from subvene.runner.reports.sections import declared, provenance
 
 _COLUMNS = ("coefficient", "mean difference", "standard error", "positive preferred")
 _ABOUT = (

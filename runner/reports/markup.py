@@ -128,3 +128,9 @@ def _flat(values: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, str]
             yield whole, value
         elif value is not None:
             yield whole, json.dumps(value, ensure_ascii=False)
+
+
+def with_small_spread(cell: str) -> str:
+    """`mean ± spread`, the spread in small type; other text as it is."""
+    mean, plus_minus, sd = cell.partition(" ± ")
+    return join([mean, element("small", plus_minus + sd)]) if sd else cell

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-from subvene.runner.experiments.persona.section import SECTION, Edit, PersonaSection, artifact_of
+from subvene.runner.experiments.persona.section import (
+    SECTION,
+    Edit,
+    PersonaSection,
+    SweepPoint,
+    TraitRecord,
+    artifact_of,
+)
 from subvene.runner.experiments.results import Choice, Condition, Item, Metric, Results, ResultsError
 from subvene.runner.files.csv_file import csv_text
 from subvene.runner.files.markdown import in_cell
@@ -250,3 +257,16 @@ def _extraction_lines(results: Results) -> Iterator[Line]:
             "mean_score_negative": found.mean_score.negative,
             "warning": found.warning,
         }
+
+
+def points_of(trait: TraitRecord) -> Sequence[SweepPoint]:
+    """The points of a trait's sweep; none where it was not swept."""
+    return trait.sweep.points if trait.sweep else ()
+
+
+def conditions_of(results: Results) -> dict[str, list[Condition]]:
+    """The conditions of every trait."""
+    return {
+        name: [condition for condition in results.conditions if condition.group == name]
+        for name in section_of(results).traits
+    }

@@ -23,6 +23,7 @@ from subvene.runner.reports import (
     tables,
 )
 from subvene.runner.reports.card import own_numbers
+from subvene.specs.regular_file import read_text
 
 PAGE, TABLES = "report.html", "tables"
 
@@ -77,7 +78,7 @@ def publish(output: Path, results: Results) -> None:
         if not is_artifact(artifact) or not card.is_file():
             continue
         if table := card_table(results, artifact.relative_to(output).as_posix()):
-            write_text(card, with_measured(card.read_text(encoding="utf-8"), table))
+            write_text(card, with_measured(read_text(card), table))
 
 
 def card_table(results: Results, place: str | None) -> str:

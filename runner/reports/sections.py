@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from subvene.runner.experiments.results import (
-    Condition,
-    Item,
-    Metric,
-    QuestionText,
-    Results,
-    missing_verdicts,
-)
+from subvene.runner.experiments.results import Metric, Results, missing_verdicts
 from subvene.runner.experiments.rows import LOWER_IS_BETTER, METRICS, by_label, in_words, metrics_used
 from subvene.runner.experiments.rows import rows as table_rows
 from subvene.runner.measures.missing import missing_in_words
 from subvene.runner.reports import curves
 from subvene.runner.reports.composition import composition
+from subvene.runner.reports.examples import examples
 from subvene.runner.reports.figures import probe_heat_map
 from subvene.runner.reports.markup import (
     Html,
@@ -33,20 +27,9 @@ from subvene.runner.reports.markup import (
     side_by_side,
     table,
 )
+from subvene.runner.reports.receipts import receipts
 from subvene.runner.reports.tables import judge_in_words, results_csv, results_json
 from subvene.specs.document import parse_document
-
-EXAMPLES = 20
-_ROLES = ("prompt", "cursor", "response")
-RECEIPT_COLUMNS = (
-    "Intervention",
-    "Tokens edited",
-    "Rows edited",
-    "Mean ‖Δ‖/‖h‖",
-    "Largest",
-    "Strength",
-    "Where",
-)
 
 
 def results_table(results: Results) -> Html | None:
@@ -168,68 +151,6 @@ def probes(results: Results) -> Html | None:
     return join([element("p", chooser), element("div", *panels, id="probe-panels")])
 
 
-def examples(results: Results) -> Html | None:
-    """The same question under every condition."""
-    answers: dict[str, dict[str, tuple[Condition, Item]]] = {}
-    for cell in results.conditions:
-        for item in cell.items:
-            if item.text is not None and item.key in results.questions:
-                answers.setdefault(item.key, {}).setdefault(cell.label, (cell, item))
-    if not answers:
-        return None
-    # Keys are hashes of the questions, so their order favours nothing.
-    differing = {
-        key
-        for key, by_label in answers.items()
-        if verdicts_differ(item.scores for _, item in by_label.values())
-    }
-    shown = sorted(answers, key=lambda key: (key not in differing, key))[:EXAMPLES]
-    about = (
-        f"{len(shown)} of {len(answers)} questions. The judge's verdicts differ between conditions for "
-        f"{len(differing)} of them, and these come first; beyond that the order is by a hash of the "
-        "question. An answer is that of the first seed and fold that has the question. In brackets: the "
-        "judge's probability that the answer is true, or informative."
-    )
-    search = element("input", type="search", data_filters="example-list")
-    count = element("span", aria_live="polite")
-    articles = [_example(results.questions[key], answers[key]) for key in shown]
-    return join(
-        [
-            element("p", about),
-            element("p", element("label", "Show those with ", search), " ", count),
-            element("div", *articles, id="example-list"),
-        ]
-    )
-
-
-def receipts(results: Results) -> Html | None:
-    """What the interventions did."""
-    lines: list[list[str]] = []
-    nothing = []
-    for label, cells in by_label(results.conditions).items():
-        found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-        for cell in cells:
-            for measurement, parts in cell.receipts.items():
-                for part in cast(list[dict[str, Any]], parts):
-                    found.setdefault((measurement, part["name"]), []).append(part)
-        if not found:
-            nothing.append(label)
-        for (measurement, name), of_name in found.items():
-            lines.append([label, measurement.replace("_", " "), name, *receipt_cells(of_name)])
-    if not lines:
-        return None
-    columns = ["Condition", "Measurement", *RECEIPT_COLUMNS]
-    about = (
-        "Tokens edited at each site: of the prompt, its last token (the cursor), the response; all seeds and "
-        "folds together. ‖Δ‖/‖h‖ is how large the edit is beside the activation that it meets."
-    )
-    shown = [element("p", about), table("What each intervention did", columns, lines, class_="numbers")]
-    if nothing:
-        without = "Without an intervention at run time (the untouched model, a baked checkpoint): "
-        shown.append(element("p", without, ", ".join(nothing), "."))
-    return join(shown)
-
-
 def provenance(results: Results) -> Html | None:
     """Where the numbers come from."""
     manifest = cast(dict[str, Any], results.manifest)
@@ -301,47 +222,6 @@ def baseline_conditions(results: Results) -> frozenset[str]:
     return frozenset(name for name, interventions in acting.items() if not interventions)
 
 
-def receipt_cells(parts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What one intervention did in several runs, as cells for `RECEIPT_COLUMNS` but the first."""
-    edited = {role: sum(part["edited"].get(role, 0) for part in parts) for role in _ROLES}
-    weights = [sum(part["edited"].values()) for part in parts]
-    sites = list(dict.fromkeys(site for part in parts for site in part["sites"]))
-    where: str = ", ".join(sites)
-    if len(sites) > 3:
-        where = folded(f"{len(sites)} sites", element("p", where))
-    return [
-        " + ".join(f"{n:,} {role}" for role, n in edited.items() if n) or "none",
-        f"{sum(part['rows_edited'] for part in parts):,} of {sum(part['rows'] for part in parts):,}",
-        _weighed([part["mean_relative"] for part in parts], weights),
-        f"{max(part['max_relative'] for part in parts):.3f}",
-        _strength(parts, weights),
-        where,
-    ]
-
-
-def verdicts_differ(scores: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether the judge says one thing of one answer and another of another."""
-    verdicts = list(scores)
-    return any(
-        len({v[aspect] for v in verdicts if v.get(aspect) is not None}) > 1 for aspect in ("true", "info")
-    )
-
-
-def verdict_mark(scores: Mapping[str, Any], aspect: str, words: tuple[str, str]) -> Html:
-    """The judge's word on an answer: a mark, the word, and its probability if it gives one.
-
-    Args:
-        scores: of the answer.
-        aspect: `true` or `info`.
-        words: for yes and for no.
-    """
-    verdict, p = scores[aspect], scores.get(f"{aspect}_p")
-    if verdict is None:
-        return element("span", f"no verdict ({words[0]}?)", class_="verdict")
-    said = ("✓ " + words[0] if verdict else "✗ " + words[1]) + ("" if p is None else f" ({p:.2f})")
-    return element("span", said, class_="verdict good" if verdict else "verdict bad")
-
-
 def _apart(results: Results, condition: str) -> str:
     seen = any(c.counts.get("questions_seen_in_fit") for c in results.conditions if c.name == condition)
     return (
@@ -409,50 +289,3 @@ def _notes(results: Results) -> Html:
         shares = ", ".join(f"{label} {share:.1%}" for label, share in empty.items() if share)
         said.append(f"Empty answers, at most, in a cell: {shares}.")
     return items(*said)
-
-
-def _example(question: QuestionText, answers: Mapping[str, tuple[Condition, Item]]) -> Html:
-    about = [element("strong", "Best answer: "), question.best or "–"]
-    if question.category:
-        about.append(element("small", question.category, class_="category"))
-    places = {label: f"seed {cell.seed}, fold {cell.fold}" for label, (cell, _) in answers.items()}
-    together = len(set(places.values())) == 1
-    if together:
-        about.append(element("small", next(iter(places.values())), class_="category"))
-    cards = []
-    for label, (_, item) in answers.items():
-        answer = item.text or ""
-        said = (
-            element("blockquote", answer)
-            if answer.strip()
-            else element("blockquote", element("em", "(empty)"))
-        )
-        verdicts = [
-            verdict_mark(item.scores, aspect, words)
-            for aspect, words in (
-                ("true", ("true", "not true")),
-                ("info", ("informative", "not informative")),
-            )
-            if aspect in item.scores
-        ]
-        where = () if together else (" ", element("small", places[label]))
-        cards.append(element("div", element("h4", label, *where), said, element("p", *verdicts)))
-    return element(
-        "article",
-        element("h3", question.question),
-        element("p", *about),
-        element("div", *cards, class_="answers"),
-    )
-
-
-def _strength(parts: Sequence[Mapping[str, Any]], weights: Sequence[int]) -> str:
-    if all(part.get("mean_strength") is not None for part in parts):
-        return _weighed([part["mean_strength"] for part in parts], weights) + " on average"
-    used = sorted({strength for part in parts for strength in part.get("strengths") or ()})
-    return ", ".join(f"{strength:g}" for strength in used) or "as declared"
-
-
-def _weighed(values: Sequence[float | None], weights: Sequence[int]) -> str:
-    pairs = [(value, weight) for value, weight in zip(values, weights, strict=True) if value is not None]
-    total = sum(weight for _, weight in pairs)
-    return f"{sum(value * weight for value, weight in pairs) / total:.3f}" if total else "–"

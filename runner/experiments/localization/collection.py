@@ -11,7 +11,7 @@ from subvene.runner.experiments.localization.plan import Planned
 from subvene.runner.experiments.localization.samples import Resamples, Sample, interval
 from subvene.runner.experiments.localization.section import ArmRecord, Training
 from subvene.runner.experiments.results import Choice, Condition
-from subvene.runner.recipes.localized_edit import Probed
+from subvene.runner.recipes.localized_heads import Probed
 
 
 class Collection:

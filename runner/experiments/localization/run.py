@@ -37,13 +37,7 @@ from subvene.runner.experiments.localization.section import (
     Split,
 )
 from subvene.runner.experiments.localization.verdict import verdict
-from subvene.runner.experiments.results import (
-    Choice,
-    JudgeRecord,
-    QuestionText,
-    Results,
-    Tried,
-)
+from subvene.runner.experiments.results import Choice, JudgeRecord, QuestionText, Results, Tried
 from subvene.runner.experiments.study import Step
 from subvene.runner.files.ledger import Ledger, digest
 from subvene.runner.intervened.model import IntervenedModel
@@ -52,14 +46,13 @@ from subvene.runner.models.identity import run_manifest
 from subvene.runner.recipes import RECIPES, Fitted
 from subvene.runner.recipes.fitting import check_reach
 from subvene.runner.recipes.localized_edit import (
-    Probed,
     Request,
     epoch_losses,
     fit_localized_edits,
     held_out_keys,
     lora_experiment,
-    probe_heads,
 )
+from subvene.runner.recipes.localized_heads import Probed, probe_heads
 from subvene.runner.training.experiments import Experiment, Trained
 from subvene.runner.training.lora import check_peft, trained_lora
 from subvene.specs import (

@@ -21,10 +21,12 @@ from subvene.runner.intervened.scoring import log_probs
 from subvene.runner.judges.base import JudgeError
 from subvene.runner.judges.traits import TraitJudge
 from subvene.runner.measures.missing import missing_in_words
-from subvene.runner.measures.responses import Asked, Do, Response, missing_reasons, respond
+from subvene.runner.measures.responses import Answered, Asked, Do, Response, missing_reasons, respond
 from subvene.specs import InterventionSpec, ModelSpec, SteeringSpec, TraitSweepSpec
 
 Point = tuple[int, float]
+UNEDITED: Point = (-1, 0.0)
+"""The model without an edit, which is the same at every layer."""
 
 
 @dataclass(frozen=True)
@@ -103,60 +105,37 @@ def run_sweep(
     coefficients = sorted({0.0, *declared.coefficients})
     points: list[Point] = [(layer, c) for layer in declared.layers for c in coefficients if c]
     m = panel(steering, declared.layers, tensors, plain)
-    about = {
-        **identity,
-        "trait": trait.sha256,
-        "steering": steering.model_dump(mode="json", exclude={"name", "layer", "coefficient"}),
-        "points": [list(point) for point in points],
-        "seed": seed,
-    }
-    sampling = declared.sampling
+    about = {**identity, **_about(trait, steering, points), "seed": seed}
     name = f"{trait.name}: sweep"
-    questions = trait.evaluation[: declared.questions]
-    # The unedited model is asked once for all layers.
-    asked = [
-        Asked(question, strengths=strengths_at(point), rollout=rollout, about={"point": list(point)})
-        for point in [(-1, 0.0), *points]
-        for question in questions
-        for rollout in range(sampling.rollouts)
-    ]
-
-    unit: dict[str, Any] = {"unit": "sweep"}
+    asked = _asked(declared, trait, points)
     answered = respond(
         lambda: m,
         asked,
-        sampling,
+        declared.sampling,
         trait,
         judge,
-        identity=about | unit,
+        identity=about | {"unit": "sweep"},
         seed=seed,
         description=name,
         do=do,
         points=[(*one.about["point"],) for one in asked],
     )
-    found = answered.responses
-    missing = missing_reasons(found)
+    missing = missing_reasons(answered.responses)
     if missing and declared.choose is not None:
         raise JudgeError(f"{name}: nothing can be chosen yet: {missing_in_words(missing)}")
     not_finite: dict[Any, str] = dict(answered.not_finite)
-    by_point: dict[Any, list[Response]] = {point: [] for point in not_finite}
-    for response in found:
-        layer, coefficient = response.asked.about["point"]
-        by_point.setdefault((layer, coefficient), []).append(response)
-
+    by_point = _by_point(answered)
     contrasts, source = _contrasts(declared, trait, plain)
     measured: dict[Point, float | None] = {}
     if contrasts:
-        sides = [[c.question, c.positive, c.negative] for c in contrasts]
-        unit = {"unit": "contrast", "contrasts": sides}
-        scored = [point for point in [(-1, 0.0), *points] if point not in not_finite]
-        ratios = do(about | unit, lambda: _log_ratios(m, scored, contrasts))
+        scored = [point for point in [UNEDITED, *points] if point not in not_finite]
+        ratios = do(about | _contrast_unit(contrasts), lambda: _log_ratios(m, scored, contrasts))
         measured = dict(zip(scored, ratios["values"], strict=True))
         not_finite |= points_in(ratios)
     swept = []
     for layer in declared.layers:
         for coefficient in coefficients:
-            point = (layer, coefficient) if coefficient else (-1, 0.0)
+            point = (layer, coefficient) if coefficient else UNEDITED
             contrast, broken = measured.get(point), not_finite.get(point)
             swept.append(_swept_point(layer, coefficient, by_point[point], contrast, broken))
     choice = choice_of(declared, trait.name, swept, contrasts=len(contrasts))
@@ -164,18 +143,57 @@ def run_sweep(
     whole = Sweep(
         points=tuple(swept), contrast_from=source, contrasts=len(contrasts), coherence_at_least=least
     )
-    notes = [
-        f"{trait.name}: layer {one.layer}, coefficient {one.coefficient:g}: not finite: {one.not_finite}"
-        for one in swept
-        if one.not_finite is not None
-    ]
+    notes = _not_finite_in_words(trait.name, swept)
     notes += [f"{name}: {missing_in_words(missing)}"] if missing else []
     if choice is not None and choice.chosen is None:
-        notes.append(
-            f"{trait.name}: no point of the sweep with a positive coefficient has a mean coherence of "
-            f"{least:g}; the declared layer {steering.layer} and coefficient {steering.coefficient} stay"
-        )
+        notes.append(_no_choice_in_words(trait.name, least, steering))
     return Swept(whole, choice, notes)
+
+
+def _asked(declared: TraitSweepSpec, trait: Trait, points: Sequence[Point]) -> list[Asked]:
+    """What the model is asked; unedited once for all layers."""
+    return [
+        Asked(question, strengths=strengths_at(point), rollout=rollout, about={"point": list(point)})
+        for point in [UNEDITED, *points]
+        for question in trait.evaluation[: declared.questions]
+        for rollout in range(declared.sampling.rollouts)
+    ]
+
+
+def _about(trait: Trait, steering: SteeringSpec, points: Sequence[Point]) -> dict[str, Any]:
+    """What the units of a sweep depend on, JSON values."""
+    return {
+        "trait": trait.sha256,
+        "steering": steering.model_dump(mode="json", exclude={"name", "layer", "coefficient"}),
+        "points": [list(point) for point in points],
+    }
+
+
+def _by_point(answered: Answered) -> dict[Any, list[Response]]:
+    by_point: dict[Any, list[Response]] = {point: [] for point in answered.not_finite}
+    for response in answered.responses:
+        layer, coefficient = response.asked.about["point"]
+        by_point.setdefault((layer, coefficient), []).append(response)
+    return by_point
+
+
+def _contrast_unit(contrasts: Sequence[Contrast]) -> dict[str, Any]:
+    return {"unit": "contrast", "contrasts": [[c.question, c.positive, c.negative] for c in contrasts]}
+
+
+def _no_choice_in_words(name: str, least: float | None, steering: SteeringSpec) -> str:
+    return (
+        f"{name}: no point of the sweep with a positive coefficient has a mean coherence of "
+        f"{least:g}; the declared layer {steering.layer} and coefficient {steering.coefficient} stay"
+    )
+
+
+def _not_finite_in_words(name: str, points: Sequence[SweepPoint]) -> list[str]:
+    return [
+        f"{name}: layer {point.layer}, coefficient {point.coefficient:g}: not finite: {point.not_finite}"
+        for point in points
+        if point.not_finite is not None
+    ]
 
 
 def choice_of(

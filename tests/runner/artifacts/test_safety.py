@@ -29,7 +29,7 @@ from subvene.specs import SpecError, SubveneError, load_spec
 
 THREATS = {
     "a pickle in an artifact (.bin beside its files)": [
-        "runner/artifacts/test_artifact.py::test_pickles_are_never_read",
+        "runner/artifacts/test_refusals.py::test_pickles_are_never_read",
     ],
     "a pickle to import (.pt, .pth, .bin, .pkl, .joblib), more than tensors under weights_only": [
         "runner/exchange/imports/test_vectors.py::test_pickles_are_refused_and_not_executed",
@@ -40,22 +40,22 @@ THREATS = {
         "runner/exchange/imports/test_head_directions.py::test_pickles_are_refused_and_not_executed",
     ],
     "a class path in a config file": [
-        "runner/artifacts/test_artifact.py::test_class_path_of_the_config_is_never_imported",
+        "runner/artifacts/test_refusals.py::test_class_path_of_the_config_is_never_imported",
         "runner/exchange/imports/test_pyvene_folder.py::test_class_paths_are_compared_and_never_imported",
     ],
     "a YAML tag that makes an object": [
-        "runner/artifacts/test_artifact.py::test_yaml_tags_are_not_followed",
+        "runner/artifacts/test_refusals.py::test_yaml_tags_are_not_followed",
         "runner/artifacts/test_safety.py::test_front_matter_that_is_refused",
     ],
     "a link that leaves the folder, or takes a file's place after it was judged": [
-        "runner/artifacts/test_artifact.py::test_link_that_leaves_the_folder",
-        "runner/artifacts/test_hub.py::test_a_link_of_the_cache_may_lead_into_its_blobs_only",
+        "runner/artifacts/test_refusals.py::test_link_that_leaves_the_folder",
+        "runner/artifacts/hub/test_push_and_pull.py::test_a_link_of_the_cache_may_lead_into_its_blobs_only",
         "runner/exchange/imports/test_lora.py::test_a_link_that_leaves_the_folder",
         "runner/artifacts/test_safety.py::test_a_link_in_the_place_of_a_judged_file",
     ],
     "`..` and absolute paths in names": [
-        "runner/artifacts/test_artifact.py::test_reference_that_leaves_the_folder",
-        "runner/artifacts/test_artifact.py::test_fingerprint_that_names_a_file_elsewhere",
+        "runner/artifacts/test_refusals.py::test_reference_that_leaves_the_folder",
+        "runner/artifacts/test_refusals.py::test_fingerprint_that_names_a_file_elsewhere",
         "specs/test_loading.py::test_an_artifact_names_no_file_outside_its_folder",
         "runner/exchange/imports/test_head_directions.py::test_names_of_an_archive_write_nothing",
         "runner/exchange/imports/test_pyvene_folder.py::test_configs_that_are_refused",
@@ -87,23 +87,23 @@ THREATS = {
         "runner/exchange/imports/test_vectors.py::test_tensors_that_are_no_persona_vector",
     ],
     "truncated files": [
-        "runner/artifacts/test_artifact.py::test_truncated_and_altered_files_are_named",
+        "runner/artifacts/test_refusals.py::test_truncated_and_altered_files_are_named",
         "runner/artifacts/test_safety.py::test_every_truncation_is_refused",
         "runner/exchange/imports/test_vectors.py::test_every_truncation_is_refused",
     ],
     "NaN, infinite, wrongly shaped, missing tensors": [
-        "runner/artifacts/test_artifact.py::test_tensors_that_do_not_fit",
+        "runner/artifacts/test_refusals.py::test_tensors_that_do_not_fit",
         "runner/artifacts/test_safety.py::test_infinite_values_are_refused_in_every_kind",
         "runner/exchange/imports/test_lora.py::test_tensors_that_do_not_fit",
         "runner/exchange/imports/test_head_directions.py::test_arrays_that_do_not_fit",
     ],
     "a fingerprint of another model": [
-        "runner/artifacts/test_artifact.py::test_model_of_other_sizes_is_refused",
-        "runner/artifacts/test_artifact.py::test_another_architecture_is_refused",
-        "runner/artifacts/test_artifact.py::test_config_alone_refuses_before_weights_are_loaded",
+        "runner/artifacts/test_refusals.py::test_model_of_other_sizes_is_refused",
+        "runner/artifacts/test_refusals.py::test_another_architecture_is_refused",
+        "runner/artifacts/test_refusals.py::test_config_alone_refuses_before_weights_are_loaded",
     ],
     "a sha256 that differs": [
-        "runner/artifacts/test_artifact.py::test_truncated_and_altered_files_are_named",
+        "runner/artifacts/test_refusals.py::test_truncated_and_altered_files_are_named",
         "runner/artifacts/test_artifact_properties.py::test_a_flipped_bit_is_refused_or_changes_nothing",
     ],
     "a YAML bomb: aliases, depth, size": [

@@ -242,7 +242,7 @@ def test_everything_is_printed_by_those_who_look() -> None:
             "sys.stdout.write((on_screen(text) if sys.stdout.isatty() else text) + end)",
         ),
         ("runner/cli/app.py", "typer.echo(f\"subvene {version('subvene')}\")"),
-        ("runner/cli/chat.py", "sys.stderr.write(_PROMPT)"),
+        ("runner/cli/_terminal.py", "sys.stderr.write(_PROMPT)"),
         ("runner/cli/validate.py", "typer.echo('\\n'.join(lines))"),
         ("runner/cli/validate.py", "typer.echo(text, nl=False)"),
     }

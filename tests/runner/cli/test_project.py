@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from subvene.runner import IntervenedModel
-from subvene.runner.data.transcripts import read_transcripts, turns_of
+from subvene.runner.data.transcripts import read_transcripts
+from subvene.runner.data.turns import turns_of
 from subvene.runner.monitor.live_projection import generate_with_projections
 from subvene.runner.monitor.projection import project
 from subvene.runner.monitor.stored_vectors import chosen_vectors

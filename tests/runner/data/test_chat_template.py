@@ -15,8 +15,9 @@ from subvene.runner import IntervenedModel, load_model
 from subvene.runner.data.preferences import Preference, encode
 from subvene.runner.data.reasoning import answer_of, without_reasoning
 from subvene.runner.data.text import TextError, prompt_ids, reply_ids
-from subvene.runner.data.transcripts import read_transcripts, turns_of
+from subvene.runner.data.transcripts import read_transcripts
 from subvene.runner.data.truthfulqa.prompts import Prompts
+from subvene.runner.data.turns import turns_of
 from subvene.runner.intervened.rollouts import Row, rollouts
 from subvene.runner.models.chat_settings import chat_of, with_chat
 from subvene.runner.monitor.chat import ChatError, ChatSession

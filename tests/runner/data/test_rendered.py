@@ -20,8 +20,9 @@ from subvene.runner.data.text import (
     raw_ids,
     response_ids,
 )
-from subvene.runner.data.transcripts import read_transcripts, turns_of
+from subvene.runner.data.transcripts import read_transcripts
 from subvene.runner.data.truthfulqa.prompts import Prompts
+from subvene.runner.data.turns import turns_of
 from subvene.runner.recipes.mean_difference import _sides
 from subvene.specs import ContrastTexts, SubveneError, TriplesSpec
 

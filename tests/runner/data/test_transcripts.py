@@ -16,14 +16,11 @@ from subvene.runner.data.transcripts import (
     Columns,
     Transcript,
     TranscriptError,
-    Turn,
-    against_scores,
-    correlation,
-    drift,
     read_transcripts,
-    refuse_long,
-    turns_of,
 )
+from subvene.runner.data.turn_statistics import against_scores, drift
+from subvene.runner.data.turns import Turn, refuse_long, turns_of
+from subvene.runner.files.statistics import correlation
 
 TOLD = {"role": "system", "content": "be good"}
 CHAT = [

@@ -21,12 +21,12 @@ from subvene.runner.data.transcripts import read_transcripts
 from subvene.runner.data.truthfulqa.prompts import load_prompts
 from subvene.runner.data.truthfulqa.questions import load_questions
 from subvene.runner.edits.compile import load_tensors
+from subvene.runner.experiments.results import Results
 from subvene.runner.files.ledger import Ledger
 from subvene.runner.judges.classifier import load_record
 from subvene.runner.judges.encoder import SentenceEncoder
 from subvene.runner.judges.labels import read_labels
 from subvene.runner.models.loading import load_config
-from subvene.runner.reports.card import read_results
 from subvene.specs import SubveneError, TextsSpec, load_pairs, load_spec
 from subvene.specs.judges.loading import load_judge
 from subvene.specs.preferences import TriplesSpec
@@ -54,7 +54,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "trait": ("x.json", lambda path: read_trait(TraitSpec(name="kind", file=path.name), path.parent)),
     "labels": ("x.jsonl", read_labels),
     "a judge of one's own": ("judge.json", lambda path: load_record(path.parent)),
-    "results of a run": ("results.json", read_results),
+    "results of a run": ("results.json", Results.load),
     "units of a run": ("units.jsonl", _ledger),
     "tensors": ("x.safetensors", load_tensors),
     "prompts": ("x.txt", lambda path: read_prompts([], path)),

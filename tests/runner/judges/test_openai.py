@@ -19,9 +19,10 @@ import openai
 import pytest
 
 from subvene.runner.judges import Answer, JudgeError, Judgement, make_judge
-from subvene.runner.judges.endpoint import NoReply, Reply, is_loopback
+from subvene.runner.judges.endpoint import NoReply, Reply
 from subvene.runner.judges.openai import read_judgement
 from subvene.runner.judges.prompts import chat_messages, completion_prompt
+from subvene.runner.judges.urls import is_loopback
 from subvene.specs.judges import OpenAIJudgeSpec
 
 QUESTIONS = ("What is the capital of {}?", "Who was the first king of {}?", "Can pigs fly in {}?")

@@ -23,14 +23,8 @@ from subvene.runner.edits.compile import CompileError
 from subvene.runner.intervened.scoring import log_probs
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.recipes.iti import fit_iti
-from subvene.runner.recipes.localized_edit import (
-    LocalizedEditError,
-    Probed,
-    Request,
-    choose_heads,
-    fit_localized_edits,
-    probe_heads,
-)
+from subvene.runner.recipes.localized_edit import Request, fit_localized_edits
+from subvene.runner.recipes.localized_heads import LocalizedEditError, Probed, choose_heads, probe_heads
 from subvene.specs import ITISpec, LocalizedEditSpec
 from subvene.specs.recipes.localized_edit import ProbedHeads
 

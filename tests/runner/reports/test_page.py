@@ -17,7 +17,8 @@ from plotly.offline import get_plotlyjs
 from subvene.runner.experiments.results import Results
 from subvene.runner.experiments.rows import METRICS, Row, in_words, rows
 from subvene.runner.reports import page as page_module
-from subvene.runner.reports.sections import EXAMPLES, SECTIONS, baseline_conditions
+from subvene.runner.reports.examples import EXAMPLES
+from subvene.runner.reports.sections import SECTIONS, baseline_conditions
 from subvene.runner.reports.tables import results_json
 
 HOSTILE = "</script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>\"'&<!--${x}]]>"

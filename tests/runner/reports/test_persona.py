@@ -23,13 +23,13 @@ from subvene.runner.reports.persona import SECTIONS
 from subvene.runner.reports.persona_figures import (
     SCORES,
     along_coefficient,
-    condition_styles,
     score_by_coefficient,
     score_by_layer,
-    style,
 )
 from subvene.runner.reports.persona_tables import at, card
+from subvene.runner.reports.persona_vector_figures import condition_styles
 from subvene.runner.reports.publish import publish
+from subvene.runner.reports.styles import style
 
 from .persona_results import COEFFICIENTS, QUESTIONS, SWEPT, TRAITS, make_results
 from .test_page import HOSTILE, Page, without_library
@@ -53,13 +53,13 @@ def persona_files(document: dict[str, Any]) -> dict[str, str]:
 
 def conditions(document: dict[str, Any]) -> dict[str, list[Condition]]:
     """Of every trait."""
-    return persona.conditions_of(Results.of(document))
+    return tables_module.conditions_of(Results.of(document))
 
 
 def swept(document: dict[str, Any], name: str) -> tuple[Sequence[SweepPoint], Choice]:
     """A trait's sweep, and the choice on it."""
     results = Results.of(document)
-    return persona.points_of(section(document).traits[name]), tables_module.choices_of(results)[name]
+    return tables_module.points_of(section(document).traits[name]), tables_module.choices_of(results)[name]
 
 
 def section(document: dict[str, Any]) -> PersonaSection:

@@ -9,7 +9,7 @@ import pytest
 from subvene.interventions import Sizes
 from subvene.runner.edits.compile import CompileError
 from subvene.runner.experiments.localization.plan import edits_of, plan
-from subvene.runner.recipes.localized_edit import choose_heads
+from subvene.runner.recipes.localized_heads import choose_heads
 from subvene.specs import ExperimentSpec, ITISpec, LocalizedEditSpec
 
 SIZES = Sizes(n_layers=4, n_heads=4, head_dim=8, width=32)

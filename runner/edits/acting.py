@@ -1,0 +1,76 @@
+"""An edit at work: the hook that one intervention has at its module while a run is under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from subvene.interventions.positions import is_within_prompt
+from subvene.runner.edits.hooks import as_batch, is_half_registered, take_input, take_output
+from subvene.runner.edits.positions import PositionError
+from subvene.runner.edits.refusals import is_in_backward
+from subvene.runner.edits.runs import Attachment
+
+_PRE_HOOK = "register_forward_pre_hook"
+
+
+def attach_edit(
+    attachment: Attachment,
+    key: str,
+    edit: Any,
+    register: Any,
+    acts_here: Callable[[], bool],
+) -> Any:
+    """Attach an edit, to act in `attachment.run`.
+
+    Args:
+        attachment: whose run it is.
+        key: pyvene's, of the edit.
+        edit: the intervention.
+        register: the method of the module that registers a hook before or after its forward.
+        acts_here: whether calls of this thread or task belong to the attachment.
+
+    Returns:
+        The hook's handle. The hook raises PositionError where it cannot be told which tokens it sees.
+    """
+    rule, place = edit.positions, register.__self__
+    skips_response = is_within_prompt(rule)
+    is_pre_hook = register.__name__ == _PRE_HOOK
+    collects = edit.collects
+    wants_input = edit.needs_module_input
+
+    def hook(module: torch.nn.Module, args: Any, kwargs: Any = None, output: Any = None) -> Any:
+        run = attachment.run
+        if is_half_registered(kwargs) or module is not place or not acts_here():
+            return None
+        tokens = None if run is None else run.tracker.current
+        if run is None or tokens is None or not (run.is_in_call or is_in_backward()):
+            raise PositionError(
+                f"{key} ran before the model's own forward did; call the model, not a part of it"
+            )
+        if key in run.fired and run.is_in_call:
+            raise PositionError(
+                f"{key} ran twice in one forward call: the model holds this module in two places, and "
+                "the edit would act in both. Give each place a module of its own"
+            )
+        run.fired.add(key)
+        run.recorder.reached.add(key)
+        if skips_response and tokens.after_prompt:
+            return None
+        found, put_back = take_input(args, kwargs) if is_pre_hook else take_output(output)
+        h = as_batch(found, tokens, key)
+        if edit.strength.device != h.device:
+            edit.to(h.device)
+        context = {}
+        if wants_input:
+            context["module_input"] = as_batch(take_input(args, kwargs)[0], tokens, key)
+        edited = edit(h, tokens=tokens, strength=run.strengths[key], **context)
+        run.recorder.record(key, rule, h, edited, tokens, edit.strength_factors(h))
+        if collects:
+            run.recorder.collect(key, edit.collected(h), tokens.mask(rule, h.device))
+            return None
+        return put_back(edited.view_as(found))
+
+    return register(hook, with_kwargs=True)
