@@ -28,7 +28,7 @@ class EditNames:
             self._name(entry, site, interventions): (interventions[key].positions, run.strengths[key])
             for entry in entries
             for key, site in zip(entry.keys, entry.sites, strict=True)
-            if not getattr(interventions[key], "collects", False)
+            if not interventions[key].collects
         }
 
     def least(self, edited: Mapping[str, int], entry: Entry, interventions: Mapping[str, Any]) -> int:
