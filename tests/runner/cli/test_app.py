@@ -123,12 +123,16 @@ main()
 
 
 @pytest.mark.parametrize(
-    ("command", "module", "function"),
-    [("fit", "artifacts.artifact", "model_card"), ("run", "reports.experiment", "write_json")],
+    ("command", "module", "function", "kept"),
+    [
+        ("fit", "artifacts.artifact", "model_card", set()),
+        ("run", "experiments.results", "write_text", {"manifest.json", "experiment.yaml", "units.jsonl"}),
+    ],
 )
 def test_ctrl_c_leaves_nothing_half_written(
-    experiment: Path, tmp_path: Path, command: str, module: str, function: str
+    experiment: Path, tmp_path: Path, command: str, module: str, function: str, kept: set[str]
 ) -> None:
+    """A run keeps what it has done, to be taken up again; nothing else stays."""
     place, scratch = tmp_path / "place", tmp_path / "scratch"
     place.mkdir()
     scratch.mkdir()
@@ -153,7 +157,11 @@ def test_ctrl_c_leaves_nothing_half_written(
     finally:
         process.kill()
     assert half_written, "the test interrupts too early to show anything"
-    assert list(place.iterdir()) == []
+    left = {path.name for path in place.glob("out/*")}
+    assert kept <= left
+    assert "results.json" not in left
+    assert bool(left) == bool(kept)
+    assert [path for path in place.rglob("*") if path.name.startswith(".") and path.name != ".lock"] == []
     assert list(scratch.iterdir()) == []
     assert process.returncode == 130
     assert "Traceback" not in rest
