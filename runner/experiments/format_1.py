@@ -8,7 +8,7 @@ from typing import Any
 
 from subvene.runner.experiments.persona.format_1 import upgraded_persona
 from subvene.runner.files.ledger import digest
-from subvene.runner.measures.missing import ASPECTS
+from subvene.runner.measures.missing import item_parts
 
 Document = Mapping[str, Any]
 
@@ -71,20 +71,9 @@ def measured_parts(one: Document, n: int, counts: Mapping[str, int]) -> dict[str
         "counts": own,
         "receipts": {name: parts or [] for name, parts in one.get("receipts", {}).items()},
         "units": one.get("units", {}),
-        "items": [_item(key, values) for key, values in one.get("by_question", {}).items()],
+        "items": [item_parts(key, values) for key, values in one.get("by_question", {}).items()],
         "artifact": one.get("artifact"),
         "not_finite": one.get("not_finite"),
-    }
-
-
-def _item(key: str, values: Document) -> dict[str, Any]:
-    missing = {aspect: values[f"{aspect}_missing"] for aspect in ASPECTS if f"{aspect}_missing" in values}
-    others = {"answer", *(f"{aspect}_missing" for aspect in missing)}
-    return {
-        "key": key,
-        "text": values.get("answer"),
-        "scores": {name: value for name, value in values.items() if name not in others},
-        "missing": missing,
     }
 
 

@@ -208,7 +208,7 @@ def _grid_line(path: str, metric: str, choices: Sequence[Choice]) -> go.Figure:
         go.Scatter(
             x=xs,
             y=means,
-            error_y=_bars([statistics.stdev(v) if len(v) > 1 else None for _, v, _ in found]),
+            error_y=bars([statistics.stdev(v) if len(v) > 1 else None for _, v, _ in found]),
             mode="lines+markers",
             line={"color": COLORS[0]},
             marker={"size": 9},
@@ -286,10 +286,11 @@ def _reference(made: go.Figure, rows: Sequence[Row], metric: str, baselines: Col
 
 def _values(rows: Sequence[Row], metric: str, axis: str) -> dict[str, Any]:
     summaries = [row.metrics[metric] for row in rows]
-    return {axis: [s.mean for s in summaries], f"error_{axis}": _bars([s.sd for s in summaries])}
+    return {axis: [s.mean for s in summaries], f"error_{axis}": bars([s.sd for s in summaries])}
 
 
-def _bars(deviations: Sequence[float | None]) -> dict[str, Any] | None:
+def bars(deviations: Sequence[float | None]) -> dict[str, Any] | None:
+    """Error bars of these lengths; None where there are none."""
     if all(deviation is None for deviation in deviations):
         return None
     return {"type": "data", "array": list(deviations), "thickness": 1, "width": 4}

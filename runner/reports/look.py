@@ -18,11 +18,12 @@ from subvene.runner.experiments.look.section import (
 from subvene.runner.experiments.results import Condition, Results
 from subvene.runner.files import markdown
 from subvene.runner.files.csv_file import csv_text
-from subvene.runner.reports.curves import COLORS, figure
+from subvene.runner.reports.curves import COLORS, bars, figure
 from subvene.runner.reports.markup import Html, downloads, element, facts, folded, items, join, plot, table
 from subvene.runner.reports.page import count, page
 from subvene.runner.reports.receipts import RECEIPT_COLUMNS, receipt_cells
 from subvene.runner.reports.sections import declared, provenance
+from subvene.runner.reports.tables import if_not_finite
 
 _COLUMNS = ("coefficient", "mean difference", "standard error", "positive preferred")
 _ABOUT = (
@@ -82,7 +83,7 @@ def _contrast_lines(results: Results, evaluation: Evaluation) -> Iterable[dict[s
                 "positive_preferred": condition.value(evaluation.preferred),
                 "pairs": None if metric is None else metric.n,
             }
-            | _if_not_finite(condition)
+            | if_not_finite(condition)
         )
 
 
@@ -110,12 +111,7 @@ def _sample_lines(results: Results, evaluation: Evaluation) -> Iterable[dict[str
                 "prompt": results.questions[key].question,
                 "coefficient": coefficient_of(condition),
                 "response": None if item is None else item.text,
-            } | _if_not_finite(condition)
-
-
-def _if_not_finite(condition: Condition) -> dict[str, str]:
-    """The column that says why there are no numbers; only there where there are none."""
-    return {} if condition.not_finite is None else {"not_finite": condition.not_finite}
+            } | if_not_finite(condition)
 
 
 def _cells(evaluation: Evaluation, condition: Condition) -> list[str]:
@@ -183,9 +179,7 @@ def contrast_line(evaluation: Evaluation, conditions: Sequence[Condition]) -> go
         go.Scatter(
             x=[coefficient for coefficient, _ in points],
             y=[metric.mean for _, metric in points],
-            error_y=None
-            if all(error is None for error in errors)
-            else {"type": "data", "array": errors, "thickness": 1, "width": 4},
+            error_y=bars(errors),
             mode="lines+markers",
             line={"color": COLORS[0]},
             marker={"size": 9},

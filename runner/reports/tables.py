@@ -119,7 +119,7 @@ def results_csv(table: Sequence[Row]) -> str:
                 for part in ("mean", "sd", "n")
             }
             | {"verdicts_missing": row.missing}
-            | _if_not_finite(row)
+            | if_not_finite(row)
             for row in table
         ]
     )
@@ -130,13 +130,13 @@ def results_json(table: Sequence[Row]) -> str:
     records = [
         {name: value for name, value in asdict(row).items() if name not in ("metrics", "not_finite")}
         | {"metrics": {m: metric.model_dump(exclude={"low", "high"}) for m, metric in row.metrics.items()}}
-        | _if_not_finite(row)
+        | if_not_finite(row)
         for row in table
     ]
     return json.dumps(records, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _if_not_finite(one: Row | Condition) -> dict[str, str]:
+def if_not_finite(one: Row | Condition) -> dict[str, str]:
     """The column that says why there are no numbers; only there where there are none."""
     return {} if one.not_finite is None else {"not_finite": one.not_finite}
 
@@ -148,7 +148,7 @@ def _cell_lines(cells: Sequence[Condition]) -> list[dict[str, Any]]:
         | {"point": json.dumps(cell.point)}
         | {name: metric.mean for name, metric in cell.metrics.items()}
         | cell.counts
-        | _if_not_finite(cell)
+        | if_not_finite(cell)
         for cell in cells
     ]
 

@@ -21,7 +21,7 @@ from subvene.runner.files.ledger import MISSING, Ledger, digest
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.judges import Answer, Aspect, Judge, JudgeError, make_judge
 from subvene.runner.measures.divergence import Reference, divergence
-from subvene.runner.measures.missing import ASPECTS, missing_in_words
+from subvene.runner.measures.missing import item_parts, missing_in_words
 from subvene.runner.measures.truthfulqa_answers import answer_questions
 from subvene.runner.measures.truthfulqa_scores import score_choices
 from subvene.specs import DivergenceSpec, TruthfulQASpec
@@ -89,22 +89,9 @@ def merged(name: str, label: str, measured: Sequence[Measured], **fields: Any) -
         units=whole.units,
         receipts=whole.receipts,
         not_finite=whole.not_finite,
-        items=tuple(as_item(key, values) for key, values in whole.questions.items()),
+        items=tuple(Item(**item_parts(key, values)) for key, values in whole.questions.items()),
         **fields,
     )
-
-
-def as_item(key: str, values: Mapping[str, Any]) -> Item:
-    """What was measured of one question.
-
-    Args:
-        key: of the question.
-        values: `answer`; scores by name; `true_missing`: why a verdict is still owed.
-    """
-    missing = {aspect: values[f"{aspect}_missing"] for aspect in ASPECTS if f"{aspect}_missing" in values}
-    others = {"answer", *(f"{aspect}_missing" for aspect in missing)}
-    scores = {name: value for name, value in values.items() if name not in others}
-    return Item(key=key, text=values.get("answer"), scores=scores, missing=missing)
 
 
 def check_complete(measured: Measured, what: str) -> None:
@@ -116,7 +103,7 @@ def check_complete(measured: Measured, what: str) -> None:
     reasons = Counter(
         str(reason)
         for key, values in measured.questions.items()
-        for reason in as_item(key, values).missing.values()
+        for reason in item_parts(key, values)["missing"].values()
     )
     if reasons:
         raise JudgeError(f"{what}: nothing can be chosen yet: {missing_in_words(reasons)}")
