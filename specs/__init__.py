@@ -14,9 +14,12 @@ from subvene.specs.evaluations import (
     ContrastSpec,
     DivergenceSpec,
     LocalizationSpec,
+    MultipleChoiceSpec,
+    ProjectionSpec,
     SamplesSpec,
     TextsSpec,
     TraitConditionsSpec,
+    TraitScoresSpec,
     TraitSweepSpec,
     TruthfulQASpec,
 )
@@ -37,13 +40,20 @@ from subvene.specs.pairs import ContrastSystems, ContrastTexts, PairsFile, Syste
 from subvene.specs.positions import FirstTokens, LastTokens, Positions, TokenIndices
 from subvene.specs.preferences import TriplesSpec, TruthfulPairsSpec
 from subvene.specs.questions import QuestionsSpec
-from subvene.specs.recipes import AnyRecipe, ITISpec, LocalizedEditSpec, MeanDifferenceSpec, PersonaSpec
+from subvene.specs.recipes import (
+    AnyRecipe,
+    ITISpec,
+    LocalizedEditSpec,
+    MeanDifferenceSpec,
+    PersonaSpec,
+    RandomDirectionSpec,
+)
 from subvene.specs.sampling import SamplingSpec
 from subvene.specs.schema import json_schema
 from subvene.specs.sites import SITES, Site
 from subvene.specs.tensors import TensorName, TensorRef, parse_tensor_name, tensor_name
 from subvene.specs.traits import SHIPPED_TRAITS, TraitSpec, trait_name
-from subvene.specs.variants import intervention_name, points, variant
+from subvene.specs.variants import intervention_name, points, system_prompt, variant
 
 __all__ = [
     "SHIPPED_TRAITS",
@@ -70,12 +80,15 @@ __all__ = [
     "LocalizedEditSpec",
     "MeanDifferenceSpec",
     "ModelSpec",
+    "MultipleChoiceSpec",
     "OpenAIJudgeSpec",
     "PairsFile",
     "PersonaSpec",
     "Positions",
     "Problem",
+    "ProjectionSpec",
     "QuestionsSpec",
+    "RandomDirectionSpec",
     "ReferenceJudgeSpec",
     "SamplesSpec",
     "SamplingSpec",
@@ -90,6 +103,7 @@ __all__ = [
     "TokenIndices",
     "TrainedJudgeSpec",
     "TraitConditionsSpec",
+    "TraitScoresSpec",
     "TraitSpec",
     "TraitSweepSpec",
     "TransformersJudgeSpec",
@@ -106,6 +120,7 @@ __all__ = [
     "parse_tensor_name",
     "points",
     "resolve_pairs",
+    "system_prompt",
     "tensor_name",
     "trait_name",
     "variant",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from subvene.specs._flaws import Flaw
-from subvene.specs.evaluations import ConditionEvaluation, TruthfulQASpec
+from subvene.specs._flaws import Flaw, Loc, nearest, one_of
+from subvene.specs.evaluations import ChoosingEvaluation, ConditionEvaluation, TruthfulQASpec
 from subvene.specs.experiment_fields import ExperimentFields
 from subvene.specs.localization_flaws import localization_flaws
 
@@ -20,29 +20,65 @@ def comparison_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
     if not spec.compares_conditions:
         for field in ("conditions", "seeds", "folds"):
             if getattr(spec, field):
-                kinds = "truthfulqa or divergence"
-                expected = f"nothing, since no entry of `evaluate` compares conditions ({kinds})"
-                yield Flaw((field,), expected, None, found=f"`{field}`")
+                expected = "nothing, since no entry of `evaluate` compares conditions (truthfulqa, "
+                expected += "divergence, trait_scores, multiple_choice, or contrast and samples without "
+                yield Flaw((field,), f"{expected}`coefficients`)", None, found=f"`{field}`")
         return
+    yield from _evaluation_flaws(spec)
+    if spec.folds is not None and not any(recipe.learns_from is not None for recipe in spec.fits):
+        yield Flaw(("folds",), "nothing, since no `fit:` learns from questions", spec.folds)
+    for i, condition in enumerate(spec.conditions):
+        if condition.choose is not None:
+            yield from _choice_flaws(spec, i)
+
+
+def _evaluation_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
+    taken: dict[tuple[str, int], int] = {}
     for i, evaluation in enumerate(spec.evaluate):
-        if not isinstance(evaluation, ConditionEvaluation):
-            expected = "an evaluation that compares conditions, as other entries do (in a file of its own, "
-            yield Flaw(("evaluate", i), f"{expected}this one is fine)", None, found=evaluation.kind)
+        if not evaluation.compares or not isinstance(evaluation, ConditionEvaluation):
+            expected = "an evaluation that compares conditions, as other entries do ("
+            if "coefficients" in evaluation.model_fields_set:
+                expected += "leave out its `coefficients`: a condition's `sweep` takes their place)"
+                yield Flaw(("evaluate", i, "coefficients"), expected, None, found=evaluation.kind)
+            else:
+                expected += "in a file of its own, this one is fine)"
+                yield Flaw(("evaluate", i), expected, None, found=evaluation.kind)
             continue
         for seed in evaluation.seeds or ():
             if seed not in spec.all_seeds:
                 expected = f"seeds of the experiment: {', '.join(map(str, spec.all_seeds))}"
                 yield Flaw(("evaluate", i, "seeds"), expected, evaluation.seeds)
                 break
-    learns = spec.fit is not None and spec.fit.learns_from is not None
-    if spec.folds is not None and not learns:
-        expected = "nothing, since no `fit:` learns from questions"
-        yield Flaw(("folds",), expected, spec.folds)
-    chosen = [i for i, condition in enumerate(spec.conditions) if condition.choose is not None]
-    questions = any(isinstance(evaluation, TruthfulQASpec) for evaluation in spec.evaluate)
-    for i in chosen:
-        if not questions or not learns:
-            expected = (
-                "nothing, since it needs a `fit:` that learns from TruthfulQA and a truthfulqa evaluation"
-            )
-            yield Flaw(("conditions", i, "choose"), expected, None, found="choose")
+        for metric in evaluation.metrics:
+            first = {taken.setdefault((metric, seed), i) for seed in evaluation.seeds or spec.all_seeds} - {i}
+            if first:
+                expected = f"an evaluation that gives other numbers than evaluate[{min(first)}], which gives "
+                yield Flaw(("evaluate", i), f"{expected}{metric}", None, found=f"a second {evaluation.kind}")
+                break
+
+
+def _choice_flaws(spec: ExperimentFields, i: int) -> Iterator[Flaw]:
+    """Yields why a condition cannot choose by the metrics that it names."""
+    choose = spec.conditions[i].choose
+    if choose is None:
+        return
+    loc: Loc = ("conditions", i, "choose")
+    able = [one for one in spec.evaluate if isinstance(one, ChoosingEvaluation) and one.compares]
+    metrics = [metric for one in able for metric in one.choosing]
+    if choose.by not in metrics:
+        if not metrics:
+            expected = "nothing, since no entry of `evaluate` has validation items (truthfulqa, contrast, "
+            yield Flaw(loc, f"{expected}trait_scores)", None, found="choose")
+        else:
+            yield Flaw((*loc, "by"), one_of(metrics), choose.by, hint=nearest(choose.by, metrics))
+        return
+    evaluation = next(one for one in able if choose.by in one.choosing)
+    for metric in choose.at_least:
+        if metric not in evaluation.choosing:
+            expected = f"metrics of the same evaluation: {one_of(evaluation.choosing)}"
+            yield Flaw((*loc, "at_least"), expected, metric, hint=nearest(metric, evaluation.choosing))
+    learns = any(recipe.learns_from is not None for recipe in spec.fits)
+    if evaluation.validation is None and not (isinstance(evaluation, TruthfulQASpec) and learns):
+        place = spec.evaluate.index(evaluation)
+        expected = "a number of items that are for choosing alone, since a condition chooses by "
+        yield Flaw(("evaluate", place, "validation"), expected + choose.by, None, "missing_field")

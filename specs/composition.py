@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from subvene.specs._flaws import Flaw, nearest, one_of
 from subvene.specs.conditions import ConditionSpec
-from subvene.specs.evaluations import CompositionSpec, ConditionEvaluation
+from subvene.specs.evaluations import CompositionSpec
 from subvene.specs.evaluations.composition import FEWEST, MOST
 from subvene.specs.experiment_fields import ExperimentFields
 from subvene.specs.variants import intervention_name
@@ -57,8 +57,8 @@ def composition_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
     if spec.conditions:
         expected = "nothing, since `evaluate` has a composition, which makes the conditions"
         yield Flaw(("conditions",), expected, None, found="`conditions`")
-    if all(isinstance(e, CompositionSpec) for e in spec.evaluate if isinstance(e, ConditionEvaluation)):
-        expected = "a truthfulqa or divergence entry beside it, which says what is measured"
+    if all(isinstance(e, CompositionSpec) for e in spec.evaluate if e.compares):
+        expected = "another entry beside it, such as truthfulqa or divergence, which says what is measured"
         yield Flaw(("evaluate", i), expected, None, found="composition alone")
     known = [intervention_name(spec, j) for j in range(len(spec.interventions))]
     if len(known) < FEWEST:

@@ -8,22 +8,26 @@ from annotated_types import MinLen
 from pydantic import AfterValidator, Field, JsonValue
 
 from subvene.specs._base import SpecModel
-from subvene.specs._fields import Identifier, Seeds, Text, different
+from subvene.specs._fields import Finite, Identifier, Seeds, Text, different
 from subvene.specs._flaws import Expect, Shaped
 
 _NAMES = "`all`, or a list of different names of interventions of this file"
 _PATHS = "a non-empty mapping from fields, such as `iti.strength` or `fit.select.k`,"
 
-METRICS = ("mc1", "mc2", "mc3", "true", "info", "true_info")
-
 
 class ChooseSpec(SpecModel):
-    """How the best point of a sweep is found: on validation questions, never on those of the test."""
+    """How the best point of a sweep is found: on validation items, never on those of the test."""
 
     expects = "a mapping with `by`"
 
-    by: Literal["mc1", "mc2", "mc3", "true", "info", "true_info"] = Field(
-        description="The metric that is to be largest on the validation questions; `true_info` is True×Info."
+    by: Text = Field(
+        description="The metric that is to be largest on the validation items: of truthfulqa (`true_info` is "
+        "True×Info), of contrast, or of trait_scores (`formal_score`)."
+    )
+    at_least: dict[Text, Finite] = Field(
+        default={},
+        description="Metrics of the same evaluation with the least value that a point must have there to be "
+        "taken, such as `{formal_coherence: 50}`.",
     )
 
 
@@ -45,6 +49,12 @@ class ConditionSpec(SpecModel):
         default="all",
         description="The names of the interventions that act, in the order in which they do; an empty list "
         "is the untouched model, `all` the file's interventions in the file's order.",
+    )
+    system: Text | None = Field(
+        default=None,
+        description="A system prompt before everything that the model is given in this condition: "
+        "in the chat template where there is one, as a paragraph of its own before plain texts. With "
+        "`interventions: []` it is all that the condition does.",
     )
     set: dict[Text, JsonValue] = Field(
         default={},

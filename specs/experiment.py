@@ -10,6 +10,7 @@ from subvene.specs._flaws import Flaw, one_of, refuse
 from subvene.specs.comparison_flaws import comparison_flaws
 from subvene.specs.composition import composition_flaws
 from subvene.specs.experiment_fields import ExperimentFields, InterventionSpec
+from subvene.specs.fit_flaws import fit_flaws, measured_refs
 from subvene.specs.trait_flaws import trait_flaws
 from subvene.specs.variants import condition_flaws
 
@@ -23,14 +24,16 @@ class ExperimentSpec(ExperimentFields):
 
     @model_validator(mode="after")
     def _tensors_come_from_somewhere(self) -> Self:
-        flaws = []
-        for loc, ref in self.tensor_refs():
+        flaws: list[Flaw] = []
+        flaws += fit_flaws(self)
+        given = [key for recipe in self.fits for key in recipe.keys]
+        for loc, ref in (*self.tensor_refs(), *measured_refs(self)):
             if ref.file is not None:
                 continue
             if self.fit is None:
                 flaws.append(Flaw((*loc, "file"), SOURCE_OF_TENSORS, ref, "missing_field"))
-            elif ref.key not in self.fit.keys:
-                keys = one_of(self.fit.keys) if len(self.fit.keys) > 1 else f"'{self.fit.keys[0]}'"
+            elif ref.key not in given:
+                keys = one_of(given) if len(given) > 1 else f"'{given[0]}'"
                 expected = f"{keys}, the key that `fit:` gives, or a `file` beside the key"
                 flaws.append(Flaw((*loc, "key"), expected, ref.key))
         if flaws:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, ClassVar, Literal, Self
 
 from annotated_types import Ge, Le, MinLen
@@ -11,14 +11,21 @@ from pydantic_core import PydanticCustomError
 
 from subvene.specs._base import SpecModel
 from subvene.specs._fields import Seed, Seeds, Text
-from subvene.specs._flaws import Expect, Flaw, Loc, refuse
+from subvene.specs._flaws import Expect, Flaw, Loc, Shaped, refuse
 from subvene.specs.conditions import ConditionSpec
-from subvene.specs.evaluations import AnyEvaluation, ConditionEvaluation, LocalizationSpec, TraitEvaluation
+from subvene.specs.evaluations import AnyEvaluation, LocalizationSpec, TraitEvaluation
 from subvene.specs.interventions import AnyIntervention, SteeringSpec
 from subvene.specs.model import ModelSpec
-from subvene.specs.recipes import AnyRecipe, PersonaSpec
+from subvene.specs.recipes import AnyRecipe, BaseRecipe, PersonaSpec
 from subvene.specs.tensors import TensorRef
 
+_FIT = "a mapping with `recipe`, or a non-empty list of such"
+
+AnyFit = Annotated[
+    AnyRecipe | Annotated[tuple[AnyRecipe, ...], MinLen(1), Expect(_FIT)],
+    Shaped(lambda value: 1 if isinstance(value, list | tuple) else 0, _FIT),
+]
+"""One recipe, or several of which each gives its own keys."""
 Folds = Annotated[int, Strict(), Ge(2), Le(100), Expect("an integer from 2 to 100")]
 
 
@@ -64,8 +71,10 @@ class InterventionSpec(SpecModel):
 class ExperimentFields(InterventionSpec):
     """The fields of an experiment, each valid by itself, and what follows from them."""
 
-    fit: AnyRecipe | None = Field(
-        default=None, description="How tensors without a `file` come about; left out: all of them are stored."
+    fit: AnyFit | None = Field(
+        default=None,
+        description="How tensors without a `file` come about: a recipe, or a list of recipes that give "
+        "different keys. Left out: all of them are stored.",
     )
     evaluate: tuple[AnyEvaluation, ...] = Field(default=(), description="What is measured, in this order.")
     conditions: tuple[ConditionSpec, ...] = Field(
@@ -88,11 +97,38 @@ class ExperimentFields(InterventionSpec):
     )
 
     @property
+    def fits(self) -> tuple[BaseRecipe, ...]:
+        """The recipes of `fit`, in the file's order; empty without any."""
+        if self.fit is None:
+            return ()
+        return self.fit if isinstance(self.fit, tuple) else (self.fit,)
+
+    def fit_of(self, key: str) -> BaseRecipe | None:
+        """The recipe that gives a key; None if none does."""
+        return next((recipe for recipe in self.fits if key in recipe.keys), None)
+
+    def fits_for(self, keys: Iterable[str]) -> tuple[BaseRecipe, ...]:
+        """The recipes that give some keys and what these are made from, in the file's order.
+
+        A file's only recipe is always among them.
+        """
+        if len(self.fits) <= 1:
+            return self.fits
+        wanted = set(keys)
+        for recipe in reversed(self.fits):
+            if wanted & set(recipe.keys) and recipe.made_from is not None:
+                wanted.add(recipe.made_from)
+        return tuple(recipe for recipe in self.fits if wanted & set(recipe.keys))
+
+    @property
+    def fitted_keys(self) -> tuple[str, ...]:
+        """The keys without a `file` that the interventions name."""
+        return tuple(dict.fromkeys(ref.key for _, ref in self.tensor_refs() if ref.file is None))
+
+    @property
     def compares_conditions(self) -> bool:
         """Whether this is a comparison of conditions, rather than a look at some coefficients of one fit."""
-        return not self.asks_localization and any(
-            isinstance(evaluation, ConditionEvaluation) for evaluation in self.evaluate
-        )
+        return not self.asks_localization and any(evaluation.compares for evaluation in self.evaluate)
 
     @property
     def asks_localization(self) -> bool:

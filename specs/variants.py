@@ -41,6 +41,11 @@ def chain(spec: ExperimentFields, condition: ConditionSpec) -> list[ConditionSpe
     return links
 
 
+def system_prompt(spec: ExperimentFields, condition: ConditionSpec) -> str | None:
+    """Returns the system prompt of a condition: its own, or that of what it starts from; None without one."""
+    return next((link.system for link in reversed(chain(spec, condition)) if link.system is not None), None)
+
+
 def points(condition: ConditionSpec) -> list[dict[str, Any]]:
     """Returns the points of a condition's sweep; one without any field if it has none."""
     sweep = condition.sweep or {}
@@ -67,13 +72,14 @@ def variant(
     defaults = spec.model_dump(mode="json", by_alias=True)
     names = [intervention_name(spec, i) for i in range(len(spec.interventions))]
     by_name = dict(zip(names, data["interventions"], strict=True))
-    roots = {**by_name, "fit": data["fit"]} if data.get("fit") else by_name
-    all_roots = {**dict(zip(names, defaults["interventions"], strict=True)), "fit": defaults["fit"]}
+    roots = {**by_name, "fit": _by_key(spec, data["fit"])} if data.get("fit") else by_name
+    all_defaults = dict(zip(names, defaults["interventions"], strict=True))
+    all_roots = {**all_defaults, "fit": _by_key(spec, defaults["fit"])}
     chosen: tuple[str, ...] = tuple(names)
     for link in chain(spec, condition):
         own = point if link is condition else (inherited or {}).get(link.name, {})
         for path, value in {**link.set, **own}.items():
-            _put(roots, all_roots, path, value)
+            _put(roots, all_roots, path, value, keyed=isinstance(spec.fit, tuple))
         if link.interventions != "all":
             chosen = link.interventions
     if not chosen:
@@ -91,8 +97,19 @@ def variant(
     return type(spec).model_validate(data)
 
 
-def _put(roots: dict[str, Any], defaults: dict[str, Any], path: str, value: Any) -> None:
+def _by_key(spec: ExperimentFields, fit: Any) -> Any:
+    """The fields of the one recipe; of several, each recipe's under every key that it gives."""
+    if not isinstance(fit, list):
+        return fit
+    return {key: data for recipe, data in zip(spec.fits, fit, strict=True) for key in recipe.keys}
+
+
+def _put(roots: dict[str, Any], defaults: dict[str, Any], path: str, value: Any, *, keyed: bool) -> None:
     head, *rest = path.split(".")
+    if keyed and head == "fit" and (not rest or rest[0] not in roots["fit"] or len(rest) == 1):
+        keys = list(roots["fit"])
+        expected = f"a path such as `fit.{keys[0]}.FIELD`, since there are several fits: {one_of(keys)}"
+        raise UnknownPathError(expected, path, nearest(rest[0], keys) if rest else None)
     if head not in roots or not rest:
         expected = f"a path such as `{next(iter(roots))}.FIELD`, which begins with {one_of(roots)}"
         raise UnknownPathError(expected, path, nearest(head, roots))

@@ -3,12 +3,19 @@
 from typing import Annotated
 
 from subvene.specs._flaws import Named
-from subvene.specs.evaluations.base import BaseEvaluation, CoefficientEvaluation, ConditionEvaluation
+from subvene.specs.evaluations.base import (
+    BaseEvaluation,
+    ChoosingEvaluation,
+    CoefficientEvaluation,
+    ConditionEvaluation,
+)
 from subvene.specs.evaluations.composition import CompositionSpec
 from subvene.specs.evaluations.contrast import ContrastSpec
 from subvene.specs.evaluations.divergence import DivergenceSpec, TextsSpec
 from subvene.specs.evaluations.localization import LocalizationSpec
+from subvene.specs.evaluations.multiple_choice import MultipleChoiceSpec
 from subvene.specs.evaluations.samples import SamplesSpec
+from subvene.specs.evaluations.trait_scores import ProjectionSpec, TraitScoresSpec
 from subvene.specs.evaluations.traits import TraitConditionsSpec, TraitEvaluation, TraitSweepSpec
 from subvene.specs.evaluations.truthfulqa import TruthfulQASpec
 
@@ -17,6 +24,8 @@ AnyEvaluation = Annotated[
     | ContrastSpec
     | TruthfulQASpec
     | DivergenceSpec
+    | TraitScoresSpec
+    | MultipleChoiceSpec
     | CompositionSpec
     | TraitSweepSpec
     | TraitConditionsSpec
@@ -27,16 +36,20 @@ AnyEvaluation = Annotated[
 __all__ = [
     "AnyEvaluation",
     "BaseEvaluation",
+    "ChoosingEvaluation",
     "CoefficientEvaluation",
     "CompositionSpec",
     "ConditionEvaluation",
     "ContrastSpec",
     "DivergenceSpec",
     "LocalizationSpec",
+    "MultipleChoiceSpec",
+    "ProjectionSpec",
     "SamplesSpec",
     "TextsSpec",
     "TraitConditionsSpec",
     "TraitEvaluation",
+    "TraitScoresSpec",
     "TraitSweepSpec",
     "TruthfulQASpec",
 ]

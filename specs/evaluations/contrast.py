@@ -21,3 +21,8 @@ class ContrastSpec(CoefficientEvaluation):
         description="`texts`, or a `file` that holds them; `positive` is the trait-consistent answer."
     )
     batch_size: Count = Field(default=16, description="Texts per forward pass.")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The mean difference in nats, and the share of pairs whose consistent answer is the likelier."""
+        return ("contrast", "contrast_preferred")

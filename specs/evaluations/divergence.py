@@ -65,3 +65,8 @@ class DivergenceSpec(ConditionEvaluation):
     max_tokens: Count = Field(default=128, description="The first so many tokens of each text are read.")
     limit: Count = Field(default=100, description="At most so many texts, the first ones.")
     batch_size: Count = Field(default=8, description="Texts per forward pass.")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """CE of the edited model, and KL(original ‖ edited)."""
+        return ("ce", "kl")

@@ -9,14 +9,19 @@ from pydantic import AfterValidator, Field
 
 from subvene.specs._fields import Count, Text, different
 from subvene.specs._flaws import Expect
-from subvene.specs.evaluations.base import ConditionEvaluation
+from subvene.specs.evaluations.base import ChoosingEvaluation
 from subvene.specs.judges import AnyJudge, TrainedJudgeSpec
 from subvene.specs.questions import QuestionsSpec
 
+METRICS = ("mc1", "mc2", "mc3", "true", "info", "true_info")
+_METRICS = {
+    "multiple_choice": ("mc1", "mc2", "mc3"),
+    "generation": ("empty", "true", "info", "true_info", "true_and_info"),
+}
 _MEASURES = "a non-empty list of different measures: multiple_choice, generation"
 
 
-class TruthfulQASpec(ConditionEvaluation):
+class TruthfulQASpec(ChoosingEvaluation):
     """True, Info, True×Info, MC1, MC2 and MC3 (Lin et al., 2022; Li et al., 2023)."""
 
     kind: Literal["truthfulqa"] = Field(default="truthfulqa", description="TruthfulQA.")
@@ -49,3 +54,13 @@ class TruthfulQASpec(ConditionEvaluation):
         default=None, description="At most so many questions per fold, chosen by content; left out: all."
     )
     batch_size: Count = Field(default=32, description="Questions at a time.")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those of its measures."""
+        return tuple(metric for measure in self.measure for metric in _METRICS[measure])
+
+    @property
+    def choosing(self) -> tuple[str, ...]:
+        """All of which more is better."""
+        return tuple(metric for metric in METRICS if metric in self.metrics)

@@ -8,9 +8,10 @@ from subvene.specs.recipes.iti import ITISpec
 from subvene.specs.recipes.localized_edit import LocalizedEditSpec
 from subvene.specs.recipes.mean_difference import MeanDifferenceSpec
 from subvene.specs.recipes.persona import PersonaSpec
+from subvene.specs.recipes.random_direction import RandomDirectionSpec
 
 AnyRecipe = Annotated[
-    MeanDifferenceSpec | ITISpec | PersonaSpec | LocalizedEditSpec,
+    MeanDifferenceSpec | ITISpec | PersonaSpec | LocalizedEditSpec | RandomDirectionSpec,
     Named("recipe"),
 ]
 
@@ -22,4 +23,5 @@ __all__ = [
     "MeanDifferenceSpec",
     "OneKeyRecipe",
     "PersonaSpec",
+    "RandomDirectionSpec",
 ]

@@ -28,6 +28,11 @@ class BaseRecipe(SpecModel):
         """The TruthfulQA questions that it learns from; None if it learns from something else."""
         return None
 
+    @property
+    def made_from(self) -> str | None:
+        """The key of another fit of the file, whose tensors this is made from; None if it needs none."""
+        return None
+
 
 class OneKeyRecipe(BaseRecipe):
     """A recipe that gives one thing, under a key of the file's choice."""

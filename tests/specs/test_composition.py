@@ -93,7 +93,7 @@ def test_without_an_entry_there_is_no_composition() -> None:
         ("of: [a, b]", "off: [a, b]", "evaluate[1].off", "did you mean 'of'"),
         ("of: [a, b]", "of: [a, b], seeds: [3]", "evaluate[1].seeds", "seeds of the experiment: 1, 2"),
         ("name: a,", "name: baseline,", "interventions[0].name", "another name than 'baseline'"),
-        ("- {kind: divergence}\n", "", "evaluate[0]", "a truthfulqa or divergence entry beside it"),
+        ("- {kind: divergence}\n", "", "evaluate[0]", "another entry beside it"),
         (
             "seeds: [1, 2]",
             "conditions: [{name: x}]",
