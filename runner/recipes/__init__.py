@@ -5,12 +5,14 @@ from subvene.runner.recipes.iti import ITI
 from subvene.runner.recipes.localized_edit import LOCALIZED_EDIT
 from subvene.runner.recipes.mean_difference import MEAN_DIFFERENCE
 from subvene.runner.recipes.persona import PERSONA
+from subvene.runner.recipes.random_direction import RANDOM_DIRECTION
 
 RECIPES: dict[str, Recipe] = {
     "iti": ITI,
     "localized_edit": LOCALIZED_EDIT,
     "mean_difference": MEAN_DIFFERENCE,
     "persona": PERSONA,
+    "random_direction": RANDOM_DIRECTION,
 }
 
 __all__ = ["RECIPES", "Fitted", "Reach", "Recipe"]

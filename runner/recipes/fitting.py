@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.anatomy import Anatomy, sizes_from_config
 from subvene.runner.models.chat_settings import CHAT_FIELDS, with_chat
 from subvene.runner.models.loading import check_given, load_config, load_model, with_overrides
-from subvene.runner.recipes import RECIPES
-from subvene.specs import ExperimentSpec, InterventionSpec, SubveneError, load_spec
+from subvene.runner.recipes import RECIPES, Fitted, Reach
+from subvene.specs import ExperimentSpec, InterventionSpec, SubveneError, load_spec, parse_tensor_name
+from subvene.specs.interventions.base import BaseIntervention
+from subvene.specs.recipes.base import BaseRecipe
 
 
 def fit(
@@ -62,14 +64,12 @@ def fit(
     else:
         what, declared = str(spec), load_spec(Path(spec))
         folder = Path(spec).parent if folder is None else folder
-    if not isinstance(declared, ExperimentSpec) or declared.fit is None:
+    if not isinstance(declared, ExperimentSpec) or not declared.fits:
         raise SubveneError(f"{what}: there is no `fit:` block, so there is nothing to fit")
-    spec, how = declared, declared.fit
+    spec = declared
     folder = Path() if folder is None else Path(folder)
-    recipe = RECIPES[how.recipe]
     seed = spec.seed if seed is None else seed
-    data = recipe.read(how, folder) if data is None else recipe.given(how, data)
-    recipe.check(how, data, seed)
+    read = _read(spec.fits, folder, data, seed)
     if model is None:
         spec = with_overrides(spec, overrides)
         check_reach(spec, sizes_from_config(load_config(spec.model, **overrides)))
@@ -82,16 +82,79 @@ def fit(
         check_reach(spec, Anatomy.of(model).sizes)
         check_given(model, tokenizer, spec.model.name)
     kept = None if work is None else Path(work)
-    fitted = recipe.fit(how, data, Anatomy.of(model), tokenizer, seed=seed, work=kept)
-    _refuse_left_out(spec, fitted.left_out)
+    tensors: dict[str, torch.Tensor] = {}
+    told: list[Mapping[str, Any]] = []
+    for recipe in spec.fits:
+        on = read[recipe.keys[0]] if recipe.made_from is None else of_key(tensors, recipe.made_from)
+        fitted = fit_one(spec, recipe, on, model, tokenizer, seed=seed, work=kept)
+        tensors |= fitted.tensors
+        told.append(fitted.provenance)
     return IntervenedModel.from_spec(
         spec,
         model=model,
         tokenizer=tokenizer,
-        tensors=fitted.tensors,
+        tensors=tensors,
         folder=folder,
-        provenance={"model": spec.model.name, **fitted.provenance},
+        provenance={"model": spec.model.name, **provenance_of_all(told)},
     )
+
+
+def fit_one(
+    spec: ExperimentSpec,
+    recipe: BaseRecipe,
+    data: Any,
+    model: torch.nn.Module,
+    tokenizer: Any,
+    *,
+    seed: int,
+    work: Path | None,
+) -> Fitted:
+    """Run one recipe of a spec.
+
+    Args:
+        spec: whose interventions need what it gives.
+        recipe: the recipe.
+        data: as it reads them; of one that is made from another fit, that fit's tensors.
+        model: the loaded model.
+        tokenizer: the model's.
+        seed: of what is drawn at random.
+        work: folder for what another fit may need again; None: nothing is kept.
+
+    Raises:
+        SubveneError: there is no direction where an intervention needs one.
+    """
+    how = RECIPES[recipe.recipe]
+    fitted = how.fit(recipe, data, Anatomy.of(model), tokenizer, seed=seed, work=work)
+    _refuse_left_out(spec, fitted.left_out)
+    return fitted
+
+
+def of_key(tensors: Mapping[str, torch.Tensor], key: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with a key."""
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if (place := parse_tensor_name(name)) is not None and place.key == key
+    }
+
+
+def provenance_of_all(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """That of the one fit; of several, `fits` with that of each."""
+    return dict(told[0]) if len(told) == 1 else {"fits": [dict(one) for one in told]}
+
+
+def _read(fits: Sequence[BaseRecipe], folder: Path, data: Any, seed: int) -> dict[str, Any]:
+    """What each recipe fits on, by its first key."""
+    if data is not None and len(fits) > 1:
+        raise SubveneError(
+            "data: this spec has several fits; name files in it, or fit each of them with a spec of its own"
+        )
+    read = {}
+    for recipe in fits:
+        how = RECIPES[recipe.recipe]
+        read[recipe.keys[0]] = how.read(recipe, folder) if data is None else how.given(recipe, data)
+        how.check(recipe, read[recipe.keys[0]], seed)
+    return read
 
 
 def _refuse_left_out(spec: ExperimentSpec, left_out: Mapping[tuple[str, str, int], str]) -> None:
@@ -120,25 +183,31 @@ def check_reach(spec: ExperimentSpec, sizes: Sizes) -> None:
         CompileError: naming the field that asks for what there is not.
     """
     check_sizes(spec, sizes)
-    if spec.fit is None:
-        return
-    reach = RECIPES[spec.fit.recipe].reach(spec.fit, sizes)
+    reaches: dict[str, Reach] = {}
+    for recipe in spec.fits:
+        source = recipe.made_from
+        reach = RECIPES[recipe.recipe].reach(recipe, sizes) if source is None else reaches[source]
+        reaches |= dict.fromkeys(recipe.keys, reach)
     for i, declared in enumerate(spec.interventions):
-        if all(ref.file is not None for _, ref in declared.tensor_refs()):
-            continue
-        path = f"interventions[{i}]"
-        site, layer = declared.site or reach.site, getattr(declared, "layer", None)
-        if reach.kinds is not None and declared.kind not in reach.kinds:
-            kinds = " or ".join(sorted(reach.kinds))
-            raise CompileError(f"{path}.kind: `fit:` gives tensors for {kinds}, found {declared.kind}")
-        if site != reach.site:
-            raise CompileError(f"{path}.site: `fit:` gives {reach.site}, found {site}")
-        chosen = getattr(declared, "heads", None) or {}
-        for name, edited in ((f"{path}.layer", [] if layer is None else [layer]), (f"{path}.heads", chosen)):
-            if reach.layers is not None and (other := sorted(set(edited) - reach.layers)):
-                fitted = ", ".join(map(str, sorted(reach.layers)))
-                raise CompileError(f"{name}: `fit:` gives layers {fitted}, found {other[0]}")
-        for at, heads in chosen.items():
-            if reach.heads is not None and (other := sorted(set(heads) - reach.heads[at])):
-                fitted = ", ".join(map(str, sorted(reach.heads[at])))
-                raise CompileError(f"{path}.heads[{at}]: `fit:` gives heads {fitted}, found {other[0]}")
+        fitted = [ref.key for _, ref in declared.tensor_refs() if ref.file is None]
+        for key in fitted if spec.fits else ():
+            _check_reached(f"interventions[{i}]", declared, reaches[key])
+
+
+def _check_reached(path: str, declared: BaseIntervention, reach: Reach) -> None:
+    """Check that a fit gives what an intervention edits."""
+    site, layer = declared.site or reach.site, getattr(declared, "layer", None)
+    if reach.kinds is not None and declared.kind not in reach.kinds:
+        kinds = " or ".join(sorted(reach.kinds))
+        raise CompileError(f"{path}.kind: `fit:` gives tensors for {kinds}, found {declared.kind}")
+    if site != reach.site:
+        raise CompileError(f"{path}.site: `fit:` gives {reach.site}, found {site}")
+    chosen = getattr(declared, "heads", None) or {}
+    for name, edited in ((f"{path}.layer", [] if layer is None else [layer]), (f"{path}.heads", chosen)):
+        if reach.layers is not None and (other := sorted(set(edited) - reach.layers)):
+            fitted = ", ".join(map(str, sorted(reach.layers)))
+            raise CompileError(f"{name}: `fit:` gives layers {fitted}, found {other[0]}")
+    for at, heads in chosen.items():
+        if reach.heads is not None and (other := sorted(set(heads) - reach.heads[at])):
+            fitted = ", ".join(map(str, sorted(reach.heads[at])))
+            raise CompileError(f"{path}.heads[{at}]: `fit:` gives heads {fitted}, found {other[0]}")

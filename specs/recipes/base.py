@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -17,6 +17,12 @@ class BaseRecipe(SpecModel):
     expects: ClassVar[str] = "a mapping with `recipe`"
     immaterial: ClassVar[frozenset[str]] = frozenset()
     """Fields that no result depends on, and what the data's hash says in their place."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def recipe(self) -> str:
+            """What the recipe is called in files."""
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -25,13 +25,46 @@ from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.identity import holds, model_sha256, reading_sha256, tensors_digest, versions
 from subvene.runner.models.pretrained import load_weights
 from subvene.runner.recipes import RECIPES, Fitted
-from subvene.runner.recipes.fitting import fit
-from subvene.specs import AnyRecipe, ExperimentSpec
+from subvene.runner.recipes.fitting import fit_one, of_key, provenance_of_all
+from subvene.specs import ExperimentSpec
+from subvene.specs.recipes import BaseRecipe
 from subvene.specs.regular_file import read_bytes
 
 # How a result is computed; whoever changes that changes this number, and old units are done again.
 UNITS = 2
 _TENSORS, _PROVENANCE = "tensors.safetensors", "provenance.json"
+
+
+Tuning = Mapping[str, Sequence[Question]]
+"""The first key of a recipe that learns from questions → those that it may see."""
+
+
+@dataclass(frozen=True)
+class Fits:
+    """What the recipes of an arm gave, one record of the ledger each.
+
+    Attributes:
+        folders: where each has its tensors.
+        digests: of the tensors of each.
+        provenances: of each.
+    """
+
+    folders: tuple[str, ...]
+    digests: tuple[str, ...]
+    provenances: tuple[Mapping[str, Any], ...]
+
+    @property
+    def identity(self) -> str | list[str]:
+        """What results depend on: the digest of the one fit, or those of several."""
+        return self.digests[0] if len(self.digests) == 1 else list(self.digests)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the tensors come from."""
+        model = {"model": self.provenances[0]["model"]}
+        return model | provenance_of_all(
+            [{k: v for k, v in p.items() if k != "model"} for p in self.provenances]
+        )
 
 
 @dataclass(frozen=True)
@@ -42,17 +75,19 @@ class Arm:
         variant: what is declared for it; None for the untouched model.
         bake: whether the checkpoint that it is baked into is meant.
         identity: what its results depend on, JSON values.
-        fitted: the ledger's record of its fit; None without one.
+        fitted: what its fits gave; None without any.
         open: gives the model, for as long as its block lasts.
         swept: whether it is a point of a sweep, which goes on where one of its points is no longer finite.
+        system: the system prompt before everything that the model is given; None without one.
     """
 
     variant: ExperimentSpec | None
     bake: bool
     identity: dict[str, Any]
-    fitted: dict[str, Any] | None
+    fitted: Fits | None
     open: Callable[[], contextlib.AbstractContextManager[IntervenedModel]]
     swept: bool = False
+    system: str | None = None
 
 
 class Arms:
@@ -80,26 +115,38 @@ class Arms:
         self.base = {"model": model_sha256(model), "text": reading, "versions": versions(), "units": UNITS}
 
     def make(
-        self, variant: ExperimentSpec | None, seed: int, tuning: Sequence[Question] | None, *, bake: bool
+        self,
+        variant: ExperimentSpec | None,
+        seed: int,
+        tuning: Tuning | None,
+        *,
+        bake: bool,
+        system: str | None = None,
     ) -> Arm:
         """The arm that a variant declares, its fit done.
 
         Args:
             variant: an experiment without conditions, or None for the untouched model.
             seed: seed of the fit.
-            tuning: the questions that the fit may see; None where it does not learn from questions.
+            tuning: the questions that its fits may see.
             bake: measure the checkpoint that its interventions are baked into.
+            system: the system prompt of the condition.
         """
+        prompted = {} if system is None else {"system": system}
         if variant is None:
-            return Arm(None, False, self.base, None, self._untouched)
-        fitted = None if variant.fit is None else self._fitted(variant, seed, tuning)
+            return Arm(None, False, self.base | prompted, None, self._untouched, system=system)
+        fitted = self._fitted(variant, seed, tuning or {})
         declared = [i.model_dump(mode="json", exclude={"name"}) for i in variant.interventions]
-        identity = self.base | {
-            "interventions": declared,
-            "tensors": None if fitted is None else fitted["tensors"],
-            "files": self._files(variant),
-            "baked": bake,
-        }
+        identity = (
+            self.base
+            | {
+                "interventions": declared,
+                "tensors": None if fitted is None else fitted.identity,
+                "files": self._files(variant),
+                "baked": bake,
+            }
+            | prompted
+        )
 
         @contextlib.contextmanager
         def opened() -> Iterator[IntervenedModel]:
@@ -110,14 +157,12 @@ class Arms:
             with self._baked(m) as baked:
                 yield baked
 
-        return Arm(variant, bake, identity, fitted, opened)
+        return Arm(variant, bake, identity, fitted, opened, system=system)
 
-    def compiled(self, variant: ExperimentSpec, fitted: dict[str, Any] | None) -> IntervenedModel:
+    def compiled(self, variant: ExperimentSpec, fitted: Fits | None) -> IntervenedModel:
         """The variant's interventions on the shared model."""
-        tensors, provenance = None, None
-        if fitted is not None:
-            folder = self._output / "fits" / fitted["folder"]
-            tensors, provenance = load_tensors(folder / _TENSORS), fitted["provenance"]
+        tensors = None if fitted is None else self.tensors(fitted)
+        provenance = None if fitted is None else fitted.provenance
         return IntervenedModel.from_spec(
             variant,
             model=self.model,
@@ -140,38 +185,51 @@ class Arms:
             model.to(m.model.device).eval()
             yield IntervenedModel.plain(model, self.tokenizer, name="baked")
 
-    def _fitted(
-        self, variant: ExperimentSpec, seed: int, tuning: Sequence[Question] | None
-    ) -> dict[str, Any]:
-        recipe = variant.fit
-        if recipe is None:
-            raise ValueError("this variant has no fit")
-        data = self._data(recipe, tuning)
-        identity = self.fit_identity(recipe, seed, data)
+    def tensors(self, fitted: Fits) -> dict[str, torch.Tensor]:
+        """All tensors that fits gave, by full name."""
+        found: dict[str, torch.Tensor] = {}
+        for folder in fitted.folders:
+            found |= load_tensors(self._output / "fits" / folder / _TENSORS)
+        return found
 
-        def work() -> dict[str, Any]:
-            m = fit(
-                variant,
-                model=self.model,
-                tokenizer=self.tokenizer,
-                folder=self._folder,
-                seed=seed,
-                work=self.work,
-                data=data,
-            )
-            return self._stored(identity, m.tensors, m.provenance)
+    def fitted_for(self, spec: ExperimentSpec, keys: Sequence[str], seed: int, tuning: Tuning) -> Fits | None:
+        """What the fits give that some keys need, each done now or before; None where none is needed."""
+        records: list[dict[str, Any]] = []
+        tensors: dict[str, torch.Tensor] = {}
+        for recipe in spec.fits_for(keys):
+            source = recipe.made_from
+            data = self._data(recipe, tuning) if source is None else of_key(tensors, source)
+            identity = self.fit_identity(recipe, seed, data)
 
-        return self._kept(identity, work)
+            def work(
+                recipe: BaseRecipe = recipe, data: Any = data, identity: Any = identity
+            ) -> dict[str, Any]:
+                fitted = fit_one(spec, recipe, data, self.model, self.tokenizer, seed=seed, work=self.work)
+                return self._stored(identity, fitted.tensors, {"model": spec.model.name, **fitted.provenance})
 
-    def _data(self, recipe: AnyRecipe, tuning: Sequence[Question] | None) -> Any:
+            records.append(self._kept(identity, work))
+            if len(spec.fits) > 1:
+                tensors |= load_tensors(self._output / "fits" / records[-1]["folder"] / _TENSORS)
+        if not records:
+            return None
+        return Fits(
+            tuple(str(record["folder"]) for record in records),
+            tuple(str(record["tensors"]) for record in records),
+            tuple(record["provenance"] for record in records),
+        )
+
+    def _fitted(self, variant: ExperimentSpec, seed: int, tuning: Tuning) -> Fits | None:
+        return self.fitted_for(variant, variant.fitted_keys, seed, tuning)
+
+    def _data(self, recipe: BaseRecipe, tuning: Tuning) -> Any:
         if recipe.learns_from is not None:
-            return tuning or ()
+            return tuning.get(recipe.keys[0], ())
         name = recipe.model_dump_json()
         if name not in self._read:
             self._read[name] = RECIPES[recipe.recipe].read(recipe, self._folder)
         return self._read[name]
 
-    def fit_identity(self, recipe: AnyRecipe, seed: int, data: Any) -> dict[str, Any]:
+    def fit_identity(self, recipe: BaseRecipe, seed: int, data: Any) -> dict[str, Any]:
         """What a fit depends on.
 
         Args:

@@ -54,7 +54,7 @@ class Collection:
 
 def arm_record(planned: Planned, arm: Arm, probed: Probed) -> ArmRecord:
     """What is known of an arm beside what is measured of it: its heads, their probes, its training."""
-    provenance = (arm.fitted or {}).get("provenance", {})
+    provenance = {} if arm.fitted is None else arm.fitted.provenance
     heads: dict[str, list[int]] | None = provenance.get("heads")
     accuracy = None
     if heads is not None:

@@ -211,7 +211,8 @@ class Localization:
     def _arm(self, planned: Planned, candidate: Candidate, arms: Arms, ledger: Ledger) -> Arm:
         if planned.family == "lora":
             return self._lora(candidate, arms, ledger)
-        return arms.make(candidate.variant, self.spec.seed, self.tuning, bake=False)
+        tuning = {self.recipe.key: self.tuning}
+        return arms.make(candidate.variant, self.spec.seed, tuning, bake=False)
 
     def _lora(self, candidate: Candidate, arms: Arms, ledger: Ledger) -> Arm:
         """The model with an adapter on all output projections; its training is kept as a checkpoint."""

@@ -56,17 +56,19 @@ class Look:
         ]
         self.names = names_of(self.evaluations)
         self.asked = [asked_of(declared, folder) for declared in self.evaluations]
-        learns = None if spec.fit is None else spec.fit.learns_from
-        self.questions = None if learns is None else load_questions(learns, folder)
-        self.fit_data: Any = self.questions
-        if spec.fit is not None and self.questions is None:
-            self.fit_data = RECIPES[spec.fit.recipe].read(spec.fit, folder)
+        self.fit_data = {
+            recipe.keys[0]: RECIPES[recipe.recipe].read(recipe, folder)
+            if recipe.learns_from is None
+            else load_questions(recipe.learns_from, folder)
+            for recipe in spec.fits
+        }
 
     def manifest(self) -> dict[str, Any]:
         """What there is to know about where the numbers come from."""
         data = {name: {"sha256": digest(asked)} for name, asked in zip(self.names, self.asked, strict=True)}
-        if self.spec.fit is not None:
-            data["fit"] = {"sha256": RECIPES[self.spec.fit.recipe].sha256(self.fit_data)}
+        for recipe in self.spec.fits:
+            name = "fit" if len(self.spec.fits) == 1 else f"fit_{recipe.keys[0]}"
+            data[name] = {"sha256": RECIPES[recipe.recipe].sha256(self.fit_data[recipe.keys[0]])}
         return run_manifest(dump_spec(self.spec), self.folder, data=data, judges=[])
 
     def check(self) -> None:
@@ -76,8 +78,8 @@ class Look:
             SubveneError: naming what the model does not have, or why there is nothing to fit on.
         """
         check_reach(self.spec, self.sizes)
-        if self.spec.fit is not None:
-            RECIPES[self.spec.fit.recipe].check(self.spec.fit, self.fit_data, self.spec.seed)
+        for recipe in self.spec.fits:
+            RECIPES[recipe.recipe].check(recipe, self.fit_data[recipe.keys[0]], self.spec.seed)
         for name in sorted({ref.file for _, ref in self.spec.tensor_refs() if ref.file is not None}):
             load_tensors(self.folder / name)
 
@@ -91,7 +93,7 @@ class Look:
         """Fit, evaluate, save, and reload what was saved."""
         arms = Arms(model, tokenizer, ledger, output, self.folder)
         transformers.set_seed(self.spec.seed)
-        arm = arms.make(self.spec, self.spec.seed, self.questions, bake=False)
+        arm = arms.make(self.spec, self.spec.seed, self.fit_data, bake=False)
         m = arms.compiled(self.spec, arm.fitted)
         self.step("fitted", m)
         parts = []
@@ -146,7 +148,7 @@ class Look:
     def _fits(self, arm: Arm) -> tuple[FitRecord, ...]:
         if arm.fitted is None:
             return ()
-        provenance = arm.fitted["provenance"]
+        provenance = arm.fitted.provenance
         return (
             FitRecord(condition=CONDITION, seed=self.spec.seed, artifact=ARTIFACT, provenance=provenance),
         )

@@ -1,0 +1,96 @@
+"""Random directions: drawn uniformly over all directions, as long as another fit's at each place.
+
+A direction of independent normal numbers, brought to a length, is uniform on the sphere of that length (Muller
+1959). Directions of heads are drawn head by head; whatever else another fit gives beside its directions (σ, the
+typical norm of the activation) is kept, so that strengths mean the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from subvene.interventions import Sizes
+from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.models.identity import tensors_digest
+from subvene.runner.recipes.base import Fitted, Reach, Recipe
+from subvene.specs import RandomDirectionSpec, SubveneError, parse_tensor_name, tensor_name
+
+
+def draw(spec: RandomDirectionSpec, tensors: Mapping[str, torch.Tensor], *, seed: int) -> Fitted:
+    """Draw a direction in place of each of another fit's.
+
+    Args:
+        spec: the recipe.
+        tensors: what the other fit gives, by full name.
+        seed: of the experiment.
+
+    Raises:
+        SubveneError: the other fit gives no directions.
+    """
+    own = seed if spec.seed is None else spec.seed
+    drawn: dict[str, torch.Tensor] = {}
+    for name, tensor in sorted(tensors.items()):
+        place = parse_tensor_name(name)
+        if place is None or place.part in ("a", "b"):
+            raise SubveneError(
+                f"recipe {spec.recipe}: {spec.like!r} gives {name}, which is no direction; `like` names a fit "
+                "of directions (mean_difference, persona, iti)"
+            )
+        mine = tensor_name(spec.key, place.site, place.layer, place.part)
+        if place.part is not None:
+            drawn[mine] = tensor.clone()
+            continue
+        word = hashlib.sha256(f"{place.site}[{place.layer}]".encode()).digest()
+        rng = np.random.default_rng([own, int.from_bytes(word[:8], "big")])
+        normal = torch.from_numpy(rng.standard_normal(tuple(tensor.shape))).to(torch.float64)
+        norm = tensor.double().norm(dim=-1, keepdim=True)
+        drawn[mine] = (normal / normal.norm(dim=-1, keepdim=True) * norm).to(tensor.dtype)
+    return Fitted(
+        drawn,
+        {
+            "recipe": spec.recipe,
+            "key": spec.key,
+            "like": spec.like,
+            "like_sha256": tensors_digest(tensors),
+            "seed": own,
+            "directions": sum(1 for name in drawn if parse_tensor_name(name).part is None),  # type: ignore[union-attr]
+        },
+    )
+
+
+def _read(spec: RandomDirectionSpec, folder: Path) -> dict[str, torch.Tensor]:
+    """Nothing is read: what it is made from is fitted first."""
+    return {}
+
+
+def _given(spec: RandomDirectionSpec, data: Any) -> Any:
+    raise SubveneError("data: random directions are made from another fit of the file, not from data")
+
+
+def _check(spec: RandomDirectionSpec, data: Any, seed: int) -> None:
+    """There is nothing that could be wrong before the other fit is there."""
+
+
+def _reach(spec: RandomDirectionSpec, sizes: Sizes) -> Reach:
+    raise NotImplementedError("it reaches what the fit that it is made from reaches")
+
+
+def _fit(
+    spec: RandomDirectionSpec,
+    tensors: Mapping[str, torch.Tensor],
+    anatomy: Anatomy,
+    tokenizer: Any,
+    *,
+    seed: int,
+    work: Path | None,
+) -> Fitted:
+    return draw(spec, tensors, seed=seed)
+
+
+RANDOM_DIRECTION = Recipe(_read, _given, _check, _reach, tensors_digest, _fit)
