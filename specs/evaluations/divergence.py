@@ -60,7 +60,7 @@ class DivergenceSpec(ConditionEvaluation):
 
     kind: Literal["divergence"] = Field(default="divergence", description="CE and KL on given texts.")
     texts: TextsSpec = Field(
-        default=TextsSpec(), description="The texts; left out: the sample that subvene ships."
+        default=TextsSpec.of_defaults(), description="The texts; left out: the sample that subvene ships."
     )
     max_tokens: Count = Field(default=128, description="The first so many tokens of each text are read.")
     limit: Count = Field(default=100, description="At most so many texts, the first ones.")
