@@ -53,7 +53,7 @@ class SpecModel(BaseModel):
         """
         if required := [name for name, field in cls.model_fields.items() if field.is_required()]:
             raise TypeError(f"{cls.__name__} has no default for {', '.join(required)}")
-        return cls.model_construct()
+        return super().model_construct()
 
     @classmethod
     def field_order(cls) -> list[str]:
