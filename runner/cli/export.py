@@ -23,8 +23,9 @@ from subvene.runner.cli._source import open_source
 from subvene.runner.exchange.exports import FORMATS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
+    from subvene.runner.exchange.exports.measurement import Equivalence
+
+    pass
 
 # The choices of `--to`, by name, as typer takes them.
 Format = StrEnum("Format", {name.upper().replace("-", "_"): name for name in FORMATS})  # type: ignore[misc]
@@ -82,7 +83,7 @@ def export(
         console.print(line, soft_wrap=True)
 
 
-def _measured(record: Mapping[str, Any]) -> list[str]:
+def _measured(record: Equivalence) -> list[str]:
     consumer = record["consumer"]
     reader = " ".join(filter(None, (consumer["name"], consumer["version"])))
     lines = [

@@ -182,6 +182,6 @@ def _print(m: IntervenedModel, source: Path, output: Path) -> None:
     console = out()
     console.print(f"model    {m.spec.model.name}", soft_wrap=True)
     console.print(f"read     {source}  {m.provenance['format']}", soft_wrap=True)
-    for statement in m.provenance["conversion"]:
+    for statement in cast("list[str]", m.provenance["conversion"]):
         console.print(f"means    {statement}", soft_wrap=True)
     console.print(f"saved    {output}", soft_wrap=True)

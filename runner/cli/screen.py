@@ -136,7 +136,7 @@ def _read(dataset: str, columns: Columns, limit: int | None, **of_hub: Any) -> T
     return read_transcripts(Path(dataset), columns, limit)
 
 
-def _document(found: Screening) -> dict[str, Any]:
+def _document(found: Screening) -> dict[str, object]:
     from dataclasses import asdict
 
     return {

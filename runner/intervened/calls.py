@@ -60,10 +60,10 @@ class Calls(NotPickled):
         *,
         system: str | None = None,
         chat: bool | None = None,
-        strengths: Mapping[str, Any] | float | Sequence[float] | torch.Tensor | None = None,
+        strengths: Mapping[str, object] | float | Sequence[float] | torch.Tensor | None = None,
         prompt_lengths: Sequence[int] | torch.Tensor | None = None,
         seed: int | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         **kwargs: Any,
     ) -> list[str]:
         """Answer prompts in one batch.
@@ -124,7 +124,7 @@ class Calls(NotPickled):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         *,
-        strengths: Mapping[str, Any] | float | Sequence[float] | torch.Tensor | None = None,
+        strengths: Mapping[str, object] | float | Sequence[float] | torch.Tensor | None = None,
         prompt_lengths: Sequence[int] | torch.Tensor | None = None,
         seed: int | None = None,
         **kwargs: Any,
@@ -172,7 +172,7 @@ class Calls(NotPickled):
         attention_mask: torch.Tensor | None = None,
         *,
         prompt_lengths: Sequence[int] | torch.Tensor | None = None,
-        strengths: Mapping[str, Any] | float | Sequence[float] | torch.Tensor | None = None,
+        strengths: Mapping[str, object] | float | Sequence[float] | torch.Tensor | None = None,
         must_act: bool = True,
         **kwargs: Any,
     ) -> Any:
@@ -227,7 +227,7 @@ class Calls(NotPickled):
         self,
         *,
         prompt_lengths: PromptLengths | None = None,
-        strengths: Mapping[str, Any] | float | Sequence[float] | torch.Tensor | None = None,
+        strengths: Mapping[str, object] | float | Sequence[float] | torch.Tensor | None = None,
     ) -> Iterator[Any]:
         """The plain model, edited for whoever calls it: a pipeline, an evaluation harness, a training loop.
 
@@ -271,19 +271,19 @@ class Calls(NotPickled):
         with self.intervenable.suspended():
             yield self
 
-    def _untouched(self, call: Callable[..., Any], base: Mapping[str, Any]) -> Any:
+    def _untouched(self, call: Callable[..., Any], base: Mapping[str, object]) -> Any:
         """A disabled run, which leaves no receipt, rather than that of the run before."""
         refuse_edited(base.get("past_key_values"))
         self.intervenable.leave()
         with self.intervenable.suspended():
             return call(**base)
 
-    def _prompt_lengths(self, lengths: Any, base: Mapping[str, Any]) -> torch.Tensor | None:
+    def _prompt_lengths(self, lengths: Any, base: Mapping[str, object]) -> torch.Tensor | None:
         if lengths is None:
             return None
         return prompt_lengths_of(lengths, base)
 
-    def _named(self, strengths: Any) -> Mapping[str, Any] | None:
+    def _named(self, strengths: Any) -> Mapping[str, object] | None:
         if strengths is None or isinstance(strengths, Mapping):
             return strengths
         entries = self.intervenable.entries

@@ -21,7 +21,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 
@@ -53,6 +53,16 @@ class ProjectionError(SubveneError, ValueError):
     """Projections cannot be read; the message names the vector, the text or the setting."""
 
 
+class Projected(TypedDict):
+    """A text's mean projection on one vector; `after` the edits where there were any."""
+
+    key: str
+    layer: int
+    tokens: int
+    before: float
+    after: NotRequired[float]
+
+
 @dataclass(frozen=True)
 class Projections:
     """Projections of texts on vectors.
@@ -75,14 +85,17 @@ class Projections:
         """What the rest of the model reads: `after` where there were edits, else `before`."""
         return self.before if self.after is None else self.after
 
-    def of(self, text: int) -> list[dict[str, Any]]:
+    def of(self, text: int) -> list[Projected]:
         """One text's projections as plain values for JSON; without `after` if the model was unedited."""
-        return [
+        found: list[Projected] = [
             {"key": key, "layer": layer, "tokens": int(self.tokens[text]), "before": float(values[text])}
-            | ({} if self.after is None else {"after": float(self.after[key][layer][text])})
             for key, by_layer in self.before.items()
             for layer, values in by_layer.items()
         ]
+        if self.after is not None:
+            for one in found:
+                one["after"] = float(self.after[one["key"]][one["layer"]][text])
+        return found
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def forward_reading(
     def attach(layer: int) -> None:
         module, is_input = component_module(model, anatomy.component(site, layer))
 
-        def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any = None) -> None:
+        def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, object], output: Any = None) -> None:
             read(layer, (take_input(args, kwargs) if is_input else take_output(output))[0])
             if layer == max(layers):
                 raise _LastLayerRead
@@ -155,7 +155,7 @@ def forward_reading(
             attach(layer)
         for module in training:
             module.training = False
-        options: dict[str, Any] = {"attention_mask": batch.attention_mask, "use_cache": cache is not None}
+        options: dict[str, object] = {"attention_mask": batch.attention_mask, "use_cache": cache is not None}
         if cache is not None:
             before = batch.attention_mask.new_ones(len(batch.input_ids), cache.get_seq_length())
             options["attention_mask"] = torch.cat([before, batch.attention_mask], dim=1)
