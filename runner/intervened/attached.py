@@ -41,6 +41,7 @@ from subvene.runner.edits.refusals import refuse_foreign_call, refuse_recomputat
 from subvene.runner.edits.runs import Attachment, Run
 from subvene.runner.edits.scopes import ConcurrentRunError, Scope, entered, innermost, refuse_nested
 from subvene.runner.models.generation import setting
+from subvene.runner.models.vocabulary import refuse_without_row
 from subvene.specs import SubveneError
 
 # [rows], or a function of (input_ids, attention_mask) that gives them.
@@ -119,6 +120,8 @@ class _Calls:
                 "generate was given neither input_ids nor inputs_embeds, so nothing can be placed"
             )
         lengths = self._lengths(base)
+        if "input_ids" in base:
+            refuse_without_row(self.intervenable.model, base["input_ids"])
         refuse_generation_beyond_context(self.intervenable.model, base, kwargs)
         output = self.intervenable.generate(
             base,

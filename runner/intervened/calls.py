@@ -25,6 +25,7 @@ from subvene.runner.edits.receipt import Receipt
 from subvene.runner.edits.scopes import is_exempt
 from subvene.runner.edits.whole_tensor import WholeTensorModel
 from subvene.runner.intervened.attached import PromptLengths, attached
+from subvene.runner.models.vocabulary import refuse_without_row
 
 
 class Calls(NotPickled):
@@ -88,6 +89,7 @@ class Calls(NotPickled):
         Raises:
             TextError: a prompt is none.
             TooLongError: a prompt and what is to follow are longer than the model's context.
+            TokenError: a prompt spells a special token that the model has no row for.
             NotSteeredError: an intervention that should have acted did not.
             NotFiniteError: activations or logits are not finite. `rows` says in which rows; of a batch of
                 several strengths the others can be generated again without them.
@@ -144,6 +146,7 @@ class Calls(NotPickled):
             PositionError: it cannot be told where a token stands.
             CacheError: a cache among `kwargs` was filled otherwise than this run would have filled it.
             TooLongError: a row and what is to follow are longer than the model's context.
+            TokenError: the model has no row for one of the tokens.
             NotSteeredError: an intervention that should have acted did not.
             NotFiniteError: as for `generate`.
         """
@@ -151,6 +154,7 @@ class Calls(NotPickled):
             self.intervenable.generate()
         device = self.model.device
         input_ids = torch.as_tensor(input_ids)
+        refuse_without_row(self.model, input_ids, self.tokenizer)
         given = {"input_ids": input_ids}
         if attention_mask is not None:
             given["attention_mask"] = attention_mask
@@ -192,6 +196,7 @@ class Calls(NotPickled):
             PositionError: a position rule cannot be decided.
             CacheError: `past_key_values` was filled otherwise than this run would have filled it.
             TooLongError: a row has more tokens than the model reads.
+            TokenError: the model has no row for one of the tokens.
             NotSteeredError: an intervention that should have acted did not.
             NotFiniteError: activations or logits of real tokens are not finite.
         """
@@ -207,6 +212,7 @@ class Calls(NotPickled):
                 "generate, or the tokenizer with return_tensors='pt'"
             )
         refuse_unknown_inputs(self.model, kwargs)
+        refuse_without_row(self.model, input_ids, self.tokenizer)
         device = self.model.device
         before = cached_length(kwargs)
         refuse_batch_beyond_context(self.model, input_ids, attention_mask, before=before)

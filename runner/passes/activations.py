@@ -19,6 +19,7 @@ from subvene.runner.data.text import Batch, by_length, pad
 from subvene.runner.edits.hooks import take_input, take_output
 from subvene.runner.files.progress import track
 from subvene.runner.models.anatomy import Anatomy, component_module
+from subvene.runner.models.vocabulary import refuse_without_row
 
 # A sum that is smaller than this part of what it was added up from holds nothing but rounding.
 _ROUNDING = 1e-6
@@ -127,8 +128,10 @@ def forward_reading(
 
     Raises:
         TooLongError: a text has more tokens than the model reads.
+        TokenError: the model has no row for one of the tokens.
     """
     model: Any = anatomy.model
+    refuse_without_row(model, batch.input_ids)
     if "position_ids" not in inputs:  # rows that hold several texts are not as long as they look
         before = 0 if cache is None else cache.get_seq_length()
         refuse_batch_beyond_context(
