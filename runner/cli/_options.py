@@ -67,15 +67,31 @@ class ModelFields(TypedDict, total=False):
     device: str
     device_map: str
     attn_implementation: str
+    revision: str
 
 
-def model_overrides(**given: str | None) -> ModelFields:
+def model_overrides(
+    name: str | None,
+    dtype: Dtype | None,
+    device: str | None,
+    attn_implementation: str | None,
+    device_map: str | None = None,
+    revision: str | None = None,
+) -> ModelFields:
     """The fields of `model:` that were given, checked.
 
     Raises:
         typer.BadParameter: a value is not what the field takes.
     """
-    fields = {name: value for name, value in given.items() if value is not None}
+    given = {
+        "name": name,
+        "dtype": dtype and dtype.value,
+        "device": device,
+        "device_map": device_map,
+        "attn_implementation": attn_implementation,
+        "revision": revision,
+    }
+    fields = {field: value for field, value in given.items() if value is not None}
     try:
         ModelSpec.model_validate({"name": "any"} | fields)
     except ValidationError as error:

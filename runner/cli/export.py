@@ -59,12 +59,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write an artifact in another format and measure it; what is not exact is refused, and why."""
-    overrides = model_overrides(
-        name=model,
-        dtype=dtype and dtype.value,
-        device=device,
-        attn_implementation=attn_implementation,
-    )
+    overrides = model_overrides(model, dtype, device, attn_implementation)
     found = open_source(source)
     with results(as_json) as emit:
         from subvene.runner.exchange.exports.driver import EQUIVALENCE, check_free

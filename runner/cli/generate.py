@@ -96,13 +96,7 @@ def generate(
     """
     if raw and system is not None:
         raise typer.BadParameter("--system needs the chat template, which --raw leaves out")
-    overrides = model_overrides(
-        name=model,
-        dtype=dtype and dtype.value,
-        device=device,
-        device_map=device_map,
-        attn_implementation=attn_implementation,
-    )
+    overrides = model_overrides(model, dtype, device, attn_implementation, device_map)
     prompts = read_prompts(prompt or [], prompts_file)
     with results(as_json) as emit:
         opened = open_source(source)

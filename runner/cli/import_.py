@@ -146,13 +146,8 @@ def import_(
     """
     if strength is not None and not math.isfinite(strength):
         raise typer.BadParameter("--strength: expected a finite number")
-    overrides = model_overrides(
-        dtype=dtype and dtype.value,
-        device=device,
-        attn_implementation=attn_implementation,
-        revision=revision,
-    )
-    model_overrides(name=model)
+    overrides = model_overrides(None, dtype, device, attn_implementation, revision=revision)
+    model_overrides(model, None, None, None)
     with results(as_json) as emit:
         from subvene.runner.artifacts import artifact
         from subvene.runner.exchange.imports import Options, import_foreign

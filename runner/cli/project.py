@@ -100,13 +100,7 @@ def project(
     the mean, the drift (least-squares slope per turn of each conversation, averaged) and, where the file has
     scores, their correlation with the projections.
     """
-    overrides = model_overrides(
-        name=model,
-        dtype=dtype and dtype.value,
-        device=device,
-        device_map=device_map,
-        attn_implementation=attn_implementation,
-    )
+    overrides = model_overrides(model, dtype, device, attn_implementation, device_map)
     layers = parse_layers(layer or [])
     with results(as_json) as emit:
         opened = open_source(source)

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
 from subvene.specs._base import SpecModel
-from subvene.specs._fields import Count, Text
+from subvene.specs._fields import Count, Text, path_ending
 from subvene.specs._flaws import Expect, Flaw, refuse
 from subvene.specs.evaluations.base import ConditionEvaluation
 
-_SUFFIXES = (".txt", ".jsonl", ".json")
 _OF_A_DATASET = ("subset", "split", "revision")
 
 
-def _texts_file(file: str) -> str:
-    if not file.lower().endswith(_SUFFIXES) or file.lower() in _SUFFIXES or not file.isprintable():
-        raise PydanticCustomError("texts_file", "texts_file")
-    return file
-
-
-TextsPath = Annotated[str, AfterValidator(_texts_file), Expect("a path that ends in .txt, .jsonl or .json")]
+TextsPath = Annotated[
+    str,
+    path_ending(".txt", ".jsonl", ".json", any_case=True),
+    Expect("a path that ends in .txt, .jsonl or .json"),
+]
 
 
 class TextsSpec(SpecModel):
