@@ -177,12 +177,15 @@ class Registered:
         return handler(core_schema.tagged_union_schema(members, discriminator=self.field))
 
     def _check(self, value: object, info: core_schema.ValidationInfo) -> object:
-        if isinstance(value, tuple(self.registry.values())):
-            return value
-        name = value.get(self.field) if isinstance(value, Mapping) else None
+        if isinstance(value, BaseModel):
+            name = getattr(value, self.field, None)
+        else:
+            name = value.get(self.field) if isinstance(value, Mapping) else None
         member = self.registry.get(name) if isinstance(name, str) else None
         if member is None:
             refuse("value", [untagged(self.field, value, list(self.registry))])
+        if isinstance(value, member):
+            return value
         return member.model_validate(value, context=info.context)
 
 

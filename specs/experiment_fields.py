@@ -13,10 +13,11 @@ from subvene.specs._base import SpecModel
 from subvene.specs._fields import Seed, Seeds, Text
 from subvene.specs._flaws import Expect, Flaw, Loc, refuse
 from subvene.specs.conditions import ConditionSpec
-from subvene.specs.evaluations import AnyEvaluation, ConditionEvaluation, LocalizationSpec, TraitEvaluation
+from subvene.specs.evaluations import AnyEvaluation, ConditionEvaluation
 from subvene.specs.interventions import AnyIntervention, SteeringSpec
+from subvene.specs.kinds import LocalizationSpec, PersonaSpec, TraitEvaluation
 from subvene.specs.model import ModelSpec
-from subvene.specs.recipes import AnyRecipe, PersonaSpec
+from subvene.specs.recipes import AnyRecipe
 from subvene.specs.tensors import TensorRef
 
 Folds = Annotated[int, Strict(), Ge(2), Le(100), Expect("an integer from 2 to 100")]
