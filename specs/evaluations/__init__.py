@@ -1,4 +1,4 @@
-"""The evaluations. A new one is a new file here and a line in ``_KINDS``, and its class in ``AnyEvaluation``."""
+"""The evaluations. A new one is a new file, a line in ``_KINDS``, and its class in ``AnyEvaluation``."""
 
 import importlib
 from typing import TYPE_CHECKING, Annotated, Any
