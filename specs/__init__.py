@@ -3,57 +3,62 @@
 This package imports neither torch nor transformers.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from subvene.specs.composition import Composition, composition
 from subvene.specs.conditions import ChooseSpec, ConditionSpec
-from subvene.specs.dumping import dump_spec
 from subvene.specs.errors import Problem, SpecError, SubveneError
-from subvene.specs.evaluations import (
-    AnyEvaluation,
-    CompositionSpec,
-    ConditionEvaluation,
-    ContrastSpec,
-    DivergenceSpec,
-    LocalizationSpec,
-    MultipleChoiceSpec,
-    ProjectionSpec,
-    SamplesSpec,
-    TextsSpec,
-    TraitConditionsSpec,
-    TraitScoresSpec,
-    TraitSweepSpec,
-    TruthfulQASpec,
-)
 from subvene.specs.experiment import ExperimentSpec, InterventionSpec
 from subvene.specs.interventions import *  # noqa: F403 - the spec of every kind
 from subvene.specs.interventions import REGISTRY as _REGISTRY
 from subvene.specs.interventions import AnyIntervention
-from subvene.specs.judges import (
-    AnyJudge,
-    OpenAIJudgeSpec,
-    ReferenceJudgeSpec,
-    TrainedJudgeSpec,
-    TransformersJudgeSpec,
-)
 from subvene.specs.loading import load_pairs, load_spec, parse_spec, resolve_pairs
 from subvene.specs.model import ModelSpec
 from subvene.specs.pairs import ContrastSystems, ContrastTexts, PairsFile, SystemPair, TextPair
 from subvene.specs.positions import FirstTokens, LastTokens, Positions, TokenIndices
-from subvene.specs.preferences import TriplesSpec, TruthfulPairsSpec
 from subvene.specs.questions import QuestionsSpec
-from subvene.specs.recipes import (
-    AnyRecipe,
-    ITISpec,
-    LocalizedEditSpec,
-    MeanDifferenceSpec,
-    PersonaSpec,
-    RandomDirectionSpec,
-)
-from subvene.specs.sampling import SamplingSpec
-from subvene.specs.schema import json_schema
 from subvene.specs.sites import SITES, Site
 from subvene.specs.tensors import TensorName, TensorRef, parse_tensor_name, tensor_name
-from subvene.specs.traits import SHIPPED_TRAITS, TraitSpec, trait_name
 from subvene.specs.variants import intervention_name, points, system_prompt, variant
+
+if TYPE_CHECKING:
+    from subvene.specs.dumping import dump_spec
+    from subvene.specs.evaluations import (
+        AnyEvaluation,
+        CompositionSpec,
+        ConditionEvaluation,
+        ContrastSpec,
+        DivergenceSpec,
+        LocalizationSpec,
+        MultipleChoiceSpec,
+        ProjectionSpec,
+        SamplesSpec,
+        TextsSpec,
+        TraitConditionsSpec,
+        TraitScoresSpec,
+        TraitSweepSpec,
+        TruthfulQASpec,
+    )
+    from subvene.specs.judges import (
+        AnyJudge,
+        OpenAIJudgeSpec,
+        ReferenceJudgeSpec,
+        TrainedJudgeSpec,
+        TransformersJudgeSpec,
+    )
+    from subvene.specs.preferences import TriplesSpec, TruthfulPairsSpec
+    from subvene.specs.recipes import (
+        AnyRecipe,
+        ITISpec,
+        LocalizedEditSpec,
+        MeanDifferenceSpec,
+        PersonaSpec,
+        RandomDirectionSpec,
+    )
+    from subvene.specs.sampling import SamplingSpec
+    from subvene.specs.schema import json_schema
+    from subvene.specs.traits import SHIPPED_TRAITS, TraitSpec, trait_name
 
 __all__ = [
     "SHIPPED_TRAITS",
@@ -126,3 +131,64 @@ __all__ = [
     "variant",
 ]
 __all__ += [cls.__name__ for cls in _REGISTRY.values()]
+
+# What few files need is imported when it is first asked for: `validate` is to start at once.
+_LATER = {
+    name: f"{__name__}.{module}"
+    for module, names in {
+        "dumping": ("dump_spec",),
+        "evaluations": (
+            "AnyEvaluation",
+            "CompositionSpec",
+            "ConditionEvaluation",
+            "ContrastSpec",
+            "DivergenceSpec",
+            "LocalizationSpec",
+            "MultipleChoiceSpec",
+            "ProjectionSpec",
+            "SamplesSpec",
+            "TextsSpec",
+            "TraitConditionsSpec",
+            "TraitScoresSpec",
+            "TraitSweepSpec",
+            "TruthfulQASpec",
+        ),
+        "judges": (
+            "AnyJudge",
+            "OpenAIJudgeSpec",
+            "ReferenceJudgeSpec",
+            "TrainedJudgeSpec",
+            "TransformersJudgeSpec",
+        ),
+        "preferences": (
+            "TriplesSpec",
+            "TruthfulPairsSpec",
+        ),
+        "recipes": (
+            "AnyRecipe",
+            "ITISpec",
+            "LocalizedEditSpec",
+            "MeanDifferenceSpec",
+            "PersonaSpec",
+            "RandomDirectionSpec",
+        ),
+        "sampling": ("SamplingSpec",),
+        "schema": ("json_schema",),
+        "traits": (
+            "SHIPPED_TRAITS",
+            "TraitSpec",
+            "trait_name",
+        ),
+    }.items()
+    for name in names
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

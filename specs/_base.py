@@ -45,6 +45,17 @@ class SpecModel(BaseModel):
             relay(cls.__name__, cls._explained(error.errors(include_url=False), data))
 
     @classmethod
+    def of_defaults(cls) -> Self:
+        """Returns what an empty mapping stands for, a field's default; nothing is checked, or built for it.
+
+        Raises:
+            TypeError: A field has no default.
+        """
+        if required := [name for name, field in cls.model_fields.items() if field.is_required()]:
+            raise TypeError(f"{cls.__name__} has no default for {', '.join(required)}")
+        return super().model_construct()
+
+    @classmethod
     def field_order(cls) -> list[str]:
         """Returns the fields' names as a person would write them: what it is first, at which tokens last."""
         names = list(cls.model_fields)

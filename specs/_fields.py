@@ -32,6 +32,18 @@ def full_match(pattern: str) -> StringConstraints:
     return StringConstraints(pattern=f"^(?:{pattern})$")
 
 
+def path_ending(*suffixes: str, any_case: bool = False) -> AfterValidator:
+    """Returns the check that a path has a name before one of these endings."""
+
+    def check(file: str) -> str:
+        text = file.lower() if any_case else file
+        if text in suffixes or not text.endswith(suffixes) or not file.isprintable():
+            raise PydanticCustomError("path", "path")
+        return file
+
+    return AfterValidator(check)
+
+
 def _list_or_scalar(value: object) -> int:
     return 1 if isinstance(value, list | tuple) else 0
 

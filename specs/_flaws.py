@@ -9,9 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
-from pydantic import GetCoreSchemaHandler, ValidationError, ValidatorFunctionWrapHandler
+from pydantic import (
+    BaseModel,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+)
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError, core_schema
 
 from subvene.specs._nodes import MAX_PROBLEMS
@@ -145,6 +153,42 @@ class Shaped:
             relay("value", errors, skip=1)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Registered:
+    """Marks the base of models that stand in a registry, each under its own name in the field ``field``.
+
+    The registry is looked at when a value is checked: what is registered later is found, too, and no
+    validator is built of what a file does not name.
+    """
+
+    field: str
+    registry: Mapping[str, type[BaseModel]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        as_it_is = core_schema.wrap_serializer_function_ser_schema(
+            lambda value, serialize: serialize(value), schema=core_schema.any_schema()
+        )
+        return core_schema.with_info_plain_validator_function(self._check, serialization=as_it_is)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        members = {name: TypeAdapter(member).core_schema for name, member in self.registry.items()}
+        return handler(core_schema.tagged_union_schema(members, discriminator=self.field))
+
+    def _check(self, value: object, info: core_schema.ValidationInfo) -> object:
+        if isinstance(value, BaseModel):
+            name = getattr(value, self.field, None)
+        else:
+            name = value.get(self.field) if isinstance(value, Mapping) else None
+        member = self.registry.get(name) if isinstance(name, str) else None
+        if member is None:
+            refuse("value", [untagged(self.field, value, list(self.registry))])
+        if isinstance(value, member):
+            return value
+        return member.model_validate(value, context=info.context)
+
+
 @dataclass(frozen=True, slots=True)
 class Named:
     """Marks a union of models of which each carries its own name in the field ``field``."""
@@ -156,19 +200,8 @@ class Named:
         names = [literal_options(member.model_fields[self.field].annotation)[0] for member in types]
         if len(set(names)) != len(names):
             raise TypeError(f"two classes are registered under one {self.field}: {names}")
-        members = {name: handler.generate_schema(member) for name, member in zip(names, types, strict=True)}
-        union = core_schema.tagged_union_schema(members, discriminator=self.field)
-
-        def check(value: object, inner: ValidatorFunctionWrapHandler) -> object:
-            try:
-                return inner(value)
-            except ValidationError as error:
-                errors = error.errors(include_url=False)
-                if not errors[0]["loc"]:
-                    refuse("value", [untagged(self.field, value, names)])
-                relay("value", errors, skip=1)
-
-        return core_schema.no_info_wrap_validator_function(check, union)
+        members = Registered(self.field, dict(zip(names, types, strict=True)))
+        return handler.generate_schema(Annotated[BaseModel, members])
 
 
 def untagged(field: str, value: object, names: list[str]) -> Flaw:

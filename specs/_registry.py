@@ -2,49 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
-from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
+from pydantic import BaseModel
 
-from subvene.specs._flaws import literal_options, refuse, untagged
+from subvene.specs._flaws import Registered as Registered
+from subvene.specs._flaws import literal_options
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Registered:
-    """Marks the base of models that stand in a registry, each under its own name in the field ``field``.
+class Kinds(Mapping[str, type[BaseModel]]):
+    """A registry whose classes are imported when they are asked for: a file has few of many kinds.
 
-    The registry is looked at when a value is checked: what is registered later is found, too.
+    Args:
+        package: where their modules are.
+        classes: by the name that a file uses, `module:Class`.
     """
 
-    field: str
-    registry: Mapping[str, type[BaseModel]]
+    def __init__(self, package: str, classes: Mapping[str, str]) -> None:
+        self._package, self._classes = package, classes
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        as_it_is = core_schema.wrap_serializer_function_ser_schema(
-            lambda value, serialize: serialize(value), schema=core_schema.any_schema()
-        )
-        return core_schema.with_info_plain_validator_function(self._check, serialization=as_it_is)
+    def __getitem__(self, name: str) -> type[BaseModel]:
+        module, _, cls = self._classes[name].partition(":")
+        found: type[BaseModel] = getattr(importlib.import_module(f"{self._package}.{module}"), cls)
+        return found
 
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        members = {name: TypeAdapter(member).core_schema for name, member in self.registry.items()}
-        return handler(core_schema.tagged_union_schema(members, discriminator=self.field))
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._classes)
 
-    def _check(self, value: object, info: core_schema.ValidationInfo) -> object:
-        if isinstance(value, tuple(self.registry.values())):
-            return value
-        name = value.get(self.field) if isinstance(value, Mapping) else None
-        member = self.registry.get(name) if isinstance(name, str) else None
-        if member is None:
-            refuse("value", [untagged(self.field, value, list(self.registry))])
-        return member.model_validate(value, context=info.context)
+    def __len__(self) -> int:
+        return len(self._classes)
 
 
 def by_name(field: str, base: type[_Model], found: Iterable[object]) -> dict[str, type[_Model]]:

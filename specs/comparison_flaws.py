@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from subvene.specs._flaws import Flaw, Loc, nearest, one_of
-from subvene.specs.evaluations import ChoosingEvaluation, ConditionEvaluation, TruthfulQASpec
+from subvene.specs.evaluations import ChoosingEvaluation, ConditionEvaluation
 from subvene.specs.experiment_fields import ExperimentFields
-from subvene.specs.localization_flaws import localization_flaws
+from subvene.specs.kinds import TruthfulQASpec
 
 
 def comparison_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
@@ -15,6 +15,8 @@ def comparison_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
     if spec.seeds is not None and "seed" in spec.model_fields_set:
         yield Flaw(("seeds",), "either `seed` or `seeds`", None, found="both")
     if spec.asks_localization:
+        from subvene.specs.localization_flaws import localization_flaws
+
         yield from localization_flaws(spec)
         return
     if not spec.compares_conditions:

@@ -11,7 +11,6 @@ from subvene.specs.comparison_flaws import comparison_flaws
 from subvene.specs.composition import composition_flaws
 from subvene.specs.experiment_fields import ExperimentFields, InterventionSpec
 from subvene.specs.fit_flaws import fit_flaws, measured_refs
-from subvene.specs.trait_flaws import trait_flaws
 from subvene.specs.variants import condition_flaws
 
 __all__ = ["OWN_FIELDS", "SOURCE_OF_TENSORS", "ExperimentSpec", "InterventionSpec"]
@@ -42,8 +41,11 @@ class ExperimentSpec(ExperimentFields):
 
     @model_validator(mode="after")
     def _traits_can_be_measured(self) -> Self:
-        if flaws := list(trait_flaws(self)):
-            refuse("ExperimentSpec", flaws[:1])
+        if self.measures_traits:
+            from subvene.specs.trait_flaws import trait_flaws
+
+            if flaws := list(trait_flaws(self)):
+                refuse("ExperimentSpec", flaws[:1])
         return self
 
     @model_validator(mode="after")

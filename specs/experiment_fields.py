@@ -13,10 +13,11 @@ from subvene.specs._base import SpecModel
 from subvene.specs._fields import Seed, Seeds, Text
 from subvene.specs._flaws import Expect, Flaw, Loc, Shaped, refuse
 from subvene.specs.conditions import ConditionSpec
-from subvene.specs.evaluations import AnyEvaluation, LocalizationSpec, TraitEvaluation
+from subvene.specs.evaluations import AnyEvaluation
 from subvene.specs.interventions import AnyIntervention, SteeringSpec
+from subvene.specs.kinds import LocalizationSpec, PersonaSpec, TraitEvaluation
 from subvene.specs.model import ModelSpec
-from subvene.specs.recipes import AnyRecipe, BaseRecipe, PersonaSpec
+from subvene.specs.recipes import AnyRecipe, BaseRecipe
 from subvene.specs.tensors import TensorRef
 
 _FIT = "a mapping with `recipe`, or a non-empty list of such"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from subvene.specs._flaws import Flaw, Loc, nearest, one_of
-from subvene.specs.evaluations import TraitScoresSpec
 from subvene.specs.experiment_fields import ExperimentFields
+from subvene.specs.kinds import TraitScoresSpec
 from subvene.specs.tensors import TensorRef
 
 

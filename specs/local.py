@@ -13,14 +13,18 @@ from typing import Literal, NamedTuple
 
 from subvene.specs._base import SpecModel
 from subvene.specs._flaws import Loc
-from subvene.specs.evaluations import TextsSpec, TruthfulQASpec
-from subvene.specs.judges import ReferenceJudgeSpec, TrainedJudgeSpec
+from subvene.specs.kinds import (
+    ReferenceJudgeSpec,
+    TextsSpec,
+    TrainedJudgeSpec,
+    TraitSpec,
+    TriplesSpec,
+    TruthfulQASpec,
+)
 from subvene.specs.model import ModelSpec
 from subvene.specs.model_config import config_flaw
-from subvene.specs.preferences import TriplesSpec
 from subvene.specs.questions import QuestionsSpec
 from subvene.specs.tensors import TensorRef
-from subvene.specs.traits import TraitSpec
 
 Kind = Literal["file", "home_file", "folder", "model", "encoder"]
 
@@ -39,6 +43,8 @@ NAMED: Mapping[tuple[type[SpecModel], str], Kind] = {
 }
 """Fields that name something on this machine; a `home_file` may begin with `~`. Files of pairs are read with
 their spec, and complain themselves."""
+
+_BY_NAME = {(owner.__name__, field): kind for (owner, field), kind in NAMED.items()}
 
 # As huggingface_hub has it; importing that costs more than the whole check.
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?", re.ASCII)
@@ -73,7 +79,7 @@ def _named(value: object, loc: Loc) -> Iterator[tuple[Loc, Kind, str]]:
     if isinstance(value, SpecModel):
         for field in type(value).model_fields:
             part = getattr(value, field)
-            kind = NAMED.get((type(value), field))
+            kind = _BY_NAME.get((type(value).__name__, field))
             if kind is not None and isinstance(part, str):
                 yield (*loc, field), kind, part
             else:

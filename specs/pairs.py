@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar, Self
 
 from annotated_types import MinLen
-from pydantic import AfterValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
 from subvene.specs._base import SpecModel
-from subvene.specs._fields import Text
+from subvene.specs._fields import Text, path_ending
 from subvene.specs._flaws import Expect, Flaw, Shaped, nearest, refuse
 
 
@@ -74,16 +73,10 @@ class ContrastSystems(SpecModel):
     )
 
 
-def _data_file(file: str) -> str:
-    stem, dot, suffix = file.rpartition(".")
-    if not stem or f"{dot}{suffix}" not in _SUFFIXES or not file.isprintable():
-        raise PydanticCustomError("data_file", "data_file")
-    return file
-
-
-_SUFFIXES = (".yaml", ".yml", ".json", ".jsonl", ".csv")
 DataPath = Annotated[
-    str, AfterValidator(_data_file), Expect("a path that ends in .yaml, .yml, .json, .jsonl or .csv")
+    str,
+    path_ending(".yaml", ".yml", ".json", ".jsonl", ".csv"),
+    Expect("a path that ends in .yaml, .yml, .json, .jsonl or .csv"),
 ]
 
 

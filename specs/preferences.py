@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
 from subvene.specs._base import SpecModel
-from subvene.specs._fields import Count, Text
+from subvene.specs._fields import Count, Text, path_ending
 from subvene.specs._flaws import Expect, Flaw, Shaped, refuse
 from subvene.specs.questions import QuestionsSpec
 
 _OF_A_DATASET = ("subset", "split", "revision")
 
 
-def _rows_file(file: str) -> str:
-    stem, dot, suffix = file.rpartition(".")
-    if not stem or dot + suffix.lower() not in (".jsonl", ".json", ".csv") or not file.isprintable():
-        raise PydanticCustomError("rows_file", "rows_file")
-    return file
-
-
-RowsPath = Annotated[str, AfterValidator(_rows_file), Expect("a path that ends in .jsonl, .json or .csv")]
+RowsPath = Annotated[
+    str,
+    path_ending(".jsonl", ".json", ".csv", any_case=True),
+    Expect("a path that ends in .jsonl, .json or .csv"),
+]
 
 
 class TriplesSpec(SpecModel):

@@ -23,11 +23,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, ClassVar, NamedTuple
 
-from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from subvene.specs._base import SpecModel
-from subvene.specs._fields import full_match
+from subvene.specs._fields import full_match, path_ending
 from subvene.specs._flaws import Expect
 from subvene.specs.sites import SITES, Site
 
@@ -40,13 +39,7 @@ _NAME_PATTERN = re.compile(
 )
 
 
-def _safetensors(file: str) -> str:
-    if len(file) <= len(".safetensors") or not file.endswith(".safetensors") or not file.isprintable():
-        raise PydanticCustomError("safetensors", "safetensors")
-    return file
-
-
-TensorPath = Annotated[str, AfterValidator(_safetensors), Expect("a path that ends in .safetensors")]
+TensorPath = Annotated[str, path_ending(".safetensors"), Expect("a path that ends in .safetensors")]
 TensorKey = Annotated[str, full_match(_KEY), Expect("a key of letters, digits and any of _ - . [ ]")]
 
 

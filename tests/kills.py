@@ -27,6 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 import loopback
+from forked import Forked
 from small_experiments import KINDS, Scripted, write_experiments
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
@@ -130,16 +131,19 @@ class Runs:
         at = share * self.seconds[kind]
         return (lambda seconds: seconds >= at), f"{at:.2f} s"
 
-    def _start(self, kind: str, name: str, cache: str) -> subprocess.Popen[str]:
+    def _start(self, kind: str, name: str, cache: str) -> subprocess.Popen[str] | Forked:
         output = self.output(kind, name)
         output.parent.mkdir(parents=True, exist_ok=True)
         own = {"SUBVENE_CACHE": str(self.folder / f"cache-{cache}"), "OMP_NUM_THREADS": "1"}
         quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        command = [Path(sys.executable).with_name("subvene"), "run", f"{kind}.yaml", "-o", output]
+        return self.started(["run", f"{kind}.yaml", "-o", str(output)], own | quiet)
+
+    def started(self, arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str] | Forked:
+        """The command, in a process of its own."""
         return subprocess.Popen(
-            command,
+            [Path(sys.executable).with_name("subvene"), *arguments],
             cwd=self.folder,
-            env={**os.environ, **own, **quiet},
+            env={**os.environ, **environment},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -155,13 +159,13 @@ class Runs:
 
 
 @contextmanager
-def runs(kinds: list[str]) -> Iterator[Runs]:
+def runs(kinds: list[str], of: type[Runs] = Runs) -> Iterator[Runs]:
     """Experiments in a temporary folder, which goes when the block ends; each run once, undisturbed."""
     # A shell's background job ignores SIGINT, and so would every process that it starts.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with tempfile.TemporaryDirectory(prefix="subvene-kills-") as folder, loopback.serve(Scripted) as url:
-            found = Runs(Path(folder), url, kinds)
+            found = of(Path(folder), url, kinds)
             for kind in kinds:
                 found.whole(kind)
             yield found

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from subvene.interventions import REGISTRY, Sizes, TensorTable
 from subvene.runner.artifacts import artifact
@@ -30,7 +31,7 @@ class AmendmentError(SubveneError, ValueError):
     """A change does not fit the artifact; nothing was written."""
 
 
-def amend(source: Path | str, changes: Mapping[str, Any], output: Path | str | None = None) -> Path:
+def amend(source: Path | str, changes: Mapping[str, object], output: Path | str | None = None) -> Path:
     """Write an artifact with other values of its interventions' fields; atomically.
 
     The weights of its model are not loaded: its config tells what it is made of.
@@ -67,8 +68,14 @@ def amend(source: Path | str, changes: Mapping[str, Any], output: Path | str | N
         spec,
         compile_spec(spec, model, own_tensors=found.tensors),
         tensors=found.tensors,
-        provenance={**found.provenance, "amended": [*found.provenance.get("amended", ()), *told]},
+        provenance={**found.provenance, "amended": [*_amended(found), *told]},
     )
+
+
+def _amended(found: artifact.Artifact) -> list[JsonValue]:
+    """What was changed before."""
+    before = found.provenance.get("amended")
+    return before if isinstance(before, list) else []
 
 
 def check_tensors(spec: InterventionSpec, found: artifact.Artifact) -> None:
@@ -120,7 +127,7 @@ def _refuse_more(folder: Path, found: artifact.Artifact) -> None:
         )
 
 
-def _changed(found: artifact.Artifact, changes: Mapping[str, Any]) -> tuple[InterventionSpec, list[str]]:
+def _changed(found: artifact.Artifact, changes: Mapping[str, object]) -> tuple[InterventionSpec, list[str]]:
     """The spec with the changes, checked, and each of them in words."""
     if not changes:
         raise AmendmentError("nothing to change: expected FIELD=VALUE or NAME.FIELD=VALUE")

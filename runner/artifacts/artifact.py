@@ -19,20 +19,33 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from pydantic import JsonValue
 
 from subvene.interventions import Sizes
 from subvene.interventions._pyvene import pyvene
 from subvene.interventions.tensors import UNREADABLE, why_unusable
 from subvene.runner.artifacts.card import model_card
 from subvene.runner.artifacts.packing import TENSORS, self_contained, with_file
-from subvene.runner.artifacts.vouchers import FORMAT, ArtifactError, fingerprint_of, provenance_of
+from subvene.runner.artifacts.vouchers import (
+    FORMAT,
+    ArtifactError,
+    Fingerprint,
+    fingerprint_of,
+    provenance_of,
+)
 from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.edits.receipt import Receipt
 from subvene.runner.edits.whole_tensor import WholeTensorModel
 from subvene.runner.files.leftovers import restore
 from subvene.runner.files.storage import atomic_folder, check_writable
 from subvene.runner.models.anatomy import text_config
-from subvene.runner.models.fingerprint import config_fingerprint, model_fingerprint, modules_fingerprint
+from subvene.runner.models.fingerprint import (
+    BlocksFingerprint,
+    ModulesFingerprint,
+    config_fingerprint,
+    model_fingerprint,
+    modules_fingerprint,
+)
 from subvene.specs import InterventionSpec, dump_spec, parse_spec
 from subvene.specs.regular_file import open_regular
 
@@ -58,16 +71,21 @@ class Artifact:
     folder: Path
     spec: InterventionSpec
     tensors: dict[str, torch.Tensor]
-    fingerprint: dict[str, Any]
-    provenance: dict[str, Any] = field(default_factory=dict)
+    fingerprint: Fingerprint
+    provenance: dict[str, JsonValue] = field(default_factory=dict)
 
     @property
     def sizes(self) -> Sizes | None:
         """The sizes of the model it was made for; None where it names modules by their paths."""
-        if self._is_by_path:
+        model = self.fingerprint["model"]
+        if "modules" in model:
             return None
-        made_for = self.fingerprint["model"]
-        return Sizes(**{name: made_for[name] for name in ("n_layers", "width", "n_heads", "head_dim")})
+        return Sizes(
+            n_layers=model["n_layers"],
+            width=model["width"],
+            n_heads=model["n_heads"],
+            head_dim=model["head_dim"],
+        )
 
     def check_config(self, config: Any) -> None:
         """Check a model's config against the fingerprint; nothing of the model need be loaded.
@@ -89,7 +107,8 @@ class Artifact:
         Raises:
             ArtifactError: another architecture or size, both values named.
         """
-        made_for = self.fingerprint["model"]
+        made_for: Mapping[str, object] = self.fingerprint["model"]
+        found: Mapping[str, object]
         if self._is_by_path:
             found = modules_fingerprint(self.spec, model)
             self._refuse(found, ("model_type", "architecture", "modules"))
@@ -109,8 +128,8 @@ class Artifact:
         """Whether it was made for a model whose blocks are not known, and names modules by their paths."""
         return "modules" in self.fingerprint["model"]
 
-    def _refuse(self, found: Mapping[str, Any], keys: Sequence[str]) -> None:
-        made_for = self.fingerprint["model"]
+    def _refuse(self, found: Mapping[str, object], keys: Sequence[str]) -> None:
+        made_for: Mapping[str, object] = self.fingerprint["model"]
         differences = [
             f"{key}: the artifact has {made_for.get(key)!r}, the model {found[key]!r}"
             for key in keys
@@ -147,7 +166,7 @@ def write(
     intervenable: IntervenableModel,
     *,
     tensors: Mapping[str, torch.Tensor] | None = None,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, object] | None = None,
     receipt: Receipt | None = None,
 ) -> Path:
     """Write the artifact of a compiled spec, atomically: an interrupted save leaves the old one.
@@ -168,20 +187,20 @@ def write(
     listed = type(intervenable.model) in pyvene.models.intervenable_modelcard.type_to_dimension_mapping
     # Its load reads the width from the top of the config, where a multimodal model does not have it.
     listed = listed and hasattr(intervenable.model.config, "hidden_size")
-    fingerprint: dict[str, Any] = {
+    made_for: BlocksFingerprint | ModulesFingerprint
+    if isinstance(intervenable, WholeTensorModel):
+        made_for = modules_fingerprint(spec, intervenable.model)
+    else:
+        made_for = model_fingerprint(intervenable.model)
+    made_for["name"] = spec.model.name
+    fingerprint: Fingerprint = {
         "format": FORMAT,
-        "model": {
-            "name": spec.model.name,
-            **(
-                modules_fingerprint(spec, intervenable.model)
-                if isinstance(intervenable, WholeTensorModel)
-                else model_fingerprint(intervenable.model)
-            ),
-        },
+        "model": made_for,
         "stock_pyvene": listed,
         "versions": {
             name: version(name) for name in ("subvene", "pyvene", "torch", "transformers", "safetensors")
         },
+        "sha256": {},
     }
     # One key: safetensors writes several in no fixed order, and the same artifact would hash differently.
     about = {"format": FORMAT, "sites": sorted(tensors), "provenance": dict(provenance or {})}
@@ -201,7 +220,7 @@ def write(
     return folder
 
 
-def _refuse_unusable(tensors: Mapping[str, torch.Tensor], provenance: Mapping[str, Any]) -> None:
+def _refuse_unusable(tensors: Mapping[str, torch.Tensor], provenance: Mapping[str, object]) -> None:
     """Refuse to save what no other program could read as a number, or load as an edit.
 
     Raises:

@@ -17,8 +17,10 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from yaml import YAMLError
 
+from subvene.runner.artifacts.vouchers import Fingerprint
 from subvene.runner.edits.receipt import Receipt
 from subvene.runner.files.markdown import table
+from subvene.runner.models.fingerprint import BlocksFingerprint, ModulesFingerprint
 from subvene.specs import InterventionSpec, SubveneError, dump_spec
 from subvene.specs.document import parse_document
 
@@ -46,8 +48,8 @@ class CardError(SubveneError):
 
 def model_card(
     spec: InterventionSpec,
-    fingerprint: Mapping[str, Any],
-    provenance: Mapping[str, Any],
+    fingerprint: Fingerprint,
+    provenance: Mapping[str, object],
     receipt: Receipt | None = None,
 ) -> str:
     """Markdown with the Hub's YAML front matter.
@@ -188,7 +190,7 @@ def _with_section(body: str, title: str, text: str) -> str:
     return body[: found.start()] + section + (f"\n{rest}" if rest else "")
 
 
-def _made_for(model: Mapping[str, Any]) -> str:
+def _made_for(model: BlocksFingerprint | ModulesFingerprint) -> str:
     if "modules" in model:
         modules = "; ".join(
             f"`{path}`, a {what.partition(' ')[0]}" for path, what in model["modules"].items()
@@ -204,7 +206,7 @@ def _made_for(model: Mapping[str, Any]) -> str:
     )
 
 
-def _how_to_load(model: Mapping[str, Any]) -> str:
+def _how_to_load(model: BlocksFingerprint | ModulesFingerprint) -> str:
     if "modules" in model:
         lines = f'm = IntervenedModel.from_pretrained("{HERE}", model=model)  # a {model["architecture"]}\n'
         lines += "output = m(**inputs)"
@@ -214,7 +216,7 @@ def _how_to_load(model: Mapping[str, Any]) -> str:
     return fenced(f"from subvene.runner import IntervenedModel\n\n{lines}", "python")
 
 
-def _stock(spec: InterventionSpec, fingerprint: Mapping[str, Any]) -> list[str]:
+def _stock(spec: InterventionSpec, fingerprint: Fingerprint) -> list[str]:
     if not fingerprint["stock_pyvene"]:
         return [
             f"Stock pyvene cannot rebuild interventions for {fingerprint['model']['architecture']}; load "

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants
@@ -154,7 +153,7 @@ def _files(folder: Path, repo_id: str, licence: str | None, measured: str | None
     return files
 
 
-def _stale(there: Sequence[str], files: Mapping[str, Any], marker: str, repo_id: str) -> list[str]:
+def _stale(there: Sequence[str], files: Mapping[str, object], marker: str, repo_id: str) -> list[str]:
     """What an earlier push of this kind left and this one does not have.
 
     Raises:

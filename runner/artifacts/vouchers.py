@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from subvene.runner.models.fingerprint import BlocksFingerprint, ModulesFingerprint
 from subvene.specs import SubveneError
 from subvene.specs.rows import short
 
@@ -54,11 +55,21 @@ class _ModulesRecord(_MadeFor):
     modules: dict[str, str]
 
 
+class Fingerprint(TypedDict):
+    """What an artifact says of itself: the model it was made for, its files' hashes, versions."""
+
+    format: str
+    model: BlocksFingerprint | ModulesFingerprint
+    stock_pyvene: bool
+    versions: NotRequired[dict[str, str]]
+    sha256: dict[str, str]
+
+
 class _FingerprintRecord(_Record):
     format: Literal["1"]
     stock_pyvene: bool
     sha256: dict[str, str]
-    model: dict[str, Any]
+    model: dict[str, object]
 
 
 class _Provenance(_Record):
@@ -69,7 +80,7 @@ class _MetadataRecord(_Record):
     provenance: _Provenance = _Provenance()
 
 
-def fingerprint_of(content: bytes, file: Path) -> dict[str, Any]:
+def fingerprint_of(content: bytes, file: Path) -> Fingerprint:
     """The fingerprint in a file's content.
 
     Raises:
@@ -84,10 +95,10 @@ def fingerprint_of(content: bytes, file: Path) -> dict[str, Any]:
     _check(_FingerprintRecord, found, f"{file}: not a fingerprint")
     model: type[_MadeFor] = _ModulesRecord if "modules" in found["model"] else _BlocksRecord
     _check(model, found["model"], f"{file}: not a fingerprint", "model")
-    return dict(found)
+    return cast(Fingerprint, found)
 
 
-def provenance_of(content: bytes, file: Path) -> dict[str, Any]:
+def provenance_of(content: bytes, file: Path) -> dict[str, JsonValue]:
     """The provenance in the header of a safetensors file's content; empty where nothing is said.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from subvene.runner.cli._units import UnitStory
 from subvene.runner.cli._wide import print_wide
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ComparisonStory(UnitStory):
     """Units by condition, seed and fold; the table of conditions."""
 
-    def _place(self, unit: Mapping[str, Any]) -> str:
+    def _place(self, unit: Mapping[str, object]) -> str:
         return f"{unit['condition']} seed {unit['seed']} fold {unit['fold']}: {unit['what']}"
 
     def _finished(self, results: Results) -> None:

@@ -7,7 +7,6 @@ JSON document and nothing else.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import sys
 import warnings
@@ -73,6 +72,8 @@ def results(as_json: bool) -> Iterator[Callable[[Any], None]]:
     stdout = sys.stdout
 
     def emit(document: Any) -> None:
+        import json  # `--help` needs none
+
         text = json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False)
         stdout.write(in_json(text) + "\n")
 

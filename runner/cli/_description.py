@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NotRequired, TypedDict
 
 import torch
+from pydantic import JsonValue
 
 from subvene.interventions import REGISTRY, Sizes, TensorTable, Tokens
 from subvene.interventions._pyvene import pyvene
@@ -18,7 +20,61 @@ from subvene.runner.models.loading import load_config, load_tokenizer
 from subvene.specs import AnyIntervention, InterventionSpec, SubveneError
 
 
-def describe(source: Source) -> dict[str, Any]:
+class StoredTensor(TypedDict):
+    """Of a tensor of an intervention."""
+
+    shape: list[int]
+    norm: float
+
+
+class Described(TypedDict):
+    """Of one intervention; `problem` says why its tensors are not known."""
+
+    name: str
+    kind: str
+    operation: str
+    sites: list[str]
+    positions: JsonValue
+    positions_in_words: str
+    strength: float | tuple[float, ...]
+    settings: dict[str, JsonValue]
+    tensors: dict[str, StoredTensor]
+    problem: str | None
+
+
+class Token(TypedDict):
+    """A token of a prompt, and by which interventions it is edited."""
+
+    id: int
+    text: str
+    role: str
+    edited: dict[str, bool]
+
+
+class PromptTokens(TypedDict):
+    """A prompt and its tokens."""
+
+    text: str
+    tokens: list[Token]
+
+
+class Description(TypedDict):
+    """Everything: of the model what is known of its make, of each intervention, of the order of each pair."""
+
+    what: str
+    path: str
+    model: str
+    made_for: Mapping[str, object] | None
+    model_problem: str | None
+    interventions: list[Described]
+    order: list[dict[str, Any]]
+    provenance: dict[str, JsonValue]
+    stored_tensors: int | None
+    stock_pyvene: bool | None
+    prompt: NotRequired[PromptTokens]
+
+
+def describe(source: Source) -> Description:
     """Everything but the tokens of a prompt.
 
     Raises:
@@ -28,7 +84,8 @@ def describe(source: Source) -> dict[str, Any]:
     sizes, made_for, stock, problem = _sizes(source)
     if sizes is not None:
         check_sizes(spec, sizes)
-    interventions, edits = [], []
+    interventions: list[Described] = []
+    edits = []
     for i, declared in enumerate(spec.interventions):
         built, trouble = _built(source, declared, sizes)
         edits.append(built)
@@ -61,7 +118,7 @@ def describe(source: Source) -> dict[str, Any]:
     }
 
 
-def edited_tokens(spec: InterventionSpec, prompt: str, *, system: str | None, raw: bool) -> dict[str, Any]:
+def edited_tokens(spec: InterventionSpec, prompt: str, *, system: str | None, raw: bool) -> PromptTokens:
     """The tokens of a prompt, and which of them each intervention edits. Loads the tokenizer alone."""
     tokenizer = load_tokenizer(spec.model)
     ids = tokenised(tokenizer, prompt, system=system, raw=raw)
@@ -78,7 +135,7 @@ def edited_tokens(spec: InterventionSpec, prompt: str, *, system: str | None, ra
         "tokens": [
             {
                 "id": token,
-                "text": tokenizer.decode([token]),
+                "text": str(tokenizer.decode([token])),
                 "role": "cursor" if i == len(ids) - 1 else "prompt",
                 "edited": {name: mask[i] for name, mask in edited.items()},
             }
@@ -87,7 +144,7 @@ def edited_tokens(spec: InterventionSpec, prompt: str, *, system: str | None, ra
     }
 
 
-def _sizes(source: Source) -> tuple[Sizes | None, dict[str, Any] | None, bool | None, str | None]:
+def _sizes(source: Source) -> tuple[Sizes | None, Mapping[str, object] | None, bool | None, str | None]:
     """Sizes, the same as a mapping, whether stock pyvene lists the model, and why none of this is known."""
     if source.artifact:
         made_for = source.artifact.fingerprint
@@ -124,8 +181,8 @@ def _built(source: Source, declared: AnyIntervention, sizes: Sizes | None) -> tu
     return {place(site, layer): edit for site, layer, edit in built}, None
 
 
-def _tensors(key: str, built: Edits) -> dict[str, dict[str, Any]]:
-    found = {}
+def _tensors(key: str, built: Edits) -> dict[str, StoredTensor]:
+    found: dict[str, StoredTensor] = {}
     for where, edit in built.items():
         site, _, layer = where.rpartition("[")
         is_site = layer.rstrip("]").isdigit() and where.endswith("]")
@@ -138,7 +195,7 @@ def _tensors(key: str, built: Edits) -> dict[str, dict[str, Any]]:
 _COMMON = ("kind", "name", "site", "layer", "component", "positions", "strength", "coefficient")
 
 
-def _settings(declared: AnyIntervention) -> dict[str, Any]:
+def _settings(declared: AnyIntervention) -> dict[str, JsonValue]:
     """What only this kind has (heads, rank, bounds, …), as far as it is not left at its default."""
     left_out = {*_COMMON, *(field for field, _ in declared.tensor_refs())}
     return declared.model_dump(mode="json", exclude_defaults=True, exclude=left_out, by_alias=True)

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 def print_check(
     console: Console,
     checked: Checked,
-    described: Mapping[str, Any],
+    described: Mapping[str, object],
     labels: Path,
     rows: int,
-    usage: Mapping[str, Any],
+    usage: Mapping[str, object],
 ) -> None:
     from subvene.runner.cli._tables import print_line
 
@@ -52,7 +52,7 @@ def print_check(
         print_line(console, "usage", ", ".join(f"{name} {value}" for name, value in usage.items()))
 
 
-def _judge_in_words(described: Mapping[str, Any], aspect: str) -> str:
+def _judge_in_words(described: Mapping[str, object], aspect: str) -> str:
     model = described.get(f"{aspect}_model")
     named = model["name"] if isinstance(model, Mapping) else model
     parts = (described["kind"], named, described.get("base_url"), described.get("metric"))

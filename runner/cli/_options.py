@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TypedDict, cast
 
 import typer
 from pydantic import ValidationError
@@ -59,22 +59,50 @@ Attention = Annotated[
 ]
 
 
-def model_overrides(**given: Any) -> dict[str, Any]:
+class ModelFields(TypedDict, total=False):
+    """Fields of `model:`."""
+
+    name: str
+    dtype: str
+    device: str
+    device_map: str
+    attn_implementation: str
+    revision: str
+
+
+def model_overrides(
+    name: str | None,
+    dtype: Dtype | None,
+    device: str | None,
+    attn_implementation: str | None,
+    device_map: str | None = None,
+    revision: str | None = None,
+) -> ModelFields:
     """The fields of `model:` that were given, checked.
 
     Raises:
         typer.BadParameter: a value is not what the field takes.
     """
-    fields = {name: value for name, value in given.items() if value is not None}
+    given = {
+        "name": name,
+        "dtype": dtype and dtype.value,
+        "device": device,
+        "device_map": device_map,
+        "attn_implementation": attn_implementation,
+        "revision": revision,
+    }
+    fields = {field: value for field, value in given.items() if value is not None}
     try:
-        ModelSpec(**({"name": "any"} | fields))
+        ModelSpec.model_validate({"name": "any"} | fields)
     except ValidationError as error:
         problems = [f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}" for e in error.errors()]
         raise typer.BadParameter("; ".join(problems).replace("--name:", "--model:")) from error
-    return fields
+    return cast(ModelFields, fields)
 
 
-def parse_strengths(given: Sequence[str], spec: InterventionSpec, names: Sequence[str]) -> dict[str, Any]:
+def parse_strengths(
+    given: Sequence[str], spec: InterventionSpec, names: Sequence[str]
+) -> dict[str, float | tuple[float, ...]]:
     """Every intervention's strength: those given as `X` or `NAME=X`, and the spec's own for the rest.
 
     Raises:

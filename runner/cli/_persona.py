@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from subvene.runner.cli._units import UnitStory
 from subvene.runner.cli._wide import print_wide
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class PersonaStory(UnitStory):
     """Units by trait; for each trait what was kept, what was chosen, and the table of conditions."""
 
-    def _place(self, unit: Mapping[str, Any]) -> str:
+    def _place(self, unit: Mapping[str, object]) -> str:
         return f"{unit['trait']}: {unit['what']}"
 
     def _finished(self, results: Results) -> None:

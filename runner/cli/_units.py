@@ -67,7 +67,7 @@ class UnitStory:
         self._bar.start()
         self._task = self._bar.add_task("starting", total=total, left="")
 
-    def _unit(self, unit: Mapping[str, Any]) -> None:
+    def _unit(self, unit: Mapping[str, object]) -> None:
         self._count += 1
         self._fresh += not unit["was_done"]
         place = self._place(unit)
@@ -87,7 +87,7 @@ class UnitStory:
         seconds = (time.monotonic() - self._begun) / self._fresh * (self._total - self._count)
         return f"about {seconds:.0f} s left" if seconds < 90 else f"about {seconds / 60:.0f} min left"
 
-    def _place(self, unit: Mapping[str, Any]) -> str:
+    def _place(self, unit: Mapping[str, object]) -> str:
         """Which unit this is, in words."""
         raise NotImplementedError
 

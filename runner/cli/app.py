@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
+import os
 from typing import Annotated, Any
 
 import typer
@@ -133,6 +135,7 @@ def _loaded(name: str) -> Any:
     """The command of that name."""
     module, _, attribute = COMMANDS[name][0].partition(":")
     declared = getattr(importlib.import_module(f"subvene.runner.cli.{module}"), attribute)
+    gc.enable()
     if not isinstance(declared, typer.Typer):
         alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         alone.command(name, epilog=EPILOG)(declared)
@@ -159,4 +162,7 @@ def _root(
 
 def main() -> None:
     """The entry point `subvene`."""
+    # No command has a use for plugins of pydantic; to look for them is to read every package's metadata.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
+    gc.disable()  # until the command is imported: what modules make is not garbage
     app()

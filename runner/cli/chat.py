@@ -64,13 +64,7 @@ def chat(
     answer, Ctrl-D leaves. Lines may be piped in: only answers go to standard
     output, and the exit code tells of lines that failed.
     """
-    overrides = model_overrides(
-        name=model,
-        dtype=dtype and dtype.value,
-        device=device,
-        device_map=device_map,
-        attn_implementation=attn_implementation,
-    )
+    overrides = model_overrides(model, dtype, device, attn_implementation, device_map)
     opened = open_source(source)
     from subvene.runner.edits.compile import entry_name
     from subvene.runner.monitor.chat import ChatSession

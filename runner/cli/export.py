@@ -23,8 +23,9 @@ from subvene.runner.cli._source import open_source
 from subvene.runner.exchange.exports import FORMATS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
+    from subvene.runner.exchange.exports.measurement import Equivalence
+
+    pass
 
 # The choices of `--to`, by name, as typer takes them.
 Format = StrEnum("Format", {name.upper().replace("-", "_"): name for name in FORMATS})  # type: ignore[misc]
@@ -58,12 +59,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write an artifact in another format and measure it; what is not exact is refused, and why."""
-    overrides = model_overrides(
-        name=model,
-        dtype=dtype and dtype.value,
-        device=device,
-        attn_implementation=attn_implementation,
-    )
+    overrides = model_overrides(model, dtype, device, attn_implementation)
     found = open_source(source)
     with results(as_json) as emit:
         from subvene.runner.exchange.exports.driver import EQUIVALENCE, check_free
@@ -82,7 +78,7 @@ def export(
         console.print(line, soft_wrap=True)
 
 
-def _measured(record: Mapping[str, Any]) -> list[str]:
+def _measured(record: Equivalence) -> list[str]:
     consumer = record["consumer"]
     reader = " ".join(filter(None, (consumer["name"], consumer["version"])))
     lines = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
 
@@ -27,6 +27,7 @@ from subvene.runner.cli._source import open_source, tokenised
 
 if TYPE_CHECKING:
     from subvene.runner.intervened.model import IntervenedModel
+    from subvene.runner.monitor.live_projection import Live
 
 Write = Callable[..., list[str]]
 _SAMPLING = "Sampling"
@@ -38,14 +39,14 @@ class _Answered(NamedTuple):
     Attributes:
         answers: in the order of the prompts; to compare, the baseline's before each. None: not finite.
         marked: row → why it has no answer.
-        told: projections, with what was read; empty where none were asked for.
+        told: projections, with what was read; None where none were asked for.
         receipt: what each intervention did.
     """
 
     answers: list[str | None]
     marked: dict[int, str]
-    told: dict[str, Any]
-    receipt: list[dict[str, Any]]
+    told: Live | None
+    receipt: list[dict[str, object]]
 
 
 def generate(
@@ -95,13 +96,7 @@ def generate(
     """
     if raw and system is not None:
         raise typer.BadParameter("--system needs the chat template, which --raw leaves out")
-    overrides = model_overrides(
-        name=model,
-        dtype=dtype and dtype.value,
-        device=device,
-        device_map=device_map,
-        attn_implementation=attn_implementation,
-    )
+    overrides = model_overrides(model, dtype, device, attn_implementation, device_map)
     prompts = read_prompts(prompt or [], prompts_file)
     with results(as_json) as emit:
         opened = open_source(source)
@@ -133,30 +128,30 @@ def generate(
 def _answer(
     m: IntervenedModel,
     prompts: Sequence[str],
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
     project: Sequence[str] | None,
     *,
     compare: bool,
     streams: bool,
 ) -> _Answered:
-    write, told = _writer(m, project)
+    write, live = _writer(m, project)
     marked: dict[int, str] = {}
     answers: list[str | None]
     if compare:
         rows = [text for text in prompts for _ in range(2)]
-        answers, marked = _compared(write, told, rows, options)
+        answers, marked = _compared(write, live, rows, options)
     else:
         answers = [*(_stream(m, write, prompts, options) if streams else _batch(write, prompts, options))]
-    return _Answered(answers, marked, told, m.receipt.to_dict() if m.receipt else [])
+    return _Answered(answers, marked, live[-1] if live else None, m.receipt.to_dict() if m.receipt else [])
 
 
 def _document(
     m: IntervenedModel,
     prompts: Sequence[str],
     answered: _Answered,
-    strengths: Mapping[str, Any],
+    strengths: Mapping[str, float | Sequence[float]],
     compare: bool,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What `--json` prints."""
     records = _records(prompts, answered.answers, compare)
     for row, words in answered.marked.items():
@@ -166,7 +161,7 @@ def _document(
 
 
 def _compared(
-    write: Write, told: dict[str, Any], rows: Sequence[str], options: Mapping[str, Any]
+    write: Write, live: Sequence[Live], rows: Sequence[str], options: Mapping[str, object]
 ) -> tuple[list[str | None], dict[int, str]]:
     """Each row's answer, None where the edited run is no longer finite; and of those rows why."""
     from subvene.runner.edits.finite_points import over_finite_points
@@ -174,19 +169,19 @@ def _compared(
     def answer(which: list[int]) -> list[str]:
         strengths = {
             name: [value[i] for i in which] if isinstance(value, list) else value
-            for name, value in options["strengths"].items()
+            for name, value in cast("Mapping[str, object]", options["strengths"]).items()
         }
         return _batch(write, [rows[i] for i in which], {**options, "strengths": strengths})
 
     kept, written, marked = over_finite_points(range(len(rows)), answer)
     answers = dict(zip(kept, written or [], strict=True))
-    if told:
-        read = dict(zip(kept, told["rows"], strict=True))
-        told["rows"] = [read.get(i, []) for i in range(len(rows))]
+    if live:
+        read = dict(zip(kept, live[-1]["rows"], strict=True))
+        live[-1]["rows"] = [read.get(i, []) for i in range(len(rows))]
     return [answers.get(i) for i in range(len(rows))], marked
 
 
-def _fail(marked: Mapping[int, str], strengths: Mapping[str, Any]) -> None:
+def _fail(marked: Mapping[int, str], strengths: Mapping[str, float | Sequence[float]]) -> None:
     """Fail where an answer is missing, unless its strength is one of several, of which the others count.
 
     Raises:
@@ -194,7 +189,8 @@ def _fail(marked: Mapping[int, str], strengths: Mapping[str, Any]) -> None:
     """
     swept = {name: set(value[1::2]) for name, value in strengths.items() if isinstance(value, list)}
     is_sweep = any(len(values) > 1 for values in swept.values())
-    if marked and not (is_sweep and len(marked) < max(len(v) for v in strengths.values()) // 2):
+    rows = max((len(value) for value in strengths.values() if isinstance(value, list)), default=0)
+    if marked and not (is_sweep and len(marked) < rows // 2):
         from subvene.runner.edits.not_finite import NotFiniteError
 
         raise NotFiniteError(f"{len(marked)} edited answers are not finite: {next(iter(marked.values()))}")
@@ -216,14 +212,16 @@ def _print(prompts: Sequence[str], answered: _Answered, *, compare: bool, stream
     print_receipt(console if compare else err(), answered.receipt)
 
 
-def _records(prompts: Sequence[str], answers: Sequence[str | None], compare: bool) -> list[dict[str, Any]]:
+def _records(prompts: Sequence[str], answers: Sequence[str | None], compare: bool) -> list[dict[str, object]]:
     if not compare:
         return [{"prompt": text, "response": answer} for text, answer in zip(prompts, answers, strict=True)]
     triples = zip(prompts, answers[0::2], answers[1::2], strict=True)
     return [{"prompt": text, "baseline": before, "response": after} for text, before, after in triples]
 
 
-def _per_row(strengths: dict[str, Any], n_prompts: int, compare: bool) -> dict[str, Any]:
+def _per_row(
+    strengths: Mapping[str, float | tuple[float, ...]], n_prompts: int, compare: bool
+) -> Mapping[str, float | Sequence[float]]:
     """Strengths for the batch; to compare, every prompt has a row at 0 and a row at its strength."""
     for name, value in strengths.items():
         if isinstance(value, tuple) and len(value) != n_prompts:
@@ -239,8 +237,8 @@ def _per_row(strengths: dict[str, Any], n_prompts: int, compare: bool) -> dict[s
 
 def _sampling(
     m: IntervenedModel, temperature: float | None, top_p: float | None, seed: int, compare: bool
-) -> dict[str, Any]:
-    options: dict[str, Any] = {"do_sample": False}
+) -> dict[str, object]:
+    options: dict[str, object] = {"do_sample": False}
     if temperature != 0 and not (temperature is None and top_p is None):
         import transformers
 
@@ -255,24 +253,25 @@ def _sampling(
     return options
 
 
-def _writer(m: IntervenedModel, keys: Sequence[str] | None) -> tuple[Write, dict[str, Any]]:
-    """`m.generate`, and where it leaves the projections that were asked for."""
+def _writer(m: IntervenedModel, keys: Sequence[str] | None) -> tuple[Write, list[Live]]:
+    """`m.generate`, and where it leaves the projections that were asked for, the last call's last."""
     if not keys:
-        return m.generate, {}
+        return m.generate, []
     from subvene.runner.monitor.live_projection import generate_with_projections
     from subvene.runner.monitor.stored_vectors import chosen_vectors
 
-    vectors, told = chosen_vectors(m, keys), {}
+    vectors = chosen_vectors(m, keys)
+    live: list[Live] = []
 
     def write(prompts: Sequence[str], **options: Any) -> list[str]:
         answers, found = generate_with_projections(m, prompts, vectors, **options)
-        told.update(found)
+        live.append(found)
         return answers
 
-    return write, told
+    return write, live
 
 
-def _projections(told: Mapping[str, Any], compare: bool) -> dict[str, Any]:
+def _projections(told: Live | None, compare: bool) -> dict[str, object]:
     """For the JSON document: what was read, and in the order of its records the values of each answer."""
     if not told:
         return {}
@@ -282,7 +281,7 @@ def _projections(told: Mapping[str, Any], compare: bool) -> dict[str, Any]:
     return {"projections": {**told, "rows": [dict(zip(names, row, strict=True)) for row in rows]}}
 
 
-def _print_projections(told: Mapping[str, Any], prompts: Sequence[str], compare: bool) -> None:
+def _print_projections(told: Live | None, prompts: Sequence[str], compare: bool) -> None:
     if not told:
         return
     from rich import box
@@ -302,7 +301,8 @@ def _print_projections(told: Mapping[str, Any], prompts: Sequence[str], compare:
         for one in row:
             cells = [prompt if len(prompt) <= 30 else f"{prompt[:30]}…", *((name,) if compare else ())]
             cells += [f"{one['key']}@{one['layer']}", str(one["tokens"])]
-            cells += [f"{one[when]:.3f}" if one["tokens"] else "–" for when in ("before", "after")]
+            both = (one["before"], one["after"])
+            cells += [f"{value:.3f}" if one["tokens"] else "–" for value in both]
             table.add_row(*map(Text, cells))
     console.print(table)
     for when, words in told["read"].items():
@@ -311,7 +311,7 @@ def _print_projections(told: Mapping[str, Any], prompts: Sequence[str], compare:
 
 
 def _stream(
-    m: IntervenedModel, write: Write, prompts: Sequence[str], options: Mapping[str, Any]
+    m: IntervenedModel, write: Write, prompts: Sequence[str], options: Mapping[str, object]
 ) -> list[str]:
     import transformers
 
@@ -323,8 +323,8 @@ def _stream(
     return write(prompts, streamer=streamer, **options)
 
 
-def _batch(write: Write, prompts: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+def _batch(write: Write, prompts: Sequence[str], options: Mapping[str, object]) -> list[str]:
     from subvene.runner.files.progress import generating
 
-    with generating(options["max_new_tokens"]) as streamer:
+    with generating(cast(int, options["max_new_tokens"])) as streamer:
         return write(prompts, streamer=streamer, **options)

@@ -146,13 +146,8 @@ def import_(
     """
     if strength is not None and not math.isfinite(strength):
         raise typer.BadParameter("--strength: expected a finite number")
-    overrides = model_overrides(
-        dtype=dtype and dtype.value,
-        device=device,
-        attn_implementation=attn_implementation,
-        revision=revision,
-    )
-    model_overrides(name=model)
+    overrides = model_overrides(None, dtype, device, attn_implementation, revision=revision)
+    model_overrides(model, None, None, None)
     with results(as_json) as emit:
         from subvene.runner.artifacts import artifact
         from subvene.runner.exchange.imports import Options, import_foreign
@@ -182,6 +177,6 @@ def _print(m: IntervenedModel, source: Path, output: Path) -> None:
     console = out()
     console.print(f"model    {m.spec.model.name}", soft_wrap=True)
     console.print(f"read     {source}  {m.provenance['format']}", soft_wrap=True)
-    for statement in m.provenance["conversion"]:
+    for statement in cast("list[str]", m.provenance["conversion"]):
         console.print(f"means    {statement}", soft_wrap=True)
     console.print(f"saved    {output}", soft_wrap=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict
 
 import typer
 
@@ -25,12 +25,14 @@ from subvene.runner.files.csv_file import CsvWriter
 from subvene.runner.files.storage import atomic_file
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
     from rich.console import Console
 
     from subvene.runner.data.transcripts import Transcript
+    from subvene.runner.data.turn_statistics import Drift, OfScores
     from subvene.runner.data.turns import Turn
     from subvene.runner.intervened.model import IntervenedModel
-    from subvene.runner.monitor.projection import ByVector, Projections
+    from subvene.runner.monitor.projection import ByVector, Projected, Projections
     from subvene.specs.columns import Used
 
 _COLUMNS = "Columns"
@@ -98,13 +100,7 @@ def project(
     the mean, the drift (least-squares slope per turn of each conversation, averaged) and, where the file has
     scores, their correlation with the projections.
     """
-    overrides = model_overrides(
-        name=model,
-        dtype=dtype and dtype.value,
-        device=device,
-        device_map=device_map,
-        attn_implementation=attn_implementation,
-    )
+    overrides = model_overrides(model, dtype, device, attn_implementation, device_map)
     layers = parse_layers(layer or [])
     with results(as_json) as emit:
         opened = open_source(source)
@@ -150,6 +146,40 @@ def parse_layers(given: Sequence[str]) -> Any:
     return list(dict.fromkeys(map(int, given)))
 
 
+class _OfTurns(TypedDict):
+    n: int
+    empty: int
+    mean: float | None
+    sd: float | None
+    min: float | None
+    max: float | None
+    drift: Drift
+    correlation: OfScores | None
+
+
+class _Summary(_OfTurns):
+    key: str
+    layer: int
+    norm: float
+
+
+class _Projected(TypedDict):
+    where: str
+    transcript: int
+    turn: int
+    score: float | None
+    projections: list[Projected]
+
+
+class _Document(TypedDict):
+    columns: NotRequired[dict[str, JsonValue]]
+    model: str
+    file: str
+    read: dict[str, str]
+    summary: list[_Summary]
+    turns: list[_Projected]
+
+
 def _document(
     m: IntervenedModel,
     file: Path,
@@ -157,7 +187,7 @@ def _document(
     turns: Sequence[Turn],
     transcripts: Sequence[Transcript],
     vectors: ByVector,
-) -> dict[str, Any]:
+) -> _Document:
     from subvene.runner.monitor.projection import READ
 
     return {
@@ -165,8 +195,12 @@ def _document(
         "file": str(file),
         "read": {"before": "the model without interventions"} if found.after is None else dict(READ),
         "summary": [
-            {"key": key, "layer": layer, "norm": float(vectors[key][layer].double().norm())}
-            | _summary(values.tolist(), turns, transcripts)
+            {
+                "key": key,
+                "layer": layer,
+                "norm": float(vectors[key][layer].double().norm()),
+                **_summary(values.tolist(), turns, transcripts),
+            }
             for key, by_layer in found.last.items()
             for layer, values in by_layer.items()
         ],
@@ -183,9 +217,7 @@ def _document(
     }
 
 
-def _summary(
-    values: Sequence[float], turns: Sequence[Turn], transcripts: Sequence[Transcript]
-) -> dict[str, Any]:
+def _summary(values: Sequence[float], turns: Sequence[Turn], transcripts: Sequence[Transcript]) -> _OfTurns:
     import numpy as np
 
     from subvene.runner.data.turn_statistics import against_scores, drift
@@ -226,7 +258,7 @@ def _write_csv(
             writer.writerow([*first, "" if score is None else score, *shown, turn.text])
 
 
-def _print(console: Console, document: Mapping[str, Any], csv_file: Path | None) -> None:
+def _print(console: Console, document: _Document, csv_file: Path | None) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -250,14 +282,14 @@ def _print(console: Console, document: Mapping[str, Any], csv_file: Path | None)
     for title in ("vector", "turns", "mean", "s.d.", "min", "max", "drift per turn", *scored):
         table.add_column(title, justify="left" if title == "vector" else "right", header_style="cyan")
     for one in summary:
-        drift, related = one["drift"], one["correlation"] or {}
+        drift, related = one["drift"], one["correlation"]
         slope = number(drift["mean_slope"])
         if drift["standard_error"] is not None:
             slope += f" ± {drift['standard_error']:.2g}"
-        cells = [number(one[name]) for name in ("mean", "sd", "min", "max")]
+        cells = map(number, (one["mean"], one["sd"], one["min"], one["max"]))
         row = [f"{one['key']}@{one['layer']}", str(one["n"]), *cells, slope]
         if with_scores:
-            row += [number(related.get(name)) for name in ("pearson", "spearman")]
+            row += map(number, (related["pearson"], related["spearman"]) if related else (None, None))
         table.add_row(*map(Text, row))
     console.print(table)
     after = "after" in document["read"]
@@ -265,8 +297,7 @@ def _print(console: Console, document: Mapping[str, Any], csv_file: Path | None)
     conversations = summary[0]["drift"]["conversations"]
     if conversations:
         print_line(console, "drift", f"mean slope of {conversations} conversations of two turns or more")
-    if with_scores:
-        related = summary[0]["correlation"]
+    if related := summary[0]["correlation"]:
         print_line(console, "scores", f"r Pearson, ρ Spearman, over {related['n']} {related['unit']}s")
     if summary[0]["empty"]:
         print_line(console, "empty", f"{summary[0]['empty']} turns say nothing and have no projection")

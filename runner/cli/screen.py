@@ -86,13 +86,7 @@ def screen(
     The model answers every prompt itself, greedily and without interventions. A difference above 0 says that
     the data lies further along the vector than the model does. Intervals are bootstrapped over samples.
     """
-    overrides = model_overrides(
-        name=model,
-        dtype=dtype and dtype.value,
-        device=device,
-        device_map=device_map,
-        attn_implementation=attn_implementation,
-    )
+    overrides = model_overrides(model, dtype, device, attn_implementation, device_map)
     layers = parse_layers(layer or [])
     with results(as_json) as emit:
         opened = open_source(source)
@@ -136,7 +130,7 @@ def _read(dataset: str, columns: Columns, limit: int | None, **of_hub: Any) -> T
     return read_transcripts(Path(dataset), columns, limit)
 
 
-def _document(found: Screening) -> dict[str, Any]:
+def _document(found: Screening) -> dict[str, object]:
     from dataclasses import asdict
 
     return {

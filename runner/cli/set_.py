@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -49,7 +49,8 @@ def set_(
 
         quiet_libraries()
         written = amend(artifact, wanted, output)
-        told = read(written).provenance["amended"][-len(wanted) :]
+        amended = read(written).provenance["amended"]
+        told = amended[-len(wanted) :] if isinstance(amended, list) else []
         if as_json:
             emit({"artifact": str(written), "amended": told})
             return
@@ -59,13 +60,13 @@ def set_(
     console.print(f"saved    {written}", soft_wrap=True, markup=False)
 
 
-def _parsed(changes: list[str]) -> dict[str, Any]:
+def _parsed(changes: list[str]) -> dict[str, object]:
     """Fields with their values.
 
     Raises:
         typer.BadParameter: not of the form FIELD=VALUE, no YAML value, or a field given twice.
     """
-    parsed: dict[str, Any] = {}
+    parsed: dict[str, object] = {}
     for change in changes:
         field, equals, text = change.partition("=")
         if not field or not equals or not text.strip():

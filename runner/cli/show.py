@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -14,6 +13,8 @@ from subvene.runner.cli._words import places_in_words, strength_in_words
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from subvene.runner.cli._description import Description
 
 
 def show(
@@ -48,7 +49,7 @@ def show(
     _print(out(), opened, description)
 
 
-def _print(console: Console, source: Source, description: Mapping[str, Any]) -> None:
+def _print(console: Console, source: Source, description: Description) -> None:
     from rich.text import Text
 
     from subvene.runner.cli._tables import print_line
@@ -62,13 +63,13 @@ def _print(console: Console, source: Source, description: Mapping[str, Any]) -> 
     line(description["what"], description["path"])
     line("model", description["model"])
     if made_for := description["made_for"]:
-        sizes = None
+        sizes, architecture = None, cast("str | None", made_for.get("architecture"))
         if made_for["n_layers"] is not None:
             heads = f"{made_for['n_heads']} heads of {made_for['head_dim']}"
             sizes = f"{made_for['n_layers']} layers, width {made_for['width']}, {heads}"
         line(
             "made for" if source.artifact else "sizes",
-            ", ".join(filter(None, (made_for.get("architecture"), sizes))),
+            ", ".join(filter(None, (architecture, sizes))),
         )
     if problem := description["model_problem"]:
         line("sizes", f"not known: {problem}")
@@ -105,7 +106,7 @@ _ORDER = {
 }
 
 
-def _print_order(console: Console, description: Mapping[str, Any]) -> None:
+def _print_order(console: Console, description: Description) -> None:
     from rich.text import Text
 
     from subvene.runner.edits.order import ELSEWHERE
@@ -130,7 +131,7 @@ def _first_told(key: str) -> tuple[int, str]:
     return (_TOLD_FIRST.index(key) if key in _TOLD_FIRST else len(_TOLD_FIRST), key)
 
 
-def _print_origin(line: Any, source: Source, description: Mapping[str, Any]) -> None:
+def _print_origin(line: Any, source: Source, description: Description) -> None:
     provenance = description["provenance"]
     if provenance:
         keys = sorted(provenance, key=_first_told)
@@ -152,7 +153,7 @@ def _print_origin(line: Any, source: Source, description: Mapping[str, Any]) -> 
         )
 
 
-def _print_tokens(console: Console, description: Mapping[str, Any]) -> None:
+def _print_tokens(console: Console, description: Description) -> None:
     """The prompt once for each intervention, with the tokens that it edits in brackets."""
     from rich.text import Text
 

@@ -13,7 +13,7 @@ from subvene.runner.models.chat_settings import ChatSettings, chat_of
 from subvene.specs import SubveneError
 from subvene.specs._flaws import nearest
 
-Messages = Sequence[Mapping[str, Any]]
+Messages = Sequence[Mapping[str, object]]
 
 
 _PROBE = "sbvnprobeq"
@@ -132,14 +132,15 @@ def _check_variables(tokenizer: Any, settings: ChatSettings) -> None:
             )
 
 
-def _answered(message: dict[str, Any]) -> dict[str, Any]:
+def _answered(message: dict[str, object]) -> dict[str, object]:
     """An assistant's turn as what it answered."""
-    if message.get("role") != "assistant" or not isinstance(message.get("content"), str):
+    content = message.get("content")
+    if message.get("role") != "assistant" or not isinstance(content, str):
         return message
-    return {**message, "content": without_reasoning(message["content"])}
+    return {**message, "content": without_reasoning(content)}
 
 
-def _folded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _folded(messages: list[dict[str, object]]) -> list[dict[str, object]]:
     """The conversation with its system prompt before the first user's turn."""
     if not messages or messages[0]["role"] != "system":
         return messages
@@ -149,7 +150,7 @@ def _folded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**rest[0], "content": f"{system['content']}\n\n{rest[0]['content']}"}, *rest[1:]]
 
 
-def _check_system(call: Any, messages: list[dict[str, Any]]) -> None:
+def _check_system(call: Any, messages: list[dict[str, object]]) -> None:
     # A text of its own: the prompt's could stand in a turn as well.
     probe = [{**messages[0], "content": _PROBE}, *messages[1:]]
     try:
@@ -166,7 +167,7 @@ def _check_system(call: Any, messages: list[dict[str, Any]]) -> None:
     )
 
 
-def _renders(call: Any, messages: list[dict[str, Any]]) -> bool:
+def _renders(call: Any, messages: list[dict[str, object]]) -> bool:
     try:
         call(messages, False)
     except Exception as error:

@@ -69,7 +69,9 @@ def refuse_batch_beyond_context(
     refuse_beyond_context(model, lengths, "row", new=new)
 
 
-def refuse_generation_beyond_context(model: Any, base: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
+def refuse_generation_beyond_context(
+    model: Any, base: Mapping[str, torch.Tensor], kwargs: Mapping[str, Any]
+) -> None:
     """As `refuse_batch_beyond_context`, for a `generate` of this batch with these keywords."""
     ids = base.get("input_ids")
     if ids is None:

@@ -98,7 +98,7 @@ def _preference(row: Any, where: str, spec: TriplesSpec, used: Used) -> Preferen
     used.note(taken)
     # A lone user's turn is text, which may also stay without a template.
     if len(prompt) == 1 and prompt[0]["role"] == "user" and isinstance(taken.get("prompt"), str):
-        return Preference(prompt[0]["content"], wanted, unwanted)
+        return Preference(str(prompt[0]["content"]), wanted, unwanted)
     return Preference(
         [{name: message[name] for name in ("role", "content")} for message in prompt], wanted, unwanted
     )
@@ -106,7 +106,7 @@ def _preference(row: Any, where: str, spec: TriplesSpec, used: Used) -> Preferen
 
 def _prompt(
     taken: Taken, where: str, before: Messages, other: Messages, spec: TriplesSpec
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """The messages of a row's prompt: of a column of its own, or of what stands before both answers."""
     if "prompt" not in taken and "messages" in taken and not before and not other:
         taken["prompt"], taken.columns["prompt"] = taken.pop("messages"), taken.columns.pop("messages")

@@ -57,7 +57,7 @@ def _is_ids(item: Any) -> bool:
     )
 
 
-def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _message(message: Mapping[str, object], where: str) -> dict[str, object]:
     content = message.get("content")
     if not isinstance(message.get("role"), str) or content is None:
         raise TextError(

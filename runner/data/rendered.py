@@ -215,7 +215,7 @@ def _turns(text: str, frame: Frame) -> list[dict[str, str]] | None:
 
 
 def _are_words(tokenizer: Any, messages: Messages) -> bool:
-    return not any(special_in(tokenizer, without_markers(message["content"])) for message in messages)
+    return not any(special_in(tokenizer, without_markers(str(message["content"]))) for message in messages)
 
 
 def _is_made(tokenizer: Any, messages: Messages, text: str, cursor: bool) -> bool:

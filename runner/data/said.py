@@ -10,7 +10,6 @@ import html
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from subvene.runner.data.reasoning import without_reasoning
 
@@ -20,7 +19,7 @@ _SPACE = re.compile(r"\s+")
 _ROLES = ("user", "assistant")
 
 
-def texts_of(message: Mapping[str, Any]) -> Iterator[str]:
+def texts_of(message: Mapping[str, object]) -> Iterator[str]:
     """The texts of a message, whose content may be parts."""
     content = message.get("content")
     if isinstance(content, str):
@@ -31,7 +30,7 @@ def texts_of(message: Mapping[str, Any]) -> Iterator[str]:
                 yield part["text"]
 
 
-def unsaid(messages: list[dict[str, Any]], rendered: str) -> str | None:
+def unsaid(messages: list[dict[str, object]], rendered: str) -> str | None:
     """The first turn of which a rendering leaves words out, in words; None where all of them stand in it.
 
     Args:

@@ -57,7 +57,7 @@ def prompt_ids(
     *,
     system: str | None = None,
     chat: bool | None = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> list[int]:
     """Token ids of a prompt, ready for the model to answer.
 
@@ -93,7 +93,7 @@ def prompt_ids(
     return list(ids)
 
 
-def messages_of(tokenizer: Any, prompt: str | Messages, system: str | None = None) -> list[dict[str, Any]]:
+def messages_of(tokenizer: Any, prompt: str | Messages, system: str | None = None) -> list[dict[str, object]]:
     """A prompt as messages that hold nobody's words but their own.
 
     Raises:
@@ -107,7 +107,8 @@ def messages_of(tokenizer: Any, prompt: str | Messages, system: str | None = Non
                 f"the prompt {prompt[:60]!r} is a conversation that ends with an answer, as the chat "
                 "template makes it; give what comes before the answer"
             )
-        messages: list[dict[str, Any]] = parsed or [{"role": "user", "content": prompt}]
+        turns = parsed or [{"role": "user", "content": prompt}]
+        messages = [dict[str, object](turn) for turn in turns]
     else:
         messages = [dict(message) for message in prompt]
         if messages and messages[-1].get("role") == "assistant":

@@ -114,7 +114,7 @@ def _role(name: str) -> str:
     return f"You are {article} {name.replace('_', ' ')} assistant."
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, object]:
     try:
         document = json.loads(read_text(path))
     except OSError as error:
@@ -132,7 +132,7 @@ def _read(path: Path) -> dict[str, Any]:
     return document
 
 
-def _instructions(document: dict[str, Any], path: Path) -> tuple[tuple[str, str], ...]:
+def _instructions(document: dict[str, object], path: Path) -> tuple[tuple[str, str], ...]:
     rows = _list(document, "instruction", path, "a list of objects with `pos` and `neg`")
     pairs = []
     for i, row in enumerate(rows):
@@ -146,7 +146,7 @@ def _instructions(document: dict[str, Any], path: Path) -> tuple[tuple[str, str]
     return tuple(pairs)
 
 
-def _texts(document: dict[str, Any], field: str, path: Path) -> tuple[str, ...]:
+def _texts(document: dict[str, object], field: str, path: Path) -> tuple[str, ...]:
     rows = _list(document, field, path, "a list of questions")
     for i, row in enumerate(rows):
         if not isinstance(row, str) or not row.strip():
@@ -156,7 +156,7 @@ def _texts(document: dict[str, Any], field: str, path: Path) -> tuple[str, ...]:
     return tuple(rows)
 
 
-def _prompt(document: dict[str, Any], path: Path) -> str:
+def _prompt(document: dict[str, object], path: Path) -> str:
     prompt = document.get("eval_prompt")
     wanted = "text with the places {question} and {answer}"
     if not isinstance(prompt, str):
@@ -172,7 +172,7 @@ def _prompt(document: dict[str, Any], path: Path) -> str:
     return prompt
 
 
-def _contrasts(document: dict[str, Any], path: Path) -> tuple[Contrast, ...]:
+def _contrasts(document: dict[str, object], path: Path) -> tuple[Contrast, ...]:
     if "contrasts" not in document:
         return ()
     rows = _list(document, "contrasts", path, "a list of objects with `question`, `pos` and `neg`")
@@ -188,7 +188,7 @@ def _contrasts(document: dict[str, Any], path: Path) -> tuple[Contrast, ...]:
     return tuple(found)
 
 
-def _list(document: dict[str, Any], field: str, path: Path, wanted: str) -> list[Any]:
+def _list(document: dict[str, object], field: str, path: Path, wanted: str) -> list[Any]:
     rows = document.get(field)
     if not isinstance(rows, list) or not rows:
         raise TraitError(f"{path}: {field}: expected {wanted}, not empty, found {_short(rows)}")

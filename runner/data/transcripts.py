@@ -85,7 +85,7 @@ class Transcript:
         return turns_in(self.messages)
 
 
-def turns_in(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+def turns_in(messages: Sequence[Mapping[str, object]]) -> list[int]:
     """Indices of the assistant's messages."""
     return [i for i, message in enumerate(messages) if message["role"] == "assistant"]
 
@@ -177,14 +177,14 @@ def _transcript(row: Any, where: str, columns: Columns, used: Used) -> Transcrip
     scores = {i: message["score"] for i, message in enumerate(messages) if "score" in message}
     return Transcript(
         where,
-        tuple({"role": message["role"], "content": message["content"]} for message in messages),
+        tuple({name: str(message[name]) for name in ("role", "content")} for message in messages),
         score,
         {i: own for i, value in scores.items() if (own := _number(value, f"{where}: score")) is not None},
         text,
     )
 
 
-def _conversation(taken: Taken, where: str) -> list[dict[str, Any]]:
+def _conversation(taken: Taken, where: str) -> list[dict[str, object]]:
     """The messages of a row that has them; its other columns say the same, or something of their own."""
     column = taken.columns["messages"]
     messages = messages_of(taken["messages"], f"{where}: {column}", TranscriptError)
@@ -204,7 +204,7 @@ def _conversation(taken: Taken, where: str) -> list[dict[str, Any]]:
     return with_system(messages, taken, where, TranscriptError)
 
 
-def _answered(taken: Taken, where: str) -> list[dict[str, Any]]:
+def _answered(taken: Taken, where: str) -> list[dict[str, object]]:
     """The messages of a row with a prompt and a response."""
     place = f"{where}: {taken.columns['response']}"
     response = text_of(taken["response"], place, TranscriptError, empty=True)

@@ -4,14 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Literal, TypedDict
 
 from subvene.runner.data.transcripts import Transcript
 from subvene.runner.data.turns import Turn
-from subvene.runner.files.statistics import correlation
+from subvene.runner.files.statistics import Correlations, correlation
 
 
-def drift(values: Sequence[float], turns: Sequence[Turn]) -> dict[str, Any]:
+class OfTurn(TypedDict):
+    """The projections of one turn number."""
+
+    turn: int
+    n: int
+    mean: float
+
+
+class Drift(TypedDict):
+    """How a projection moves over the turns of a conversation; see `drift`."""
+
+    by_turn: list[OfTurn]
+    slopes: dict[int, float]
+    mean_slope: float | None
+    standard_error: float | None
+    conversations: int
+
+
+class OfScores(Correlations):
+    """The correlation of a projection with scores, and of what a point is one."""
+
+    unit: Literal["turn", "row"]
+
+
+def drift(values: Sequence[float], turns: Sequence[Turn]) -> Drift:
     """How a projection moves over the turns of a conversation.
 
     Args:
@@ -51,7 +75,7 @@ def drift(values: Sequence[float], turns: Sequence[Turn]) -> dict[str, Any]:
 
 def against_scores(
     values: Sequence[float], turns: Sequence[Turn], transcripts: Sequence[Transcript]
-) -> dict[str, Any] | None:
+) -> OfScores | None:
     """The correlation of a projection with the scores of a file; None if the file has none.
 
     Where messages have scores, a point is a turn that has one; else a point is a row that has one, with the
@@ -59,7 +83,7 @@ def against_scores(
     """
     if any(turn.score is not None for turn in turns):
         points = [(value, turn.score) for value, turn in zip(values, turns, strict=True)]
-        return {"unit": "turn"} | correlation(*_known(points))
+        return {"unit": "turn", **correlation(*_known(points))}
     if all(transcript.score is None for transcript in transcripts):
         return None
     rows: list[list[float]] = [[] for _ in transcripts]
@@ -68,7 +92,7 @@ def against_scores(
             rows[turn.transcript].append(value)
     means = [math.fsum(some) / len(some) if some else math.nan for some in rows]
     points = [(mean, transcript.score) for mean, transcript in zip(means, transcripts, strict=True)]
-    return {"unit": "row"} | correlation(*_known(points))
+    return {"unit": "row", **correlation(*_known(points))}
 
 
 def _known(points: Iterable[tuple[float, float | None]]) -> tuple[list[float], list[float]]:

@@ -40,7 +40,7 @@ def as_data(cell: Any) -> Any:
     return f"'{cell}"
 
 
-def csv_text(lines: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+def csv_text(lines: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> str:
     """Mappings as CSV, without formulas.
 
     Args:

@@ -12,14 +12,16 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 from filelock import FileLock, Timeout
 
-from subvene.runner.files.records import LEDGER, LedgerError, LedgerWarning, Reader, digest, made
+from subvene.runner.files.records import LEDGER, LedgerError, LedgerWarning, Reader, Record, digest, made
 from subvene.runner.files.storage import disk_errors
 
 __all__ = ["LEDGER", "LOCK", "MISSING", "Ledger", "LedgerError", "LedgerWarning", "digest"]
+
+_Result = TypeVar("_Result", bound=Mapping[str, object])
 
 LOCK = ".lock"
 MISSING = "missing"
@@ -75,7 +77,7 @@ class Ledger:
             self._descriptor = None
         self._lock.release()
 
-    def do(self, identity: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def do(self, identity: Mapping[str, object], work: Callable[[], _Result]) -> _Result:
         """The unit's result: from the record if it was done before, otherwise from `work`.
 
         A result that says that verdicts are missing (`missing` above 0) is given back, stands for its unit
@@ -92,13 +94,13 @@ class Ledger:
         key = digest(identity)
         for known in (self.results, self.unfinished):
             if key in known:
-                return known[key]
+                return cast(_Result, known[key])
         begun = time.monotonic()
         result = work()
         seconds = round(time.monotonic() - begun, 3)
-        record = made({"key": key, "unit": dict(identity), "seconds": seconds, "result": result})
+        record = made(key, identity, seconds, result)
         # As a later run will read it, so that the two cannot differ.
-        found: dict[str, Any] = record["result"]
+        found = record["result"]
         if digest(record["unit"]) != key:
             raise TypeError(f"{record['unit'].get('unit')}: the names in an identity must be texts")
         if found.get(MISSING):
@@ -106,17 +108,17 @@ class Ledger:
         else:
             self._append(record)
             self.results[key] = found
-        return found
+        return cast(_Result, found)
 
-    def has(self, identity: Mapping[str, Any]) -> bool:
+    def has(self, identity: Mapping[str, object]) -> bool:
         """Whether the unit is done."""
         return digest(identity) in self.results
 
-    def forget(self, identity: Mapping[str, Any]) -> None:
+    def forget(self, identity: Mapping[str, object]) -> None:
         """Take a unit for not done, because what it left beside the ledger is gone or altered."""
         self.results.pop(digest(identity), None)
 
-    def _append(self, record: Mapping[str, Any]) -> None:
+    def _append(self, record: Record) -> None:
         if self._descriptor is None:
             raise RuntimeError("the ledger is not open")
         line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import logging
 
 # What moves the cursor, colours, sets titles or the clipboard, and in which direction the rest is read; and
 # what no terminal's encoding has (bytes of a file's name that are not UTF-8). Tab and line end are text.
@@ -33,6 +35,8 @@ def in_json(document: str) -> str:
 @contextlib.contextmanager
 def printable_logs() -> Iterator[None]:
     """While the block runs, what libraries log is `on_screen` (and without colours): they log names, too."""
+    import logging  # costs more than the rest of `--help` that is ours
+
     before = logging.getLogRecordFactory()
 
     def make(*args: Any, **more: Any) -> logging.LogRecord:

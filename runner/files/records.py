@@ -13,7 +13,9 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeGuard
+
+from pydantic import JsonValue
 
 from subvene.runner.files.storage import atomic_file
 from subvene.specs import SubveneError
@@ -38,18 +40,39 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def made(content: Mapping[str, Any]) -> dict[str, Any]:
+class Record(TypedDict):
+    """A unit of work as it is recorded.
+
+    Attributes:
+        format: of the line.
+        key: the digest of `unit`.
+        unit: all that the result depends on.
+        seconds: how long it took.
+        result: what it gave.
+        sha256: of all others.
+    """
+
+    format: int
+    key: str
+    unit: dict[str, JsonValue]
+    seconds: float
+    result: dict[str, JsonValue]
+    sha256: str
+
+
+def made(key: str, unit: Mapping[str, object], seconds: float, result: Mapping[str, object]) -> Record:
     """A unit as it is recorded: JSON values only, its format, and a checksum over all of it."""
+    content = {"format": FORMAT, "key": key, "unit": dict(unit), "seconds": seconds, "result": result}
     try:
-        text = json.dumps({"format": FORMAT, **content}, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
-        what = content["unit"].get("unit")
         raise LedgerError(
-            f"{what}: a result is not finite, and nothing was recorded: an edit that is too strong for "
-            f"the model's dtype gives NaN; lower the strength or use float32 ({error})"
+            f"{unit.get('unit')}: a result is not finite, and nothing was recorded: an edit that is too "
+            f"strong for the model's dtype gives NaN; lower the strength or use float32 ({error})"
         ) from error
-    record: dict[str, Any] = json.loads(text)
-    return record | {"sha256": digest(record)}
+    record: Record = json.loads(text)
+    record["sha256"] = digest(record)
+    return record
 
 
 class Reader:
@@ -61,12 +84,12 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._kept: dict[str, tuple[bytes, dict[str, Any]]] = {}
+        self._kept: dict[str, tuple[bytes, dict[str, JsonValue]]] = {}
         self._disputed: set[str] = set()
         self._rejected: list[bytes] = []
         self._reasons: Counter[str] = Counter()
 
-    def read(self) -> dict[str, dict[str, Any]]:
+    def read(self) -> dict[str, dict[str, JsonValue]]:
         """The results of all records that hold, by key.
 
         Raises:
@@ -138,7 +161,7 @@ class Reader:
             )
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _parsed(line: bytes) -> dict[str, object] | None:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -146,7 +169,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def _holds(record: Mapping[str, Any]) -> bool:
+def _holds(record: Mapping[str, object]) -> TypeGuard[Record]:
     """Whether a record is what its key and its checksum say."""
     content = {name: value for name, value in record.items() if name != "sha256"}
     try:

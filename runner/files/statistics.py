@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TypedDict
 
 
 def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | None]:
@@ -18,7 +18,15 @@ def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | N
     return mean, math.sqrt(sum((value - mean) ** 2 for value in known) / (len(known) - 1))
 
 
-def correlation(values: Sequence[float], scores: Sequence[float]) -> dict[str, Any]:
+class Correlations(TypedDict):
+    """Pearson's and Spearman's coefficients of n points; None where they mean nothing."""
+
+    pearson: float | None
+    spearman: float | None
+    n: int
+
+
+def correlation(values: Sequence[float], scores: Sequence[float]) -> Correlations:
     """Pearson's and Spearman's coefficients and n; None where fewer than three points, or a constant side."""
     from scipy import stats
 

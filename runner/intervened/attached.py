@@ -41,6 +41,7 @@ from subvene.runner.edits.refusals import refuse_foreign_call, refuse_recomputat
 from subvene.runner.edits.runs import Attachment, Run
 from subvene.runner.edits.scopes import ConcurrentRunError, Scope, entered, innermost, refuse_nested
 from subvene.runner.models.generation import setting
+from subvene.runner.models.vocabulary import refuse_without_row
 from subvene.specs import SubveneError
 
 # [rows], or a function of (input_ids, attention_mask) that gives them.
@@ -56,7 +57,7 @@ _TAKEN_OVER: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDi
 def attached(
     intervenable: IntervenableModel,
     prompt_lengths: PromptLengths | None = None,
-    strengths: Mapping[str, Any] | None = None,
+    strengths: Mapping[str, object] | None = None,
 ) -> Iterator[torch.nn.Module]:
     """Edit every call of the model by this thread or task; see `IntervenedModel.attached`."""
     base = intervenable.model
@@ -79,7 +80,7 @@ class _Calls:
         self,
         intervenable: IntervenableModel,
         prompt_lengths: PromptLengths | None,
-        strengths: Mapping[str, Any] | None,
+        strengths: Mapping[str, object] | None,
     ) -> None:
         self.intervenable = intervenable
         self.attachment = Attachment(Scope(intervenable.model, self, is_run=True, is_driven=True))
@@ -107,7 +108,7 @@ class _Calls:
         ]
         self.intervenable.attach(self.attachment)
 
-    def generate(self, kwargs: dict[str, Any]) -> Any:
+    def generate(self, kwargs: dict[str, object]) -> Any:
         """The model's `generate`, as a run that knows where its prompts end."""
         return self._refused(lambda: self._generate(kwargs))
 
@@ -119,6 +120,8 @@ class _Calls:
                 "generate was given neither input_ids nor inputs_embeds, so nothing can be placed"
             )
         lengths = self._lengths(base)
+        if "input_ids" in base:
+            refuse_without_row(self.intervenable.model, base["input_ids"])
         refuse_generation_beyond_context(self.intervenable.model, base, kwargs)
         output = self.intervenable.generate(
             base,
@@ -170,7 +173,7 @@ class _Calls:
             self._error = error
             raise
 
-    def _place(self, model: torch.nn.Module, kwargs: dict[str, Any]) -> None:
+    def _place(self, model: torch.nn.Module, kwargs: dict[str, object]) -> None:
         refuse_second_call(self.attachment.run)
         cache, start = cache_of(kwargs), cached_length(kwargs)
         if start:
@@ -193,7 +196,7 @@ class _Calls:
         run.tracker.observe(model, (), kwargs)
         self.intervenable.before_call(run, kwargs)
 
-    def _begin_with(self, run: Run, order: torch.Tensor, kwargs: dict[str, Any]) -> Run:
+    def _begin_with(self, run: Run, order: torch.Tensor, kwargs: dict[str, object]) -> Run:
         """A run of some of the rows of another, which it goes on with."""
         lengths = run.tracker.prompt_lengths
         lengths = None if lengths is None else lengths[order.to(lengths.device)]
@@ -202,7 +205,7 @@ class _Calls:
         }
         return self._begin(kwargs, lengths, strengths)
 
-    def _begin(self, kwargs: dict[str, Any], lengths: Any, strengths: Mapping[str, Any] | None) -> Run:
+    def _begin(self, kwargs: dict[str, object], lengths: Any, strengths: Mapping[str, object] | None) -> Run:
         self._end(still_held=False)
         refuse_recomputation(self.intervenable.model)
         if kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
@@ -214,7 +217,7 @@ class _Calls:
         self._open.append((run, None))
         return run
 
-    def _go_on(self, run: Run, kwargs: dict[str, Any]) -> None:
+    def _go_on(self, run: Run, kwargs: dict[str, object]) -> None:
         rules = {edit.positions for edit in self.intervenable.interventions.values()}
         if late := [rule for rule in rules if needs_length(rule)]:
             raise PositionError(

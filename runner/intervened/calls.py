@@ -25,6 +25,7 @@ from subvene.runner.edits.receipt import Receipt
 from subvene.runner.edits.scopes import is_exempt
 from subvene.runner.edits.whole_tensor import WholeTensorModel
 from subvene.runner.intervened.attached import PromptLengths, attached
+from subvene.runner.models.vocabulary import refuse_without_row
 
 
 class Calls(NotPickled):
@@ -60,10 +61,10 @@ class Calls(NotPickled):
         *,
         system: str | None = None,
         chat: bool | None = None,
-        strengths: Mapping[str, Any] | float | Sequence[float] | torch.Tensor | None = None,
+        strengths: Mapping[str, object] | float | Sequence[float] | torch.Tensor | None = None,
         prompt_lengths: Sequence[int] | torch.Tensor | None = None,
         seed: int | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         **kwargs: Any,
     ) -> list[str]:
         """Answer prompts in one batch.
@@ -88,6 +89,7 @@ class Calls(NotPickled):
         Raises:
             TextError: a prompt is none.
             TooLongError: a prompt and what is to follow are longer than the model's context.
+            TokenError: a prompt spells a special token that the model has no row for.
             NotSteeredError: an intervention that should have acted did not.
             NotFiniteError: activations or logits are not finite. `rows` says in which rows; of a batch of
                 several strengths the others can be generated again without them.
@@ -124,7 +126,7 @@ class Calls(NotPickled):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         *,
-        strengths: Mapping[str, Any] | float | Sequence[float] | torch.Tensor | None = None,
+        strengths: Mapping[str, object] | float | Sequence[float] | torch.Tensor | None = None,
         prompt_lengths: Sequence[int] | torch.Tensor | None = None,
         seed: int | None = None,
         **kwargs: Any,
@@ -144,6 +146,7 @@ class Calls(NotPickled):
             PositionError: it cannot be told where a token stands.
             CacheError: a cache among `kwargs` was filled otherwise than this run would have filled it.
             TooLongError: a row and what is to follow are longer than the model's context.
+            TokenError: the model has no row for one of the tokens.
             NotSteeredError: an intervention that should have acted did not.
             NotFiniteError: as for `generate`.
         """
@@ -151,6 +154,7 @@ class Calls(NotPickled):
             self.intervenable.generate()
         device = self.model.device
         input_ids = torch.as_tensor(input_ids)
+        refuse_without_row(self.model, input_ids, self.tokenizer)
         given = {"input_ids": input_ids}
         if attention_mask is not None:
             given["attention_mask"] = attention_mask
@@ -172,7 +176,7 @@ class Calls(NotPickled):
         attention_mask: torch.Tensor | None = None,
         *,
         prompt_lengths: Sequence[int] | torch.Tensor | None = None,
-        strengths: Mapping[str, Any] | float | Sequence[float] | torch.Tensor | None = None,
+        strengths: Mapping[str, object] | float | Sequence[float] | torch.Tensor | None = None,
         must_act: bool = True,
         **kwargs: Any,
     ) -> Any:
@@ -192,6 +196,7 @@ class Calls(NotPickled):
             PositionError: a position rule cannot be decided.
             CacheError: `past_key_values` was filled otherwise than this run would have filled it.
             TooLongError: a row has more tokens than the model reads.
+            TokenError: the model has no row for one of the tokens.
             NotSteeredError: an intervention that should have acted did not.
             NotFiniteError: activations or logits of real tokens are not finite.
         """
@@ -207,6 +212,7 @@ class Calls(NotPickled):
                 "generate, or the tokenizer with return_tensors='pt'"
             )
         refuse_unknown_inputs(self.model, kwargs)
+        refuse_without_row(self.model, input_ids, self.tokenizer)
         device = self.model.device
         before = cached_length(kwargs)
         refuse_batch_beyond_context(self.model, input_ids, attention_mask, before=before)
@@ -227,7 +233,7 @@ class Calls(NotPickled):
         self,
         *,
         prompt_lengths: PromptLengths | None = None,
-        strengths: Mapping[str, Any] | float | Sequence[float] | torch.Tensor | None = None,
+        strengths: Mapping[str, object] | float | Sequence[float] | torch.Tensor | None = None,
     ) -> Iterator[Any]:
         """The plain model, edited for whoever calls it: a pipeline, an evaluation harness, a training loop.
 
@@ -271,19 +277,19 @@ class Calls(NotPickled):
         with self.intervenable.suspended():
             yield self
 
-    def _untouched(self, call: Callable[..., Any], base: Mapping[str, Any]) -> Any:
+    def _untouched(self, call: Callable[..., Any], base: Mapping[str, object]) -> Any:
         """A disabled run, which leaves no receipt, rather than that of the run before."""
         refuse_edited(base.get("past_key_values"))
         self.intervenable.leave()
         with self.intervenable.suspended():
             return call(**base)
 
-    def _prompt_lengths(self, lengths: Any, base: Mapping[str, Any]) -> torch.Tensor | None:
+    def _prompt_lengths(self, lengths: Any, base: Mapping[str, object]) -> torch.Tensor | None:
         if lengths is None:
             return None
         return prompt_lengths_of(lengths, base)
 
-    def _named(self, strengths: Any) -> Mapping[str, Any] | None:
+    def _named(self, strengths: Any) -> Mapping[str, object] | None:
         if strengths is None or isinstance(strengths, Mapping):
             return strengths
         entries = self.intervenable.entries

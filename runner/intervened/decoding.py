@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
@@ -43,7 +42,7 @@ def decode(
     m: IntervenedModel,
     begin: Decoding,
     *,
-    strengths: Mapping[str, Any] | None,
+    strengths: Mapping[str, object] | None,
     max_new_tokens: Sequence[int],
     choose: Callable[[torch.Tensor, Sequence[int], int], torch.Tensor],
     has_ended: Callable[[int, list[int]], bool],
@@ -106,7 +105,9 @@ def decode(
     return written, merged(receipts, same_rows=True)
 
 
-def _of(strengths: Mapping[str, Any] | None, rows: Sequence[int], count: int) -> Mapping[str, Any] | None:
+def _of(
+    strengths: Mapping[str, object] | None, rows: Sequence[int], count: int
+) -> Mapping[str, object] | None:
     """The strengths of some of the rows."""
     if strengths is None or len(rows) == count:
         return strengths

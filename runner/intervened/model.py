@@ -45,7 +45,7 @@ class IntervenedModel(Calls):
         *,
         intervenable: IntervenableModel,
         tensors: Mapping[str, torch.Tensor] | None = None,
-        provenance: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, object] | None = None,
     ) -> None:
         self.spec = spec
         self.model: Any = model
@@ -58,12 +58,12 @@ class IntervenedModel(Calls):
     @classmethod
     def from_spec(
         cls,
-        spec: InterventionSpec | Mapping[str, Any] | str | os.PathLike[str],
+        spec: InterventionSpec | Mapping[str, object] | str | os.PathLike[str],
         *,
         model: torch.nn.Module | None = None,
         tokenizer: Any = None,
         tensors: Mapping[str, torch.Tensor] | None = None,
-        provenance: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, object] | None = None,
         folder: str | os.PathLike[str] | None = None,
         **overrides: Any,
     ) -> Self:
@@ -242,7 +242,7 @@ class IntervenedModel(Calls):
             )
 
 
-def _refuse_overrides(overrides: Mapping[str, Any]) -> None:
+def _refuse_overrides(overrides: Mapping[str, object]) -> None:
     """A model that is loaded already stays as it is."""
     if late := sorted(overrides.keys() - set(CHAT_FIELDS)):
         raise ValueError(

@@ -38,6 +38,7 @@ from subvene.runner.intervened.measured import measured_options
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.forked_cache import continued, empty, why_not_forked
 from subvene.runner.models.generation import row_ends
+from subvene.specs import Positions
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def rollouts(
     return [rollout for rollout in found if rollout is not None], receipts
 
 
-def _rules(m: IntervenedModel) -> dict[str, Any]:
+def _rules(m: IntervenedModel) -> dict[str, Positions]:
     """Intervention name → its position rule; none for a disabled model."""
     if m.is_disabled:
         return {}

@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -41,7 +40,7 @@ def contrast_texts(spec: ContrastSpec, folder: Path) -> list[tuple[str | Message
     return texts
 
 
-def run_contrast(m: IntervenedModel, spec: ContrastSpec, folder: Path) -> dict[str, Any]:
+def run_contrast(m: IntervenedModel, spec: ContrastSpec, folder: Path) -> dict[str, object]:
     """By coefficient: log p(positive | prompt) − log p(negative | prompt), summed over tokens.
 
     Args:
@@ -83,7 +82,7 @@ def run_contrast(m: IntervenedModel, spec: ContrastSpec, folder: Path) -> dict[s
     return {"kind": spec.kind, "records": records, "pairs": pairs, "tokens_edited": tokens}
 
 
-def _record(coefficient: float, row: Sequence[float] | None, not_finite: str | None) -> dict[str, Any]:
+def _record(coefficient: float, row: Sequence[float] | None, not_finite: str | None) -> dict[str, object]:
     """One coefficient's record; without numbers where its run was not finite, and in words why."""
     if row is None:
         nothing = dict.fromkeys(("mean_difference", "standard_error", "positive_preferred"))

@@ -156,7 +156,7 @@ class Reference:
 
 
 @torch.no_grad()
-def divergence(m: IntervenedModel, reference: Reference) -> dict[str, Any]:
+def divergence(m: IntervenedModel, reference: Reference) -> dict[str, object]:
     """CE of an edited model, and KL(original ‖ edited), on the texts of `reference`.
 
     Args:
@@ -219,7 +219,7 @@ def divergence(m: IntervenedModel, reference: Reference) -> dict[str, Any]:
     }
 
 
-def run_divergence(m: IntervenedModel, spec: DivergenceSpec, folder: Path) -> dict[str, Any]:
+def run_divergence(m: IntervenedModel, spec: DivergenceSpec, folder: Path) -> dict[str, object]:
     """CE and KL of the model with its interventions, beside the untouched model.
 
     Returns:

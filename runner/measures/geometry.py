@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ Matrix = list[list[float | None]]
 
 def geometry(
     vectors: Vectors, layer: int, *, explained_variance: Mapping[str, Sequence[float | None]]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Cosines between traits and between layers, and norms.
 
     Args:

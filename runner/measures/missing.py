@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 ASPECTS = ("true", "info")
 _REASONS = 3
@@ -20,7 +20,16 @@ def missing_in_words(reasons: Counter[str]) -> str:
     )
 
 
-def item_parts(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+class ItemParts(TypedDict):
+    """Fields of an item of the results."""
+
+    key: str
+    text: str | None
+    scores: dict[str, float | bool | None]
+    missing: dict[str, str | None]
+
+
+def item_parts(key: str, values: Mapping[str, Any]) -> ItemParts:
     """What was measured of one question, as an item of the results has it.
 
     Args:

@@ -5,20 +5,58 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NotRequired, Protocol, TypedDict, TypeVar
+
+from pydantic import JsonValue
 
 from subvene.runner.data.text import prompt_ids
 from subvene.runner.data.traits import Trait
 from subvene.runner.edits.finite_points import by_point, listed, over_finite_points
 from subvene.runner.edits.receipt import merged
-from subvene.runner.files.ledger import MISSING, digest
+from subvene.runner.files.ledger import digest
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.rollouts import Row, rollouts, row_seed
 from subvene.runner.judges.traits import Exchange, TraitJudge
 from subvene.specs import SamplingSpec
 
-Do = Callable[[Mapping[str, Any], Callable[[], dict[str, Any]]], dict[str, Any]]
-"""Does a unit of work under the identity of all that it depends on, or gives what is recorded of it."""
+_Result = TypeVar("_Result", bound=Mapping[str, object])
+
+
+class Do(Protocol):
+    """Does a unit of work under the identity of all that it depends on, or gives what is recorded of it."""
+
+    def __call__(self, identity: Mapping[str, object], work: Callable[[], _Result], /) -> _Result:
+        """What `work` gives, as JSON has it."""
+
+
+class _Text(TypedDict):
+    prompt: Sequence[int]
+    tokens: Sequence[int]
+    start: int
+    text: str
+    ended: bool
+    seed: int
+
+
+class _Written(TypedDict):
+    responses: list[_Text]
+    receipt: list[dict[str, JsonValue]] | None
+    rows: NotRequired[list[int]]
+    not_finite: NotRequired[list[list[JsonValue]]]
+
+
+class _Judged(TypedDict):
+    score: float | None
+    coherence: float | None
+    refused: bool
+    reason: str | None
+    missing: NotRequired[Mapping[str, str | None]]
+
+
+class _Scores(TypedDict):
+    scores: list[_Judged]
+    missing: int
+
 
 EMPTY = "the response is empty"
 
@@ -86,7 +124,7 @@ class Answered:
     """
 
     responses: list[Response]
-    receipt: list[dict[str, Any]] | None
+    receipt: list[dict[str, JsonValue]] | None
     not_finite: dict[tuple[Any, ...], str]
 
 
@@ -97,7 +135,7 @@ def respond(
     trait: Trait,
     judge: TraitJudge,
     *,
-    identity: Mapping[str, Any],
+    identity: Mapping[str, object],
     seed: int,
     description: str,
     do: Do,
@@ -131,14 +169,18 @@ def respond(
         "seed": seed,
     }
 
-    def write(which: Sequence[int]) -> dict[str, Any]:
+    def write(which: Sequence[int]) -> _Written:
         return _written(open_model(), [asked[i] for i in which], sampling, trait, seed, description)
 
-    def write_finite() -> dict[str, Any]:
+    def write_finite() -> _Written:
         if points is None:
             return write(range(len(asked)))
         kept, written, marked = over_finite_points(points, write)
-        return {"responses": [], "receipt": None, **(written or {}), "rows": kept, **listed(marked)}
+        empty: _Written = {"responses": [], "receipt": None}
+        whole: _Written = {**(written or empty), "rows": kept}
+        if marked:
+            whole["not_finite"] = listed(marked)["not_finite"]
+        return whole
 
     written = do(about, write_finite)
     asked = [asked[i] for i in written.get("rows", range(len(asked)))]
@@ -151,15 +193,30 @@ def respond(
         "exchanges": digest([[one.question, one.answer] for one in exchanges]),
     }
     scores = iter(do(unit, lambda: _scored(exchanges, trait, judge))["scores"])
-    empty = {"score": None, "coherence": 0.0, "refused": False, "reason": EMPTY}
-    responses = []
-    for one, values, text in zip(asked, written["responses"], texts, strict=True):
-        places = {"prompt": tuple(values["prompt"]), "tokens": tuple(values["tokens"])}
-        judged = next(scores) if text else empty
-        # Ledgers of earlier runs have a 0: what owes verdicts is not recorded.
-        missing = judged.get("missing") or {}
-        responses.append(Response(asked=one, **{**values, **places, **judged, "missing": missing}))
+    empty: _Judged = {"score": None, "coherence": 0.0, "refused": False, "reason": EMPTY}
+    responses = [
+        _response(one, text, next(scores) if text["text"] else empty)
+        for one, text in zip(asked, written["responses"], strict=True)
+    ]
     return Answered(responses, written["receipt"], by_point(written))
+
+
+def _response(asked: Asked, written: _Text, judged: _Judged) -> Response:
+    return Response(
+        asked=asked,
+        prompt=tuple(written["prompt"]),
+        tokens=tuple(written["tokens"]),
+        start=written["start"],
+        text=written["text"],
+        ended=written["ended"],
+        seed=written["seed"],
+        score=judged["score"],
+        coherence=judged["coherence"],
+        refused=judged["refused"],
+        reason=judged["reason"],
+        # Ledgers of earlier runs have a 0: what owes verdicts is not recorded.
+        missing=judged.get("missing") or {},
+    )
 
 
 def _written(
@@ -169,7 +226,7 @@ def _written(
     trait: Trait,
     seed: int,
     description: str,
-) -> dict[str, Any]:
+) -> _Written:
     rows = [
         Row(
             prompt=tuple(prompt_ids(m.tokenizer, one.question, system=one.system)),
@@ -199,7 +256,7 @@ def _written(
     }
 
 
-def _scored(exchanges: Sequence[Exchange], trait: Trait, judge: TraitJudge) -> dict[str, Any]:
+def _scored(exchanges: Sequence[Exchange], trait: Trait, judge: TraitJudge) -> _Scores:
     scores = judge.trait(trait, exchanges) if exchanges else []
     coherences = judge.coherence(exchanges) if exchanges else []
     missing = [
@@ -210,7 +267,7 @@ def _scored(exchanges: Sequence[Exchange], trait: Trait, judge: TraitJudge) -> d
         }
         for score, coherence in zip(scores, coherences, strict=True)
     ]
-    found = [
+    found: list[_Judged] = [
         {
             "score": score.value,
             "coherence": coherence.value,
@@ -220,7 +277,7 @@ def _scored(exchanges: Sequence[Exchange], trait: Trait, judge: TraitJudge) -> d
         }
         for score, coherence, owed in zip(scores, coherences, missing, strict=True)
     ]
-    return {"scores": found, MISSING: sum(map(len, missing))}
+    return {"scores": found, "missing": sum(map(len, missing))}
 
 
 def missing_reasons(responses: Sequence[Response]) -> Counter[str]:

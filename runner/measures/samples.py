@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from subvene.runner.edits.finite_points import over_finite_points
 from subvene.runner.files.progress import generating
@@ -13,7 +12,7 @@ from subvene.runner.measures.base import sweep_strengths
 from subvene.specs import SamplesSpec
 
 
-def run_samples(m: IntervenedModel, spec: SamplesSpec, folder: Path) -> dict[str, Any]:
+def run_samples(m: IntervenedModel, spec: SamplesSpec, folder: Path) -> dict[str, object]:
     """Greedy responses to every prompt at every coefficient (`runner.measured`).
 
     Returns:

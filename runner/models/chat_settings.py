@@ -24,15 +24,15 @@ class ChatSettings:
         reasoning: `drop`: a reply is what follows its block of reasoning; `keep`: the block is part of it.
     """
 
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
     system: Literal["role", "fold"] = "role"
     reasoning: Literal["drop", "keep"] = "drop"
 
-    def with_variables(self, variables: Mapping[str, Any] | None) -> ChatSettings:
+    def with_variables(self, variables: Mapping[str, object] | None) -> ChatSettings:
         """The same with further variables of the template, which go before its own."""
         return replace(self, chat_template_kwargs={**self.chat_template_kwargs, **(variables or {})})
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """JSON values; only what is not the default."""
         default = ChatSettings()
         return {

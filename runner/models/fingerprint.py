@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NotRequired, TypedDict, final
 
 import torch
 
@@ -11,7 +11,43 @@ from subvene.runner.models.anatomy import Anatomy, component_module, sizes_from_
 from subvene.specs import InterventionSpec
 
 
-def config_fingerprint(config: Any) -> dict[str, Any]:
+class ConfigFingerprint(TypedDict):
+    """What a config tells of a model of attention blocks."""
+
+    model_type: str
+    n_layers: int
+    width: int
+    n_heads: int
+    head_dim: int
+    vocab_size: int | None
+    revision: str | None
+
+
+@final
+class BlocksFingerprint(ConfigFingerprint):
+    """Of a decoder language model; `name` is how the spec calls it."""
+
+    architecture: str
+    name: NotRequired[str]
+
+
+@final
+class ModulesFingerprint(TypedDict):
+    """Of a model whose blocks are not known: the modules that a spec names by their paths, in words."""
+
+    model_type: str
+    architecture: str
+    n_layers: None
+    width: None
+    n_heads: None
+    head_dim: None
+    modules: dict[str, str]
+    vocab_size: int | None
+    revision: str | None
+    name: NotRequired[str]
+
+
+def config_fingerprint(config: Any) -> ConfigFingerprint:
     """A model's fingerprint as far as its config alone tells it.
 
     Raises:
@@ -29,14 +65,15 @@ def config_fingerprint(config: Any) -> dict[str, Any]:
     }
 
 
-def model_fingerprint(model: Any) -> dict[str, Any]:
+def model_fingerprint(model: Any) -> BlocksFingerprint:
     """The fingerprint of a loaded decoder language model, with heads as its modules have them.
 
     Raises:
         AnatomyError: its blocks are not known.
     """
     sizes = Anatomy.of(model).sizes
-    return config_fingerprint(model.config) | {
+    return {
+        **config_fingerprint(model.config),
         "architecture": type(model).__name__,
         "n_layers": sizes.n_layers,
         "n_heads": sizes.n_heads,
@@ -44,14 +81,17 @@ def model_fingerprint(model: Any) -> dict[str, Any]:
     }
 
 
-def modules_fingerprint(spec: InterventionSpec, model: torch.nn.Module) -> dict[str, Any]:
+def modules_fingerprint(spec: InterventionSpec, model: torch.nn.Module) -> ModulesFingerprint:
     """The fingerprint of any other model: what the modules are that a spec names by their paths."""
     config: Any = model.config
     paths = [str(declared.module_path) for declared in spec.interventions]
     return {
         "model_type": text_config(config).model_type,
         "architecture": type(model).__name__,
-        **dict.fromkeys(("n_layers", "width", "n_heads", "head_dim")),
+        "n_layers": None,
+        "width": None,
+        "n_heads": None,
+        "head_dim": None,
         "modules": {path: _module_in_words(model, path) for path in paths},
         "vocab_size": getattr(text_config(config), "vocab_size", None),
         "revision": getattr(config, "_commit_hash", None),

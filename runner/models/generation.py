@@ -20,7 +20,7 @@ _CRITERIA = "transformers.generation.stopping_criteria"
 _PROCESSORS = "transformers.generation.logits_process"
 
 
-def setting(model: Any, kwargs: Mapping[str, Any], name: str) -> Any:
+def setting(model: Any, kwargs: Mapping[str, object], name: str) -> Any:
     """A generation setting: the keyword, else `generation_config`'s, else the model's own."""
     if name in kwargs:
         return kwargs[name]
@@ -48,7 +48,7 @@ def row_ends(model: Any, kwargs: Mapping[str, Any]) -> list[int]:
     return [token for end in ends if end is not None for token in torch.as_tensor(end).reshape(-1).tolist()]
 
 
-def drafts(model: Any, kwargs: Mapping[str, Any]) -> bool:
+def drafts(model: Any, kwargs: Mapping[str, object]) -> bool:
     """Whether a generation passes drafts, of which some are taken back."""
     names = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
     return any(setting(model, kwargs, name) for name in names)

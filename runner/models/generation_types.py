@@ -52,7 +52,7 @@ _FIELDS: dict[_Kind, str] = {
 _KINDS = {name: kind for kind, names in _FIELDS.items() for name in names.split()}
 
 
-def generation_flaw(settings: Mapping[str, Any]) -> str | None:
+def generation_flaw(settings: Mapping[str, object]) -> str | None:
     """The first setting that is no such value, in words; what is None or left out is not set.
 
     Args:

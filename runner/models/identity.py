@@ -165,7 +165,7 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
-def environment() -> dict[str, Any]:
+def environment() -> dict[str, object]:
     """Versions and machine, to stand beside every measured number."""
     return {
         "versions": versions(),
@@ -176,7 +176,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def git_state(folder: Path) -> dict[str, Any] | None:
+def git_state(folder: Path) -> dict[str, object] | None:
     """Commit of the repository that holds `folder`, and whether it has changes; None outside of one."""
 
     def git(*arguments: str) -> str:
@@ -190,8 +190,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def run_manifest(
-    spec: str, folder: Path, *, data: Mapping[str, Any], judges: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
+    spec: str, folder: Path, *, data: Mapping[str, object], judges: Sequence[Mapping[str, object]]
+) -> dict[str, object]:
     """What there is to know about where the numbers of a run come from.
 
     Args:

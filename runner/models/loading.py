@@ -6,8 +6,9 @@ import functools
 import hashlib
 import importlib.util
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import torch
 import transformers
@@ -41,6 +42,14 @@ class ModelError(SubveneError):
     """The model that was named cannot be found or loaded."""
 
 
+class _Options(TypedDict, total=False):
+    """Keywords of transformers' `from_pretrained` that a spec declares."""
+
+    dtype: str | torch.dtype
+    device_map: str | Mapping[str, str | int]
+    attn_implementation: str
+
+
 def load_model(
     model: ModelSpec | str, **overrides: Any
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
@@ -60,7 +69,7 @@ def load_model(
     """
     spec = _spec(model, overrides)
     source = resolve(spec)
-    options: dict[str, Any] = {"dtype": spec.dtype if spec.dtype == "auto" else getattr(torch, spec.dtype)}
+    options: _Options = {"dtype": spec.dtype if spec.dtype == "auto" else getattr(torch, spec.dtype)}
     if spec.device_map is not None:
         options["device_map"] = spec.device_map
     if spec.attn_implementation is not None:
@@ -160,7 +169,7 @@ def _revision(spec: ModelSpec) -> dict[str, str]:
     return {"revision": spec.revision} if spec.revision and resolve(spec) == spec.name else {}
 
 
-def with_overrides(spec: _Spec, overrides: dict[str, Any]) -> _Spec:
+def with_overrides(spec: _Spec, overrides: dict[str, object]) -> _Spec:
     """The spec with the model that is really loaded; the device stays as it was declared."""
     merged = _spec(spec.model, overrides)
     names = ("name", "revision", "dtype", "attn_implementation", *CHAT_FIELDS)
@@ -169,7 +178,7 @@ def with_overrides(spec: _Spec, overrides: dict[str, Any]) -> _Spec:
     return spec.model_copy(update={"model": spec.model.model_copy(update=changed)})
 
 
-def _spec(model: ModelSpec | str, overrides: dict[str, Any]) -> ModelSpec:
+def _spec(model: ModelSpec | str, overrides: dict[str, object]) -> ModelSpec:
     fields = {"name": model} if isinstance(model, str) else model.model_dump(exclude_none=True)
     overrides = {k: v for k, v in overrides.items() if v is not None}
     if overrides.get("name", fields["name"]) != fields["name"]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import safetensors
 from huggingface_hub.errors import StrictDataclassError
@@ -159,7 +159,16 @@ def _of_adapter(base: object) -> str:
     )
 
 
-def _check(model: Any, info: Mapping[str, Any], unused: str | None) -> None:
+class _LoadingInfo(TypedDict):
+    """What transformers' `from_pretrained` says of a checkpoint."""
+
+    missing_keys: Collection[str]
+    unexpected_keys: Collection[str]
+    mismatched_keys: Collection[tuple[str, Sequence[int], Sequence[int]]]
+    error_msgs: Sequence[str]
+
+
+def _check(model: Any, info: _LoadingInfo, unused: str | None) -> None:
     if getattr(model, "_hf_peft_config_loaded", False):
         raise PretrainedError(_of_adapter(None))
     missing = sorted(key for key in info["missing_keys"] if unused is None or not re.search(unused, key))
@@ -189,7 +198,7 @@ def _check(model: Any, info: Mapping[str, Any], unused: str | None) -> None:
         raise PretrainedError("\n".join(problems))
 
 
-def _check_types(model: nn.Module, info: Mapping[str, Any], source: str, revision: str | None) -> None:
+def _check_types(model: nn.Module, info: _LoadingInfo, source: str, revision: str | None) -> None:
     """Refuse what was cast from numbers that mean nothing without their scales."""
     with _refusing():
         if declares_quantization(source, revision):

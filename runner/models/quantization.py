@@ -23,7 +23,7 @@ def check_quantization(config: Any) -> None:
             raise PretrainedError(_of_unknown(fields.get("quant_method")))
 
 
-def _is_known(fields: Mapping[str, Any]) -> bool:
+def _is_known(fields: Mapping[str, object]) -> bool:
     """Whether transformers has a quantiser for what a config declares; it knows its own special cases."""
     from transformers.quantizers.auto import AutoHfQuantizer
 

@@ -10,11 +10,12 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import huggingface_hub
 import safetensors
 import torch
+from pydantic import JsonValue
 from torch import nn
 
 from subvene.specs.regular_file import read_text
@@ -55,7 +56,7 @@ def stored_types(source: str, revision: str | None = None) -> Iterator[Stored]:
         FileNotFoundError: no file of weights is there.
     """
     declared = _config(source, revision).get("transformers_weights")
-    for name in (declared,) if declared else _FILES:
+    for name in (str(declared),) if declared else _FILES:
         path = file_of(source, name, revision)
         if path is None:
             continue
@@ -101,7 +102,7 @@ def _floats(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point()
 
 
-def _config(source: str, revision: str | None) -> dict[str, Any]:
+def _config(source: str, revision: str | None) -> dict[str, JsonValue]:
     path = file_of(source, "config.json", revision)
     read = {} if path is None else json.loads(read_text(path))
     return read if isinstance(read, dict) else {}

@@ -1,11 +1,43 @@
-"""Whether a model has a row for every token that its tokenizer writes."""
+"""Whether a model has a row for every token that its tokenizer writes, and for those that it is given."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from subvene.specs import SubveneError
+
 _SHOWN = 5
 _OWN = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id")
+
+
+class TokenError(SubveneError, IndexError):
+    """A model is given a token that its embedding has no row for."""
+
+
+def refuse_without_row(model: Any, ids: torch.Tensor, tokenizer: Any = None) -> None:
+    """Refuse token ids that a model's embedding has no row for.
+
+    A text may spell a special token that is harmless because nobody writes it: one of another modality.
+
+    Args:
+        model: a model of transformers.
+        ids: of any shape.
+        tokenizer: names the token, where there is one.
+
+    Raises:
+        TokenError: naming the token.
+    """
+    rows = _rows(model)
+    if rows is None or not ids.numel() or (largest := int(ids.max())) < rows:
+        return
+    token = None if tokenizer is None else tokenizer.convert_ids_to_tokens(largest)
+    named = str(largest) if token is None else f"{token!r} ({largest})"
+    raise TokenError(
+        f"the tokens hold {named}, and the model's embedding has {rows} rows, ids 0 to {rows - 1}: leave "
+        "it out of the text (it belongs to another modality or another model)"
+    )
 
 
 def beyond(model: Any, tokenizer: Any) -> str | None:

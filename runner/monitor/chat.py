@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 import transformers
@@ -59,6 +59,18 @@ class Answer:
     receipt: Receipt | None
 
 
+class _Generation(TypedDict, total=False):
+    """Keywords of `generate`."""
+
+    max_new_tokens: int
+    pad_token_id: int | None
+    do_sample: bool
+    temperature: float
+    top_p: float
+    streamer: transformers.TextStreamer
+    stopping_criteria: transformers.StoppingCriteriaList
+
+
 class ChatSession:
     """A conversation of several turns under one model's interventions.
 
@@ -79,7 +91,7 @@ class ChatSession:
         self,
         model: IntervenedModel,
         *,
-        strengths: Mapping[str, float] | None = None,
+        strengths: Mapping[str, float | tuple[float, ...]] | None = None,
         system: str | None = None,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
@@ -301,7 +313,7 @@ class ChatSession:
     @torch.no_grad()
     def _answer(self, ids: list[int], on_text: OnText | None, stop: Stop | None, *, edited: bool) -> Answer:
         m, room = self.model, math.inf if self.context is None else self.context - len(ids)
-        kwargs: dict[str, Any] = {
+        kwargs: _Generation = {
             "max_new_tokens": int(min(self.max_new_tokens, room)),
             "pad_token_id": pad_id_of(m.tokenizer),
             "do_sample": self.temperature > 0,

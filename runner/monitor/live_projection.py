@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import torch
 
@@ -24,6 +24,7 @@ from subvene.runner.monitor.projection import (
     WHEN,
     Axes,
     ByVector,
+    Projected,
     ProjectionError,
     Projections,
     Vectors,
@@ -94,7 +95,7 @@ class LiveProjections:
     def __enter__(self) -> Self:
         self._calls.clear()
 
-        def observe(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def observe(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, object]) -> None:
             self._tracker.observe(model, args, kwargs)
 
         observer = self._model.register_forward_pre_hook(observe, with_kwargs=True)
@@ -169,6 +170,20 @@ class LiveProjections:
         return values.masked_fill(~real.unsqueeze(-1), 0.0).sum(1), real.sum(1)
 
 
+class Live(TypedDict):
+    """Projections of what was generated, plain values for JSON.
+
+    Attributes:
+        read: what `before` and `after` mean.
+        over: which tokens the means are over.
+        rows: of each response, one entry a vector.
+    """
+
+    read: dict[str, str]
+    over: str
+    rows: list[list[Projected]]
+
+
 def generate_with_projections(
     m: IntervenedModel,
     prompts: str | Sequence[str | Messages],
@@ -177,9 +192,9 @@ def generate_with_projections(
     system: str | None = None,
     chat: bool | None = None,
     strengths: Any = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
+    chat_template_kwargs: Mapping[str, object] | None = None,
     **options: Any,
-) -> tuple[list[str], dict[str, Any]]:
+) -> tuple[list[str], Live]:
     """As `m.generate`, with the projections of what is being generated.
 
     Args:
@@ -202,7 +217,7 @@ def generate_with_projections(
         prompt_ids(m.tokenizer, prompt, system=system, chat=chat, chat_template_kwargs=chat_template_kwargs)
         for prompt in prompts
     ]
-    told: dict[str, Any] = {"read": dict(READ), "over": OVER, "rows": []}
+    told: Live = {"read": dict(READ), "over": OVER, "rows": []}
     if not rows:
         return [], told
     options.setdefault("pad_token_id", pad_id_of(m.tokenizer))

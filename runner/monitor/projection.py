@@ -21,7 +21,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict, Unpack
 
 import torch
 
@@ -53,6 +53,16 @@ class ProjectionError(SubveneError, ValueError):
     """Projections cannot be read; the message names the vector, the text or the setting."""
 
 
+class Projected(TypedDict):
+    """A text's mean projection on one vector; `after` the edits where there were any."""
+
+    key: str
+    layer: int
+    tokens: int
+    before: float
+    after: NotRequired[float]
+
+
 @dataclass(frozen=True)
 class Projections:
     """Projections of texts on vectors.
@@ -75,14 +85,17 @@ class Projections:
         """What the rest of the model reads: `after` where there were edits, else `before`."""
         return self.before if self.after is None else self.after
 
-    def of(self, text: int) -> list[dict[str, Any]]:
+    def of(self, text: int) -> list[Projected]:
         """One text's projections as plain values for JSON; without `after` if the model was unedited."""
-        return [
+        found: list[Projected] = [
             {"key": key, "layer": layer, "tokens": int(self.tokens[text]), "before": float(values[text])}
-            | ({} if self.after is None else {"after": float(self.after[key][layer][text])})
             for key, by_layer in self.before.items()
             for layer, values in by_layer.items()
         ]
+        if self.after is not None:
+            for one in found:
+                one["after"] = float(self.after[one["key"]][one["layer"]][text])
+        return found
 
 
 @dataclass(frozen=True)
@@ -100,16 +113,18 @@ class TokenProjections:
     receipts: tuple[Receipt, ...] = ()
 
 
+class Reading(TypedDict, total=False):
+    """How texts are read; see `project`."""
+
+    edited: bool
+    prompt_lengths: Sequence[int] | None
+    strengths: Mapping[str, Sequence[float]] | None
+    batch_size: int
+    description: str
+
+
 def project(
-    m: IntervenedModel,
-    texts: Sequence[Text],
-    vectors: Vectors,
-    *,
-    edited: bool = False,
-    prompt_lengths: Sequence[int] | None = None,
-    strengths: Mapping[str, Sequence[float]] | None = None,
-    batch_size: int = 16,
-    description: str = "projecting",
+    m: IntervenedModel, texts: Sequence[Text], vectors: Vectors, **how: Unpack[Reading]
 ) -> Projections:
     """⟨mean of block_output[l] over the span, v⟩/‖v‖ for every text, vector and layer, teacher-forced.
 
@@ -118,12 +133,11 @@ def project(
         texts: token ids and the span that is read, the response; it may be empty. Texts that begin another
             one (the turns of a conversation) cost nothing of their own unless `edited`.
         vectors: key → layer → v.
-        edited: let the interventions act, at the tokens that generation would edit, and read on either side
-            of those of `block_output`.
-        prompt_lengths: tokens of each text that are prompt; default: those before its span (at least one).
-        strengths: by intervention name, one value per text, in place of the spec's.
-        batch_size: texts per forward pass.
-        description: what the progress bar says.
+        **how: `edited`: let the interventions act (False if left out), at the tokens that generation would
+            edit, and read on either side of those of `block_output`; `prompt_lengths`: tokens of each text
+            that are prompt, by default those before its span (at least one); `strengths`: by intervention
+            name, one value per text, in place of the spec's; `batch_size`: texts per forward pass, 16;
+            `description`: what the progress bar says.
 
     Raises:
         ProjectionError: a vector or a span does not fit.
@@ -139,24 +153,19 @@ def project(
             for key, value in zip(axes.keys[layer], values.double().mean(0), strict=True):
                 kept[when][key][layer][i] = value
 
-    receipts = _read(m, texts, axes, keep, edited, prompt_lengths, strengths, batch_size, description)
+    receipts = _read(m, texts, axes, keep, **how)
     tokens = torch.tensor([text.end - text.start for text in texts], dtype=torch.long)
     nothing = axes.by_vector(lambda _: torch.zeros(0, dtype=torch.float64))
     return Projections(
-        kept.get("before", nothing), kept.get("after", nothing) if edited else None, tokens, receipts
+        kept.get("before", nothing),
+        kept.get("after", nothing) if how.get("edited") else None,
+        tokens,
+        receipts,
     )
 
 
 def token_projections(
-    m: IntervenedModel,
-    texts: Sequence[Text],
-    vectors: Vectors,
-    *,
-    edited: bool = False,
-    prompt_lengths: Sequence[int] | None = None,
-    strengths: Mapping[str, Sequence[float]] | None = None,
-    batch_size: int = 16,
-    description: str = "projecting",
+    m: IntervenedModel, texts: Sequence[Text], vectors: Vectors, **how: Unpack[Reading]
 ) -> TokenProjections:
     """The projection of every single token of the spans, as for percentiles; arguments as for `project`."""
     axes = Axes(m.model, vectors)
@@ -168,8 +177,8 @@ def token_projections(
         for key, column in zip(axes.keys[layer], values.unbind(1), strict=True):
             kept[when][key][layer][i] = column.clone()
 
-    receipts = _read(m, texts, axes, keep, edited, prompt_lengths, strengths, batch_size, description)
-    return TokenProjections(kept["before"], kept["after"] if edited else None, receipts)
+    receipts = _read(m, texts, axes, keep, **how)
+    return TokenProjections(kept["before"], kept["after"] if how.get("edited") else None, receipts)
 
 
 class Axes:
@@ -222,11 +231,12 @@ def _read(
     texts: Sequence[Text],
     axes: Axes,
     keep: _Keep,
-    edited: bool,
-    prompt_lengths: Sequence[int] | None,
-    strengths: Mapping[str, Sequence[float]] | None,
-    batch_size: int,
-    description: str,
+    *,
+    edited: bool = False,
+    prompt_lengths: Sequence[int] | None = None,
+    strengths: Mapping[str, Sequence[float]] | None = None,
+    batch_size: int = 16,
+    description: str = "projecting",
 ) -> tuple[Receipt, ...]:
     """Calls `keep(when, layer, text, float32 [tokens of its span, vectors of the layer])`, on the CPU."""
     for i, text in enumerate(texts):

@@ -53,7 +53,7 @@ def reload_difference(m: IntervenedModel, folder: Path, prompts: Sequence[str]) 
     return float((here - there).abs().max())
 
 
-def _placement(model: Any) -> dict[str, Any]:
+def _placement(model: Any) -> dict[str, object]:
     """Where a model lies, as overrides that load another one there: other devices round differently."""
     spread = getattr(model, "hf_device_map", None) or {}
     if len(set(spread.values())) > 1:

@@ -19,6 +19,7 @@ from subvene.runner.data.text import Batch, by_length, pad
 from subvene.runner.edits.hooks import take_input, take_output
 from subvene.runner.files.progress import track
 from subvene.runner.models.anatomy import Anatomy, component_module
+from subvene.runner.models.vocabulary import refuse_without_row
 
 # A sum that is smaller than this part of what it was added up from holds nothing but rounding.
 _ROUNDING = 1e-6
@@ -127,8 +128,10 @@ def forward_reading(
 
     Raises:
         TooLongError: a text has more tokens than the model reads.
+        TokenError: the model has no row for one of the tokens.
     """
     model: Any = anatomy.model
+    refuse_without_row(model, batch.input_ids)
     if "position_ids" not in inputs:  # rows that hold several texts are not as long as they look
         before = 0 if cache is None else cache.get_seq_length()
         refuse_batch_beyond_context(
@@ -142,7 +145,7 @@ def forward_reading(
     def attach(layer: int) -> None:
         module, is_input = component_module(model, anatomy.component(site, layer))
 
-        def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any = None) -> None:
+        def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, object], output: Any = None) -> None:
             read(layer, (take_input(args, kwargs) if is_input else take_output(output))[0])
             if layer == max(layers):
                 raise _LastLayerRead
@@ -155,7 +158,7 @@ def forward_reading(
             attach(layer)
         for module in training:
             module.training = False
-        options: dict[str, Any] = {"attention_mask": batch.attention_mask, "use_cache": cache is not None}
+        options: dict[str, object] = {"attention_mask": batch.attention_mask, "use_cache": cache is not None}
         if cache is not None:
             before = batch.attention_mask.new_ones(len(batch.input_ids), cache.get_seq_length())
             options["attention_mask"] = torch.cat([before, batch.attention_mask], dim=1)

@@ -25,7 +25,7 @@ class Fitted:
     """
 
     tensors: dict[str, torch.Tensor]
-    provenance: dict[str, Any]
+    provenance: dict[str, object]
     left_out: Mapping[tuple[str, str, int], str] = field(default_factory=dict)
 
 

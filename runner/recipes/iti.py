@@ -146,7 +146,7 @@ def _tensors(spec: ITISpec, by_layer: Mapping[int, _Shifted]) -> dict[str, torch
     return tensors
 
 
-def _counts(answers: Sequence[_Answer]) -> dict[str, Any]:
+def _counts(answers: Sequence[_Answer]) -> dict[str, object]:
     """Which questions the fit saw, and how many."""
     keys = sorted({answer.question.key for answer in answers})
     return {

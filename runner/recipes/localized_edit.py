@@ -184,9 +184,9 @@ def _provenance(
     trained: Trained,
     digest: str,
     probed: Probed | None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     spec = request.spec
-    about: dict[str, Any] = {
+    about: dict[str, object] = {
         "recipe": spec.recipe,
         "key": spec.key,
         "site": SITE,

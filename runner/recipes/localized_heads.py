@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -79,7 +79,8 @@ def probe_heads(
             )
             fitted = fit_iti(how, questions, anatomy, tokenizer, seed=seed, work=Path(folder))
             about = fitted.provenance
-            return Probed(torch.tensor(about["validation_accuracy"], dtype=torch.float64), about["chance"])
+            accuracy = torch.tensor(about["validation_accuracy"], dtype=torch.float64)
+            return Probed(accuracy, cast(float, about["chance"]))
         return _probe_answers(heads, examples, anatomy, tokenizer, seed, Path(folder))
 
 

@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -45,6 +45,9 @@ SITE: Site = "block_output"
 _SIDES = ("positive", "negative")
 
 
+_Result = TypeVar("_Result", bound=Mapping[str, object])
+
+
 @dataclass(frozen=True)
 class PersonaData:
     """What persona vectors are fitted on: the traits, and who judges."""
@@ -69,7 +72,7 @@ class Extraction:
     dropped: dict[str, int]
     warning: str | None
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """JSON values: counts, mean scores, the warning."""
         mean_score = {
             side: mean_and_sd(pair[i].score for pair in self.pairs)[0] for i, side in enumerate(_SIDES)
@@ -273,13 +276,13 @@ def named_tensors(trait: Trait, found: Vectors) -> dict[str, torch.Tensor]:
 
 def provenance_of(
     spec: PersonaSpec,
-    judge: Mapping[str, Any],
+    judge: Mapping[str, object],
     traits: Sequence[Trait],
     extractions: Mapping[str, Extraction],
     found: Mapping[str, Vectors],
     *,
     seed: int,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Where the tensors come from, JSON values; `judge` is what its `describe` gives."""
     return {
         "recipe": spec.recipe,
@@ -313,7 +316,7 @@ def _rounded(values: torch.Tensor) -> dict[str, float]:
     return {str(layer): round(float(value), 4) for layer, value in enumerate(values)}
 
 
-def _at_once(identity: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _at_once(identity: Mapping[str, object], work: Callable[[], _Result]) -> _Result:
     return work()
 
 

@@ -1,8 +1,8 @@
 """Random directions: drawn uniformly over all directions, as long as another fit's at each place.
 
-A direction of independent normal numbers, brought to a length, is uniform on the sphere of that length (Muller
-1959). Directions of heads are drawn head by head; whatever else another fit gives beside its directions (σ, the
-typical norm of the activation) is kept, so that strengths mean the same.
+A direction of independent normal numbers, brought to a length, is uniform on the sphere of that length
+(Muller 1959). Directions of heads are drawn head by head; whatever else another fit gives beside its directions
+(σ, the typical norm of the activation) is kept, so that strengths mean the same.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def draw(spec: RandomDirectionSpec, tensors: Mapping[str, torch.Tensor], *, seed
         place = parse_tensor_name(name)
         if place is None or place.part in ("a", "b"):
             raise SubveneError(
-                f"recipe {spec.recipe}: {spec.like!r} gives {name}, which is no direction; `like` names a fit "
-                "of directions (mean_difference, persona, iti)"
+                f"recipe {spec.recipe}: {spec.like!r} gives {name}, which is no direction; `like` names "
+                "a fit of directions (mean_difference, persona, iti)"
             )
         mine = tensor_name(spec.key, place.site, place.layer, place.part)
         if place.part is not None:

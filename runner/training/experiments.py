@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -86,7 +85,7 @@ class Progress:
     best_step: int = 0
     stale: int = 0
     stopped_early: bool = False
-    passes: dict[str, Any] = field(default_factory=dict)
+    passes: dict[str, object] = field(default_factory=dict)
 
     def is_active(self, experiment: Experiment) -> bool:
         """Whether there are steps left to do."""
@@ -133,7 +132,7 @@ class Trained:
     best_step: int
     stopped_early: bool
     start: int
-    about: dict[str, Any]
+    about: dict[str, object]
 
 
 def check(experiments: Sequence[Experiment], *, need_heads: bool = True) -> None:

@@ -157,7 +157,7 @@ class StackedEdits:
                 handle.remove()
 
     def _hook(self, layer: int, experiments: Sequence[int]) -> Any:
-        def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, object]) -> Any:
             readers, writers, constant = self._stacked(layer, experiments)
             given, put_back = take_input(args, kwargs)
             o = given.view(len(experiments), -1, given.shape[-1])

@@ -172,7 +172,7 @@ class Passes:
         predicting = layout.predicting
         selected = False
 
-        def select(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        def select(_module: torch.nn.Module, args: Any, kwargs: dict[str, object]) -> Any:
             nonlocal selected
             hidden, put_back = take_input(args, kwargs)
             selected = True
@@ -211,7 +211,7 @@ class Passes:
         """Within the block, what reaches the entry layers is kept, part by part and without padding."""
 
         def keep(entry: int) -> Any:
-            def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, object]) -> None:
                 hidden, _ = take_input(args, kwargs)
                 for own, rows in zip(hidden, sequences, strict=True):
                     # Copies, so that no whole batch is kept for one row.
@@ -251,7 +251,7 @@ class Passes:
         def pass_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
             return (hidden_states, None) if self._returns_tuple else hidden_states
 
-        def enter(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        def enter(_module: torch.nn.Module, args: Any, kwargs: dict[str, object]) -> Any:
             hidden, put_back = take_input(args, kwargs)
             return put_back(kept.to(hidden.device))
 

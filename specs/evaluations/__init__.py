@@ -1,37 +1,58 @@
-"""The evaluations. A new one is a new file here and one line in ``AnyEvaluation``."""
+"""The evaluations. A new one is a new file, a line in ``_KINDS``, and its class in ``AnyEvaluation``."""
 
-from typing import Annotated
+import importlib
+from typing import TYPE_CHECKING, Annotated, Any
 
-from subvene.specs._flaws import Named
+from subvene.specs._flaws import Registered
+from subvene.specs._registry import Kinds
 from subvene.specs.evaluations.base import (
     BaseEvaluation,
     ChoosingEvaluation,
     CoefficientEvaluation,
     ConditionEvaluation,
 )
-from subvene.specs.evaluations.composition import CompositionSpec
-from subvene.specs.evaluations.contrast import ContrastSpec
-from subvene.specs.evaluations.divergence import DivergenceSpec, TextsSpec
-from subvene.specs.evaluations.localization import LocalizationSpec
-from subvene.specs.evaluations.multiple_choice import MultipleChoiceSpec
-from subvene.specs.evaluations.samples import SamplesSpec
-from subvene.specs.evaluations.trait_scores import ProjectionSpec, TraitScoresSpec
-from subvene.specs.evaluations.traits import TraitConditionsSpec, TraitEvaluation, TraitSweepSpec
-from subvene.specs.evaluations.truthfulqa import TruthfulQASpec
 
-AnyEvaluation = Annotated[
-    SamplesSpec
-    | ContrastSpec
-    | TruthfulQASpec
-    | DivergenceSpec
-    | TraitScoresSpec
-    | MultipleChoiceSpec
-    | CompositionSpec
-    | TraitSweepSpec
-    | TraitConditionsSpec
-    | LocalizationSpec,
-    Named("kind"),
-]
+if TYPE_CHECKING:
+    from subvene.specs.evaluations.composition import CompositionSpec
+    from subvene.specs.evaluations.contrast import ContrastSpec
+    from subvene.specs.evaluations.divergence import DivergenceSpec, TextsSpec
+    from subvene.specs.evaluations.localization import LocalizationSpec
+    from subvene.specs.evaluations.multiple_choice import MultipleChoiceSpec
+    from subvene.specs.evaluations.samples import SamplesSpec
+    from subvene.specs.evaluations.trait_scores import ProjectionSpec, TraitScoresSpec
+    from subvene.specs.evaluations.traits import TraitConditionsSpec, TraitEvaluation, TraitSweepSpec
+    from subvene.specs.evaluations.truthfulqa import TruthfulQASpec
+
+_KINDS = {
+    "samples": "samples:SamplesSpec",
+    "contrast": "contrast:ContrastSpec",
+    "truthfulqa": "truthfulqa:TruthfulQASpec",
+    "divergence": "divergence:DivergenceSpec",
+    "trait_scores": "trait_scores:TraitScoresSpec",
+    "multiple_choice": "multiple_choice:MultipleChoiceSpec",
+    "composition": "composition:CompositionSpec",
+    "trait_sweep": "traits:TraitSweepSpec",
+    "trait_conditions": "traits:TraitConditionsSpec",
+    "localization": "localization:LocalizationSpec",
+}
+REGISTRY = Kinds(__name__, _KINDS)
+"""By `kind`; each is imported when a file has one."""
+
+if TYPE_CHECKING:
+    AnyEvaluation = (
+        SamplesSpec
+        | ContrastSpec
+        | TruthfulQASpec
+        | DivergenceSpec
+        | TraitScoresSpec
+        | MultipleChoiceSpec
+        | CompositionSpec
+        | TraitSweepSpec
+        | TraitConditionsSpec
+        | LocalizationSpec
+    )
+else:
+    AnyEvaluation = Annotated[BaseEvaluation, Registered("kind", REGISTRY)]
 
 __all__ = [
     "AnyEvaluation",
@@ -53,3 +74,12 @@ __all__ = [
     "TraitSweepSpec",
     "TruthfulQASpec",
 ]
+
+_LATER = {cls: module for module, _, cls in (place.partition(":") for place in _KINDS.values())}
+_LATER |= {"ProjectionSpec": "trait_scores", "TextsSpec": "divergence", "TraitEvaluation": "traits"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

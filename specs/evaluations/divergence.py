@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
 from subvene.specs._base import SpecModel
-from subvene.specs._fields import Count, Text
+from subvene.specs._fields import Count, Text, path_ending
 from subvene.specs._flaws import Expect, Flaw, refuse
 from subvene.specs.evaluations.base import ConditionEvaluation
 
-_SUFFIXES = (".txt", ".jsonl", ".json")
 _OF_A_DATASET = ("subset", "split", "revision")
 
 
-def _texts_file(file: str) -> str:
-    if not file.lower().endswith(_SUFFIXES) or file.lower() in _SUFFIXES or not file.isprintable():
-        raise PydanticCustomError("texts_file", "texts_file")
-    return file
-
-
-TextsPath = Annotated[str, AfterValidator(_texts_file), Expect("a path that ends in .txt, .jsonl or .json")]
+TextsPath = Annotated[
+    str,
+    path_ending(".txt", ".jsonl", ".json", any_case=True),
+    Expect("a path that ends in .txt, .jsonl or .json"),
+]
 
 
 class TextsSpec(SpecModel):
@@ -60,7 +56,7 @@ class DivergenceSpec(ConditionEvaluation):
 
     kind: Literal["divergence"] = Field(default="divergence", description="CE and KL on given texts.")
     texts: TextsSpec = Field(
-        default=TextsSpec(), description="The texts; left out: the sample that subvene ships."
+        default=TextsSpec.of_defaults(), description="The texts; left out: the sample that subvene ships."
     )
     max_tokens: Count = Field(default=128, description="The first so many tokens of each text are read.")
     limit: Count = Field(default=100, description="At most so many texts, the first ones.")

@@ -89,9 +89,9 @@ class LocalizationSpec(BaseEvaluation):
     learning_rate_all: Positive = Field(
         default=1e-4, description="Highest learning rate of the edit at all heads, and of the LoRA."
     )
-    iti: ITIArm = Field(default=ITIArm(), description="The arms of inference-time intervention.")
+    iti: ITIArm = Field(default=ITIArm.of_defaults(), description="The arms of inference-time intervention.")
     selection: SelectionSpec = Field(
-        default=SelectionSpec(), description="How one of several strengths or τ is chosen."
+        default=SelectionSpec.of_defaults(), description="How one of several strengths or τ is chosen."
     )
     resamples: Count = Field(default=10_000, description="Bootstrap samples of the test questions.")
     level: Level = Field(default=0.95, description="Level of intervals.")

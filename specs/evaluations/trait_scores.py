@@ -41,9 +41,12 @@ class TraitScoresSpec(ChoosingEvaluation):
         description="At most so many questions per trait that conditions are tested on; left out: all there "
         "are.",
     )
-    sampling: SamplingSpec = Field(default=SamplingSpec(), description="How responses are generated.")
+    sampling: SamplingSpec = Field(
+        default=SamplingSpec.of_defaults(), description="How it generates."
+    )
     judge: AnyJudge = Field(
-        default=TrainedJudgeSpec(), description="Who scores responses for the trait and for coherence."
+        default=TrainedJudgeSpec.of_defaults(),
+        description="Who scores for the trait and for coherence.",
     )
     projection: ProjectionSpec | None = Field(
         default=None,

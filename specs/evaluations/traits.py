@@ -18,7 +18,9 @@ from subvene.specs.sampling import SamplingSpec
 class TraitEvaluation(BaseEvaluation):
     """An evaluation of every trait of `fit: {recipe: persona}` that a steering intervention names."""
 
-    sampling: SamplingSpec = Field(default=SamplingSpec(), description="How responses are generated.")
+    sampling: SamplingSpec = Field(
+        default=SamplingSpec.of_defaults(), description="How responses are generated."
+    )
     questions: Count | None = Field(
         default=None, description="At most so many questions per trait; left out: all there are."
     )
@@ -172,10 +174,11 @@ class TraitConditionsSpec(TraitEvaluation):
         MinLen(1),
         Expect("a non-empty list of conditions"),
     ] = Field(
-        default=(Baseline(), Prompted(), Steered()), description="The conditions, in the table's order."
+        default=(Baseline.of_defaults(), Prompted.of_defaults(), Steered.of_defaults()),
+        description="The conditions, in the table's order.",
     )
     cost: CostSpec | None = Field(
-        default=CostSpec(), description="What is measured of the cost; null: nothing."
+        default=CostSpec.of_defaults(), description="What is measured of the cost; null: nothing."
     )
 
     @model_validator(mode="after")

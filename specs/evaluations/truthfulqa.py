@@ -25,7 +25,7 @@ class TruthfulQASpec(ChoosingEvaluation):
     """True, Info, True×Info, MC1, MC2 and MC3 (Lin et al., 2022; Li et al., 2023)."""
 
     kind: Literal["truthfulqa"] = Field(default="truthfulqa", description="TruthfulQA.")
-    data: QuestionsSpec = Field(default=QuestionsSpec(), description="The questions.")
+    data: QuestionsSpec = Field(default=QuestionsSpec.of_defaults(), description="The questions.")
     measure: Annotated[
         tuple[Literal["multiple_choice", "generation"], ...],
         MinLen(1),
@@ -48,7 +48,9 @@ class TruthfulQASpec(ChoosingEvaluation):
     instruction: Text | None = Field(
         default=None, description="A text file with the instruction; left out: the one that subvene ships."
     )
-    judge: AnyJudge = Field(default=TrainedJudgeSpec(), description="Who judges the generated answers.")
+    judge: AnyJudge = Field(
+        default=TrainedJudgeSpec.of_defaults(), description="Who judges the generated answers."
+    )
     max_new_tokens: Count = Field(default=50, description="Longest answer, in tokens.")
     limit: Count | None = Field(
         default=None, description="At most so many questions per fold, chosen by content; left out: all."

@@ -1,19 +1,33 @@
-"""The recipes. A new one is a new file here and one line in ``AnyRecipe``."""
+"""The recipes. A new one is a new file here and a line in ``_KINDS``, and its class in ``AnyRecipe``."""
 
-from typing import Annotated
+import importlib
+from typing import TYPE_CHECKING, Annotated, Any
 
-from subvene.specs._flaws import Named
+from subvene.specs._flaws import Registered
+from subvene.specs._registry import Kinds
 from subvene.specs.recipes.base import BaseRecipe, OneKeyRecipe
-from subvene.specs.recipes.iti import ITISpec
-from subvene.specs.recipes.localized_edit import LocalizedEditSpec
-from subvene.specs.recipes.mean_difference import MeanDifferenceSpec
-from subvene.specs.recipes.persona import PersonaSpec
-from subvene.specs.recipes.random_direction import RandomDirectionSpec
 
-AnyRecipe = Annotated[
-    MeanDifferenceSpec | ITISpec | PersonaSpec | LocalizedEditSpec | RandomDirectionSpec,
-    Named("recipe"),
-]
+if TYPE_CHECKING:
+    from subvene.specs.recipes.iti import ITISpec
+    from subvene.specs.recipes.localized_edit import LocalizedEditSpec
+    from subvene.specs.recipes.mean_difference import MeanDifferenceSpec
+    from subvene.specs.recipes.persona import PersonaSpec
+    from subvene.specs.recipes.random_direction import RandomDirectionSpec
+
+_KINDS = {
+    "mean_difference": "mean_difference:MeanDifferenceSpec",
+    "iti": "iti:ITISpec",
+    "persona": "persona:PersonaSpec",
+    "localized_edit": "localized_edit:LocalizedEditSpec",
+    "random_direction": "random_direction:RandomDirectionSpec",
+}
+REGISTRY = Kinds(__name__, _KINDS)
+"""By `recipe`; each is imported when a file has one."""
+
+if TYPE_CHECKING:
+    AnyRecipe = MeanDifferenceSpec | ITISpec | PersonaSpec | LocalizedEditSpec | RandomDirectionSpec
+else:
+    AnyRecipe = Annotated[BaseRecipe, Registered("recipe", REGISTRY)]
 
 __all__ = [
     "AnyRecipe",
@@ -25,3 +39,11 @@ __all__ = [
     "PersonaSpec",
     "RandomDirectionSpec",
 ]
+
+_LATER = {cls: module for module, _, cls in (place.partition(":") for place in _KINDS.values())}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

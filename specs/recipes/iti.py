@@ -70,8 +70,10 @@ class ITISpec(OneKeyRecipe):
     immaterial: ClassVar[frozenset[str]] = frozenset({"data", "batch_size"})
 
     recipe: Literal["iti"] = Field(default="iti", description="Inference-time intervention.")
-    data: QuestionsSpec = Field(default=QuestionsSpec(), description="The questions with their answers.")
-    select: Selection = Field(default=TopHeads(), description="Which heads are shifted.")
+    data: QuestionsSpec = Field(
+        default=QuestionsSpec.of_defaults(), description="The questions with their answers."
+    )
+    select: Selection = Field(default=TopHeads.of_defaults(), description="Which heads are shifted.")
     direction: Literal["mass_mean", "probe_weight", "random"] = Field(
         default="mass_mean",
         description="`mass_mean`: mean of true minus mean of false activations; `probe_weight`: the linear "

@@ -101,8 +101,8 @@ class LocalizedEditSpec(OneKeyRecipe):
         default="localized_edit", description="A low-rank edit trained on preferences."
     )
     data: PreferenceData = Field(description="What is preferred to what.")
-    objective: Objective = Field(default=IPOSpec(), description="What is minimised.")
-    heads: Heads = Field(default=ProbedHeads(), description="The heads that the edit writes to.")
+    objective: Objective = Field(default=IPOSpec.of_defaults(), description="What is minimised.")
+    heads: Heads = Field(default=ProbedHeads.of_defaults(), description="The heads that the edit writes to.")
     read_heads: Literal["all", "written"] = Field(
         default="all",
         description="The heads that a reader sees: `all` of its layer, or the `written` ones (with "

@@ -53,11 +53,14 @@ class PersonaSpec(BaseRecipe):
     questions: Count | None = Field(
         default=None, description="At most so many questions, the first ones; left out: all."
     )
-    sampling: SamplingSpec = Field(default=SamplingSpec(), description="How responses are generated.")
-    judge: AnyJudge = Field(
-        default=TrainedJudgeSpec(), description="Who scores responses for the trait and for coherence."
+    sampling: SamplingSpec = Field(
+        default=SamplingSpec.of_defaults(), description="How responses are generated."
     )
-    keep: KeepSpec = Field(default=KeepSpec(), description="Which pairs of responses are used.")
+    judge: AnyJudge = Field(
+        default=TrainedJudgeSpec.of_defaults(),
+        description="Who scores responses for the trait and for coherence.",
+    )
+    keep: KeepSpec = Field(default=KeepSpec.of_defaults(), description="Which pairs of responses are used.")
     batch_size: Count = Field(default=16, description="Responses per forward pass when activations are read.")
 
     @property

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from subvene.specs import Problem, SpecError, parse_spec
+from subvene.specs import Problem, SpecError, evaluations, parse_spec, recipes
 
+# A file imports only the kinds that it has: tests that look at every model are to find them all.
+EVERY = [*evaluations.REGISTRY.values(), *recipes.REGISTRY.values()]
 HEAD = "subvene: 1\nmodel: {name: a/b}\ninterventions:\n"
 
 

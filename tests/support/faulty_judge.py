@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.server
 import json
 import math
 import random
-import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -111,7 +109,7 @@ def faulty_judge() -> Iterator[Faulty]:
     """The server while the block runs."""
     state = Faulty()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(loopback.Quiet):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -129,9 +127,9 @@ def faulty_judge() -> Iterator[Faulty]:
                 self._send(500, b"oops")
             elif fault == "cut":
                 self._send(200, whole[: len(whole) // 2], length=len(whole))
-                self._hang_up()
+                self.hang_up()
             elif fault == "drop":
-                self._hang_up()
+                self.hang_up()
             else:
                 self._send(200, bodies(prompt, n)[fault])
 
@@ -143,14 +141,6 @@ def faulty_judge() -> Iterator[Faulty]:
             self.end_headers()
             with contextlib.suppress(OSError):
                 self.wfile.write(data)
-
-        def _hang_up(self) -> None:
-            self.close_connection = True
-            with contextlib.suppress(OSError):
-                self.connection.shutdown(socket.SHUT_RDWR)
-
-        def log_message(self, *_: Any) -> None:
-            """Nothing on standard error."""
 
     with loopback.serve(Handler) as url:
         state.url = url

@@ -5,21 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from tiny_specs import STEER as STEER
 
 from subvene.runner.intervened.model import IntervenedModel
 
 NAME = "ann/glad"
 TENSOR = "v.block_output[1]"
 IDS = torch.tensor([[10, 11, 12, 13, 14]])
-STEER = """\
-interventions:
-- kind: steering
-  name: glad
-  layer: 1
-  vector: {file: t.safetensors, key: v}
-  coefficient: 3
-  positions: response
-"""
 TWO = """\
 interventions:
 - {kind: steering, name: one, layer: 1, vector: {file: t.safetensors, key: v}, coefficient: 3}

@@ -19,6 +19,18 @@ from typing import Any
 FAULTS = ("drop", "cut", "delay", "busy", "broken")
 
 
+class Quiet(http.server.BaseHTTPRequestHandler):
+    """A handler that can leave in the middle, and writes nothing on standard error."""
+
+    def hang_up(self) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
 @dataclass
 class Proxy:
     """What the proxy does, and what it has seen; set the fields between runs.
@@ -86,7 +98,7 @@ class Proxy:
 
 
 def _handler(proxy: Proxy) -> type[http.server.BaseHTTPRequestHandler]:
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(Quiet):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -97,7 +109,7 @@ def _handler(proxy: Proxy) -> type[http.server.BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             fault = proxy.fault(body)
             if fault == "drop":
-                self._hang_up()
+                self.hang_up()
             elif fault == "busy":
                 self._send(429, _error("slow down"), {"Retry-After": "0.05"})
             elif fault == "broken":
@@ -105,7 +117,7 @@ def _handler(proxy: Proxy) -> type[http.server.BaseHTTPRequestHandler]:
             elif fault == "cut":
                 _, data = proxy.real("POST", self.path, body)
                 self._send(200, data[: len(data) // 2], length=len(data))
-                self._hang_up()
+                self.hang_up()
             elif fault == "delay":
                 time.sleep(proxy.delay)
                 with contextlib.suppress(OSError):  # the client has left
@@ -136,14 +148,6 @@ def _handler(proxy: Proxy) -> type[http.server.BaseHTTPRequestHandler]:
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
-
-        def _hang_up(self) -> None:
-            self.close_connection = True
-            with contextlib.suppress(OSError):
-                self.connection.shutdown(socket.SHUT_RDWR)
-
-        def log_message(self, *_: Any) -> None:
-            """Nothing on standard error."""
 
     return Handler
 

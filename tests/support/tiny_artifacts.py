@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import safetensors
 import safetensors.torch
 import torch
 import transformers
+from artifact_to_spoil import rehash as rehash
 
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.specs import InterventionSpec
@@ -134,16 +134,6 @@ def logits(m: IntervenedModel) -> torch.Tensor:
 
 def load(folder: Path, **changes: Any) -> IntervenedModel:
     return IntervenedModel.from_pretrained(folder, model=llama(**changes))
-
-
-def rehash(folder: Path) -> None:
-    """What somebody who alters an artifact on purpose does last."""
-    path = folder / "fingerprint.json"
-    fingerprint = json.loads(path.read_text())
-    for name in fingerprint["sha256"]:
-        if (folder / name).is_file():
-            fingerprint["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    path.write_text(json.dumps(fingerprint))
 
 
 def alter_fingerprint(folder: Path, **model: Any) -> None:

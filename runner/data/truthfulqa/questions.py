@@ -123,7 +123,7 @@ def version_of(questions: Sequence[Question]) -> str:
     return f"other ({len(keys)} question{'s' * (len(keys) != 1)})"
 
 
-def about_data(questions: Sequence[Question]) -> dict[str, Any]:
+def about_data(questions: Sequence[Question]) -> dict[str, object]:
     """What a manifest says of some questions: which TruthfulQA, how many, their hash."""
     return {
         "version": version_of(questions),
@@ -215,7 +215,7 @@ def _find_columns(header: Sequence[str], name: str) -> dict[str, int]:
     return {column: found.index(column) for column in _COLUMNS}
 
 
-def _questions(rows: Sequence[Mapping[str, Any]], name: str) -> list[Question]:
+def _questions(rows: Sequence[Mapping[str, object]], name: str) -> list[Question]:
     if not rows:
         raise DataError(f"{name}: expected TruthfulQA's questions, found none")
     seen: dict[str, int] = {}
@@ -239,7 +239,7 @@ def _questions(rows: Sequence[Mapping[str, Any]], name: str) -> list[Question]:
     return sorted(questions, key=lambda question: question.key)
 
 
-def _text(row: Mapping[str, Any], column: str, where: str) -> str:
+def _text(row: Mapping[str, object], column: str, where: str) -> str:
     value = row[column]
     text = value.strip() if isinstance(value, str) else ""
     if not text:
@@ -247,7 +247,7 @@ def _text(row: Mapping[str, Any], column: str, where: str) -> str:
     return text
 
 
-def _answers(row: Mapping[str, Any], column: str, where: str) -> tuple[str, ...]:
+def _answers(row: Mapping[str, object], column: str, where: str) -> tuple[str, ...]:
     """The answers of a cell: a list on the Hub, `;` between them in the CSV."""
     value = row[column]
     if isinstance(value, str):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from subvene.interventions import ActivationIntervention
+from subvene.interventions import ActivationIntervention, Tokens
 from subvene.runner.exchange.exports.base import ExportError
 from subvene.runner.exchange.exports.texts import CALIBRATION, Text, encoded
 from subvene.runner.intervened.model import IntervenedModel
@@ -47,8 +47,8 @@ def mean_shifts(m: IntervenedModel, texts: Sequence[Text] = CALIBRATION) -> dict
 def _watched(
     edit: ActivationIntervention, key: str, sums: dict[str, torch.Tensor], counts: dict[str, int]
 ) -> Iterator[None]:
-    def see(_edit: Any, args: tuple[Any, ...], kwargs: dict[str, Any], edited: torch.Tensor) -> None:
-        chosen = kwargs["tokens"].mask(edit.positions, edited.device)
+    def see(_edit: Any, args: tuple[Any, ...], kwargs: dict[str, object], edited: torch.Tensor) -> None:
+        chosen = cast(Tokens, kwargs["tokens"]).mask(edit.positions, edited.device)
         added = (edited.double() - args[0].double())[chosen].cpu()
         sums[key] = sums.get(key, 0) + added.sum(0)
         counts[key] = counts.get(key, 0) + len(added)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from subvene.runner.edits.statements import contradictions
 from subvene.runner.exchange.exports.facts import KEEP, Facts
@@ -80,7 +80,7 @@ class Written:
     """
 
     consumer: Consumer
-    record: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

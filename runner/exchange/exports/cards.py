@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from huggingface_hub import ModelCardData
 
 from subvene.runner.artifacts.card import fenced, hub_id, with_front_matter
+from subvene.runner.exchange.exports.measurement import Equivalence
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.specs import InterventionSpec, dump_spec
 
@@ -71,7 +72,7 @@ def export_card(
     return with_front_matter(data, "\n\n".join(parts) + "\n")
 
 
-def add_measurement(folder: Path, record: Mapping[str, Any]) -> None:
+def add_measurement(folder: Path, record: Equivalence) -> None:
     """Say in the folder's card what `equivalence.json` holds; a folder without a card gets none."""
     card = folder / CARD
     if not card.is_file():
@@ -96,7 +97,7 @@ def add_measurement(folder: Path, record: Mapping[str, Any]) -> None:
     card.write_text("\n\n".join([text, "## Equivalence", *lines]) + "\n", encoding="utf-8")
 
 
-def is_worse_than_nothing(record: Mapping[str, Any]) -> bool:
+def is_worse_than_nothing(record: Equivalence) -> bool:
     """Whether an approximation is further from the intervened model than the untouched model is."""
     return bool(record["mean_kl"] >= record["mean_kl_untouched"])
 

@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from subvene.runner.edits.refusals import refuse_compiled
 from subvene.runner.exchange.exports import load_format
 from subvene.runner.exchange.exports.base import Export, ExportError, judge_all, verdicts
 from subvene.runner.exchange.exports.cards import add_measurement
-from subvene.runner.exchange.exports.measurement import float32_copy, is_half, measured
+from subvene.runner.exchange.exports.measurement import Equivalence, float32_copy, is_half, measured
 from subvene.runner.exchange.exports.texts import MEASURED, Text
 from subvene.runner.files.leftovers import restore
 from subvene.runner.files.storage import atomic_folder, check_writable
@@ -61,16 +61,15 @@ def export(
         if exactness == "exact" and is_half(m):
             proof = _proven(m, chosen, texts, temporary / "float32")
         written = chosen.write(m, temporary, approximate)
-        record: dict[str, Any] = {"format": name, "exactness": exactness}
+        record: dict[str, object] = {"format": name, "exactness": exactness}
         if exactness == "approximate":
             record["approximations"] = [
                 f"{called} ({declared.kind}): {verdict.reason}"
                 for called, declared, verdict in verdicts(m, chosen)
                 if verdict.exactness == "approximate"
             ]
-        record |= measured(m, written.consumer, texts, exactness, is_proven=bool(proof)) | dict(
-            written.record
-        )
+        record |= measured(m, written.consumer, texts, exactness, is_proven=bool(proof))
+        record |= written.record
         if proof:
             record["in_float32"] = proof
         packages = ("subvene", "torch", "transformers", "pyvene")
@@ -79,7 +78,7 @@ def export(
         record["files"] = sorted({EQUIVALENCE, *(path.name for path in temporary.iterdir())})
         text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         (temporary / EQUIVALENCE).write_text(text, encoding="utf-8")
-        add_measurement(temporary, record)
+        add_measurement(temporary, cast(Equivalence, record))
     return folder
 
 
@@ -122,4 +121,7 @@ def _proven(m: IntervenedModel, chosen: Export, texts: Sequence[Text], scratch: 
         found = measured(copied, chosen.write(copied, scratch, False).consumer, texts, "exact")
     finally:
         shutil.rmtree(scratch)
-    return {name: found[name] for name in ("max_logit_difference", "max_logit_effect")}
+    return {
+        "max_logit_difference": found["max_logit_difference"],
+        "max_logit_effect": found["max_logit_effect"],
+    }

@@ -46,7 +46,7 @@ def added_logits(
 
 
 def _attach(module: torch.nn.Module, vector: torch.Tensor, *, is_input: bool) -> Any:
-    def before(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def before(_module: Any, args: Any, kwargs: dict[str, object]) -> Any:
         h, put_back = take_input(args, kwargs)
         return put_back(h + vector.to(h))
 

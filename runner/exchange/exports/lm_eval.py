@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import torch
 
@@ -72,7 +72,15 @@ def _is_clamp(declared: AnyIntervention, facts: Facts) -> bool:
     return declared.positions == "all" and declared.strength == 1
 
 
-def _actions(m: IntervenedModel) -> dict[str, dict[str, Any]]:
+class _Action(TypedDict):
+    action: Literal["add", "clamp"]
+    steering_vector: torch.Tensor
+    steering_coefficient: float
+    bias: None
+    head_index: None
+
+
+def _actions(m: IntervenedModel) -> dict[str, _Action]:
     """By hookpoint, in the harness's own format.
 
     Raises:
@@ -106,9 +114,7 @@ def _actions(m: IntervenedModel) -> dict[str, dict[str, Any]]:
     return actions
 
 
-def _problems(
-    model: Any, actions: Mapping[str, Mapping[str, Any]], names: Mapping[str, list[str]]
-) -> Iterator[str]:
+def _problems(model: Any, actions: Mapping[str, _Action], names: Mapping[str, list[str]]) -> Iterator[str]:
     known = {name for name, _ in _base(model).named_modules()}
     for module, action in actions.items():
         there = " and ".join(names[module])
@@ -132,7 +138,7 @@ def _folded(anatomy: Anatomy, addition: Addition) -> torch.Tensor:
     return weight_of(projection) @ addition.vector
 
 
-def _action(action: str, vector: torch.Tensor, coefficient: float) -> dict[str, Any]:
+def _action(action: Literal["add", "clamp"], vector: torch.Tensor, coefficient: float) -> _Action:
     return {
         "action": action,
         # A copy: a view would drag the whole of its storage into the file.
@@ -161,7 +167,7 @@ def _base(model: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _steered(model: Any, actions: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
+def _steered(model: Any, actions: Mapping[str, _Action]) -> Iterator[None]:
     handles = []
     try:
         for name, action in actions.items():
@@ -172,7 +178,7 @@ def _steered(model: Any, actions: Mapping[str, Mapping[str, Any]]) -> Iterator[N
             handle.remove()
 
 
-def _hook(action: Mapping[str, Any]) -> Any:
+def _hook(action: _Action) -> Any:
     def hook(_module: Any, _args: Any, output: Any) -> Any:
         h, put_back = take_output(output)
         vector = action["steering_vector"].to(h)
@@ -197,7 +203,7 @@ def _logits(model: Any, path: Path) -> Any:
     return logits
 
 
-def _card(m: IntervenedModel, actions: Mapping[str, Mapping[str, Any]]) -> str:
+def _card(m: IntervenedModel, actions: Mapping[str, _Action]) -> str:
     rows = [
         f"| `{name}` | {action['action']} | {float(action['steering_vector'].norm()):.4g} |"
         for name, action in sorted(actions.items())

@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
+from pydantic import JsonValue
 
 from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.exchange.exports.base import Consumer, ExportError
@@ -24,6 +25,41 @@ from subvene.runner.intervened.model import IntervenedModel
 TOLERANCE, OF_EFFECT, ROUNDING = 1e-3, 0.05, 2e-5
 #: In half precision: of the mean effect on a logit.
 OF_MEAN_EFFECT = 0.25
+
+
+class Reader(TypedDict):
+    """Who read an export: name and version, and how where a name does not say it."""
+
+    name: str
+    version: str | None
+    how: NotRequired[str]
+
+
+class _Divergences(TypedDict, total=False):
+    mean_kl: float
+    mean_kl_untouched: float
+
+
+class Measurement(_Divergences):
+    """How far an export is from the intervened model; mean KL, in nats a token, of approximations only."""
+
+    prompts: list[dict[str, JsonValue]]
+    tokens: int
+    max_logit_difference: float
+    max_logit_effect: float
+    consumer: Reader
+    dtype: str
+
+
+class Equivalence(Measurement):
+    """What `equivalence.json` holds, beside what a format adds."""
+
+    format: str
+    exactness: str
+    approximations: NotRequired[list[str]]
+    in_float32: NotRequired[dict[str, float]]
+    versions: dict[str, str]
+    files: list[str]
 
 
 def is_half(m: IntervenedModel) -> bool:
@@ -83,7 +119,7 @@ def _restore_buffers(model: Any, copied: Any) -> None:
 @torch.no_grad()
 def measured(
     m: IntervenedModel, consumer: Consumer, texts: Sequence[Text], exactness: str, *, is_proven: bool = False
-) -> dict[str, Any]:
+) -> Measurement:
     """The record of the measurement.
 
     Args:
@@ -137,19 +173,24 @@ def measured(
     texts_used = [asdict(text) for text in texts]
     if m.tokenizer is None:
         texts_used = [{"token_ids": ids[0].tolist(), "prompt_tokens": n} for ids, n in rows]
-    record: dict[str, Any] = {
+    kl: _Divergences = {}
+    if exactness == "approximate":
+        kl = {
+            "mean_kl": float(torch.cat(kls).mean()),
+            "mean_kl_untouched": float(torch.cat(kls_untouched).mean()),
+        }
+    reader: Reader = {"name": consumer.name, "version": consumer.version}
+    if consumer.how:
+        reader["how"] = consumer.how
+    return {
         "prompts": texts_used,
         "tokens": sum(ids.shape[1] for ids, _ in rows),
         "max_logit_difference": worst,
         "max_logit_effect": max(effects),
+        **kl,
+        "consumer": reader,
+        "dtype": str(dtype).removeprefix("torch."),
     }
-    if exactness == "approximate":
-        record["mean_kl"] = float(torch.cat(kls).mean())
-        record["mean_kl_untouched"] = float(torch.cat(kls_untouched).mean())
-    reader: dict[str, Any] = {"name": consumer.name, "version": consumer.version}
-    if consumer.how:
-        reader["how"] = consumer.how
-    return record | {"consumer": reader, "dtype": str(dtype).removeprefix("torch.")}
 
 
 def _kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:

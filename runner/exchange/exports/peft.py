@@ -137,11 +137,9 @@ def _write(m: IntervenedModel, folder: Path, approximate: bool) -> Written:
     return Written(Consumer("peft", version("peft"), logits), {"rank": rank})
 
 
-def _targeted(model: nn.Module, targets: Sequence[str]) -> dict[str, Any]:
+def _targeted(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Module]:
     """The modules that peft will adapt: every one of these names, all of them linear maps of one kind."""
-    found: dict[str, Any] = {
-        path: module for path, module in model.named_modules() if path.rpartition(".")[2] in targets
-    }
+    found = {path: module for path, module in model.named_modules() if path.rpartition(".")[2] in targets}
     if odd := [p for p, found_one in found.items() if not _is_linear(found_one)]:
         raise ExportError(
             f"{', '.join(targets)} also names {odd[0]}, a {type(found[odd[0]]).__name__}, which peft would "

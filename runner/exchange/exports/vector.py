@@ -11,11 +11,12 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import JsonValue
 
 from subvene.interventions import ActivationIntervention, Tokens
 from subvene.interventions.positions import parse_positions
@@ -40,7 +41,27 @@ CONVENTION = (
 ADD, REMOVE = "h + strength * v", "h - strength * <h, v> * v"
 CAP = "h + strength * (min(max(<h, v>, floor), ceiling) - <h, v>) * v"
 _OF_FORM = {"add": ADD, "remove": REMOVE, "bound": CAP}
-_FORMULAS: dict[str, Callable[[torch.Tensor, torch.Tensor, Mapping[str, Any]], torch.Tensor]] = {
+
+
+class Formula(TypedDict):
+    """What stands beside a vector: its formula, the numbers in it."""
+
+    formula: str
+    floor: NotRequired[float]
+    ceiling: NotRequired[float]
+    strength: float
+
+
+class Told(Formula):
+    """What the metadata of a file says of a tensor."""
+
+    kind: str
+    site: str
+    layer: int
+    positions: JsonValue
+
+
+_FORMULAS: dict[str, Callable[[torch.Tensor, torch.Tensor, Formula], torch.Tensor]] = {
     ADD: lambda h, v, about: v.expand_as(h),
     REMOVE: lambda h, v, about: -(h @ v).unsqueeze(-1) * v,
     CAP: lambda h, v, about: (
@@ -61,10 +82,10 @@ def judge(declared: AnyIntervention, facts: Facts) -> Verdict:
     return Verdict("approximate", f"{what}; as an approximation {MEAN_SHIFT} is the vector", facts.nearest)
 
 
-def about(path: Path) -> dict[str, dict[str, Any]]:
+def about(path: Path) -> dict[str, Told]:
     """What a file's metadata says of each tensor: kind, site, layer, formula, strength, positions."""
     with safetensors.safe_open(path, framework="pt") as file:
-        found: dict[str, dict[str, Any]] = json.loads(file.metadata()["vectors"])
+        found: dict[str, Told] = json.loads(file.metadata()["vectors"])
     return found
 
 
@@ -72,7 +93,7 @@ def _write(m: IntervenedModel, folder: Path, approximate: bool) -> Written:
     means: Mapping[str, torch.Tensor] | None = None
     sizes = Anatomy.of(m.model).sizes
     tensors: dict[str, torch.Tensor] = {}
-    told: dict[str, dict[str, Any]] = {}
+    told: dict[str, Told] = {}
     for declared, entry in zip(m.spec.interventions, m.intervenable.entries, strict=True):
         if declared.strength == 0:
             continue
@@ -85,8 +106,8 @@ def _write(m: IntervenedModel, folder: Path, approximate: bool) -> Written:
                 found = means[key].float(), {"formula": ADD, "strength": 1.0}
             tensors[name], formula = found
             site, _, layer = place.rstrip("]").rpartition("[")
-            told[name] = {"kind": declared.kind, "site": site, "layer": int(layer)} | formula
-            told[name]["positions"] = positions
+            place_of = {"kind": declared.kind, "site": site, "layer": int(layer)}
+            told[name] = cast(Told, {**place_of, **formula, "positions": positions})
     metadata = {
         "format": f"subvene vectors {FORMAT}",
         "model": m.spec.model.name,
@@ -113,7 +134,7 @@ def _write(m: IntervenedModel, folder: Path, approximate: bool) -> Written:
     return Written(Consumer("the file's own formulas", None, logits, how))
 
 
-def _vector(edit: ActivationIntervention) -> tuple[torch.Tensor, dict[str, Any]] | None:
+def _vector(edit: ActivationIntervention) -> tuple[torch.Tensor, Formula] | None:
     """The vector of an edit and what stands beside it; None where no formula of the file is what it does."""
     formula = edit.direction_formula() if edit.linear_in_strength else None
     if formula is None:
@@ -121,7 +142,7 @@ def _vector(edit: ActivationIntervention) -> tuple[torch.Tensor, dict[str, Any]]
     bounds = {"floor": formula.floor, "ceiling": formula.ceiling}
     finite = {name: value for name, value in bounds.items() if abs(value) != float("inf")}
     told = {"formula": _OF_FORM[formula.form], **finite, "strength": float(edit.strength)}
-    return formula.vector.clone(), told
+    return formula.vector.clone(), cast(Formula, told)
 
 
 @contextlib.contextmanager
@@ -149,16 +170,14 @@ def _applied(model: Any, path: Path, length: int, prompt_length: int) -> Iterato
             handle.remove()
 
 
-def _hooked(
-    module: Any, vector: torch.Tensor, one: Mapping[str, Any], mask: torch.Tensor, *, is_input: bool
-) -> Any:
+def _hooked(module: Any, vector: torch.Tensor, one: Told, mask: torch.Tensor, *, is_input: bool) -> Any:
     def edited(h: torch.Tensor) -> torch.Tensor:
         wide = torch.promote_types(h.dtype, torch.float32)
         rows = h.to(wide).view(1, -1, h.shape[-1])
         delta = _FORMULAS[one["formula"]](rows, vector.to(rows), one)
         return (rows + one["strength"] * delta * mask.to(rows)).to(h.dtype).view_as(h)
 
-    def before(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def before(_module: Any, args: Any, kwargs: dict[str, object]) -> Any:
         h, put_back = take_input(args, kwargs)
         return put_back(edited(h))
 

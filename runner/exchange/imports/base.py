@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -60,7 +60,7 @@ class Imported:
     interventions: tuple[AnyIntervention, ...]
     tensors: Mapping[str, torch.Tensor]
     statements: Sequence[str]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)
 
 
 class Importer(ABC):

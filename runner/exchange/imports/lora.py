@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from pydantic import JsonValue
 
 from subvene.interventions import Sizes
 from subvene.runner.exchange.imports.base import Imported, Importer, identifier
@@ -84,7 +86,7 @@ class Lora(Importer):
             raise self.refuse(f"{_WEIGHTS} is missing")
         self.pairs = self._pairs(self.source.safetensors(_WEIGHTS))
 
-    def _check_config(self, config: dict[str, Any]) -> None:
+    def _check_config(self, config: Mapping[str, JsonValue]) -> None:
         if str(config.get("peft_type")).upper() != "LORA":
             raise self.refuse(f"peft_type {config.get('peft_type')!r}, expected LORA", _CONFIG)
         for name, value in config.items():
@@ -105,7 +107,7 @@ class Lora(Importer):
                 _CONFIG,
             )
 
-    def _number(self, config: dict[str, Any], name: str) -> float:
+    def _number(self, config: Mapping[str, JsonValue], name: str) -> float:
         value = config.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self.refuse(f"{name} is {value!r}, expected a number", _CONFIG)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from pydantic import JsonValue
 
 from subvene.interventions.tensors import UNREADABLE, why_not_dense
 from subvene.runner.artifacts.hub import blobs
@@ -106,7 +107,7 @@ class Opened:
         """What error messages call a file."""
         return self.path if name is None else self.path / name
 
-    def json(self, name: str | None = None) -> dict[str, Any]:
+    def json(self, name: str | None = None) -> dict[str, JsonValue]:
         """A JSON object."""
         try:
             found = json.loads(self.read(name, MAX_JSON))

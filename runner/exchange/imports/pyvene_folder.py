@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import Any, TypedDict, cast, get_args
 
 import torch
 from pydantic import ValidationError
@@ -45,14 +45,34 @@ _DIMENSIONS = {
 }
 
 
+class _Representation(TypedDict):
+    """What pyvene's `RepresentationConfig` says of an intervention, as far as it is read here."""
+
+    layer: int
+    component: str
+    subspace_partition: object
+
+
+class _Fields(TypedDict, total=False):
+    """Fields of a spec that say where and by what."""
+
+    site: Site
+    layer: int
+    component: str
+    source: TensorRef
+    state: TensorRef
+    low_rank_dimension: int
+    latent_dim: int
+
+
 @dataclass(frozen=True)
 class _Saved:
     """One intervention as pyvene saved it."""
 
     class_name: str
     component: str
-    layer: int | None
-    options: Mapping[str, Any]
+    layer: int
+    options: _Representation
     dimension: Any
     source: torch.Tensor | None
     state: Mapping[str, torch.Tensor]
@@ -82,13 +102,13 @@ class PyveneFolder(Importer):
                 f"mode {config['mode']!r}: expected 'parallel', interventions of one pass", _CONFIG
             )
         names = ("representations", "intervention_types", "sorted_keys")
-        lists = [config.get(name) for name in names]
-        if not all(isinstance(value, list) and value for value in lists) or len({len(v) for v in lists}) != 1:  # type: ignore[arg-type]
+        lists = [value for name in names if isinstance(value := config.get(name), list) and value]
+        if len(lists) != len(names) or len({len(value) for value in lists}) != 1:
             raise self.refuse(f"expected lists of one length as {', '.join(names)}", _CONFIG)
-        dimensions = config.get("intervention_dimensions") or [None] * len(lists[0])  # type: ignore[arg-type]
-        if not isinstance(dimensions, list) or len(dimensions) != len(lists[0]):  # type: ignore[arg-type]
+        dimensions = config.get("intervention_dimensions") or [None] * len(lists[0])
+        if not isinstance(dimensions, list) or len(dimensions) != len(lists[0]):
             raise self.refuse("intervention_dimensions: expected one an intervention", _CONFIG)
-        self.saved = [self._one(*one) for one in zip(*lists, dimensions, strict=True)]  # type: ignore[arg-type]
+        self.saved = [self._one(*one) for one in zip(*lists, dimensions, strict=True)]
 
     def _one(self, representation: Any, type_text: Any, key: Any, dimension: Any) -> _Saved:
         class_name = self._class_name(type_text)
@@ -122,7 +142,7 @@ class PyveneFolder(Importer):
             )
         return match[1]
 
-    def _representation(self, given: Any) -> dict[str, Any]:
+    def _representation(self, given: Any) -> _Representation:
         fields = pyvene.RepresentationConfig._fields
         defaults = pyvene.RepresentationConfig()._asdict()
         if isinstance(given, list) and len(given) <= len(fields):
@@ -141,7 +161,7 @@ class PyveneFolder(Importer):
             )
         if found["moe_key"] is not None:
             raise self.refuse("representations: moe_key has no counterpart here", _CONFIG)
-        return found
+        return cast(_Representation, found)
 
     def check(self, sizes: Sizes) -> None:
         self.check_layers([one.layer for one in self.saved if "." not in one.component and one.layer], sizes)
@@ -151,7 +171,6 @@ class PyveneFolder(Importer):
         positions = self.options.positions or "all"
         for i, one in enumerate(self.saved):
             key = self.key if len(self.saved) == 1 else f"{self.key}_{i}"
-            fields: dict[str, Any]
             fields, where = self._place(one, anatomy)
             if one.source is not None:
                 name = tensor_name(key, fields["site"], fields["layer"]) if "site" in fields else key
@@ -188,7 +207,7 @@ class PyveneFolder(Importer):
         statements.append(f"pyvene keeps no positions in a folder: strength {strength:g} at {positions!r}")
         return Imported(tuple(interventions), tensors, statements)
 
-    def _place(self, one: _Saved, anatomy: Anatomy) -> tuple[dict[str, Any], str]:
+    def _place(self, one: _Saved, anatomy: Anatomy) -> tuple[_Fields, str]:
         """Where an intervention acts, as fields of the spec and in words."""
         if one.component in _SITES:
             site = _SITES[one.component]
@@ -204,7 +223,7 @@ class PyveneFolder(Importer):
             component = f"{path % one.layer}.{'input' if 'pre' in hook else 'output'}"
         return {"component": component}, component
 
-    def _check_dimension(self, one: _Saved, fields: Mapping[str, Any], anatomy: Anatomy) -> None:
+    def _check_dimension(self, one: _Saved, fields: _Fields, anatomy: Anatomy) -> None:
         """Refuse an intervention on the first dimensions only, which the spec does not express."""
         if one.class_name in _DIMENSIONS or one.dimension is None:
             return
@@ -218,7 +237,7 @@ class PyveneFolder(Importer):
                 _CONFIG,
             )
 
-    def _dimension(self, one: _Saved) -> dict[str, int]:
+    def _dimension(self, one: _Saved) -> _Fields:
         if one.class_name not in _DIMENSIONS:
             return {}
         field, name, axis = _DIMENSIONS[one.class_name]
@@ -227,4 +246,4 @@ class PyveneFolder(Importer):
         shape = one.state[name].shape
         if len(shape) != 2:
             raise self.refuse(f"{one.class_name} of {one.component!r}: {name!r} has shape {list(shape)}")
-        return {field: shape[axis]}
+        return cast(_Fields, {field: shape[axis]})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 import torch
 
@@ -37,7 +37,7 @@ def steered(
     *,
     positions: Positions,
     statements: Sequence[str],
-    facts: Mapping[str, Any] | None = None,
+    facts: Mapping[str, object] | None = None,
 ) -> Imported:
     """Steering at some layers, with the vectors of all layers kept, so that another one can be chosen.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import safetensors.torch
 import torch
@@ -72,6 +72,8 @@ from subvene.specs import (
 from subvene.specs.evaluations.traits import Ablated, Capped
 
 # How a result is computed; whoever changes that changes this number, and old units are done again.
+_Result = TypeVar("_Result", bound=Mapping[str, object])
+
 UNITS = 2
 
 
@@ -299,10 +301,10 @@ class Persona:
         missing = sum((one or {}).get("missing", 0) for one in stated.values())
         return described | ({MISSING: missing} if missing else {})
 
-    def _doing(self, ledger: Ledger, trait: Trait) -> Callable[..., dict[str, Any]]:
+    def _doing(self, ledger: Ledger, trait: Trait) -> Do:
         """Does units of a trait, and says so."""
 
-        def do(identity: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        def do(identity: Mapping[str, object], work: Callable[[], _Result]) -> _Result:
             whole = {**self.base, **identity}
             was_done = ledger.has(whole)
             result = ledger.do(whole, work)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checkout import ROOT
+from forked import Forked
 
 from subvene.runner.cli import app
+from subvene.runner.cli.app import main
 
 Run = Callable[..., Any]
 COMMANDS = (
@@ -108,18 +112,17 @@ def test_a_run_that_was_not_steered_is_3(subvene: Run, write: Run) -> None:
     assert result.stdout == ""
 
 
-# Stops in the middle of a write: files are there, and the rest is still to come.
-_STALL = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)
-import subvene.runner.{module} as module
-def stall(*args, **kwargs):
-    print("WRITING", file=sys.stderr, flush=True)
-    time.sleep(120)
-module.{function} = stall
-from subvene.runner.cli.app import main
-main()
-"""
+def stalled(module: str, function: str, arguments: list[str]) -> None:
+    """The command, stopped in the middle of a write: files are there, and the rest is still to come."""
+
+    def stall(*_: Any, **__: Any) -> None:
+        print("WRITING", file=sys.stderr, flush=True)
+        time.sleep(120)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    setattr(importlib.import_module(f"subvene.runner.{module}"), function, stall)
+    sys.argv = ["subvene", *arguments]
+    main()
 
 
 @pytest.mark.parametrize(
@@ -130,30 +133,30 @@ main()
     ],
 )
 def test_ctrl_c_leaves_nothing_half_written(
-    experiment: Path, tmp_path: Path, command: str, module: str, function: str, kept: set[str]
+    experiment: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    module: str,
+    function: str,
+    kept: set[str],
 ) -> None:
     """A run keeps what it has done, to be taken up again; nothing else stays."""
     place, scratch = tmp_path / "place", tmp_path / "scratch"
     place.mkdir()
     scratch.mkdir()
-    code = _STALL.format(module=module, function=function)
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, command, str(experiment), "-o", str(place / "out")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"TMPDIR": str(scratch)},
-    )
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    process = Forked(lambda: stalled(module, function, [command, str(experiment), "-o", str(place / "out")]))
     try:
-        assert process.stderr is not None
         seen = ""
         while "WRITING" not in seen:
-            line = process.stderr.readline()
+            line = process.output.readline()
             assert line, seen
             seen += line
         half_written = list(place.iterdir())
         process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=60)
+        _, rest = process.communicate()
     finally:
         process.kill()
     assert half_written, "the test interrupts too early to show anything"

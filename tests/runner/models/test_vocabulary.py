@@ -12,6 +12,7 @@ from odd_templates import CHATML, SPECIAL, tokenizer
 
 from subvene.runner import IntervenedModel
 from subvene.runner.models.loading import ModelError, load_model
+from subvene.runner.models.vocabulary import TokenError
 from subvene.runner.recipes.fitting import fit
 from subvene.specs import parse_spec
 
@@ -72,7 +73,25 @@ def test_special_tokens_that_nobody_writes_are_harmless(tmp_path: Path) -> None:
     tokens.add_special_tokens({"additional_special_tokens": [*SPECIAL[1:2], "<image>"]})
     assert max(tokens.get_vocab().values()) == rows
     loaded, read = load_model(saved(tmp_path / "m", rows, tokens), device="cpu")
-    IntervenedModel.plain(loaded, read).generate(["hi"], max_new_tokens=1)
+    m = IntervenedModel.plain(loaded, read)
+    m.generate(["hi"], max_new_tokens=1)
+    # Raw text may spell it.
+    names_it = rf"'<image>' \({rows}\), and the model's embedding has {rows} rows"
+    with pytest.raises(TokenError, match=names_it):
+        m.generate(["hi <image>"], chat=False, max_new_tokens=1)
+    ids = torch.tensor([[1, rows]])
+    with pytest.raises(TokenError, match=names_it):
+        m(ids)
+    edited = fit(parse_spec(SPEC), model=loaded, tokenizer=read)
+    with (
+        pytest.raises(TokenError),
+        edited.attached() as attached,
+        pytest.raises(TokenError, match=f"hold {rows}, "),
+    ):
+        attached.generate(input_ids=ids, max_new_tokens=1)
+    declared = parse_spec(SPEC.replace("positive: a", "positive: <image>"))
+    with pytest.raises(TokenError, match=f"hold {rows}, "):
+        fit(declared, model=loaded, tokenizer=read)
 
 
 def test_a_model_that_is_given_is_checked_too() -> None:

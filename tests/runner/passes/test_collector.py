@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +14,7 @@ import safetensors
 import torch
 import transformers
 from architectures import ARCHITECTURES, HEADS, VOCAB, WIDTH, Architecture
-from checkout import TESTS
+from forked import Forked
 from oracle import blocks, hooks, tiny
 from torch import nn
 
@@ -423,25 +420,16 @@ def test_shards_have_about_the_size_asked_for(tmp_path: Path) -> None:
 
 # Interruptions --------------------------------------------------------------------------------------------
 
-SLOW = """
-import sys, time
-from pathlib import Path
-sys.path[:0] = sys.argv[2:]
-import torch
-torch.set_num_threads(1)
-import test_collector as tests
-model = tests.tiny("llama")
-model.model.layers[0].register_forward_pre_hook(lambda *_: time.sleep(0.15))
-tests.gather(model, Path(sys.argv[1]), shard_bytes=tests.SMALL)
-"""
 SMALL = 4 * 32 * 2 * 7
 
 
 def test_a_killed_collection_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(tmp_path / "killed"), str(here), str(TESTS / "support")]
-    )
+    def slowly() -> None:
+        model = tiny("llama")
+        model.model.layers[0].register_forward_pre_hook(lambda *_: time.sleep(0.15))
+        gather(model, tmp_path / "killed", shard_bytes=SMALL)
+
+    process = Forked(slowly)
     deadline = time.monotonic() + 120
     done: list[Path] = []
     while len(done) < 3:
@@ -449,8 +437,8 @@ def test_a_killed_collection_goes_on_where_it_stopped(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
         done = sorted((tmp_path / "killed").glob("*/shard-*.safetensors"))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
     done = sorted((tmp_path / "killed").glob("*/shard-*.safetensors"))
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in done}
     model = tiny("llama")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from hub_server import connect, serve_hub
+from small_experiments import LOCALIZATION
 from tiny_questions import PRIMER, QUESTIONS, TEXTS, write_questions
 
 from subvene.runner import IntervenedModel, run_experiment
@@ -20,26 +21,7 @@ from subvene.runner.reports.localization_tables import localization_markdown
 from subvene.runner.reports.pushed import measured_of
 from subvene.specs import SubveneError
 
-LOCALIZATION = """\
-fit:
-  recipe: localized_edit
-  key: e
-  data: {truthfulqa: {file: questions.csv}}
-  heads: {rule: probed, k: 2, validation: 0.34}
-  objective: {kind: ipo, tau: 0.5}
-  validation: 0.34
-  epochs: 4
-  learning_rate: 0.05
-interventions:
-- {kind: low_rank_edit, name: edit, factors: {key: e}, positions: all}
-evaluate:
-- {kind: localization, random: 2, single: 2, tau: [0.5, 1], iti: {strengths: [1, 5]}, test: 0.34,
-   learning_rate_single: 0.05, learning_rate_all: 0.05, resamples: 200}
-- {kind: truthfulqa, data: {file: questions.csv}, preset: qa, primer: primer.txt, max_new_tokens: 5,
-   judge: {kind: reference}}
-- {kind: divergence, texts: {file: texts.txt}, max_tokens: 8}
-seed: 1
-"""
+EXPERIMENT = LOCALIZATION + "seed: 1\n"
 ARMS = [
     "baseline",
     "iti_probed",
@@ -60,7 +42,7 @@ def localization(write: Callable[..., Path], tmp_path: Path) -> Path:
     (tmp_path / "primer.txt").write_text(PRIMER)
     (tmp_path / "texts.txt").write_text(TEXTS)
     write_questions(tmp_path / "questions.csv", QUESTIONS)
-    return write(LOCALIZATION, "localization.yaml")
+    return write(EXPERIMENT, "localization.yaml")
 
 
 def run(path: Path, output: Path, steps: list[dict[str, Any]] | None = None) -> Results:

@@ -1,0 +1,44 @@
+"""Classes by name, for `isinstance`: what is asked of a value imports nothing.
+
+A file has few of many kinds, and each costs time to import; what was never imported has no instances. To make
+one, or to read its fields, import it from where it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+STANDS_FOR = {
+    "LocalizationSpec": "subvene.specs.evaluations.localization",
+    "PersonaSpec": "subvene.specs.recipes.persona",
+    "ReferenceJudgeSpec": "subvene.specs.judges.reference",
+    "TextsSpec": "subvene.specs.evaluations.divergence",
+    "TrainedJudgeSpec": "subvene.specs.judges.trained",
+    "TraitEvaluation": "subvene.specs.evaluations.traits",
+    "TraitScoresSpec": "subvene.specs.evaluations.trait_scores",
+    "TraitSpec": "subvene.specs.traits",
+    "TriplesSpec": "subvene.specs.preferences",
+    "TruthfulQASpec": "subvene.specs.evaluations.truthfulqa",
+}
+"""By name, where each is."""
+
+if TYPE_CHECKING:
+    from subvene.specs.evaluations.divergence import TextsSpec as TextsSpec
+    from subvene.specs.evaluations.localization import LocalizationSpec as LocalizationSpec
+    from subvene.specs.evaluations.trait_scores import TraitScoresSpec as TraitScoresSpec
+    from subvene.specs.evaluations.traits import TraitEvaluation as TraitEvaluation
+    from subvene.specs.evaluations.truthfulqa import TruthfulQASpec as TruthfulQASpec
+    from subvene.specs.judges.reference import ReferenceJudgeSpec as ReferenceJudgeSpec
+    from subvene.specs.judges.trained import TrainedJudgeSpec as TrainedJudgeSpec
+    from subvene.specs.preferences import TriplesSpec as TriplesSpec
+    from subvene.specs.recipes.persona import PersonaSpec as PersonaSpec
+    from subvene.specs.traits import TraitSpec as TraitSpec
+else:
+
+    class _StandIn(type):
+        def __instancecheck__(cls, value: object) -> bool:
+            return any(
+                (c.__module__, c.__name__) == (cls.__module__, cls.__name__) for c in type(value).__mro__
+            )
+
+    globals().update({name: _StandIn(name, (), {"__module__": home}) for name, home in STANDS_FOR.items()})
