@@ -17,8 +17,11 @@ from subvene.runner.intervened.scoring import log_probs
 from subvene.runner.measures.base import sweep_strengths
 from subvene.specs import ContrastSpec, ContrastTexts, SubveneError, resolve_pairs
 
+ContrastText = tuple[str | Messages, str, str]
+"""Prompt, consistent answer, opposed answer."""
 
-def contrast_texts(spec: ContrastSpec, folder: Path) -> list[tuple[str | Messages, str, str]]:
+
+def contrast_texts(spec: ContrastSpec, folder: Path) -> list[ContrastText]:
     """(prompt, positive, negative) of every pair; needs no model, so that flaws show before one is loaded.
 
     Raises:
@@ -30,7 +33,7 @@ def contrast_texts(spec: ContrastSpec, folder: Path) -> list[tuple[str | Message
         raise SubveneError(
             "evaluate contrast: its pairs are `systems`; it needs `texts` with answers to score"
         )
-    texts: list[tuple[str | Messages, str, str]] = []
+    texts: list[ContrastText] = []
     for i, pair in enumerate(pairs.texts):
         if pair.asked is None:
             raise SubveneError(
@@ -38,6 +41,25 @@ def contrast_texts(spec: ContrastSpec, folder: Path) -> list[tuple[str | Message
             )
         texts.append((pair.asked, pair.positive, pair.negative))
     return texts
+
+
+def differences(
+    m: IntervenedModel, texts: Sequence[ContrastText], *, batch_size: int, system: str | None = None
+) -> tuple[list[float], list[Receipt]]:
+    """Log p(positive | prompt) − log p(negative | prompt) of each pair, in nats, summed over tokens.
+
+    Args:
+        m: the model, with its interventions as they are declared.
+        texts: (prompt, positive, negative).
+        batch_size: texts per forward pass.
+        system: a system prompt before every prompt; None: nothing.
+    """
+    scored = []
+    for text, positive, negative in texts:
+        prompt = prompt_ids(m.tokenizer, text, system=system)
+        scored += [reply_ids(m.tokenizer, prompt, side) for side in (positive, negative)]
+    totals, receipts = log_probs(m, scored, batch_size=batch_size, description="contrast")
+    return (totals[0::2] - totals[1::2]).tolist(), receipts
 
 
 def run_contrast(m: IntervenedModel, spec: ContrastSpec, folder: Path) -> dict[str, object]:
@@ -55,7 +77,7 @@ def run_contrast(m: IntervenedModel, spec: ContrastSpec, folder: Path) -> dict[s
     """
     texts = contrast_texts(spec, folder)
     scored, coefficients = [], []
-    for c in spec.coefficients:
+    for c in spec.swept:
         for text, positive, negative in texts:
             prompt = prompt_ids(m.tokenizer, text)
             for side in (positive, negative):
@@ -73,12 +95,12 @@ def run_contrast(m: IntervenedModel, spec: ContrastSpec, folder: Path) -> dict[s
 
     _, found, marked = over_finite_points(coefficients, score)
     totals, receipts = found or (torch.zeros(0), [])
-    finite = [c for c in spec.coefficients if c not in marked]
+    finite = [c for c in spec.swept if c not in marked]
     rows = (totals[0::2] - totals[1::2]).view(len(finite), len(texts)).tolist()
-    differences: dict[float, list[float]] = dict(zip(finite, rows, strict=True))
-    records = [_record(c, differences.get(c), marked.get(c)) for c in spec.coefficients]
+    by_coefficient: dict[float, list[float]] = dict(zip(finite, rows, strict=True))
+    records = [_record(c, by_coefficient.get(c), marked.get(c)) for c in spec.swept]
     tokens = sum(r.tokens for receipt in receipts for r in receipt)
-    pairs = [differences.get(c) for c in spec.coefficients]
+    pairs = [by_coefficient.get(c) for c in spec.swept]
     return {"kind": spec.kind, "records": records, "pairs": pairs, "tokens_edited": tokens}
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,33 @@ from subvene.runner.files.progress import track
 from subvene.runner.intervened.acting import acting
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.specs import DivergenceSpec, SubveneError
+
+
+@dataclass(frozen=True)
+class Before:
+    """What an edited model is given before every text.
+
+    Attributes:
+        ids: token ids.
+        shared: how many of a text's first tokens (the one that begins any sequence) it has already.
+    """
+
+    ids: tuple[int, ...] = ()
+    shared: int = 0
+
+    @classmethod
+    def of(cls, tokenizer: Any, text: str | None) -> Before:
+        """A paragraph before the texts; nothing for None."""
+        if text is None:
+            return cls()
+        ids = tuple(raw_ids(tokenizer, f"{text}\n\n"))
+        begins = tokenizer.bos_token_id is not None and ids[:1] == (tokenizer.bos_token_id,)
+        return cls(ids, 1 if begins else 0)
+
+    @property
+    def offset(self) -> int:
+        """Where the first token of a text stands, or what predicts the second one in its place."""
+        return len(self.ids) - self.shared
 
 
 class Reference:
@@ -103,10 +131,11 @@ class Reference:
         """Indices of texts of like length, by forward pass."""
         return self._batches
 
-    def batch(self, chosen: Sequence[int]) -> Batch:
-        """Some of the texts, padded on the right."""
-        rows = [self.ids[i] for i in chosen]
-        return pad(rows, [self.first + 1] * len(rows), self._pad_id, "right")
+    def batch(self, chosen: Sequence[int], before: Before | None = None) -> Batch:
+        """Some of the texts, padded on the right, behind what stands before all of them."""
+        before = before or Before()
+        rows = [[*before.ids, *self.ids[i][before.shared :]] for i in chosen]
+        return pad(rows, [before.offset + self.first + 1] * len(rows), self._pad_id, "right")
 
     @torch.no_grad()
     def logits(self, chosen: Sequence[int]) -> list[torch.Tensor]:
@@ -156,12 +185,14 @@ class Reference:
 
 
 @torch.no_grad()
-def divergence(m: IntervenedModel, reference: Reference) -> dict[str, object]:
+def divergence(m: IntervenedModel, reference: Reference, *, before: str | None = None) -> dict[str, object]:
     """CE of an edited model, and KL(original ‖ edited), on the texts of `reference`.
 
     Args:
         m: the edited model (or a baked one, `IntervenedModel.plain`); it has the original's vocabulary.
-        reference: the original model on the texts.
+        reference: the original model on the texts, with nothing before them.
+        before: a paragraph that the edited model is given before every text, such as a system prompt; both
+            numbers are of the text alone. None: nothing.
 
     Returns:
         `ce` and `kl` in nats per token; `original_ce`; `ce_by_text` and `kl_by_text`, means over each text's
@@ -176,8 +207,11 @@ def divergence(m: IntervenedModel, reference: Reference) -> dict[str, object]:
     losses = torch.zeros(len(reference.ids), dtype=torch.float64)
     divergences = torch.zeros_like(losses)
     receipts: list[Receipt] = []
+    first = Before.of(m.tokenizer, before)
+    lengths = [first.offset + len(ids) for ids in reference.ids]
+    refuse_beyond_context(m.model, lengths, "divergence: text behind the system prompt")
     for chosen in track(reference.batches, "divergence"):
-        batch = reference.batch(chosen)
+        batch = reference.batch(chosen, first)
         with _evaluating(m.model):
             output = m(
                 batch.input_ids,
@@ -190,7 +224,7 @@ def divergence(m: IntervenedModel, reference: Reference) -> dict[str, object]:
             receipts.append(m.receipt)
         for i, edited, original in zip(chosen, output.logits, reference.logits(chosen), strict=True):
             ids = reference.ids[i]
-            edited = edited[: len(ids)]
+            edited = edited[first.offset : first.offset + len(ids)]
             if edited.shape != original.shape:
                 raise SubveneError(
                     f"divergence: the edited model has {edited.shape[-1]} tokens in its vocabulary and the "

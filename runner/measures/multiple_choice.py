@@ -40,7 +40,11 @@ def questions_sha256(questions: Sequence[ChoiceQuestion]) -> str:
 
 
 def choose(
-    m: IntervenedModel, questions: Sequence[ChoiceQuestion], *, batch_size: int = 32
+    m: IntervenedModel,
+    questions: Sequence[ChoiceQuestion],
+    *,
+    batch_size: int = 32,
+    before: str | None = None,
 ) -> tuple[list[int], list[Receipt]]:
     """Which choice the model takes: the one of the largest log-probability per token after `Answer:`.
 
@@ -48,12 +52,15 @@ def choose(
         m: the model; its edits act unless it is disabled. The question is the prompt, a choice the response.
         questions: what is asked.
         batch_size: questions at a time.
+        before: a paragraph that stands before every question; None: nothing.
 
     Returns:
         The index of the chosen answer for each question, and the receipts.
     """
     tokenizer = m.tokenizer
-    prompts = [list(tokenizer(_ASKED.format(question=one.question))["input_ids"]) for one in questions]
+    start = "" if before is None else f"{before}\n\n"
+    texts = [start + _ASKED.format(question=one.question) for one in questions]
+    prompts = [list(tokenizer(text)["input_ids"]) for text in texts]
     choices = [[response_ids(tokenizer, f" {choice}") for choice in one.choices] for one in questions]
     shared = _common(prompts)
     if why_not_shared(m, shared, prompts) is None:

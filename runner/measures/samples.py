@@ -19,7 +19,7 @@ def run_samples(m: IntervenedModel, spec: SamplesSpec, folder: Path) -> dict[str
         `records` (prompt, coefficient, response; where the run was no longer finite, no response and
         `not_finite`, in words) and the `receipt` of the run of all others.
     """
-    rows = [(prompt, c) for prompt in spec.prompts for c in spec.coefficients]
+    rows = [(prompt, c) for prompt in spec.prompts for c in spec.swept]
 
     def generate(which: list[int]) -> list[str]:
         with generating(spec.max_new_tokens, "samples") as streamer:

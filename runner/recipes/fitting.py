@@ -139,8 +139,11 @@ def of_key(tensors: Mapping[str, torch.Tensor], key: str) -> dict[str, torch.Ten
 
 
 def provenance_of_all(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """That of the one fit; of several, `fits` with that of each."""
-    return dict(told[0]) if len(told) == 1 else {"fits": [dict(one) for one in told]}
+    """That of the one fit; of several, `fits` with that of each, and the model that all of them have."""
+    if len(told) == 1:
+        return dict(told[0])
+    model = {"model": told[0]["model"]} if told and "model" in told[0] else {}
+    return model | {"fits": [{k: v for k, v in one.items() if k not in model} for one in told]}
 
 
 def _read(fits: Sequence[BaseRecipe], folder: Path, data: Any, seed: int) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Random directions: drawn uniformly over all directions, as long as another fit's at each place.
 
 A direction of independent normal numbers, brought to a length, is uniform on the sphere of that length
-(Muller 1959). Directions of heads are drawn head by head; whatever else another fit gives beside its directions
-(σ, the typical norm of the activation) is kept, so that strengths mean the same.
+(Muller 1959). Directions of heads are drawn head by head; whatever else another fit gives beside its
+directions (σ, the typical norm of the activation) is kept, so that strengths mean the same.
 """
 
 from __future__ import annotations

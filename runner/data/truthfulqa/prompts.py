@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +59,11 @@ class Prompts:
     def is_chat(self) -> bool:
         """Whether the model's chat template is used."""
         return self.preset == "chat"
+
+    def under(self, system: str) -> Prompts:
+        """The same, with a system prompt before the instruction: its own paragraph, or the template's."""
+        both = system if self.instruction is None else f"{system}\n\n{self.instruction}"
+        return replace(self, instruction=both)
 
     def text(self, question: str) -> str:
         """The prompt of a question as plain text; not for `chat`, whose text is the template's business."""

@@ -60,11 +60,8 @@ class Fits:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Where the tensors come from."""
-        model = {"model": self.provenances[0]["model"]}
-        return model | provenance_of_all(
-            [{k: v for k, v in p.items() if k != "model"} for p in self.provenances]
-        )
+        """Where the tensors come from: that of the one fit, or `fits` with those of several."""
+        return provenance_of_all(self.provenances)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ import transformers
 
 from subvene.interventions import Sizes
 from subvene.runner.data.truthfulqa.questions import Question, about_data, load_questions
-from subvene.runner.data.truthfulqa.splits import fold_of, limited, validation_keys
+from subvene.runner.data.truthfulqa.splits import fold_of, validation_keys
 from subvene.runner.edits.not_finite import NotFiniteError
 from subvene.runner.exchange.exports.checkpoint import check_bakeable
 from subvene.runner.experiments.choose import best_of
@@ -19,22 +20,17 @@ from subvene.runner.experiments.comparison.arms import Arm, Arms
 from subvene.runner.experiments.comparison.composing import CompositionMeasure
 from subvene.runner.experiments.comparison.composition import SECTION
 from subvene.runner.experiments.comparison.measures import (
-    DivergenceMeasure,
+    MEASURES,
+    ConditionMeasure,
     Measured,
+    Place,
     Progress,
-    TruthfulQAMeasure,
+    Session,
     check_complete,
     merged,
 )
-from subvene.runner.experiments.results import (
-    Choice,
-    Condition,
-    FitRecord,
-    JudgeRecord,
-    QuestionText,
-    Results,
-    Tried,
-)
+from subvene.runner.experiments.intervals import INTERVALS, intervals_of
+from subvene.runner.experiments.results import Choice, Condition, FitRecord, QuestionText, Results, Tried
 from subvene.runner.experiments.rows import rows
 from subvene.runner.experiments.study import Step
 from subvene.runner.files.ledger import Ledger
@@ -44,17 +40,19 @@ from subvene.runner.recipes import RECIPES
 from subvene.runner.recipes.fitting import check_reach
 from subvene.runner.recipes.localized_edit import held_out_keys
 from subvene.specs import (
+    ChooseSpec,
+    ConditionEvaluation,
     ConditionSpec,
-    DivergenceSpec,
     ExperimentSpec,
     ITISpec,
     LocalizedEditSpec,
     SubveneError,
-    TruthfulQASpec,
     dump_spec,
     points,
+    system_prompt,
     variant,
 )
+from subvene.specs.recipes import BaseRecipe
 
 _DEFAULT_CONDITIONS = (
     ConditionSpec(name="baseline", interventions=()),
@@ -83,29 +81,31 @@ class Comparison:
         composed = () if self.composition is None else self.composition.planned.conditions
         self.conditions = spec.conditions or composed or _DEFAULT_CONDITIONS
         self.n_folds = spec.folds or 1
-        self.questions: list[tuple[TruthfulQASpec, TruthfulQAMeasure]] = []
-        self.divergences: list[tuple[DivergenceSpec, DivergenceMeasure]] = []
-        for declared in spec.evaluate:
-            if isinstance(declared, TruthfulQASpec):
-                self.questions.append((declared, TruthfulQAMeasure(declared, folder)))
-            elif isinstance(declared, DivergenceSpec):
-                self.divergences.append((declared, DivergenceMeasure(declared, folder)))
-        recipe = spec.fit
-        source = None if recipe is None else recipe.learns_from
-        self.fit_questions = None if source is None else load_questions(source, folder)
+        self.measures: list[tuple[ConditionEvaluation, ConditionMeasure[Any]]] = [
+            (declared, MEASURES[declared.kind](declared, folder))
+            for declared in spec.evaluate
+            if isinstance(declared, ConditionEvaluation) and declared.kind in MEASURES
+        ]
+        self.fit_questions: dict[str, list[Question]] = {
+            recipe.keys[0]: load_questions(recipe.learns_from, folder)
+            for recipe in spec.fits
+            if recipe.learns_from is not None
+        }
         self.chosen: dict[tuple[str, int, int], dict[str, Any]] = {}
         self.choices: list[Choice] = []
 
     def manifest(self) -> dict[str, Any]:
         """What there is to know about where the numbers come from."""
-        data = {}
-        if self.fit_questions is not None:
-            data["fit"] = about_data(self.fit_questions)
-        for i, (_, measure) in enumerate(self.questions):
-            data[f"truthfulqa_{i}"] = about_data(measure.questions) | {
-                "prompts_sha256": measure.prompts_sha256
-            }
-        judges = [measure.judge.describe() for _, measure in self.questions if measure.judge is not None]
+        one = len(self.spec.fits) == 1
+        data: dict[str, Any] = {
+            "fit" if one else f"fit_{key}": about_data(questions)
+            for key, questions in self.fit_questions.items()
+        }
+        of_kind: Counter[str] = Counter()
+        for declared, measure in self.measures:
+            data[f"{declared.kind}_{of_kind[declared.kind]}"] = measure.data()
+            of_kind[declared.kind] += 1
+        judges = [about for _, measure in self.measures if (about := measure.judge_identity()) is not None]
         return run_manifest(dump_spec(self.spec), self.folder, data=data, judges=judges)
 
     def check(self) -> None:
@@ -122,21 +122,18 @@ class Comparison:
                 check_reach(declared, self.sizes)
                 for seed, fold in self.cells(condition):
                     tuning = self.tuning(fold)
-                    if declared.fit is not None and tuning is not None:
-                        RECIPES[declared.fit.recipe].check(declared.fit, tuning, seed)
+                    for recipe in declared.fits_for(declared.fitted_keys):
+                        if recipe.keys[0] in tuning:
+                            RECIPES[recipe.recipe].check(recipe, tuning[recipe.keys[0]], seed)
 
-    def tuning(self, fold: int) -> list[Question] | None:
-        """The questions that the fit of a fold may see; None where it learns from none."""
-        if self.fit_questions is None or self.spec.folds is None:
+    def tuning(self, fold: int) -> dict[str, list[Question]]:
+        """By the key of each fit that learns from questions, those that it may see in a fold."""
+        if self.spec.folds is None:
             return self.fit_questions
-        return [q for q in self.fit_questions if fold_of(q, self.n_folds) != fold]
-
-    def tested(self, measure: TruthfulQAMeasure, fold: int) -> list[Question]:
-        """The questions of a measure that a fold is tested on."""
-        chosen = measure.questions
-        if self.spec.folds is not None:
-            chosen = [q for q in chosen if fold_of(q, self.n_folds) == fold]
-        return limited(chosen, measure.spec.limit)
+        return {
+            key: [q for q in questions if fold_of(q, self.n_folds) != fold]
+            for key, questions in self.fit_questions.items()
+        }
 
     def cells(self, condition: ConditionSpec) -> Iterator[tuple[int, int]]:
         """The seeds and folds of one condition."""
@@ -148,52 +145,64 @@ class Comparison:
         """Measurements to come, those of earlier runs among them."""
         total = 0
         for condition in self.conditions:
+            n_points, choose = len(points(condition)), condition.choose
             for seed, _ in self.cells(condition):
-                each = sum(m.steps() for spec, m in self.questions if seed in (spec.seeds or (seed,)))
-                each += sum(m.steps() for spec, m in self.divergences if seed in (spec.seeds or (seed,)))
-                n_points = len(points(condition))
-                if condition.choose is not None:
-                    total += n_points * self.questions[0][1].steps(only=condition.choose.by) + each
-                else:
+                each = sum(measure.steps() for _, measure in self._measures(seed))
+                if choose is None:
                     total += n_points * each
+                else:
+                    total += n_points * self._chooser(choose.by).steps(only=choose.by) + each
         return total
+
+    def _measures(self, seed: int) -> Iterator[tuple[ConditionEvaluation, ConditionMeasure[Any]]]:
+        for declared, measure in self.measures:
+            if seed in (declared.seeds or (seed,)):
+                yield declared, measure
+
+    def _chooser(self, metric: str) -> ConditionMeasure[Any]:
+        """The measure that gives a metric to choose by."""
+        return next(measure for declared, measure in self.measures if metric in declared.choosing)
 
     def run(
         self, model: transformers.PreTrainedModel, tokenizer: Any, ledger: Ledger, output: Path
     ) -> Results:
         """Do every unit that is not done, and put the results together."""
-        arms, step = Arms(model, tokenizer, ledger, output, self.folder), self.step
+        arms = Arms(model, tokenizer, ledger, output, self.folder)
         self._check_baking(arms)
-        original = IntervenedModel.plain(arms.model, arms.tokenizer)
+        session = Session(
+            arms,
+            IntervenedModel.plain(arms.model, arms.tokenizer),
+            ledger,
+            lambda keys, seed, fold: arms.fitted_for(self.spec, keys, seed, self.tuning(fold)),
+        )
         cells: list[Condition] = []
         fits: list[FitRecord] = []
         for condition in self.conditions:
             for seed, fold in self.cells(condition):
-                for point in self._points(condition, seed, fold, arms, ledger, step):
+                for point in self._points(condition, seed, fold, session):
                     cell = _Cell(condition, seed, fold, point)
                     transformers.set_seed(seed)
                     arm = self._arm(cell, arms)
-                    measured = self._measured(cell, arm, original, ledger, step)
+                    measured = self._measured(cell, arm, session)
                     kept = self._keep(cell, arm, arms, output, fits)
                     cells.append(self._record(cell, arm, measured, kept))
                     if self.composition is not None:
                         self.composition.look(condition.name, arm, arms)
-        composed: dict[str, Any] = {}
+        sections: dict[str, Any] = {INTERVALS: intervals_of(cells).model_dump(mode="json")}
         if self.composition is not None:
-            composed[SECTION] = self.composition.section(rows(cells), cells).model_dump(mode="json")
-        judges = [measure.judge for _, measure in self.questions if measure.judge is not None]
+            sections[SECTION] = self.composition.section(rows(cells), cells).model_dump(mode="json")
+        judges = (measure.judged_by() for _, measure in self.measures)
+        asked: dict[str, QuestionText] = {}
+        for _, measure in self.measures:
+            asked |= measure.questions_asked()
         return Results(
             kind="comparison",
             conditions=tuple(cells),
             choices=tuple(self.choices),
             fits=tuple(fits),
-            judges=tuple(JudgeRecord(about=judge.describe(), usage=judge.usage()) for judge in judges),
-            questions={
-                q.key: QuestionText(question=q.question, best=q.best, category=q.category)
-                for _, measure in self.questions
-                for q in measure.questions
-            },
-            sections=composed,
+            judges=tuple(judge for judge in judges if judge is not None),
+            questions=asked,
+            sections=sections,
         )
 
     def _check_baking(self, arms: Arms) -> None:
@@ -209,50 +218,36 @@ class Comparison:
                 check_bakeable(arms.compiled(arm.variant, arm.fitted))
 
     def _points(
-        self,
-        condition: ConditionSpec,
-        seed: int,
-        fold: int,
-        arms: Arms,
-        ledger: Ledger,
-        step: Callable[[str, Any], None],
+        self, condition: ConditionSpec, seed: int, fold: int, session: Session
     ) -> list[dict[str, Any]]:
-        """The points to be tested: all of the sweep, or the one that is best on the validation questions."""
-        grid = points(condition)
-        if condition.choose is None:
+        """The points to be tested: all of the sweep, or the one that is best on the validation items."""
+        grid, choose = points(condition), condition.choose
+        if choose is None:
             return grid
-        metric, (_, measure) = condition.choose.by, self.questions[0]
-        tuning = self.tuning(fold) or []
+        measure, place = self._chooser(choose.by), Place(seed, fold, self.n_folds)
         cells = [_Cell(condition, seed, fold, point) for point in grid]
         # A point may hold out other questions than the next; those are asked that no fit of them has seen.
-        held = [_held_out(declared, tuning, seed) for cell in cells if (declared := self._variant(cell))]
-        validation = [q for q in tuning if all(q.key in keys for keys in held)]
+        validation = measure.validation(place, [held for cell in cells for held in self._held_out(cell)])
         if not validation:
             raise SubveneError(
                 f"condition {condition.name}: `choose` needs a fit that learns from questions, and questions "
-                "that all points of the sweep hold out (`fit.validation`, `fit.seed`, `fit.data.limit`)"
+                "that all points of the sweep hold out (`fit.validation`, `fit.seed`, `fit.data.limit`), or "
+                "`validation` in the evaluation that gives the metric"
             )
-        tried: list[Tried] = []
-        for cell in cells:
-            point, arm = cell.point, self._arm(cell, arms)
-            told = _told(step, f"{condition.name} {_in_words(point)} on validation", seed, fold)
-            measured = measure.measure(arm, validation, ledger, told, only=metric)
-            check_complete(measured, f"condition {condition.name}")
-            value = measured.value(metric)
-            if value is None and measured.not_finite is None:
-                raise SubveneError(f"condition {condition.name}: the judge gave no {metric} to choose by")
-            tried.append(Tried(point=point, value=value, n=len(validation), not_finite=measured.not_finite))
+        tried = [self._tried(cell, choose, validation, session) for cell in cells]
         best = best_of(tried)
         if best is None:
-            raise NotFiniteError(
-                f"condition {condition.name}: no point of its sweep stays finite on the validation "
-                f"questions; {tried[-1].not_finite}"
+            told = next((one.not_finite for one in reversed(tried) if one.not_finite), "none is high enough")
+            raise (SubveneError if told == "none is high enough" else NotFiniteError)(
+                f"condition {condition.name}: no point of its sweep stays finite"
+                + (f" and has {_at_least(choose)}" if choose.at_least else "")
+                + f" on the validation questions; {told}"
             )
         self.chosen[condition.name, seed, fold] = best
         self.choices.append(
             Choice(
                 condition=condition.name,
-                metric=metric,
+                metric=choose.by,
                 tried=tuple(tried),
                 chosen=best,
                 seed=seed,
@@ -260,6 +255,27 @@ class Comparison:
             )
         )
         return [best]
+
+    def _tried(self, cell: _Cell, choose: ChooseSpec, validation: Sequence[Any], session: Session) -> Tried:
+        """What one point of a sweep gives on the validation items."""
+        metric, what = choose.by, f"condition {cell.condition.name}"
+        words = f"{cell.condition.name} {_in_words(cell.point)} on validation"
+        measured = self._chooser(metric).run(
+            self._arm(cell, session.arms),
+            validation,
+            session,
+            self._told(words, cell),
+            Place(cell.seed, cell.fold, self.n_folds),
+            only=metric,
+        )
+        check_complete(measured, what)
+        value = measured.value(metric)
+        if value is None and measured.not_finite is None:
+            raise SubveneError(f"{what}: the judge gave no {metric} to choose by")
+        low = [name for name, least in choose.at_least.items() if (measured.value(name) or 0.0) < least]
+        n, not_finite = len(validation), measured.not_finite
+        # A point that may not be taken keeps its place among what was tried, without a value to win by.
+        return Tried(point=cell.point, value=None if low else value, n=n, not_finite=not_finite)
 
     def _variant(self, cell: _Cell) -> ExperimentSpec | None:
         inherited = {
@@ -271,34 +287,53 @@ class Comparison:
 
     def _arm(self, cell: _Cell, arms: Arms) -> Arm:
         declared = self._variant(cell)
-        arm = arms.make(declared, cell.seed, self.tuning(cell.fold), bake=cell.condition.bake)
+        arm = arms.make(
+            declared,
+            cell.seed,
+            self.tuning(cell.fold),
+            bake=cell.condition.bake,
+            system=system_prompt(self.spec, cell.condition),
+        )
         # A point that was chosen is no longer one of several.
         key = (cell.condition.name, cell.seed, cell.fold)
         return replace(arm, swept=len(points(cell.condition)) > 1 and key not in self.chosen)
 
-    def _measured(
-        self,
-        cell: _Cell,
-        arm: Arm,
-        original: IntervenedModel,
-        ledger: Ledger,
-        step: Callable[[str, Any], None],
-    ) -> list[Measured]:
+    def _measured(self, cell: _Cell, arm: Arm, session: Session) -> list[Measured]:
         name = " ".join(filter(None, (cell.condition.name, _in_words(cell.point))))
-        told = _told(step, name, cell.seed, cell.fold)
-        found = []
-        for spec, questions in self.questions:
-            if cell.seed in (spec.seeds or (cell.seed,)):
-                tested = self.tested(questions, cell.fold)
-                found.append(questions.measure(arm, tested, ledger, told))
-        for declared, texts in self.divergences:
-            if cell.seed in (declared.seeds or (cell.seed,)):
-                found.append(texts.measure(arm, original, ledger, told))
-        return found
+        place = Place(cell.seed, cell.fold, self.n_folds)
+        return [
+            measure.run(arm, measure.tested(place), session, self._told(name, cell), place)
+            for _, measure in self._measures(cell.seed)
+        ]
+
+    def _seen(self, cell: _Cell, arm: Arm) -> dict[str, list[Question]]:
+        """By key of each fit of an arm that learns from questions, those that it may have seen."""
+        if arm.variant is None:
+            return {}
+        tuning = self.tuning(cell.fold)
+        keys = (recipe.keys[0] for recipe in arm.variant.fits_for(arm.variant.fitted_keys))
+        return {key: tuning[key] for key in keys if key in tuning}
+
+    def _held_out(self, cell: _Cell) -> list[Mapping[str, Question]]:
+        """Of each fit of a cell that learns from questions, those that it holds out."""
+        declared, tuning = self._variant(cell), self.tuning(cell.fold)
+        if declared is None:
+            return []
+        return [
+            _held_out(recipe, tuning[recipe.keys[0]], cell.seed)
+            for recipe in declared.fits_for(declared.fitted_keys)
+            if recipe.keys[0] in tuning
+        ]
+
+    def _told(self, name: str, cell: _Cell) -> Progress:
+        def told(what: str, *, was_done: bool) -> None:
+            about = {"condition": name, "seed": cell.seed, "fold": cell.fold, "what": what}
+            self.step("unit", about | {"was_done": was_done})
+
+        return told
 
     def _record(self, cell: _Cell, arm: Arm, measured: Sequence[Measured], kept: str | None) -> Condition:
-        tuning = self.tuning(cell.fold)
-        seen = {q.key for q in tuning} if tuning and arm.fitted is not None else set()
+        seen = {q.key for questions in self._seen(cell, arm).values() for q in questions}
         tested = {key for found in measured for key in found.questions}
         shown = "" if cell.condition.choose is not None else _in_words(cell.point)
         return merged(
@@ -327,27 +362,24 @@ class Comparison:
                     seed=cell.seed,
                     fold=cell.fold,
                     artifact=kept,
-                    provenance=arm.fitted["provenance"],
+                    provenance=arm.fitted.provenance,
                 )
             )
         return kept
 
 
-def _held_out(declared: ExperimentSpec, tuning: Sequence[Question], seed: int) -> frozenset[str]:
-    """Keys of the questions that the fit of a variant holds out for validation."""
-    recipe = declared.fit
+def _held_out(recipe: BaseRecipe, tuning: Sequence[Question], seed: int) -> Mapping[str, Question]:
+    """By key, the questions that a fit holds out for validation."""
+    keys: frozenset[str] = frozenset()
     if isinstance(recipe, ITISpec):
-        return validation_keys(tuning, recipe.validation, seed)
-    if not isinstance(recipe, LocalizedEditSpec):
-        return frozenset()
-    return held_out_keys(recipe, tuning, seed)
+        keys = validation_keys(tuning, recipe.validation, seed)
+    elif isinstance(recipe, LocalizedEditSpec):
+        keys = held_out_keys(recipe, tuning, seed)
+    return {q.key: q for q in tuning if q.key in keys}
 
 
-def _told(step: Callable[[str, Any], None], name: str, seed: int, fold: int) -> Progress:
-    def told(what: str, *, was_done: bool) -> None:
-        step("unit", {"condition": name, "seed": seed, "fold": fold, "what": what, "was_done": was_done})
-
-    return told
+def _at_least(choose: ChooseSpec) -> str:
+    return " and ".join(f"{name} of at least {least:g}" for name, least in choose.at_least.items())
 
 
 def _in_words(point: Mapping[str, Any]) -> str:

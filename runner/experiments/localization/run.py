@@ -17,7 +17,7 @@ from subvene.runner.data.text import pad_id_of
 from subvene.runner.data.truthfulqa.questions import Question, about_data, data_sha256
 from subvene.runner.data.truthfulqa.splits import held_out, limited
 from subvene.runner.experiments.choose import best_of
-from subvene.runner.experiments.comparison.arms import Arm, Arms
+from subvene.runner.experiments.comparison.arms import Arm, Arms, Fits
 from subvene.runner.experiments.comparison.measures import (
     DivergenceMeasure,
     Measured,
@@ -242,7 +242,8 @@ class Localization:
             with opened():
                 pass
         self._told(f"{_named('lora', candidate.point)}: training", was_done=was_done)
-        return Arm(None, False, identity, ledger.results[digest(fit)], opened)
+        trained = ledger.results[digest(fit)]["provenance"]
+        return Arm(None, False, identity, Fits((), (), (trained,)), opened)
 
     # Choosing and measuring --------------------------------------------------------------------------------
 

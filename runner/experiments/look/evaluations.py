@@ -40,7 +40,7 @@ def asked_of(declared: CoefficientSpec, folder: Path) -> dict[str, Any]:
         SpecError: a file of pairs is not valid.
         SubveneError: its pairs are no texts with prompts.
     """
-    whole = declared.model_dump(mode="json")
+    whole = declared.model_dump(mode="json", exclude={"seeds", "validation"})
     return whole if isinstance(declared, SamplesSpec) else whole | {"pairs": contrast_texts(declared, folder)}
 
 

@@ -1,122 +1,37 @@
-"""Measures: one arm on some questions or texts, as units of work, and the numbers that come of them."""
+"""TruthfulQA of arms: multiple choice, generated answers, and what a judge says of these."""
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from subvene.runner.data.texts import read_texts
-from subvene.runner.data.truthfulqa.prompts import load_prompts
-from subvene.runner.data.truthfulqa.questions import Question, data_sha256, load_questions
+from subvene.runner.data.truthfulqa.prompts import Prompts, load_prompts
+from subvene.runner.data.truthfulqa.questions import Question, about_data, data_sha256, load_questions
+from subvene.runner.data.truthfulqa.splits import fold_of, limited
 from subvene.runner.edits.finite_points import marking
-from subvene.runner.edits.receipt import Receipt
 from subvene.runner.experiments.comparison.arms import Arm
-from subvene.runner.experiments.results import Condition, Item, Metric
+from subvene.runner.experiments.comparison.measures.base import (
+    ConditionMeasure,
+    Measured,
+    Place,
+    Progress,
+    Session,
+    done,
+    plain,
+)
+from subvene.runner.experiments.results import JudgeRecord, Metric, QuestionText
 from subvene.runner.files.ledger import MISSING, Ledger, digest
-from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.judges import Answer, Aspect, Judge, JudgeError, make_judge
-from subvene.runner.measures.divergence import Reference, divergence
-from subvene.runner.measures.missing import item_parts, missing_in_words
+from subvene.runner.judges import Answer, Aspect, Judge, make_judge
 from subvene.runner.measures.truthfulqa_answers import answer_questions
 from subvene.runner.measures.truthfulqa_scores import score_choices
-from subvene.specs import DivergenceSpec, TruthfulQASpec
+from subvene.specs import TruthfulQASpec
 
 _ASPECTS: dict[str, Aspect] = {"true": "truth", "info": "info"}
 
 
-@dataclass
-class Measured:
-    """What one arm gave.
-
-    Attributes:
-        metrics: by name; those that have no number are left out.
-        counts: by name: verdicts that are missing, or that the judge did not give.
-        units: name of a measurement → key of its unit in the ledger.
-        receipts: name of a measurement → what the interventions did in it.
-        questions: by question key, what was measured of it.
-        texts: `ce`, `kl` and `tokens` of each text of a divergence.
-        not_finite: why there are no numbers, in words; None where there are.
-    """
-
-    metrics: dict[str, Metric] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    units: dict[str, str] = field(default_factory=dict)
-    receipts: dict[str, Any] = field(default_factory=dict)
-    questions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    texts: dict[str, list[float]] = field(default_factory=dict)
-    not_finite: str | None = None
-
-    def value(self, metric: str) -> float | None:
-        """A metric's number; None where it has none."""
-        return None if metric not in self.metrics else self.metrics[metric].mean
-
-    def mean(self, metric: str, values: Iterable[float | bool]) -> None:
-        """Set a metric to the mean of numbers; nothing where there are none."""
-        numbers = [float(value) for value in values]
-        mean = statistics.fmean(numbers) if numbers else math.nan
-        if math.isfinite(mean):
-            self.metrics[metric] = Metric(mean=mean, n=len(numbers))
-
-
-def merged(name: str, label: str, measured: Sequence[Measured], **fields: Any) -> Condition:
-    """What several measures gave of one condition.
-
-    Args:
-        name: of the condition.
-        label: what the table calls it.
-        measured: by each measure.
-        **fields: what else is known of the condition.
-    """
-    whole = Measured()
-    for one in measured:
-        whole.metrics |= one.metrics
-        whole.counts |= one.counts
-        whole.units |= one.units
-        whole.receipts |= one.receipts
-        whole.not_finite = one.not_finite or whole.not_finite
-        for key, values in one.questions.items():
-            whole.questions.setdefault(key, {}).update(values)
-    return Condition(
-        name=name,
-        label=label,
-        metrics=whole.metrics,
-        counts=fields.pop("counts", {}) | whole.counts,
-        units=whole.units,
-        receipts=whole.receipts,
-        not_finite=whole.not_finite,
-        items=tuple(Item(**item_parts(key, values)) for key, values in whole.questions.items()),
-        **fields,
-    )
-
-
-def check_complete(measured: Measured, what: str) -> None:
-    """Check that nothing is missing in what a choice is made by: another point might be the best.
-
-    Raises:
-        JudgeError: verdicts are missing.
-    """
-    reasons = Counter(
-        str(reason)
-        for key, values in measured.questions.items()
-        for reason in item_parts(key, values)["missing"].values()
-    )
-    if reasons:
-        raise JudgeError(f"{what}: nothing can be chosen yet: {missing_in_words(reasons)}")
-
-
-class Progress(Protocol):
-    """Told of every unit of work, done now or before."""
-
-    def __call__(self, what: str, *, was_done: bool) -> None:
-        """Say which unit it was."""
-
-
-class TruthfulQAMeasure:
+class TruthfulQAMeasure(ConditionMeasure[Question]):
     """TruthfulQA of arms: multiple choice, generated answers, and what a judge says of these.
 
     Everything that can be wrong with the files and the judge is found when it is made, before a model is.
@@ -181,15 +96,16 @@ class TruthfulQAMeasure:
         progress: Progress,
         measured: Measured,
     ) -> None:
+        prompts = self._prompts(arm)
         identity = arm.identity | {
             "unit": "multiple_choice",
-            "prompts": self.prompts_sha256,
+            "prompts": self._sha256(prompts),
             "questions": data_sha256(questions),
         }
 
         def work() -> dict[str, Any]:
             with arm.open() as m:
-                scores = score_choices(m, self.prompts, questions, batch_size=self.spec.batch_size)
+                scores = score_choices(m, prompts, questions, batch_size=self.spec.batch_size)
             return {
                 "scores": {
                     score.key: {
@@ -201,12 +117,12 @@ class TruthfulQAMeasure:
                     }
                     for score in scores.questions
                 },
-                "receipts": _plain(scores.receipts),
+                "receipts": plain(scores.receipts),
                 "tokens": scores.tokens,
                 "from_scratch": scores.from_scratch,
             }
 
-        result = _done("multiple_choice", identity, marking(arm.swept, work), ledger, progress, measured)
+        result = done("multiple_choice", identity, marking(arm.swept, work), ledger, progress, measured)
         if measured.not_finite is not None:
             return
         for metric in ("mc1", "mc2", "mc3"):
@@ -224,9 +140,10 @@ class TruthfulQAMeasure:
         progress: Progress,
         measured: Measured,
     ) -> None:
+        prompts = self._prompts(arm)
         identity = arm.identity | {
             "unit": "generation",
-            "prompts": self.prompts_sha256,
+            "prompts": self._sha256(prompts),
             "questions": [question.key for question in questions],
             "max_new_tokens": self.spec.max_new_tokens,
         }
@@ -235,15 +152,15 @@ class TruthfulQAMeasure:
             with arm.open() as m:
                 answers, receipts = answer_questions(
                     m,
-                    self.prompts,
+                    prompts,
                     questions,
                     max_new_tokens=self.spec.max_new_tokens,
                     batch_size=self.spec.batch_size,
                 )
             by_key = {question.key: answer for question, answer in zip(questions, answers, strict=True)}
-            return {"answers": by_key, "receipts": _plain(receipts)}
+            return {"answers": by_key, "receipts": plain(receipts)}
 
-        generated = _done("generation", identity, marking(arm.swept, work), ledger, progress, measured)
+        generated = done("generation", identity, marking(arm.swept, work), ledger, progress, measured)
         if measured.not_finite is not None:
             return
         measured.receipts["generation"] = generated["receipts"]
@@ -289,7 +206,7 @@ class TruthfulQAMeasure:
             missing = sum(j["missing"] for by_key in found.values() for j in by_key.values())
             return {"judgements": found, "usage": judge.usage(), MISSING: missing}
 
-        judged = _done("judgement", identity, work, ledger, progress, measured)["judgements"]
+        judged = done("judgement", identity, work, ledger, progress, measured)["judgements"]
         for metric, by_key in judged.items():
             verdicts = [j["verdict"] for j in by_key.values() if j["verdict"] is not None]
             measured.mean(metric, verdicts)
@@ -311,73 +228,69 @@ class TruthfulQAMeasure:
             ]
             measured.mean("true_and_info", both)
 
+    def _prompts(self, arm: Arm) -> Prompts:
+        return self.prompts if arm.system is None else self.prompts.under(arm.system)
 
-class DivergenceMeasure:
-    """CE and KL of arms on the same texts, always against the original model."""
+    def _sha256(self, prompts: Prompts) -> str:
+        return self.prompts_sha256 if prompts is self.prompts else digest(asdict(prompts))
 
-    def __init__(self, spec: DivergenceSpec, folder: Path) -> None:
-        self.spec = spec
-        self.texts = read_texts(spec.texts, folder, limit=spec.limit)
-        self._reference: Reference | None = None
+    def tested(self, place: Place) -> Sequence[Question]:
+        """The fold's questions, without those for choosing."""
+        reserved = self._reserved()
+        chosen = [
+            q
+            for q in self.questions
+            if q.key not in reserved and (place.n_folds == 1 or fold_of(q, place.n_folds) == place.fold)
+        ]
+        return limited(chosen, self.spec.limit)
 
-    def steps(self) -> int:
-        """Units of work for one arm."""
-        return 1
+    def validation(self, place: Place, held: Sequence[Mapping[str, Question]]) -> Sequence[Question]:
+        """Those for choosing that no fit has seen; with folds, never those of the fold that is tested."""
+        reserved = self._reserved()
+        if held:
+            pool = [q for q in held[0].values() if all(q.key in questions for questions in held)]
+        elif reserved or place.n_folds > 1:
+            pool = [
+                q for q in self.questions if place.n_folds == 1 or fold_of(q, place.n_folds) != place.fold
+            ]
+        else:
+            return ()
+        return [q for q in pool if not reserved or q.key in reserved]
 
-    def measure(self, arm: Arm, original: IntervenedModel, ledger: Ledger, progress: Progress) -> Measured:
-        """Measure one arm.
+    def _reserved(self) -> frozenset[str]:
+        if self.spec.validation is None:
+            return frozenset()
+        return frozenset(q.key for q in limited(self.questions, self.spec.validation))
 
-        Args:
-            arm: what is measured.
-            original: the untouched model.
-            ledger: where units are recorded.
-            progress: told of every unit.
-        """
-        identity = arm.identity | {
-            "unit": "divergence",
-            "texts": digest(list(self.texts)),
-            "max_tokens": self.spec.max_tokens,
+    def run(
+        self,
+        arm: Arm,
+        items: Sequence[Question],
+        session: Session,
+        progress: Progress,
+        place: Place,
+        *,
+        only: str | None = None,
+    ) -> Measured:
+        """As `measure`."""
+        return self.measure(arm, items, session.ledger, progress, only=only)
+
+    def data(self) -> Mapping[str, Any]:
+        """Of the questions and of what stands before them."""
+        return about_data(self.questions) | {"prompts_sha256": self.prompts_sha256}
+
+    def judge_identity(self) -> Mapping[str, Any] | None:
+        """As records have it."""
+        return None if self.judge is None else self.judge.describe()
+
+    def judged_by(self) -> JudgeRecord | None:
+        """The judge and what it has used."""
+        if self.judge is None:
+            return None
+        return JudgeRecord(about=self.judge.describe(), usage=self.judge.usage())
+
+    def questions_asked(self) -> dict[str, QuestionText]:
+        """All questions of the data."""
+        return {
+            q.key: QuestionText(question=q.question, best=q.best, category=q.category) for q in self.questions
         }
-
-        def work() -> dict[str, Any]:
-            if self._reference is None:
-                self._reference = Reference(
-                    original, self.texts, max_tokens=self.spec.max_tokens, batch_size=self.spec.batch_size
-                )
-            with arm.open() as m:
-                return divergence(m, self._reference)
-
-        measured = Measured()
-        result = _done("divergence", identity, marking(arm.swept, work), ledger, progress, measured)
-        if measured.not_finite is not None:
-            return measured
-        texts = len(result["ce_by_text"])
-        measured.metrics |= {name: Metric(mean=result[name], n=texts) for name in ("ce", "kl")}
-        measured.receipts["divergence"] = result["receipts"]
-        measured.texts = {
-            "ce": result["ce_by_text"],
-            "kl": result["kl_by_text"],
-            "tokens": result["tokens_by_text"],
-        }
-        return measured
-
-
-def _done(
-    name: str,
-    identity: Mapping[str, Any],
-    work: Callable[[], dict[str, Any]],
-    ledger: Ledger,
-    progress: Progress,
-    measured: Measured,
-) -> dict[str, Any]:
-    """The unit's result, now or from an earlier run; told to `progress` and named in `measured`."""
-    was_done = ledger.has(identity)
-    result = ledger.do(identity, work)
-    progress(name.replace("_", " "), was_done=was_done)
-    measured.units[name] = digest(identity)
-    measured.not_finite = result.get("not_finite", measured.not_finite)
-    return result
-
-
-def _plain(receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
-    return [one for receipt in receipts for one in receipt.to_dict()]

@@ -1,0 +1,222 @@
+"""What measures of conditions have in common: what they are given, and what they give."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from subvene.runner.data.truthfulqa.questions import Question
+from subvene.runner.edits.receipt import Receipt
+from subvene.runner.experiments.comparison.arms import Arm, Arms, Fits
+from subvene.runner.experiments.results import Condition, Item, JudgeRecord, Metric, QuestionText
+from subvene.runner.files.ledger import Ledger, digest
+from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.judges import JudgeError
+from subvene.runner.measures.missing import item_parts, missing_in_words
+
+
+@dataclass
+class Measured:
+    """What one arm gave.
+
+    Attributes:
+        metrics: by name; those that have no number are left out.
+        counts: by name: verdicts that are missing, or that the judge did not give.
+        units: name of a measurement → key of its unit in the ledger.
+        receipts: name of a measurement → what the interventions did in it.
+        questions: by question key, what was measured of it.
+        texts: `ce`, `kl` and `tokens` of each text of a divergence.
+        items: what was measured of texts, pairs and responses, where a question may have several.
+        not_finite: why there are no numbers, in words; None where there are.
+    """
+
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+    receipts: dict[str, Any] = field(default_factory=dict)
+    questions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    texts: dict[str, list[float]] = field(default_factory=dict)
+    items: list[Item] = field(default_factory=list)
+    not_finite: str | None = None
+
+    def value(self, metric: str) -> float | None:
+        """A metric's number; None where it has none."""
+        return None if metric not in self.metrics else self.metrics[metric].mean
+
+    def mean(self, metric: str, values: Iterable[float | bool]) -> None:
+        """Set a metric to the mean of numbers; nothing where there are none."""
+        numbers = [float(value) for value in values]
+        mean = statistics.fmean(numbers) if numbers else math.nan
+        if math.isfinite(mean):
+            self.metrics[metric] = Metric(mean=mean, n=len(numbers))
+
+
+def merged(name: str, label: str, measured: Sequence[Measured], **fields: Any) -> Condition:
+    """What several measures gave of one condition.
+
+    Args:
+        name: of the condition.
+        label: what the table calls it.
+        measured: by each measure.
+        **fields: what else is known of the condition.
+    """
+    whole = Measured()
+    for one in measured:
+        whole.metrics |= one.metrics
+        whole.counts |= one.counts
+        whole.units |= one.units
+        whole.receipts |= one.receipts
+        whole.items += one.items
+        whole.not_finite = one.not_finite or whole.not_finite
+        for key, values in one.questions.items():
+            whole.questions.setdefault(key, {}).update(values)
+    return Condition(
+        name=name,
+        label=label,
+        metrics=whole.metrics,
+        counts=fields.pop("counts", {}) | whole.counts,
+        units=whole.units,
+        receipts=whole.receipts,
+        not_finite=whole.not_finite,
+        items=(*(Item(**item_parts(key, values)) for key, values in whole.questions.items()), *whole.items),
+        **fields,
+    )
+
+
+def check_complete(measured: Measured, what: str) -> None:
+    """Check that nothing is missing in what a choice is made by: another point might be the best.
+
+    Raises:
+        JudgeError: verdicts are missing.
+    """
+    reasons = Counter(
+        str(reason)
+        for key, values in measured.questions.items()
+        for reason in item_parts(key, values)["missing"].values()
+    )
+    reasons.update(str(reason) for item in measured.items for reason in item.missing.values())
+    if reasons:
+        raise JudgeError(f"{what}: nothing can be chosen yet: {missing_in_words(reasons)}")
+
+
+class Progress(Protocol):
+    """Told of every unit of work, done now or before."""
+
+    def __call__(self, what: str, *, was_done: bool) -> None:
+        """Say which unit it was."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What measures work with once the model is loaded.
+
+    Attributes:
+        arms: makes arms, and knows the model.
+        original: the untouched model.
+        ledger: where units are recorded.
+        fits: gives what was fitted for some keys in the cell that is measured.
+    """
+
+    arms: Arms
+    original: IntervenedModel
+    ledger: Ledger
+    fits: Callable[[Sequence[str], int, int], Fits | None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """For which seed and fold something is measured."""
+
+    seed: int
+    fold: int
+    n_folds: int
+
+
+One = TypeVar("One")
+"""A question, a text, a pair: what a measure is of."""
+
+
+class ConditionMeasure(ABC, Generic[One]):
+    """One entry of `evaluate:`, measured of conditions. Its files and judges are checked when it is made."""
+
+    @abstractmethod
+    def steps(self, *, only: str | None = None) -> int:
+        """Units of work for one arm."""
+
+    @abstractmethod
+    def tested(self, place: Place) -> Sequence[One]:
+        """What conditions are tested on."""
+
+    def validation(self, place: Place, held: Sequence[Mapping[str, Question]]) -> Sequence[One]:
+        """What points of a sweep are chosen on; nothing of it is tested on.
+
+        Args:
+            place: the seed and the fold.
+            held: of each fit that learns from questions, by key, those that it has not seen.
+        """
+        return ()
+
+    @abstractmethod
+    def run(
+        self,
+        arm: Arm,
+        items: Sequence[One],
+        session: Session,
+        progress: Progress,
+        place: Place,
+        *,
+        only: str | None = None,
+    ) -> Measured:
+        """Measure one arm.
+
+        Args:
+            arm: what is measured.
+            items: on what.
+            session: model and ledger.
+            progress: told of every unit.
+            place: for which seed and fold.
+            only: measure only what this metric needs; None: all that the spec asks for.
+        """
+
+    @abstractmethod
+    def data(self) -> Mapping[str, Any]:
+        """What it is measured on, for the manifest: hashes."""
+
+    def judge_identity(self) -> Mapping[str, Any] | None:
+        """Who judges, as far as it is known before a model is loaded; None without a judge."""
+        return None
+
+    def judged_by(self) -> JudgeRecord | None:
+        """Who has judged, after the run; None without a judge."""
+        return None
+
+    def questions_asked(self) -> dict[str, QuestionText]:
+        """By key, what items are of."""
+        return {}
+
+
+def done(
+    name: str,
+    identity: Mapping[str, Any],
+    work: Callable[[], dict[str, Any]],
+    ledger: Ledger,
+    progress: Progress,
+    measured: Measured,
+) -> dict[str, Any]:
+    """The unit's result, now or from an earlier run; told to `progress` and named in `measured`."""
+    was_done = ledger.has(identity)
+    result = ledger.do(identity, work)
+    progress(name.replace("_", " "), was_done=was_done)
+    measured.units[name] = digest(identity)
+    measured.not_finite = result.get("not_finite", measured.not_finite)
+    return result
+
+
+def plain(receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
+    """Receipts as JSON values, one record an intervention."""
+    return [one for receipt in receipts for one in receipt.to_dict()]

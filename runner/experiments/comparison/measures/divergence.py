@@ -1,0 +1,112 @@
+"""Divergence of arms: CE and KL on the same texts, always against the original model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from subvene.runner.data.texts import read_texts
+from subvene.runner.edits.finite_points import marking
+from subvene.runner.experiments.comparison.arms import Arm
+from subvene.runner.experiments.comparison.measures.base import (
+    ConditionMeasure,
+    Measured,
+    Place,
+    Progress,
+    Session,
+    done,
+)
+from subvene.runner.experiments.results import Item, Metric, QuestionText
+from subvene.runner.files.ledger import Ledger, digest
+from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.measures.divergence import Reference, divergence
+from subvene.specs import DivergenceSpec
+
+
+class DivergenceMeasure(ConditionMeasure[str]):
+    """CE and KL of arms on the same texts, always against the original model."""
+
+    def __init__(self, spec: DivergenceSpec, folder: Path) -> None:
+        self.spec = spec
+        self.texts = read_texts(spec.texts, folder, limit=spec.limit)
+        self._reference: Reference | None = None
+
+    def steps(self, *, only: str | None = None) -> int:
+        """Units of work for one arm."""
+        return 1
+
+    def measure(self, arm: Arm, original: IntervenedModel, ledger: Ledger, progress: Progress) -> Measured:
+        """Measure one arm.
+
+        Args:
+            arm: what is measured.
+            original: the untouched model.
+            ledger: where units are recorded.
+            progress: told of every unit.
+        """
+        identity = arm.identity | {
+            "unit": "divergence",
+            "texts": digest(list(self.texts)),
+            "max_tokens": self.spec.max_tokens,
+        }
+
+        def work() -> dict[str, Any]:
+            if self._reference is None:
+                self._reference = Reference(
+                    original, self.texts, max_tokens=self.spec.max_tokens, batch_size=self.spec.batch_size
+                )
+            with arm.open() as m:
+                return divergence(m, self._reference, before=arm.system)
+
+        measured = Measured()
+        result = done("divergence", identity, marking(arm.swept, work), ledger, progress, measured)
+        if measured.not_finite is not None:
+            return measured
+        texts = len(result["ce_by_text"])
+        measured.metrics |= {name: Metric(mean=result[name], n=texts) for name in ("ce", "kl")}
+        measured.receipts["divergence"] = result["receipts"]
+        measured.texts = {
+            "ce": result["ce_by_text"],
+            "kl": result["kl_by_text"],
+            "tokens": result["tokens_by_text"],
+        }
+        return measured
+
+    def tested(self, place: Place) -> Sequence[str]:
+        """All texts."""
+        return self.texts
+
+    def run(
+        self,
+        arm: Arm,
+        items: Sequence[str],
+        session: Session,
+        progress: Progress,
+        place: Place,
+        *,
+        only: str | None = None,
+    ) -> Measured:
+        """As `measure`, with what was measured of each text among the items."""
+        measured = self.measure(arm, session.original, session.ledger, progress)
+        columns = (measured.texts.get(name, []) for name in ("ce", "kl", "tokens"))
+        rows = list(zip(*columns, strict=True))
+        # Texts that are too short to be measured are left out of all columns, but stand among the texts.
+        if len(rows) == len(self.texts):
+            measured.items = [
+                Item(key=_key(text), scores={"ce": ce, "kl": kl}, tokens=int(tokens))
+                for text, (ce, kl, tokens) in zip(self.texts, rows, strict=True)
+            ]
+        return measured
+
+    def data(self) -> Mapping[str, Any]:
+        """The texts' hash."""
+        return {"sha256": digest(list(self.texts)), "texts": len(self.texts)}
+
+    def questions_asked(self) -> dict[str, QuestionText]:
+        """The texts."""
+        return {_key(text): QuestionText(question=text) for text in self.texts}
+
+
+def _key(text: str) -> str:
+    return digest(["text", text])[:16]

@@ -1,0 +1,255 @@
+"""Trait scores of arms: score, coherence and projection of what each condition writes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from subvene.runner.data.span import Text
+from subvene.runner.data.traits import Trait, question_key, read_trait
+from subvene.runner.edits.compile import CompileError, load_tensors
+from subvene.runner.experiments.comparison.arms import Arm
+from subvene.runner.experiments.comparison.measures.base import (
+    ConditionMeasure,
+    Measured,
+    Place,
+    Progress,
+    Session,
+)
+from subvene.runner.experiments.results import Item, JudgeRecord, Metric, QuestionText
+from subvene.runner.files.ledger import MISSING, digest
+from subvene.runner.files.statistics import mean_and_sd
+from subvene.runner.judges.trait_registry import make_trait_judge
+from subvene.runner.measures.responses import Answered, Asked, Response, missing_reasons, respond
+from subvene.runner.models.identity import tensors_digest
+from subvene.runner.monitor.projection import project
+from subvene.specs import SubveneError, TraitScoresSpec, tensor_name
+
+Question = tuple[Trait, str]
+
+
+class TraitScoresMeasure(ConditionMeasure[Question]):
+    """Responses to each trait's evaluation questions, scored from 0 to 100.
+
+    The seed of a response is made of the cell's seed, the trait, the question and which rollout it is: what
+    differs between conditions is what is declared and not the dice.
+    """
+
+    def __init__(self, spec: TraitScoresSpec, folder: Path) -> None:
+        self.spec, self.folder = spec, folder
+        self.traits = tuple(read_trait(trait, folder) for trait in spec.traits)
+        self.judge = make_trait_judge(spec.judge, folder)
+        self.judge.check(self.traits)
+        self._about: dict[str, Any] = {}
+        self._reserved = spec.validation or 0
+        for trait in self.traits:
+            if not trait.evaluation:
+                raise SubveneError(
+                    f"trait {trait.name}: its file has no `evaluation_questions`; name a second file, of "
+                    "questions that are not in it: `evaluation: FILE`"
+                )
+            if self._reserved >= len(trait.evaluation):
+                raise SubveneError(
+                    f"evaluate trait_scores: validation takes {self._reserved} of the "
+                    f"{len(trait.evaluation)} evaluation questions of {trait.name} and leaves none to test "
+                    "on; lower it"
+                )
+
+    def steps(self, *, only: str | None = None) -> int:
+        """Of each trait, what is written and what is scored; what is projected."""
+        return (2 if self.spec.projection is None else 3) * len(self.traits)
+
+    def tested(self, place: Place) -> Sequence[Question]:
+        """Each trait's questions behind those for choosing."""
+        first, limit = self._reserved, self.spec.questions
+        last = None if limit is None else first + limit
+        return [(trait, question) for trait in self.traits for question in trait.evaluation[first:last]]
+
+    def validation(self, place: Place, held: Sequence[Mapping[str, Any]]) -> Sequence[Question]:
+        """Each trait's first questions."""
+        return [(t, question) for t in self.traits for question in t.evaluation[: self._reserved]]
+
+    def run(
+        self,
+        arm: Arm,
+        items: Sequence[Question],
+        session: Session,
+        progress: Progress,
+        place: Place,
+        *,
+        only: str | None = None,
+    ) -> Measured:
+        """Measure one arm, for each trait that a metric names (all of them if none)."""
+        self._introduce(session)
+        measured = Measured()
+        for trait in self.traits:
+            if only is not None and not only.startswith(f"{trait.name}_"):
+                continue
+            questions = [question for owner, question in items if owner is trait]
+            answered = self._answered(arm, trait, questions, session, progress, place, measured)
+            if answered.not_finite:
+                measured.not_finite = answered.not_finite[()]
+                break
+            projections = None if only else self._projections(trait, answered, session, progress, place)
+            _record(measured, trait, answered, projections)
+        return measured
+
+    def _introduce(self, session: Session) -> None:
+        """Give the judge the untouched model, and find out once what it is worth."""
+        if self._about:
+            return
+        self.judge = self.judge.with_model(session.original)
+        unit = {
+            "unit": "judge",
+            "judge": self.judge.identity(self.traits),
+            "traits": [trait.sha256 for trait in self.traits],
+        }
+
+        def described() -> dict[str, Any]:
+            about = self.judge.describe(self.traits)
+            stated = about.get("agreement") or {}
+            missing = sum((one or {}).get("missing", 0) for one in stated.values())
+            return about | ({MISSING: missing} if missing else {})
+
+        self._about = session.ledger.do(session.arms.base | unit, described)
+
+    def _answered(
+        self,
+        arm: Arm,
+        trait: Trait,
+        questions: Sequence[str],
+        session: Session,
+        progress: Progress,
+        place: Place,
+        measured: Measured,
+    ) -> Answered:
+        asked = [
+            Asked(question, arm.system, rollout=rollout)
+            for question in questions
+            for rollout in range(self.spec.sampling.rollouts)
+        ]
+        name = f"{trait.name}_responses"
+
+        def do(identity: Mapping[str, Any], work: Callable[[], Any]) -> Any:
+            whole = session.arms.base | identity
+            was_done = session.ledger.has(whole)
+            result = session.ledger.do(whole, work)
+            written = identity["unit"] == "condition_responses"
+            measured.units[name if written else f"{trait.name}_scores"] = digest(whole)
+            progress(f"{trait.name}: {'responses' if written else 'scores'}", was_done=was_done)
+            return result
+
+        with contextlib.ExitStack() as stack:
+            answered = respond(
+                lambda: stack.enter_context(arm.open()),
+                asked,
+                self.spec.sampling,
+                trait,
+                self.judge,
+                identity=arm.identity | {"unit": "condition_responses"},
+                seed=place.seed,
+                description=f"{trait.name}: responses",
+                do=do,
+                points=[()] * len(asked) if arm.swept else None,
+            )
+        if answered.receipt is not None:
+            measured.receipts[name] = answered.receipt
+        return answered
+
+    def _projections(
+        self, trait: Trait, answered: Answered, session: Session, progress: Progress, place: Place
+    ) -> list[float | None] | None:
+        asked = self.spec.projection
+        if asked is None:
+            return None
+        name = tensor_name(asked.vector.key, "block_output", asked.layer)
+        vector = self._vector(name, session, place)
+        texts = [_text(response) for response in answered.responses]
+        unit = {
+            "unit": "condition_projection",
+            "vector": tensors_digest({name: vector}),
+            "layer": asked.layer,
+            "texts": digest([[list(text.ids), text.start, text.end] for text in texts]),
+        }
+
+        def work() -> dict[str, Any]:
+            vectors = {asked.vector.key: {asked.layer: vector}}
+            found = project(session.original, texts, vectors, description=f"{trait.name}: projections")
+            values = found.before[asked.vector.key][asked.layer].tolist()
+            return {"values": [None if value != value else value for value in values]}
+
+        whole = session.arms.base | unit
+        was_done = session.ledger.has(whole)
+        values: list[float | None] = session.ledger.do(whole, work)["values"]
+        progress(f"{trait.name}: projections", was_done=was_done)
+        return values
+
+    def _vector(self, name: str, session: Session, place: Place) -> torch.Tensor:
+        asked = self.spec.projection
+        if asked is not None and asked.vector.file is not None:
+            tensors, where = load_tensors(self.folder / asked.vector.file), asked.vector.file
+        else:
+            key = "" if asked is None else asked.vector.key
+            fitted = session.fits([key], place.seed, place.fold)
+            tensors = {} if fitted is None else session.arms.tensors(fitted)
+            where = "`fit:`"
+        if name not in tensors:
+            raise CompileError(f"evaluate trait_scores: projection: {where} gives no {name}")
+        return tensors[name]
+
+    def data(self) -> Mapping[str, Any]:
+        """The traits' hashes."""
+        return {"traits": {trait.name: trait.sha256 for trait in self.traits}}
+
+    def judge_identity(self) -> Mapping[str, Any] | None:
+        """What scores depend on."""
+        return self.judge.identity(self.traits)
+
+    def judged_by(self) -> JudgeRecord | None:
+        """The judge, what it is worth, and what it has used."""
+        return JudgeRecord(about=self._about, usage=self.judge.usage()) if self._about else None
+
+    def questions_asked(self) -> dict[str, QuestionText]:
+        """Every trait's evaluation questions."""
+        return {
+            question_key(question): QuestionText(question=question, category=trait.name)
+            for trait in self.traits
+            for question in trait.evaluation
+        }
+
+
+def _record(
+    measured: Measured, trait: Trait, answered: Answered, projections: Sequence[float | None] | None
+) -> None:
+    """Take down the numbers and the responses of one trait."""
+    responses = answered.responses
+    columns = {"score": [r.score for r in responses], "coherence": [r.coherence for r in responses]}
+    if projections is not None:
+        columns["projection"] = list(projections)
+    for part, values in columns.items():
+        mean, sd = mean_and_sd(values)
+        if mean is not None:
+            n = sum(value is not None for value in values)
+            measured.metrics[f"{trait.name}_{part}"] = Metric(mean=mean, sd=sd, n=n)
+    measured.counts[f"{trait.name}_refused"] = sum(response.refused for response in responses)
+    measured.counts[f"{trait.name}_missing"] = missing_reasons(responses).total()
+    for i, response in enumerate(responses):
+        measured.items.append(
+            Item(
+                key=question_key(response.asked.question),
+                text=response.text,
+                seed=response.seed,
+                tokens=len(response.tokens),
+                scores={f"{trait.name}_{part}": values[i] for part, values in columns.items()},
+                missing={f"{trait.name}_{part}": why for part, why in response.missing.items()},
+            )
+        )
+
+
+def _text(response: Response) -> Text:
+    ids = (*response.prompt, *response.tokens)
+    return Text(ids, len(response.prompt) + response.start, len(ids))
