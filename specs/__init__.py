@@ -9,6 +9,7 @@ from subvene.specs.dumping import dump_spec
 from subvene.specs.errors import Problem, SpecError, SubveneError
 from subvene.specs.evaluations import (
     AnyEvaluation,
+    CausalTracingSpec,
     CompositionSpec,
     ConditionEvaluation,
     ContrastSpec,
@@ -21,6 +22,7 @@ from subvene.specs.evaluations import (
     TruthfulQASpec,
 )
 from subvene.specs.experiment import ExperimentSpec, InterventionSpec
+from subvene.specs.facts import Fact, FactsFile, InlineFacts
 from subvene.specs.interventions import *  # noqa: F403 - the spec of every kind
 from subvene.specs.interventions import REGISTRY as _REGISTRY
 from subvene.specs.interventions import AnyIntervention
@@ -31,7 +33,14 @@ from subvene.specs.judges import (
     TrainedJudgeSpec,
     TransformersJudgeSpec,
 )
-from subvene.specs.loading import load_pairs, load_spec, parse_spec, resolve_pairs
+from subvene.specs.loading import (
+    load_facts,
+    load_pairs,
+    load_spec,
+    parse_spec,
+    resolve_facts,
+    resolve_pairs,
+)
 from subvene.specs.model import ModelSpec
 from subvene.specs.pairs import ContrastSystems, ContrastTexts, PairsFile, SystemPair, TextPair
 from subvene.specs.positions import FirstTokens, LastTokens, Positions, TokenIndices
@@ -52,6 +61,7 @@ __all__ = [
     "AnyIntervention",
     "AnyJudge",
     "AnyRecipe",
+    "CausalTracingSpec",
     "ChooseSpec",
     "Composition",
     "CompositionSpec",
@@ -62,8 +72,11 @@ __all__ = [
     "ContrastTexts",
     "DivergenceSpec",
     "ExperimentSpec",
+    "Fact",
+    "FactsFile",
     "FirstTokens",
     "ITISpec",
+    "InlineFacts",
     "InterventionSpec",
     "LastTokens",
     "LocalizationSpec",
@@ -100,11 +113,13 @@ __all__ = [
     "dump_spec",
     "intervention_name",
     "json_schema",
+    "load_facts",
     "load_pairs",
     "load_spec",
     "parse_spec",
     "parse_tensor_name",
     "points",
+    "resolve_facts",
     "resolve_pairs",
     "tensor_name",
     "trait_name",

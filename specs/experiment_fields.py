@@ -13,7 +13,13 @@ from subvene.specs._base import SpecModel
 from subvene.specs._fields import Seed, Seeds, Text
 from subvene.specs._flaws import Expect, Flaw, Loc, refuse
 from subvene.specs.conditions import ConditionSpec
-from subvene.specs.evaluations import AnyEvaluation, ConditionEvaluation, LocalizationSpec, TraitEvaluation
+from subvene.specs.evaluations import (
+    AnyEvaluation,
+    ConditionEvaluation,
+    LocalizationSpec,
+    TracingEvaluation,
+    TraitEvaluation,
+)
 from subvene.specs.interventions import AnyIntervention, SteeringSpec
 from subvene.specs.model import ModelSpec
 from subvene.specs.recipes import AnyRecipe, PersonaSpec
@@ -64,6 +70,11 @@ class InterventionSpec(SpecModel):
 class ExperimentFields(InterventionSpec):
     """The fields of an experiment, each valid by itself, and what follows from them."""
 
+    interventions: tuple[AnyIntervention, ...] = Field(
+        default=(),
+        description="What is done, in this order; later interventions see what earlier ones did. Left out "
+        "only where the model is measured as it is (`causal_tracing`).",
+    )
     fit: AnyRecipe | None = Field(
         default=None, description="How tensors without a `file` come about; left out: all of them are stored."
     )
@@ -98,6 +109,11 @@ class ExperimentFields(InterventionSpec):
     def asks_localization(self) -> bool:
         """Whether this asks if the heads that a heuristic finds are better places for edits than others."""
         return any(isinstance(evaluation, LocalizationSpec) for evaluation in self.evaluate)
+
+    @property
+    def traces(self) -> bool:
+        """Whether this puts states of the model into other runs of it, rather than edit it."""
+        return any(isinstance(evaluation, TracingEvaluation) for evaluation in self.evaluate)
 
     @property
     def measures_traits(self) -> bool:

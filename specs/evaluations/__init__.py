@@ -3,7 +3,13 @@
 from typing import Annotated
 
 from subvene.specs._flaws import Named
-from subvene.specs.evaluations.base import BaseEvaluation, CoefficientEvaluation, ConditionEvaluation
+from subvene.specs.evaluations.base import (
+    BaseEvaluation,
+    CoefficientEvaluation,
+    ConditionEvaluation,
+    TracingEvaluation,
+)
+from subvene.specs.evaluations.causal_tracing import CausalTracingSpec
 from subvene.specs.evaluations.composition import CompositionSpec
 from subvene.specs.evaluations.contrast import ContrastSpec
 from subvene.specs.evaluations.divergence import DivergenceSpec, TextsSpec
@@ -20,13 +26,15 @@ AnyEvaluation = Annotated[
     | CompositionSpec
     | TraitSweepSpec
     | TraitConditionsSpec
-    | LocalizationSpec,
+    | LocalizationSpec
+    | CausalTracingSpec,
     Named("kind"),
 ]
 
 __all__ = [
     "AnyEvaluation",
     "BaseEvaluation",
+    "CausalTracingSpec",
     "CoefficientEvaluation",
     "CompositionSpec",
     "ConditionEvaluation",
@@ -35,6 +43,7 @@ __all__ = [
     "LocalizationSpec",
     "SamplesSpec",
     "TextsSpec",
+    "TracingEvaluation",
     "TraitConditionsSpec",
     "TraitEvaluation",
     "TraitSweepSpec",
