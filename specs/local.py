@@ -37,8 +37,8 @@ NAMED: Mapping[tuple[type[SpecModel], str], Kind] = {
     (TrainedJudgeSpec, "folder"): "folder",
     (ReferenceJudgeSpec, "encoder"): "encoder",
 }
-"""Fields that name something on this machine; a `home_file` may begin with `~`. Files of pairs are read with
-their spec, and complain themselves."""
+"""Fields that name something on this machine; a `home_file` may begin with `~`. Files of pairs and of
+facts are read with their spec, and complain themselves."""
 
 # As huggingface_hub has it; importing that costs more than the whole check.
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?", re.ASCII)

@@ -24,15 +24,17 @@ class TracingStory(UnitStory):
         from subvene.runner.reports.tracing import PEAK_COLUMNS, notes, peak_lines, title
 
         for trace in tracing_of(results).traces:
-            for metric in trace.metrics:
-                table = Table(
-                    title=title(trace, metric), show_edge=False, pad_edge=False, title_justify="left"
-                )
-                for i, column in enumerate(PEAK_COLUMNS):
-                    table.add_column(column, justify="left" if i < 2 else "right")
-                for line in peak_lines(trace, metric):
-                    table.add_row(*line)
-                self.console.print(table)
+            metric = trace.metrics[0]
+            self.console.print(title(trace, metric), soft_wrap=True)
+            for site in trace.sites:
+                table = Table(title=site.name, show_edge=False, pad_edge=False, title_justify="left")
+                for i, column in enumerate(PEAK_COLUMNS[1:]):
+                    table.add_column(column, justify="right" if i else "left")
+                for name, *line in peak_lines(trace, metric):
+                    if name == site.name:
+                        table.add_row(*line)
                 self.console.print()
+                self.console.print(table)
+            self.console.print()
         for note in notes(results):
             self.console.print(f"- {note}", soft_wrap=True)

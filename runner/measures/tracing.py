@@ -229,6 +229,8 @@ class FactTracer:
         self, site: TracedSite, layers: Sequence[int], way: PatchWay, count: int, seed: int
     ) -> tuple[FloorCell, ...]:
         """Cells from the subject on, without replacement, each with a random step of the same length."""
+        if not count:
+            return ()
         random = generator(seed, self.fact, f"floor {site.site} {site.window} {list(layers)}")
         cells = [(layer, token) for layer in layers for token in range(self.fact.start, len(self.fact.ids))]
         chosen = [cells[i] for i in torch.randperm(len(cells), generator=random)[:count].tolist()]

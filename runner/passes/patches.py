@@ -132,6 +132,8 @@ class Patcher:
     @torch.no_grad()
     def values(self, patches: Sequence[Patch]) -> torch.Tensor:
         """What is measured with each patch: [patches, rows, metrics]."""
+        if not patches:
+            return self.base_values[:0].unsqueeze(0)[:0]
         found: dict[int, torch.Tensor] = {}
         by_entry: dict[int, list[int]] = {}
         for i, patch in enumerate(patches):

@@ -47,8 +47,8 @@ _ABOUT_FLOOR = (
     "drawn at random, a step as long as the restoration's in a random direction instead."
 )
 _ABOUT_PEAK = (
-    "Cross-fitted: each fact at the layer that is best on the other facts, so that no fact chooses the layer "
-    "it is measured at. An effect stands out (*) where that whole interval lies above the floor."
+    "Cross-fitted: each half of the facts at the layer that is best on the other half, so that no fact "
+    "chooses the layer it is measured at. An effect stands out (*) where that whole interval lies above the floor."
 )
 
 Line = dict[str, str | float | int | None]
@@ -175,7 +175,7 @@ def _fact_lines(trace: Trace) -> Iterator[Line]:
         line: Line = {
             "evaluation": trace.name,
             "fact": fact.key,
-            "prompt": "".join(fact.pieces),
+            "prompt": fact.prompt,
             "subject": fact.subject,
             "answer": fact.answer,
             "foil": fact.foil,
@@ -262,7 +262,7 @@ def facts(results: Results) -> Html | None:
                 plot(fact_map(fact, one, trace.metrics[0]), f"{site.name}: {METRIC_NAMES[trace.metrics[0]]}")
                 for site, one in maps
             ]
-            options.append(element("option", "".join(fact.pieces), value=str(len(panels))))
+            options.append(element("option", fact.prompt, value=str(len(panels))))
             about = _fact_in_words(fact, trace.metrics[0])
             panels.append(element("div", element("p", about), side_by_side(*drawn), hidden=bool(panels)))
     if not panels:

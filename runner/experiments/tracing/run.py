@@ -79,6 +79,9 @@ class Tracing:
                     f"{name}: layers: {max(declared.layers)} is out of range: this model has layers 0 to "
                     f"{self.sizes.n_layers - 1}"
                 )
+            for i, fact in enumerate(facts):
+                if fact in facts[:i]:
+                    raise SubveneError(f"{name}: {_named(i, fact)}: the same as fact {facts.index(fact)}")
             needed = [("swap", declared.corruption.kind == "swap", "the corruption is `swap`")]
             needed.append(("foil", "logit_difference" in declared.metrics, "`metrics` has logit_difference"))
             for i, fact in enumerate(facts):
@@ -183,6 +186,7 @@ class _Entry:
         read = Read.model_validate(found)
         return FactRecord(
             key=key_of(fact.fact),
+            prompt=fact.fact.prompt,
             subject=fact.fact.subject,
             answer=self.tokenizer.decode([fact.answer]),
             foil=None if fact.foil is None else self.tokenizer.decode([fact.foil]),

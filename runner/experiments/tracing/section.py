@@ -15,7 +15,8 @@ class FactRecord(Record):
 
     Attributes:
         key: of the fact in `Results.questions`.
-        subject: its text.
+        prompt: its text, without the answer.
+        subject: what it is about.
         answer: the answer's first token.
         foil: the foil's first token; None without one.
         pieces: what each token stands for.
@@ -26,6 +27,7 @@ class FactRecord(Record):
     """
 
     key: str
+    prompt: str
     subject: str
     answer: str
     foil: str | None = None
@@ -99,13 +101,13 @@ class Band(Record):
 
 
 class Peak(Record):
-    """The largest effect of a role, at the layer that is best on the other facts.
+    """The largest effect of a role, at layers that other facts have chosen.
 
     Attributes:
         metric: that it is of.
         role: of the tokens.
         layer: with the largest mean over all facts.
-        value: of each fact at the layer that is best on the others, over facts.
+        value: each half of the facts at the layer that is best on the other half, over facts.
         floor: upper bound of the noise floor.
         stands_out: whether the whole interval lies above the floor.
     """
