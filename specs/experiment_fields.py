@@ -73,7 +73,7 @@ class ExperimentFields(InterventionSpec):
     interventions: tuple[AnyIntervention, ...] = Field(
         default=(),
         description="What is done, in this order; later interventions see what earlier ones did. Left out "
-        "only where the model is measured as it is (`causal_tracing`).",
+        "only where the model is measured as it is (`causal_tracing`, `patching`).",
     )
     fit: AnyRecipe | None = Field(
         default=None, description="How tensors without a `file` come about; left out: all of them are stored."

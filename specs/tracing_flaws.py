@@ -22,5 +22,7 @@ def tracing_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
             yield Flaw((field,), expected, None, found=f"`{field}`")
     for i, evaluation in enumerate(spec.evaluate):
         if not isinstance(evaluation, TracingEvaluation):
-            expected = "causal_tracing, as other entries are (in a file of its own, this one is fine)"
+            expected = (
+                "causal_tracing or patching, as other entries are (in a file of its own, this one is fine)"
+            )
             yield Flaw(("evaluate", i), expected, None, found=evaluation.kind)

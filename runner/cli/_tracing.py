@@ -21,6 +21,7 @@ class TracingStory(UnitStory):
         from rich.table import Table
 
         from subvene.runner.experiments.tracing.section import tracing_of
+        from subvene.runner.reports.patching import markdown_parts
         from subvene.runner.reports.tracing import PEAK_COLUMNS, notes, peak_lines, title
 
         for trace in tracing_of(results).traces:
@@ -35,6 +36,13 @@ class TracingStory(UnitStory):
                         table.add_row(*line)
                 self.console.print()
                 self.console.print(table)
+            self.console.print()
+        for heading, columns, lines in markdown_parts(tracing_of(results).patchings):
+            self.console.print(heading, soft_wrap=True)
+            table = Table(*columns, show_edge=False, pad_edge=False)
+            for line in lines:
+                table.add_row(*line)
+            self.console.print(table)
             self.console.print()
         for note in notes(results):
             self.console.print(f"- {note}", soft_wrap=True)

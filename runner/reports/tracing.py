@@ -11,13 +11,13 @@ from subvene.runner.experiments.results import Results
 from subvene.runner.experiments.tracing.section import (
     FactMap,
     FactRecord,
-    Interval,
     SiteTrace,
     Trace,
     tracing_of,
 )
 from subvene.runner.files import markdown
 from subvene.runner.files.csv_file import csv_text
+from subvene.runner.reports import patching
 from subvene.runner.reports.markup import Html, downloads, element, items, join, plot, side_by_side, table
 from subvene.runner.reports.page import count, page
 from subvene.runner.reports.sections import declared, provenance
@@ -48,7 +48,8 @@ _ABOUT_FLOOR = (
 )
 _ABOUT_PEAK = (
     "Cross-fitted: each half of the facts at the layer that is best on the other half, so that no fact "
-    "chooses the layer it is measured at. An effect stands out (*) where that whole interval lies above the floor."
+    "chooses the layer it is measured at. An effect stands out (*) where the whole interval lies "
+    "above the floor."
 )
 
 Line = dict[str, str | float | int | None]
@@ -59,14 +60,17 @@ Line = dict[str, str | float | int | None]
 
 def tracing_files(results: Results) -> dict[str, str]:
     """The tables by file name."""
-    traces = tracing_of(results).traces
-    return {
-        "results.md": tracing_markdown(results),
-        "effects.csv": csv_text([line for trace in traces for line in _effect_lines(trace)]),
-        "peaks.csv": csv_text([line for trace in traces for line in _peak_records(trace)]),
-        "facts.csv": csv_text([line for trace in traces for line in _fact_lines(trace)]),
-        "cells.csv": csv_text([line for trace in traces for line in _cell_lines(trace)]),
+    traces, patchings = tracing_of(results).traces, tracing_of(results).patchings
+    files: dict[str, list[Line]] = {
+        "effects.csv": [line for trace in traces for line in _effect_lines(trace)],
+        "peaks.csv": [line for trace in traces for line in _peak_records(trace)],
+        "facts.csv": [line for trace in traces for line in _fact_lines(trace)],
+        "cells.csv": [line for trace in traces for line in _cell_lines(trace)],
+        "patching.csv": [line for one in patchings for line in patching.effect_lines(one)],
+        "attribution.csv": [line for one in patchings for line in patching.sample_lines(one)],
     }
+    tables = {name: csv_text(lines) for name, lines in files.items() if lines}
+    return {"results.md": tracing_markdown(results)} | tables
 
 
 def tracing_markdown(results: Results) -> str:
@@ -75,6 +79,8 @@ def tracing_markdown(results: Results) -> str:
     for trace in tracing_of(results).traces:
         for metric in trace.metrics:
             parts += [f"**{title(trace, metric)}**", markdown.table(PEAK_COLUMNS, peak_lines(trace, metric))]
+    for heading, columns, lines in patching.markdown_parts(tracing_of(results).patchings):
+        parts += [f"**{heading}**", markdown.table(columns, lines)]
     parts.append("\n".join(f"- {note}" for note in notes(results)))
     return "".join(f"{part}\n\n" for part in parts).removesuffix("\n")
 
@@ -83,7 +89,9 @@ def title(trace: Trace, metric: str) -> str:
     """Of a table: what is measured, and how much there is to give back."""
     total = trace.total[metric]
     name = trace.name.replace("_", " ")
-    return f"{name}: {METRIC_NAMES[metric]}, total effect {_in_words(total)} ({count(total.n, 'fact')})"
+    return (
+        f"{name}: {METRIC_NAMES[metric]}, total effect {patching.in_words(total)} ({count(total.n, 'fact')})"
+    )
 
 
 def peak_lines(trace: Trace, metric: str) -> list[tuple[str, ...]]:
@@ -104,7 +112,7 @@ def peak_lines(trace: Trace, metric: str) -> list[tuple[str, ...]]:
                         ROLE_NAMES[peak.role],
                         str(peak.layer),
                         f"{there.mean:.3f}",
-                        _in_words(peak.value) + star,
+                        patching.in_words(peak.value) + star,
                         f"{peak.floor:.3f}",
                         str(peak.value.n),
                     )
@@ -114,7 +122,11 @@ def peak_lines(trace: Trace, metric: str) -> list[tuple[str, ...]]:
 
 def notes(results: Results) -> list[str]:
     """What must stand beside the tables."""
-    said = [_ABOUT, _ABOUT_FLOOR, _ABOUT_PEAK, *results.notes]
+    section = tracing_of(results)
+    said = [_ABOUT, _ABOUT_FLOOR, _ABOUT_PEAK] if section.traces else []
+    said += [patching.ABOUT] if section.patchings else []
+    said += [patching.ABOUT_ESTIMATES] if any(one.estimated for one in section.patchings) else []
+    said += results.notes
     for trace in tracing_of(results).traces:
         deviations = {fact.read.deviation for fact in trace.facts}
         if trace.corruption == "noise":
@@ -122,12 +134,6 @@ def notes(results: Results) -> list[str]:
         if trace.note is not None:
             said.append(f"{trace.name}: {trace.note}")
     return said
-
-
-def _in_words(value: Interval) -> str:
-    if value.low is None or value.high is None:
-        return f"{value.mean:.3f}"
-    return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
 
 
 def _effect_lines(trace: Trace) -> Iterator[Line]:
@@ -218,9 +224,11 @@ def render(results: Results) -> str:
     """The page as text, the same for the same results."""
     sections = [(heading, content) for heading, make in SECTIONS if (content := make(results)) is not None]
     model = (declared(results).get("model") or {}).get("name")
-    traces = tracing_of(results).traces
-    parts = [f"{trace.name.replace('_', ' ')}: {count(len(trace.facts), 'fact')}" for trace in traces]
-    return page("Causal tracing", model=model, summary=join([" · ".join(parts)]), sections=sections)
+    section = tracing_of(results)
+    entries = [*section.traces, *section.patchings]
+    parts = [f"{one.name.replace('_', ' ')}: {count(len(one.facts), 'fact')}" for one in entries]
+    heading = "Causal tracing" if section.traces else "Activation patching"
+    return page(heading, model=model, summary=join([" · ".join(parts)]), sections=sections)
 
 
 def peaks(results: Results) -> Html | None:
@@ -230,7 +238,9 @@ def peaks(results: Results) -> Html | None:
         for metric in trace.metrics:
             columns = [column.capitalize() for column in PEAK_COLUMNS]
             parts.append(table(title(trace, metric), columns, peak_lines(trace, metric), class_="numbers"))
-    return join([*parts, items(*notes(results))]) if parts else None
+    if not parts:
+        return None
+    return join([*parts, items(*notes(results))])
 
 
 def by_role(results: Results) -> Html | None:
@@ -362,13 +372,14 @@ def _fact_in_words(fact: FactRecord, metric: str) -> str:
 
 
 def _downloads(results: Results) -> Html | None:
-    return downloads(tracing_files(results)) if tracing_of(results).traces else None
+    return downloads(tracing_files(results))
 
 
 SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
     ("Largest effects", peaks),
     ("Effects by layer", by_role),
     ("Facts", facts),
+    ("Patching", patching.patching_section),
     ("Provenance", provenance),
     ("Downloads", _downloads),
 )

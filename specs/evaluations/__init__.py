@@ -14,6 +14,7 @@ from subvene.specs.evaluations.composition import CompositionSpec
 from subvene.specs.evaluations.contrast import ContrastSpec
 from subvene.specs.evaluations.divergence import DivergenceSpec, TextsSpec
 from subvene.specs.evaluations.localization import LocalizationSpec
+from subvene.specs.evaluations.patching import PatchingSpec
 from subvene.specs.evaluations.samples import SamplesSpec
 from subvene.specs.evaluations.traits import TraitConditionsSpec, TraitEvaluation, TraitSweepSpec
 from subvene.specs.evaluations.truthfulqa import TruthfulQASpec
@@ -27,7 +28,8 @@ AnyEvaluation = Annotated[
     | TraitSweepSpec
     | TraitConditionsSpec
     | LocalizationSpec
-    | CausalTracingSpec,
+    | CausalTracingSpec
+    | PatchingSpec,
     Named("kind"),
 ]
 
@@ -41,6 +43,7 @@ __all__ = [
     "ContrastSpec",
     "DivergenceSpec",
     "LocalizationSpec",
+    "PatchingSpec",
     "SamplesSpec",
     "TextsSpec",
     "TracingEvaluation",

@@ -39,7 +39,7 @@ def test_a_file_that_traces_needs_no_interventions() -> None:
         (HEAD + STEER + TRACE, "interventions: expected nothing, since `evaluate` traces the model as it is"),
         (
             HEAD + TRACE.replace("]\n", ", {kind: samples, coefficients: [1], prompts: [a]}]\n"),
-            "evaluate[1]: expected causal_tracing, as other entries are",
+            "evaluate[1]: expected causal_tracing or patching, as other entries are",
         ),
         (HEAD + TRACE.replace("sun, answer", "moon, answer"), "'moon', which stands there not at all"),
         (HEAD + TRACE.replace("the sun is", "sun and sun"), "'sun', which stands there 2 times"),

@@ -90,6 +90,11 @@ evaluate:
   resamples: 200
 - {kind: causal_tracing, facts: {file: facts.jsonl}, corruption: {kind: swap}, layers: [0, 2], known: false,
    sites: [{site: attention_output}], floor: 2, resamples: 200}
+- {kind: patching, facts: {file: facts.jsonl}, metric: logit_difference, resamples: 200,
+   sites: [{site: block_output}, {site: attention_heads, heads: all, positions: all}]}
+- {kind: patching, facts: {file: facts.jsonl}, metric: log_probability, directions: [denoising],
+   sites: [{site: mlp_output}, {site: attention_heads, heads: [0, 3]}], attribution: {sample: 6},
+   resamples: 200}
 """
 FACTS = (
     {

@@ -62,27 +62,27 @@ def role_effects(
 
 def interval(values: Floats, resamples: int, seed: int) -> Interval:
     """The mean of one number a fact, with a percentile bootstrap interval over facts."""
-    low, high = _bounds(values[:, None], resamples, seed)
-    return Interval(mean=float(values.mean()), low=_first(low), high=_first(high), n=len(values))
+    return intervals(values[:, None], resamples, seed)[0]
+
+
+def intervals(values: Floats, resamples: int, seed: int) -> list[Interval]:
+    """The same of several numbers a fact, [facts, numbers]; all of them on the same resamples."""
+    low, high = _bounds(values, resamples, seed)
+    n = len(values)
+    if low is None or high is None:
+        return [Interval(mean=float(mean), n=n) for mean in values.mean(0)]
+    return [
+        Interval(mean=float(mean), low=float(below), high=float(above), n=n)
+        for mean, below, above in zip(values.mean(0), low, high, strict=True)
+    ]
 
 
 def effects_of(by_role: RoleEffects, layers: Sequence[int], resamples: int, seed: int) -> list[Effect]:
     """An effect for every layer."""
-    low, high = _bounds(by_role.values, resamples, seed)
-    means, n = by_role.values.mean(0), len(by_role.values)
+    found = intervals(by_role.values, resamples, seed)
     return [
-        Effect(
-            metric=by_role.metric,
-            role=by_role.role,
-            layer=layer,
-            value=Interval(
-                mean=float(means[i]),
-                low=None if low is None else float(low[i]),
-                high=None if high is None else float(high[i]),
-                n=n,
-            ),
-        )
-        for i, layer in enumerate(layers)
+        Effect(metric=by_role.metric, role=by_role.role, layer=layer, value=value)
+        for layer, value in zip(layers, found, strict=True)
     ]
 
 
@@ -128,7 +128,3 @@ def _bounds(values: Floats, resamples: int, seed: int) -> tuple[Floats | None, F
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
     low, high = np.quantile(counts @ values / n, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
-
-
-def _first(bounds: Floats | None) -> float | None:
-    return None if bounds is None else float(bounds[0])

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from subvene.runner.data.facts import Role
 from subvene.runner.experiments.results import Record, Results
+from subvene.runner.measures.patching import Patched
 from subvene.runner.measures.tracing import Read, Traced
+from subvene.specs import Site
 from subvene.specs.evaluations.causal_tracing import TracedSiteName, TraceMetric
+from subvene.specs.evaluations.patching import Direction
 
 SECTION = "tracing"
 
@@ -176,14 +181,142 @@ class Trace(Record):
         return tuple(fact for fact in self.facts if not fact.traced)
 
 
+class PatchedFact(Record):
+    """A fact that was patched.
+
+    Attributes:
+        key: of the fact in `Results.questions`.
+        prompt: its text, without the answer.
+        subject: what it is about.
+        swap: what the other run is about.
+        pieces: what each token stands for.
+        roles: what each token is to the fact.
+        clean: the metric of its own run.
+        other: the metric of the other run.
+    """
+
+    key: str
+    prompt: str
+    subject: str
+    swap: str
+    pieces: tuple[str, ...]
+    roles: tuple[Role, ...]
+    clean: float
+    other: float
+
+
+class PatchedMap(Record):
+    """The cells of one fact.
+
+    Attributes:
+        key: of the fact.
+        patched: what was measured or estimated.
+    """
+
+    key: str
+    patched: Patched
+
+
+class CellEffect(Record):
+    """An effect over facts.
+
+    Attributes:
+        layer: 0-based.
+        head: 0-based; None where all are patched at once.
+        role: of the tokens; None where all are patched at once.
+        value: over facts.
+    """
+
+    layer: int
+    head: int | None = None
+    role: Role | None = None
+    value: Interval
+
+
+class Ranking(Record):
+    """How well first-order estimates rank true effects, on sampled cells.
+
+    Attributes:
+        pearson: mean over facts of the correlation within a fact; None where there is none.
+        spearman: that of ranks.
+        top: of a fact's fifth of cells with the largest true effects, the share that is in the fifth with the
+            largest estimates, mean over facts.
+        wrong_sign: the share of all true effect, in size, whose estimate has the other sign.
+        cells: how many were truly patched.
+        facts: of how many facts.
+    """
+
+    pearson: float | None
+    spearman: float | None
+    top: float
+    wrong_sign: float
+    cells: int
+    facts: int
+
+
+class SitePatching(Record):
+    """One site, patched in one direction.
+
+    Attributes:
+        site: of the model.
+        direction: `denoising` or `noising`.
+        layers: that were patched.
+        heads: that were patched one by one; None where all were at once.
+        positions: `each` or `all`.
+        maps: of each fact.
+        effects: by layer, head and role.
+        ranking: of estimates; None where every effect is true.
+    """
+
+    site: Site
+    direction: Direction
+    layers: tuple[int, ...]
+    heads: tuple[int, ...] | None = None
+    positions: Literal["each", "all"]
+    maps: tuple[PatchedMap, ...]
+    effects: tuple[CellEffect, ...]
+    ranking: Ranking | None = None
+
+    @property
+    def name(self) -> str:
+        """`attention_heads, denoising, head by head, all tokens at once`."""
+        heads = "" if self.heads is None else ", head by head"
+        tokens = "token by token" if self.positions == "each" else "all tokens at once"
+        return f"{self.site}, {self.direction}{heads}, {tokens}"
+
+
+class Patching(Record):
+    """One `patching` entry of `evaluate:`.
+
+    Attributes:
+        name: its kind, and a number from the second of a kind on.
+        metric: that effects are on.
+        estimated: whether effects are first-order estimates.
+        facts: in the file's order.
+        total: the metric of the fact's run minus that of the other.
+        sites: by site and direction.
+        note: why passes were not made in a way that costs less; None where they were.
+    """
+
+    name: str
+    metric: TraceMetric
+    estimated: bool
+    facts: tuple[PatchedFact, ...]
+    total: Interval
+    sites: tuple[SitePatching, ...]
+    note: str | None = None
+
+
 class TracingSection(Record):
     """What a tracing run found.
 
     Attributes:
-        traces: one an entry of `evaluate:`.
+        traces: one a `causal_tracing` entry of `evaluate:`.
+        patchings: one a `patching` entry.
     """
 
     traces: tuple[Trace, ...] = ()
+    patchings: tuple[Patching, ...] = ()
 
 
 def tracing_of(results: Results) -> TracingSection:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from architectures import ARCHITECTURES, Architecture
+from tiny_fact import FACT, IDS, SWAPPED
 from tracing_by_hand import patched_by_hand, states_by_hand
 
-from subvene.runner.data.facts import FactTokens
 from subvene.runner.edits.not_finite import NotFiniteError
 from subvene.runner.measures.tracing import (
     Corrupted,
@@ -21,20 +21,9 @@ from subvene.runner.measures.tracing import (
     window,
 )
 from subvene.runner.models.anatomy import Anatomy
-from subvene.specs import CausalTracingSpec, Fact
+from subvene.specs import CausalTracingSpec
 from subvene.specs.evaluations.causal_tracing import TracedSite
 
-IDS, SWAPPED = (11, 12, 13, 14, 15, 16), (11, 22, 23, 14, 15, 16)
-FACT = FactTokens(
-    fact=Fact(prompt="a b", subject="b", answer="c"),
-    ids=IDS,
-    pieces=tuple("abcdef"),
-    start=1,
-    end=3,
-    answer=20,
-    foil=21,
-    swapped=SWAPPED,
-)
 SITES = (
     TracedSite(site="block_output"),
     TracedSite(site="mlp_output", window=2),

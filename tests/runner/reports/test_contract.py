@@ -39,7 +39,7 @@ SECTIONS = {
         "Environment",
         "Downloads",
     },
-    "tracing": {"Largest effects", "Effects by layer", "Facts", "Provenance", "Downloads"},
+    "tracing": {"Largest effects", "Effects by layer", "Facts", "Patching", "Provenance", "Downloads"},
     "localization": {
         "Verdict",
         "Arms",
