@@ -40,8 +40,8 @@ class TracingStory(UnitStory):
         for heading, columns, lines in markdown_parts(tracing_of(results).patchings):
             self.console.print(heading, soft_wrap=True)
             table = Table(*columns, show_edge=False, pad_edge=False)
-            for line in lines:
-                table.add_row(*line)
+            for cells in lines:
+                table.add_row(*cells)
             self.console.print(table)
             self.console.print()
         for note in notes(results):

@@ -283,7 +283,8 @@ def usable_way(
         patcher = Patcher(anatomy, base, source.states, lambda x: x.float().log_softmax(-1), way)
         return patcher.values(patches)
 
-    known, notes = log_p("whole"), []
+    known = log_p("whole")
+    notes: list[str] = []
     likely = known > known.amax(-1, keepdim=True) - 12  # the tail says nothing of a probability
     limit = _SAME.get(cast(Any, anatomy.model).dtype, _SAME_IN_LOW_PRECISION)
     for way in WAYS[:-1]:

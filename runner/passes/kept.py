@@ -170,11 +170,12 @@ def _cache_of(model: Any) -> DynamicCache | None:
 
 def _kept(cache: DynamicCache | None, tokens: int) -> tuple[tuple[torch.Tensor, torch.Tensor], ...] | None:
     """The keys and values of all tokens; None where a layer has not filled its own, or forgot some."""
-    layers = [] if cache is None else cache.layers
-    pairs = [(layer.keys, layer.values) for layer in layers if layer.is_initialized]
+    if cache is None:
+        return None
+    layers: list[Any] = list(cache.layers)  # of FORKABLE kinds, which hold keys and values
     whole = [
-        (keys, values)
-        for keys, values in pairs
-        if keys is not None and keys.ndim == 4 and keys.shape[2] == tokens
+        (layer.keys, layer.values)
+        for layer in layers
+        if layer.is_initialized and layer.keys.ndim == 4 and layer.keys.shape[2] == tokens
     ]
-    return tuple(whole) if whole and len(whole) == len(layers) else None  # type: ignore[arg-type]
+    return tuple(whole) if whole and len(whole) == len(layers) else None

@@ -41,7 +41,7 @@ TitledTable = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 
 def largest_lines(patching: Patching) -> list[tuple[str, ...]]:
     """The largest cells of each site and direction, as `LARGEST_COLUMNS` has it."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for site in patching.sites:
         for cell in sorted(site.effects, key=lambda cell: -cell.value.mean)[:_MOST]:
             share = cell.value.mean / patching.total.mean if patching.total.mean else float("nan")

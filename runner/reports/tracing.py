@@ -11,6 +11,7 @@ from subvene.runner.experiments.results import Results
 from subvene.runner.experiments.tracing.section import (
     FactMap,
     FactRecord,
+    Patching,
     SiteTrace,
     Trace,
     tracing_of,
@@ -96,7 +97,7 @@ def title(trace: Trace, metric: str) -> str:
 
 def peak_lines(trace: Trace, metric: str) -> list[tuple[str, ...]]:
     """A line for each site and role, as `PEAK_COLUMNS` has it."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for site in trace.sites:
         for peak in site.peaks:
             if peak.metric == metric:
@@ -225,7 +226,7 @@ def render(results: Results) -> str:
     sections = [(heading, content) for heading, make in SECTIONS if (content := make(results)) is not None]
     model = (declared(results).get("model") or {}).get("name")
     section = tracing_of(results)
-    entries = [*section.traces, *section.patchings]
+    entries: list[Trace | Patching] = [*section.traces, *section.patchings]
     parts = [f"{one.name.replace('_', ' ')}: {count(len(one.facts), 'fact')}" for one in entries]
     heading = "Causal tracing" if section.traces else "Activation patching"
     return page(heading, model=model, summary=join([" · ".join(parts)]), sections=sections)
@@ -262,7 +263,8 @@ def by_role(results: Results) -> Html | None:
 
 def facts(results: Results) -> Html | None:
     """A heat map of every fact and site, tokens on the axis, and what was left out."""
-    panels, options = [], []
+    panels: list[Html] = []
+    options: list[Html] = []
     for trace in tracing_of(results).traces:
         for fact in trace.facts:
             if not fact.traced:

@@ -130,9 +130,9 @@ class PatchingEntry(Entry):
                     means.append(np.array(found.effects)[:, :, tokens].mean(2))
             values = np.stack(means)
             flat = values.reshape(len(values), -1)
-            found = intervals(flat, self.declared.resamples, self.seed)
+            over_facts = intervals(flat, self.declared.resamples, self.seed)
             places = itertools.product(grid.layers, grid.heads)
-            for (layer, head), value in zip(places, found, strict=True):
+            for (layer, head), value in zip(places, over_facts, strict=True):
                 yield CellEffect(layer=layer, head=head, role=role, value=value)
 
     def _grid(self, fact: FactTokens, site: PatchedSite) -> Grid:
