@@ -13,7 +13,7 @@ import pytest
 from small_experiments import FACTS, write_experiments
 from typer.testing import CliRunner
 
-from subvene.runner import Results, run_experiment
+from subvene.runner import IntervenedModel, Results, run_experiment
 from subvene.runner.cli.app import app
 from subvene.runner.experiments.tracing.effects import RoleEffects, band_of, interval, peak_of
 from subvene.runner.experiments.tracing.section import Trace, tracing_of
@@ -130,6 +130,11 @@ def test_the_command_prints_and_validates(folder: Path, results: Results) -> Non
     said = CliRunner().invoke(app, ["validate", str(broken)])
     assert said.exit_code != 0
     assert "facts-broken.jsonl:1: expected a column `answer` or `attribute`" in said.output
+
+
+def test_nothing_is_generated_with_a_file_that_edits_nothing(folder: Path) -> None:
+    with pytest.raises(SubveneError, match="declares no interventions: it measures the model as it is"):
+        IntervenedModel.from_spec(folder / "tracing.yaml")
 
 
 def test_tables_hold_every_cell(folder: Path, results: Results) -> None:
