@@ -10,10 +10,18 @@ from subvene.specs.composition import Composition, composition
 from subvene.specs.conditions import ChooseSpec, ConditionSpec
 from subvene.specs.errors import Problem, SpecError, SubveneError
 from subvene.specs.experiment import ExperimentSpec, InterventionSpec
+from subvene.specs.facts import Fact, FactsFile, InlineFacts
 from subvene.specs.interventions import *  # noqa: F403 - the spec of every kind
 from subvene.specs.interventions import REGISTRY as _REGISTRY
 from subvene.specs.interventions import AnyIntervention
-from subvene.specs.loading import load_pairs, load_spec, parse_spec, resolve_pairs
+from subvene.specs.loading import (
+    load_facts,
+    load_pairs,
+    load_spec,
+    parse_spec,
+    resolve_facts,
+    resolve_pairs,
+)
 from subvene.specs.model import ModelSpec
 from subvene.specs.pairs import ContrastSystems, ContrastTexts, PairsFile, SystemPair, TextPair
 from subvene.specs.positions import FirstTokens, LastTokens, Positions, TokenIndices
@@ -26,11 +34,13 @@ if TYPE_CHECKING:
     from subvene.specs.dumping import dump_spec
     from subvene.specs.evaluations import (
         AnyEvaluation,
+        CausalTracingSpec,
         CompositionSpec,
         ConditionEvaluation,
         ContrastSpec,
         DivergenceSpec,
         LocalizationSpec,
+        PatchingSpec,
         SamplesSpec,
         TextsSpec,
         TraitConditionsSpec,
@@ -57,6 +67,7 @@ __all__ = [
     "AnyIntervention",
     "AnyJudge",
     "AnyRecipe",
+    "CausalTracingSpec",
     "ChooseSpec",
     "Composition",
     "CompositionSpec",
@@ -67,8 +78,11 @@ __all__ = [
     "ContrastTexts",
     "DivergenceSpec",
     "ExperimentSpec",
+    "Fact",
+    "FactsFile",
     "FirstTokens",
     "ITISpec",
+    "InlineFacts",
     "InterventionSpec",
     "LastTokens",
     "LocalizationSpec",
@@ -77,6 +91,7 @@ __all__ = [
     "ModelSpec",
     "OpenAIJudgeSpec",
     "PairsFile",
+    "PatchingSpec",
     "PersonaSpec",
     "Positions",
     "Problem",
@@ -105,11 +120,13 @@ __all__ = [
     "dump_spec",
     "intervention_name",
     "json_schema",
+    "load_facts",
     "load_pairs",
     "load_spec",
     "parse_spec",
     "parse_tensor_name",
     "points",
+    "resolve_facts",
     "resolve_pairs",
     "tensor_name",
     "trait_name",
@@ -124,11 +141,13 @@ _LATER = {
         "dumping": ("dump_spec",),
         "evaluations": (
             "AnyEvaluation",
+            "CausalTracingSpec",
             "CompositionSpec",
             "ConditionEvaluation",
             "ContrastSpec",
             "DivergenceSpec",
             "LocalizationSpec",
+            "PatchingSpec",
             "SamplesSpec",
             "TextsSpec",
             "TraitConditionsSpec",

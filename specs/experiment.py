@@ -10,6 +10,7 @@ from subvene.specs._flaws import Flaw, one_of, refuse
 from subvene.specs.comparison_flaws import comparison_flaws
 from subvene.specs.composition import composition_flaws
 from subvene.specs.experiment_fields import ExperimentFields, InterventionSpec
+from subvene.specs.tracing_flaws import tracing_flaws
 from subvene.specs.variants import condition_flaws
 
 __all__ = ["OWN_FIELDS", "SOURCE_OF_TENSORS", "ExperimentSpec", "InterventionSpec"]
@@ -19,6 +20,12 @@ SOURCE_OF_TENSORS = "`file`, since this file has no `fit:`"
 
 class ExperimentSpec(ExperimentFields):
     """Interventions with what is done around them: where tensors come from, and what is measured."""
+
+    @model_validator(mode="after")
+    def _edits_or_traces(self) -> Self:
+        if flaws := list(tracing_flaws(self)):
+            refuse("ExperimentSpec", flaws)
+        return self
 
     @model_validator(mode="after")
     def _tensors_come_from_somewhere(self) -> Self:

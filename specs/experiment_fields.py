@@ -13,7 +13,7 @@ from subvene.specs._base import SpecModel
 from subvene.specs._fields import Seed, Seeds, Text
 from subvene.specs._flaws import Expect, Flaw, Loc, refuse
 from subvene.specs.conditions import ConditionSpec
-from subvene.specs.evaluations import AnyEvaluation, ConditionEvaluation
+from subvene.specs.evaluations import AnyEvaluation, ConditionEvaluation, TracingEvaluation
 from subvene.specs.interventions import AnyIntervention, SteeringSpec
 from subvene.specs.kinds import LocalizationSpec, PersonaSpec, TraitEvaluation
 from subvene.specs.model import ModelSpec
@@ -65,6 +65,11 @@ class InterventionSpec(SpecModel):
 class ExperimentFields(InterventionSpec):
     """The fields of an experiment, each valid by itself, and what follows from them."""
 
+    interventions: tuple[AnyIntervention, ...] = Field(
+        default=(),
+        description="What is done, in this order; later interventions see what earlier ones did. Left out "
+        "only where the model is measured as it is (`causal_tracing`, `patching`).",
+    )
     fit: AnyRecipe | None = Field(
         default=None, description="How tensors without a `file` come about; left out: all of them are stored."
     )
@@ -99,6 +104,11 @@ class ExperimentFields(InterventionSpec):
     def asks_localization(self) -> bool:
         """Whether this asks if the heads that a heuristic finds are better places for edits than others."""
         return any(isinstance(evaluation, LocalizationSpec) for evaluation in self.evaluate)
+
+    @property
+    def traces(self) -> bool:
+        """Whether this puts states of the model into other runs of it, rather than edit it."""
+        return any(isinstance(evaluation, TracingEvaluation) for evaluation in self.evaluate)
 
     @property
     def measures_traits(self) -> bool:

@@ -5,13 +5,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from subvene.specs._flaws import Registered
 from subvene.specs._registry import Kinds
-from subvene.specs.evaluations.base import BaseEvaluation, CoefficientEvaluation, ConditionEvaluation
+from subvene.specs.evaluations.base import (
+    BaseEvaluation,
+    CoefficientEvaluation,
+    ConditionEvaluation,
+    TracingEvaluation,
+)
 
 if TYPE_CHECKING:
+    from subvene.specs.evaluations.causal_tracing import CausalTracingSpec
     from subvene.specs.evaluations.composition import CompositionSpec
     from subvene.specs.evaluations.contrast import ContrastSpec
     from subvene.specs.evaluations.divergence import DivergenceSpec, TextsSpec
     from subvene.specs.evaluations.localization import LocalizationSpec
+    from subvene.specs.evaluations.patching import PatchingSpec
     from subvene.specs.evaluations.samples import SamplesSpec
     from subvene.specs.evaluations.traits import TraitConditionsSpec, TraitEvaluation, TraitSweepSpec
     from subvene.specs.evaluations.truthfulqa import TruthfulQASpec
@@ -25,6 +32,8 @@ _KINDS = {
     "trait_sweep": "traits:TraitSweepSpec",
     "trait_conditions": "traits:TraitConditionsSpec",
     "localization": "localization:LocalizationSpec",
+    "causal_tracing": "causal_tracing:CausalTracingSpec",
+    "patching": "patching:PatchingSpec",
 }
 REGISTRY = Kinds(__name__, _KINDS)
 """By `kind`; each is imported when a file has one."""
@@ -39,6 +48,8 @@ if TYPE_CHECKING:
         | TraitSweepSpec
         | TraitConditionsSpec
         | LocalizationSpec
+        | CausalTracingSpec
+        | PatchingSpec
     )
 else:
     AnyEvaluation = Annotated[BaseEvaluation, Registered("kind", REGISTRY)]
@@ -46,14 +57,17 @@ else:
 __all__ = [
     "AnyEvaluation",
     "BaseEvaluation",
+    "CausalTracingSpec",
     "CoefficientEvaluation",
     "CompositionSpec",
     "ConditionEvaluation",
     "ContrastSpec",
     "DivergenceSpec",
     "LocalizationSpec",
+    "PatchingSpec",
     "SamplesSpec",
     "TextsSpec",
+    "TracingEvaluation",
     "TraitConditionsSpec",
     "TraitEvaluation",
     "TraitSweepSpec",

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from subvene.specs._base import SpecModel
 from subvene.specs._fields import FiniteList, Seeds
+from subvene.specs.facts import Facts
 
 
 class BaseEvaluation(SpecModel):
@@ -31,3 +32,9 @@ class ConditionEvaluation(BaseEvaluation):
     seeds: Seeds | None = Field(
         default=None, description="The seeds it is done for; left out: all of the experiment's."
     )
+
+
+class TracingEvaluation(BaseEvaluation):
+    """An evaluation of the model as it is, whose own states are put into other runs of it."""
+
+    facts: Facts = Field(description="The facts: a `file` of them, or `facts` written out.")
