@@ -202,7 +202,7 @@ class TrainedJudge(Judge):
 
     def accuracies(self) -> dict[str, object]:
         """As cross-validated when it was fitted."""
-        return {**self._record["accuracy"]}
+        return {str(aspect): stated for aspect, stated in self._record["accuracy"].items()}
 
     def describe(self, qualities: Sequence[AnyQuality]) -> Description:
         """`Judge.describe`; of traits what was cross-validated, five folds by question, and `coherence`.
