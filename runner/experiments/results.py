@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -201,6 +201,11 @@ class JudgeRecord(Record):
 
     about: dict[str, JsonValue]
     usage: dict[str, JsonValue] = {}
+
+
+def judge_record(about: Mapping[str, object], usage: Mapping[str, object]) -> JudgeRecord:
+    """Who judged, by what its `describe` and its `usage` give."""
+    return JudgeRecord.model_validate({"about": dict(about), "usage": dict(usage)})
 
 
 class QuestionText(Record):

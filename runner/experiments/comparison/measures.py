@@ -19,14 +19,14 @@ from subvene.runner.experiments.comparison.arms import Arm
 from subvene.runner.experiments.results import Condition, Item, Metric
 from subvene.runner.files.ledger import MISSING, Ledger, digest
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.judges import Answer, Aspect, Judge, JudgeError, make_judge
+from subvene.runner.judges import BOTH, INFO, TRUTH, Answer, Judge, JudgeError, Judgement, Quality, make_judge
 from subvene.runner.measures.divergence import Reference, divergence
 from subvene.runner.measures.missing import item_parts, missing_in_words
 from subvene.runner.measures.truthfulqa_answers import answer_questions
 from subvene.runner.measures.truthfulqa_scores import score_choices
 from subvene.specs import DivergenceSpec, TruthfulQASpec
 
-_ASPECTS: dict[str, Aspect] = {"true": "truth", "info": "info"}
+_QUALITIES: dict[str, Quality[Judgement]] = {"true": TRUTH, "info": INFO}
 
 
 @dataclass
@@ -134,7 +134,7 @@ class TruthfulQAMeasure:
         self.judge: Judge | None = None
         if "generation" in spec.measure:
             self.judge = make_judge(spec.judge, folder)
-            self.judge.check()
+            self.judge.check(BOTH)
 
     def steps(self, *, only: str | None = None) -> int:
         """Units of work for one arm."""
@@ -263,7 +263,7 @@ class TruthfulQAMeasure:
         judge = self.judge
         if judge is None:
             raise ValueError("answers are judged only where generation is measured")
-        about = {key: value for key, value in judge.describe().items() if key != "accuracy"}
+        about = judge.identity(BOTH)
         identity = {
             "unit": "judgement",
             "judge": about,
@@ -274,9 +274,9 @@ class TruthfulQAMeasure:
         def work() -> dict[str, Any]:
             rows = [Answer(q.question, answers[q.key], q.references, q.incorrect) for q in questions]
             found: dict[str, Any] = {}
-            for metric, aspect in _ASPECTS.items():
-                if aspect in judge.aspects:
-                    judged = judge.judge(rows, aspect)
+            for metric, quality in _QUALITIES.items():
+                if judge.tells(quality):
+                    judged = judge.judge(rows, quality)
                     found[metric] = {
                         q.key: {
                             "p": j.probability,

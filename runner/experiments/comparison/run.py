@@ -30,15 +30,16 @@ from subvene.runner.experiments.results import (
     Choice,
     Condition,
     FitRecord,
-    JudgeRecord,
     QuestionText,
     Results,
     Tried,
+    judge_record,
 )
 from subvene.runner.experiments.rows import rows
 from subvene.runner.experiments.study import Step
 from subvene.runner.files.ledger import Ledger
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.judges import BOTH
 from subvene.runner.models.identity import run_manifest
 from subvene.runner.recipes import RECIPES
 from subvene.runner.recipes.fitting import check_reach
@@ -105,7 +106,7 @@ class Comparison:
             data[f"truthfulqa_{i}"] = about_data(measure.questions) | {
                 "prompts_sha256": measure.prompts_sha256
             }
-        judges = [measure.judge.describe() for _, measure in self.questions if measure.judge is not None]
+        judges = [measure.judge.describe(BOTH) for _, measure in self.questions if measure.judge is not None]
         return run_manifest(dump_spec(self.spec), self.folder, data=data, judges=judges)
 
     def check(self) -> None:
@@ -187,7 +188,7 @@ class Comparison:
             conditions=tuple(cells),
             choices=tuple(self.choices),
             fits=tuple(fits),
-            judges=tuple(JudgeRecord(about=judge.describe(), usage=judge.usage()) for judge in judges),
+            judges=tuple(judge_record(judge.describe(BOTH), judge.usage()) for judge in judges),
             questions={
                 q.key: QuestionText(question=q.question, best=q.best, category=q.category)
                 for _, measure in self.questions
