@@ -34,13 +34,22 @@ from subvene.specs.judges import (
 from subvene.specs.loading import load_pairs, load_spec, parse_spec, resolve_pairs
 from subvene.specs.model import ModelSpec
 from subvene.specs.pairs import ContrastSystems, ContrastTexts, PairsFile, SystemPair, TextPair
-from subvene.specs.positions import FirstTokens, LastTokens, Positions, TokenIndices
+from subvene.specs.positions import (
+    FieldTokens,
+    FirstTokens,
+    LastOf,
+    LastTokens,
+    Positions,
+    SpanTokens,
+    TokenIndices,
+)
 from subvene.specs.preferences import TriplesSpec, TruthfulPairsSpec
 from subvene.specs.questions import QuestionsSpec
 from subvene.specs.recipes import AnyRecipe, ITISpec, LocalizedEditSpec, MeanDifferenceSpec, PersonaSpec
 from subvene.specs.sampling import SamplingSpec
 from subvene.specs.schema import json_schema
 from subvene.specs.sites import SITES, Site
+from subvene.specs.sources import SourceRef, SourceSpec
 from subvene.specs.tensors import TensorName, TensorRef, parse_tensor_name, tensor_name
 from subvene.specs.traits import SHIPPED_TRAITS, TraitSpec, trait_name
 from subvene.specs.variants import intervention_name, points, variant
@@ -62,9 +71,11 @@ __all__ = [
     "ContrastTexts",
     "DivergenceSpec",
     "ExperimentSpec",
+    "FieldTokens",
     "FirstTokens",
     "ITISpec",
     "InterventionSpec",
+    "LastOf",
     "LastTokens",
     "LocalizationSpec",
     "LocalizedEditSpec",
@@ -80,6 +91,9 @@ __all__ = [
     "SamplesSpec",
     "SamplingSpec",
     "Site",
+    "SourceRef",
+    "SourceSpec",
+    "SpanTokens",
     "SpecError",
     "SubveneError",
     "SystemPair",

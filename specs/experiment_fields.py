@@ -10,13 +10,15 @@ from pydantic import BeforeValidator, Field, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
 from subvene.specs._base import SpecModel
-from subvene.specs._fields import Seed, Seeds, Text
+from subvene.specs._fields import Identifier, Seed, Seeds, Text
 from subvene.specs._flaws import Expect, Flaw, Loc, refuse
 from subvene.specs.conditions import ConditionSpec
 from subvene.specs.evaluations import AnyEvaluation, ConditionEvaluation, LocalizationSpec, TraitEvaluation
 from subvene.specs.interventions import AnyIntervention, SteeringSpec
+from subvene.specs.interventions.pyvene import share_flaws
 from subvene.specs.model import ModelSpec
 from subvene.specs.recipes import AnyRecipe, PersonaSpec
+from subvene.specs.sources import SourceSpec, source_flaws
 from subvene.specs.tensors import TensorRef
 
 Folds = Annotated[int, Strict(), Ge(2), Le(100), Expect("an integer from 2 to 100")]
@@ -37,6 +39,10 @@ class InterventionSpec(SpecModel):
         description="Version of the file format."
     )
     model: ModelSpec = Field(description="The model whose activations are edited.")
+    sources: dict[Identifier, SourceSpec] = Field(
+        default_factory=dict,
+        description="Named inputs, whose runs the interventions read from.",
+    )
     interventions: Annotated[
         tuple[AnyIntervention, ...], MinLen(1), Expect("a non-empty list of interventions")
     ] = Field(description="What is done, in this order; later interventions see what earlier ones did.")
@@ -51,6 +57,12 @@ class InterventionSpec(SpecModel):
                 expected = f"a name of its own (interventions[{first[name]}] has this one)"
                 flaws.append(Flaw(("interventions", i, "name"), expected, name))
         if flaws:
+            refuse("InterventionSpec", flaws)
+        return self
+
+    @model_validator(mode="after")
+    def _sources_are_read(self) -> Self:
+        if flaws := [*source_flaws(self.sources, self.interventions), *share_flaws(self.interventions)]:
             refuse("InterventionSpec", flaws)
         return self
 

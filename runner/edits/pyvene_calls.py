@@ -18,13 +18,13 @@ from subvene.specs import SubveneError
 
 _STOCK = "Stock pyvene.IntervenableModel, with pyvene's own classes, takes it"
 _SOURCE = (
-    "a source is declared in the spec (`kind: pyvene` with `source:`, one constant [width] tensor); sources "
-    f"that are runs of the model cannot be declared. {_STOCK}"
+    "what is put in is declared in the spec (`kind: pyvene` with `source: {from: NAME}` for a run of the "
+    "model, or `{file: …, key: …}` for a constant, stored tensor); inputs for the declared sources are "
+    f"`sources=`. {_STOCK}"
 )
 _WHERE = f"the tokens that are edited are declared in the spec (`positions:`). {_STOCK}"
 # Names of stock's arguments, and what stands in the spec or in Python instead.
 _INSTEAD = {
-    "sources": _SOURCE,
     "source_representations": _SOURCE,
     "activations_sources": _SOURCE,
     "unit_locations": _WHERE,
@@ -35,7 +35,7 @@ _INSTEAD = {
     "return_dict": "the answer is always the pair (None, output of the model)",
 }
 _POSITIONAL = ("sources", "unit_locations", "source_representations")
-_OWN = ("strengths", "prompt_lengths", "must_act", "labels", "use_cache")
+_OWN = ("strengths", "prompt_lengths", "must_act", "labels", "use_cache", "sources", "rows", "rendering")
 
 
 class PyveneCallError(SubveneError, TypeError):
