@@ -26,7 +26,7 @@ _OWN = {
 }
 _ORDER = ("query", "key", "value")
 # Class of an attention module → name of its fused map, and whether its columns go head by head (query, key
-# and value of one head, then those of the next) or by kind (the queries of all heads, then keys, then values).
+# and value of one head, then those of the next) or by kind (queries of all heads, then keys, then values).
 _FUSED = {"GPT2Attention": ("c_attn", False), "GPTNeoXAttention": ("query_key_value", True)}
 _SITES = {
     "block_output": "block_output",

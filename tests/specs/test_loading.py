@@ -126,7 +126,7 @@ def test_a_foreign_name_gets_no_hint(problems_of: Problems) -> None:
     assert (problem.path, problem.hint, problem.expected) == (
         "zzzz",
         None,
-        "one of: subvene, model, interventions",
+        "one of: subvene, model, sources, interventions",
     )
 
 
