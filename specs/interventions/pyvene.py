@@ -83,8 +83,9 @@ def _source_shape(value: object) -> int | None:
 
 
 def _subspaces_shape(value: object) -> int:
-    is_list = isinstance(value, list | tuple)
-    return int(is_list and bool(value) and all(isinstance(one, list | tuple) for one in value))
+    if not isinstance(value, list | tuple) or not value:
+        return 0
+    return int(all(isinstance(one, list | tuple) for one in value))
 
 
 def _disjoint(partition: tuple[tuple[Hashable, ...], ...]) -> tuple[tuple[Hashable, ...], ...]:
