@@ -43,6 +43,8 @@ class ActivationIntervention(
     acts_alone: bool | None = None
     #: Whether it only reads, and changes nothing.
     collects: bool = False
+    #: Whether its edit depends on where tokens stand, and not only on which are selected.
+    needs_tokens: ClassVar[bool] = False
     #: Whether the runner has to hand it the input of the module whose output it edits.
     needs_module_input: bool = False
 
@@ -187,6 +189,8 @@ class ActivationIntervention(
             scale, where = scale_and_where()
         if source is not None:
             kwargs["source"] = source.to(wide)
+        if self.needs_tokens:
+            kwargs["tokens"] = tokens
         edited = self.edit(base.to(wide), scale, **kwargs).to(base.dtype)
         # Not left to h + 0·Δ(h): where Δ overflows, 0·inf would put NaN into a token that is not selected.
         return torch.where(where, edited, base)

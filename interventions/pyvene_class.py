@@ -69,7 +69,7 @@ class PyveneIntervention(ActivationIntervention):
                 source = _by_key(table, constant.key)
                 # Only the source knows how wide a module named by its path is; other classes take any width.
                 width = len(source) if width is None else width
-        options = {
+        options: dict[str, Any] = {
             "class": spec.class_name,
             "width": width,
             "low_rank_dimension": spec.low_rank_dimension,

@@ -23,7 +23,7 @@ from subvene.runner.models.anatomy import (
     sizes_from_config,
 )
 from subvene.runner.models.parts import PartSizes
-from subvene.specs import SITES, AnyIntervention, InterventionSpec, SubveneError
+from subvene.specs import SITES, AnyIntervention, InterventionSpec, PyveneSpec, SubveneError
 from subvene.specs._pyvene_names import LAYERED
 from subvene.specs.sources import reads
 
@@ -132,7 +132,7 @@ def share_parameters(
     for i, (declared, (_, sites)) in enumerate(zip(spec.interventions, entries, strict=True)):
         edit = representations[place_of]["intervention"]
         place_of += len(sites)
-        if (name := getattr(declared, "share", None)) is None:
+        if not isinstance(declared, PyveneSpec) or (name := declared.share) is None:
             continue
         j, kept = first.setdefault(name, (i, edit))
         if kept is edit:
@@ -144,9 +144,7 @@ def share_parameters(
                 f"interventions[{i}].share: it cannot share the parameters of interventions[{j}], which have "
                 f"other shapes: {shapes[1]}, not {shapes[0]}"
             )
-        if (declared.state or spec.interventions[j].state) and any(
-            not torch.equal(own[name], wanted[name]) for name in own
-        ):
+        if declared.state is not None and any(not torch.equal(own[name], wanted[name]) for name in own):
             raise CompileError(
                 f"interventions[{i}].share: it stores other parameters than interventions[{j}], which it "
                 "shares them with; store the same, or leave `share` out"

@@ -34,6 +34,7 @@ from subvene.runner.edits.sources import (
 from subvene.runner.edits.text_positions import DataRow, prompts_of, text_table
 from subvene.runner.models.anatomy import component_module
 from subvene.specs import Positions, SourceSpec
+from subvene.specs.positions import TEXT_POSITIONS
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ class SourceRuns:
     def _find_texts(
         self, tracker: TokenTracker, ids: torch.Tensor, rules: Sequence[Positions], what: str
     ) -> None:
-        textual = [rule for rule in dict.fromkeys(rules) if names_text(rule)]
+        textual = [rule for rule in dict.fromkeys(rules) if isinstance(rule, TEXT_POSITIONS)]
         if not textual:
             return
         if ids.is_floating_point():

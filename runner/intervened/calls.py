@@ -178,9 +178,9 @@ class Calls(NotPickled):
         with _seeded(seed):
             if self.is_disabled:
                 return self._untouched(self.model.generate, {**base, **kwargs})
-            given = {"rows": rows, "sources": sources, "rendering": rendering}
+            kwargs |= {"rows": rows, "sources": sources, "rendering": rendering}
             return self.intervenable.generate(
-                base, strengths=self._named(strengths), prompt_lengths=lengths, **given, **kwargs
+                base, strengths=self._named(strengths), prompt_lengths=lengths, **kwargs
             )[1]
 
     def __call__(
@@ -242,9 +242,15 @@ class Calls(NotPickled):
         lengths = self._prompt_lengths(prompt_lengths, base)
         if self.is_disabled:
             return self._untouched(self.model, base)
-        given = {"rows": rows, "sources": sources, "rendering": rendering}
-        options = {"strengths": self._named(strengths), "must_act": must_act, **given}
-        return self.intervenable(base, prompt_lengths=lengths, **options)[1]
+        return self.intervenable(
+            base,
+            prompt_lengths=lengths,
+            strengths=self._named(strengths),
+            must_act=must_act,
+            rows=rows,
+            sources=sources,
+            rendering=rendering,
+        )[1]
 
     @contextlib.contextmanager
     def attached(

@@ -149,5 +149,4 @@ def _projected(anatomy: Anatomy, attention: str, which: str) -> tuple[str, tuple
             "is not known here; name a module by its path, and columns by `subspaces`"
         )
     path, linear = found[0]
-    features = int(linear.out_features) if hasattr(linear, "out_features") else int(linear.weight.shape[1])
-    return f"{attention}.{path}.output", None, features
+    return f"{attention}.{path}.output", None, _shape(linear)[1]

@@ -80,8 +80,8 @@ def _logits(
 ) -> torch.Tensor:
     # Whether the edits reach these few rows is not the question here, only whether both do the same.
     lengths = inputs["prompt_lengths"]
-    options = {"prompt_lengths": lengths, "must_act": False, "rows": data}
-    output = m(inputs["input_ids"], inputs["attention_mask"], **options)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    output = m(ids, mask, prompt_lengths=lengths, must_act=False, rows=data)
     return output.logits.float()[inputs["attention_mask"].bool()].cpu()
 
 

@@ -21,7 +21,7 @@ interventions:
   site: block_output
   layer: 1
   source: {from: other, positions: {last_of: {field: what}}}
-  positions: {last_of: {span: day}}
+  positions: {last: 1}
 evaluate:
 - kind: samples
   coefficients: [0, 1]
@@ -50,6 +50,6 @@ def test_columns_reach_sources_positions_and_the_reloaded_artifact(
 
 def test_a_source_equal_to_the_base_fails_the_run(write: Callable[..., Path], tmp_path: Path) -> None:
     same = LINES.replace("[i am sad, a train]", "[tell me about the day, tell me about the day]")
-    same = same.replace("[sad, train]", "[day, day]")
+    same = same.replace(", positions: {last_of: {field: what}}}", "}")
     with pytest.raises(NotSteeredError, match="equal to the base in each of the 2 rows"):
         run_experiment(write(same, "same.yaml"), output=tmp_path / "run")
