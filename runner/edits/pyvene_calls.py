@@ -24,7 +24,7 @@ _SOURCE = (
 )
 _WHERE = f"the tokens that are edited are declared in the spec (`positions:`). {_STOCK}"
 # Names of stock's arguments, and what stands in the spec or in Python instead.
-_INSTEAD = {
+INSTEAD = {
     "source_representations": _SOURCE,
     "activations_sources": _SOURCE,
     "unit_locations": _WHERE,
@@ -67,7 +67,7 @@ def own_arguments(
             f"{method}: intervene_on_prompt=False would leave the prompt alone, and the spec says which "
             "tokens are edited: declare `positions: response` (or another rule), and leave the argument out"
         )
-    for name, instead in _INSTEAD.items():
+    for name, instead in INSTEAD.items():
         value = given.pop(name, None)
         if value is not None and value is not False:
             raise PyveneCallError(f"{method}: {name}= does nothing to subvene's interventions: {instead}")
@@ -113,7 +113,7 @@ def _refuse_unknown(model: torch.nn.Module, given: Mapping[str, Any]) -> None:
     known = {*_OWN, *inspect.signature(model.forward).parameters}
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known | set(_INSTEAD)), n=1)
+            near = difflib.get_close_matches(name, sorted(known | set(INSTEAD)), n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise PyveneCallError(
                 f"forward: no argument {name!r}{hint} What the model itself takes belongs into `base`"

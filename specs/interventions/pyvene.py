@@ -34,9 +34,9 @@ PyveneClass = Literal[
     "JumpReLUAutoencoderIntervention",
 ]
 
-_WITHOUT_SOURCE = frozenset({"ZeroIntervention", "CollectIntervention", "SkipIntervention"})
+WITHOUT_SOURCE = frozenset({"ZeroIntervention", "CollectIntervention", "SkipIntervention"})
 # Their `forward` takes subspaces and does not look at them.
-_WITHOUT_SUBSPACES = frozenset(
+WITHOUT_SUBSPACES = frozenset(
     {
         "BoundlessRotatedSpaceIntervention",
         "SigmoidMaskRotatedSpaceIntervention",
@@ -44,7 +44,7 @@ _WITHOUT_SUBSPACES = frozenset(
         "AutoencoderIntervention",
     }
 )
-_NEEDS: dict[str, tuple[str, str]] = {
+NEEDS: dict[str, tuple[str, str]] = {
     "LowRankRotatedSpaceIntervention": ("low_rank_dimension", "an integer >= 1, which this class needs"),
     "JumpReLUAutoencoderIntervention": ("low_rank_dimension", "an integer >= 1, which this class needs"),
     "AutoencoderIntervention": ("latent_dim", "an integer >= 1, which this class needs"),
@@ -207,9 +207,9 @@ class PyveneSpec(BaseIntervention):
             yield Flaw(("site",), "a site beside `layer`", None, "missing_field")
         elif self.layer is None:
             yield Flaw(("layer",), "an integer >= 0 beside `site`", None, "missing_field")
-        if self.source is None and self.class_name not in _WITHOUT_SOURCE:
+        if self.source is None and self.class_name not in WITHOUT_SOURCE:
             yield Flaw(("source",), f"the source that {self.class_name} needs", None, "missing_field")
-        needed, expected = _NEEDS.get(self.class_name, (None, ""))
+        needed, expected = NEEDS.get(self.class_name, (None, ""))
         if needed is not None and getattr(self, needed) is None:
             yield Flaw((needed,), expected, None, "missing_field")
         yield from self._unheeded(needed)
@@ -242,13 +242,13 @@ class PyveneSpec(BaseIntervention):
 
     def _unheeded(self, needed: str | None) -> Iterator[Flaw]:
         """Fields that the class does not look at, so that they would change nothing."""
-        if self.source is not None and self.class_name in _WITHOUT_SOURCE:
+        if self.source is not None and self.class_name in WITHOUT_SOURCE:
             yield Flaw(("source",), f"no source: {self.class_name} takes none", self.source)
         for field in ("low_rank_dimension", "latent_dim"):
             if field != needed and (value := getattr(self, field)) is not None:
                 yield Flaw((field,), f"no {field}: {self.class_name} has none", value)
         for field in ("subspaces", "subspace_partition"):
-            if self.class_name in _WITHOUT_SUBSPACES and (value := getattr(self, field)) is not None:
+            if self.class_name in WITHOUT_SUBSPACES and (value := getattr(self, field)) is not None:
                 yield Flaw((field,), f"no {field}: {self.class_name} does not look at them", value)
 
 
