@@ -349,3 +349,18 @@ def test_gradients_reach_the_parameters_and_not_the_sources_run(model: Any, toke
     handle.remove()
     assert calls == [False, True]
     assert all(p.grad is not None and p.grad.any() for p in m.intervenable.get_trainable_parameters())
+
+
+@torch.no_grad()
+def test_noise_before_the_first_block_is_noise_on_the_embeddings(model: Any, tokenizer: Any) -> None:
+    noise = {"kind": "noise", "component": "block_input", "layer": 0, "strength": 0.5, "seed": 7}
+    m = make(model, tokenizer, {}, {**noise, "positions": {"span": "rain"}})
+    rows = [raw(tokenizer, text) for text in ("the rain is good", "a very good rain")]
+    batch = pad(rows, [4, 4], 0, "left")
+    logits = m(batch.input_ids, batch.attention_mask, prompt_lengths=batch.prompt_lengths).logits
+    for i, at in enumerate((1, 3)):
+        generator = torch.Generator().manual_seed(7 * 1_000_003 + at)
+        embedded = model.get_input_embeddings()(torch.tensor([rows[i]]))
+        embedded[0, at] += 0.5 * torch.randn(embedded.shape[-1], generator=generator)
+        expected = model(inputs_embeds=embedded).logits[0]
+        torch.testing.assert_close(logits[i], expected, rtol=1e-4, atol=1e-5)
