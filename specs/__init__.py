@@ -24,9 +24,18 @@ from subvene.specs.loading import (
 )
 from subvene.specs.model import ModelSpec
 from subvene.specs.pairs import ContrastSystems, ContrastTexts, PairsFile, SystemPair, TextPair
-from subvene.specs.positions import FirstTokens, LastTokens, Positions, TokenIndices
+from subvene.specs.positions import (
+    FieldTokens,
+    FirstTokens,
+    LastOf,
+    LastTokens,
+    Positions,
+    SpanTokens,
+    TokenIndices,
+)
 from subvene.specs.questions import QuestionsSpec
 from subvene.specs.sites import SITES, Site
+from subvene.specs.sources import SourceRef, SourceSpec
 from subvene.specs.tensors import TensorName, TensorRef, parse_tensor_name, tensor_name
 from subvene.specs.variants import intervention_name, points, variant
 
@@ -80,10 +89,12 @@ __all__ = [
     "ExperimentSpec",
     "Fact",
     "FactsFile",
+    "FieldTokens",
     "FirstTokens",
     "ITISpec",
     "InlineFacts",
     "InterventionSpec",
+    "LastOf",
     "LastTokens",
     "LocalizationSpec",
     "LocalizedEditSpec",
@@ -100,6 +111,9 @@ __all__ = [
     "SamplesSpec",
     "SamplingSpec",
     "Site",
+    "SourceRef",
+    "SourceSpec",
+    "SpanTokens",
     "SpecError",
     "SubveneError",
     "SystemPair",

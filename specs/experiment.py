@@ -10,6 +10,12 @@ from subvene.specs._flaws import Flaw, one_of, refuse
 from subvene.specs.comparison_flaws import comparison_flaws
 from subvene.specs.composition import composition_flaws
 from subvene.specs.experiment_fields import ExperimentFields, InterventionSpec
+from subvene.specs.kinds import (
+    LocalizationSpec,
+    TraitEvaluation,
+    TruthfulQASpec,
+)
+from subvene.specs.positions import TEXT_POSITIONS
 from subvene.specs.tracing_flaws import tracing_flaws
 from subvene.specs.variants import condition_flaws
 
@@ -50,6 +56,22 @@ class ExperimentSpec(ExperimentFields):
 
             if flaws := list(trait_flaws(self)):
                 refuse("ExperimentSpec", flaws[:1])
+        return self
+
+    @model_validator(mode="after")
+    def _whole_prompts_are_passed(self) -> Self:
+        """Sources and texts are found in whole prompts, which these evaluations pass in parts."""
+        named = any(isinstance(one.positions, TEXT_POSITIONS) for one in self.interventions)
+        if not self.sources and not named:
+            return self
+        what = "sources" if self.sources else "positions that name a text"
+        flaws = [
+            Flaw(("evaluate", i), f"no {one.kind} beside {what}: it goes on from shared prompts", one.kind)
+            for i, one in enumerate(self.evaluate)
+            if isinstance(one, TruthfulQASpec | LocalizationSpec | TraitEvaluation)
+        ]
+        if flaws:
+            refuse("ExperimentSpec", flaws)
         return self
 
     @model_validator(mode="after")

@@ -10,14 +10,16 @@ from pydantic import BeforeValidator, Field, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
 from subvene.specs._base import SpecModel
-from subvene.specs._fields import Seed, Seeds, Text
+from subvene.specs._fields import Identifier, Seed, Seeds, Text
 from subvene.specs._flaws import Expect, Flaw, Loc, refuse
 from subvene.specs.conditions import ConditionSpec
 from subvene.specs.evaluations import AnyEvaluation, ConditionEvaluation, TracingEvaluation
 from subvene.specs.interventions import AnyIntervention, SteeringSpec
+from subvene.specs.interventions.pyvene import share_flaws
 from subvene.specs.kinds import LocalizationSpec, PersonaSpec, TraitEvaluation
 from subvene.specs.model import ModelSpec
 from subvene.specs.recipes import AnyRecipe
+from subvene.specs.sources import SourceSpec, source_flaws
 from subvene.specs.tensors import TensorRef
 
 Folds = Annotated[int, Strict(), Ge(2), Le(100), Expect("an integer from 2 to 100")]
@@ -38,6 +40,10 @@ class InterventionSpec(SpecModel):
         description="Version of the file format."
     )
     model: ModelSpec = Field(description="The model whose activations are edited.")
+    sources: dict[Identifier, SourceSpec] = Field(
+        default_factory=dict,
+        description="Named inputs, whose runs the interventions read from.",
+    )
     interventions: Annotated[
         tuple[AnyIntervention, ...], MinLen(1), Expect("a non-empty list of interventions")
     ] = Field(description="What is done, in this order; later interventions see what earlier ones did.")
@@ -52,6 +58,12 @@ class InterventionSpec(SpecModel):
                 expected = f"a name of its own (interventions[{first[name]}] has this one)"
                 flaws.append(Flaw(("interventions", i, "name"), expected, name))
         if flaws:
+            refuse("InterventionSpec", flaws)
+        return self
+
+    @model_validator(mode="after")
+    def _sources_are_read(self) -> Self:
+        if flaws := [*source_flaws(self.sources, self.interventions), *share_flaws(self.interventions)]:
             refuse("InterventionSpec", flaws)
         return self
 

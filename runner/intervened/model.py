@@ -51,6 +51,7 @@ class IntervenedModel(Calls):
         self.model: Any = model
         self.tokenizer = tokenizer
         self.intervenable = intervenable
+        self.intervenable.tokenizer = tokenizer
         self.tensors = dict(tensors or {})
         self.provenance = dict(provenance or {})
         self._is_plain = False
