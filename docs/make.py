@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import get_args
 
 from subvene.runner.cli.validate import results_schema_text, schema_text
+from subvene.runner.edits.pyvene_calls import INSTEAD
 from subvene.runner.exchange.exports.table import table as exports_table
-from subvene.specs.interventions import REGISTRY, BaseIntervention
+from subvene.specs.interventions import REGISTRY, BaseIntervention, PyveneClass
+from subvene.specs.interventions.pyvene import NEEDS, WITHOUT_SOURCE, WITHOUT_SUBSPACES
 from subvene.specs.sites import SITES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,9 +47,34 @@ def _sites(spec: type[BaseIntervention]) -> str:
     return words + ", or any module by its path" * by_path
 
 
+def classes_table() -> str:
+    """Every intervention class of pyvene, and how it is declared."""
+    lines = ["| class | declared as | source | subspaces | needs |", "|---|---|---|---|---|"]
+    others = {
+        "NoiseIntervention": "`kind: noise`: seeded, any length (pyvene's holds noise for exactly 4 tokens)",
+        "LambdaIntervention": "refused: a function cannot be declared in a file",
+    }
+    for name in get_args(PyveneClass):
+        has_source = "–" if name in WITHOUT_SOURCE else "a run, or a constant"
+        subspaces = "–" if name in WITHOUT_SUBSPACES else "yes"
+        needs = f"`{NEEDS[name][0]}`" if name in NEEDS else ""
+        lines.append(f"| `{name}` | `kind: pyvene` | {has_source} | {subspaces} | {needs} |")
+    lines += [f"| `{name}` | {words} | – | – | |" for name, words in others.items()]
+    return "\n".join(lines) + "\n"
+
+
+def calls_table() -> str:
+    """What a call of pyvene's says, and what stands instead."""
+    lines = ["| pyvene's argument | here |", "|---|---|", "| `sources` | inputs for the declared sources |"]
+    lines += [f"| `{name}` | refused: {words} |" for name, words in INSTEAD.items()]
+    return "\n".join(lines) + "\n"
+
+
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "kinds"): kinds_table,
     ("docs/exports.md", "exports"): exports_table,
+    ("docs/pyvene.md", "classes"): classes_table,
+    ("docs/pyvene.md", "calls"): calls_table,
 }
 
 
@@ -59,7 +86,7 @@ def renewed() -> dict[str, str]:
     """
     files = {path: text() for path, text in WHOLE.items()}
     for (path, name), table in TABLES.items():
-        page = (ROOT / path).read_text("utf-8")
+        page = files.get(path) or (ROOT / path).read_text("utf-8")
         marked = re.compile(rf"(<!-- {name}: by make docs -->\n).*?(\n<!-- end -->)", re.DOTALL)
         if len(marked.findall(page)) != 1:
             raise ValueError(

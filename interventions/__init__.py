@@ -11,6 +11,7 @@ from subvene.interventions.formula import DirectionFormula
 from subvene.interventions.gate import Gates
 from subvene.interventions.head_direction import HeadDirectionIntervention as HeadDirectionIntervention
 from subvene.interventions.low_rank_edit import LowRankEditIntervention as LowRankEditIntervention
+from subvene.interventions.noise import NoiseIntervention as NoiseIntervention
 from subvene.interventions.positions import Tokens
 from subvene.interventions.pyvene_class import PyveneIntervention as PyveneIntervention
 from subvene.interventions.steering import SteeringIntervention as SteeringIntervention

@@ -43,6 +43,8 @@ class ActivationIntervention(
     acts_alone: bool | None = None
     #: Whether it only reads, and changes nothing.
     collects: bool = False
+    #: Whether its edit depends on where tokens stand, and not only on which are selected.
+    needs_tokens: ClassVar[bool] = False
     #: Whether the runner has to hand it the input of the module whose output it edits.
     needs_module_input: bool = False
 
@@ -85,6 +87,11 @@ class ActivationIntervention(
         Returns:
             The sum of the factors of each token's parts (heads), [batch, tokens], and the number of parts.
         """
+        return None
+
+    @property
+    def reads(self) -> str | None:
+        """The source whose run it reads; None for what edits with its own tensors alone."""
         return None
 
     def set_source_representation(self, source_representation: torch.Tensor) -> None:
@@ -137,7 +144,7 @@ class ActivationIntervention(
     def forward(
         self,
         base: torch.Tensor,
-        source: None = None,
+        source: torch.Tensor | None = None,
         subspaces: None = None,
         *,
         tokens: Tokens | None = None,
@@ -149,7 +156,8 @@ class ActivationIntervention(
 
         Args:
             base: the activation.
-            source: not used; pyvene passes None.
+            source: what another run computed, [batch, tokens, columns that are edited]; for kinds that read
+                one. pyvene passes None.
             subspaces: not used; pyvene passes None.
             tokens: where these tokens stand in their sequences; subvene's runner passes it.
             positions: for stock pyvene, Bool[batch, tokens] of the tokens to edit
@@ -179,6 +187,10 @@ class ActivationIntervention(
             scale, where = tokens.shared(key, scale_and_where)
         else:
             scale, where = scale_and_where()
+        if source is not None:
+            kwargs["source"] = source.to(wide)
+        if self.needs_tokens:
+            kwargs["tokens"] = tokens
         edited = self.edit(base.to(wide), scale, **kwargs).to(base.dtype)
         # Not left to h + 0·Δ(h): where Δ overflows, 0·inf would put NaN into a token that is not selected.
         return torch.where(where, edited, base)

@@ -7,7 +7,7 @@ positions come from is the runner's business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -15,6 +15,7 @@ import torch
 from pydantic import TypeAdapter
 
 from subvene.specs import FirstTokens, LastTokens, Positions, TokenIndices
+from subvene.specs.positions import TEXT_POSITIONS
 
 _T = TypeVar("_T")
 _ADAPTER: TypeAdapter[Positions] = TypeAdapter(Positions)
@@ -25,16 +26,40 @@ def parse_positions(declared: object) -> Positions:
     return _ADAPTER.validate_python(declared)
 
 
+@dataclass(frozen=True)
+class Paired:
+    """The tokens of a rule that have a partner in a source's run; of one edit in one run.
+
+    Attributes:
+        key: of the edit.
+        rule: the declared one.
+    """
+
+    key: str
+    rule: Positions
+
+
+Rule = Positions | Paired
+"""What selects tokens: a declared rule, or what a run has made of one."""
+
+
 def plain_positions(rule: Positions) -> str | dict[str, Any]:
     """A rule as JSON values, which `parse_positions` reads back."""
     return rule if isinstance(rule, str) else rule.model_dump(mode="json")
 
 
-def is_within_prompt(rule: Positions) -> bool:
+def names_text(rule: Positions) -> bool:
+    """Whether the rule names tokens by their text, so that only a row's text says which they are."""
+    return isinstance(rule, TEXT_POSITIONS)
+
+
+def is_within_prompt(rule: Rule) -> bool:
     """Whether the rule can never select a token after the prompt."""
+    if isinstance(rule, Paired):
+        rule = rule.rule
     if isinstance(rule, str):
         return rule in ("prompt", "last_prompt_token")
-    return rule.of == "prompt"
+    return isinstance(rule, TEXT_POSITIONS) or rule.of == "prompt"
 
 
 def needs_prompt_length(rule: Positions) -> bool:
@@ -60,6 +85,7 @@ class Tokens:
         length: Long[batch], tokens in each whole sequence; None while it is still being generated.
         after_prompt: True if it is known on the host that every token here comes after the prompt.
         start: slot of the first token of this call in the padded rows (the cache's length before the call).
+        tables: of rules that only a row's text or its source decides, Bool[batch, positions].
     """
 
     index: torch.Tensor
@@ -68,9 +94,10 @@ class Tokens:
     length: torch.Tensor | None = None
     after_prompt: bool = False
     start: int = 0
+    tables: Mapping[Rule, torch.Tensor] = field(default_factory=dict, repr=False)
     _shared: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
-    def mask(self, rule: Positions, device: torch.device | None = None) -> torch.Tensor:
+    def mask(self, rule: Rule, device: torch.device | None = None) -> torch.Tensor:
         """Bool[batch, tokens]: the tokens that `rule` selects, padding never among them."""
         device = device or self.index.device
         return self.shared((rule, device), lambda: (_select(rule, self) & self.real).to(device))
@@ -82,8 +109,18 @@ class Tokens:
         return cast(_T, self._shared[key])
 
 
-def _select(rule: Positions, tokens: Tokens) -> torch.Tensor:
+def from_table(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The entries of `table` [batch, positions] at `index` [batch, tokens]; 0 beyond what it holds."""
+    table = torch.nn.functional.pad(table.to(index.device), (0, 1))
+    return table.gather(1, index.clamp(0, table.shape[1] - 1))
+
+
+def _select(rule: Rule, tokens: Tokens) -> torch.Tensor:
     index = tokens.index
+    if (table := tokens.tables.get(rule)) is not None:
+        return from_table(table, index)
+    if isinstance(rule, (Paired, *TEXT_POSITIONS)):
+        raise ValueError(f"positions {rule!r} need the rows' texts, and none were given")
     if rule == "all":
         return torch.ones_like(tokens.real)
     if tokens.prompt_length is None:

@@ -1,7 +1,8 @@
 """Any class of pyvene's own interventions, from the allow-list of its spec, at any site.
 
-pyvene's classes swap, add or rotate in a source activation. Here the source is constant (a stored tensor),
-the class is applied to each token on its own, and the tokens that are not selected keep their activation.
+pyvene's classes swap, add or rotate in a source activation. Here the source is constant (a stored tensor) or
+what the runner read from another run, the class is applied to each token (and head) on its own, and the
+tokens that are not selected keep their activation.
 """
 
 from __future__ import annotations
@@ -14,13 +15,25 @@ import torch
 from subvene.interventions._pyvene import pyvene
 from subvene.interventions.autoencoder import AutoencoderIntervention
 from subvene.interventions.base import ActivationIntervention, unpack
-from subvene.interventions.tensors import Sizes, TensorError, TensorTable, stored_name
-from subvene.specs import PyveneSpec, parse_tensor_name
+from subvene.interventions.tensors import Part, Sizes, TensorError, TensorTable, stored_name
+from subvene.specs import PyveneSpec, SourceRef, parse_tensor_name
 from subvene.specs.interventions import PyveneClass
 
 _PCA_STATE = ("pca_components", "pca_mean", "pca_std")
 # pyvene registers these sizes as state; here they follow from the spec, so they are neither stored nor read.
 _SIZES = ("embed_dim", "interchange_dim")
+# Classes that put the source's part of a space in the place of the base's: of equal vectors they change none.
+# Autoencoders and principal components give back their reconstruction.
+_INTERCHANGES = frozenset(
+    {
+        "VanillaIntervention",
+        "RotatedSpaceIntervention",
+        "LowRankRotatedSpaceIntervention",
+        "BoundlessRotatedSpaceIntervention",
+        "SigmoidMaskRotatedSpaceIntervention",
+        "SigmoidMaskIntervention",
+    }
+)
 # Classes whose stock forward cannot be trained.
 _OURS = {"AutoencoderIntervention": AutoencoderIntervention}
 
@@ -46,23 +59,17 @@ class PyveneIntervention(ActivationIntervention):
 
     @classmethod
     def build(cls, spec: PyveneSpec, table: TensorTable, sizes: Sizes) -> list[tuple[str, int | None, Self]]:
-        width = source = None
-        if spec.site is not None and spec.layer is not None:
-            site, width = str(spec.site), sizes.site_width(spec.site)
-            if spec.source is not None:
-                source = table.get(spec.source.key, spec.site, spec.layer, shape=(width,))
-        else:
-            # Only the source knows how wide a module named by its path is; other classes take any width.
-            site = str(spec.component)
-            if spec.source is not None:
-                source = table.checked(spec.source.key, None)
-                if source.ndim != 1:
-                    shape = list(source.shape)
-                    raise TensorError(
-                        f"{table.origin}: tensor {spec.source.key!r} has shape {shape}, expected [width]"
-                    )
-                width = len(source)
-        options = {
+        part = _part_of(spec, sizes)
+        width, source = part.unit_width, None
+        if (constant := spec.constant) is not None:
+            if spec.site is not None and spec.layer is not None:
+                shape = (part.total(sizes.site_width(spec.site)),)
+                source = table.get(constant.key, spec.site, spec.layer, shape=shape)
+            else:
+                source = _by_key(table, constant.key)
+                # Only the source knows how wide a module named by its path is; other classes take any width.
+                width = len(source) if width is None else width
+        options: dict[str, Any] = {
             "class": spec.class_name,
             "width": width,
             "low_rank_dimension": spec.low_rank_dimension,
@@ -70,6 +77,11 @@ class PyveneIntervention(ActivationIntervention):
             "subspaces": spec.subspaces,
             "subspace_partition": spec.subspace_partition,
         }
+        # Only what departs from the whole tensor and a constant, so that older states read as they did.
+        if part.columns is not None:
+            options |= {"columns": part.columns, "unit": part.unit}
+        if isinstance(spec.source, SourceRef):
+            options["reads"] = spec.source.origin
         state = {} if spec.state is None else _stored_state(table, spec.state.key)
         try:
             with torch.random.fork_rng(devices=[]):
@@ -83,7 +95,7 @@ class PyveneIntervention(ActivationIntervention):
             raise TensorError(f"{at} does not fit {spec.class_name}: {error}") from error
         strength = torch.tensor(spec.strength)
         edit = cls(inner, source, strength=strength, positions=spec.positions, options=options)
-        return [(site, spec.layer, edit)]
+        return [(part.site, None if part.site != spec.site else spec.layer, edit)]
 
     def stored(self, key: str, site: str, layer: int | None) -> dict[str, torch.Tensor]:
         parameters = {n: t for n, t in self._made().state_dict().items() if n not in _SIZES}
@@ -98,29 +110,79 @@ class PyveneIntervention(ActivationIntervention):
         scale: torch.Tensor,
         *,
         module_input: torch.Tensor | None = None,
+        source: torch.Tensor | None = None,
         **context: Any,
     ) -> torch.Tensor:
         if self.collects:
             return h
-        source = self._source_for(h)
+        base = self.part(h)
+        source = self._source_for(base, source)
         if self.needs_module_input:
             if module_input is None:
                 raise ValueError(
                     "SkipIntervention needs the module's input, which only subvene's runner passes on"
                 )
-            source = module_input.to(h.dtype)
-        inner, subspaces = self._made(), self.options["subspaces"]
-        # pyvene's classes expect one unit a row, write into their argument, and mix dtypes only by accident:
-        # those with parameters work in theirs.
+            source = self.part(module_input.to(h.dtype))
+        # pyvene's classes mix dtypes only by accident: those with parameters work in theirs.
+        inner = self._made()
         dtype = next((p.dtype for p in inner.parameters() if p.is_floating_point()), h.dtype)
-        rows = h.to(dtype, copy=True).reshape(-1, h.shape[-1])
-        edited = inner(
-            rows,
-            None if source is None else source.to(dtype).reshape(-1, h.shape[-1]),
-            None if subspaces is None else [subspaces] * len(rows),
-        )
+        edited = self._applied(inner, base.to(dtype), None if source is None else source.to(dtype))
+        edited = edited.to(h.dtype)
+        if source is not None and self.options["class"] in _INTERCHANGES:
+            # A change of basis and back would leave its rounding where there is nothing to exchange.
+            same = (source == base).view(*base.shape[:-1], -1, self._unit(base)).all(-1, keepdim=True)
+            shape = (*base.shape[:-1], same.shape[-2], self._unit(base))
+            edited = torch.where(same, base.view(shape), edited.view(shape)).view_as(base)
         # lerp returns either end exactly, so that strength 1 is pyvene's own result bit for bit.
-        return torch.lerp(h, edited.to(h.dtype).view_as(h), scale.expand_as(h))
+        edited = torch.lerp(base, edited, scale.expand_as(base))
+        if (columns := self._columns(h)) is None:
+            return edited
+        return h.index_copy(-1, columns, edited)
+
+    def part(self, h: torch.Tensor) -> torch.Tensor:
+        """The columns of `h` [batch, tokens, width] that are edited, and that a source is put into."""
+        columns = self._columns(h)
+        return h if columns is None else h.index_select(-1, columns)
+
+    def _columns(self, h: torch.Tensor) -> torch.Tensor | None:
+        columns = self.options.get("columns")
+        return None if columns is None else torch.tensor(columns, device=h.device)
+
+    def _unit(self, base: torch.Tensor) -> int:
+        """How wide the vectors are that the class is applied to, one after the other."""
+        return int(self.options.get("unit") or base.shape[-1])
+
+    def _applied(
+        self, inner: torch.nn.Module, base: torch.Tensor, source: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What the class makes of `base` [batch, tokens, width], as pyvene does: one unit a row."""
+        subspaces = self.options["subspaces"]
+        if not _is_by_row(subspaces):
+            return self._rows(inner, base, source, subspaces)
+        if len(base) % len(subspaces):
+            raise ValueError(
+                f"subspaces has {len(subspaces)} lists, one per row, and the batch {len(base)} rows"
+            )
+        repeat = len(base) // len(subspaces)
+        edited = [
+            self._rows(
+                inner,
+                base[row : row + 1],
+                None if source is None else source[row : row + 1],
+                subspaces[row // repeat],
+            )
+            for row in range(len(base))
+        ]
+        return torch.cat(edited)
+
+    def _rows(
+        self, inner: torch.nn.Module, base: torch.Tensor, source: torch.Tensor | None, subspaces: Any
+    ) -> torch.Tensor:
+        unit = self._unit(base)
+        # pyvene's classes write into their argument.
+        rows = base.reshape(-1, unit).clone()
+        given = None if source is None else source.reshape(-1, unit)
+        return inner(rows, given, None if subspaces is None else [subspaces] * len(rows)).view_as(base)
 
     def set_source_representation(self, source_representation: torch.Tensor) -> None:
         """Put another constant source in the place of the declared one.
@@ -141,16 +203,29 @@ class PyveneIntervention(ActivationIntervention):
             )
         self.source.copy_(source_representation.detach())
 
-    def _source_for(self, h: torch.Tensor) -> torch.Tensor | None:
-        if not self.source.numel():
+    def _source_for(self, base: torch.Tensor, source: torch.Tensor | None) -> torch.Tensor | None:
+        if self.reads is not None:
+            if source is None:
+                raise ValueError(
+                    f"{self.options['class']} takes what the run of {self.reads!r} computed, which only "
+                    "subvene's runner reads and passes on"
+                )
+        elif not self.source.numel():
             return None
+        else:
+            source = self.source
         # A source of one number would be spread over any width.
-        if len(self.source) != h.shape[-1]:
+        if source.shape[-1] != base.shape[-1]:
             raise TensorError(
-                f"the source has shape [{len(self.source)}], and the activation that it is put into is "
-                f"{h.shape[-1]} wide; store a source of that width, or name another module"
+                f"the source has shape [{source.shape[-1]}], and the activation that it is put into is "
+                f"{base.shape[-1]} wide; store a source of that width, or name another module"
             )
-        return self.source.to(h.dtype).expand_as(h)
+        return source.to(base.dtype).expand_as(base)
+
+    @property
+    def reads(self) -> str | None:
+        """The source whose run it reads; None for a constant one, and for classes without."""
+        return self.options.get("reads")
 
     def _made(self) -> torch.nn.Module:
         if self.inner is None:
@@ -159,11 +234,17 @@ class PyveneIntervention(ActivationIntervention):
 
     def collected(self, h: torch.Tensor) -> torch.Tensor:
         """What a class that only reads keeps of `h` [batch, tokens, width]: all of it, or its subspaces."""
-        if self.options["subspaces"] is None:
+        h, subspaces = self.part(h), self.options["subspaces"]
+        if subspaces is None:
             return h
-        rows = h.reshape(-1, h.shape[-1])
-        kept = self._made()(rows, None, [self.options["subspaces"]] * len(rows))
-        return kept.view(*h.shape[:-1], -1)
+        unit, inner = self._unit(h), self._made()
+        by_row = _is_by_row(subspaces)
+        kept = []
+        for row, activation in enumerate(h):
+            chosen = subspaces[row * len(subspaces) // len(h)] if by_row else subspaces
+            units = activation.reshape(-1, unit)
+            kept.append(inner(units, None, [chosen] * len(units)).view(len(activation), -1))
+        return torch.stack(kept)
 
     @property
     def collects(self) -> bool:  # type: ignore[override]
@@ -183,7 +264,7 @@ class PyveneIntervention(ActivationIntervention):
 
     @property
     def acts_alone(self) -> bool:  # type: ignore[override]
-        return not self.needs_module_input
+        return not self.needs_module_input and self.reads is None
 
     @property
     def expects_change(self) -> bool:
@@ -203,6 +284,29 @@ class PyveneIntervention(ActivationIntervention):
             if made_for != options or {n: t.shape for n, t in self._made().state_dict().items()} != shapes:
                 self.inner = make_inner(options, state)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _is_by_row(subspaces: Any) -> bool:
+    return subspaces is not None and not isinstance(subspaces[0], int)
+
+
+def _part_of(spec: PyveneSpec, sizes: Sizes) -> Part:
+    """The columns that a spec edits, and how wide its class is."""
+    if spec.site is not None and spec.layer is not None:
+        width = sizes.site_width(spec.site)
+        if spec.heads is None:
+            return Part(str(spec.site), width)
+        return Part.of_heads(str(spec.site), spec.heads, sizes.head_dim)
+    if spec.layer is not None:
+        return sizes.part(str(spec.component), spec.layer, spec.heads)
+    return Part(str(spec.component), None)
+
+
+def _by_key(table: TensorTable, key: str) -> torch.Tensor:
+    source = table.checked(key, None)
+    if source.ndim != 1:
+        raise TensorError(f"{table.origin}: tensor {key!r} has shape {list(source.shape)}, expected [width]")
+    return source
 
 
 def _stored_state(table: TensorTable, key: str) -> dict[str, torch.Tensor]:

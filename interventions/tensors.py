@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -44,6 +44,33 @@ class TensorError(SubveneError, ValueError):
 
 
 @dataclass(frozen=True)
+class Part:
+    """Where an intervention acts: a site or a module's path, and which columns of the tensor there.
+
+    Attributes:
+        site: of ours, or a module's path.
+        unit_width: how wide the class's vectors are; None where only the module knows.
+        columns: of the tensor; None: all of them.
+        unit: how many neighbouring columns belong to one vector (a head); None: all of them.
+    """
+
+    site: str
+    unit_width: int | None
+    columns: tuple[int, ...] | None = None
+    unit: int | None = None
+
+    @classmethod
+    def of_heads(cls, site: str, heads: Sequence[int], head_dim: int) -> Part:
+        """Heads that stand side by side in a tensor, each a vector of its own."""
+        columns = tuple(column for h in heads for column in range(h * head_dim, (h + 1) * head_dim))
+        return cls(site, head_dim, columns, head_dim)
+
+    def total(self, width: int) -> int:
+        """How many columns of a tensor of `width` it has."""
+        return width if self.columns is None else len(self.columns)
+
+
+@dataclass(frozen=True)
 class Sizes:
     """What of a model's anatomy an intervention's tensors depend on (all counts, 0-based indices)."""
 
@@ -55,6 +82,14 @@ class Sizes:
     def site_width(self, site: str) -> int:
         """Width of the activation at `site`: `n_heads * head_dim` for attention heads, else `width`."""
         return self.n_heads * self.head_dim if site == "attention_heads" else self.width
+
+    def part(self, component: str, layer: int, heads: Sequence[int] | None) -> Part:
+        """Where pyvene's component of block `layer` is, of which sizes alone tell nothing.
+
+        Raises:
+            TensorError: always; what knows the model's modules says better.
+        """
+        raise TensorError(f"where {component} of block {layer} is, only the loaded model tells")
 
 
 def stored_name(key: str, site: str, layer: int | None, part: str | None = None) -> str:

@@ -10,15 +10,32 @@ from subvene.specs.composition import Composition, composition
 from subvene.specs.conditions import ChooseSpec, ConditionSpec
 from subvene.specs.errors import Problem, SpecError, SubveneError
 from subvene.specs.experiment import ExperimentSpec, InterventionSpec
+from subvene.specs.facts import Fact, FactsFile, InlineFacts
 from subvene.specs.interventions import *  # noqa: F403 - the spec of every kind
 from subvene.specs.interventions import REGISTRY as _REGISTRY
 from subvene.specs.interventions import AnyIntervention
-from subvene.specs.loading import load_pairs, load_spec, parse_spec, resolve_pairs
+from subvene.specs.loading import (
+    load_facts,
+    load_pairs,
+    load_spec,
+    parse_spec,
+    resolve_facts,
+    resolve_pairs,
+)
 from subvene.specs.model import ModelSpec
 from subvene.specs.pairs import ContrastSystems, ContrastTexts, PairsFile, SystemPair, TextPair
-from subvene.specs.positions import FirstTokens, LastTokens, Positions, TokenIndices
+from subvene.specs.positions import (
+    FieldTokens,
+    FirstTokens,
+    LastOf,
+    LastTokens,
+    Positions,
+    SpanTokens,
+    TokenIndices,
+)
 from subvene.specs.questions import QuestionsSpec
 from subvene.specs.sites import SITES, Site
+from subvene.specs.sources import SourceRef, SourceSpec
 from subvene.specs.tensors import TensorName, TensorRef, parse_tensor_name, tensor_name
 from subvene.specs.variants import intervention_name, points, system_prompt, variant
 
@@ -26,12 +43,14 @@ if TYPE_CHECKING:
     from subvene.specs.dumping import dump_spec
     from subvene.specs.evaluations import (
         AnyEvaluation,
+        CausalTracingSpec,
         CompositionSpec,
         ConditionEvaluation,
         ContrastSpec,
         DivergenceSpec,
         LocalizationSpec,
         MultipleChoiceSpec,
+        PatchingSpec,
         ProjectionSpec,
         SamplesSpec,
         TextsSpec,
@@ -67,6 +86,7 @@ __all__ = [
     "AnyIntervention",
     "AnyJudge",
     "AnyRecipe",
+    "CausalTracingSpec",
     "ChooseSpec",
     "Composition",
     "CompositionSpec",
@@ -77,9 +97,14 @@ __all__ = [
     "ContrastTexts",
     "DivergenceSpec",
     "ExperimentSpec",
+    "Fact",
+    "FactsFile",
+    "FieldTokens",
     "FirstTokens",
     "ITISpec",
+    "InlineFacts",
     "InterventionSpec",
+    "LastOf",
     "LastTokens",
     "LocalizationSpec",
     "LocalizedEditSpec",
@@ -88,6 +113,7 @@ __all__ = [
     "MultipleChoiceSpec",
     "OpenAIJudgeSpec",
     "PairsFile",
+    "PatchingSpec",
     "PersonaSpec",
     "Positions",
     "Problem",
@@ -98,6 +124,9 @@ __all__ = [
     "SamplesSpec",
     "SamplingSpec",
     "Site",
+    "SourceRef",
+    "SourceSpec",
+    "SpanTokens",
     "SpecError",
     "SubveneError",
     "SystemPair",
@@ -119,11 +148,13 @@ __all__ = [
     "dump_spec",
     "intervention_name",
     "json_schema",
+    "load_facts",
     "load_pairs",
     "load_spec",
     "parse_spec",
     "parse_tensor_name",
     "points",
+    "resolve_facts",
     "resolve_pairs",
     "system_prompt",
     "tensor_name",
@@ -139,6 +170,7 @@ _LATER = {
         "dumping": ("dump_spec",),
         "evaluations": (
             "AnyEvaluation",
+            "CausalTracingSpec",
             "CompositionSpec",
             "ConditionEvaluation",
             "ContrastSpec",
@@ -146,6 +178,7 @@ _LATER = {
             "LocalizationSpec",
             "MultipleChoiceSpec",
             "ProjectionSpec",
+            "PatchingSpec",
             "SamplesSpec",
             "TextsSpec",
             "TraitConditionsSpec",

@@ -1,34 +1,38 @@
-"""pyvene's own names of components, and what a spec says instead.
+"""pyvene's own names of components: those that a spec may use with `layer:`, and what it says for the others.
 
 pyvene knows these names for the model classes that it lists, with widths that are wrong where
-`n_heads*head_dim` is not the hidden size. A spec names one of its own sites, or a module by its path.
+`n_heads*head_dim` is not the hidden size. Here the names of parts of a decoder block are looked for in the
+model itself; whatever is no such part is named by its path.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
-# Name → our site; heads stand side by side in `attention_heads`.
-_SITES: Final = {
-    "block_output": "block_output",
-    "mlp_output": "mlp_output",
-    "attention_output": "attention_output",
-    "attention_value_output": "attention_heads",
-    "head_attention_value_output": "attention_heads",
-}
-# Name → path below block {0} where blocks are as in Llama, Mistral, Qwen, Gemma and OLMo; and as in GPT-2.
-_PATHS: Final = {
-    "block_input": ("input", "input"),
-    "mlp_input": ("mlp.input", "mlp.input"),
-    "mlp_activation": ("mlp.act_fn.output", "mlp.act.output"),
-    "attention_input": ("self_attn.input", "attn.input"),
-    "query_output": ("self_attn.q_proj.output", "attn.c_attn.output"),
-    "key_output": ("self_attn.k_proj.output", "attn.c_attn.output"),
-    "value_output": ("self_attn.v_proj.output", "attn.c_attn.output"),
-    "head_query_output": ("self_attn.q_proj.output", "attn.c_attn.output"),
-    "head_key_output": ("self_attn.k_proj.output", "attn.c_attn.output"),
-    "head_value_output": ("self_attn.v_proj.output", "attn.c_attn.output"),
-}
+from pydantic import BeforeValidator, ValidationInfo
+from pydantic_core import PydanticCustomError
+
+from subvene.specs._fields import full_match
+from subvene.specs._flaws import Expect
+
+LAYERED: Final = (
+    "block_input",
+    "block_output",
+    "mlp_input",
+    "mlp_activation",
+    "mlp_output",
+    "attention_input",
+    "attention_value_output",
+    "head_attention_value_output",
+    "attention_output",
+    "query_output",
+    "key_output",
+    "value_output",
+    "head_query_output",
+    "head_key_output",
+    "head_value_output",
+)
+"""pyvene's names of the parts of a decoder block, which stand beside `layer:`."""
 # Name → path below cell {0} of pyvene's GRUs.
 _CELLS: Final = {
     "cell_input": "input",
@@ -47,25 +51,13 @@ _THIRDS: Final = ("reset", "update", "new")
 
 
 def instead_of(name: str, layer: object) -> str | None:
-    """What a spec says instead of pyvene's component `name` at `layer`; None for a name that is not pyvene's.
+    """What a spec says instead of pyvene's component `name` at `layer`; None for a name that may stand there.
 
     Args:
         name: what stands in `component:`.
         layer: what stands in `layer:`; anything but an index is left open in the answer.
     """
     at = layer if isinstance(layer, int) and not isinstance(layer, bool) else "N"
-    if name in _SITES:
-        alone = " (all heads side by side)" if _SITES[name] == "attention_heads" else ""
-        return (
-            f"`site: {_SITES[name]}` with `layer: {at}` and without `component`{alone}, "
-            f"which is what pyvene calls {name}"
-        )
-    if name in _PATHS:
-        llama, gpt2 = _PATHS[name]
-        return (
-            f"a module path without `layer`: what pyvene calls {name} is model.layers[{at}].{llama} in "
-            f"models laid out as Llama, transformer.h[{at}].{gpt2} in GPT-2{_width(name)}"
-        )
     if name == "attention_weight":
         return (
             f"a module path without `layer`: what pyvene calls {name} is "
@@ -83,9 +75,21 @@ def instead_of(name: str, layer: object) -> str | None:
     return None
 
 
-def _width(name: str) -> str:
-    if name.startswith("head_"):
-        return "; heads stand side by side there, and `subspaces` picks one's dimensions"
-    if name in ("query_output", "key_output", "value_output"):
-        return ", where query, key and value stand side by side"
-    return ""
+def _known(component: object, info: ValidationInfo) -> object:
+    if isinstance(component, str) and (instead := instead_of(component, info.data.get("layer"))):
+        raise PydanticCustomError("expected", "expected {expected}", {"expected": instead})
+    return component
+
+
+_PATH = r"[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])*(\.[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])*)*\.(input|output)"
+
+Component = Annotated[
+    str,
+    full_match(f"{_PATH}|{'|'.join(LAYERED)}"),
+    BeforeValidator(_known),
+    Expect(
+        "a module path that ends in .input or .output, such as model.layers[3].mlp.act_fn.output, or (with "
+        f"`layer`) one of pyvene's names: {', '.join(LAYERED)}"
+    ),
+]
+"""A module's input or output by its path, or the part of a decoder block by pyvene's name of it."""

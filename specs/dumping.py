@@ -55,7 +55,7 @@ def _mapping(model: SpecModel) -> dict[str, Any]:
         if (
             unset
             and not field.is_required()
-            and value == field.default
+            and value == field.get_default(call_default_factory=True)
             and name not in ("kind", "recipe", "rule")
         ):
             continue

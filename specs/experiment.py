@@ -11,6 +11,15 @@ from subvene.specs.comparison_flaws import comparison_flaws
 from subvene.specs.composition import composition_flaws
 from subvene.specs.experiment_fields import ExperimentFields, InterventionSpec
 from subvene.specs.fit_flaws import fit_flaws, measured_refs
+from subvene.specs.kinds import (
+    LocalizationSpec,
+    MultipleChoiceSpec,
+    TraitEvaluation,
+    TraitScoresSpec,
+    TruthfulQASpec,
+)
+from subvene.specs.positions import TEXT_POSITIONS
+from subvene.specs.tracing_flaws import tracing_flaws
 from subvene.specs.variants import condition_flaws
 
 __all__ = ["OWN_FIELDS", "SOURCE_OF_TENSORS", "ExperimentSpec", "InterventionSpec"]
@@ -18,8 +27,18 @@ __all__ = ["OWN_FIELDS", "SOURCE_OF_TENSORS", "ExperimentSpec", "InterventionSpe
 SOURCE_OF_TENSORS = "`file`, since this file has no `fit:`"
 
 
+_IN_PARTS = (TruthfulQASpec, LocalizationSpec, TraitEvaluation, TraitScoresSpec, MultipleChoiceSpec)
+"""What goes on from prompts that questions share, or is sampled row by row."""
+
+
 class ExperimentSpec(ExperimentFields):
     """Interventions with what is done around them: where tensors come from, and what is measured."""
+
+    @model_validator(mode="after")
+    def _edits_or_traces(self) -> Self:
+        if flaws := list(tracing_flaws(self)):
+            refuse("ExperimentSpec", flaws)
+        return self
 
     @model_validator(mode="after")
     def _tensors_come_from_somewhere(self) -> Self:
@@ -46,6 +65,22 @@ class ExperimentSpec(ExperimentFields):
 
             if flaws := list(trait_flaws(self)):
                 refuse("ExperimentSpec", flaws[:1])
+        return self
+
+    @model_validator(mode="after")
+    def _whole_prompts_are_passed(self) -> Self:
+        """Sources and texts are found in whole prompts, which these evaluations pass in parts."""
+        named = any(isinstance(one.positions, TEXT_POSITIONS) for one in self.interventions)
+        if not self.sources and not named:
+            return self
+        what = "sources" if self.sources else "positions that name a text"
+        flaws = [
+            Flaw(("evaluate", i), f"no {one.kind} beside {what}: it goes on from shared prompts", one.kind)
+            for i, one in enumerate(self.evaluate)
+            if isinstance(one, _IN_PARTS)
+        ]
+        if flaws:
+            refuse("ExperimentSpec", flaws)
         return self
 
     @model_validator(mode="after")

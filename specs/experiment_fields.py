@@ -10,14 +10,16 @@ from pydantic import BeforeValidator, Field, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
 from subvene.specs._base import SpecModel
-from subvene.specs._fields import Seed, Seeds, Text
+from subvene.specs._fields import Identifier, Seed, Seeds, Text
 from subvene.specs._flaws import Expect, Flaw, Loc, Shaped, refuse
 from subvene.specs.conditions import ConditionSpec
-from subvene.specs.evaluations import AnyEvaluation
+from subvene.specs.evaluations import AnyEvaluation, TracingEvaluation
 from subvene.specs.interventions import AnyIntervention, SteeringSpec
+from subvene.specs.interventions.pyvene import share_flaws
 from subvene.specs.kinds import LocalizationSpec, PersonaSpec, TraitEvaluation
 from subvene.specs.model import ModelSpec
 from subvene.specs.recipes import AnyRecipe, BaseRecipe
+from subvene.specs.sources import SourceSpec, source_flaws
 from subvene.specs.tensors import TensorRef
 
 _FIT = "a mapping with `recipe`, or a non-empty list of such"
@@ -45,6 +47,10 @@ class InterventionSpec(SpecModel):
         description="Version of the file format."
     )
     model: ModelSpec = Field(description="The model whose activations are edited.")
+    sources: dict[Identifier, SourceSpec] = Field(
+        default_factory=dict,
+        description="Named inputs, whose runs the interventions read from.",
+    )
     interventions: Annotated[
         tuple[AnyIntervention, ...], MinLen(1), Expect("a non-empty list of interventions")
     ] = Field(description="What is done, in this order; later interventions see what earlier ones did.")
@@ -62,6 +68,12 @@ class InterventionSpec(SpecModel):
             refuse("InterventionSpec", flaws)
         return self
 
+    @model_validator(mode="after")
+    def _sources_are_read(self) -> Self:
+        if flaws := [*source_flaws(self.sources, self.interventions), *share_flaws(self.interventions)]:
+            refuse("InterventionSpec", flaws)
+        return self
+
     def tensor_refs(self) -> Iterator[tuple[Loc, TensorRef]]:
         """Yields every reference to stored tensors with its place, ``("interventions", 0, "vector")``."""
         for i, intervention in enumerate(self.interventions):
@@ -72,6 +84,11 @@ class InterventionSpec(SpecModel):
 class ExperimentFields(InterventionSpec):
     """The fields of an experiment, each valid by itself, and what follows from them."""
 
+    interventions: tuple[AnyIntervention, ...] = Field(
+        default=(),
+        description="What is done, in this order; later interventions see what earlier ones did. Left out "
+        "only where the model is measured as it is (`causal_tracing`, `patching`).",
+    )
     fit: AnyFit | None = Field(
         default=None,
         description="How tensors without a `file` come about: a recipe, or a list of recipes that give "
@@ -135,6 +152,11 @@ class ExperimentFields(InterventionSpec):
     def asks_localization(self) -> bool:
         """Whether this asks if the heads that a heuristic finds are better places for edits than others."""
         return any(isinstance(evaluation, LocalizationSpec) for evaluation in self.evaluate)
+
+    @property
+    def traces(self) -> bool:
+        """Whether this puts states of the model into other runs of it, rather than edit it."""
+        return any(isinstance(evaluation, TracingEvaluation) for evaluation in self.evaluate)
 
     @property
     def measures_traits(self) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 STANDS_FOR = {
     "LocalizationSpec": "subvene.specs.evaluations.localization",
+    "MultipleChoiceSpec": "subvene.specs.evaluations.multiple_choice",
     "PersonaSpec": "subvene.specs.recipes.persona",
     "ReferenceJudgeSpec": "subvene.specs.judges.reference",
     "TextsSpec": "subvene.specs.evaluations.divergence",
@@ -25,6 +26,7 @@ STANDS_FOR = {
 if TYPE_CHECKING:
     from subvene.specs.evaluations.divergence import TextsSpec as TextsSpec
     from subvene.specs.evaluations.localization import LocalizationSpec as LocalizationSpec
+    from subvene.specs.evaluations.multiple_choice import MultipleChoiceSpec as MultipleChoiceSpec
     from subvene.specs.evaluations.trait_scores import TraitScoresSpec as TraitScoresSpec
     from subvene.specs.evaluations.traits import TraitEvaluation as TraitEvaluation
     from subvene.specs.evaluations.truthfulqa import TruthfulQASpec as TruthfulQASpec

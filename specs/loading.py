@@ -15,6 +15,8 @@ from subvene.specs._nodes import MAX_PROBLEMS
 from subvene.specs.document import Document, Format, parse_document, read_document
 from subvene.specs.errors import Problem, SpecError
 from subvene.specs.experiment import OWN_FIELDS, SOURCE_OF_TENSORS, ExperimentSpec, InterventionSpec
+from subvene.specs.fact_rows import facts_of
+from subvene.specs.facts import FactsFile, InlineFacts
 from subvene.specs.pair_rows import pairs_of
 from subvene.specs.pairs import ContrastSystems, ContrastTexts, InlinePairs, PairsFile
 from subvene.specs.regular_file import open_regular
@@ -94,6 +96,39 @@ def load_pairs(path: str | Path) -> ContrastTexts | ContrastSystems:
                 [Problem(str(path), None, None, "", "rows that are pairs", str(error))]
             ) from error
     return _checked(read_document(path), _validate_pairs)
+
+
+def load_facts(path: str | Path) -> InlineFacts:
+    """Reads and checks a file of facts.
+
+    Args:
+        path: A ``.yaml``, ``.yml`` or ``.json`` file with ``facts``; or rows: ``.jsonl``, ``.csv`` or a JSON
+            list.
+
+    Raises:
+        SpecError: With every problem of the file.
+    """
+    path = Path(path)
+    if path.suffix.lower() in (".jsonl", ".csv") or _is_list(path):
+        try:
+            return facts_of(file_rows(path), str(path))
+        except RowsError as error:
+            expected = "rows that are facts"
+            raise SpecError([Problem(str(path), None, None, "", expected, str(error))]) from error
+    return _checked(read_document(path), InlineFacts.model_validate)
+
+
+def resolve_facts(facts: FactsFile | InlineFacts, folder: str | Path) -> InlineFacts:
+    """Returns the facts themselves, read from their file if that is how a spec gives them.
+
+    Args:
+        facts: What a spec declares.
+        folder: The folder that a file is relative to.
+
+    Raises:
+        SpecError: With every problem of the file.
+    """
+    return load_facts(Path(folder) / facts.file) if isinstance(facts, FactsFile) else facts
 
 
 def _is_list(path: Path) -> bool:

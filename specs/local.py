@@ -41,8 +41,8 @@ NAMED: Mapping[tuple[type[SpecModel], str], Kind] = {
     (TrainedJudgeSpec, "folder"): "folder",
     (ReferenceJudgeSpec, "encoder"): "encoder",
 }
-"""Fields that name something on this machine; a `home_file` may begin with `~`. Files of pairs are read with
-their spec, and complain themselves."""
+"""Fields that name something on this machine; a `home_file` may begin with `~`. Files of pairs and of
+facts are read with their spec, and complain themselves."""
 
 _BY_NAME = {(owner.__name__, field): kind for (owner, field), kind in NAMED.items()}
 

@@ -12,6 +12,7 @@ from subvene.specs._flaws import Flaw, Loc, nearest, one_of
 from subvene.specs.conditions import ConditionSpec
 from subvene.specs.evaluations import CompositionSpec
 from subvene.specs.experiment_fields import ExperimentFields
+from subvene.specs.sources import needed_sources
 
 Experiment = TypeVar("Experiment", bound=ExperimentFields)
 Point = Mapping[str, Any]
@@ -88,6 +89,11 @@ def variant(
         # Receipts call one without a name by its place; here it keeps the place that it has in the file.
         by_name = {name: {**declared, "name": name} for name, declared in by_name.items()}
     data["interventions"] = [by_name[name] for name in chosen]
+    if spec.sources:
+        # What no intervention of this condition reads is no part of it.
+        kept = [spec.interventions[names.index(name)] for name in chosen]
+        needed = needed_sources(spec.sources, kept, chosen)
+        data["sources"] = {name: source for name, source in data["sources"].items() if name in needed}
     # A variant is one condition, and composes nothing.
     data["evaluate"] = [
         entry

@@ -15,9 +15,11 @@ from subvene.runner.cli._source import Source, tokenised
 from subvene.runner.cli._words import positions_in_words
 from subvene.runner.edits.compile import NO_SIZES, check_sizes, entry_name, load_tensors, place
 from subvene.runner.edits.order import Edits, pairs_of
+from subvene.runner.edits.text_positions import places_of
 from subvene.runner.models.anatomy import sizes_from_config
 from subvene.runner.models.loading import load_config, load_tokenizer
-from subvene.specs import AnyIntervention, InterventionSpec, SubveneError
+from subvene.specs import AnyIntervention, FieldTokens, InterventionSpec, LastOf, Positions, SubveneError
+from subvene.specs.positions import TEXT_POSITIONS
 
 
 class StoredTensor(TypedDict):
@@ -128,8 +130,7 @@ def edited_tokens(spec: InterventionSpec, prompt: str, *, system: str | None, ra
     for i, declared in enumerate(spec.interventions):
         # What counts from the end of the response is decided there, and touches no prompt token.
         rule = declared.positions
-        mask = [False] * len(ids) if needs_length(rule) else tokens.mask(rule)[0].tolist()
-        edited[entry_name(spec, i)] = mask
+        edited[entry_name(spec, i)] = _mask(rule, tokens, ids, tokenizer)
     return {
         "text": prompt,
         "tokens": [
@@ -142,6 +143,19 @@ def edited_tokens(spec: InterventionSpec, prompt: str, *, system: str | None, ra
             for i, token in enumerate(ids)
         ],
     }
+
+
+def _mask(rule: Positions, tokens: Tokens, ids: list[int], tokenizer: Any) -> list[bool]:
+    """The prompt's tokens that a rule selects; none where the end of a response or a row's data decide."""
+    needs_data = isinstance(rule, FieldTokens) or (
+        isinstance(rule, LastOf) and isinstance(rule.text, FieldTokens)
+    )
+    if needs_length(rule) or needs_data:
+        return [False] * len(ids)
+    if isinstance(rule, TEXT_POSITIONS):
+        found = places_of(rule, tokenizer, ids, None, "the prompt")
+        return [i in found for i in range(len(ids))]
+    return list(tokens.mask(rule)[0].tolist())
 
 
 def _sizes(source: Source) -> tuple[Sizes | None, Mapping[str, object] | None, bool | None, str | None]:
@@ -203,5 +217,8 @@ def _settings(declared: AnyIntervention) -> dict[str, JsonValue]:
 
 def _declared_place(declared: AnyIntervention) -> str:
     site = declared.site or declared.module_path or ""
-    layers = list(getattr(declared, "heads", None) or {}) or [getattr(declared, "layer", None)]
+    if site == "" and (component := getattr(declared, "component", None)):
+        site = component  # pyvene's name of a part of a block
+    by_layer = getattr(declared, "heads", None)
+    layers = list(by_layer) if isinstance(by_layer, dict) else [getattr(declared, "layer", None)]
     return ", ".join(place(site, layer) for layer in layers)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from subvene.runner.judges.agreement import Agreement
-    from subvene.runner.judges.checking import Checked
+    from subvene.runner.judges.training.agreement import Agreement
+    from subvene.runner.judges.training.checking import Checked
 
 
 def print_check(
@@ -109,7 +109,7 @@ def _categories(by_category: Mapping[str, Agreement]) -> Any:
     return table
 
 
-def cross_validated(accuracy: Mapping[str, Any]) -> Any:
+def cross_validated(accuracy: Mapping[Any, Any]) -> Any:
     from rich import box
     from rich.table import Table
 

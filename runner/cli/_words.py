@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from subvene.specs import FirstTokens, LastTokens, Positions
+from subvene.specs import FieldTokens, FirstTokens, LastOf, LastTokens, Positions, SpanTokens
 
 _MODES = {
     "all": "every token",
@@ -19,6 +19,11 @@ def positions_in_words(rule: Positions) -> str:
     """`response` → "the last prompt token and every generated token"."""
     if isinstance(rule, str):
         return _MODES[rule]
+    if isinstance(rule, LastOf):
+        return f"the last of {positions_in_words(rule.text)}"
+    if isinstance(rule, FieldTokens | SpanTokens):
+        of = f"the column {rule.field!r}" if isinstance(rule, FieldTokens) else repr(rule.span)
+        return f"the prompt tokens of {of}"
     what = "prompt token" if rule.of == "prompt" else "generated token"
     if isinstance(rule, FirstTokens | LastTokens):
         which, count = ("first", rule.first) if isinstance(rule, FirstTokens) else ("last", rule.last)
@@ -64,4 +69,15 @@ def receipt_in_words(receipt: Mapping[str, Any]) -> str:
     if receipt.get("mean_strength") is not None:
         moved = f"strength {receipt['mean_strength']:.3g} on average, {moved}"
     span = f"positions {receipt['first']} to {receipt['last']}"
-    return f"{where}: edited {total} tokens{in_rows} ({', '.join(roles)}; {span}), {moved}"
+    words = f"{where}: edited {total} tokens{in_rows} ({', '.join(roles)}; {span}), {moved}"
+    return words + (source_in_words(source) if (source := receipt.get("source")) else "")
+
+
+def source_in_words(source: Mapping[str, Any]) -> str:
+    """The source side of a receipt, behind the sentence about the base."""
+    equal = f"; equal in {source['rows_equal']} of {source['rows_fed']} rows" * bool(source["rows_equal"])
+    return (
+        f"; read {source['tokens']} tokens of {source['rows']} rows of source {source['name']!r} at "
+        f"{source['place']} (positions {source['first']} to {source['last']}), "
+        f"{source['mean_distance']:.1%} of ‖base‖ from it on average{equal}"
+    )

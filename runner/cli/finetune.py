@@ -15,7 +15,7 @@ from subvene.runner.cli._options import Json
 from subvene.specs import SubveneError
 
 if TYPE_CHECKING:
-    from subvene.runner.judges.endpoint import Endpoint
+    from subvene.runner.judges.server.client import Endpoint
 
 finetune_app = typer.Typer(
     name="finetune",
@@ -70,8 +70,8 @@ def prepare(
     The published labels are finetune_truth.jsonl and finetune_info.jsonl of github.com/sylinrl/TruthfulQA.
     """
     with results(as_json) as emit:
-        from subvene.runner.judges import finetune
-        from subvene.runner.judges.labels import read_labels
+        from subvene.runner.judges.training import finetune
+        from subvene.runner.judges.training.labels import read_labels
 
         labels: dict[Any, Any] = {}
         for file in files:
@@ -111,7 +111,7 @@ def start(
     The hyperparameters are those of Lin et al. (2022). Run again, it starts nothing that runs already.
     """
     with results(as_json) as emit:
-        from subvene.runner.judges import finetune
+        from subvene.runner.judges.training import finetune
 
         recipe = finetune.Recipe(epochs, batch_size, learning_rate_multiplier)
         endpoint = _endpoint(base_url, api_key_env)
@@ -136,7 +136,7 @@ def follow(
 ) -> None:
     """Wait until the jobs have ended; print the names of the models that came out."""
     with results(as_json) as emit:
-        from subvene.runner.judges import finetune
+        from subvene.runner.judges.training import finetune
 
         ended = {}
         for one in _aspects(folder, aspect):
@@ -162,12 +162,12 @@ def _say(aspect: str, message: str) -> None:
 
 
 def _aspects(folder: Path, aspect: Aspect | None) -> list[Any]:
-    from subvene.runner.judges.finetune import prepared
+    from subvene.runner.judges.training.finetune import prepared
 
     return [aspect.value] if aspect else prepared(folder)
 
 
 def _endpoint(base_url: str | None, api_key_env: str) -> Endpoint:
-    from subvene.runner.judges.endpoint import Endpoint
+    from subvene.runner.judges.server.client import Endpoint
 
     return Endpoint(base_url=base_url, api_key_env=api_key_env)

@@ -63,19 +63,19 @@ def check(
 
     spec = load_judge(judge)
     with results(as_json) as emit:
-        from subvene.runner.judges import make_judge
-        from subvene.runner.judges.checking import check_judge
-        from subvene.runner.judges.labels import read_labels
-        from subvene.runner.judges.measured import keep_accuracy
+        from subvene.runner.judges import BOTH, make_judge
+        from subvene.runner.judges.training.checking import check_judge
+        from subvene.runner.judges.training.labels import read_labels
+        from subvene.runner.judges.training.measured import keep_accuracy
 
         quiet_libraries()
         named, rows = read_labels(labels, aspect.value if aspect else None)
         questions = _questions(data)
         folder = Path(judge).parent if judge != spec.kind else Path()
         made = make_judge(spec, folder)
-        made.check()
+        made.check(BOTH)
         checked = check_judge(made, rows, named, questions=questions, limit=limit)
-        described, usage = made.describe(), made.usage()
+        described, usage = made.describe(BOTH), made.usage()
         # Other judges state their own. What one is worth is known when it has said something of every row.
         if f"{named}_model" in described and not checked.missing:
             keep_accuracy(described, named, checked.agreement, labels)
@@ -140,7 +140,7 @@ def fit(
     """
     with results(as_json) as emit:
         from subvene.runner.judges.encoder import MINILM
-        from subvene.runner.judges.fitting import fit_judge
+        from subvene.runner.judges.training.fitting import fit_judge
 
         quiet_libraries()
         record = fit_judge(truth, info, data, output, encoder=encoder or MINILM)

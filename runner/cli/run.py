@@ -15,6 +15,7 @@ from subvene.runner.cli._look import LookStory, check_reload
 from subvene.runner.cli._options import Json
 from subvene.runner.cli._persona import PersonaStory
 from subvene.runner.cli._source import experiment
+from subvene.runner.cli._tracing import TracingStory
 from subvene.runner.cli._units import UnitStory
 from subvene.specs import ExperimentSpec
 
@@ -61,6 +62,8 @@ def run(
 
 
 def _story(declared: ExperimentSpec, *, quiet: bool) -> UnitStory:
+    if declared.traces:
+        return TracingStory(out(), err())
     if declared.asks_localization:
         return LocalizationStory(out(), err())
     if declared.compares_conditions:

@@ -18,15 +18,18 @@ from subvene.runner.files.printable import on_line
 from subvene.runner.files.storage import atomic_file
 from subvene.specs import (
     ExperimentSpec,
+    FactsFile,
     InterventionSpec,
     PairsFile,
     Problem,
     SpecError,
     SubveneError,
     json_schema,
+    load_facts,
     load_pairs,
 )
 from subvene.specs.document import Document
+from subvene.specs.evaluations import TracingEvaluation
 from subvene.specs.loading import load_placed
 from subvene.specs.local import absent
 
@@ -68,6 +71,12 @@ def _problems(file: Path) -> Iterator[Problem]:
     yield from _absent(file, spec, document)
     if not isinstance(spec, ExperimentSpec):
         return
+    facts = [one.facts for one in spec.evaluate if isinstance(one, TracingEvaluation)]
+    for name in dict.fromkeys(declared.file for declared in facts if isinstance(declared, FactsFile)):
+        try:
+            load_facts(file.parent / name)
+        except SpecError as error:
+            yield from error.problems
     declared = [getattr(part, "pairs", None) for part in (spec.fit, *spec.evaluate)]
     for name in dict.fromkeys(pairs.file for pairs in declared if isinstance(pairs, PairsFile)):
         try:

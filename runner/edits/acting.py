@@ -63,11 +63,16 @@ def attach_edit(
         h = as_batch(found, tokens, key)
         if edit.strength.device != h.device:
             edit.to(h.device)
-        context = {}
+        context: dict[str, Any] = {}
         if wants_input:
             context["module_input"] = as_batch(take_input(args, kwargs)[0], tokens, key)
+        if (feed := run.fed.feeds.get(key)) is not None:
+            context["positions"], context["source"] = feed.at(tokens, h)
         edited = edit(h, tokens=tokens, strength=run.strengths[key], **context)
-        run.recorder.record(key, rule, h, edited, tokens, edit.strength_factors(h))
+        selecting = run.rule(key, rule)
+        run.recorder.record(key, selecting, h, edited, tokens, edit.strength_factors(h))
+        if feed is not None:
+            run.recorder.record_source(key, edit.part(h), context["source"], tokens.start)
         if collects:
             run.recorder.collect(key, edit.collected(h), tokens.mask(rule, h.device))
             return None

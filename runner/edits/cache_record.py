@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from subvene.runner.edits.positions import PositionError, TokenTracker, cache_of, cached_length
-from subvene.runner.edits.receipt import Recorder
+from subvene.runner.edits.recorder import Recorder
 from subvene.specs import Positions, SubveneError
 
 _NAME = "subvene_record"

@@ -46,7 +46,7 @@ import torch
 from subvene.interventions import ActivationIntervention, DirectionFormula, Gates
 from subvene.interventions.positions import is_within_prompt
 from subvene.runner.edits.statements import contradictions
-from subvene.specs import Positions
+from subvene.specs import FirstTokens, LastTokens, Positions, TokenIndices
 
 TOLERANCE = 1e-6
 """Relative to the norms of what is multiplied; float32 directions are orthogonal to about 1e-7."""
@@ -134,7 +134,7 @@ def never_meet(one: Positions, other: Positions) -> bool:
 
 
 def _after_prompt(rule: Positions) -> bool:
-    return not isinstance(rule, str) and rule.of == "response"
+    return isinstance(rule, FirstTokens | LastTokens | TokenIndices) and rule.of == "response"
 
 
 def _constant(edit: ActivationIntervention) -> torch.Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import safetensors.torch
 import torch
 
 from subvene.interventions import REGISTRY, Sizes, TensorError, TensorTable
-from subvene.interventions.tensors import UNREADABLE
+from subvene.interventions.tensors import UNREADABLE, Part
 from subvene.runner.edits.intervenable import IntervenableModel
+from subvene.runner.edits.sources import Declared, Reading
 from subvene.runner.edits.whole_tensor import WholeTensorModel
 from subvene.runner.models.anatomy import (
     Anatomy,
@@ -21,7 +22,10 @@ from subvene.runner.models.anatomy import (
     reads_one_text,
     sizes_from_config,
 )
-from subvene.specs import SITES, AnyIntervention, InterventionSpec, SubveneError
+from subvene.runner.models.parts import PartSizes
+from subvene.specs import SITES, AnyIntervention, InterventionSpec, PyveneSpec, SubveneError
+from subvene.specs._pyvene_names import LAYERED
+from subvene.specs.sources import reads
 
 # For entries that name a module by its path, whose tensors no size of the model decides.
 NO_SIZES = Sizes(n_layers=0, width=0, n_heads=0, head_dim=0)
@@ -57,7 +61,9 @@ def compile_spec(
     anatomy = _anatomy(spec, model)
     if anatomy is not None:
         check_sizes(spec, anatomy.sizes)
+    sizes = PartSizes.of(anatomy) if anatomy is not None else NO_SIZES
     representations: list[dict[str, Any]] = []
+    readings: dict[int, Reading] = {}
     entries: list[tuple[str, list[str]]] = []
     problems: list[str] = []
     for i, declared in enumerate(spec.interventions):
@@ -65,8 +71,10 @@ def compile_spec(
             table = _table(declared, folder or Path(), own_tensors)
             if anatomy is None:
                 _check_covers_all(declared, model)
-            built = REGISTRY[declared.kind].build(declared, table, anatomy.sizes if anatomy else NO_SIZES)
+            built = REGISTRY[declared.kind].build(declared, table, sizes)
             components = [_component(model, anatomy, site, layer) for site, layer, _ in built]
+            if reads(declared) is not None:
+                readings[len(representations)] = _reading(model, anatomy, declared, built[0][2])
         except SubveneError as error:
             problems.append(f"interventions[{i}] ({declared.kind}): {error}")
             continue
@@ -75,8 +83,73 @@ def compile_spec(
         entries.append((entry_name(spec, i), [place(site, layer) for site, layer, _ in built]))
     if problems:
         raise CompileError("\n".join(problems))
+    share_parameters(spec, representations, entries)
+    acts_on: dict[str, tuple[str, ...]] = {}
+    for name, source in spec.sources.items():
+        for acting in source.interventions:
+            acts_on[acting] = (*acts_on.get(acting, ()), name)
     compiled = IntervenableModel if anatomy is not None else WholeTensorModel
-    return compiled(representations, model, entries)
+    return compiled(representations, model, entries, Declared(spec.sources, readings, acts_on))
+
+
+def _reading(model: torch.nn.Module, anatomy: Anatomy | None, declared: Any, edit: Any) -> Reading:
+    """What an intervention reads of a source, at a place of this model."""
+    if anatomy is None:
+        raise CompileError(
+            f"source: {type(model).__name__} is no decoder language model whose blocks are known, so which "
+            "tokens of a source are read cannot be said"
+        )
+    ref = declared.source
+    sizes = PartSizes.of(anatomy)
+    site, component = ref.site or declared.site, ref.component
+    if ref.site is None and component is None:
+        component = declared.component
+    site = None if ref.component is not None or component is not None else site
+    layer = declared.layer if ref.layer is None else ref.layer
+    heads = ref.heads or declared.heads
+    if site is not None:
+        part = Part(site, None) if heads is None else Part.of_heads(site, heads, sizes.head_dim)
+    elif component in LAYERED:
+        part = sizes.part(component, layer, heads)
+    else:
+        part = Part(component, None)
+    layer = layer if site is not None else None
+    path = _component(model, anatomy, part.site, layer)
+    rule = declared.positions if ref.positions is None else ref.positions
+    return Reading.of(ref, path, place(part.site, layer), positions=rule, columns=part.columns)
+
+
+def share_parameters(
+    spec: InterventionSpec, representations: Sequence[Mapping[str, Any]], entries: Sequence[Any]
+) -> None:
+    """Give the interventions that share parameters the same ones: those of the first.
+
+    Raises:
+        CompileError: what one of them stores is not what the first stores, or is for another width.
+    """
+    first: dict[str, tuple[int, Any]] = {}
+    place_of = 0
+    for i, (declared, (_, sites)) in enumerate(zip(spec.interventions, entries, strict=True)):
+        edit = representations[place_of]["intervention"]
+        place_of += len(sites)
+        if not isinstance(declared, PyveneSpec) or (name := declared.share) is None:
+            continue
+        j, kept = first.setdefault(name, (i, edit))
+        if kept is edit:
+            continue
+        own, wanted = edit.inner.state_dict(), kept.inner.state_dict()
+        shapes = [{name: list(t.shape) for name, t in state.items()} for state in (own, wanted)]
+        if shapes[0] != shapes[1]:
+            raise CompileError(
+                f"interventions[{i}].share: it cannot share the parameters of interventions[{j}], which have "
+                f"other shapes: {shapes[1]}, not {shapes[0]}"
+            )
+        if declared.state is not None and any(not torch.equal(own[name], wanted[name]) for name in own):
+            raise CompileError(
+                f"interventions[{i}].share: it stores other parameters than interventions[{j}], which it "
+                "shares them with; store the same, or leave `share` out"
+            )
+        edit.inner = kept.inner
 
 
 def needs_anatomy(spec: InterventionSpec) -> bool:
@@ -156,7 +229,18 @@ def check_sizes(spec: InterventionSpec, sizes: Sizes) -> None:
             heads = getattr(declared, field, "all")
             for head in () if isinstance(heads, str) else heads:
                 check(f"{path}.{field}", "head", head, sizes.n_heads)
-        for layer, heads in (getattr(declared, "heads", None) or {}).items():
+        by_layer = getattr(declared, "heads", None) or {}
+        if not isinstance(by_layer, Mapping):
+            # Of pyvene's components some have as many heads as keys and values have: found out later.
+            for head in by_layer if declared.site is not None else ():
+                check(f"{path}.heads", "head", head, sizes.n_heads)
+            by_layer = {}
+        if (ref := reads(declared)) is not None:
+            if ref.layer is not None:
+                check(f"{path}.source.layer", "layer", ref.layer, sizes.n_layers)
+            for head in (ref.heads or ()) if (ref.site or declared.site) is not None else ():
+                check(f"{path}.source.heads", "head", head, sizes.n_heads)
+        for layer, heads in by_layer.items():
             check(f"{path}.heads", "layer", layer, sizes.n_layers)
             for head in heads:
                 check(f"{path}.heads[{layer}]", "head", head, sizes.n_heads)

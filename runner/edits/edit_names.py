@@ -25,7 +25,10 @@ class EditNames:
     ) -> dict[str, tuple[Any, torch.Tensor]]:
         """Of each edit in a run, under a name that no other edit has: its position rule and strength."""
         return {
-            self._name(entry, site, interventions): (interventions[key].positions, run.strengths[key])
+            self._name(entry, site, interventions): (
+                run.rule(key, interventions[key].positions),
+                run.strengths[key],
+            )
             for entry in entries
             for key, site in zip(entry.keys, entry.sites, strict=True)
             if not interventions[key].collects

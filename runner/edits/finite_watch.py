@@ -18,7 +18,7 @@ from subvene.runner.edits.not_finite import ADVICE, ADVICE_OF_MODEL, NotFiniteEr
 from subvene.runner.edits.positions import TokenTracker, by_name
 
 if TYPE_CHECKING:
-    from subvene.runner.edits.receipt import Recorder
+    from subvene.runner.edits.recorder import Recorder
 
 # What a call may be given and still be run again without its edits. Anything else (embeddings, images) may
 # have been made by somebody who makes it only once.

@@ -15,13 +15,11 @@ from typing import Any
 
 import torch
 
-from subvene.interventions import ActivationIntervention
 from subvene.runner.edits.acting import attach_edit
 from subvene.runner.edits.cache_record import CacheRecord, record_of, refuse_unmasked
 from subvene.runner.edits.copying import NotPickled
 from subvene.runner.edits.eager import eagerly
 from subvene.runner.edits.edit_names import EditNames
-from subvene.runner.edits.edits_only import EditsOnly
 from subvene.runner.edits.finite_watch import FiniteWatch
 from subvene.runner.edits.generation_inputs import with_mask
 from subvene.runner.edits.hooks import is_half_registered
@@ -36,8 +34,9 @@ from subvene.runner.edits.positions import (
     mask_of,
     prompt_lengths_of,
 )
-from subvene.runner.edits.pyvene_calls import own_arguments, refuse_mixture
-from subvene.runner.edits.receipt import Receipt, Recorder
+from subvene.runner.edits.pyvene_calls import own_arguments
+from subvene.runner.edits.receipt import Receipt
+from subvene.runner.edits.recorder import Recorder
 from subvene.runner.edits.refusals import (
     refuse_changed_places,
     refuse_compiled,
@@ -49,12 +48,15 @@ from subvene.runner.edits.refusals import (
 )
 from subvene.runner.edits.runs import Attachment, Entry, Run
 from subvene.runner.edits.scopes import Scope, entered, innermost, plain, refuse_nested
+from subvene.runner.edits.source_runs import Given, SourceRuns
+from subvene.runner.edits.sources import Declared, Fed, refuse_unfed
+from subvene.runner.edits.stock_runs import StockRuns
 from subvene.runner.edits.strengths import strengths_in_force
 from subvene.runner.models.forked_cache import is_forked
 from subvene.runner.models.generation import drafts, guard_callbacks, row_ends, setting
 
 
-class IntervenableModel(NotPickled, EditsOnly):
+class IntervenableModel(NotPickled, StockRuns):
     """A pyvene IntervenableModel whose interventions are subvene's.
 
     Args:
@@ -62,6 +64,7 @@ class IntervenableModel(NotPickled, EditsOnly):
         model: the transformers model; not copied, and not changed while nothing runs.
         entries: (name, sites) of the declared interventions, each with as many sites as it has consecutive
             representations in `config`; one entry per representation if None.
+        declared: the sources that they read from; its readings by the place of the representation.
         **kwargs: as for pyvene.
     """
 
@@ -70,9 +73,10 @@ class IntervenableModel(NotPickled, EditsOnly):
         config: Any,
         model: torch.nn.Module,
         entries: Sequence[tuple[str, Sequence[str]]] | None = None,
+        declared: Declared | None = None,
         **kwargs: Any,
     ) -> None:
-        self._handles: list[Any] = []
+        self.tokenizer: Any = None  # finds texts in prompts, and reads sources that are texts
         self._outcomes = Outcomes()
         self._edit_names = EditNames()
         # pyvene's constructor calls eval() and freezes every parameter of a model that is not its own.
@@ -88,6 +92,7 @@ class IntervenableModel(NotPickled, EditsOnly):
         self.entries = tuple(
             Entry(name, tuple(sites), tuple(next(keys) for _ in sites)) for name, sites in entries
         )
+        self.declared = Declared() if declared is None else declared.by_key(self.sorted_keys)
 
     @property
     def receipt(self) -> Receipt | None:
@@ -98,6 +103,11 @@ class IntervenableModel(NotPickled, EditsOnly):
     def collected(self) -> dict[str, list[torch.Tensor]]:
         """Key → per row, the activations [tokens, width] that a reading intervention kept in the last run."""
         return self._outcomes.get().collected
+
+    def acting(self, source: str | None) -> tuple[Entry, ...]:
+        """The declared interventions that act on the run of a source; None: on the base."""
+        on = self.declared.acts_on
+        return tuple(e for e in self.entries if (source in on[e.name] if e.name in on else source is None))
 
     def leave(self, receipt: Receipt | None = None, collected: Mapping[str, Any] | None = None) -> None:
         """Make this the outcome of the last run of this thread."""
@@ -119,7 +129,7 @@ class IntervenableModel(NotPickled, EditsOnly):
             return super().generate(base, *args, **kwargs)
         kwargs = own_arguments("generate", self.model, args, kwargs)
         strengths, prompt_lengths = kwargs.pop("strengths", None), kwargs.pop("prompt_lengths", None)
-        must_act = kwargs.pop("must_act", True)
+        must_act, about = kwargs.pop("must_act", True), Given.taken_from(kwargs)
         refuse_generation(self.model, kwargs)
         if prompt_lengths is not None:
             prompt_lengths = prompt_lengths_of(prompt_lengths, base)
@@ -146,7 +156,10 @@ class IntervenableModel(NotPickled, EditsOnly):
         guard_callbacks(self.model, kwargs, lambda: plain(self.model), on_ended)
         # A compiled decode step would have been traced without our hooks, or would keep them for ever.
         kwargs["disable_compile"] = True
-        with self.running(tracker, strengths, must_act=must_act, edits=True, inside=inside) as run:
+        cache = cache_of(kwargs)
+        fed = SourceRuns(self, tracker, about, strengths).feed({"past_key_values": cache, **base})
+        options: dict[str, Any] = {"must_act": must_act, "edits": True, "inside": inside, "fed": fed}
+        with self.running(tracker, strengths, **options) as run:
             if is_looped_otherwise:
                 run.own_calls = OwnCalls(base, kwargs.get("past_key_values"), mask.shape[1])
             output = self.model.generate(**base, **kwargs)
@@ -168,7 +181,7 @@ class IntervenableModel(NotPickled, EditsOnly):
             return super().forward(base, *args, **kwargs)
         kwargs = own_arguments("forward", self.model, args, kwargs)
         strengths, prompt_lengths = kwargs.pop("strengths", None), kwargs.pop("prompt_lengths", None)
-        must_act = kwargs.pop("must_act", True)
+        must_act, about = kwargs.pop("must_act", True), Given.taken_from(kwargs)
         refuse_recomputation(self.model)
         refuse_unmasked(base)
         mask = mask_of(base, setting(self.model, {}, "pad_token_id"))
@@ -176,7 +189,8 @@ class IntervenableModel(NotPickled, EditsOnly):
             # What all of `base` knows: a prompt may be longer than the part of it that a call passes.
             prompt_lengths = torch.as_tensor(prompt_lengths, device=mask.device)
         tracker = TokenTracker(mask, prompt_lengths, generating=False)
-        with self.running(tracker, strengths, must_act=must_act, edits=True):
+        fed = SourceRuns(self, tracker, about, strengths).feed(base)
+        with self.running(tracker, strengths, must_act=must_act, edits=True, fed=fed):
             return None, self.model(**base, **kwargs)
 
     @contextlib.contextmanager
@@ -189,6 +203,8 @@ class IntervenableModel(NotPickled, EditsOnly):
         edits: bool = False,
         is_driven: bool = False,
         inside: Scope | None = None,
+        role: str | None = None,
+        fed: Fed | None = None,
     ) -> Iterator[Run]:
         """Make `tracker` the source of positions for the calls inside, and leave `receipt` behind.
 
@@ -200,6 +216,8 @@ class IntervenableModel(NotPickled, EditsOnly):
             edits: whether to attach the edits.
             is_driven: whether somebody else makes the calls.
             inside: a scope of this model's own that this run is a part of.
+            role: the source whose run this is; None: the base's.
+            fed: what the runs of its sources gave.
 
         Raises:
             NotSteeredError: on leaving, if a declared intervention did not act.
@@ -212,7 +230,7 @@ class IntervenableModel(NotPickled, EditsOnly):
             refuse_nested(self.model, self, is_driven=is_driven)
         # A run that fails leaves no receipt, rather than that of the run before.
         self.leave()
-        run = self.begin(tracker, strengths)
+        run = self.begin(tracker, strengths, role, fed)
         attachment = Attachment(Scope(self.model, self, is_run=True, is_driven=is_driven), run)
         try:
             with entered(attachment.scope):
@@ -223,22 +241,30 @@ class IntervenableModel(NotPickled, EditsOnly):
             if tracker.error is not None:
                 raise tracker.error
             receipt = self.finish(run)
-            self.leave(receipt, {key: _by_row(calls) for key, calls in run.recorder.collected.items()})
+            self.leave(receipt, run.recorder.collected_by_row())
             if must_act:
                 receipt.check()
         finally:
             attachment.remove()
             self.remember(run)
 
-    def begin(self, tracker: TokenTracker, strengths: Mapping[str, Any] | None) -> Run:
+    def begin(
+        self,
+        tracker: TokenTracker,
+        strengths: Mapping[str, Any] | None,
+        role: str | None = None,
+        fed: Fed | None = None,
+    ) -> Run:
         """A run that has not called the model yet; what can be refused before is refused here."""
         refuse_compiled(self.model)
         refuse_changed_places(self)
-        for key, edit in self.interventions.items():
-            refuse_undecidable(key, edit.positions, tracker)
+        entries, fed = self.acting(role), fed or Fed()
+        for key in (key for entry in entries for key in entry.keys):
+            refuse_undecidable(key, self.interventions[key].positions, tracker)
+            refuse_unfed(key, self.declared, fed)
         in_force = strengths_in_force(self.entries, self.interventions, strengths, tracker.real.shape[0])
-        recorder = Recorder(in_force, tracker.slots + 64 * tracker.generating)
-        return Run(tracker, recorder, in_force, FiniteWatch(tracker))
+        recorder = Recorder(in_force, tracker.slots + 64 * tracker.generating, fed.feeds)
+        return Run(tracker, recorder, in_force, FiniteWatch(tracker), entries=entries, fed=fed)
 
     def finish(self, run: Run) -> Receipt:
         """What the edits did in a run.
@@ -246,17 +272,18 @@ class IntervenableModel(NotPickled, EditsOnly):
         Raises:
             NotFiniteError: activations or logits of real tokens were not finite.
         """
-        entries = [(e.name, e.keys, e.sites, self.interventions[e.keys[0]]) for e in self.entries]
+        entries = [(e.name, e.keys, e.sites, self.interventions[e.keys[0]]) for e in run.entries]
         with self.suspended():
             run.watch.check(self.model, run.recorder, entries)
-        return run.recorder.finish(entries)
+        own = {receipt.name: receipt for receipt in run.recorder.finish(entries)} | dict(run.fed.receipts)
+        return Receipt(tuple(own[entry.name] for entry in self.entries if entry.name in own))
 
     def remember(self, run: Run) -> None:
         """Record in a run's caches what they were filled with."""
         caches = [cache for cache in run.caches.values() if not is_forked(cache)]
         if caches:
             record = CacheRecord.of(
-                self._edit_names.edits(self.entries, self.interventions, run),
+                self._edit_names.edits(run.entries, self.interventions, run),
                 run.recorder,
                 run.tracker,
                 run.first or 0,
@@ -307,10 +334,10 @@ class IntervenableModel(NotPickled, EditsOnly):
             record = record_of(cache)
             if (start or record.lies) and not is_forked(cache):
                 edited = record.check(
-                    cache, self._edit_names.edits(self.entries, self.interventions, run), start, run.tracker
+                    cache, self._edit_names.edits(run.entries, self.interventions, run), start, run.tracker
                 )
                 least = partial(self._edit_names.least, edited, interventions=self.interventions)
-                run.recorder.cached = {entry.name: least(entry) for entry in self.entries}
+                run.recorder.cached = {entry.name: least(entry) for entry in run.entries}
             run.caches[id(cache)] = cache
 
     def after_call(self, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -350,8 +377,10 @@ class IntervenableModel(NotPickled, EditsOnly):
         attachment.handles.append(handle)
 
     def attach(self, attachment: Attachment) -> None:
-        """Attach every edit, to act in `attachment.run`."""
-        for key in self.sorted_keys:
+        """Attach every edit that acts in `attachment.run` (of the base, where that has not begun)."""
+        entries = self.acting(None) if attachment.run is None else attachment.run.entries
+        keys = {key for entry in entries for key in entry.keys}
+        for key in (key for key in self.sorted_keys if key in keys):
             edit, register = self.interventions[key], self.intervention_hooks[key]
             acts_here = partial(self._acts_here, attachment.scope)
             attachment.handles.append(attach_edit(attachment, key, edit, register, acts_here))
@@ -360,24 +389,3 @@ class IntervenableModel(NotPickled, EditsOnly):
         here = innermost(self.model)
         # autograd recomputes checkpointed blocks in threads of its own.
         return here is scope or (here is None and scope.is_driven)
-
-    def _is_ours(self) -> bool:
-        refuse_mixture(self.interventions, ActivationIntervention)
-        return all(isinstance(edit, ActivationIntervention) for edit in self.interventions.values())
-
-    def _remove_forward_hooks(self) -> None:
-        # Of pyvene's own runs; ours keep theirs in their attachment.
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def _intervention_setter(self, *args: Any, **kwargs: Any) -> Any:
-        handlers = super()._intervention_setter(*args, **kwargs)
-        self._handles.extend(handlers.handlers)
-        return handlers
-
-
-def _by_row(calls: list[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
-    activations = torch.cat([activation for activation, _ in calls], 1)
-    masks = torch.cat([mask for _, mask in calls], 1)
-    return [row[mask] for row, mask in zip(activations, masks, strict=True)]

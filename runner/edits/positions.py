@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from subvene.interventions import Tokens
+from subvene.interventions.positions import Rule
 from subvene.specs import SubveneError
 
 PACKED_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "block_table", "read_index", "write_index", "seq_idx")
@@ -147,6 +148,7 @@ class TokenTracker:
         is_sequential: each call begins where the last one ended: no drafts that may be taken back.
 
     Attributes:
+        tables: Bool[rows, positions] of the rules that only the rows' texts and sources decide.
         current: positions of the forward call that is under way.
         error: why a call was refused. Continuous batching calls the model in a thread that swallows it.
     """
@@ -179,6 +181,7 @@ class TokenTracker:
         # Of each cache that a call of this run was given, how many slots have gone into it.
         self._filled: dict[int, tuple[Any, int]] = {}
         self._end = 0
+        self.tables: dict[Rule, torch.Tensor] = {}
         self.current: Tokens | None = None
         self.error: SubveneError | None = None
 
@@ -275,10 +278,12 @@ class TokenTracker:
             ahead = torch.arange(first - self.slots, end - self.slots, device=self.index.device)
             index = torch.cat([index, self.length.unsqueeze(1) + ahead], 1)
             real = torch.cat([real, real.new_ones(rows, end - first)], 1)
+        tables = self.tables
         prompt, length = self.prompt_lengths, None if self.generating else self.length
         if repeat > 1:
             index, real = index.repeat_interleave(repeat, 0), real.repeat_interleave(repeat, 0)
             prompt = None if prompt is None else prompt.repeat_interleave(repeat)
+            tables = {rule: table.repeat_interleave(repeat, 0) for rule, table in tables.items()}
         if self.generating and ids is not None:
             real = real & self._unfinished(start, ids)
         return Tokens(
@@ -288,6 +293,7 @@ class TokenTracker:
             length=length,
             after_prompt=self.generating and start >= self.slots,
             start=start,
+            tables=tables,
         )
 
     def _unfinished(self, start: int, ids: torch.Tensor) -> torch.Tensor:

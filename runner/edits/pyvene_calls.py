@@ -18,13 +18,13 @@ from subvene.specs import SubveneError
 
 _STOCK = "Stock pyvene.IntervenableModel, with pyvene's own classes, takes it"
 _SOURCE = (
-    "a source is declared in the spec (`kind: pyvene` with `source:`, one constant [width] tensor); sources "
-    f"that are runs of the model cannot be declared. {_STOCK}"
+    "what is put in is declared in the spec (`kind: pyvene` with `source: {from: NAME}` for a run of the "
+    "model, or `{file: …, key: …}` for a constant, stored tensor); inputs for the declared sources are "
+    f"`sources=`. {_STOCK}"
 )
 _WHERE = f"the tokens that are edited are declared in the spec (`positions:`). {_STOCK}"
 # Names of stock's arguments, and what stands in the spec or in Python instead.
-_INSTEAD = {
-    "sources": _SOURCE,
+INSTEAD = {
     "source_representations": _SOURCE,
     "activations_sources": _SOURCE,
     "unit_locations": _WHERE,
@@ -35,7 +35,7 @@ _INSTEAD = {
     "return_dict": "the answer is always the pair (None, output of the model)",
 }
 _POSITIONAL = ("sources", "unit_locations", "source_representations")
-_OWN = ("strengths", "prompt_lengths", "must_act", "labels", "use_cache")
+_OWN = ("strengths", "prompt_lengths", "must_act", "labels", "use_cache", "sources", "rows", "rendering")
 
 
 class PyveneCallError(SubveneError, TypeError):
@@ -67,7 +67,7 @@ def own_arguments(
             f"{method}: intervene_on_prompt=False would leave the prompt alone, and the spec says which "
             "tokens are edited: declare `positions: response` (or another rule), and leave the argument out"
         )
-    for name, instead in _INSTEAD.items():
+    for name, instead in INSTEAD.items():
         value = given.pop(name, None)
         if value is not None and value is not False:
             raise PyveneCallError(f"{method}: {name}= does nothing to subvene's interventions: {instead}")
@@ -113,7 +113,7 @@ def _refuse_unknown(model: torch.nn.Module, given: Mapping[str, Any]) -> None:
     known = {*_OWN, *inspect.signature(model.forward).parameters}
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known | set(_INSTEAD)), n=1)
+            near = difflib.get_close_matches(name, sorted(known | set(INSTEAD)), n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise PyveneCallError(
                 f"forward: no argument {name!r}{hint} What the model itself takes belongs into `base`"

@@ -1,19 +1,16 @@
 """Receipts: what each intervention did in a run, measured where it acted.
 
-The norms are taken from the activation before and after the edit, in the model's own precision, so an edit
-that rounds away in bfloat16 shows as no change. Everything stays on the device until the run is over.
+How it is measured is `recorder`'s business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
-from subvene.interventions import Tokens
 from subvene.interventions.positions import plain_positions
+from subvene.runner.edits.source_receipt import SourceReceipt, joined
 from subvene.specs import Positions, SubveneError
 
 ROLES = ("prompt", "cursor", "response")
@@ -48,6 +45,7 @@ class InterventionReceipt:
         mean_strength: mean of the strength really used, over edited tokens and heads, where the intervention
             adapts it; None where it is `strengths` as they stand.
         expects_change: whether a run without any changed token counts as not steered.
+        source: what it read of another run; None for one that reads none.
     """
 
     name: str
@@ -68,6 +66,7 @@ class InterventionReceipt:
     rows_edited: int
     mean_strength: float | None
     expects_change: bool
+    source: SourceReceipt | None = None
 
     @property
     def is_off(self) -> bool:
@@ -90,6 +89,8 @@ class InterventionReceipt:
             return f"{what} edited no token: its module never ran in this run"
         if self.tokens == 0:
             return f"{what} edited no token: no position of this run matches the rule"
+        if self.source is not None and (unfed := self.source.problem()) is not None:
+            return f"{what}: {unfed}"
         if self.changed == 0 and self.expects_change:
             return (
                 f"{what} ran on {self.tokens} tokens and changed no activation: its tensor is zero, "
@@ -126,7 +127,13 @@ class Receipt:
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Plain values for JSON."""
-        return [asdict(r) | {"positions": plain_positions(r.positions)} for r in self.interventions]
+        return [_plain(receipt) for receipt in self.interventions]
+
+
+def _plain(receipt: InterventionReceipt) -> dict[str, Any]:
+    values = asdict(receipt) | {"positions": plain_positions(receipt.positions)}
+    source = values.pop("source")
+    return values if source is None else values | {"source": receipt.source and receipt.source.plain()}
 
 
 def check_together(receipts: Sequence[Receipt]) -> None:
@@ -175,6 +182,7 @@ def merged(receipts: Sequence[Receipt], *, same_rows: bool) -> list[Receipt]:
                 rows=count(receipt.rows for receipt in same),
                 rows_edited=count(receipt.rows_edited for receipt in same),
                 mean_strength=_weighed([receipt.mean_strength for receipt in same], weights),
+                source=joined([receipt.source for receipt in same]),
             )
         )
     return [Receipt(tuple(summed))]
@@ -184,195 +192,6 @@ def _weighed(values: Sequence[float | None], weights: Sequence[int]) -> float | 
     known = [(value, weight) for value, weight in zip(values, weights, strict=True) if value is not None]
     total = sum(weight for _, weight in known)
     return sum(value * weight for value, weight in known) / total if total else None
-
-
-class Recorder:
-    """Gathers the measurements of one run without waiting for the device.
-
-    Args:
-        strengths: key → strength in force, scalar or [rows].
-        slots: how many slots of a row to expect; more are allocated as they come.
-
-    Attributes:
-        end: what came after so many slots is forgotten; None: nothing is.
-    """
-
-    def __init__(self, strengths: dict[str, torch.Tensor], slots: int) -> None:
-        self.strengths = strengths
-        self.calls = dict.fromkeys(strengths, 0)
-        # Name → tokens that were edited in the cache already.
-        self.cached: dict[str, int] = {}
-        # Keys whose modules have run, whether or not there was anything to edit.
-        self.reached: set[str] = set()
-        self._capacity = slots
-        self._norms: dict[str, torch.Tensor] = {}
-        # Key → sum of the strength's factors by slot [rows, slots], and how many factors that are.
-        self._factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._masks: dict[Positions, torch.Tensor] = {}
-        self._index: torch.Tensor | None = None
-        self._prompt: torch.Tensor | None = None
-        self._last: Tokens | None = None
-        self.collected: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-        self.end: int | None = None
-
-    def norms(self, key: str) -> torch.Tensor | None:
-        """‖h‖ and ‖Δ‖ at each slot, [2, rows, slots], 0 where not measured; None if `key` never ran."""
-        return self._norms.get(key)
-
-    @torch.no_grad()
-    def record(
-        self,
-        key: str,
-        rule: Positions,
-        before: torch.Tensor,
-        after: torch.Tensor,
-        tokens: Tokens,
-        factors: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> None:
-        """Measure one edit: `before` and `after` are [batch, tokens, width].
-
-        `factors` is what the intervention's `strength_factors` gives.
-        """
-        start, end = tokens.start, tokens.start + before.shape[1]
-        rows = before.shape[0]
-        if end > self._capacity:
-            self._grow(end)
-        if tokens is not self._last:
-            self._last = tokens
-            self._index = self._slots(self._index, rows, torch.long, tokens.index.device)
-            self._index[:, start:end] = tokens.index
-            self._prompt = tokens.prompt_length
-            for mask in self._masks.values():
-                # A slot that is passed again is judged again: the last pass is the one that counts. What an
-                # earlier pass had seen beyond (rejected drafts) is no longer part of the sequence.
-                mask[:, start:] = False
-            self._seen: set[Positions] = set()
-        if rule not in self._seen:
-            self._seen.add(rule)
-            self._masks[rule] = self._slots(self._masks.get(rule), rows, torch.bool, tokens.real.device)
-            self._masks[rule][:, start:end] = tokens.mask(rule)
-        before, after = before.detach(), after.detach()
-        wide = torch.promote_types(before.dtype, torch.float32)
-        norms = self._norms.get(key)
-        if norms is None:
-            norms = self._norms[key] = torch.zeros(2, rows, self._capacity, dtype=wide, device=before.device)
-        here = norms[:, :, start:end]
-        torch.linalg.vector_norm(before, dim=-1, dtype=wide, out=here[0])
-        torch.linalg.vector_norm(after.to(wide) - before.to(wide), dim=-1, out=here[1])
-        if factors is not None:
-            summed, count = factors
-            kept = self._factors.get(key)
-            buffer = norms.new_zeros(rows, self._capacity) if kept is None else kept[0]
-            buffer[:, start:end] = summed
-            self._factors[key] = (buffer, count)
-        self.calls[key] += 1
-
-    def collect(self, key: str, activation: torch.Tensor, mask: torch.Tensor) -> None:
-        """Keep an activation [batch, tokens, width] that a reading intervention saw."""
-        self.collected.setdefault(key, []).append((activation.detach().clone(), mask))
-
-    def selected(self, rule: Positions) -> torch.Tensor | None:
-        """Bool[rows, slots] of the tokens that `rule` has selected; None if no edit with it has run."""
-        return self._masks.get(rule)
-
-    def truncate(self, slots: int) -> None:
-        """Forget what came after the first `slots` slots: drafts that the run ended before accepting."""
-        self.end = slots
-        for mask in self._masks.values():
-            mask[:, slots:] = False
-
-    def finish(self, entries: Iterable[tuple[str, Sequence[str], Sequence[str], Any]]) -> Receipt:
-        """The receipt, as (name, keys, sites, one of the interventions) per declared intervention."""
-        return Receipt(tuple(self._summary(*entry) for entry in entries))
-
-    def _summary(
-        self, name: str, keys: Sequence[str], sites: Sequence[str], edit: Any
-    ) -> InterventionReceipt:
-        strength = self.strengths[keys[0]]
-        mask = self._masks.get(edit.positions)
-        common = {
-            "name": name,
-            "kind": edit.kind,
-            "sites": tuple(sites),
-            "positions": edit.positions,
-            "strengths": tuple(strength.reshape(-1).tolist()),
-            "reached": self.reached.issuperset(keys),
-            "calls": sum(self.calls[key] for key in keys),
-            "cached": self.cached.get(name, 0),
-            "expects_change": edit.expects_change,
-        }
-        measured = [self._norms[key] for key in keys if key in self._norms]
-        if mask is None or self._index is None or len(measured) < len(keys):
-            rows = 0 if self._index is None else self._index.shape[0]
-            return InterventionReceipt(
-                **common,
-                edited=dict.fromkeys(ROLES, 0),
-                changed=0,
-                mean_relative=0.0,
-                max_relative=0.0,
-                first=None,
-                last=None,
-                rows=rows,
-                rows_edited=0,
-                mean_strength=None,
-            )
-        rows = mask.shape[0]
-        on = strength.to(mask.device) != 0
-        on = on.expand(rows) if on.ndim == 0 else on.repeat_interleave(rows // on.shape[0])
-        mask = mask & on.unsqueeze(1)
-        if self._prompt is None:
-            role = {"prompt": mask, "cursor": torch.zeros_like(mask), "response": torch.zeros_like(mask)}
-        else:
-            offset = self._index - (self._prompt.unsqueeze(1) - 1)
-            role = {
-                "prompt": mask & (offset < 0),
-                "cursor": mask & (offset == 0),
-                "response": mask & (offset > 0),
-            }
-        relative, changed = [], []
-        for norms in measured:
-            here = mask.to(norms.device)
-            size, change = (norm[here].cpu().double() for norm in (norms[0], norms[1]))
-            relative.append(change / size.clamp_min(1e-12))
-            changed.append(int((here & (norms[1] > 0)).sum()))
-        ratios = torch.cat(relative)
-        positions = self._index[mask]
-        return InterventionReceipt(
-            **common,
-            edited={name: int(tokens.sum()) for name, tokens in role.items()},
-            changed=min(changed),
-            mean_relative=float(ratios.mean()) if len(ratios) else 0.0,
-            max_relative=float(ratios.max()) if len(ratios) else 0.0,
-            first=int(positions.min()) if len(positions) else None,
-            last=int(positions.max()) if len(positions) else None,
-            rows=rows,
-            rows_edited=int(mask.any(1).sum()),
-            mean_strength=self._mean_strength(keys, mask, strength),
-        )
-
-    def _mean_strength(self, keys: Sequence[str], mask: torch.Tensor, strength: torch.Tensor) -> float | None:
-        """Mean over edited tokens and heads of the strength used; None where no factor was recorded."""
-        total, count, rows = 0.0, 0, mask.shape[0]
-        for summed, parts in (self._factors[key] for key in keys if key in self._factors):
-            scale = strength.to(summed.device, summed.dtype)
-            scale = scale.expand(rows) if scale.ndim == 0 else scale.repeat_interleave(rows // len(scale))
-            total += float((scale.unsqueeze(1) * summed)[mask.to(summed.device)].sum())
-            count += int(parts) * int(mask.sum())
-        return total / count if count else None
-
-    def _slots(
-        self, buffer: torch.Tensor | None, rows: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.Tensor:
-        return torch.zeros(rows, self._capacity, dtype=dtype, device=device) if buffer is None else buffer
-
-    def _grow(self, needed: int) -> None:
-        extra = max(needed, 2 * self._capacity) - self._capacity
-        self._capacity += extra
-        pad = torch.nn.functional.pad
-        self._norms = {key: pad(value, (0, extra)) for key, value in self._norms.items()}
-        self._factors = {key: (pad(value, (0, extra)), n) for key, (value, n) in self._factors.items()}
-        self._masks = {rule: pad(value, (0, extra)) for rule, value in self._masks.items()}
-        self._index = None if self._index is None else pad(self._index, (0, extra))
 
 
 def _words(positions: Positions) -> str:

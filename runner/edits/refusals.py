@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from subvene.interventions.positions import needs_length, needs_prompt_length
+from subvene.interventions.positions import names_text, needs_length, needs_prompt_length
 from subvene.runner.edits.positions import PositionError, TokenTracker
 from subvene.runner.edits.scopes import ConcurrentRunError
 from subvene.runner.models.anatomy import component_module
@@ -63,6 +63,11 @@ def refuse_undecidable(key: str, rule: Positions, tracker: TokenTracker) -> None
         raise PositionError(
             f"{key}: positions {rule!r} cannot be decided without knowing where the prompts end; pass "
             "prompt_lengths=[tokens of each row's prompt]"
+        )
+    if names_text(rule) and rule not in tracker.tables:
+        raise PositionError(
+            f"{key}: positions {rule!r} name a text, and this run was not given the rows' texts; they work "
+            "in m.generate, m.generate_ids and m(…) with whole sequences"
         )
     if needs_length(rule) and tracker.generating:
         raise PositionError(

@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 
+from subvene.interventions.positions import Rule
 from subvene.runner.edits.finite_watch import FiniteWatch
 from subvene.runner.edits.own_calls import OwnCalls
 from subvene.runner.edits.positions import TokenTracker
-from subvene.runner.edits.receipt import Recorder
+from subvene.runner.edits.recorder import Recorder
 from subvene.runner.edits.scopes import Scope
+from subvene.runner.edits.sources import Fed
+from subvene.specs import Positions
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Run:
         is_in_call: whether a forward call of the whole model is under way.
         own_calls: tells the calls of the generation from others, where the loop is not transformers' own.
         first: slot at which the first call began; None before it.
+        entries: the declared interventions that act in it.
+        fed: what the runs of its sources gave.
     """
 
     tracker: TokenTracker
@@ -54,6 +59,13 @@ class Run:
     is_in_call: bool = False
     first: int | None = None
     own_calls: OwnCalls | None = None
+    entries: tuple[Entry, ...] = ()
+    fed: Fed = field(default_factory=Fed)
+
+    def rule(self, key: str, declared: Positions) -> Rule:
+        """What selects the tokens of an edit: its rule, or those of it that have a partner in a source."""
+        feed = self.fed.feeds.get(key)
+        return declared if feed is None else feed.rule
 
 
 @dataclass(eq=False)

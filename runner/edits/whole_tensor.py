@@ -22,7 +22,8 @@ from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.edits.not_finite import NotFiniteError
 from subvene.runner.edits.positions import PositionError
 from subvene.runner.edits.pyvene_calls import own_arguments
-from subvene.runner.edits.receipt import InterventionReceipt, Receipt, Recorder
+from subvene.runner.edits.receipt import InterventionReceipt, Receipt
+from subvene.runner.edits.recorder import Recorder
 from subvene.runner.edits.refusals import refuse_changed_places, refuse_compiled, refuse_recomputation
 from subvene.runner.edits.strengths import strengths_in_force
 

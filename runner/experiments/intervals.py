@@ -1,9 +1,9 @@
 """Intervals of a table: what chance in the choice of questions, texts and pairs may do to its numbers.
 
 The percentile bootstrap (Efron and Tibshirani 1993, chapter 13) over items: questions are drawn with
-replacement, the same ones for all conditions, so that the difference of two conditions is a paired one. Several
-answers to one question, of several seeds or rollouts, are drawn together: a question is what there could have
-been others of. Seeds and folds themselves are not drawn; their deviation stands in the table.
+replacement, the same ones for all conditions, so that the difference of two conditions is a paired one.
+Several answers to one question, of several seeds or rollouts, are drawn together: a question is what there
+could have been others of. Seeds and folds themselves are not drawn; their deviation stands in the table.
 """
 
 from __future__ import annotations

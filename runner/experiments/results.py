@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -203,6 +203,11 @@ class JudgeRecord(Record):
     usage: dict[str, JsonValue] = {}
 
 
+def judge_record(about: Mapping[str, object], usage: Mapping[str, object]) -> JudgeRecord:
+    """Who judged, by what its `describe` and its `usage` give."""
+    return JudgeRecord.model_validate({"about": dict(about), "usage": dict(usage)})
+
+
 class QuestionText(Record):
     """A question that conditions were measured on.
 
@@ -222,7 +227,7 @@ class Results(Record):
 
     Attributes:
         format: of this type.
-        kind: the study: `comparison`, `persona`, `localization`, `look`.
+        kind: the study: `comparison`, `persona`, `localization`, `tracing`, `look`.
         manifest: what there is to know about where the numbers come from.
         conditions: what was measured of each.
         choices: how points were chosen.

@@ -65,6 +65,8 @@ class Calls(NotPickled):
         prompt_lengths: Sequence[int] | torch.Tensor | None = None,
         seed: int | None = None,
         chat_template_kwargs: Mapping[str, object] | None = None,
+        rows: Sequence[Mapping[str, Any]] | None = None,
+        sources: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> list[str]:
         """Answer prompts in one batch.
@@ -80,6 +82,10 @@ class Calls(NotPickled):
                 beside those that the spec's `model:` declares.
             prompt_lengths: as for `generate_ids`.
             seed: of the sampling; the global random state is left as it was.
+            rows: the columns of the data of each prompt, by name: the texts of `{field: …}` positions, and
+                of sources that are columns.
+            sources: what takes the place of declared sources, by name: a text, one for each prompt, or token
+                ids (`{"input_ids": …, "attention_mask": …}`).
             **kwargs: any keyword of transformers' `generate` (`max_new_tokens`, `do_sample`, `streamer`,
                 `stop_strings`, …).
 
@@ -105,17 +111,20 @@ class Calls(NotPickled):
                 )
         options: dict[str, Any] = {"system": system, "chat": chat}
         options["chat_template_kwargs"] = chat_template_kwargs
-        rows = [prompt_ids(self.tokenizer, prompt, **options) for prompt in as_prompts(prompts)]
-        if not rows:
+        texts = [prompt_ids(self.tokenizer, prompt, **options) for prompt in as_prompts(prompts)]
+        if not texts:
             return []
         kwargs.setdefault("pad_token_id", pad_id_of(self.tokenizer))
-        batch = pad(rows, [len(row) for row in rows], pad_id_of(self.tokenizer), "left")
+        batch = pad(texts, [len(text) for text in texts], pad_id_of(self.tokenizer), "left")
         output = self.generate_ids(
             batch.input_ids,
             batch.attention_mask,
             strengths=strengths,
             prompt_lengths=prompt_lengths,
             seed=seed,
+            rows=rows,
+            sources=sources,
+            rendering=options,
             **kwargs,
         )
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
@@ -129,6 +138,9 @@ class Calls(NotPickled):
         strengths: Mapping[str, object] | float | Sequence[float] | torch.Tensor | None = None,
         prompt_lengths: Sequence[int] | torch.Tensor | None = None,
         seed: int | None = None,
+        rows: Sequence[Mapping[str, Any]] | None = None,
+        sources: Mapping[str, Any] | None = None,
+        rendering: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
         """As `generate`, for token ids [batch, tokens] padded on the left; returns what the model's does.
@@ -140,6 +152,10 @@ class Calls(NotPickled):
             prompt_lengths: [batch], real tokens of each row that are prompt. What follows them is response
                 already and is edited as such, so that going on is the same as one long generation. None: all.
             seed: as for `generate`.
+            rows: as for `generate`.
+            sources: as for `generate`.
+            rendering: how the prompts were made, for sources that are texts (`system`, `chat`,
+                `chat_template_kwargs`).
             **kwargs: any keyword of transformers' `generate`.
 
         Raises:
@@ -166,6 +182,7 @@ class Calls(NotPickled):
         with _seeded(seed):
             if self.is_disabled:
                 return self._untouched(self.model.generate, {**base, **kwargs})
+            kwargs |= {"rows": rows, "sources": sources, "rendering": rendering}
             return self.intervenable.generate(
                 base, strengths=self._named(strengths), prompt_lengths=lengths, **kwargs
             )[1]
@@ -178,6 +195,9 @@ class Calls(NotPickled):
         prompt_lengths: Sequence[int] | torch.Tensor | None = None,
         strengths: Mapping[str, object] | float | Sequence[float] | torch.Tensor | None = None,
         must_act: bool = True,
+        rows: Sequence[Mapping[str, Any]] | None = None,
+        sources: Mapping[str, Any] | None = None,
+        rendering: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
         """A teacher-forced pass: the model's own output, edited at the tokens that generation would edit.
@@ -189,6 +209,9 @@ class Calls(NotPickled):
                 except `all`.
             strengths: as for `generate`.
             must_act: False for a caller who checks the receipts of several calls together.
+            rows: as for `generate`.
+            sources: as for `generate`.
+            rendering: as for `generate_ids`.
             **kwargs: further arguments of the model's forward (`labels`, `logits_to_keep`, …); on
                 a model that is no decoder language model all of them, the first being its main input.
 
@@ -225,8 +248,15 @@ class Calls(NotPickled):
         lengths = self._prompt_lengths(prompt_lengths, base)
         if self.is_disabled:
             return self._untouched(self.model, base)
-        named = self._named(strengths)
-        return self.intervenable(base, prompt_lengths=lengths, strengths=named, must_act=must_act)[1]
+        return self.intervenable(
+            base,
+            prompt_lengths=lengths,
+            strengths=self._named(strengths),
+            must_act=must_act,
+            rows=rows,
+            sources=sources,
+            rendering=rendering,
+        )[1]
 
     @contextlib.contextmanager
     def attached(

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import CommitInfo
 
 from subvene.runner.artifacts import artifact, hub
-from subvene.runner.edits.compile import check_config, compile_spec
+from subvene.runner.edits.compile import CompileError, check_config, compile_spec
 from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.intervened.calls import Calls
 from subvene.runner.models.chat_settings import CHAT_FIELDS, with_chat
@@ -51,6 +51,7 @@ class IntervenedModel(Calls):
         self.model: Any = model
         self.tokenizer = tokenizer
         self.intervenable = intervenable
+        self.intervenable.tokenizer = tokenizer
         self.tensors = dict(tensors or {})
         self.provenance = dict(provenance or {})
         self._is_plain = False
@@ -83,7 +84,8 @@ class IntervenedModel(Calls):
 
         Raises:
             SpecError: the file is not a valid spec; nothing has been loaded.
-            CompileError: the spec does not fit the model's config; no weights have been loaded.
+            CompileError: the spec does not fit the model's config, or declares no interventions; no weights
+                have been loaded.
         """
         if isinstance(spec, Mapping):
             spec = parse_spec(
@@ -92,6 +94,10 @@ class IntervenedModel(Calls):
         elif not isinstance(spec, InterventionSpec):
             folder = Path(folder) if folder is not None else Path(spec).parent
             spec = load_spec(Path(spec))
+        if not spec.interventions:
+            raise CompileError(
+                "the spec declares no interventions: it measures the model as it is (`subvene run`)"
+            )
         if model is None:
             spec = with_overrides(spec, overrides)
             check_config(spec, load_config(spec.model, **overrides))

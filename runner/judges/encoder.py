@@ -7,11 +7,11 @@ import importlib.util
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from subvene.runner.judges.base import JudgeError
+from subvene.runner.judges.base import JudgeError, TextsCut
 from subvene.specs import SubveneError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def encoder_sha256(name: str) -> str:
         raise JudgeError(f"the sentence encoder {name} cannot be read: {error}") from error
 
 
-def cut_in_words(texts: Collection[str]) -> dict[str, Any]:
+def cut_in_words(texts: Collection[str]) -> TextsCut:
     """What a judge's usage says of texts that were cut; nothing where none were."""
     return {"texts_cut": len(texts), "read_tokens": MAX_TOKENS} if texts else {}
 

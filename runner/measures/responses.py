@@ -16,7 +16,7 @@ from subvene.runner.edits.receipt import merged
 from subvene.runner.files.ledger import digest
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.rollouts import Row, rollouts, row_seed
-from subvene.runner.judges.traits import Exchange, TraitJudge
+from subvene.runner.judges import COHERENCE, Answer, Judge, scored, shows
 from subvene.specs import SamplingSpec
 
 _Result = TypeVar("_Result", bound=Mapping[str, object])
@@ -133,7 +133,7 @@ def respond(
     asked: Sequence[Asked],
     sampling: SamplingSpec,
     trait: Trait,
-    judge: TraitJudge,
+    judge: Judge,
     *,
     identity: Mapping[str, object],
     seed: int,
@@ -185,11 +185,11 @@ def respond(
     written = do(about, write_finite)
     asked = [asked[i] for i in written.get("rows", range(len(asked)))]
     texts = [one["text"] for one in written["responses"]]
-    exchanges = [Exchange(one.question, text) for one, text in zip(asked, texts, strict=True) if text]
+    exchanges = [Answer(one.question, text) for one, text in zip(asked, texts, strict=True) if text]
     unit = {
         "unit": "scores",
         "trait": trait.sha256,
-        "judge": judge.identity([trait]),
+        "judge": judge.identity(scored([trait])),
         "exchanges": digest([[one.question, one.answer] for one in exchanges]),
     }
     scores = iter(do(unit, lambda: _scored(exchanges, trait, judge))["scores"])
@@ -256,9 +256,9 @@ def _written(
     }
 
 
-def _scored(exchanges: Sequence[Exchange], trait: Trait, judge: TraitJudge) -> _Scores:
-    scores = judge.trait(trait, exchanges) if exchanges else []
-    coherences = judge.coherence(exchanges) if exchanges else []
+def _scored(exchanges: Sequence[Answer], trait: Trait, judge: Judge) -> _Scores:
+    scores = judge.judge(exchanges, shows(trait)) if exchanges else []
+    coherences = judge.judge(exchanges, COHERENCE) if exchanges else []
     missing = [
         {
             name: verdict.reason

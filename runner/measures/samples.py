@@ -19,7 +19,9 @@ def run_samples(m: IntervenedModel, spec: SamplesSpec, folder: Path) -> dict[str
         `records` (prompt, coefficient, response; where the run was no longer finite, no response and
         `not_finite`, in words) and the `receipt` of the run of all others.
     """
+    columns = spec.rows
     rows = [(prompt, c) for prompt in spec.prompts for c in spec.swept]
+    data = None if columns is None else [columns[i] for i in range(len(columns)) for _ in spec.swept]
 
     def generate(which: list[int]) -> list[str]:
         with generating(spec.max_new_tokens, "samples") as streamer:
@@ -27,6 +29,7 @@ def run_samples(m: IntervenedModel, spec: SamplesSpec, folder: Path) -> dict[str
                 [rows[i][0] for i in which],
                 strengths=sweep_strengths(m, [rows[i][1] for i in which]),
                 streamer=streamer,
+                rows=None if data is None else [data[i] for i in which],
                 **measured_options(m.model, max_new_tokens=spec.max_new_tokens),
             )
 
@@ -34,6 +37,7 @@ def run_samples(m: IntervenedModel, spec: SamplesSpec, folder: Path) -> dict[str
     responses = dict(zip(kept, written or [], strict=True))
     records = [
         {"prompt": prompt, "coefficient": c, "response": responses.get(i)}
+        | ({"columns": data[i]} if data is not None else {})
         | ({"not_finite": marked[i]} if i in marked else {})
         for i, (prompt, c) in enumerate(rows)
     ]

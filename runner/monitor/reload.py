@@ -6,27 +6,36 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 
+from subvene.interventions.positions import names_text
 from subvene.runner.data.text import pad, pad_id_of, prompt_ids
 from subvene.runner.files.progress import status
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.specs import SubveneError
 
 
-def reload_difference(m: IntervenedModel, folder: Path, prompts: Sequence[str]) -> float:
+def reload_difference(
+    m: IntervenedModel,
+    folder: Path,
+    prompts: Sequence[str],
+    data: Sequence[Mapping[str, str]] | None = None,
+) -> float:
     """The largest |Δ logit| between `m` and the artifact in `folder` as a new Python process loads it.
 
     Both run the same token ids teacher-forced; the last half of each row counts as response, so that every
-    position rule has something to act on.
+    position rule has something to act on. Texts that rules name, and what sources are paired with, stand in
+    whole prompts: there everything is prompt. `data` is the columns of each prompt.
     """
     rows = [prompt_ids(m.tokenizer, prompt) for prompt in prompts]
-    batch = pad(rows, [max(1, len(row) // 2) for row in rows], pad_id_of(m.tokenizer), "right")
+    whole = bool(m.spec.sources) or any(names_text(one.positions) for one in m.spec.interventions)
+    lengths = [len(row) if whole else max(1, len(row) // 2) for row in rows]
+    batch = pad(rows, lengths, pad_id_of(m.tokenizer), "right")
     inputs = {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,
@@ -43,13 +52,13 @@ def reload_difference(m: IntervenedModel, folder: Path, prompts: Sequence[str]) 
             str(given),
             str(answer),
         ]
-        command.append(json.dumps(_placement(m.model)))
+        command += [json.dumps(_placement(m.model)), json.dumps(data)]
         with status("reloading the artifact in a fresh process"):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SubveneError(f"{folder} did not reload in a fresh process:\n{done.stderr.strip()[-2000:]}")
         there = safetensors.torch.load_file(answer)["logits"]
-    here = _logits(m, inputs)
+    here = _logits(m, inputs, data)
     return float((here - there).abs().max())
 
 
@@ -66,14 +75,18 @@ def _placement(model: Any) -> dict[str, object]:
 
 
 @torch.no_grad()
-def _logits(m: IntervenedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def _logits(
+    m: IntervenedModel, inputs: dict[str, torch.Tensor], data: Sequence[Mapping[str, str]] | None
+) -> torch.Tensor:
     # Whether the edits reach these few rows is not the question here, only whether both do the same.
     lengths = inputs["prompt_lengths"]
-    output = m(inputs["input_ids"], inputs["attention_mask"], prompt_lengths=lengths, must_act=False)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    output = m(ids, mask, prompt_lengths=lengths, must_act=False, rows=data)
     return output.logits.float()[inputs["attention_mask"].bool()].cpu()
 
 
 if __name__ == "__main__":
-    _folder, _given, _answer, _where = sys.argv[1:]
+    _folder, _given, _answer, _where, _data = sys.argv[1:]
     _reloaded = IntervenedModel.from_pretrained(_folder, **json.loads(_where))
-    safetensors.torch.save_file({"logits": _logits(_reloaded, safetensors.torch.load_file(_given))}, _answer)
+    _found = _logits(_reloaded, safetensors.torch.load_file(_given), json.loads(_data))
+    safetensors.torch.save_file({"logits": _found}, _answer)

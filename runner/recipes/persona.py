@@ -31,8 +31,7 @@ from subvene.runner.files.ledger import digest
 from subvene.runner.files.progress import track
 from subvene.runner.files.statistics import mean_and_sd
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.judges.trait_registry import make_trait_judge
-from subvene.runner.judges.traits import TraitJudge
+from subvene.runner.judges import ZERO_TO_HUNDRED, Judge, make_judge, scored
 from subvene.runner.measures.geometry import explained_variance
 from subvene.runner.measures.missing import missing_in_words
 from subvene.runner.measures.responses import Asked, Do, Response, missing_reasons, respond
@@ -53,7 +52,7 @@ class PersonaData:
     """What persona vectors are fitted on: the traits, and who judges."""
 
     traits: tuple[Trait, ...]
-    judge: TraitJudge
+    judge: Judge
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class Vectors:
 
 
 def extract(
-    spec: PersonaSpec, trait: Trait, m: IntervenedModel, judge: TraitJudge, *, seed: int, do: Do
+    spec: PersonaSpec, trait: Trait, m: IntervenedModel, judge: Judge, *, seed: int, do: Do
 ) -> Extraction:
     """Generate, judge and filter one trait's pairs of responses.
 
@@ -327,17 +326,18 @@ def read_data(spec: PersonaSpec, folder: Path) -> PersonaData:
         SubveneError: a trait file is not as it must be, or judges of this kind cannot score traits.
     """
     return PersonaData(
-        tuple(read_trait(trait, folder) for trait in spec.traits), make_trait_judge(spec.judge, folder)
+        tuple(read_trait(trait, folder) for trait in spec.traits),
+        make_judge(spec.judge, folder, scale=ZERO_TO_HUNDRED),
     )
 
 
 def check(spec: PersonaSpec, data: PersonaData, seed: int) -> None:
     """Check the judge, before a model is loaded."""
-    data.judge.check(data.traits)
+    data.judge.check(scored(data.traits))
 
 
 def _sha256(data: PersonaData) -> str:
-    return digest([[trait.sha256 for trait in data.traits], data.judge.identity(data.traits)])
+    return digest([[trait.sha256 for trait in data.traits], data.judge.identity(scored(data.traits))])
 
 
 def _reach(spec: PersonaSpec, sizes: Sizes) -> Reach:
@@ -356,7 +356,7 @@ def _fit(
     tensors = {k: v for trait in data.traits for k, v in named_tensors(trait, found[trait.name]).items()}
     return Fitted(
         tensors,
-        provenance_of(spec, judge.describe(data.traits), data.traits, extractions, found, seed=seed),
+        provenance_of(spec, judge.describe(scored(data.traits)), data.traits, extractions, found, seed=seed),
         {
             (name, SITE, layer): reason
             for name, vectors in found.items()

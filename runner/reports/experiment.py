@@ -23,8 +23,8 @@ def run_experiment(
     """Run an experiment file, or take it up where it was stopped.
 
     One that compares conditions goes to `experiments.comparison`, one that measures traits to
-    `experiments.persona`, one that asks about a localization to `experiments.localization`, any other to
-    `experiments.look`.
+    `experiments.persona`, one that asks about a localization to `experiments.localization`, one that traces
+    the model as it is to `experiments.tracing`, any other to `experiments.look`.
 
     Args:
         spec: an experiment spec or its path.
@@ -66,6 +66,10 @@ def run_experiment(
 
 def _study(spec: ExperimentSpec) -> type[Study]:
     """The study that an experiment file asks for; the others are not imported."""
+    if spec.traces:
+        from subvene.runner.experiments.tracing.run import Tracing
+
+        return Tracing
     if spec.asks_localization:
         from subvene.runner.experiments.localization.run import Localization
 

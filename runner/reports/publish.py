@@ -21,6 +21,7 @@ from subvene.runner.reports import (
     persona,
     persona_tables,
     tables,
+    tracing,
 )
 from subvene.runner.reports.card import own_numbers
 from subvene.specs.regular_file import read_text
@@ -53,6 +54,9 @@ REPORTS: dict[str, Report] = {
         lambda results, place: localization_tables.localization_markdown(results),
     ),
     "persona": Report(persona_tables.persona_files, persona.render, persona_tables.card),
+    "tracing": Report(
+        tracing.tracing_files, tracing.render, lambda results, place: tracing.tracing_markdown(results)
+    ),
     "look": Report(look.look_files, look.render, lambda results, place: look.look_markdown(results)),
 }
 """By the kind of results."""

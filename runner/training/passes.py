@@ -18,7 +18,8 @@ from subvene.runner.edits.hooks import take_input
 from subvene.runner.files.progress import track
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.models.forked_cache import why_not_forked
-from subvene.runner.training.layout import Layout, lay_out, starts_of, tokens_of
+from subvene.runner.passes.restart import beginning_at, logits_at
+from subvene.runner.training.layout import lay_out, starts_of, tokens_of
 from subvene.runner.training.losses import token_log_probs
 from subvene.runner.training.units import Extent, planned
 
@@ -155,7 +156,7 @@ class Passes:
         with contextlib.ExitStack() as stack:
             if entry:
                 stack.enter_context(self._beginning_at(entry, sequences, layout.width))
-            logits = self._logits(layout)
+            logits = logits_at(self._model, layout.predicting, **layout.inputs, use_cache=False)
         by_token = token_log_probs(logits, layout.targets.to(logits.device)).to(self._model.device)
         # Split rather than scattered: sums in one order on every device.
         return torch.stack([part.sum() for part in by_token.split(layout.counts)])
@@ -165,27 +166,6 @@ class Passes:
         if self.side_by_side:
             return [tuple(group) for group in groups]
         return [(row,) for group in groups for row in group]
-
-    def _logits(self, layout: Layout) -> torch.Tensor:
-        """Logits [tokens, vocabulary] of the tokens that predict an answer."""
-        head = self._model.get_output_embeddings()
-        predicting = layout.predicting
-        selected = False
-
-        def select(_module: torch.nn.Module, args: Any, kwargs: dict[str, object]) -> Any:
-            nonlocal selected
-            hidden, put_back = take_input(args, kwargs)
-            selected = True
-            return put_back(hidden.reshape(-1, hidden.shape[-1])[predicting.to(hidden.device)].unsqueeze(0))
-
-        handles = [] if head is None else [head.register_forward_pre_hook(select, with_kwargs=True)]
-        try:
-            output = self._model(**layout.inputs, use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
-        logits: torch.Tensor = output.logits
-        return logits[0] if selected else logits.flatten(0, 1)[predicting.to(logits.device)]
 
     def _look_side_by_side(self, rows: Sequence[int]) -> None:
         """Find out whether answers of one prompt can share a sequence: tried on the longest."""
@@ -248,28 +228,8 @@ class Passes:
         kept = torch.nn.utils.rnn.pad_sequence([torch.cat(some) for some in parts], batch_first=True)
         kept = torch.nn.functional.pad(kept, (0, 0, 0, width - kept.shape[1]))
 
-        def pass_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
-            return (hidden_states, None) if self._returns_tuple else hidden_states
-
-        def enter(_module: torch.nn.Module, args: Any, kwargs: dict[str, object]) -> Any:
-            hidden, put_back = take_input(args, kwargs)
-            return put_back(kept.to(hidden.device))
-
-        skipped: list[Any] = list(self._anatomy.blocks[:entry])
-        # Another library may have put a forward of its own on an instance, as accelerate's offloading does.
-        before = [block.__dict__.get("forward") for block in skipped]
-        handle = self._anatomy.blocks[entry].register_forward_pre_hook(enter, with_kwargs=True)
-        try:
-            for block in skipped:
-                block.forward = pass_on
+        with beginning_at(self._anatomy, entry, kept, returns_tuple=self._returns_tuple):
             yield
-        finally:
-            handle.remove()
-            for block, own in zip(skipped, before, strict=True):
-                if own is None:
-                    del block.forward
-                else:
-                    block.forward = own
 
     def _affordable(self, rows: Sequence[int], wanted: Sequence[int], cache_bytes: int) -> list[int]:
         """The layers to begin at that save most, as far as memory goes, ascending."""

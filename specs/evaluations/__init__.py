@@ -10,14 +10,17 @@ from subvene.specs.evaluations.base import (
     ChoosingEvaluation,
     CoefficientEvaluation,
     ConditionEvaluation,
+    TracingEvaluation,
 )
 
 if TYPE_CHECKING:
+    from subvene.specs.evaluations.causal_tracing import CausalTracingSpec
     from subvene.specs.evaluations.composition import CompositionSpec
     from subvene.specs.evaluations.contrast import ContrastSpec
     from subvene.specs.evaluations.divergence import DivergenceSpec, TextsSpec
     from subvene.specs.evaluations.localization import LocalizationSpec
     from subvene.specs.evaluations.multiple_choice import MultipleChoiceSpec
+    from subvene.specs.evaluations.patching import PatchingSpec
     from subvene.specs.evaluations.samples import SamplesSpec
     from subvene.specs.evaluations.trait_scores import ProjectionSpec, TraitScoresSpec
     from subvene.specs.evaluations.traits import TraitConditionsSpec, TraitEvaluation, TraitSweepSpec
@@ -34,6 +37,8 @@ _KINDS = {
     "trait_sweep": "traits:TraitSweepSpec",
     "trait_conditions": "traits:TraitConditionsSpec",
     "localization": "localization:LocalizationSpec",
+    "causal_tracing": "causal_tracing:CausalTracingSpec",
+    "patching": "patching:PatchingSpec",
 }
 REGISTRY = Kinds(__name__, _KINDS)
 """By `kind`; each is imported when a file has one."""
@@ -50,6 +55,8 @@ if TYPE_CHECKING:
         | TraitSweepSpec
         | TraitConditionsSpec
         | LocalizationSpec
+        | CausalTracingSpec
+        | PatchingSpec
     )
 else:
     AnyEvaluation = Annotated[BaseEvaluation, Registered("kind", REGISTRY)]
@@ -57,6 +64,7 @@ else:
 __all__ = [
     "AnyEvaluation",
     "BaseEvaluation",
+    "CausalTracingSpec",
     "ChoosingEvaluation",
     "CoefficientEvaluation",
     "CompositionSpec",
@@ -65,9 +73,11 @@ __all__ = [
     "DivergenceSpec",
     "LocalizationSpec",
     "MultipleChoiceSpec",
+    "PatchingSpec",
     "ProjectionSpec",
     "SamplesSpec",
     "TextsSpec",
+    "TracingEvaluation",
     "TraitConditionsSpec",
     "TraitEvaluation",
     "TraitScoresSpec",

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from subvene.specs._base import SpecModel
 from subvene.specs._fields import Count, FiniteList, Seeds
 from subvene.specs._flaws import Flaw, refuse
+from subvene.specs.facts import Facts
 
 
 class BaseEvaluation(SpecModel):
@@ -20,16 +21,6 @@ class BaseEvaluation(SpecModel):
     def compares(self) -> bool:
         """Whether it is measured of conditions; if not, it is a study of its own."""
         return False
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The names of the numbers that it gives of a condition."""
-        return ()
-
-    @property
-    def choosing(self) -> tuple[str, ...]:
-        """Those of its metrics by which `choose` may pick a point of a sweep."""
-        return ()
 
 
 class ConditionEvaluation(BaseEvaluation):
@@ -43,6 +34,16 @@ class ConditionEvaluation(BaseEvaluation):
     def compares(self) -> bool:
         """Always."""
         return True
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the numbers that it gives of a condition."""
+        return ()
+
+    @property
+    def choosing(self) -> tuple[str, ...]:
+        """Those of its metrics by which `choose` may pick a point of a sweep."""
+        return ()
 
 
 class ChoosingEvaluation(ConditionEvaluation):
@@ -86,3 +87,9 @@ class CoefficientEvaluation(ChoosingEvaluation):
             expected = "nothing beside `coefficients`, since conditions have it"
             refuse(type(self).__name__, [Flaw((name,), expected, getattr(self, name)) for name in stray])
         return self
+
+
+class TracingEvaluation(BaseEvaluation):
+    """An evaluation of the model as it is, whose own states are put into other runs of it."""
+
+    facts: Facts = Field(description="The facts: a `file` of them, or `facts` written out.")

@@ -41,9 +41,7 @@ class TraitScoresSpec(ChoosingEvaluation):
         description="At most so many questions per trait that conditions are tested on; left out: all there "
         "are.",
     )
-    sampling: SamplingSpec = Field(
-        default=SamplingSpec.of_defaults(), description="How it generates."
-    )
+    sampling: SamplingSpec = Field(default=SamplingSpec.of_defaults(), description="How it generates.")
     judge: AnyJudge = Field(
         default=TrainedJudgeSpec.of_defaults(),
         description="Who scores for the trait and for coherence.",

@@ -8,6 +8,7 @@ from subvene.specs.interventions.base import BaseIntervention as BaseInterventio
 from subvene.specs.interventions.capping import CappingSpec as CappingSpec
 from subvene.specs.interventions.head_direction import HeadDirectionSpec as HeadDirectionSpec
 from subvene.specs.interventions.low_rank_edit import LowRankEditSpec as LowRankEditSpec
+from subvene.specs.interventions.noise import NoiseSpec as NoiseSpec
 from subvene.specs.interventions.pyvene import PyveneClass as PyveneClass
 from subvene.specs.interventions.pyvene import PyveneSpec as PyveneSpec
 from subvene.specs.interventions.steering import SteeringSpec as SteeringSpec

@@ -40,7 +40,7 @@ from subvene.runner.data.preferences import read_data
 from subvene.runner.data.transcripts import read_transcripts
 from subvene.runner.exchange.imports import Options, import_foreign
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.judges.labels import read_labels
+from subvene.runner.judges.training.labels import read_labels
 from subvene.specs import SubveneError, TriplesSpec, load_pairs, load_spec
 
 SECONDS = float(os.environ.get("SUBVENE_FUZZ_SECONDS", "12"))

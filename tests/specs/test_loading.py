@@ -70,7 +70,7 @@ def test_the_message_has_one_problem_a_line() -> None:
         parse_spec(GOOD.replace("layer: 3", "layer: -1").replace("steering", "steerin"), "f.yaml")
     assert str(caught.value) == (
         "f.yaml:4:9: interventions[0].kind: expected one of: ablation, capping, head_direction, "
-        "low_rank_edit, pyvene, steering, found 'steerin'; did you mean 'steering'?"
+        "low_rank_edit, noise, pyvene, steering, found 'steerin'; did you mean 'steering'?"
     )
     with pytest.raises(SpecError) as caught:
         parse_spec(GOOD.replace("layer: 3", "layer: -1").replace("a/b", "7"), "f.yaml")
@@ -126,7 +126,7 @@ def test_a_foreign_name_gets_no_hint(problems_of: Problems) -> None:
     assert (problem.path, problem.hint, problem.expected) == (
         "zzzz",
         None,
-        "one of: subvene, model, interventions",
+        "one of: subvene, model, sources, interventions",
     )
 
 

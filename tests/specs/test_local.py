@@ -17,7 +17,12 @@ HEAD = "subvene: 1\nmodel: {name: user/model}\n"
 STEER = "interventions: [{kind: steering, layer: 1, vector: {file: t.safetensors, key: v}, coefficient: 1}]\n"
 
 # Files that are read with the spec, and what need not be there.
-OTHERS = {("PairsFile", "file"), ("ExperimentSpec", "output"), ("ExperimentFields", "output")}
+OTHERS = {
+    ("PairsFile", "file"),
+    ("FactsFile", "file"),
+    ("ExperimentSpec", "output"),
+    ("ExperimentFields", "output"),
+}
 
 
 def classes(of: type[SpecModel] = SpecModel) -> Iterator[type[SpecModel]]:

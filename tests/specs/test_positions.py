@@ -10,7 +10,7 @@ HEAD = "subvene: 1\nmodel: {name: a}\ninterventions:\n"
 LINE = "- {{kind: ablation, layer: 1, direction: {{file: t.safetensors, key: k}}, positions: {}}}"
 COLUMN = LINE.format("").index("positions") + len("positions: ") + 1
 MODES = "one of: all, prompt, response, last_prompt_token"
-ANY = f"{MODES}, or a mapping with one of `first`, `last`, `indices`"
+ANY = f"{MODES}, or a mapping with one of `first`, `last`, `indices`, `field`, `span`, `last_of`"
 
 
 @pytest.mark.parametrize(

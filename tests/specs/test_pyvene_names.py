@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from subvene.interventions._pyvene import pyvene
-from subvene.specs._pyvene_names import instead_of
+from subvene.specs import PyveneSpec
+from subvene.specs._pyvene_names import LAYERED, instead_of
 
 AT = "site: block_output, layer: 1"
 T = "{key: k, file: t.safetensors}"
@@ -17,14 +18,6 @@ T = "{key: k, file: t.safetensors}"
 @pytest.mark.parametrize(
     ("fields", "instead"),
     [
-        ("component: block_input, layer: 3", ["model.layers[3].input", "transformer.h[3].input"]),
-        ("layer: 3, component: block_input", ["model.layers[3].input", "without `layer`"]),
-        ("component: block_input", ["model.layers[N].input"]),
-        ("component: block_output, layer: 3", ["`site: block_output` with `layer: 3`"]),
-        ("component: mlp_activation, layer: 0", ["model.layers[0].mlp.act_fn.output"]),
-        ("component: head_attention_value_output, layer: 0", ["`site: attention_heads`", "side by side"]),
-        ("component: head_query_output, layer: 2", ["model.layers[2].self_attn.q_proj.output", "subspaces"]),
-        ("component: value_output, layer: 2", ["transformer.h[2].attn.c_attn.output", "side by side"]),
         ("component: attention_weight, layer: 1", ["transformer.h[1].attn.attn_dropout.input", "eager"]),
         ("component: x2h_output, layer: 1", ["cells[1].x2h.output"]),
     ],
@@ -37,6 +30,15 @@ def test_a_name_of_pyvenes_names_the_path(
     assert problem.line == 4
     for words in instead:
         assert words in problem.expected
+
+
+def test_names_of_parts_of_a_block_stand_beside_a_layer(spoilt: Callable[..., list[Any]]) -> None:
+    for name in LAYERED:
+        declared = PyveneSpec(class_name="ZeroIntervention", component=name, layer=3)
+        assert (declared.component, declared.layer, declared.module_path) == (name, 3, None)
+        (problem,) = spoilt(f"- {{kind: pyvene, class: ZeroIntervention, component: {name}}}")
+        assert problem.path == "interventions[0].layer"
+        assert problem.expected == f"an integer >= 0, the block whose {name} is meant"
 
 
 def test_a_function_cannot_be_declared(spoilt: Callable[..., list[Any]]) -> None:
@@ -80,4 +82,4 @@ def test_every_name_of_pyvenes_language_models_is_known() -> None:
         card.mlp_type_to_module_mapping,
         card.gru_type_to_module_mapping,
     ):
-        assert [name for name in names if instead_of(name, 0) is None] == []
+        assert [name for name in names if instead_of(name, 0) is None and name not in LAYERED] == []

@@ -78,7 +78,42 @@ evaluate:
   conditions: [{kind: baseline}, {kind: prompted}, {kind: steered}, {kind: capped, percentile: 30}]
   cost: {texts: 2, max_tokens: 16, choices: 3}
 """
-KINDS = {"plain": PLAIN, "comparison": COMPARISON, "persona": PERSONA, "localization": LOCALIZATION}
+TRACING = """\
+evaluate:
+- kind: causal_tracing
+  facts: {file: facts.jsonl}
+  corruption: {kind: noise, draws: 2}
+  sites: [{site: block_output}, {site: mlp_output, window: 2}]
+  metrics: [probability, logit_difference]
+  known: false
+  floor: 4
+  resamples: 200
+- {kind: causal_tracing, facts: {file: facts.jsonl}, corruption: {kind: swap}, layers: [0, 2], known: false,
+   sites: [{site: attention_output}], floor: 2, resamples: 200}
+- {kind: patching, facts: {file: facts.jsonl}, metric: logit_difference, resamples: 200,
+   sites: [{site: block_output}, {site: attention_heads, heads: all, positions: all}]}
+- {kind: patching, facts: {file: facts.jsonl}, metric: log_probability, directions: [denoising],
+   sites: [{site: mlp_output}, {site: attention_heads, heads: [0, 3]}], attribution: {sample: 6},
+   resamples: 200}
+"""
+FACTS = (
+    {
+        "prompt": "the sun and rain is very",
+        "subject": "sun and rain",
+        "answer": "good",
+        "foil": "bad",
+        "swap": "train and day",
+    },
+    {"prompt": "how are you about the day", "subject": "you", "answer": "happy", "foil": "sad", "swap": "it"},
+    {"prompt": "the train is", "subject": "train", "answer": "not", "foil": "very", "swap": "day"},
+)
+KINDS = {
+    "plain": PLAIN,
+    "comparison": COMPARISON,
+    "persona": PERSONA,
+    "localization": LOCALIZATION,
+    "tracing": TRACING,
+}
 TRAIT = {
     "instruction": [{"pos": "good happy", "neg": "bad sad"}, {"pos": "glad sun", "neg": "not rain bad"}],
     "questions": ["how are you", "tell me about rain", "hello"],
@@ -106,6 +141,7 @@ def write_experiments(folder: Path, url: str, kinds: list[str]) -> dict[str, Pat
     (folder / "primer.txt").write_text(PRIMER)
     (folder / "texts.txt").write_text(TEXTS)
     (folder / "early.json").write_text(json.dumps(TRAIT))
+    (folder / "facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in FACTS))
     write_questions(folder / "questions.csv", QUESTIONS)
     paths = {kind: folder / f"{kind}.yaml" for kind in kinds}
     for kind, path in paths.items():

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from subvene.interventions._pyvene import pyvene
-from subvene.interventions.positions import needs_length
+from subvene.interventions.positions import names_text, needs_length
 from subvene.runner.artifacts.card import hub_id
 from subvene.runner.exchange.exports.base import (
     EXACT,
@@ -46,6 +46,13 @@ def judge(declared: AnyIntervention, facts: Facts) -> Verdict:
             "refused",
             "it needs its module's input, or its class does not say that the activation is enough for it "
             "(`acts_alone`), and stock pyvene passes nothing else on",
+            KEEP,
+        )
+    if names_text(declared.positions):
+        return Verdict(
+            "refused",
+            f"positions {positions_in_words(declared)} are found in each row's text, which stock pyvene does "
+            "not pass on",
             KEEP,
         )
     if needs_length(declared.positions):

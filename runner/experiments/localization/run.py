@@ -37,10 +37,11 @@ from subvene.runner.experiments.localization.section import (
     Split,
 )
 from subvene.runner.experiments.localization.verdict import verdict
-from subvene.runner.experiments.results import Choice, JudgeRecord, QuestionText, Results, Tried
+from subvene.runner.experiments.results import Choice, QuestionText, Results, Tried, judge_record
 from subvene.runner.experiments.study import Step
 from subvene.runner.files.ledger import Ledger, digest
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.judges import BOTH
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.models.identity import run_manifest
 from subvene.runner.recipes import RECIPES, Fitted
@@ -113,7 +114,7 @@ class Localization:
             dump_spec(self.spec),
             self.folder,
             data={"fit": about_data(self.fitted_on), "truthfulqa_0": asked},
-            judges=[] if judge is None else [judge.describe()],
+            judges=[] if judge is None else [judge.describe(BOTH)],
         )
 
     def units(self) -> int:
@@ -317,7 +318,7 @@ class Localization:
             kind=self.asked.kind,
             conditions=conditions,
             choices=tuple(collection.choices),
-            judges=() if judge is None else (JudgeRecord(about=judge.describe(), usage=judge.usage()),),
+            judges=() if judge is None else (judge_record(judge.describe(BOTH), judge.usage()),),
             questions={
                 q.key: QuestionText(question=q.question, best=q.best, category=q.category)
                 for q in self.tested

@@ -40,8 +40,11 @@ def asked_of(declared: CoefficientSpec, folder: Path) -> dict[str, Any]:
         SpecError: a file of pairs is not valid.
         SubveneError: its pairs are no texts with prompts.
     """
-    whole = declared.model_dump(mode="json", exclude={"seeds", "validation"})
-    return whole if isinstance(declared, SamplesSpec) else whole | {"pairs": contrast_texts(declared, folder)}
+    unasked = {"seeds", "validation"}
+    if isinstance(declared, SamplesSpec):
+        return declared.model_dump(mode="json", exclude=unasked, exclude_none=True)
+    whole = declared.model_dump(mode="json", exclude=unasked)
+    return whole | {"pairs": contrast_texts(declared, folder)}
 
 
 def evaluated(
@@ -82,21 +85,33 @@ _Read = tuple[Evaluation, dict[str, QuestionText], dict[float, dict[str, Any]]]
 
 
 def _samples(name: str, asked: Mapping[str, Any], found: Mapping[str, Any]) -> _Read:
-    keys = {prompt: digest([prompt, asked["max_new_tokens"]])[:16] for prompt in asked["prompts"]}
+    keys = dict.fromkeys(_key(record, asked) for record in found["records"])
+    questions = {_key(record, asked): _question(record) for record in found["records"]}
     measured: dict[float, dict[str, Any]] = {}
     for record in found["records"]:
         fields = measured.setdefault(record["coefficient"], {"items": ()})
-        fields["items"] += (Item(key=keys[record["prompt"]], text=record["response"]),)
+        fields["items"] += (Item(key=_key(record, asked), text=record["response"]),)
         if "not_finite" in record:
             fields["not_finite"] = record["not_finite"]
     evaluation = Evaluation(
         kind="samples",
         name=name,
         coefficients=asked["coefficients"],
-        keys=tuple(keys.values()),
+        keys=tuple(keys),
         receipt=found["receipt"],
     )
-    return evaluation, {key: QuestionText(question=prompt) for prompt, key in keys.items()}, measured
+    return evaluation, questions, measured
+
+
+def _key(record: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """By what a sample is known: its prompt, the columns beside it, and how long it may get."""
+    columns = [record["columns"]] if "columns" in record else []
+    return digest([record["prompt"], asked["max_new_tokens"], *columns])[:16]
+
+
+def _question(record: Mapping[str, Any]) -> QuestionText:
+    columns = "".join(f"\n{name}: {value}" for name, value in record.get("columns", {}).items())
+    return QuestionText(question=f"{record['prompt']}{columns}")
 
 
 def _contrast(name: str, asked: Mapping[str, Any], found: Mapping[str, Any]) -> _Read:

@@ -155,9 +155,10 @@ class Look:
 
     def _reloaded(self, m: IntervenedModel, output: Path, section: LookSection) -> LookSection:
         dtype = str(m.model.dtype).removeprefix("torch.")
-        prompts = next((one.prompts for one in self.evaluations if isinstance(one, SamplesSpec)), _GREETING)
+        samples = next((one for one in self.evaluations if isinstance(one, SamplesSpec)), None)
+        prompts, data = (_GREETING, None) if samples is None else (samples.prompts, samples.rows)
         try:
-            difference = reload_difference(m, output / ARTIFACT, prompts)
+            difference = reload_difference(m, output / ARTIFACT, prompts, data)
         except SubveneError as error:
             # What was measured is not lost where a fresh process cannot load the model.
             return section.model_copy(update={"dtype": dtype, "reload_failure": str(error)})

@@ -27,7 +27,7 @@ from subvene.runner.experiments.persona.section import (
 from subvene.runner.experiments.results import Condition, Metric
 from subvene.runner.files.statistics import correlation
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.judges.traits import TraitJudge
+from subvene.runner.judges import Judge
 from subvene.runner.measures.missing import missing_in_words
 from subvene.runner.measures.responses import Asked, Do, Response, missing_reasons, respond
 from subvene.runner.monitor.projection import project, token_projections
@@ -69,7 +69,7 @@ class Subject:
     vector: Mapping[int, torch.Tensor]
     questions: tuple[str, ...]
     plain: IntervenedModel
-    judge: TraitJudge
+    judge: Judge
     identity: Mapping[str, Any]
 
 

@@ -29,11 +29,12 @@ from subvene.runner.experiments.persona.section import (
     artifact_of,
 )
 from subvene.runner.experiments.persona.sweep import run_sweep
-from subvene.runner.experiments.results import Choice, Condition, JudgeRecord, QuestionText, Results
+from subvene.runner.experiments.results import Choice, Condition, QuestionText, Results, judge_record
 from subvene.runner.experiments.study import Step
 from subvene.runner.files.ledger import MISSING, Ledger, digest
 from subvene.runner.files.storage import atomic_folder
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.judges import scored
 from subvene.runner.measures.divergence import Reference
 from subvene.runner.measures.geometry import geometry
 from subvene.runner.measures.multiple_choice import shipped_questions
@@ -111,7 +112,7 @@ class Persona:
 
     def check(self) -> None:
         """Find out what is wrong before the model is loaded."""
-        self.judge.check(self.traits)
+        self.judge.check(scored(self.traits))
         check_reach(self.spec, self.sizes)
         last = self.sizes.n_layers - 1
         for layer in self.sweep.layers if self.sweep else ():
@@ -158,7 +159,7 @@ class Persona:
             "spec": dump_spec(self.spec),
             "model": self.spec.model.model_dump(mode="json"),
             "traits": {trait.name: trait.sha256 for trait in self.traits},
-            "judge": self.judge.identity(self.traits),
+            "judge": self.judge.identity(scored(self.traits)),
             "seed": self.seed,
             "environment": environment(),
             "git": git_state(self.folder),
@@ -192,7 +193,7 @@ class Persona:
         self.base = {"model": weights, "text": reading, "versions": versions(), "units": UNITS}
         self.judge = self.judge.with_model(plain)
         # What it is worth is measured once, on contrasts that no response depends on.
-        judge = {"unit": "judge", "judge": self.judge.identity(self.traits)}
+        judge = {"unit": "judge", "judge": self.judge.identity(scored(self.traits))}
         about_judge = ledger.do(
             self.base | judge | {"traits": [trait.sha256 for trait in self.traits]},
             self._described,
@@ -235,7 +236,7 @@ class Persona:
             kind="persona",
             conditions=tuple(gathered.conditions),
             choices=tuple(gathered.choices),
-            judges=(JudgeRecord(about=about_judge, usage=self.judge.usage()),),
+            judges=(judge_record(about_judge, self.judge.usage()),),
             questions=gathered.questions,
             notes=tuple(gathered.notes),
             sections={SECTION: section.model_dump(mode="json", exclude_defaults=True)},
@@ -296,10 +297,10 @@ class Persona:
         return record.model_copy(update={"steering": place, **fields})
 
     def _described(self) -> dict[str, Any]:
-        described = self.judge.describe(self.traits)
+        described = self.judge.describe(scored(self.traits))
         stated = described.get("agreement") or {}
-        missing = sum((one or {}).get("missing", 0) for one in stated.values())
-        return described | ({MISSING: missing} if missing else {})
+        missing = sum(one.get("missing", 0) for one in stated.values() if one is not None)
+        return {**described, **({MISSING: missing} if missing else {})}
 
     def _doing(self, ledger: Ledger, trait: Trait) -> Do:
         """Does units of a trait, and says so."""

@@ -18,8 +18,7 @@ from subvene.runner.experiments.results import Choice, Tried
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.rollouts import Row, rollouts
 from subvene.runner.intervened.scoring import log_probs
-from subvene.runner.judges.base import JudgeError
-from subvene.runner.judges.traits import TraitJudge
+from subvene.runner.judges import Judge, JudgeError
 from subvene.runner.measures.missing import missing_in_words
 from subvene.runner.measures.responses import Answered, Asked, Do, Response, missing_reasons, respond
 from subvene.specs import InterventionSpec, ModelSpec, SteeringSpec, TraitSweepSpec
@@ -76,7 +75,7 @@ def run_sweep(
     steering: SteeringSpec,
     tensors: Mapping[str, torch.Tensor],
     plain: IntervenedModel,
-    judge: TraitJudge,
+    judge: Judge,
     *,
     identity: Mapping[str, Any],
     seed: int,

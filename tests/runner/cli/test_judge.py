@@ -10,8 +10,8 @@ import pytest
 from faulty_judge import faulty_judge
 from tiny_judge import save_tiny_judge
 
-from subvene.runner.judges import Answer, make_judge
-from subvene.runner.judges.agreement import agreement
+from subvene.runner.judges import BOTH, TRUTH, Answer, make_judge
+from subvene.runner.judges.training.agreement import agreement
 from subvene.specs.judges.loading import load_judge
 
 Run = Callable[..., Any]
@@ -65,7 +65,7 @@ def test_check_measures_the_judge_that_a_file_declares(
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     made = make_judge(load_judge(judge), tmp_path)
-    expected = agreement([row[2] for row in ROWS], made.judge([Answer(*row[:2]) for row in ROWS], "truth"))
+    expected = agreement([row[2] for row in ROWS], made.judge([Answer(*row[:2]) for row in ROWS], TRUTH))
     assert found["agreement"]["accuracy"] == expected.accuracy
     assert found["agreement"]["brier"] == pytest.approx(expected.brier)
     assert found["agreement"]["auc"] == pytest.approx(expected.auc)
@@ -86,7 +86,7 @@ def test_what_check_measured_is_stated_of_the_same_judge_alone(
     monkeypatch.setenv("SUBVENE_CACHE", str(tmp_path / "cache"))
 
     def stated(path: Path) -> Any:
-        return make_judge(load_judge(path), tmp_path).describe()["accuracy"]["truth"]
+        return make_judge(load_judge(path), tmp_path).describe(BOTH)["accuracy"]["truth"]
 
     assert subvene("judge", "check", "--judge", judge, "--labels", labels).exit_code == 0
     assert stated(judge)["n"] == 12

@@ -28,8 +28,8 @@ def swapped(model: Any, **fields: Any) -> Any:
 
 
 CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
-    "sources": (([{"input_ids": SOURCE}], {"sources->base": 3}), {}),
-    "sources by name": ((), {"sources": [{"input_ids": SOURCE}], "unit_locations": {"sources->base": 3}}),
+    "sources": (([{"input_ids": SOURCE}],), {}),
+    "sources by name": ((), {"sources": {"a": {"input_ids": SOURCE}}}),
     "unit_locations": ((), {"unit_locations": {"base": 3}}),
     "unit_locations by place": ((None, {"base": 0}), {}),
     "source_representations": ((), {"source_representations": torch.ones(32)}),

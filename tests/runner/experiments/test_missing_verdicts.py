@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from counting_judge import Counting
+from counting_judge import Counting, install
 from faulty_judge import Faulty, faulty_judge
 from tiny_questions import PRIMER, QUESTIONS, write_questions
 
 from subvene.runner import Results, run_experiment
-from subvene.runner.data.traits import Trait
 from subvene.runner.experiments.persona.section import ExtractionCounts
 from subvene.runner.experiments.results import missing_verdicts
 from subvene.runner.experiments.rows import rows
-from subvene.runner.judges import JudgeError
-from subvene.runner.judges.trait_registry import TRAIT_JUDGES
-from subvene.runner.judges.traits import Exchange, Score
+from subvene.runner.judges import COHERENCE, Answer, JudgeError, Quality, Score
 from subvene.runner.reports.persona_tables import section_of
 
 COMPARISON = """\
@@ -127,18 +124,20 @@ class Silent(Counting):
 
     def __init__(self) -> None:
         super().__init__()
-        self.silent: Callable[[Exchange], bool] = lambda exchange: False
+        self.silent: Callable[[Answer], bool] = lambda exchange: False
 
-    def trait(self, trait: Trait, exchanges: Any) -> list[Score]:
+    def zero_to_hundred(self, answers: Sequence[Answer], quality: Quality[Score]) -> list[Score]:
         missing = Score(None, reason="the server's reply is no JSON", missing=True)
-        scores = super().trait(trait, exchanges)
-        return [missing if self.silent(one) else s for one, s in zip(exchanges, scores, strict=True)]
+        scores = super().zero_to_hundred(answers, quality)
+        if quality == COHERENCE:
+            return scores
+        return [missing if self.silent(one) else s for one, s in zip(answers, scores, strict=True)]
 
 
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Silent:
     silent = Silent()
-    monkeypatch.setitem(TRAIT_JUDGES, "trained", lambda *_: silent)
+    install(silent, monkeypatch)
     return silent
 
 

@@ -23,9 +23,9 @@ from subvene.runner.data.truthfulqa.questions import load_questions
 from subvene.runner.edits.compile import load_tensors
 from subvene.runner.experiments.results import Results
 from subvene.runner.files.ledger import Ledger
-from subvene.runner.judges.classifier import load_record
 from subvene.runner.judges.encoder import SentenceEncoder
-from subvene.runner.judges.labels import read_labels
+from subvene.runner.judges.training.classifier import load_record
+from subvene.runner.judges.training.labels import read_labels
 from subvene.runner.models.loading import load_config
 from subvene.specs import SubveneError, TextsSpec, load_pairs, load_spec
 from subvene.specs.judges.loading import load_judge

@@ -26,8 +26,8 @@ from subvene.runner.files.storage import (
     write_json,
     write_text,
 )
-from subvene.runner.judges.replies import Reply
-from subvene.runner.judges.store import Store
+from subvene.runner.judges.server.replies import Reply
+from subvene.runner.judges.server.store import Store
 from subvene.runner.passes import shards
 
 LIMIT = 4096

@@ -20,10 +20,10 @@ from subvene.runner.experiments.comparison.measures.base import (
     Progress,
     Session,
 )
-from subvene.runner.experiments.results import Item, JudgeRecord, Metric, QuestionText
+from subvene.runner.experiments.results import Item, JudgeRecord, Metric, QuestionText, judge_record
 from subvene.runner.files.ledger import MISSING, digest
 from subvene.runner.files.statistics import mean_and_sd
-from subvene.runner.judges.trait_registry import make_trait_judge
+from subvene.runner.judges import ZERO_TO_HUNDRED, make_judge, scored
 from subvene.runner.measures.responses import Answered, Asked, Response, missing_reasons, respond
 from subvene.runner.models.identity import tensors_digest
 from subvene.runner.monitor.projection import project
@@ -42,8 +42,8 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
     def __init__(self, spec: TraitScoresSpec, folder: Path) -> None:
         self.spec, self.folder = spec, folder
         self.traits = tuple(read_trait(trait, folder) for trait in spec.traits)
-        self.judge = make_trait_judge(spec.judge, folder)
-        self.judge.check(self.traits)
+        self.judge = make_judge(spec.judge, folder, scale=ZERO_TO_HUNDRED)
+        self.judge.check(scored(self.traits))
         self._about: dict[str, Any] = {}
         self._reserved = spec.validation or 0
         for trait in self.traits:
@@ -105,12 +105,12 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
         self.judge = self.judge.with_model(session.original)
         unit = {
             "unit": "judge",
-            "judge": self.judge.identity(self.traits),
+            "judge": self.judge.identity(scored(self.traits)),
             "traits": [trait.sha256 for trait in self.traits],
         }
 
         def described() -> dict[str, Any]:
-            about = self.judge.describe(self.traits)
+            about = self.judge.describe(scored(self.traits))
             stated = about.get("agreement") or {}
             missing = sum((one or {}).get("missing", 0) for one in stated.values())
             return about | ({MISSING: missing} if missing else {})
@@ -207,11 +207,11 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
 
     def judge_identity(self) -> Mapping[str, Any] | None:
         """What scores depend on."""
-        return self.judge.identity(self.traits)
+        return self.judge.identity(scored(self.traits))
 
     def judged_by(self) -> JudgeRecord | None:
         """The judge, what it is worth, and what it has used."""
-        return JudgeRecord(about=self._about, usage=self.judge.usage()) if self._about else None
+        return judge_record(self._about, self.judge.usage()) if self._about else None
 
     def questions_asked(self) -> dict[str, QuestionText]:
         """Every trait's evaluation questions."""

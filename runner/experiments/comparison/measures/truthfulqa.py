@@ -21,14 +21,14 @@ from subvene.runner.experiments.comparison.measures.base import (
     done,
     plain,
 )
-from subvene.runner.experiments.results import JudgeRecord, Metric, QuestionText
+from subvene.runner.experiments.results import JudgeRecord, Metric, QuestionText, judge_record
 from subvene.runner.files.ledger import MISSING, Ledger, digest
-from subvene.runner.judges import Answer, Aspect, Judge, make_judge
+from subvene.runner.judges import BOTH, INFO, TRUTH, Answer, Judge, Judgement, Quality, make_judge
 from subvene.runner.measures.truthfulqa_answers import answer_questions
 from subvene.runner.measures.truthfulqa_scores import score_choices
 from subvene.specs import TruthfulQASpec
 
-_ASPECTS: dict[str, Aspect] = {"true": "truth", "info": "info"}
+_QUALITIES: dict[str, Quality[Judgement]] = {"true": TRUTH, "info": INFO}
 
 
 class TruthfulQAMeasure(ConditionMeasure[Question]):
@@ -49,7 +49,7 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         self.judge: Judge | None = None
         if "generation" in spec.measure:
             self.judge = make_judge(spec.judge, folder)
-            self.judge.check()
+            self.judge.check(BOTH)
 
     def steps(self, *, only: str | None = None) -> int:
         """Units of work for one arm."""
@@ -180,7 +180,7 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         judge = self.judge
         if judge is None:
             raise ValueError("answers are judged only where generation is measured")
-        about = {key: value for key, value in judge.describe().items() if key != "accuracy"}
+        about = judge.identity(BOTH)
         identity = {
             "unit": "judgement",
             "judge": about,
@@ -191,9 +191,9 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         def work() -> dict[str, Any]:
             rows = [Answer(q.question, answers[q.key], q.references, q.incorrect) for q in questions]
             found: dict[str, Any] = {}
-            for metric, aspect in _ASPECTS.items():
-                if aspect in judge.aspects:
-                    judged = judge.judge(rows, aspect)
+            for metric, quality in _QUALITIES.items():
+                if judge.tells(quality):
+                    judged = judge.judge(rows, quality)
                     found[metric] = {
                         q.key: {
                             "p": j.probability,
@@ -281,13 +281,13 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
 
     def judge_identity(self) -> Mapping[str, Any] | None:
         """As records have it."""
-        return None if self.judge is None else self.judge.describe()
+        return None if self.judge is None else self.judge.describe(BOTH)
 
     def judged_by(self) -> JudgeRecord | None:
         """The judge and what it has used."""
         if self.judge is None:
             return None
-        return JudgeRecord(about=self.judge.describe(), usage=self.judge.usage())
+        return judge_record(self.judge.describe(BOTH), self.judge.usage())
 
     def questions_asked(self) -> dict[str, QuestionText]:
         """All questions of the data."""

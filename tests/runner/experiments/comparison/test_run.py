@@ -40,7 +40,7 @@ def cell(results: Results, condition: str, seed: int = 1, fold: int = 0) -> Cond
 
 
 def by_question(found: Condition) -> dict[str, Any]:
-    return {item.key: item for item in found.items}
+    return {item.key: item for item in found.items if "ce" not in item.scores}
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from counting_judge import Counting
+from counting_judge import Counting, install
 
 from subvene.runner.data.traits import Trait, read_trait
-from subvene.runner.judges.trait_registry import TRAIT_JUDGES
 from subvene.specs import TraitSpec
 
 QUESTIONS = ["how are you", "tell me about rain", "hello"]
@@ -21,7 +20,7 @@ EVALUATION = ["are you glad", "tell me", "the train", "about day and sun", "is i
 def judge(monkeypatch: pytest.MonkeyPatch) -> Counting:
     """The counting judge, in the place of the trained one."""
     counting = Counting()
-    monkeypatch.setitem(TRAIT_JUDGES, "trained", lambda *_: counting)
+    install(counting, monkeypatch)
     return counting
 
 

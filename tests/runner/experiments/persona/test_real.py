@@ -16,7 +16,7 @@ from subvene.runner.data.text import prompt_ids
 from subvene.runner.data.traits import Trait, read_trait
 from subvene.runner.experiments.persona.sweep import panel, strengths_at
 from subvene.runner.intervened.rollouts import Rollout, Row, rollouts
-from subvene.runner.judges.trait_registry import make_trait_judge
+from subvene.runner.judges import ZERO_TO_HUNDRED, make_judge
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.monitor.projection import project
 from subvene.runner.recipes.persona import extract, named_tensors, vectors_of
@@ -45,7 +45,7 @@ def fitted(smollm2: tuple[Any, Any], trait: Trait) -> tuple[IntervenedModel, dic
             "sampling": {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 32},
         }
     )
-    judge = make_trait_judge(TrainedJudgeSpec(), Path(), model=plain)
+    judge = make_judge(TrainedJudgeSpec(), Path(), scale=ZERO_TO_HUNDRED).with_model(plain)
     extraction = extract(spec, trait, plain, judge, seed=0, do=lambda identity, work: work())
     assert 0 < len(extraction.kept) < len(extraction.pairs)
     found = vectors_of(spec, trait, extraction, Anatomy.of(plain.model), plain.tokenizer)

@@ -1,0 +1,1 @@
+"""Local language models as the local back end needs them."""

@@ -1,0 +1,152 @@
+"""Where a model keeps the parts of a decoder block that pyvene has names for, and which columns they are.
+
+Found in the module tree, as the rest of a model's anatomy. Query, key and value that one module computes
+together are told apart for the attention modules whose order is known; others are refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from subvene.interventions import Sizes
+from subvene.interventions.tensors import Part
+from subvene.runner.models.anatomy import Anatomy, AnatomyError, component_module
+
+# Names of the linear map that gives each of the three, where each has one of its own.
+_OWN = {
+    "query": re.compile(r"(^|_)(q|query)(_|$)"),
+    "key": re.compile(r"(^|_)(k|key)(_|$)"),
+    "value": re.compile(r"(^|_)(v|value)(_|$)"),
+}
+_ORDER = ("query", "key", "value")
+# Class of an attention module → name of its fused map, and whether its columns go head by head (query, key
+# and value of one head, then those of the next) or by kind (queries of all heads, then keys, then values).
+_FUSED = {"GPT2Attention": ("c_attn", False), "GPTNeoXAttention": ("query_key_value", True)}
+_SITES = {
+    "block_output": "block_output",
+    "mlp_output": "mlp_output",
+    "attention_output": "attention_output",
+    "attention_value_output": "attention_heads",
+    "head_attention_value_output": "attention_heads",
+}
+
+
+@dataclass(frozen=True)
+class PartSizes(Sizes):
+    """The sizes of a loaded model, which also knows where its parts are."""
+
+    anatomy: Anatomy
+
+    @classmethod
+    def of(cls, anatomy: Anatomy) -> PartSizes:
+        """The sizes of a model."""
+        sizes = {field.name: getattr(anatomy.sizes, field.name) for field in fields(Sizes)}
+        return cls(**sizes, anatomy=anatomy)
+
+    def part(self, component: str, layer: int, heads: Sequence[int] | None) -> Part:
+        """Where pyvene's component of block `layer` is.
+
+        Raises:
+            AnatomyError: this block has no such part or head, or it cannot be told which module it is.
+        """
+        path, columns, width = _place(self.anatomy, component, layer)
+        if not component.startswith("head_"):
+            if heads is not None:
+                raise AnatomyError(
+                    f"{component} has no heads; pyvene's component of heads is head_{component}"
+                )
+            return Part(path, width, columns)
+        return _of_heads(path, columns, width, heads, self.head_dim)
+
+
+def _of_heads(
+    path: str, columns: tuple[int, ...] | None, width: int, heads: Sequence[int] | None, head_dim: int
+) -> Part:
+    count, rest = divmod(width, head_dim)
+    if rest:
+        raise AnatomyError(f"{path}: {width} columns are no heads of {head_dim}")
+    if beyond := [head for head in heads or () if head >= count]:
+        raise AnatomyError(f"{path}: heads: expected heads from 0 to {count - 1}, found {beyond[0]}")
+    columns = columns or tuple(range(width))
+    chosen = range(count) if heads is None else heads
+    ours = tuple(column for h in chosen for column in columns[h * head_dim : (h + 1) * head_dim])
+    return Part(path, head_dim, ours, head_dim)
+
+
+def _place(anatomy: Anatomy, component: str, layer: int) -> tuple[str, tuple[int, ...] | None, int]:
+    """The module's input or output, its columns (None: all of them), and how many these are."""
+    if (site := _SITES.get(component)) is not None:
+        return anatomy.component(site, layer), None, anatomy.sizes.site_width(site)
+    block = anatomy.component("block_output", layer).removesuffix(".output")
+    width = anatomy.sizes.width
+    if component == "block_input":
+        return f"{block}.input", None, width
+    if component == "mlp_input":
+        return anatomy.component("mlp_output", layer).removesuffix(".output") + ".input", None, width
+    if component == "mlp_activation":
+        path, features = _activation(anatomy, layer)
+        return path, None, features
+    projection = anatomy.component("attention_heads", layer).removesuffix(".input")
+    attention = projection.rpartition(".")[0]
+    if component == "attention_input":
+        return f"{attention}.input", None, width
+    which = component.removeprefix("head_").removesuffix("_output")
+    return _projected(anatomy, attention, which)
+
+
+def _activation(anatomy: Anatomy, layer: int) -> tuple[str, int]:
+    """The output of the activation function in the feed-forward part, and how wide it is."""
+    path = anatomy.component("mlp_output", layer).removesuffix(".output")
+    mlp = component_module(anatomy.model, f"{path}.output")[0]
+    own = list(mlp.named_children())
+    functions = [
+        name for name, child in own if not any(True for _ in child.parameters()) and _is_function(child)
+    ]
+    linear = [child for _, child in own if any(p.ndim == 2 for p in child.parameters())]
+    features = {size for child in linear for size in _shape(child)} - {anatomy.sizes.width}
+    if len(functions) != 1 or len(features) != 1:
+        found = ", ".join(functions) or "none"
+        raise AnatomyError(
+            f"{path}: which module is its activation function cannot be told (found: {found}); "
+            "name it by its path"
+        )
+    return f"{path}.{functions[0]}.output", features.pop()
+
+
+def _is_function(child: nn.Module) -> bool:
+    return not isinstance(child, nn.Dropout | nn.Identity | nn.ModuleList)
+
+
+def _shape(linear: Any) -> tuple[int, ...]:
+    if hasattr(linear, "in_features"):
+        return int(linear.in_features), int(linear.out_features)
+    return tuple(next(p for p in linear.parameters() if p.ndim == 2).shape)
+
+
+def _projected(anatomy: Anatomy, attention: str, which: str) -> tuple[str, tuple[int, ...] | None, int]:
+    """Where an attention module computes its queries, keys or values."""
+    module = component_module(anatomy.model, f"{attention}.output")[0]
+    named = [(n, c) for n, c in module.named_children() if any(p.ndim == 2 for p in c.parameters())]
+    found = [(name, child) for name, child in named if _OWN[which].search(name)]
+    name = type(module).__name__
+    if name in _FUSED:
+        fused, by_head = _FUSED[name]
+        heads, head_dim = anatomy.sizes.n_heads, anatomy.sizes.head_dim
+        grid = torch.arange(3 * heads * head_dim)
+        grid = grid.view(heads, 3, head_dim) if by_head else grid.view(3, heads, head_dim).transpose(0, 1)
+        columns = tuple(grid[:, _ORDER.index(which)].reshape(-1).tolist())
+        return f"{attention}.{fused}.output", columns, len(columns)
+    if len(found) != 1:
+        there = ", ".join(child for child, _ in named)
+        raise AnatomyError(
+            f"{attention}: {name} has no one map for its {which} ({there}), and how it lays out a common one "
+            "is not known here; name a module by its path, and columns by `subspaces`"
+        )
+    path, linear = found[0]
+    return f"{attention}.{path}.output", None, _shape(linear)[1]
