@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 
+from subvene.interventions.positions import needs_length, plain_positions
 from subvene.runner.data.text import pad_id_of, prompt_ids
 from subvene.runner.edits.compile import entry_name
 from subvene.runner.engines.admission import Wish, Wishes
@@ -174,6 +175,12 @@ class InProcess:
         if wish.artifact not in self.artifacts:
             names = ", ".join(self.artifacts)
             raise RequestError(f"no artifact is called {wish.artifact!r}; there are: {names}")
+        for one in self.artifacts[wish.artifact].spec.interventions:
+            if needs_length(rule := wish.positions or one.positions):
+                raise RequestError(
+                    f"positions {plain_positions(rule)} count from the end of the response, which is not "
+                    "known while it is generated"
+                )
         return self._at(wish), _strengths(wish, self.artifacts[wish.artifact])
 
     def _at(self, wish: Wish) -> IntervenedModel:

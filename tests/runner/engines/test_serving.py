@@ -25,6 +25,7 @@ ASK: dict[str, Any] = {
     "temperature": 0,
 }
 KEY = "secret"
+LATE = {"artifact": "cheerful", "positions": {"last": 1, "of": "response"}}
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,10 @@ def test_plain_completions_and_several_answers(client: openai.OpenAI, cheerful: 
         ({"model": "cheerful=much"}, 400, "expected NAME=NUMBER"),
         ({"model": "cheerful", "extra_body": {"subvene": "cheerful"}}, 400, "names an artifact already"),
         ({"logprobs": True}, 400, "logprobs"),
+        ({"extra_body": {"subvene": [LATE]}}, 400, "from the end of the response"),
+        ({"extra_body": {"subvene": ["cheerful", "cheerful"]}}, 400, "one artifact a request"),
+        ({"extra_body": {"subvene": "gloomy"}}, 400, "no artifact is called"),
+        ({"extra_body": {"subvene": {"artifact": "cheerful", "strengths": {"sad": 1}}}}, 400, "'sad'"),
         ({"frequency_penalty": 1.0}, 400, "frequency_penalty"),
         ({"messages": []}, 400, "messages"),
         ({"max_tokens": 100_000}, 400, "100000"),
@@ -146,10 +151,11 @@ def test_plain_completions_and_several_answers(client: openai.OpenAI, cheerful: 
     ],
 )
 def test_what_it_cannot_do_is_refused(
-    client: openai.OpenAI, change: dict[str, Any], status: int, words: str
+    client: openai.OpenAI, cheerful: IntervenedModel, change: dict[str, Any], status: int, words: str
 ) -> None:
+    name = cheerful.spec.model.name if isinstance(change.get("extra_body"), dict) else "cheerful"
     with pytest.raises(openai.APIStatusError) as refused:
-        client.chat.completions.create(**{"model": "cheerful", **ASK, **change})
+        client.chat.completions.create(**{"model": name, **ASK, **change})
     assert refused.value.status_code == status
     assert words in str(refused.value)
 
