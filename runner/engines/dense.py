@@ -27,6 +27,14 @@ class DenseSite(nn.Module):
         depth: how many stages.
     """
 
+    a: torch.Tensor
+    b: torch.Tensor
+    forms: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    bias: torch.Tensor
+    group: torch.Tensor
+
     def __init__(self, width: int, columns: int, depth: int) -> None:
         super().__init__()
         self.depth = depth
