@@ -7,6 +7,7 @@ from subvene.interventions.ablation import AblationIntervention as AblationInter
 from subvene.interventions.affine import Affine
 from subvene.interventions.base import ActivationIntervention
 from subvene.interventions.capping import CappingIntervention as CappingIntervention
+from subvene.interventions.columns import Columns
 from subvene.interventions.formula import DirectionFormula
 from subvene.interventions.gate import Gates
 from subvene.interventions.head_direction import HeadDirectionIntervention as HeadDirectionIntervention
@@ -28,6 +29,7 @@ __all__ = [
     "REGISTRY",
     "ActivationIntervention",
     "Affine",
+    "Columns",
     "DirectionFormula",
     "Gates",
     "InventedTable",

@@ -9,6 +9,7 @@ import torch
 
 from subvene.interventions._pyvene import pyvene
 from subvene.interventions.affine import Affine
+from subvene.interventions.columns import Columns
 from subvene.interventions.formula import DirectionFormula
 from subvene.interventions.gate import Gates
 from subvene.interventions.positions import FirstCallIsPrompt, Tokens, parse_positions, plain_positions
@@ -121,6 +122,23 @@ class ActivationIntervention(
     def gates(self) -> Gates | None:
         """Δ as vectors with a gate each, the strength left out; None: no such gates, or not said."""
         return None
+
+    def columns(self) -> tuple[Columns, ...] | None:
+        """Δ as columns, the strength left out, for engines that run nothing else.
+
+        None: the kind states no map and no formula that are so, or not that Δ is multiplied by the strength.
+        """
+        if not self.linear_in_strength:
+            return None
+        if (affine := self.affine()) is not None:
+            linear = () if affine.is_constant else (Columns.of("linear", affine.a, affine.b),)
+            constant = Columns.of("constant", None, affine.d.unsqueeze(0))
+            return (*linear, constant) if affine.d.any() or not linear else linear
+        formula = self.direction_formula()
+        if formula is None or formula.form != "bound":
+            return None
+        v = formula.vector.unsqueeze(0)
+        return (Columns.of("bound", v, v, low=formula.floor, high=formula.ceiling),)
 
     @property
     def instead(self) -> str | None:

@@ -8,6 +8,7 @@ import torch
 
 from subvene.interventions.affine import Affine
 from subvene.interventions.base import ActivationIntervention
+from subvene.interventions.columns import Columns
 from subvene.interventions.formula import DirectionFormula
 from subvene.interventions.gate import Gates
 from subvene.interventions.tensors import Sizes, TensorError, TensorTable, stored_name
@@ -156,6 +157,12 @@ class HeadDirectionIntervention(ActivationIntervention):
         rows[1, index, index] = self.shift.detach().cpu().double().view(n_heads, head_dim)
         readers, writers = rows[:, self.edited_heads.cpu()].flatten(2)
         return Gates(readers, writers, "α·(1 − p)")
+
+    def columns(self) -> tuple[Columns, ...] | None:
+        if (gates := self.gates()) is None:
+            return super().columns()
+        bias = self.probe_bias[self.edited_heads]
+        return (Columns.of("gate", gates.readers, gates.writers, bias=bias),)
 
     @property
     def instead(self) -> str | None:

@@ -34,6 +34,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "chat:chat",
         "Talk with the model, its interventions at work; /help lists the commands of a session.",
     ),
+    "serve": (
+        "serve:serve",
+        "Serve artifacts as models of an OpenAI-compatible server, each answer with its receipt.",
+    ),
     "show": (
         "show:show",
         "Say what a spec or an artifact does: sites, tokens, strengths, tensors, and which edits commute.",

@@ -1,0 +1,82 @@
+"""What a request is to have done to it, as numbers: what travels from the front end to the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from subvene.runner.engines.intervals import Interval, within
+
+ASKED, PLAN = "subvene", "subvene_plan"
+"""Under which names a request's extra arguments say what is asked for, and what came of it."""
+
+
+@dataclass(frozen=True)
+class PlannedEdit:
+    """One intervention in one request.
+
+    Attributes:
+        group: its number in the engine's catalogue.
+        stage: see `stages`.
+        strength: what multiplies it; never 0.
+        identity: what it does, whatever its number: the artifact's digest and its place in the file.
+        positions: the tokens that it edits.
+    """
+
+    group: int
+    stage: int
+    strength: float
+    identity: str
+    positions: tuple[Interval, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is done to one request.
+
+    Attributes:
+        prompt: tokens of the prompt, of which positions count.
+        edits: what is done; what has strength 0 is not among them.
+    """
+
+    prompt: int
+    edits: tuple[PlannedEdit, ...]
+
+    def to_wire(self) -> dict[str, Any]:
+        """As JSON values, which survive msgpack, HTTP and Ray."""
+        edits = [
+            [edit.group, edit.stage, edit.strength, edit.identity, [list(span) for span in edit.positions]]
+            for edit in self.edits
+        ]
+        return {"prompt": self.prompt, "edits": edits}
+
+    @classmethod
+    def from_wire(cls, wire: Mapping[str, Any]) -> Self:
+        """What `to_wire` wrote."""
+        edits = tuple(
+            PlannedEdit(group, stage, strength, identity, tuple((first, end) for first, end in spans))
+            for group, stage, strength, identity, spans in wire["edits"]
+        )
+        return cls(wire["prompt"], edits)
+
+
+def block_keys(wire: Mapping[str, Any] | None, start: int, end: int) -> tuple[tuple[Any, ...], ...]:
+    """What tells the cached tokens [start, end) from the same tokens under another plan; empty if nothing.
+
+    Keys and values of a token depend on what was done to it and to the tokens before it. Engines chain the
+    hashes of blocks, so that a block's key need name only what was done within it, and what was not yet
+    edited is shared by every request that begins in the same way.
+
+    Args:
+        wire: the plan as it travels; None: nothing is edited.
+        start: first position of the block.
+        end: the position after its last.
+    """
+    if wire is None:
+        return ()
+    return tuple(
+        ("subvene", identity, stage, strength, first - start, last - start)
+        for _, stage, strength, identity, spans in wire["edits"]
+        for first, last in within(spans, start, end)
+    )

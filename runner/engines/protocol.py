@@ -1,0 +1,135 @@
+"""The part of OpenAI's protocol that is answered here; what else would change an answer is refused."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+from subvene.runner.engines.admission import Wishes, parse
+from subvene.runner.engines.errors import RequestError
+from subvene.runner.engines.in_process import Answers, InProcess, Sampling
+
+
+class Request(BaseModel):
+    """What both kinds of request have. `user`, `metadata` and `store` change no answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    temperature: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    top_p: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=0)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    subvene: Any = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+
+    def sampling(self, max_tokens: int) -> Sampling:
+        """How it is to be answered; the defaults are OpenAI's."""
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            seed=self.seed,
+            n=self.n or 1,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+        )
+
+    def wishes(self, engine: InProcess) -> Wishes:
+        """What is to be done to it: by the model's name, or by `subvene`.
+
+        Raises:
+            RequestError: both, or neither a model nor an artifact of that name.
+        """
+        if self.model == engine.base:
+            return Wishes(artifacts=()) if self.subvene is None else parse(self.subvene)
+        if self.model.partition("=")[0] not in engine.artifacts:
+            names = ", ".join([engine.base, *engine.artifacts])
+            raise RequestError(f"no model is called {self.model!r}; there are: {names}")
+        if self.subvene is not None:
+            raise RequestError(f"`model` names an artifact already; with `subvene`, ask for {engine.base!r}")
+        return parse(self.model)
+
+
+class Message(BaseModel):
+    """One turn."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Chat(Request):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def prompt(self) -> Any:
+        """What is asked."""
+        return [message.model_dump() for message in self.messages]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the answer at most."""
+        return self.max_completion_tokens or self.max_tokens or 256
+
+
+class Completion(Request):
+    """`POST /v1/completions`."""
+
+    prompt: Annotated[str, Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the answer at most."""
+        return self.max_tokens or 16
+
+
+def models(engine: InProcess) -> dict[str, Any]:
+    """`GET /v1/models`: the model itself, and every artifact as one."""
+    rows = [
+        {"id": name, "object": "model", "owned_by": "subvene", "parent": None if i == 0 else engine.base}
+        for i, name in enumerate([engine.base, *engine.artifacts])
+    ]
+    return {"object": "list", "data": rows}
+
+
+def head(request: Request, *, chunk: bool = False) -> dict[str, Any]:
+    """What every answer begins with."""
+    is_chat = isinstance(request, Chat)
+    name = ("chat.completion" + (".chunk" if chunk else "")) if is_chat else "text_completion"
+    prefix = "chatcmpl" if is_chat else "cmpl"
+    identity = f"{prefix}-{uuid.uuid4().hex}"
+    return {"id": identity, "object": name, "created": int(time.time()), "model": request.model}
+
+
+def whole(request: Request, answers: Answers) -> dict[str, Any]:
+    """The answer in one piece, with the receipt."""
+    choices: list[dict[str, Any]] = []
+    for i, (text, finished) in enumerate(zip(answers.texts, answers.finished, strict=True)):
+        said: dict[str, Any] = {"text": text}
+        if isinstance(request, Chat):
+            said = {"message": {"role": "assistant", "content": text}}
+        choices.append({"index": i, "finish_reason": finished, "logprobs": None, **said})
+    usage = {"prompt_tokens": answers.prompt_tokens, "completion_tokens": answers.tokens}
+    usage["total_tokens"] = answers.prompt_tokens + answers.tokens
+    return {**head(request), "choices": choices, "usage": usage, "subvene": {"receipt": answers.receipt}}
+
+
+def piece(request: Request, begun: dict[str, Any], text: str, finished: str | None = None) -> dict[str, Any]:
+    """One piece of a streamed answer."""
+    said: dict[str, Any] = {"text": text}
+    if isinstance(request, Chat):
+        said = {"delta": {"role": "assistant", "content": text} if finished is None else {}}
+    return {**begun, "choices": [{"index": 0, "finish_reason": finished, **said}]}

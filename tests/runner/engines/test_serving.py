@@ -1,0 +1,179 @@
+"""`subvene serve` without vLLM, asked by the real `openai` client."""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+import torch
+from tiny_model import WIDTH, write_tiny_model
+
+from subvene.runner.data.text import prompt_ids
+from subvene.runner.engines.errors import EngineError
+from subvene.runner.engines.http import server
+from subvene.runner.engines.in_process import InProcess
+from subvene.runner.intervened.model import IntervenedModel
+
+ASK: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "how are you ?"}],
+    "max_tokens": 6,
+    "temperature": 0,
+}
+KEY = "secret"
+LATE = {"artifact": "cheerful", "positions": {"last": 1, "of": "response"}}
+
+
+@pytest.fixture(scope="module")
+def cheerful(tmp_path_factory: pytest.TempPathFactory) -> IntervenedModel:
+    folder = tmp_path_factory.mktemp("served")
+    base = write_tiny_model(folder / "model")
+    spec = {
+        "subvene": 1,
+        "model": {"name": str(base), "dtype": "float32"},
+        "interventions": [
+            {"kind": "steering", "name": "glad", "layer": 1, "vector": {"key": "v"}, "coefficient": 3.0,
+             "positions": "response"},
+        ],
+    }  # fmt: skip
+    vector = torch.randn(WIDTH, generator=torch.Generator().manual_seed(0))
+    m = IntervenedModel.from_spec(spec, tensors={"v.block_output[1]": vector})
+    m.save_pretrained(folder / "cheerful")
+    return IntervenedModel.from_pretrained(folder / "cheerful", model=m.model, tokenizer=m.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def url(cheerful: IntervenedModel) -> Iterator[str]:
+    listening = server(InProcess({"cheerful": cheerful}), "127.0.0.1", 0, KEY)
+    thread = threading.Thread(target=listening.serve_forever, args=(0.05,))
+    thread.start()
+    yield f"http://127.0.0.1:{listening.server_address[1]}"
+    listening.shutdown()
+    listening.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
+
+
+def expected(m: IntervenedModel, strength: float) -> str:
+    return m.generate(ASK["messages"][0]["content"], strengths=strength, max_new_tokens=6, do_sample=False)[0]
+
+
+def text(answer: Any) -> str:
+    return answer.choices[0].message.content
+
+
+def test_artifacts_are_models(client: openai.OpenAI, cheerful: IntervenedModel) -> None:
+    base = cheerful.spec.model.name
+    assert [model.id for model in client.models.list()] == [base, "cheerful"]
+    answers = {
+        s: text(client.chat.completions.create(model=f"cheerful={s}", **ASK)) for s in (-4.0, 0.0, 4.0)
+    }
+    assert answers == {s: expected(cheerful, s) for s in answers}
+    assert len(set(answers.values())) > 1
+    assert text(client.chat.completions.create(model=base, **ASK)) == answers[0.0]
+
+
+def test_a_request_says_artifact_strength_and_positions_and_has_its_receipt(
+    client: openai.OpenAI, cheerful: IntervenedModel
+) -> None:
+    wish = {"artifact": "cheerful", "strength": 2.0, "positions": {"first": 2}}
+    answer = client.chat.completions.create(
+        model=cheerful.spec.model.name, extra_body={"subvene": [wish]}, **ASK
+    )
+    (receipt,) = answer.model_extra["subvene"]["receipt"]
+    assert receipt["strengths"] == [2.0] or receipt["strengths"] == (2.0,)
+    assert receipt["edited"] == {"prompt": 2, "cursor": 0, "response": 0}
+    assert receipt["changed"] == 2
+    prompt = prompt_ids(cheerful.tokenizer, ASK["messages"])
+    assert answer.usage.prompt_tokens == len(prompt)
+    assert answer.choices[0].finish_reason == "length"
+
+
+def test_requests_at_once_have_each_their_own(client: openai.OpenAI, cheerful: IntervenedModel) -> None:
+    strengths, found = [-4.0, -1.0, 0.0, 1.0, 4.0], {}
+
+    def ask(strength: float) -> None:
+        answer = client.chat.completions.create(model=f"cheerful={strength}", **ASK)
+        found[strength] = (text(answer), answer.model_extra["subvene"]["receipt"][0]["strengths"])
+
+    threads = [threading.Thread(target=ask, args=(s,)) for s in strengths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {s: (expected(cheerful, s), [s]) for s in strengths}
+
+
+def test_streamed_is_what_comes_whole(client: openai.OpenAI, cheerful: IntervenedModel) -> None:
+    pieces = list(client.chat.completions.create(model="cheerful=4", stream=True, **ASK))
+    assert (
+        "".join(p.choices[0].delta.content or "" for p in pieces).strip() == expected(cheerful, 4.0).strip()
+    )
+    assert pieces[-1].choices[0].finish_reason == "length"
+    assert pieces[-1].model_extra["subvene"]["receipt"][0]["changed"] > 0
+
+
+def test_plain_completions_and_several_answers(client: openai.OpenAI, cheerful: IntervenedModel) -> None:
+    answer = client.completions.create(model="cheerful", prompt="hello world", max_tokens=5, temperature=0)
+    m = cheerful.generate("hello world", chat=False, max_new_tokens=5, do_sample=False)
+    assert [choice.text for choice in answer.choices] == m
+    sampled = [
+        [c.text for c in client.completions.create(
+            model="cheerful", prompt="hello", max_tokens=5, seed=3, n=3).choices] for _ in range(2)
+    ]  # fmt: skip
+    assert sampled[0] == sampled[1]
+    assert len(sampled[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ({"model": "gloomy"}, 400, "no model is called 'gloomy'"),
+        ({"model": "cheerful=much"}, 400, "expected NAME=NUMBER"),
+        ({"model": "cheerful", "extra_body": {"subvene": "cheerful"}}, 400, "names an artifact already"),
+        ({"logprobs": True}, 400, "logprobs"),
+        ({"extra_body": {"subvene": [LATE]}}, 400, "from the end of the response"),
+        ({"extra_body": {"subvene": ["cheerful", "cheerful"]}}, 400, "one artifact a request"),
+        ({"extra_body": {"subvene": "gloomy"}}, 400, "no artifact is called"),
+        ({"extra_body": {"subvene": {"artifact": "cheerful", "strengths": {"sad": 1}}}}, 400, "'sad'"),
+        ({"frequency_penalty": 1.0}, 400, "frequency_penalty"),
+        ({"messages": []}, 400, "messages"),
+        ({"max_tokens": 100_000}, 400, "100000"),
+        ({"stream": True, "n": 2}, 400, "streams one answer"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(
+    client: openai.OpenAI, cheerful: IntervenedModel, change: dict[str, Any], status: int, words: str
+) -> None:
+    name = cheerful.spec.model.name if isinstance(change.get("extra_body"), dict) else "cheerful"
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.chat.completions.create(**{"model": name, **ASK, **change})
+    assert refused.value.status_code == status
+    assert words in str(refused.value)
+
+
+def test_a_request_that_was_not_steered_is_an_error_of_that_request(
+    client: openai.OpenAI, cheerful: IntervenedModel
+) -> None:
+    wish = {"artifact": "cheerful", "positions": {"indices": [40], "of": "response"}}
+    with pytest.raises(openai.UnprocessableEntityError, match="no position of this run matches") as refused:
+        client.chat.completions.create(model=cheerful.spec.model.name, extra_body={"subvene": wish}, **ASK)
+    assert refused.value.type == "NotSteeredError"
+    assert text(client.chat.completions.create(model="cheerful", **ASK)) == expected(cheerful, 3.0)
+
+
+def test_a_key_is_asked_for_and_health_is_open(url: str, cheerful: IntervenedModel) -> None:
+    with urllib.request.urlopen(f"{url}/health") as answer:
+        assert json.load(answer) == {"status": "ok"}
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0).models.list()
+    with pytest.raises(EngineError, match="other machines could use it"):
+        server(InProcess({"cheerful": cheerful}), "0.0.0.0", 0)
