@@ -8,20 +8,38 @@ from dataclasses import dataclass, field
 
 from subvene.runner.experiments.results import Condition, Metric, Point
 
-METRICS: dict[str, str] = {
-    "true": "True",
-    "info": "Info",
-    "true_info": "True×Info",
-    "true_and_info": "True∧Info",
-    "mc1": "MC1",
-    "mc2": "MC2",
-    "mc3": "MC3",
-    "ce": "CE",
-    "kl": "KL",
-}
-"""What is measured, in the order of the table, and what the table calls it."""
+
+class _Titles(dict[str, str]):
+    """What tables call metrics; one that is not listed, such as a trait's score, by its name."""
+
+    def __missing__(self, metric: str) -> str:
+        return metric.replace("_", " ")
+
+
+METRICS: dict[str, str] = _Titles(
+    {
+        "true": "True",
+        "info": "Info",
+        "true_info": "True×Info",
+        "true_and_info": "True∧Info",
+        "mc1": "MC1",
+        "mc2": "MC2",
+        "mc3": "MC3",
+        "ce": "CE",
+        "kl": "KL",
+    }
+)
+"""What is measured, in the order of the table, and what the table calls it; others stand behind these."""
 LOWER_IS_BETTER = ("ce", "kl")
-"""From 0 without a bound; all others are in [0, 1], and more is better."""
+"""From 0 without a bound; of all others more is better."""
+_NOT_SHOWN = ("empty",)
+"""What stands in the table of cells alone."""
+
+
+def in_order(metrics: Iterable[str]) -> list[str]:
+    """Metrics in the table's order: the listed ones, then others as they come."""
+    given = [name for name in dict.fromkeys(metrics) if name not in _NOT_SHOWN]
+    return [name for name in METRICS if name in given] + [name for name in given if name not in METRICS]
 
 
 @dataclass(frozen=True)
@@ -61,10 +79,10 @@ def rows(conditions: Iterable[Condition]) -> list[Row]:
         # A mean over the seeds and folds that stayed finite would be a mean over other questions.
         broken = next((cell.not_finite for cell in cells if cell.not_finite), None)
         metrics = {}
-        for name in METRICS if broken is None else ():
-            if measured := [cell for cell in cells if name in cell.metrics]:
-                weights = [max(cell.counts.get("questions", 0), 1) for cell in measured]
-                metrics[name] = _over_cells([cell.metrics[name].mean for cell in measured], weights)
+        for name in in_order(name for cell in cells for name in cell.metrics) if broken is None else ():
+            measured = [cell for cell in cells if name in cell.metrics]
+            weights = [max(cell.counts.get("questions", 0), 1) for cell in measured]
+            metrics[name] = _over_cells([cell.metrics[name].mean for cell in measured], weights)
         first, missing = cells[0], sum(cell.missing for cell in cells)
         table.append(Row(first.name, label, first.point, metrics, missing, broken))
     return table
@@ -80,8 +98,7 @@ def by_label(conditions: Iterable[Condition]) -> dict[str, list[Condition]]:
 
 def metrics_used(table: Iterable[Row]) -> list[str]:
     """The metrics that any row has, in the table's order."""
-    used = {name for row in table for name in row.metrics}
-    return [name for name in METRICS if name in used]
+    return in_order(name for row in table for name in row.metrics)
 
 
 def in_words(metric: Metric | None, digits: int = 3) -> str:

@@ -15,6 +15,7 @@ from subvene.runner.reports import curves
 from subvene.runner.reports.composition import composition
 from subvene.runner.reports.examples import examples
 from subvene.runner.reports.figures import probe_heat_map
+from subvene.runner.reports.intervals import intervals
 from subvene.runner.reports.markup import (
     Html,
     download,
@@ -191,6 +192,7 @@ def downloads(results: Results) -> Html | None:
 
 SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
     ("Results", results_table),
+    ("Intervals", intervals),
     ("Trade-offs", trade_offs),
     ("Composition", composition),
     ("Choice on validation questions", validation),

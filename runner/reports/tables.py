@@ -11,6 +11,7 @@ from subvene.runner.experiments.comparison.composition import SECTION, Compositi
 from subvene.runner.experiments.results import Condition, Results, missing_verdicts
 from subvene.runner.experiments.rows import METRICS, Row, in_words, metrics_used, rows
 from subvene.runner.files.csv_file import csv_text
+from subvene.runner.reports.intervals import intervals_csv, intervals_markdown
 from subvene.runner.measures.missing import missing_in_words
 
 
@@ -25,6 +26,8 @@ def comparison_files(results: Results) -> dict[str, str]:
     }
     if composed := results.section(SECTION, CompositionSection):
         files["composition.csv"] = csv_text(composition_lines(composed))
+    if (bounds := intervals_csv(results)) is not None:
+        files |= {"intervals.csv": bounds, "intervals.md": intervals_markdown(results)}
     if answers := list(_answer_lines(results)):
         files["answers.csv"] = csv_text(answers)
     return files

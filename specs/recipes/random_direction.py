@@ -19,7 +19,7 @@ class RandomDirectionSpec(OneKeyRecipe):
         default="random_direction", description="A random direction of the same norm."
     )
     like: Identifier = Field(
-        description="The key of another fit of this file, whose directions say at which site and layers "
+        description="The key of an earlier fit, whose directions say at which site and layers "
         "there are some, and how long they are."
     )
     seed: Seed | None = Field(default=None, description="Seed of the draw; left out: the experiment's.")

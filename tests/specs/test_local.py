@@ -108,13 +108,16 @@ def test_every_place_of_an_experiment(tmp_path: Path) -> None:
 fit: {recipe: localized_edit, key: e, data: {truthfulqa: {file: a.csv}}, heads: {rule: all}}
 interventions: [{kind: low_rank_edit, name: e, factors: {key: e}, positions: all}]
 evaluate:
-- {kind: truthfulqa, data: {file: b.csv}, primer: c.txt, instruction: d.txt,
+- {kind: truthfulqa, seeds: [1], data: {file: b.csv}, primer: c.txt, instruction: d.txt,
    judge: {kind: trained, folder: e}}
 - {kind: divergence, texts: {file: f.jsonl}}
 - kind: truthfulqa
+  seeds: [2]
   judge: {kind: reference, metric: embedding, encoder: ./g}
 - kind: truthfulqa
+  seeds: [3]
   judge: {kind: transformers, model: {name: ./h}}
+seeds: [1, 2, 3]
 """
     assert list(names(HEAD + text, tmp_path)) == [
         "fit.data.truthfulqa.file",

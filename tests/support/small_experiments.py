@@ -107,12 +107,59 @@ FACTS = (
     {"prompt": "how are you about the day", "subject": "you", "answer": "happy", "foil": "sad", "swap": "it"},
     {"prompt": "the train is", "subject": "train", "answer": "not", "foil": "very", "swap": "day"},
 )
+MIXED = """\
+fit:
+- recipe: mean_difference
+  key: glad
+  pairs:
+    texts:
+    - {prompt: how are you, positive: i am very happy, negative: i am very gloomy}
+    - {prompt: tell me about the day, positive: the sun is good, negative: the rain is bad}
+- {recipe: random_direction, key: chance, like: glad}
+- {recipe: persona, traits: [{name: early, file: early.json}], sampling: {max_new_tokens: 4},
+   judge: JUDGE, keep: {positive: 0, negative: 100, coherence: 0}}
+- {recipe: iti, key: t, data: {file: questions.csv}, select: {rule: top_k, k: 3}, validation: 0.34}
+interventions:
+- {kind: steering, name: mean, layer: 1, vector: {key: glad}, coefficient: 2, positions: response}
+- {kind: steering, name: chance, layer: 1, vector: {key: chance}, coefficient: 2, positions: response}
+- {kind: steering, name: persona, layer: 1, vector: {key: early}, coefficient: 0.5, unit: residual_norm,
+   positions: response}
+- {kind: capping, name: cap, layer: 1, direction: {key: early}, min: 5, positions: response}
+- {kind: head_direction, name: iti, directions: {key: t}, strength: 3, positions: response}
+conditions:
+- {name: untouched, interventions: []}
+- {name: prompt, interventions: [], system: you are very glad}
+- {name: mean, interventions: [mean]}
+- {name: chance, interventions: [chance]}
+- {name: persona, interventions: [persona], sweep: {persona.layer: [0, 2]},
+   choose: {by: early_score, at_least: {early_coherence: 0}}}
+- {name: cap, interventions: [cap]}
+- {name: iti, interventions: [iti], sweep: {iti.strength: [1, 5]}, choose: {by: mc2}}
+- {name: baked, interventions: [mean], set: {mean.positions: all}, bake: true}
+seeds: [1, 2]
+folds: 2
+evaluate:
+- {kind: truthfulqa, data: {file: questions.csv}, preset: qa, primer: primer.txt, max_new_tokens: 4,
+   judge: {kind: reference}}
+- {kind: trait_scores, traits: [{name: early, file: early.json}], validation: 1, judge: JUDGE,
+   sampling: {max_new_tokens: 4, rollouts: 2}, projection: {vector: {key: glad}, layer: 1}}
+- kind: contrast
+  pairs:
+    texts:
+    - {prompt: are you glad, positive: very happy, negative: very gloomy}
+    - {prompt: how is it, positive: good sun, negative: bad rain}
+    - {prompt: hello, positive: good day, negative: not a good day}
+- {kind: divergence, texts: {file: texts.txt}, max_tokens: 8}
+- {kind: multiple_choice, limit: 3}
+- {kind: samples, prompts: [hello], max_new_tokens: 3}
+"""
 KINDS = {
     "plain": PLAIN,
     "comparison": COMPARISON,
     "persona": PERSONA,
     "localization": LOCALIZATION,
     "tracing": TRACING,
+    "mixed": MIXED,
 }
 TRAIT = {
     "instruction": [{"pos": "good happy", "neg": "bad sad"}, {"pos": "glad sun", "neg": "not rain bad"}],

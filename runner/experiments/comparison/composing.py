@@ -54,7 +54,8 @@ class CompositionMeasure:
             values = {name: metric.mean for name, metric in cell.metrics.items()}
             by_cell.setdefault((cell.seed, cell.fold), {})[cell.name] = values
         orders, metrics = self.planned.orders, {}
-        for metric in (*BOUNDED, *UNBOUNDED):
+        found = (name for row in table for name in row.metrics)
+        for metric in dict.fromkeys((*BOUNDED, *UNBOUNDED, *found)):
             together = _order_scores(metric, orders, means)
             if together is None:
                 continue

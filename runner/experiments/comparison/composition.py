@@ -105,12 +105,12 @@ def order_scores(
     """Order-free error and order sensitivity of one metric.
 
     Args:
-        metric: its name, one of `BOUNDED` or `UNBOUNDED`.
+        metric: its name, any.
         values: name of each order → the metric.
         seed: of the cell that they are of; None where they are of all.
         fold: likewise.
     """
-    better = max if metric in BOUNDED else min
+    better = min if metric in LOWER_IS_BETTER else max
     best = better(values, key=lambda order: values[order])
     return OrderScores(
         orders=dict(values),

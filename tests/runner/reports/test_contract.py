@@ -17,6 +17,18 @@ SECTIONS = {
     "plain": {"Samples", "Receipts", "Artifact", "Provenance", "Downloads"},
     "comparison": {
         "Results",
+        "Intervals",
+        "Trade-offs",
+        "Choice on validation questions",
+        "Probes",
+        "Examples",
+        "Receipts",
+        "Provenance",
+        "Downloads",
+    },
+    "mixed": {
+        "Results",
+        "Intervals",
         "Trade-offs",
         "Choice on validation questions",
         "Probes",
