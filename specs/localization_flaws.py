@@ -55,7 +55,8 @@ def localization_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
 def _flaws_of_fit(spec: ExperimentFields) -> Iterator[Flaw]:
     recipe = spec.fit
     if not isinstance(recipe, LocalizedEditSpec):
-        found = "no `fit:`" if recipe is None else f"recipe: {recipe.recipe}"
+        given = [one.recipe for one in spec.fits]
+        found = f"recipe: {', '.join(given)}" if given else "no `fit:`"
         yield Flaw(("fit",), _FIT, None, found=found)
         return
     if recipe.learns_from is None:

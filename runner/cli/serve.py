@@ -44,7 +44,7 @@ def serve(
     """
     overrides = model_overrides(
         name=model,
-        dtype=dtype and dtype.value,
+        dtype=dtype,
         device=device,
         device_map=device_map,
         attn_implementation=attn_implementation,

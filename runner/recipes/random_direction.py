@@ -35,6 +35,7 @@ def draw(spec: RandomDirectionSpec, tensors: Mapping[str, torch.Tensor], *, seed
     """
     own = seed if spec.seed is None else spec.seed
     drawn: dict[str, torch.Tensor] = {}
+    directions = 0
     for name, tensor in sorted(tensors.items()):
         place = parse_tensor_name(name)
         if place is None or place.part in ("a", "b"):
@@ -46,6 +47,7 @@ def draw(spec: RandomDirectionSpec, tensors: Mapping[str, torch.Tensor], *, seed
         if place.part is not None:
             drawn[mine] = tensor.clone()
             continue
+        directions += 1
         word = hashlib.sha256(f"{place.site}[{place.layer}]".encode()).digest()
         rng = np.random.default_rng([own, int.from_bytes(word[:8], "big")])
         normal = torch.from_numpy(rng.standard_normal(tuple(tensor.shape))).to(torch.float64)
@@ -59,7 +61,7 @@ def draw(spec: RandomDirectionSpec, tensors: Mapping[str, torch.Tensor], *, seed
             "like": spec.like,
             "like_sha256": tensors_digest(tensors),
             "seed": own,
-            "directions": sum(1 for name in drawn if parse_tensor_name(name).part is None),  # type: ignore[union-attr]
+            "directions": directions,
         },
     )
 

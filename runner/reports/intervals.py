@@ -1,4 +1,4 @@
-"""Intervals of a comparison: how sure its numbers and their differences are, over questions, texts and pairs."""
+"""Intervals of a comparison: how sure its numbers and differences are, over questions, texts and pairs."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from subvene.runner.experiments.comparison.composition import SECTION, Compositi
 from subvene.runner.experiments.results import Condition, Results, missing_verdicts
 from subvene.runner.experiments.rows import METRICS, Row, in_words, metrics_used, rows
 from subvene.runner.files.csv_file import csv_text
-from subvene.runner.reports.intervals import intervals_csv, intervals_markdown
 from subvene.runner.measures.missing import missing_in_words
+from subvene.runner.reports.intervals import intervals_csv, intervals_markdown
 
 
 def comparison_files(results: Results) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,12 @@ class BaseEvaluation(SpecModel):
     """One way of measuring an edited model; each adds its ``kind`` and its own fields."""
 
     expects: ClassVar[str] = "a mapping with `kind`"
+
+    if TYPE_CHECKING:
+
+        @property
+        def kind(self) -> str:
+            """By which files name it."""
 
     @property
     def compares(self) -> bool:

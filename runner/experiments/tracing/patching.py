@@ -20,7 +20,7 @@ from subvene.runner.experiments.tracing.section import (
     Ranking,
     SitePatching,
 )
-from subvene.runner.files.statistics import correlation
+from subvene.runner.files.statistics import correlation, mean_and_sd
 from subvene.runner.measures.patching import FactPatcher, Grid, Patched, SampledCell, grid_of
 from subvene.runner.measures.tracing import usable_way
 from subvene.runner.passes.patches import PatchWay
@@ -161,10 +161,15 @@ def ranking_of(samples: Sequence[Sequence[SampledCell]]) -> Ranking:
     every = [cell for cells in samples for cell in cells]
     size = sum(abs(cell.effect) for cell in every)
     return Ranking(
-        pearson=float(np.mean(pearson)) if pearson else None,
-        spearman=float(np.mean(spearman)) if spearman else None,
+        pearson=_mean(pearson),
+        spearman=_mean(spearman),
         top=float(np.mean(overlap)),
         wrong_sign=sum(abs(c.effect) for c in every if c.effect * c.estimate < 0) / size if size else 0.0,
         cells=len(every),
         facts=len(samples),
     )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of the values that there are; None without any."""
+    return mean_and_sd(values)[0]

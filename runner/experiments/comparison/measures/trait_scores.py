@@ -112,8 +112,8 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
         def described() -> dict[str, Any]:
             about = self.judge.describe(scored(self.traits))
             stated = about.get("agreement") or {}
-            missing = sum((one or {}).get("missing", 0) for one in stated.values())
-            return about | ({MISSING: missing} if missing else {})
+            missing = sum(one.get("missing", 0) for one in stated.values() if one is not None)
+            return {**about, **({MISSING: missing} if missing else {})}
 
         self._about = session.ledger.do(session.arms.base | unit, described)
 
@@ -134,8 +134,8 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
         ]
         name = f"{trait.name}_responses"
 
-        def do(identity: Mapping[str, Any], work: Callable[[], Any]) -> Any:
-            whole = session.arms.base | identity
+        def do(identity: Mapping[str, object], work: Callable[[], Any]) -> Any:
+            whole = {**session.arms.base, **identity}
             was_done = session.ledger.has(whole)
             result = session.ledger.do(whole, work)
             written = identity["unit"] == "condition_responses"
