@@ -80,7 +80,7 @@ def test_the_forms_that_people_have(read: Callable[..., list[Preference]]) -> No
         (ROW | {"chosen": [USER]}, ":2: chosen: expected an assistant's answer as the last message"),
         (
             ROW | {"chosen": [{"role": 1}]},
-            ":2: chosen\[0\]: expected an object with the texts",
+            r":2: chosen\[0\]: expected an object with the texts",
         ),
         (ROW | {"prompt": 3}, ":2: prompt: expected text or messages, found 3"),
         (ROW | {"rejected": "i am glad"}, ":2: chosen and rejected are the same answer"),
