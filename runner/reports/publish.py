@@ -24,6 +24,7 @@ from subvene.runner.reports import (
     tracing,
 )
 from subvene.runner.reports.card import own_numbers
+from subvene.runner.reports.latex import with_latex
 from subvene.specs.regular_file import read_text
 
 PAGE, TABLES = "report.html", "tables"
@@ -74,7 +75,7 @@ def publish(output: Path, results: Results) -> None:
     """
     report = REPORTS[results.kind]
     (output / TABLES).mkdir(parents=True, exist_ok=True)
-    for name, text in report.tables(results).items():
+    for name, text in with_latex(report.tables(results), results.kind).items():
         write_text(output / TABLES / name, text)
     write_text(output / PAGE, report.page(results))
     for artifact in (output / "artifact", *sorted(output.glob("artifacts/*"))):

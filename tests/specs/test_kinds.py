@@ -23,7 +23,9 @@ evaluate: [{kind: samples, prompts: [hi], coefficients: [1]}]
 
 
 @pytest.mark.parametrize(
-    ("registry", "field"), [(evaluations.REGISTRY, "kind"), (recipes.REGISTRY, "recipe")], ids=["evaluations", "recipes"]
+    ("registry", "field"),
+    [(evaluations.REGISTRY, "kind"), (recipes.REGISTRY, "recipe")],
+    ids=["evaluations", "recipes"],
 )
 def test_a_registry_names_classes_as_they_name_themselves(registry: evaluations.Kinds, field: str) -> None:
     assert len(registry) > 3

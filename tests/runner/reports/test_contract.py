@@ -10,6 +10,7 @@ import pytest
 from small_experiments import KINDS, Scripted, write_experiments
 
 from subvene.runner import Results, run_experiment
+from subvene.runner.reports.latex import tables_in
 from subvene.runner.reports.publish import REPORTS
 
 # Only some runs have a composition, or pairs.
@@ -85,6 +86,10 @@ def test_every_block_is_made_of_a_real_run(
     assert report.page(again) == page
     files = {name: (tmp_path / "run" / "tables" / name).read_text("utf-8") for name in report.tables(again)}
     assert files == report.tables(again)
+    for name, text in files.items():
+        if name.endswith(".md") and tables_in(text):
+            made = (tmp_path / "run" / "tables" / name).with_suffix(".tex").read_text("utf-8")
+            assert made.count("\\toprule") == len(tables_in(text))
     cards = [card.read_text("utf-8") for card in (tmp_path / "run").glob("artifact*/**/README.md")]
     assert bool(cards) == (kind != "tracing")  # which makes no artifact
     # The small plain run only writes samples, of which a card has no table.

@@ -1,0 +1,55 @@
+"""LaTeX of the tables that a run writes."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from subvene.runner.reports.latex import escaped, latex, tables_in, with_latex
+
+MARKDOWN = """\
+Some words before.
+
+| condition | True×Info | KL | note |
+|---|---|---|---|
+| a_b & c | 0.412 ± 0.013 | 0.10 | 50 % of `x_1` |
+| **best** | – | 2,000 | p < 0.05 \\| more |
+
+- a note with | a pipe
+"""
+
+
+def test_a_table_is_booktabs_with_as_many_cells_in_every_line() -> None:
+    made = latex(MARKDOWN, "results of a comparison run")
+    assert made.startswith("% results of a comparison run")
+    lines = made.splitlines()
+    assert lines[2:5] == [
+        r"\begin{tabular}{lrrl}",
+        r"\toprule",
+        r"condition & True$\times$Info & KL & note \\",
+    ]
+    assert r"a\_b \& c & 0.412 $\pm$ 0.013 & 0.10 & 50 \% of x\_1 \\" in lines
+    assert r"best & -- & 2,000 & p $<$ 0.05 | more \\" in lines
+    assert [line for line in lines if line.endswith("rule")] == [r"\toprule", r"\midrule", r"\bottomrule"]
+    for line in lines:
+        if line.endswith(r"\\"):
+            assert len(re.split(r"(?<!\\)&", line)) == 4
+    assert made.count(r"\begin{tabular}") == made.count(r"\end{tabular}") == 1
+
+
+@pytest.mark.parametrize("text", ["\\", "{", "}", "$", "#", "^", "~", "100%", "a_b", "&", "naïve 日本"])
+def test_nothing_of_a_text_is_a_command(text: str) -> None:
+    made = escaped(text)
+    for command in (r"\textbackslash{}", r"\textasciitilde{}", r"\textasciicircum{}"):
+        made = made.replace(command, "")
+    assert not re.search(r"(?<!\\)[&%$#_{}~^]", made)
+    assert not re.search(r"\\[a-zA-Z]", made)
+
+
+def test_only_files_with_a_table_have_one_beside_them() -> None:
+    files = {"results.md": MARKDOWN, "notes.md": "no table here\n", "results.csv": "a|b\n---|---\n"}
+    made = with_latex(files, "comparison")
+    assert set(made) == {*files, "results.tex"}
+    assert len(tables_in(MARKDOWN)) == 1
+    assert latex("no table", "x") == ""
