@@ -1,7 +1,7 @@
 """LaTeX of the Markdown tables that a run writes: booktabs, one tabular for each, without the notes.
 
-The Markdown files are the one place where a study says what its tables hold; this reads the pipe tables in them,
-so that both say the same. A document needs the package booktabs and nothing else.
+The Markdown files are the one place where a study says what its tables hold; this reads the pipe tables in
+them, so that both say the same. A document needs the package booktabs and nothing else.
 """
 
 from __future__ import annotations
