@@ -93,11 +93,12 @@ class LookStory(UnitStory):
             print_line(self.console, "edit", f"{what}, on {positions_in_words(declared.positions)}")
 
     def _fitted(self, m: IntervenedModel) -> None:
-        from subvene.runner.cli.fit import print_fitted
+        from subvene.runner.cli.fit import fits_in, print_fitted
 
         if self.spec.fit is None:
             return
-        print_fitted(self.console, m.provenance)
+        for provenance in fits_in(m.provenance):
+            print_fitted(self.console, provenance)
 
     def _evaluated(self, results: Results) -> None:
         from rich.text import Text

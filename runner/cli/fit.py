@@ -59,10 +59,17 @@ def fit(
             return
     console = out()
     console.print(f"model    {m.spec.model.name}", soft_wrap=True)
-    print_fitted(console, m.provenance)
-    print_norms(console, m.provenance, m.spec)
-    print_heads(console, m.provenance)
+    for provenance in fits_in(m.provenance):
+        print_fitted(console, provenance)
+        print_norms(console, provenance, m.spec)
+        print_heads(console, provenance)
     console.print(f"saved    {output}", soft_wrap=True)
+
+
+def fits_in(provenance: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What is known of each fit of an artifact."""
+    several: list[Mapping[str, Any]] = provenance.get("fits", [provenance])
+    return several
 
 
 def print_fitted(console: Console, provenance: Mapping[str, Any]) -> None:
@@ -77,6 +84,10 @@ def print_fitted(console: Console, provenance: Mapping[str, Any]) -> None:
             )
         for warning in provenance["warnings"]:
             print_line(console, "warning", warning)
+        return
+    if provenance["recipe"] == "random_direction":
+        drawn = f"{provenance['directions']} random directions, as long as those of {provenance['like']}"
+        print_line(console, "fitted", f"{provenance['key']}: {drawn}, seed {provenance['seed']}")
         return
     sentence = _of_heads if "heads" in provenance else _of_layers
     if provenance["recipe"] == "localized_edit":

@@ -77,7 +77,7 @@ def _problems(file: Path) -> Iterator[Problem]:
             load_facts(file.parent / name)
         except SpecError as error:
             yield from error.problems
-    declared = [getattr(part, "pairs", None) for part in (spec.fit, *spec.evaluate)]
+    declared = [getattr(part, "pairs", None) for part in (*spec.fits, *spec.evaluate)]
     for name in dict.fromkeys(pairs.file for pairs in declared if isinstance(pairs, PairsFile)):
         try:
             load_pairs(file.parent / name)

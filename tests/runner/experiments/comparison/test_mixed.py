@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import loopback
 import pytest
 import torch
 from small_experiments import TRAIT, Scripted, write_experiments
+from typer.testing import CliRunner
 
 from subvene.runner import run_experiment
+from subvene.runner.cli.app import app
 from subvene.runner.experiments.intervals import intervals_in
 from subvene.runner.experiments.results import Condition, Results
 from subvene.runner.intervened.model import IntervenedModel
@@ -135,3 +138,35 @@ def test_a_random_direction_is_as_long_as_the_other_and_its_own() -> None:
     assert not torch.equal(vector, draw(spec, given, seed=2).tensors["r.block_output[1]"])
     cosine = torch.cosine_similarity(vector, given["v.block_output[1]"], dim=0)
     assert abs(float(cosine)) < 0.5
+
+
+SEVERAL = """\
+fit:
+- recipe: mean_difference
+  key: glad
+  pairs: {file: pairs.yaml}
+- {recipe: random_direction, key: chance, like: glad}
+interventions:
+- {kind: steering, name: glad, layer: 1, vector: {key: glad}, coefficient: 2, positions: response}
+- {kind: steering, name: chance, layer: 1, vector: {key: chance}, coefficient: 1, positions: response}
+"""
+PAIRS = """\
+texts:
+- {prompt: how are you, positive: i am very happy, negative: i am very gloomy}
+"""
+
+
+def test_several_fits_are_one_artifact_each_told_of(write: Callable[..., Path], tmp_path: Path) -> None:
+    path = write(SEVERAL, "several.yaml")
+    (tmp_path / "pairs.yaml").write_text(PAIRS.replace("gloomy}", "gloomy"))
+    wrong = CliRunner().invoke(app, ["validate", str(path)])
+    assert wrong.exit_code != 0
+    assert "pairs.yaml" in wrong.output
+    (tmp_path / "pairs.yaml").write_text(PAIRS)
+    told = CliRunner().invoke(app, ["fit", str(path), "-o", str(tmp_path / "fitted")])
+    assert told.exit_code == 0, told.output
+    assert "glad from 1 pairs of texts" in told.output
+    assert "chance: 3 random directions, as long as those of glad" in told.output
+    m = IntervenedModel.from_pretrained(tmp_path / "fitted")
+    assert {name.split(".")[0] for name in m.tensors} == {"glad", "chance"}
+    assert [fit["recipe"] for fit in m.provenance["fits"]] == ["mean_difference", "random_direction"]
