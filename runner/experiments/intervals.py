@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from subvene.runner.experiments.results import Condition, Record, Results
+from subvene.runner.experiments.results import Condition, Item, Record, Results
 
 INTERVALS = "intervals"
 SAMPLES, LEVEL, SEED = 5000, 0.95, 0
@@ -76,7 +76,7 @@ class _Sums:
         self.by_key: dict[str, tuple[float, float]] = {}
         for cell in cells:
             for item in cell.items:
-                value = item.scores.get(metric)
+                value = _score(item, metric)
                 if value is None:
                     continue
                 weight = _weight(metric, item.tokens)
@@ -87,6 +87,14 @@ class _Sums:
         """Sums and weights of some items, 0 where there is nothing."""
         pairs = np.array([self.by_key.get(key, (0.0, 0.0)) for key in keys], dtype=np.float64).reshape(-1, 2)
         return pairs[:, 0], pairs[:, 1]
+
+
+def _score(item: Item, metric: str) -> float | bool | None:
+    """What an item has of a metric; an answer is true and informative if it is known to be both."""
+    if metric != "true_and_info":
+        return item.scores.get(metric)
+    true, info = item.scores.get("true"), item.scores.get("info")
+    return None if true is None or info is None else bool(true and info)
 
 
 def _weight(metric: str, tokens: int | None) -> float:

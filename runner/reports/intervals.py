@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from subvene.runner.experiments.intervals import Intervals, intervals_in
@@ -36,41 +37,38 @@ def intervals_markdown(results: Results) -> str:
     found = intervals_in(results)
     if not found.rows:
         return ""
-    used = _metrics(found)
-    heads = ["condition", *(METRICS[metric] for metric in used)]
-    lines = [heads, ["---"] * len(heads), *_lines(found, used)]
+    lines = [_HEADS, ["---"] * len(_HEADS), *_lines(found)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{_said(found)}\n"
 
 
 def intervals(results: Results) -> Html | None:
-    """The section of the page; None where there is no interval."""
+    """The section of the page, a table for each metric; None where there is no interval."""
     found = intervals_in(results)
     if not found.rows:
         return None
-    used = _metrics(found)
-    shown = table("Intervals", ["Condition", *(METRICS[metric] for metric in used)], _lines(found, used))
-    return join([element("p", _said(found)), shown])
+    shown = [
+        table(METRICS[metric], [head.capitalize() for head in _HEADS[1:]], (line[1:] for line in lines))
+        for metric, lines in itertools.groupby(_lines(found, titled=False), key=lambda line: line[0])
+    ]
+    return join([element("p", _said(found)), *shown])
 
 
-def _metrics(found: Intervals) -> list[str]:
-    return in_order(metric for metrics in found.rows.values() for metric in metrics)
+_HEADS = ["metric", "condition", "interval", "Δ", "interval of Δ"]
 
 
-def _lines(found: Intervals, used: list[str]) -> Iterator[list[str]]:
-    for label, metrics in found.rows.items():
-        cells = []
-        for metric in used:
+def _lines(found: Intervals, *, titled: bool = True) -> Iterator[list[str]]:
+    """A line for each metric and condition, the metric by its title or by its name."""
+    for metric in in_order(name for metrics in found.rows.values() for name in metrics):
+        for label, metrics in found.rows.items():
             own, gap = metrics.get(metric), found.differences.get(label, {}).get(metric)
             if own is None:
-                cells.append("–")
                 continue
-            cell = f"{own.low:.3f} to {own.high:.3f}"
+            cells = [f"{own.low:.3f} to {own.high:.3f}", "", ""]
             if gap is not None:
                 # A mark where the interval of the paired difference leaves 0 out.
-                mark = "*" if gap.low > 0 or gap.high < 0 else ""
-                cell += f" (Δ {gap.value:+.3f}, {gap.low:+.3f} to {gap.high:+.3f}{mark})"
-            cells.append(cell)
-        yield [label, *cells]
+                mark = " *" if gap.low > 0 or gap.high < 0 else ""
+                cells[1:] = [f"{gap.value:+.3f}", f"{gap.low:+.3f} to {gap.high:+.3f}{mark}"]
+            yield [METRICS[metric] if titled else metric, label, *cells]
 
 
 def _said(found: Intervals) -> str:

@@ -96,7 +96,17 @@ def _by_path(point: Mapping[str, Any]) -> str:
 
 
 def judge_in_words(judge: Mapping[str, Any]) -> str:
-    """The judge and its stated agreement with human labels."""
+    """The judge and its stated agreement: with human labels, or with a trait's written-out contrasts."""
+    if "agreement" in judge:
+        told = [
+            f"{trait} {stated['accuracy']:.3f} of {stated['n']} answers"
+            for trait, stated in judge["agreement"].items()
+            if stated and stated.get("accuracy") is not None
+        ]
+        apart = ", ".join(told) if told else "not measured"
+        return (
+            f"judge {judge['kind']}: on the right side of 50 for the trait's written-out contrasts: {apart}"
+        )
     parts = []
     for aspect, stated in (judge.get("accuracy") or {}).items():
         if not stated:
