@@ -416,5 +416,5 @@ def test_it_reloads_where_the_model_lies(
         m.model.hf_device_map = device_map
         with pytest.raises(InterruptedError):
             reload_difference(m, tmp_path, PROMPTS)
-    placements = [json.loads(command[-1]) for command in commands]
+    placements = [json.loads(command[-2]) for command in commands]
     assert placements == [{"device": "cpu"}, {"device": "cpu"}, {"device_map": spread}]

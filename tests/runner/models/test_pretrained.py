@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from subvene.runner import IntervenedModel
 from subvene.runner.cli.app import app
-from subvene.runner.judges import Answer, make_judge
+from subvene.runner.judges import TRUTH, Answer, make_judge
 from subvene.runner.judges.encoder import SentenceEncoder
 from subvene.runner.models.loading import ModelError, load_config, load_model, load_tokenizer
 from subvene.specs import ModelSpec, SubveneError
@@ -445,7 +445,7 @@ def _experiment(model: Path, work: Path) -> Path:
 
 def _judge(model: Path, _work: Path) -> None:
     judge = make_judge(TransformersJudgeSpec(model=ModelSpec(name=str(model))), Path())
-    judge.judge([Answer("Why?", "So.", (), ())], "truth")
+    judge.judge([Answer("Why?", "So.", (), ())], TRUTH)
 
 
 def _cli(*words: Any) -> Callable[[Path, Path], Any]:

@@ -136,7 +136,7 @@ def test_what_is_asked_twice_is_sent_once(proxy: loopback.Proxy, tmp_path: Path)
 KILLED = """
 import sys
 from pathlib import Path
-from subvene.runner.judges import Answer, make_judge
+from subvene.runner.judges import TRUTH, Answer, make_judge
 from subvene.specs.judges import OpenAIJudgeSpec
 spec = OpenAIJudgeSpec.model_validate_json(sys.argv[1])
 answers = [Answer(*one) for one in __import__("json").loads(sys.argv[2])]

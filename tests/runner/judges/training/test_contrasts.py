@@ -129,9 +129,8 @@ def test_shipped_traits_are_told_apart() -> None:
     assert np.mean([one["auc"] for one in found.values()]) > 0.93
     # The same area as scikit-learn's.
     one = traits[0]
-    scores = judge_of().trait(
-        one, [Answer(c.question, a) for c in one.contrasts for a in (c.positive, c.negative)]
-    )
+    answers = [Answer(c.question, a) for c in one.contrasts for a in (c.positive, c.negative)]
+    scores = judge_of().judge(answers, shows(one))
     values = [score.value for score in scores]
     label = [1, 0] * len(one.contrasts)
     assert module.told_apart(values[::2], values[1::2])["auc"] == pytest.approx(roc_auc_score(label, values))
