@@ -71,7 +71,7 @@ def escaped(text: str) -> str:
         r"\\([|*_`])", r"\1", re.sub(r"\*\*(.+?)\*\*|`([^`]*)`", lambda m: m[1] or m[2] or "", text)
     )
     made = "".join(_CHARACTERS.get(char, char) for char in plain)
-    return re.sub(r"\$\$", "", made)
+    return re.sub(r"(?<!\\)\$\$", "", made)
 
 
 def tables_in(markdown: str) -> list[Table]:

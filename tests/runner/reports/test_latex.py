@@ -53,3 +53,8 @@ def test_only_files_with_a_table_have_one_beside_them() -> None:
     assert set(made) == {*files, "results.tex"}
     assert len(tables_in(MARKDOWN)) == 1
     assert latex("no table", "x") == ""
+
+
+def test_an_escaped_dollar_before_maths_stays_escaped() -> None:
+    assert escaped("cost $±1") == r"cost \$$\pm$1"
+    assert escaped("α×β") == r"$\alpha\times\beta$"
