@@ -8,13 +8,16 @@ could have been others of. Seeds and folds themselves are not drawn; their devia
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from subvene.runner.experiments.results import Condition, Item, Record, Results
+from subvene.runner.experiments.rows import by_label
+from subvene.runner.files.statistics import percentile_interval
 
 INTERVALS = "intervals"
 SAMPLES, LEVEL, SEED = 5000, 0.95, 0
@@ -35,20 +38,14 @@ class Interval(Record):
     items: int
 
 
-class Difference(Record):
+class Difference(Interval):
     """How far a condition is from the first one, on the items that both were measured on.
 
     Attributes:
         value: the mean difference.
-        low: lower bound.
-        high: upper bound.
-        items: over how many items.
     """
 
     value: float
-    low: float
-    high: float
-    items: int
 
 
 class Intervals(Record):
@@ -69,24 +66,41 @@ class Intervals(Record):
     differences: dict[str, dict[str, Difference]] = Field(default={})
 
 
-class _Sums:
-    """Of one condition and metric: by item Σ weight·value and Σ weight over seeds, folds and answers."""
+class _Sample:
+    """One condition's items of one metric: by item Σ weight·value and Σ weight over seeds, folds and answers.
+
+    Args:
+        cells: of the condition.
+        metric: of which; the product of two means has the sums of both.
+
+    Attributes:
+        keys: the items that have something of it, sorted; none where one of the two has nothing.
+    """
 
     def __init__(self, cells: Iterable[Condition], metric: str) -> None:
-        self.by_key: dict[str, tuple[float, float]] = {}
-        for cell in cells:
-            for item in cell.items:
-                value = _score(item, metric)
-                if value is None:
-                    continue
-                weight = _weight(metric, item.tokens)
-                total, weights = self.by_key.get(item.key, (0.0, 0.0))
-                self.by_key[item.key] = (total + weight * float(value), weights + weight)
+        parts = ("true", "info") if metric == "true_info" else (metric,)
+        self._parts: list[dict[str, tuple[float, float]]] = [{} for _ in parts]
+        for item in (item for cell in cells for item in cell.items):
+            for part, sums in zip(parts, self._parts, strict=True):
+                if (value := _score(item, part)) is not None:
+                    weight = _weight(part, item.tokens)
+                    total, weights = sums.get(item.key, (0.0, 0.0))
+                    sums[item.key] = (total + weight * float(value), weights + weight)
+        self.keys = sorted(set().union(*self._parts)) if all(self._parts) else []
 
-    def column(self, keys: Sequence[str]) -> tuple[_Array, _Array]:
-        """Sums and weights of some items, 0 where there is nothing."""
-        pairs = np.array([self.by_key.get(key, (0.0, 0.0)) for key in keys], dtype=np.float64).reshape(-1, 2)
-        return pairs[:, 0], pairs[:, 1]
+    def values(self, keys: Sequence[str], counts: _Array) -> _Array:
+        """The metric in every sample, [samples]; not a number where a sample has nothing of it.
+
+        Args:
+            keys: the items that are drawn from.
+            counts: how often each is in every sample, [samples, items].
+        """
+        whole = np.ones(len(counts))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            for sums in self._parts:
+                pairs = np.array([sums.get(key, (0.0, 0.0)) for key in keys], dtype=np.float64)
+                whole = whole * (counts @ pairs[:, 0]) / (counts @ pairs[:, 1])
+        return whole
 
 
 def _score(item: Item, metric: str) -> float | bool | None:
@@ -110,21 +124,24 @@ def intervals_of(cells: Sequence[Condition]) -> Intervals:
     Args:
         cells: the conditions of a comparison, one a seed and fold.
     """
-    by_label: dict[str, list[Condition]] = {}
-    for cell in cells:
-        by_label.setdefault(cell.label, []).append(cell)
-    finite = {label: own for label, own in by_label.items() if not any(one.not_finite for one in own)}
-    against = next(iter(by_label), None)
+    grouped = by_label(cells)
+    samples = {
+        label: {metric: _Sample(own, metric) for cell in own for metric in cell.metrics}
+        for label, own in grouped.items()
+        if not any(cell.not_finite for cell in own)
+    }
+    against = next(iter(grouped), None)
+    first = {} if against is None else samples.get(against, {})
+    drawn = functools.cache(_drawn)
     rows: dict[str, dict[str, Interval]] = {}
     differences: dict[str, dict[str, Difference]] = {}
-    for label, own in finite.items():
-        names = list(dict.fromkeys(name for cell in own for name in cell.metrics))
-        for name in names:
-            if (found := _interval(own, name)) is not None:
-                rows.setdefault(label, {})[name] = found
-            first = finite.get(against) if against is not None and label != against else None
-            if first is not None and (gap := _difference(first, own, name)) is not None:
-                differences.setdefault(label, {})[name] = gap
+    for label, by_metric in samples.items():
+        for metric, sample in by_metric.items():
+            if (found := _interval(sample, drawn)) is not None:
+                rows.setdefault(label, {})[metric] = found
+            base = first.get(metric) if label != against else None
+            if base is not None and (gap := _difference(base, sample, drawn)) is not None:
+                differences.setdefault(label, {})[metric] = gap
     return Intervals(against=against, rows=rows, differences=differences)
 
 
@@ -133,60 +150,26 @@ def intervals_in(results: Results) -> Intervals:
     return results.section(INTERVALS, Intervals) or Intervals()
 
 
-def _parts(metric: str) -> tuple[str, ...]:
-    """The scores of items that a metric is made of: the product of their means."""
-    return ("true", "info") if metric == "true_info" else (metric,)
-
-
-def _values(cells: Sequence[Condition], metric: str, keys: Sequence[str], counts: _Array) -> _Array:
-    """The metric in every sample, [samples]; not a number where a sample has nothing of it."""
-    whole = np.ones(len(counts))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for part in _parts(metric):
-            sums, weights = _Sums(cells, part).column(keys)
-            whole = whole * (counts @ sums) / (counts @ weights)
-    return whole
-
-
-def _keys(cells: Sequence[Condition], metric: str) -> list[str]:
-    parts = [_Sums(cells, part).by_key for part in _parts(metric)]
-    return sorted(set().union(*parts)) if all(parts) else []
-
-
 def _drawn(n: int) -> _Array:
     """How often each of n items is in every sample, [samples, n]."""
     rng = np.random.default_rng([SEED, n])
     return rng.multinomial(n, np.full(n, 1 / n), size=SAMPLES).astype(np.float64)
 
 
-def _bounds(values: _Array) -> tuple[float, float] | None:
-    if not np.isfinite(values).all():
+def _interval(sample: _Sample, drawn: Callable[[int], _Array]) -> Interval | None:
+    n = len(sample.keys)
+    bounds = None if n < 2 else percentile_interval(sample.values(sample.keys, drawn(n)), LEVEL)
+    return None if bounds is None else Interval(low=bounds[0], high=bounds[1], items=n)
+
+
+def _difference(first: _Sample, other: _Sample, drawn: Callable[[int], _Array]) -> Difference | None:
+    keys = sorted(set(first.keys) & set(other.keys))
+    n = len(keys)
+    if n < 2:
         return None
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def _interval(cells: Sequence[Condition], metric: str) -> Interval | None:
-    keys = _keys(cells, metric)
-    if len(keys) < 2:
+    gaps = other.values(keys, drawn(n)) - first.values(keys, drawn(n))
+    if (bounds := percentile_interval(gaps, LEVEL)) is None:
         return None
-    bounds = _bounds(_values(cells, metric, keys, _drawn(len(keys))))
-    return None if bounds is None else Interval(low=bounds[0], high=bounds[1], items=len(keys))
-
-
-def _difference(first: Sequence[Condition], other: Sequence[Condition], metric: str) -> Difference | None:
-    keys = sorted(set(_keys(first, metric)) & set(_keys(other, metric)))
-    if len(keys) < 2:
-        return None
-    counts = _drawn(len(keys))
-    bounds = _bounds(_values(other, metric, keys, counts) - _values(first, metric, keys, counts))
-    every = np.ones((1, len(keys)))
-    value = float((_values(other, metric, keys, every) - _values(first, metric, keys, every))[0])
-    if bounds is None:
-        return None
-    return Difference(value=value, low=bounds[0], high=bounds[1], items=len(keys))
-
-
-def bounds_by_row(results: Results) -> Mapping[str, Mapping[str, Interval]]:
-    """Label → metric → interval."""
-    return intervals_in(results).rows
+    every = np.ones((1, n))
+    value = float((other.values(keys, every) - first.values(keys, every))[0])
+    return Difference(value=value, low=bounds[0], high=bounds[1], items=n)

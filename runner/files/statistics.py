@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | None]:
@@ -38,3 +42,18 @@ def correlation(values: Sequence[float], scores: Sequence[float]) -> Correlation
         "spearman": float(stats.spearmanr(values, scores).statistic),
         "n": n,
     }
+
+
+def percentile_interval(values: NDArray[np.float64], level: float) -> tuple[float, float] | None:
+    """The percentile interval of bootstrap values, [samples]; None where a sample had no value.
+
+    Args:
+        values: of a number in every sample.
+        level: of the interval, such as 0.95.
+    """
+    import numpy as np
+
+    if not np.isfinite(values).all():
+        return None
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

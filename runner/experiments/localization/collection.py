@@ -8,9 +8,10 @@ from typing import Any
 from subvene.runner.experiments.comparison.arms import Arm
 from subvene.runner.experiments.comparison.measures import Measured, merged
 from subvene.runner.experiments.localization.plan import Planned
-from subvene.runner.experiments.localization.samples import Resamples, Sample, interval
+from subvene.runner.experiments.localization.samples import Resamples, Sample
 from subvene.runner.experiments.localization.section import ArmRecord, Training
 from subvene.runner.experiments.results import Choice, Condition
+from subvene.runner.files.statistics import percentile_interval
 from subvene.runner.recipes.localized_heads import Probed
 
 
@@ -75,7 +76,7 @@ def arm_record(planned: Planned, arm: Arm, probed: Probed) -> ArmRecord:
 def _bounded(condition: Condition, sample: Sample, drawn: Resamples, level: float) -> Condition:
     metrics = dict(condition.metrics)
     for name in sample.metrics():
-        bounds = interval(drawn.of(sample, name), level)
+        bounds = percentile_interval(drawn.of(sample, name), level)
         if bounds is not None:
             low, high = bounds
             metrics[name] = metrics[name].model_copy(update={"low": low, "high": high})

@@ -18,10 +18,11 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from subvene.runner.experiments.localization.samples import Resamples, Sample, interval
+from subvene.runner.experiments.localization.samples import Resamples, Sample
 from subvene.runner.experiments.localization.section import Difference, Evidence, Rank, SingleHeads, TTest
 from subvene.runner.experiments.results import Condition
 from subvene.runner.experiments.rows import LOWER_IS_BETTER, METRICS
+from subvene.runner.files.statistics import percentile_interval
 
 _PAIRS = (
     ("edit_probed", "iti_probed"),
@@ -131,7 +132,7 @@ def comparisons(samples: Mapping[str, Sample], resamples: Resamples, level: floa
                     b=b,
                     metric=metric,
                     difference=float(there[0] - drawn[0]),
-                    interval=interval(there[1] - drawn[1], level),
+                    interval=percentile_interval(there[1] - drawn[1], level),
                 )
             )
     return tuple(found)

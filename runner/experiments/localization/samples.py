@@ -96,14 +96,6 @@ class Resamples:
         return sample.value(metric, self.texts if metric in BY_TEXT else self.questions)
 
 
-def interval(values: _Array, level: float) -> tuple[float, float] | None:
-    """The percentile interval of bootstrap values; None where a sample had no value."""
-    if not np.isfinite(values).all():
-        return None
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from subvene.runner.experiments.comparison.measures import Measured
-from subvene.runner.experiments.localization.samples import Resamples, Sample, interval
+from subvene.runner.experiments.localization.samples import Resamples, Sample
+from subvene.runner.files.statistics import percentile_interval
 
 
 def measured() -> list[Measured]:
@@ -45,7 +46,7 @@ def test_intervals_cover_as_often_as_they_say() -> None:
     for trial in range(200):
         values = (rng.random(80) < 0.3).astype(float)
         sample = Sample({"mc1": values}, {})
-        bounds = interval(Resamples.drawn(400, 80, 0, trial).of(sample, "mc1"), 0.9)
+        bounds = percentile_interval(Resamples.drawn(400, 80, 0, trial).of(sample, "mc1"), 0.9)
         inside += bounds is not None and bounds[0] <= 0.3 <= bounds[1]
     assert 0.82 <= inside / 200 <= 0.96
 
@@ -59,4 +60,4 @@ def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
 def test_no_interval_where_a_sample_has_no_value() -> None:
     sample = Sample({"true": np.array([1.0, np.nan])}, {})
     bootstrap = sample.value("true", np.array([[0, 0], [1, 1]]))
-    assert interval(bootstrap, 0.95) is None
+    assert percentile_interval(bootstrap, 0.95) is None
