@@ -69,6 +69,19 @@ class Trait:
         ]
 
 
+def check_evaluation(trait: Trait) -> None:
+    """Check that a trait can be evaluated.
+
+    Raises:
+        TraitError: nobody gave questions to evaluate it on.
+    """
+    if not trait.evaluation:
+        raise TraitError(
+            f"trait {trait.name}: its file has no `evaluation_questions`; name a second file, of "
+            "questions that are not in it: `evaluation: FILE`"
+        )
+
+
 def read_trait(declared: str | TraitSpec, folder: Path) -> Trait:
     """The trait that a spec declares.
 

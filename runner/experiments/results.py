@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from subvene.runner.experiments.format_1 import upgraded
+from subvene.runner.files.statistics import mean_and_sd
 from subvene.runner.files.storage import write_text
 from subvene.specs import SubveneError
 from subvene.specs.regular_file import read_text
@@ -60,6 +61,18 @@ class Metric(Record):
     low: float | None = None
     high: float | None = None
     n: int
+
+
+def metric_of(values: Iterable[float | None]) -> Metric | None:
+    """Mean, standard deviation (n − 1) and number of the values that there are; None without any."""
+    known = [value for value in values if value is not None]
+    mean, sd = mean_and_sd(known)
+    return None if mean is None else Metric(mean=mean, sd=sd, n=len(known))
+
+
+def metrics_of(values: Mapping[str, Metric | None]) -> dict[str, Metric]:
+    """Those that have a number."""
+    return {name: metric for name, metric in values.items() if metric is not None}
 
 
 class Item(Record):

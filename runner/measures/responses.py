@@ -9,6 +9,7 @@ from typing import Any, NotRequired, Protocol, TypedDict, TypeVar
 
 from pydantic import JsonValue
 
+from subvene.runner.data.span import Text
 from subvene.runner.data.text import prompt_ids
 from subvene.runner.data.traits import Trait
 from subvene.runner.edits.finite_points import by_point, listed, over_finite_points
@@ -111,6 +112,12 @@ class Response:
     refused: bool
     reason: str | None
     missing: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def span(self) -> Text:
+        """Prompt and response as token ids, the answer as what is read of them."""
+        ids = (*self.prompt, *self.tokens)
+        return Text(ids, len(self.prompt) + self.start, len(ids))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from subvene.runner.data.span import Text
 from subvene.runner.data.traits import Trait
 from subvene.runner.edits.finite_points import marking
 from subvene.runner.edits.receipt import merged
@@ -21,10 +20,9 @@ from subvene.runner.experiments.persona.section import (
     artifact_of,
     counts_of,
     item_of,
-    metric_of,
-    metrics_of,
 )
-from subvene.runner.experiments.results import Condition, Metric
+from subvene.runner.experiments.projections import mean_projections
+from subvene.runner.experiments.results import Condition, Metric, metric_of, metrics_of
 from subvene.runner.files.statistics import correlation
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.judges import Judge
@@ -278,24 +276,17 @@ def _compiled(entries: Sequence[Any], subject: Subject) -> IntervenedModel:
 def _projections(arm: Arm, responses: Sequence[Response], subject: Subject, do: Do) -> list[float | None]:
     """Each response's projection at the steered layer, as the unedited model reads it."""
     layer, name = subject.steering.layer, subject.trait.name
-    texts = [_text(response) for response in responses]
+    texts = [response.span for response in responses]
 
     def work() -> dict[str, Any]:
-        vectors = {name: {layer: subject.vector[layer]}}
-        found = project(subject.plain, texts, vectors, description=f"{name}: {arm.label}")
-        values = found.before[name][layer].tolist()
-        return {"values": [None if value != value else value for value in values]}
+        vector, told = subject.vector[layer], f"{name}: {arm.label}"
+        return {"values": mean_projections(subject.plain, texts, vector, layer, description=told)}
 
     unit = {"unit": "projection", "layer": layer, "texts": [[list(t.ids), t.start, t.end] for t in texts]}
     values: list[float | None] = do({**subject.identity, "trait": subject.trait.sha256, **unit}, work)[
         "values"
     ]
     return values
-
-
-def _text(response: Response) -> Text:
-    ids = (*response.prompt, *response.tokens)
-    return Text(ids, len(response.prompt) + response.start, len(ids))
 
 
 def _cap(
@@ -307,7 +298,7 @@ def _cap(
     cap on. A bound on the wrong side of the tokens changes those that it should leave alone.
     """
     name = subject.trait.name
-    texts = [text for text in map(_text, measured_on) if text.end > text.start]
+    texts = [one.span for one in measured_on if one.span.end > one.span.start]
 
     def work() -> dict[str, Any]:
         if not texts:

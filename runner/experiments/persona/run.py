@@ -13,8 +13,9 @@ import transformers
 
 from subvene.interventions import Sizes
 from subvene.runner.data.texts import read_texts
-from subvene.runner.data.traits import Trait, question_key
+from subvene.runner.data.traits import Trait, check_evaluation, question_key
 from subvene.runner.edits.compile import CompileError, load_tensors
+from subvene.runner.experiments.judged import about_judge
 from subvene.runner.experiments.persona.arms import arms_of, one_number
 from subvene.runner.experiments.persona.conditions import Subject, run_conditions
 from subvene.runner.experiments.persona.cost import Cost
@@ -31,7 +32,7 @@ from subvene.runner.experiments.persona.section import (
 from subvene.runner.experiments.persona.sweep import run_sweep
 from subvene.runner.experiments.results import Choice, Condition, QuestionText, Results, judge_record
 from subvene.runner.experiments.study import Step
-from subvene.runner.files.ledger import MISSING, Ledger, digest
+from subvene.runner.files.ledger import Ledger, digest
 from subvene.runner.files.storage import atomic_folder
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.judges import scored
@@ -134,11 +135,7 @@ class Persona:
                 self._check_questions(trait)
 
     def _check_questions(self, trait: Trait) -> None:
-        if not trait.evaluation:
-            raise SubveneError(
-                f"trait {trait.name}: its file has no `evaluation_questions`; name a second file, of "
-                "questions that are not in it: `evaluation: FILE`"
-            )
+        check_evaluation(trait)
         swept = self._swept_questions(trait)
         if self.conditions and swept >= len(trait.evaluation):
             raise SubveneError(
@@ -193,11 +190,7 @@ class Persona:
         self.base = {"model": weights, "text": reading, "versions": versions(), "units": UNITS}
         self.judge = self.judge.with_model(plain)
         # What it is worth is measured once, on contrasts that no response depends on.
-        judge = {"unit": "judge", "judge": self.judge.identity(scored(self.traits))}
-        about_judge = ledger.do(
-            self.base | judge | {"traits": [trait.sha256 for trait in self.traits]},
-            self._described,
-        )
+        judged = about_judge(self.judge, self.traits, ledger, self.base)
         extractions: dict[str, Extraction] = {}
         found: dict[str, Vectors] = {}
         for trait in self.traits:
@@ -218,9 +211,9 @@ class Persona:
                 record = self._steered(trait, record, vectors, own, plain, do, gathered)
             gathered.traits[trait.name] = record
         chosen = gathered.steering
-        provenance = provenance_of(
-            self.recipe, about_judge, self.traits, extractions, found, seed=self.seed
-        ) | {"model": self.spec.model.name}
+        provenance = provenance_of(self.recipe, judged, self.traits, extractions, found, seed=self.seed) | {
+            "model": self.spec.model.name
+        }
         self._keep(chosen, tensors, provenance, plain, output)
         n_layers = len(next(iter(found.values())).explained)
         first = next(iter(chosen.values())).layer if chosen else n_layers // 2
@@ -236,7 +229,7 @@ class Persona:
             kind="persona",
             conditions=tuple(gathered.conditions),
             choices=tuple(gathered.choices),
-            judges=(judge_record(about_judge, self.judge.usage()),),
+            judges=(judge_record(judged, self.judge.usage()),),
             questions=gathered.questions,
             notes=tuple(gathered.notes),
             sections={SECTION: section.model_dump(mode="json", exclude_defaults=True)},
@@ -295,12 +288,6 @@ class Persona:
         positions = steering.model_dump(mode="json")["positions"]
         place = Place(layer=steering.layer, unit=steering.unit, positions=positions)
         return record.model_copy(update={"steering": place, **fields})
-
-    def _described(self) -> dict[str, Any]:
-        described = self.judge.describe(scored(self.traits))
-        stated = described.get("agreement") or {}
-        missing = sum(one.get("missing", 0) for one in stated.values() if one is not None)
-        return {**described, **({MISSING: missing} if missing else {})}
 
     def _doing(self, ledger: Ledger, trait: Trait) -> Do:
         """Does units of a trait, and says so."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from pydantic import JsonValue
 
 from subvene.runner.data.traits import question_key
 from subvene.runner.experiments.results import Condition, Item, Metric, Record
-from subvene.runner.files.statistics import mean_and_sd
 
 if TYPE_CHECKING:
     from subvene.runner.measures.responses import Response
@@ -218,13 +217,6 @@ def artifact_of(trait: str) -> str:
     return f"artifacts/{trait}"
 
 
-def metric_of(values: Iterable[float | None]) -> Metric | None:
-    """Mean, standard deviation (n − 1) and number of the values that there are; None without any."""
-    known = [value for value in values if value is not None]
-    mean, sd = mean_and_sd(known)
-    return None if mean is None else Metric(mean=mean, sd=sd, n=len(known))
-
-
 def counts_of(responses: Sequence[Response]) -> dict[str, int]:
     """How many responses there are, how many refuse, and how many verdicts the judge still owes."""
     return {
@@ -253,8 +245,3 @@ def item_of(
         scores={"score": response.score, "coherence": response.coherence, **scores},
         missing=dict(response.missing),
     )
-
-
-def metrics_of(values: Mapping[str, Metric | None]) -> dict[str, Metric]:
-    """Those that have a number."""
-    return {name: metric for name, metric in values.items() if metric is not None}

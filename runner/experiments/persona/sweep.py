@@ -13,8 +13,8 @@ from subvene.runner.data.traits import Contrast, Trait
 from subvene.runner.edits.finite_points import by_point as points_in
 from subvene.runner.edits.finite_points import listed, over_finite_points
 from subvene.runner.experiments.choose import best_of
-from subvene.runner.experiments.persona.section import Sweep, SweepPoint, counts_of, item_of, metric_of
-from subvene.runner.experiments.results import Choice, Tried
+from subvene.runner.experiments.persona.section import Sweep, SweepPoint, counts_of, item_of
+from subvene.runner.experiments.results import Choice, Tried, metric_of
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.rollouts import Row, rollouts
 from subvene.runner.intervened.scoring import log_probs

@@ -8,9 +8,10 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from subvene.runner.data.truthfulqa.questions import Question
+from subvene.runner.edits.finite_points import marking
 from subvene.runner.edits.receipt import Receipt
 from subvene.runner.experiments.comparison.arms import Arm, Arms, Fits
 from subvene.runner.experiments.results import Condition, Item, JudgeRecord, Metric, QuestionText
@@ -198,6 +199,62 @@ class ConditionMeasure(ABC, Generic[One]):
     def questions_asked(self) -> dict[str, QuestionText]:
         """By key, what items are of."""
         return {}
+
+
+class OneUnit(ConditionMeasure[One]):
+    """A measure whose numbers all come of one unit of work.
+
+    Attributes:
+        name: of the unit, by which its receipts are found.
+    """
+
+    name: ClassVar[str]
+
+    def steps(self, *, only: str | None = None) -> int:
+        """One."""
+        return 1
+
+    @abstractmethod
+    def unit(self, items: Sequence[One]) -> Mapping[str, Any]:
+        """What its result depends on, beside the arm."""
+
+    @abstractmethod
+    def work(self, m: IntervenedModel, items: Sequence[One], system: str | None) -> dict[str, Any]:
+        """Do the unit; JSON values, `receipts` among them.
+
+        Args:
+            m: the model of the arm.
+            items: on what.
+            system: the arm's system prompt; None without one.
+        """
+
+    @abstractmethod
+    def record(self, measured: Measured, result: Mapping[str, Any], items: Sequence[One]) -> None:
+        """Take down the numbers and the items of a result."""
+
+    def run(
+        self,
+        arm: Arm,
+        items: Sequence[One],
+        session: Session,
+        progress: Progress,
+        place: Place,
+        *,
+        only: str | None = None,
+    ) -> Measured:
+        """Measure one arm."""
+
+        def work() -> dict[str, Any]:
+            with arm.open() as m:
+                return self.work(m, items, arm.system)
+
+        measured = Measured()
+        identity = {**arm.identity, **self.unit(items)}
+        result = done(self.name, identity, marking(arm.swept, work), session.ledger, progress, measured)
+        if measured.not_finite is None:
+            measured.receipts[self.name] = result["receipts"]
+            self.record(measured, result, items)
+        return measured
 
 
 def done(

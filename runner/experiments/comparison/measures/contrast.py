@@ -6,26 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subvene.runner.edits.finite_points import marking
-from subvene.runner.experiments.comparison.arms import Arm
-from subvene.runner.experiments.comparison.measures.base import (
-    ConditionMeasure,
-    Measured,
-    Place,
-    Progress,
-    Session,
-    done,
-    plain,
-)
-from subvene.runner.experiments.results import Item, Metric, QuestionText
+from subvene.runner.experiments.comparison.measures.base import Measured, OneUnit, Place, plain
+from subvene.runner.experiments.results import Item, QuestionText, metric_of, metrics_of
 from subvene.runner.files.ledger import digest
-from subvene.runner.files.statistics import mean_and_sd
+from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.measures.contrast import ContrastText, contrast_texts, differences
 from subvene.specs import ContrastSpec, SubveneError
 
 
-class ContrastMeasure(ConditionMeasure[ContrastText]):
+class ContrastMeasure(OneUnit[ContrastText]):
     """log p(positive | prompt) − log p(negative | prompt), summed over tokens, in nats."""
+
+    name = "contrast"
 
     def __init__(self, spec: ContrastSpec, folder: Path) -> None:
         self.spec = spec
@@ -37,10 +29,6 @@ class ContrastMeasure(ConditionMeasure[ContrastText]):
                 "none to test on; lower it, or give more pairs"
             )
 
-    def steps(self, *, only: str | None = None) -> int:
-        """One."""
-        return 1
-
     def tested(self, place: Place) -> Sequence[ContrastText]:
         """The pairs behind those for choosing."""
         return self.texts[self._reserved :]
@@ -49,40 +37,24 @@ class ContrastMeasure(ConditionMeasure[ContrastText]):
         """The first pairs."""
         return self.texts[: self._reserved]
 
-    def run(
-        self,
-        arm: Arm,
-        items: Sequence[ContrastText],
-        session: Session,
-        progress: Progress,
-        place: Place,
-        *,
-        only: str | None = None,
-    ) -> Measured:
-        """Measure one arm."""
-        unit = {"unit": "condition_contrast", "pairs": digest([list(text) for text in items])}
+    def unit(self, items: Sequence[ContrastText]) -> Mapping[str, Any]:
+        """The pairs."""
+        return {"unit": "condition_contrast", "pairs": digest([list(text) for text in items])}
 
-        def work() -> dict[str, Any]:
-            with arm.open() as m:
-                values, receipts = differences(m, items, batch_size=self.spec.batch_size, system=arm.system)
-            return {"differences": values, "receipts": plain(receipts)}
+    def work(self, m: IntervenedModel, items: Sequence[ContrastText], system: str | None) -> dict[str, Any]:
+        """Score both answers of every pair."""
+        values, receipts = differences(m, items, batch_size=self.spec.batch_size, system=system)
+        return {"differences": values, "receipts": plain(receipts)}
 
-        measured = Measured()
-        found = done(
-            "contrast", arm.identity | unit, marking(arm.swept, work), session.ledger, progress, measured
-        )
-        if measured.not_finite is None:
-            values = found["differences"]
-            mean, sd = mean_and_sd(values)
-            if mean is not None:
-                measured.metrics["contrast"] = Metric(mean=mean, sd=sd, n=len(values))
-            measured.mean("contrast_preferred", (value > 0 for value in values))
-            measured.receipts["contrast"] = found["receipts"]
-            measured.items = [
-                Item(key=_key(text), scores={"contrast": value, "contrast_preferred": value > 0})
-                for text, value in zip(items, values, strict=True)
-            ]
-        return measured
+    def record(self, measured: Measured, result: Mapping[str, Any], items: Sequence[ContrastText]) -> None:
+        """The differences, and which side is preferred."""
+        values = result["differences"]
+        measured.metrics |= metrics_of({"contrast": metric_of(values)})
+        measured.mean("contrast_preferred", (value > 0 for value in values))
+        measured.items = [
+            Item(key=_key(text), scores={"contrast": value, "contrast_preferred": value > 0})
+            for text, value in zip(items, values, strict=True)
+        ]
 
     def data(self) -> Mapping[str, Any]:
         """The pairs' hash."""

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from subvene.runner.data.span import Text
-from subvene.runner.data.traits import Trait, question_key, read_trait
+from subvene.runner.data.traits import Trait, check_evaluation, question_key, read_trait
 from subvene.runner.edits.compile import CompileError, load_tensors
 from subvene.runner.experiments.comparison.arms import Arm
 from subvene.runner.experiments.comparison.measures.base import (
@@ -20,13 +19,20 @@ from subvene.runner.experiments.comparison.measures.base import (
     Progress,
     Session,
 )
-from subvene.runner.experiments.results import Item, JudgeRecord, Metric, QuestionText, judge_record
-from subvene.runner.files.ledger import MISSING, digest
-from subvene.runner.files.statistics import mean_and_sd
+from subvene.runner.experiments.judged import about_judge
+from subvene.runner.experiments.projections import mean_projections
+from subvene.runner.experiments.results import (
+    Item,
+    JudgeRecord,
+    QuestionText,
+    judge_record,
+    metric_of,
+    metrics_of,
+)
+from subvene.runner.files.ledger import digest
 from subvene.runner.judges import ZERO_TO_HUNDRED, make_judge, scored
-from subvene.runner.measures.responses import Answered, Asked, Response, missing_reasons, respond
+from subvene.runner.measures.responses import Answered, Asked, missing_reasons, respond
 from subvene.runner.models.identity import tensors_digest
-from subvene.runner.monitor.projection import project
 from subvene.specs import SubveneError, TraitScoresSpec, tensor_name
 
 Question = tuple[Trait, str]
@@ -47,11 +53,7 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
         self._about: dict[str, Any] = {}
         self._reserved = spec.validation or 0
         for trait in self.traits:
-            if not trait.evaluation:
-                raise SubveneError(
-                    f"trait {trait.name}: its file has no `evaluation_questions`; name a second file, of "
-                    "questions that are not in it: `evaluation: FILE`"
-                )
+            check_evaluation(trait)
             if self._reserved >= len(trait.evaluation):
                 raise SubveneError(
                     f"evaluate trait_scores: validation takes {self._reserved} of the "
@@ -103,19 +105,7 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
         if self._about:
             return
         self.judge = self.judge.with_model(session.original)
-        unit = {
-            "unit": "judge",
-            "judge": self.judge.identity(scored(self.traits)),
-            "traits": [trait.sha256 for trait in self.traits],
-        }
-
-        def described() -> dict[str, Any]:
-            about = self.judge.describe(scored(self.traits))
-            stated = about.get("agreement") or {}
-            missing = sum(one.get("missing", 0) for one in stated.values() if one is not None)
-            return {**about, **({MISSING: missing} if missing else {})}
-
-        self._about = session.ledger.do(session.arms.base | unit, described)
+        self._about = about_judge(self.judge, self.traits, session.ledger, session.arms.base)
 
     def _answered(
         self,
@@ -168,7 +158,7 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
             return None
         name = tensor_name(asked.vector.key, "block_output", asked.layer)
         vector = self._vector(name, session, place)
-        texts = [_text(response) for response in answered.responses]
+        texts = [response.span for response in answered.responses]
         unit = {
             "unit": "condition_projection",
             "vector": tensors_digest({name: vector}),
@@ -177,10 +167,10 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
         }
 
         def work() -> dict[str, Any]:
-            vectors = {asked.vector.key: {asked.layer: vector}}
-            found = project(session.original, texts, vectors, description=f"{trait.name}: projections")
-            values = found.before[asked.vector.key][asked.layer].tolist()
-            return {"values": [None if value != value else value for value in values]}
+            told = f"{trait.name}: projections"
+            return {
+                "values": mean_projections(session.original, texts, vector, asked.layer, description=told)
+            }
 
         whole = session.arms.base | unit
         was_done = session.ledger.has(whole)
@@ -230,11 +220,9 @@ def _record(
     columns = {"score": [r.score for r in responses], "coherence": [r.coherence for r in responses]}
     if projections is not None:
         columns["projection"] = list(projections)
-    for part, values in columns.items():
-        mean, sd = mean_and_sd(values)
-        if mean is not None:
-            n = sum(value is not None for value in values)
-            measured.metrics[f"{trait.name}_{part}"] = Metric(mean=mean, sd=sd, n=n)
+    measured.metrics |= metrics_of(
+        {f"{trait.name}_{part}": metric_of(values) for part, values in columns.items()}
+    )
     measured.counts[f"{trait.name}_refused"] = sum(response.refused for response in responses)
     measured.counts[f"{trait.name}_missing"] = missing_reasons(responses).total()
     for i, response in enumerate(responses):
@@ -248,8 +236,3 @@ def _record(
                 missing={f"{trait.name}_{part}": why for part, why in response.missing.items()},
             )
         )
-
-
-def _text(response: Response) -> Text:
-    ids = (*response.prompt, *response.tokens)
-    return Text(ids, len(response.prompt) + response.start, len(ids))

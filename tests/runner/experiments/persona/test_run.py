@@ -15,9 +15,9 @@ from subvene.runner import IntervenedModel, NotFiniteError, run_experiment
 from subvene.runner.data.text import prompt_ids, response_ids
 from subvene.runner.experiments.persona import conditions
 from subvene.runner.experiments.persona.conditions import cap_warning
-from subvene.runner.experiments.persona.section import Edit, SweepPoint, TraitRecord, metric_of
+from subvene.runner.experiments.persona.section import Edit, SweepPoint, TraitRecord
 from subvene.runner.experiments.persona.sweep import choice_of
-from subvene.runner.experiments.results import Results
+from subvene.runner.experiments.results import Results, metric_of
 from subvene.runner.experiments.study import StudyResult
 from subvene.runner.intervened.scoring import log_probs
 from subvene.runner.reports.persona_tables import section_of

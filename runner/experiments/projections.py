@@ -1,0 +1,27 @@
+"""Projections of responses, as the untouched model reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from subvene.runner.data.span import Text
+from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.monitor.projection import project
+
+
+def mean_projections(
+    plain: IntervenedModel, texts: Sequence[Text], vector: torch.Tensor, layer: int, *, description: str
+) -> list[float | None]:
+    """⟨mean of block_output[layer] over the span, v⟩/‖v‖ of each text; None where its span is empty.
+
+    Args:
+        plain: the untouched model.
+        texts: token ids with the span that is read.
+        vector: v, [width].
+        layer: 0-based.
+        description: what the progress bar says.
+    """
+    found = project(plain, texts, {"v": {layer: vector}}, description=description)
+    return [None if value != value else value for value in found.before["v"][layer].tolist()]
