@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, ClassVar, Self
 
 from annotated_types import MinLen
@@ -10,8 +9,8 @@ from pydantic import Field, model_validator
 
 from subvene.specs._base import SpecModel
 from subvene.specs._fields import Text
-from subvene.specs._flaws import Expect, Flaw, Shaped, nearest, refuse
-from subvene.specs.pairs import DataPath
+from subvene.specs._flaws import Expect, Flaw, Shaped, refuse
+from subvene.specs.pairs import ByKey, DataPath
 
 
 class Fact(SpecModel):
@@ -75,19 +74,9 @@ class FactsFile(SpecModel):
     )
 
 
-_BY_KEY: dict[str, int] = {"file": 0, "facts": 1}
+_BY_KEY: dict[str, type] = {"file": FactsFile, "facts": InlineFacts}
 
-
-def _by_key(value: object) -> int | None:
-    if isinstance(value, FactsFile | InlineFacts):
-        return 0 if isinstance(value, FactsFile) else 1
-    if not isinstance(value, Mapping):
-        return None
-    for key in value:
-        if (known := key if key in _BY_KEY else nearest(key, _BY_KEY)) is not None:
-            return _BY_KEY[known]
-    return None
-
-
-Facts = Annotated[FactsFile | InlineFacts, Shaped(_by_key, "a mapping with `file` or with `facts`")]
-"""Facts in a file, or written out."""
+Facts = Annotated[
+    FactsFile | InlineFacts,
+    Shaped(ByKey(FactsFile, InlineFacts, keys=_BY_KEY), "a mapping with `file` or with `facts`"),
+]

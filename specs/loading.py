@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TypeVar
@@ -20,7 +20,7 @@ from subvene.specs.facts import FactsFile, InlineFacts
 from subvene.specs.pair_rows import pairs_of
 from subvene.specs.pairs import ContrastSystems, ContrastTexts, InlinePairs, PairsFile
 from subvene.specs.regular_file import open_regular
-from subvene.specs.rows import RowsError, file_rows
+from subvene.specs.rows import Row, RowsError, file_rows
 from subvene.specs.tensors import TensorRef
 
 _SHOWN = 60
@@ -87,15 +87,7 @@ def load_pairs(path: str | Path) -> ContrastTexts | ContrastSystems:
     Raises:
         SpecError: With every problem of the file.
     """
-    path = Path(path)
-    if path.suffix.lower() in (".jsonl", ".csv") or _is_list(path):
-        try:
-            return pairs_of(file_rows(path), str(path))
-        except RowsError as error:
-            raise SpecError(
-                [Problem(str(path), None, None, "", "rows that are pairs", str(error))]
-            ) from error
-    return _checked(read_document(path), _validate_pairs)
+    return _rows_or_document(Path(path), "pairs", pairs_of, _validate_pairs)
 
 
 def load_facts(path: str | Path) -> InlineFacts:
@@ -108,14 +100,7 @@ def load_facts(path: str | Path) -> InlineFacts:
     Raises:
         SpecError: With every problem of the file.
     """
-    path = Path(path)
-    if path.suffix.lower() in (".jsonl", ".csv") or _is_list(path):
-        try:
-            return facts_of(file_rows(path), str(path))
-        except RowsError as error:
-            expected = "rows that are facts"
-            raise SpecError([Problem(str(path), None, None, "", expected, str(error))]) from error
-    return _checked(read_document(path), InlineFacts.model_validate)
+    return _rows_or_document(Path(path), "facts", facts_of, InlineFacts.model_validate)
 
 
 def resolve_facts(facts: FactsFile | InlineFacts, folder: str | Path) -> InlineFacts:
@@ -129,6 +114,32 @@ def resolve_facts(facts: FactsFile | InlineFacts, folder: str | Path) -> InlineF
         SpecError: With every problem of the file.
     """
     return load_facts(Path(folder) / facts.file) if isinstance(facts, FactsFile) else facts
+
+
+def _rows_or_document(
+    path: Path,
+    what: str,
+    of_rows: Callable[[Iterable[Row], str], _T],
+    validate: Callable[[object], _T],
+) -> _T:
+    """What a file holds: as rows, or as a document that says what could stand in a spec.
+
+    Args:
+        path: The file.
+        what: What rows are of.
+        of_rows: Makes it of rows and what to call them.
+        validate: Makes it of a document.
+
+    Raises:
+        SpecError: With every problem of the file.
+    """
+    if path.suffix.lower() in (".jsonl", ".csv") or _is_list(path):
+        try:
+            return of_rows(file_rows(path), str(path))
+        except RowsError as error:
+            expected = f"rows that are {what}"
+            raise SpecError([Problem(str(path), None, None, "", expected, str(error))]) from error
+    return _checked(read_document(path), validate)
 
 
 def _is_list(path: Path) -> bool:

@@ -100,14 +100,20 @@ _BY_KEY: dict[str, type] = {
 }
 
 
-class _ByKey:
-    """Chooses among classes by the keys that a mapping has."""
+class ByKey:
+    """Chooses among classes, numbered as they are given, by the keys that a mapping has.
 
-    def __init__(self, *classes: type) -> None:
+    Args:
+        *classes: The classes.
+        keys: Each key that tells one of them; those of other classes are left out.
+    """
+
+    def __init__(self, *classes: type, keys: Mapping[str, type] = _BY_KEY) -> None:
         self.classes = classes
-        self.keys = {key: kind for key, kind in _BY_KEY.items() if kind in classes}
+        self.keys = {key: kind for key, kind in keys.items() if kind in classes}
 
     def __call__(self, value: object) -> int | None:
+        """Returns the number of a value's class, None if no key tells it."""
         chosen: type | None = type(value)
         if isinstance(value, Mapping):
             chosen = next((self.keys[key] for key in value if key in self.keys), None)
@@ -119,14 +125,14 @@ class _ByKey:
 _INLINE = "a mapping with `texts`, or with `systems` and `questions`"
 
 InlinePairs = Annotated[
-    ContrastTexts | ContrastSystems, Shaped(_ByKey(ContrastTexts, ContrastSystems), _INLINE)
+    ContrastTexts | ContrastSystems, Shaped(ByKey(ContrastTexts, ContrastSystems), _INLINE)
 ]
 """What a file of pairs holds."""
 
 ContrastPairs = Annotated[
     PairsFile | ContrastTexts | ContrastSystems,
     Shaped(
-        _ByKey(PairsFile, ContrastTexts, ContrastSystems),
+        ByKey(PairsFile, ContrastTexts, ContrastSystems),
         "a mapping with `file`, with `texts`, or with `systems` and `questions`",
     ),
 ]
@@ -134,6 +140,6 @@ ContrastPairs = Annotated[
 
 ContrastTextPairs = Annotated[
     PairsFile | ContrastTexts,
-    Shaped(_ByKey(PairsFile, ContrastTexts), "a mapping with `file` or with `texts`"),
+    Shaped(ByKey(PairsFile, ContrastTexts), "a mapping with `file` or with `texts`"),
 ]
 """Pairs of texts, in a file or written out."""

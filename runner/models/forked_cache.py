@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,28 @@ def why_not_forked(model: Any) -> str | None:
     if kinds:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         return f"{name} has layers whose cache cannot be forked ({names})"
+    return None
+
+
+def why_not_in_one_row(model: Any, tokens: int, what: str) -> str | None:
+    """What speaks against texts side by side in one row, kept apart by a mask; None if nothing does.
+
+    Args:
+        model: the model.
+        tokens: of the longest of them.
+        what: that one is.
+    """
+    name = type(model).__name__
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return f"{name} takes no position_ids"
+    config = model.config.get_text_config()
+    if getattr(config, "window_size", None) is not None:
+        # GPT-Neo's local attention counts places in the sequence, whatever the mask says.
+        return f"{name} limits attention within its attention module (window_size)"
+    # Within such a window a mask for all layers is right; beyond it, each kind of layer needs its own.
+    for field in ("sliding_window", "attention_chunk_size"):
+        if (window := getattr(config, field, None)) is not None and tokens > window:
+            return f"the {what} has {tokens} tokens and {field} is {window}"
     return None
 
 

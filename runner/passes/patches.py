@@ -13,7 +13,6 @@ of the tokens before it and to its own, and has the positions that it has in the
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -22,7 +21,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from subvene.runner.models.anatomy import Anatomy
-from subvene.runner.models.forked_cache import Branch, Own, why_not_forked
+from subvene.runner.models.forked_cache import Branch, Own, why_not_forked, why_not_in_one_row
 from subvene.runner.passes.kept import KeptRun, Place, States, adding, at_site
 from subvene.runner.passes.restart import beginning_at, logits_at
 from subvene.specs import Site
@@ -292,16 +291,7 @@ def why_not_packed(model: Any, base: KeptRun) -> str | None:
         return reason
     if base.cache is None:
         return f"{type(model).__name__} does not keep the keys and values of all tokens"
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        return f"{type(model).__name__} takes no position_ids"
-    config = model.config.get_text_config()
-    if getattr(config, "window_size", None) is not None:
-        # GPT-Neo's local attention counts places in the sequence, whatever the mask says.
-        return f"{type(model).__name__} limits attention within its attention module (window_size)"
-    for name in ("sliding_window", "attention_chunk_size"):
-        if (window := getattr(config, name, None)) is not None and base.tokens > window:
-            return f"the text has {base.tokens} tokens and {name} is {window}"
-    return None
+    return why_not_in_one_row(model, base.tokens, "text")
 
 
 __all__ = ["WAYS", "Patch", "PatchWay", "Patcher", "Score", "States", "why_not_packed"]

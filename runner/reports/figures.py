@@ -1,10 +1,52 @@
-"""Figures of what was fitted."""
+"""Heat maps: of heads by layer, and of anything else by layer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
+
+
+def layer_heat_map(
+    z: Sequence[Sequence[float | None]],
+    layers: Sequence[int],
+    rows: Sequence[str],
+    *,
+    of: str,
+    around_zero: bool = False,
+) -> go.Figure:
+    """A number for each row and layer, the first row on top.
+
+    Args:
+        z: [rows][layers]; None where nothing was measured.
+        layers: 0-based.
+        rows: what each row is of.
+        of: what the numbers are, beside the scale.
+        around_zero: give effects of either sign colours of their own.
+    """
+    colours: dict[str, Any] = {"colorscale": "Viridis"}
+    if around_zero:
+        largest = max((abs(value) for row in z for value in row if value is not None), default=1.0)
+        colours = {"colorscale": "RdBu", "zmin": -largest, "zmax": largest}
+    made = go.Figure(
+        go.Heatmap(
+            z=[list(row) for row in z],
+            x=list(layers),
+            y=list(rows),
+            colorbar={"title": {"text": of}},
+            hovertemplate="%{y}, layer %{x}: %{z:.4f}<extra></extra>",
+            **colours,
+        )
+    )
+    made.update_layout(
+        xaxis={"title": {"text": "layer"}},
+        yaxis={"autorange": "reversed", "automargin": True, "type": "category"},
+        height=150 + 26 * len(rows),
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+    )
+    return made
 
 
 def probe_heat_map(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from subvene.runner.experiments.intervals import Intervals, intervals_in
 from subvene.runner.experiments.results import Results
 from subvene.runner.experiments.rows import METRICS, in_order
+from subvene.runner.files import markdown
 from subvene.runner.files.csv_file import csv_text
 from subvene.runner.reports.markup import Html, element, join, table
 
@@ -37,8 +38,7 @@ def intervals_markdown(results: Results) -> str:
     found = intervals_in(results)
     if not found.rows:
         return ""
-    lines = [_HEADS, ["---"] * len(_HEADS), *_lines(found)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{_said(found)}\n"
+    return f"{markdown.table(_HEADS, _lines(found))}\n\n{_said(found)}\n"
 
 
 def intervals(results: Results) -> Html | None:

@@ -97,12 +97,12 @@ def latex(markdown: str, about: str) -> str:
 
     Args:
         markdown: what a study writes.
-        about: what it is of, for the comment at the top.
+        about: what it is of, one line, for the comment at the top.
     """
     tables = tables_in(markdown)
     if not tables:
         return ""
-    head = f"% {_one_line(about)}; written by subvene, needs \\usepackage{{booktabs}}"
+    head = f"% {about}; written by subvene, needs \\usepackage{{booktabs}}"
     return "\n\n".join([head, *(_tabular(table) for table in tables)]) + "\n"
 
 
@@ -145,7 +145,3 @@ def _line(cells: Iterable[str]) -> str:
 def _cells(line: str) -> tuple[str, ...]:
     inner = line.strip().removeprefix("|").removesuffix("|")
     return tuple(cell.strip() for cell in re.split(r"(?<!\\)\|", inner))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -15,6 +15,7 @@ from subvene.runner.experiments.tracing.section import (
     SitePatching,
     tracing_of,
 )
+from subvene.runner.reports.figures import layer_heat_map
 from subvene.runner.reports.markup import Html, element, items, join, plot, table
 
 LARGEST_COLUMNS = ("where", "layer", "head", "tokens", "effect [95 %]", "share of the total", "facts")
@@ -153,27 +154,8 @@ def site_map(site: SitePatching) -> go.Figure:
         )
 
     z = [[value(row, layer) for layer in site.layers] for row in rows]
-    largest = max((abs(v) for line in z for v in line if v is not None), default=1.0)
-    made = go.Figure(
-        go.Heatmap(
-            z=z,
-            x=list(site.layers),
-            y=[f"head {row}" if by_head else str(row).replace("_", " ") for row in rows],
-            zmin=-largest,
-            zmax=largest,
-            colorscale="RdBu",
-            colorbar={"title": {"text": "effect"}},
-            hovertemplate="%{y}, layer %{x}: %{z:.4f}<extra></extra>",
-        )
-    )
-    made.update_layout(
-        xaxis={"title": {"text": "layer"}},
-        yaxis={"autorange": "reversed", "automargin": True, "type": "category"},
-        height=160 + 26 * len(rows),
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-    )
-    return made
+    names = [f"head {row}" if by_head else str(row).replace("_", " ") for row in rows]
+    return layer_heat_map(z, site.layers, names, of="effect", around_zero=True)
 
 
 def in_words(value: Interval) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import plotly.graph_objects as go
 
@@ -19,6 +19,7 @@ from subvene.runner.experiments.tracing.section import (
 from subvene.runner.files import markdown
 from subvene.runner.files.csv_file import csv_text
 from subvene.runner.reports import patching
+from subvene.runner.reports.figures import layer_heat_map
 from subvene.runner.reports.markup import Html, downloads, element, items, join, plot, side_by_side, table
 from subvene.runner.reports.page import count, page
 from subvene.runner.reports.sections import declared, provenance
@@ -287,11 +288,11 @@ def role_map(site: SiteTrace, metric: str) -> go.Figure:
     """Mean effects, roles by layers."""
     roles = list(dict.fromkeys(e.role for e in site.effects if e.metric == metric))
     rows = [[e for e in site.effects if (e.metric, e.role) == (metric, role)] for role in roles]
-    return _heat_map(
+    return layer_heat_map(
         [[e.value.mean for e in row] for row in rows],
         [e.layer for e in rows[0]],
         [ROLE_NAMES[role] for role in roles],
-        "effect",
+        of="effect",
     )
 
 
@@ -343,28 +344,7 @@ def fact_map(fact: FactRecord, one: FactMap, metric: str) -> go.Figure:
         for i, (piece, role) in enumerate(zip(fact.pieces, fact.roles, strict=True))
     ]
     by_token = [list(column) for column in zip(*one.traced.values[metric], strict=True)]
-    return _heat_map(by_token, one.traced.layers, marked, METRIC_NAMES[metric])
-
-
-def _heat_map(z: list[list[float]], layers: Sequence[int], rows: Sequence[str], of: str) -> go.Figure:
-    made = go.Figure(
-        go.Heatmap(
-            z=z,
-            x=list(layers),
-            y=list(rows),
-            colorscale="Viridis",
-            colorbar={"title": {"text": of}},
-            hovertemplate="%{y}, layer %{x}: %{z:.4f}<extra></extra>",
-        )
-    )
-    made.update_layout(
-        xaxis={"title": {"text": "layer"}},
-        yaxis={"autorange": "reversed", "automargin": True, "type": "category"},
-        height=140 + 26 * len(rows),
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-    )
-    return made
+    return layer_heat_map(by_token, one.traced.layers, marked, of=METRIC_NAMES[metric])
 
 
 def _fact_in_words(fact: FactRecord, metric: str) -> str:

@@ -7,7 +7,6 @@ in the same pass that gives the reference log-probabilities, and later passes be
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ from subvene.runner.data.examples import Answers
 from subvene.runner.edits.hooks import take_input
 from subvene.runner.files.progress import track
 from subvene.runner.models.anatomy import Anatomy
-from subvene.runner.models.forked_cache import why_not_forked
+from subvene.runner.models.forked_cache import why_not_forked, why_not_in_one_row
 from subvene.runner.passes.restart import beginning_at, logits_at
 from subvene.runner.training.layout import lay_out, starts_of, tokens_of
 from subvene.runner.training.losses import token_log_probs
@@ -176,7 +175,8 @@ class Passes:
         if not shared:
             return
         longest = max(self.answers.length(row) for row in rows)
-        if (reason := _why_not_side_by_side(self._model, longest)) is None:
+        reason = why_not_forked(self._model) or why_not_in_one_row(self._model, longest, "longest row")
+        if reason is None:
             some = max(shared, key=lambda rows: max(self.answers.length(row) for row in rows))
             some = sorted(some, key=self.answers.length)[-2:]
             apart = self.log_probs([some])
@@ -274,20 +274,3 @@ class Passes:
         if bool((off <= tolerance * counts).all()):
             return None
         return f"gives log-probabilities that are off by {float(off.max()):.2g} nats"
-
-
-def _why_not_side_by_side(model: Any, longest: int) -> str | None:
-    """What speaks against it before anything has been tried."""
-    if (reason := why_not_forked(model)) is not None:
-        return reason
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        return f"{type(model).__name__} takes no position_ids"
-    config = model.config.get_text_config()
-    if getattr(config, "window_size", None) is not None:
-        # GPT-Neo's local attention counts places in the sequence, whatever the mask says.
-        return f"{type(model).__name__} limits attention within its attention module (window_size)"
-    # Within such a window a mask for all layers is right; beyond it, each kind of layer needs its own.
-    for name in ("sliding_window", "attention_chunk_size"):
-        if (window := getattr(config, name, None)) is not None and longest > window:
-            return f"the longest row has {longest} tokens and {name} is {window}"
-    return None

@@ -224,8 +224,8 @@ class Comparison:
         grid, choose = points(condition), condition.choose
         if choose is None:
             return grid
-        measure, place = self._chooser(choose.by), Place(seed, fold, self.n_folds)
         cells = [_Cell(condition, seed, fold, point) for point in grid]
+        measure, place = self._chooser(choose.by), self._place(cells[0])
         # A point may hold out other questions than the next; those are asked that no fit of them has seen.
         validation = measure.validation(place, [held for cell in cells for held in self._held_out(cell)])
         if not validation:
@@ -237,12 +237,7 @@ class Comparison:
         tried = [self._tried(cell, choose, validation, session) for cell in cells]
         best = best_of(tried)
         if best is None:
-            told = next((one.not_finite for one in reversed(tried) if one.not_finite), "none is high enough")
-            raise (SubveneError if told == "none is high enough" else NotFiniteError)(
-                f"condition {condition.name}: no point of its sweep stays finite"
-                + (f" and has {_at_least(choose)}" if choose.at_least else "")
-                + f" on the validation questions; {told}"
-            )
+            raise _no_choice(condition.name, choose, tried)
         self.chosen[condition.name, seed, fold] = best
         self.choices.append(
             Choice(
@@ -256,6 +251,9 @@ class Comparison:
         )
         return [best]
 
+    def _place(self, cell: _Cell) -> Place:
+        return Place(cell.seed, cell.fold, self.n_folds)
+
     def _tried(self, cell: _Cell, choose: ChooseSpec, validation: Sequence[Any], session: Session) -> Tried:
         """What one point of a sweep gives on the validation items."""
         metric, what = choose.by, f"condition {cell.condition.name}"
@@ -265,7 +263,7 @@ class Comparison:
             validation,
             session,
             self._told(words, cell),
-            Place(cell.seed, cell.fold, self.n_folds),
+            self._place(cell),
             only=metric,
         )
         check_complete(measured, what)
@@ -300,7 +298,7 @@ class Comparison:
 
     def _measured(self, cell: _Cell, arm: Arm, session: Session) -> list[Measured]:
         name = " ".join(filter(None, (cell.condition.name, _in_words(cell.point))))
-        place = Place(cell.seed, cell.fold, self.n_folds)
+        place = self._place(cell)
         return [
             measure.run(arm, measure.tested(place), session, self._told(name, cell), place)
             for _, measure in self._measures(cell.seed)
@@ -378,8 +376,13 @@ def _held_out(recipe: BaseRecipe, tuning: Sequence[Question], seed: int) -> Mapp
     return {q.key: q for q in tuning if q.key in keys}
 
 
-def _at_least(choose: ChooseSpec) -> str:
-    return " and ".join(f"{name} of at least {least:g}" for name, least in choose.at_least.items())
+def _no_choice(name: str, choose: ChooseSpec, tried: Sequence[Tried]) -> SubveneError:
+    """Why no point of a sweep can be taken: none stays finite, or none is high enough in what it must be."""
+    floors = " and ".join(f"{metric} of at least {least:g}" for metric, least in choose.at_least.items())
+    said = f"condition {name}: no point of its sweep stays finite" + (f" and has {floors}" if floors else "")
+    said += " on the validation questions; "
+    broken = [one.not_finite for one in tried if one.not_finite is not None]
+    return NotFiniteError(said + broken[-1]) if broken else SubveneError(f"{said}none is high enough")
 
 
 def _in_words(point: Mapping[str, Any]) -> str:

@@ -156,10 +156,7 @@ def _condition(trace: Trace, side: str) -> Condition:
         name=side,
         label=f"{trace.name}: {side}",
         group=trace.name,
-        metrics={
-            key: Metric(mean=float(np.mean(v)), sd=float(np.std(v, ddof=1)) if len(v) > 1 else None, n=len(v))
-            for key, v in values.items()
-        },
+        metrics={key: _metric(some) for key, some in values.items()},
         counts={"not_known": len(trace.left_out)},
         items=tuple(
             Item(key=fact.key, scores={key: getattr(fact.read, side)[key] for key in trace.metrics})
@@ -172,14 +169,18 @@ def _patched(patching: Patching) -> Iterator[Condition]:
     """The run of the facts, and that about the other subjects."""
     for side in ("clean", "other"):
         values = [float(getattr(fact, side)) for fact in patching.facts]
-        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
         yield Condition(
             name=side,
             label=f"{patching.name}: {side}",
             group=patching.name,
-            metrics={patching.metric: Metric(mean=float(np.mean(values)), sd=spread, n=len(values))},
+            metrics={patching.metric: _metric(values)},
             items=tuple(
                 Item(key=fact.key, scores={patching.metric: value})
                 for fact, value in zip(patching.facts, values, strict=True)
             ),
         )
+
+
+def _metric(values: Sequence[float]) -> Metric:
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Metric(mean=float(np.mean(values)), sd=spread, n=len(values))

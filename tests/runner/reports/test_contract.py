@@ -13,31 +13,22 @@ from subvene.runner import Results, run_experiment
 from subvene.runner.reports.latex import tables_in
 from subvene.runner.reports.publish import REPORTS
 
+COMPARED = {
+    "Results",
+    "Intervals",
+    "Trade-offs",
+    "Choice on validation questions",
+    "Probes",
+    "Examples",
+    "Receipts",
+    "Provenance",
+    "Downloads",
+}
 # Only some runs have a composition, or pairs.
 SECTIONS = {
     "plain": {"Samples", "Receipts", "Artifact", "Provenance", "Downloads"},
-    "comparison": {
-        "Results",
-        "Intervals",
-        "Trade-offs",
-        "Choice on validation questions",
-        "Probes",
-        "Examples",
-        "Receipts",
-        "Provenance",
-        "Downloads",
-    },
-    "mixed": {
-        "Results",
-        "Intervals",
-        "Trade-offs",
-        "Choice on validation questions",
-        "Probes",
-        "Examples",
-        "Receipts",
-        "Provenance",
-        "Downloads",
-    },
+    "comparison": COMPARED,
+    "mixed": COMPARED,
     "persona": {
         "Results",
         "Sweep",
