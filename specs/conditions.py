@@ -12,7 +12,6 @@ from subvene.specs._fields import Finite, Identifier, Seeds, Text, different
 from subvene.specs._flaws import Expect, Shaped
 
 _NAMES = "`all`, or a list of different names of interventions of this file"
-_PATHS = "a non-empty mapping from fields, such as `iti.strength` or `fit.select.k`,"
 
 
 class ChooseSpec(SpecModel):

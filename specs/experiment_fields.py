@@ -121,10 +121,6 @@ class ExperimentFields(InterventionSpec):
             return ()
         return self.fit if isinstance(self.fit, tuple) else (self.fit,)
 
-    def fit_of(self, key: str) -> BaseRecipe | None:
-        """The recipe that gives a key; None if none does."""
-        return next((recipe for recipe in self.fits if key in recipe.keys), None)
-
     def fits_for(self, keys: Iterable[str]) -> tuple[BaseRecipe, ...]:
         """The recipes that give some keys and what these are made from, in the file's order.
 
