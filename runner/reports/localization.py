@@ -14,6 +14,7 @@ from subvene.runner.experiments.rows import METRICS
 from subvene.runner.reports import localization_figures as figures
 from subvene.runner.reports import markup
 from subvene.runner.reports.examples import verdict_mark, verdicts_differ
+from subvene.runner.reports.latex import with_latex
 from subvene.runner.reports.localization_arms import (
     GROUPS,
     Arm,
@@ -185,7 +186,7 @@ def answers(results: Results) -> Html | None:
 
 def downloads(results: Results) -> Html | None:
     """The tables as files."""
-    return markup.downloads(localization_files(results))
+    return markup.downloads(with_latex(localization_files(results), results.kind))
 
 
 SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (

@@ -19,6 +19,7 @@ from subvene.runner.experiments.results import Condition, Results
 from subvene.runner.files import markdown
 from subvene.runner.files.csv_file import csv_text
 from subvene.runner.reports.curves import COLORS, bars, figure
+from subvene.runner.reports.latex import with_latex
 from subvene.runner.reports.markup import Html, downloads, element, facts, folded, items, join, plot, table
 from subvene.runner.reports.page import count, page
 from subvene.runner.reports.receipts import RECEIPT_COLUMNS, receipt_cells
@@ -258,7 +259,7 @@ def artifact(results: Results) -> Html | None:
 
 
 def _downloads(results: Results) -> Html | None:
-    files = look_files(results)
+    files = with_latex(look_files(results), results.kind)
     return downloads(files) if files else None
 
 

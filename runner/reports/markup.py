@@ -6,11 +6,18 @@ import base64
 import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
 _WITHOUT_CONTENT = ("input",)
+_MEDIA_TYPES = {
+    ".csv": "text/csv",
+    ".json": "application/json",
+    ".md": "text/markdown",
+    ".tex": "application/x-tex",
+}
 
 
 class Html(str):
@@ -110,13 +117,8 @@ def download(name: str, kind: str, content: str) -> Html:
 
 
 def downloads(files: Mapping[str, str]) -> Html:
-    """Links to tables that are in the page itself, CSV or Markdown by their names."""
-    return items(
-        *(
-            download(name, "text/csv" if name.endswith(".csv") else "text/markdown", text)
-            for name, text in files.items()
-        )
-    )
+    """Links to tables that are in the page itself: CSV, Markdown or LaTeX by their names."""
+    return items(*(download(name, _MEDIA_TYPES[Path(name).suffix], text) for name, text in files.items()))
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, str]]:

@@ -12,6 +12,7 @@ from typing import Any, cast
 from subvene.runner.experiments.persona.section import Edit
 from subvene.runner.experiments.results import Results
 from subvene.runner.reports import markup
+from subvene.runner.reports.latex import with_latex
 from subvene.runner.reports.markup import Html, element, facts, folded, items, join, table, with_small_spread
 from subvene.runner.reports.page import count, page
 from subvene.runner.reports.persona_examples import examples
@@ -164,7 +165,7 @@ def provenance(results: Results) -> Html | None:
 
 def downloads(results: Results) -> Html | None:
     """The tables as files."""
-    return markup.downloads(persona_files(results))
+    return markup.downloads(with_latex(persona_files(results), results.kind))
 
 
 SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (

@@ -20,6 +20,7 @@ from subvene.runner.files import markdown
 from subvene.runner.files.csv_file import csv_text
 from subvene.runner.reports import patching
 from subvene.runner.reports.figures import layer_heat_map
+from subvene.runner.reports.latex import with_latex
 from subvene.runner.reports.markup import Html, downloads, element, items, join, plot, side_by_side, table
 from subvene.runner.reports.page import count, page
 from subvene.runner.reports.sections import declared, provenance
@@ -354,7 +355,7 @@ def _fact_in_words(fact: FactRecord, metric: str) -> str:
 
 
 def _downloads(results: Results) -> Html | None:
-    return downloads(tracing_files(results))
+    return downloads(with_latex(tracing_files(results), results.kind))
 
 
 SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (

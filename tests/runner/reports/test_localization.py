@@ -344,7 +344,7 @@ def test_files_are_those_of_the_page_and_hold_the_numbers_in_full(
     expected = {
         f"{name}.csv" for name in ("arms", "evidence", "selection", "comparisons", "training", "answers")
     }
-    assert set(files) == expected | {"results.md"}
+    assert set(files) == expected | {"results.md", "results.tex"}
     lines = read(files["arms.csv"])
     assert [line["arm"] for line in lines] == [one["name"] for one in results["arms"]]
     probed = arm(results, "edit_probed")

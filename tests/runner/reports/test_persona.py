@@ -34,7 +34,15 @@ from subvene.runner.reports.styles import style
 from .persona_results import COEFFICIENTS, QUESTIONS, SWEPT, TRAITS, make_results
 from .test_page import HOSTILE, Page, without_library
 
-FILES = {"conditions.csv", "sweep.csv", "responses.csv", "geometry.csv", "extraction.csv", "conditions.md"}
+FILES = {
+    "conditions.csv",
+    "sweep.csv",
+    "responses.csv",
+    "geometry.csv",
+    "extraction.csv",
+    "conditions.md",
+    "conditions.tex",
+}
 
 
 @pytest.fixture
