@@ -14,9 +14,11 @@ from subvene.interventions.positions import needs_length
 from subvene.runner.cli._source import Source, tokenised
 from subvene.runner.cli._words import positions_in_words
 from subvene.runner.edits.compile import NO_SIZES, check_sizes, entry_name, load_tensors, place
-from subvene.runner.edits.order import Edits, pairs_of
+from subvene.runner.edits.order import Edits, PairOrder, pairs_of
 from subvene.runner.edits.text_positions import places_of
+from subvene.runner.files.json_value import Json
 from subvene.runner.models.anatomy import sizes_from_config
+from subvene.runner.models.fingerprint import ModelFingerprint
 from subvene.runner.models.loading import load_config, load_tokenizer
 from subvene.specs import AnyIntervention, FieldTokens, InterventionSpec, LastOf, Positions, SubveneError
 from subvene.specs.positions import TEXT_POSITIONS
@@ -66,10 +68,10 @@ class Description(TypedDict):
     what: str
     path: str
     model: str
-    made_for: Mapping[str, object] | None
+    made_for: Mapping[str, Json] | ModelFingerprint | None
     model_problem: str | None
     interventions: list[Described]
-    order: list[dict[str, Any]]
+    order: list[PairOrder]
     provenance: dict[str, JsonValue]
     stored_tensors: int | None
     stock_pyvene: bool | None
@@ -158,7 +160,9 @@ def _mask(rule: Positions, tokens: Tokens, ids: list[int], tokenizer: Any) -> li
     return list(tokens.mask(rule)[0].tolist())
 
 
-def _sizes(source: Source) -> tuple[Sizes | None, Mapping[str, object] | None, bool | None, str | None]:
+def _sizes(
+    source: Source,
+) -> tuple[Sizes | None, Mapping[str, Json] | ModelFingerprint | None, bool | None, str | None]:
     """Sizes, the same as a mapping, whether stock pyvene lists the model, and why none of this is known."""
     if source.artifact:
         made_for = source.artifact.fingerprint

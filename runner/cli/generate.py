@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
+from pydantic import JsonValue
 
 from subvene.runner.cli._console import err, out, quiet_libraries, results, say
 from subvene.runner.cli._options import (
@@ -46,7 +47,7 @@ class _Answered(NamedTuple):
     answers: list[str | None]
     marked: dict[int, str]
     told: Live | None
-    receipt: list[dict[str, object]]
+    receipt: list[dict[str, JsonValue]]
 
 
 def generate(

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pydantic import JsonValue
+
 from subvene.interventions.positions import plain_positions
 from subvene.runner.edits.source_receipt import SourceReceipt, joined
 from subvene.specs import Positions, SubveneError
@@ -125,12 +127,12 @@ class Receipt:
         """Raise `NotSteeredError` if an intervention with a strength did not act."""
         check_together([self])
 
-    def to_dict(self) -> list[dict[str, Any]]:
+    def to_dict(self) -> list[dict[str, JsonValue]]:
         """Plain values for JSON."""
         return [_plain(receipt) for receipt in self.interventions]
 
 
-def _plain(receipt: InterventionReceipt) -> dict[str, Any]:
+def _plain(receipt: InterventionReceipt) -> dict[str, JsonValue]:
     values = asdict(receipt) | {"positions": plain_positions(receipt.positions)}
     source = values.pop("source")
     return values if source is None else values | {"source": receipt.source and receipt.source.plain()}

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from pydantic import JsonValue
 
 from subvene.interventions.positions import plain_positions
 from subvene.specs import Positions
@@ -58,7 +59,7 @@ class SourceReceipt:
             )
         return None
 
-    def plain(self) -> dict[str, object]:
+    def plain(self) -> dict[str, JsonValue]:
         """Plain values for JSON."""
         return {**vars(self), "positions": plain_positions(self.positions)}
 

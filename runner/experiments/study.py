@@ -14,6 +14,7 @@ from subvene.runner.experiments.results import Results
 from subvene.runner.experiments.run_folder import check_run_folder, run_folder
 from subvene.runner.files.ledger import Ledger
 from subvene.runner.models.anatomy import sizes_from_config
+from subvene.runner.models.identity import Manifest
 from subvene.runner.models.loading import load_config, load_model, with_overrides
 from subvene.specs import ExperimentSpec, dump_spec
 
@@ -40,7 +41,7 @@ class Study(Protocol):
             SubveneError: a file, a judge or a setting is not as it must be.
         """
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """What there is to know about where the numbers come from."""
 
     def units(self) -> int:

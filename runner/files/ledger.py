@@ -12,16 +12,19 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Self, TypeVar, cast
 
 from filelock import FileLock, Timeout
+from pydantic import JsonValue
 
+from subvene.runner.files.json_value import Fields, Json
 from subvene.runner.files.records import LEDGER, LedgerError, LedgerWarning, Reader, Record, digest, made
 from subvene.runner.files.storage import disk_errors
 
-__all__ = ["LEDGER", "LOCK", "MISSING", "Ledger", "LedgerError", "LedgerWarning", "digest"]
+__all__ = ["LEDGER", "LOCK", "MISSING", "Ledger", "LedgerError", "LedgerWarning", "Result", "digest"]
 
-_Result = TypeVar("_Result", bound=Mapping[str, object])
+Result = TypeVar("Result", bound="Mapping[str, Json] | Fields")
+"""What a unit gives: a TypedDict, or any JSON object."""
 
 LOCK = ".lock"
 MISSING = "missing"
@@ -45,8 +48,8 @@ class Ledger:
 
     def __init__(self, folder: Path, *, begin: Callable[[], None] | None = None) -> None:
         self.path = folder / LEDGER
-        self.results: dict[str, dict[str, Any]] = {}
-        self.unfinished: dict[str, dict[str, Any]] = {}
+        self.results: dict[str, dict[str, JsonValue]] = {}
+        self.unfinished: dict[str, dict[str, JsonValue]] = {}
         self._begin = begin
         self._lock = FileLock(folder / LOCK)
         self._descriptor: int | None = None
@@ -77,7 +80,7 @@ class Ledger:
             self._descriptor = None
         self._lock.release()
 
-    def do(self, identity: Mapping[str, object], work: Callable[[], _Result]) -> _Result:
+    def do(self, identity: Mapping[str, Json], work: Callable[[], Result]) -> Result:
         """The unit's result: from the record if it was done before, otherwise from `work`.
 
         A result that says that verdicts are missing (`missing` above 0) is given back, stands for its unit
@@ -94,7 +97,7 @@ class Ledger:
         key = digest(identity)
         for known in (self.results, self.unfinished):
             if key in known:
-                return cast(_Result, known[key])
+                return cast("Result", known[key])
         begun = time.monotonic()
         result = work()
         seconds = round(time.monotonic() - begun, 3)
@@ -108,13 +111,22 @@ class Ledger:
         else:
             self._append(record)
             self.results[key] = found
-        return cast(_Result, found)
+        return cast("Result", found)
 
-    def has(self, identity: Mapping[str, object]) -> bool:
+    def has(self, identity: Mapping[str, Json]) -> bool:
         """Whether the unit is done."""
         return digest(identity) in self.results
 
-    def forget(self, identity: Mapping[str, object]) -> None:
+    def recorded(self, identity: Mapping[str, Json], kind: type[Result]) -> Result | None:
+        """What a unit gave, without doing it; None if it is not done.
+
+        Args:
+            identity: as for `do`.
+            kind: the type of what its work gives.
+        """
+        return cast("Result | None", self.results.get(digest(identity)))
+
+    def forget(self, identity: Mapping[str, Json]) -> None:
         """Take a unit for not done, because what it left beside the ledger is gone or altered."""
         self.results.pop(digest(identity), None)
 

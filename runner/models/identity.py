@@ -13,13 +13,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import safetensors.torch
 import torch
 import transformers
 
 from subvene.interventions.tensors import UNREADABLE
+from subvene.runner.files.json_value import Fields, Json
 from subvene.runner.models.chat_settings import chat_of
 from subvene.specs import SubveneError
 from subvene.specs.regular_file import open_regular
@@ -165,7 +166,42 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
-def environment() -> dict[str, object]:
+class Environment(TypedDict):
+    """Versions and machine."""
+
+    versions: dict[str, str]
+    python: str
+    machine: str
+    threads: int
+    device: str
+
+
+class GitState(TypedDict):
+    """Commit of a repository, and whether it has changes."""
+
+    commit: str
+    changed: bool
+
+
+class Manifest(TypedDict):
+    """What there is to know about where the numbers of a run come from."""
+
+    format: int
+    spec: str
+    environment: Environment
+    git: GitState | None
+
+
+class RunManifest(Manifest):
+    """With what was called, what is said of the data, by use, and of each judge."""
+
+    command: list[str]
+    data: Mapping[str, Json]
+    judges: list[Fields]
+    files_relative_to: str
+
+
+def environment() -> Environment:
     """Versions and machine, to stand beside every measured number."""
     return {
         "versions": versions(),
@@ -176,7 +212,7 @@ def environment() -> dict[str, object]:
     }
 
 
-def git_state(folder: Path) -> dict[str, object] | None:
+def git_state(folder: Path) -> GitState | None:
     """Commit of the repository that holds `folder`, and whether it has changes; None outside of one."""
 
     def git(*arguments: str) -> str:
@@ -190,8 +226,8 @@ def git_state(folder: Path) -> dict[str, object] | None:
 
 
 def run_manifest(
-    spec: str, folder: Path, *, data: Mapping[str, object], judges: Sequence[Mapping[str, object]]
-) -> dict[str, object]:
+    spec: str, folder: Path, *, data: Mapping[str, Json], judges: Sequence[Fields]
+) -> RunManifest:
     """What there is to know about where the numbers of a run come from.
 
     Args:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypedDict
 
 import torch
+from pydantic import JsonValue
 
 from subvene.runner.data.reasoning import answer_of
 from subvene.runner.data.text import Messages, pad, pad_id_of, prompt_ids
@@ -192,7 +193,7 @@ def generate_with_projections(
     system: str | None = None,
     chat: bool | None = None,
     strengths: Any = None,
-    chat_template_kwargs: Mapping[str, object] | None = None,
+    chat_template_kwargs: Mapping[str, JsonValue] | None = None,
     **options: Any,
 ) -> tuple[list[str], Live]:
     """As `m.generate`, with the projections of what is being generated.

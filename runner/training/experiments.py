@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from subvene.runner.data.examples import Example, examples_sha256
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import digest
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.models.identity import model_sha256
@@ -85,7 +86,7 @@ class Progress:
     best_step: int = 0
     stale: int = 0
     stopped_early: bool = False
-    passes: dict[str, object] = field(default_factory=dict)
+    passes: dict[str, Json] = field(default_factory=dict)
 
     def is_active(self, experiment: Experiment) -> bool:
         """Whether there are steps left to do."""
@@ -132,7 +133,7 @@ class Trained:
     best_step: int
     stopped_early: bool
     start: int
-    about: dict[str, object]
+    about: dict[str, Json]
 
 
 def check(experiments: Sequence[Experiment], *, need_heads: bool = True) -> None:

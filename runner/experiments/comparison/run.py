@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
+from pydantic import JsonValue
 
 from subvene.interventions import Sizes
 from subvene.runner.data.truthfulqa.questions import Question, about_data, load_questions
 from subvene.runner.data.truthfulqa.splits import fold_of, validation_keys
-from subvene.runner.edits.not_finite import NotFiniteError
 from subvene.runner.exchange.exports.checkpoint import check_bakeable
-from subvene.runner.experiments.choose import best_of
+from subvene.runner.experiments.choose import best_of, no_choice
 from subvene.runner.experiments.comparison.arms import Arm, Arms
 from subvene.runner.experiments.comparison.composing import CompositionMeasure
 from subvene.runner.experiments.comparison.composition import SECTION
@@ -30,12 +30,21 @@ from subvene.runner.experiments.comparison.measures import (
     merged,
 )
 from subvene.runner.experiments.intervals import INTERVALS, intervals_of
-from subvene.runner.experiments.results import Choice, Condition, FitRecord, QuestionText, Results, Tried
+from subvene.runner.experiments.results import (
+    Choice,
+    Condition,
+    FitRecord,
+    Point,
+    QuestionText,
+    Results,
+    Tried,
+)
 from subvene.runner.experiments.rows import rows
 from subvene.runner.experiments.study import Step
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Ledger
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.models.identity import run_manifest
+from subvene.runner.models.identity import Manifest, run_manifest
 from subvene.runner.recipes import RECIPES
 from subvene.runner.recipes.fitting import check_reach
 from subvene.runner.recipes.localized_edit import held_out_keys
@@ -67,7 +76,7 @@ class _Cell:
     condition: ConditionSpec
     seed: int
     fold: int
-    point: dict[str, Any]
+    point: Point
 
 
 class Comparison:
@@ -91,13 +100,13 @@ class Comparison:
             for recipe in spec.fits
             if recipe.learns_from is not None
         }
-        self.chosen: dict[tuple[str, int, int], dict[str, Any]] = {}
+        self.chosen: dict[tuple[str, int, int], Point] = {}
         self.choices: list[Choice] = []
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """What there is to know about where the numbers come from."""
         one = len(self.spec.fits) == 1
-        data: dict[str, Any] = {
+        data: dict[str, Json] = {
             "fit" if one else f"fit_{key}": about_data(questions)
             for key, questions in self.fit_questions.items()
         }
@@ -188,7 +197,7 @@ class Comparison:
                     cells.append(self._record(cell, arm, measured, kept))
                     if self.composition is not None:
                         self.composition.look(condition.name, arm, arms)
-        sections: dict[str, Any] = {INTERVALS: intervals_of(cells).model_dump(mode="json")}
+        sections: dict[str, JsonValue] = {INTERVALS: intervals_of(cells).model_dump(mode="json")}
         if self.composition is not None:
             sections[SECTION] = self.composition.section(rows(cells), cells).model_dump(mode="json")
         judges = (measure.judged_by() for _, measure in self.measures)
@@ -217,9 +226,7 @@ class Comparison:
             if arm.variant is not None:
                 check_bakeable(arms.compiled(arm.variant, arm.fitted))
 
-    def _points(
-        self, condition: ConditionSpec, seed: int, fold: int, session: Session
-    ) -> list[dict[str, Any]]:
+    def _points(self, condition: ConditionSpec, seed: int, fold: int, session: Session) -> list[Point]:
         """The points to be tested: all of the sweep, or the one that is best on the validation items."""
         grid, choose = points(condition), condition.choose
         if choose is None:
@@ -237,7 +244,7 @@ class Comparison:
         tried = [self._tried(cell, choose, validation, session) for cell in cells]
         best = best_of(tried)
         if best is None:
-            raise _no_choice(condition.name, choose, tried)
+            raise no_choice(condition.name, choose, tried)
         self.chosen[condition.name, seed, fold] = best
         self.choices.append(
             Choice(
@@ -376,20 +383,11 @@ def _held_out(recipe: BaseRecipe, tuning: Sequence[Question], seed: int) -> Mapp
     return {q.key: q for q in tuning if q.key in keys}
 
 
-def _no_choice(name: str, choose: ChooseSpec, tried: Sequence[Tried]) -> SubveneError:
-    """Why no point of a sweep can be taken: none stays finite, or none is high enough in what it must be."""
-    floors = " and ".join(f"{metric} of at least {least:g}" for metric, least in choose.at_least.items())
-    said = f"condition {name}: no point of its sweep stays finite" + (f" and has {floors}" if floors else "")
-    said += " on the validation questions; "
-    broken = [one.not_finite for one in tried if one.not_finite is not None]
-    return NotFiniteError(said + broken[-1]) if broken else SubveneError(f"{said}none is high enough")
-
-
-def _in_words(point: Mapping[str, Any]) -> str:
+def _in_words(point: Point) -> str:
     """`strength=5, k=16`: the last part of each path, with its value."""
     return ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in point.items())
 
 
-def _file_name(point: Mapping[str, Any]) -> str:
+def _file_name(point: Point) -> str:
     words = _in_words(point).replace(", ", "-").replace("=", "")
     return "".join(c if c.isalnum() or c in "-._" else "_" for c in words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypedDict
 
 import safetensors.torch
 import torch
@@ -21,18 +21,22 @@ from subvene.runner.experiments.persona.conditions import Subject, run_condition
 from subvene.runner.experiments.persona.cost import Cost
 from subvene.runner.experiments.persona.section import (
     SECTION,
+    Correlation,
     ExtractionCounts,
     Geometry,
     LayerVector,
+    PersonaManifest,
     PersonaSection,
     Place,
+    Sweep,
     TraitRecord,
     artifact_of,
 )
 from subvene.runner.experiments.persona.sweep import run_sweep
 from subvene.runner.experiments.results import Choice, Condition, QuestionText, Results, judge_record
 from subvene.runner.experiments.study import Step
-from subvene.runner.files.ledger import Ledger, digest
+from subvene.runner.files.json_value import Json
+from subvene.runner.files.ledger import Ledger, Result, digest
 from subvene.runner.files.storage import atomic_folder
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.judges import scored
@@ -74,9 +78,15 @@ from subvene.specs import (
 from subvene.specs.evaluations.traits import Ablated, Capped
 
 # How a result is computed; whoever changes that changes this number, and old units are done again.
-_Result = TypeVar("_Result", bound=Mapping[str, object])
-
 UNITS = 2
+
+
+class _Made(TypedDict):
+    """Of the unit of a trait's vectors: where they are, their digest, and the variance explained by layer."""
+
+    folder: str
+    tensors: str
+    explained: list[float | None]
 
 
 @dataclass
@@ -148,7 +158,7 @@ class Persona:
             return 0
         return min(self.sweep.questions or len(trait.evaluation), len(trait.evaluation))
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> PersonaManifest:
         """What there is to know about where the numbers come from."""
         return {
             "format": 1,
@@ -187,7 +197,12 @@ class Persona:
         plain = IntervenedModel.plain(model, tokenizer)
         weights = model_sha256(plain.model)
         reading = reading_sha256(plain.model, plain.tokenizer)
-        self.base = {"model": weights, "text": reading, "versions": versions(), "units": UNITS}
+        self.base: dict[str, Json] = {
+            "model": weights,
+            "text": reading,
+            "versions": versions(),
+            "units": UNITS,
+        }
         self.judge = self.judge.with_model(plain)
         # What it is worth is measured once, on contrasts that no response depends on.
         judged = about_judge(self.judge, self.traits, ledger, self.base)
@@ -247,7 +262,7 @@ class Persona:
     ) -> TraitRecord:
         """Sweep and conditions of a trait that is steered."""
         steering, identity = self._declared(trait.name), self.base | {"tensors": tensors_digest(tensors)}
-        fields: dict[str, Any] = {}
+        fields: dict[str, Sweep | Correlation] = {}
         if self.sweep is not None:
             swept = run_sweep(
                 self.sweep,
@@ -292,7 +307,7 @@ class Persona:
     def _doing(self, ledger: Ledger, trait: Trait) -> Do:
         """Does units of a trait, and says so."""
 
-        def do(identity: Mapping[str, object], work: Callable[[], _Result]) -> _Result:
+        def do(identity: Mapping[str, Json], work: Callable[[], Result]) -> Result:
             whole = {**self.base, **identity}
             was_done = ledger.has(whole)
             result = ledger.do(whole, work)
@@ -311,17 +326,17 @@ class Persona:
         target = output / "vectors" / f"{trait.name}-{digest(identity)[:16]}"
         file = target / "vectors.safetensors"
 
-        def work() -> dict[str, Any]:
+        def work() -> _Made:
             made = vectors_of(self.recipe, trait, extraction, Anatomy.of(plain.model), plain.tokenizer)
             with atomic_folder(target) as temporary:
                 kept = {"vectors": made.vectors, "residual_norm": made.residual_norm}
                 safetensors.torch.save_file(kept, temporary / "vectors.safetensors")
             return {"folder": target.name, "tensors": tensors_digest(kept), "explained": made.explained}
 
-        was_done = ledger.has(identity)
-        if was_done and not holds(file, ledger.results[digest(identity)]["tensors"]):
+        recorded = ledger.recorded(identity, _Made)
+        was_done = recorded is not None and holds(file, recorded["tensors"])
+        if not was_done:
             ledger.forget(identity)
-            was_done = False
         explained = ledger.do(identity, work)["explained"]
         self.step("unit", {"trait": trait.name, "what": "vectors", "was_done": was_done})
         stored = load_tensors(file)
@@ -347,7 +362,7 @@ class Persona:
         self,
         chosen: Mapping[str, SteeringSpec],
         tensors: Mapping[str, torch.Tensor],
-        provenance: Mapping[str, Any],
+        provenance: Mapping[str, Json],
         plain: IntervenedModel,
         output: Path,
     ) -> None:
