@@ -15,6 +15,7 @@ import torch
 from subvene.interventions._pyvene import pyvene
 from subvene.interventions.autoencoder import AutoencoderIntervention
 from subvene.interventions.base import ActivationIntervention, unpack
+from subvene.interventions.positions import Tokens
 from subvene.interventions.tensors import Part, Sizes, TensorError, TensorTable, stored_name
 from subvene.specs import PyveneSpec, SourceRef, parse_tensor_name
 from subvene.specs.interventions import PyveneClass
@@ -103,6 +104,22 @@ class PyveneIntervention(ActivationIntervention):
         if self.source.numel():
             stored[stored_name(key, site, layer)] = self.source
         return stored
+
+    def forward(
+        self,
+        base: torch.Tensor,
+        source: torch.Tensor | None = None,
+        subspaces: Any = None,
+        *,
+        tokens: Tokens | None = None,
+        positions: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        if source is not None and tokens is None:
+            # Stock pyvene has gathered the tokens of a call's `unit_locations` from both runs, whole width.
+            source = self.part(source)
+            positions = torch.ones(base.shape[:2], dtype=torch.bool, device=base.device)
+        return super().forward(base, source, subspaces, tokens=tokens, positions=positions, **kwargs)
 
     def edit(
         self,
@@ -221,6 +238,11 @@ class PyveneIntervention(ActivationIntervention):
                 f"{base.shape[-1]} wide; store a source of that width, or name another module"
             )
         return source.to(base.dtype).expand_as(base)
+
+    def _read_settings(self) -> None:
+        super()._read_settings()
+        # Stock pyvene saves it, and by it decides whether the source of a call is handed on.
+        self.is_source_constant = self.reads is None
 
     @property
     def reads(self) -> str | None:
