@@ -35,6 +35,17 @@ _INTERCHANGES = frozenset(
         "SigmoidMaskIntervention",
     }
 )
+# Classes without parameters.
+_ANY_WIDTH = frozenset(
+    {
+        "ZeroIntervention",
+        "VanillaIntervention",
+        "AdditionIntervention",
+        "SubtractionIntervention",
+        "CollectIntervention",
+        "SkipIntervention",
+    }
+)
 # Classes whose stock forward cannot be trained.
 _OURS = {"AutoencoderIntervention": AutoencoderIntervention}
 
@@ -70,6 +81,8 @@ class PyveneIntervention(ActivationIntervention):
                 source = _by_key(table, constant.key)
                 # Only the source knows how wide a module named by its path is; other classes take any width.
                 width = len(source) if width is None else width
+        if width is None and spec.class_name not in _ANY_WIDTH:
+            width = sizes.module_width(str(spec.component))
         options: dict[str, Any] = {
             "class": spec.class_name,
             "width": width,
@@ -141,7 +154,12 @@ class PyveneIntervention(ActivationIntervention):
                 )
             source = self.part(module_input.to(h.dtype))
         # pyvene's classes mix dtypes only by accident: those with parameters work in theirs.
-        inner = self._made()
+        inner, width = self._made(), self.options["width"]
+        if width is not None and self._unit(base) != width:
+            raise TensorError(
+                f"{self.options['class']} was made for vectors of {width}, and here they have "
+                f"{self._unit(base)}; name another module"
+            )
         dtype = next((p.dtype for p in inner.parameters() if p.is_floating_point()), h.dtype)
         edited = self._applied(inner, base.to(dtype), None if source is None else source.to(dtype))
         edited = edited.to(h.dtype)

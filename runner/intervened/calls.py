@@ -227,7 +227,7 @@ class Calls(NotPickled):
             inputs = {"attention_mask": attention_mask, **kwargs}
             if self.is_disabled:
                 return self.intervenable.call_plain(input_ids, inputs)
-            options = {"strengths": self._named(strengths), "must_act": must_act}
+            options = {"strengths": self._named(strengths), "must_act": must_act, "sources": sources}
             return self.intervenable.call(input_ids, inputs, prompt_lengths=prompt_lengths, **options)
         if not isinstance(input_ids, torch.Tensor):
             raise TextError(
