@@ -21,7 +21,7 @@ _NO_END = 2**31 - 1
 
 
 def is_by_index(rule: Positions) -> bool:
-    """Whether a rule can be decided without a prompt: all vectors, or some by their numbers from the start."""
+    """Whether a rule needs no prompt: all vectors, or some by their numbers from the start."""
     return rule == "all" or (
         isinstance(rule, TokenIndices) and rule.of == "prompt" and min(rule.indices) >= 0
     )
