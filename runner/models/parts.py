@@ -61,6 +61,7 @@ def _width_of(model: nn.Module, component: str) -> int:
     Raises:
         AnatomyError: neither says it.
     """
+    module: Any
     try:
         module, is_input = component_module(model, component)
     except AttributeError as error:
