@@ -197,7 +197,7 @@ def write(
     fingerprint: Fingerprint = {
         "format": FORMAT,
         "model": made_for,
-        "stock_pyvene": listed and why_not_stock(spec) is None,
+        "stock_pyvene": listed and why_not_stock(spec, is_decoder="modules" not in made_for) is None,
         "versions": {
             name: version(name) for name in ("subvene", "pyvene", "torch", "transformers", "safetensors")
         },

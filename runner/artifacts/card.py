@@ -218,7 +218,7 @@ def _how_to_load(model: BlocksFingerprint | ModulesFingerprint) -> str:
 
 
 def _stock(spec: InterventionSpec, fingerprint: Fingerprint) -> list[str]:
-    if (reason := why_not_stock(spec)) is not None:
+    if (reason := why_not_stock(spec, is_decoder="modules" not in fingerprint["model"])) is not None:
         return [f"Stock pyvene does not do what is declared here: {reason}. Load this folder with subvene."]
     if not fingerprint["stock_pyvene"]:
         return [

@@ -8,15 +8,24 @@ from subvene.specs import AnyIntervention, InterventionSpec, PyveneSpec, SourceR
 from subvene.specs.sources import reads
 
 
-def why_not_stock(spec: InterventionSpec) -> str | None:
+def why_not_stock(spec: InterventionSpec, *, is_decoder: bool = True) -> str | None:
     """Why stock pyvene, on a model that it lists, cannot do what a spec declares; None if it can.
 
     It hands an intervention the activation, and where a call names `sources` and `unit_locations` what those
     hold at the same place; nothing else.
+
+    Args:
+        spec: what is declared.
+        is_decoder: whether the model's blocks are known.
     """
     reading = [one for one in spec.interventions if reads(one) is not None]
     for one in spec.interventions:
         name = one.name or one.kind
+        if not is_decoder and (one in reading or one.positions != "all"):
+            return (
+                f"{name} is at vectors by their numbers, or reads a source, in a model that is no decoder; "
+                "there stock pyvene writes into a GRU's other steps, too"
+            )
         if (reason := _of_source(spec, one) if one in reading else _alone(one)) is not None:
             return f"{name} {reason}"
         if reading and one not in reading:

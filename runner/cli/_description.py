@@ -86,7 +86,7 @@ def describe(source: Source) -> Description:
     """
     spec, stored = source.spec, source.artifact
     sizes, made_for, listed, problem = _sizes(source)
-    stock_problem = why_not_stock(spec)
+    stock_problem = why_not_stock(spec, is_decoder="modules" not in (made_for or {}))
     if sizes is not None:
         check_sizes(spec, sizes)
     interventions: list[Described] = []

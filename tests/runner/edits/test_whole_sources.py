@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ import transformers
 from source_specs import spec_of
 
 from subvene.interventions._pyvene import pyvene
+from subvene.runner.cli._description import describe
+from subvene.runner.cli._source import open_source
 from subvene.runner.edits.compile import CompileError
 from subvene.runner.edits.positions import PositionError
 from subvene.runner.edits.receipt import NotSteeredError
@@ -277,3 +280,18 @@ def test_what_cannot_be_said_of_such_a_model_is_refused_when_it_is_compiled() ->
     edits = [swap(one.module), swap(one.module, name="first", source={"from": "deep"})]
     with pytest.raises(CompileError, match="run as they are"):
         IntervenedModel.from_spec(spec_of(sources, *edits), model=one.model)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["gru", "bert"])
+def test_artifacts_are_reloaded_and_stock_is_not_named(name: str, tmp_path: Path) -> None:
+    one = case(name)
+    m = made(one.model, swap(one.module, **{"class": "RotatedSpaceIntervention", "seed": 3}))
+    expected = logits(m(**one.base, sources={"other": one.source}))
+    m.save_pretrained(tmp_path / "artifact")
+    again = IntervenedModel.from_pretrained(tmp_path / "artifact", model=one.model)
+    assert torch.equal(logits(again(**one.base, sources={"other": one.source})), expected)
+    shown = describe(open_source(tmp_path / "artifact"))
+    assert shown["stock_pyvene"] is False
+    assert "no decoder" in str(shown["stock_problem"])
+    assert "no decoder" in (tmp_path / "artifact" / "README.md").read_text()
