@@ -15,6 +15,7 @@ import torch
 from subvene.interventions._pyvene import pyvene
 from subvene.interventions.autoencoder import AutoencoderIntervention
 from subvene.interventions.base import ActivationIntervention, unpack
+from subvene.interventions.positions import Tokens
 from subvene.interventions.tensors import Part, Sizes, TensorError, TensorTable, stored_name
 from subvene.specs import PyveneSpec, SourceRef, parse_tensor_name
 from subvene.specs.interventions import PyveneClass
@@ -32,6 +33,17 @@ _INTERCHANGES = frozenset(
         "BoundlessRotatedSpaceIntervention",
         "SigmoidMaskRotatedSpaceIntervention",
         "SigmoidMaskIntervention",
+    }
+)
+# Classes without parameters.
+_ANY_WIDTH = frozenset(
+    {
+        "ZeroIntervention",
+        "VanillaIntervention",
+        "AdditionIntervention",
+        "SubtractionIntervention",
+        "CollectIntervention",
+        "SkipIntervention",
     }
 )
 # Classes whose stock forward cannot be trained.
@@ -69,6 +81,8 @@ class PyveneIntervention(ActivationIntervention):
                 source = _by_key(table, constant.key)
                 # Only the source knows how wide a module named by its path is; other classes take any width.
                 width = len(source) if width is None else width
+        if width is None and spec.class_name not in _ANY_WIDTH:
+            width = sizes.module_width(str(spec.component))
         options: dict[str, Any] = {
             "class": spec.class_name,
             "width": width,
@@ -104,6 +118,22 @@ class PyveneIntervention(ActivationIntervention):
             stored[stored_name(key, site, layer)] = self.source
         return stored
 
+    def forward(
+        self,
+        base: torch.Tensor,
+        source: torch.Tensor | None = None,
+        subspaces: Any = None,
+        *,
+        tokens: Tokens | None = None,
+        positions: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        if source is not None and tokens is None:
+            # Stock pyvene has gathered the tokens of a call's `unit_locations` from both runs, whole width.
+            source = self.part(source)
+            positions = torch.ones(base.shape[:2], dtype=torch.bool, device=base.device)
+        return super().forward(base, source, subspaces, tokens=tokens, positions=positions, **kwargs)
+
     def edit(
         self,
         h: torch.Tensor,
@@ -124,7 +154,12 @@ class PyveneIntervention(ActivationIntervention):
                 )
             source = self.part(module_input.to(h.dtype))
         # pyvene's classes mix dtypes only by accident: those with parameters work in theirs.
-        inner = self._made()
+        inner, width = self._made(), self.options["width"]
+        if width is not None and self._unit(base) != width:
+            raise TensorError(
+                f"{self.options['class']} was made for vectors of {width}, and here they have "
+                f"{self._unit(base)}; name another module"
+            )
         dtype = next((p.dtype for p in inner.parameters() if p.is_floating_point()), h.dtype)
         edited = self._applied(inner, base.to(dtype), None if source is None else source.to(dtype))
         edited = edited.to(h.dtype)
@@ -221,6 +256,11 @@ class PyveneIntervention(ActivationIntervention):
                 f"{base.shape[-1]} wide; store a source of that width, or name another module"
             )
         return source.to(base.dtype).expand_as(base)
+
+    def _read_settings(self) -> None:
+        super()._read_settings()
+        # Stock pyvene saves it, and by it decides whether the source of a call is handed on.
+        self.is_source_constant = self.reads is None
 
     @property
     def reads(self) -> str | None:

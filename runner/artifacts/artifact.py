@@ -26,6 +26,7 @@ from subvene.interventions._pyvene import pyvene
 from subvene.interventions.tensors import UNREADABLE, why_unusable
 from subvene.runner.artifacts.card import model_card
 from subvene.runner.artifacts.packing import TENSORS, self_contained, with_file
+from subvene.runner.artifacts.stock import why_not_stock
 from subvene.runner.artifacts.vouchers import (
     FORMAT,
     ArtifactError,
@@ -196,7 +197,7 @@ def write(
     fingerprint: Fingerprint = {
         "format": FORMAT,
         "model": made_for,
-        "stock_pyvene": listed,
+        "stock_pyvene": listed and why_not_stock(spec, is_decoder="modules" not in made_for) is None,
         "versions": {
             name: version(name) for name in ("subvene", "pyvene", "torch", "transformers", "safetensors")
         },

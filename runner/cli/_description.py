@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from subvene.interventions import REGISTRY, Sizes, TensorTable, Tokens
 from subvene.interventions._pyvene import pyvene
 from subvene.interventions.positions import needs_length
+from subvene.runner.artifacts.stock import why_not_stock
 from subvene.runner.cli._source import Source, tokenised
 from subvene.runner.cli._words import positions_in_words
 from subvene.runner.edits.compile import NO_SIZES, check_sizes, entry_name, load_tensors, place
@@ -75,6 +76,7 @@ class Description(TypedDict):
     provenance: dict[str, JsonValue]
     stored_tensors: int | None
     stock_pyvene: bool | None
+    stock_problem: str | None
     prompt: NotRequired[PromptTokens]
 
 
@@ -85,7 +87,8 @@ def describe(source: Source) -> Description:
         CompileError: the spec names layers or heads that its model does not have.
     """
     spec, stored = source.spec, source.artifact
-    sizes, made_for, stock, problem = _sizes(source)
+    sizes, made_for, listed, problem = _sizes(source)
+    stock_problem = why_not_stock(spec, is_decoder="modules" not in (made_for or {}))
     if sizes is not None:
         check_sizes(spec, sizes)
     interventions: list[Described] = []
@@ -118,7 +121,8 @@ def describe(source: Source) -> Description:
         "order": pairs_of(spec, edits),
         "provenance": stored.provenance if stored else {},
         "stored_tensors": len(stored.tensors) if stored else None,
-        "stock_pyvene": stock,
+        "stock_pyvene": listed and stock_problem is None if spec.interventions else None,
+        "stock_problem": stock_problem,
     }
 
 

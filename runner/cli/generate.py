@@ -25,6 +25,7 @@ from subvene.runner.cli._options import (
     read_prompts,
 )
 from subvene.runner.cli._source import open_source, tokenised
+from subvene.specs.sources import needed_columns
 
 if TYPE_CHECKING:
     from subvene.runner.intervened.model import IntervenedModel
@@ -58,7 +59,10 @@ def generate(
     ] = None,
     prompts_file: Annotated[
         Path | None,
-        typer.Option(help="Prompts, one a line, or rows (.jsonl, .json, .csv); - reads standard input."),
+        typer.Option(
+            help="Prompts, one a line, or rows (.jsonl, .json, .csv) with the columns that the spec names; "
+            "- reads standard input."
+        ),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Show the untouched model's answer beside it.")
@@ -98,9 +102,10 @@ def generate(
     if raw and system is not None:
         raise typer.BadParameter("--system needs the chat template, which --raw leaves out")
     overrides = model_overrides(model, dtype, device, attn_implementation, device_map)
-    prompts = read_prompts(prompt or [], prompts_file)
     with results(as_json) as emit:
         opened = open_source(source)
+        columns = needed_columns(opened.spec.sources, opened.spec.interventions)
+        prompts, rows = read_prompts(prompt or [], prompts_file, columns)
         from subvene.runner.edits.compile import entry_name
 
         names = [entry_name(opened.spec, i) for i in range(len(opened.spec.interventions))]
@@ -114,6 +119,7 @@ def generate(
             "chat": False if raw else None,
             "strengths": strengths,
             "max_new_tokens": max_new_tokens,
+            "rows": None if rows is None else [row for row in rows for _ in range(1 + compare)],
         }
         streams = len(prompts) == 1 and not (compare or as_json)
         answered = _answer(m, prompts, options, project, compare=compare, streams=streams)
@@ -172,7 +178,9 @@ def _compared(
             name: [value[i] for i in which] if isinstance(value, list) else value
             for name, value in cast("Mapping[str, object]", options["strengths"]).items()
         }
-        return _batch(write, [rows[i] for i in which], {**options, "strengths": strengths})
+        data = cast("Sequence[object] | None", options["rows"])
+        own = None if data is None else [data[i] for i in which]
+        return _batch(write, [rows[i] for i in which], {**options, "strengths": strengths, "rows": own})
 
     kept, written, marked = over_finite_points(range(len(rows)), answer)
     answers = dict(zip(kept, written or [], strict=True))

@@ -76,9 +76,10 @@ class FiniteWatch:
             if self._tracker.generating and not found.requires_grad:
                 # Sampling from NaN raises an error of its own, and on an accelerator ends the process.
                 found.masked_fill_(is_bad.unsqueeze(-1), 0.0)
-            where = _columns(kwargs.get("logits_to_keep"), tokens.real.shape[1], largest.shape[1])
-            if where is not None:
-                is_bad = is_bad.to(bad.device)
+            is_bad = is_bad.to(bad.device)
+            if is_bad.ndim == 1:  # a classifier's, of each row as a whole
+                bad = is_bad.unsqueeze(1) & tokens.real
+            elif (where := _columns(kwargs.get("logits_to_keep"), bad.shape[1], is_bad.shape[1])) is not None:
                 bad[:, where] = is_bad & tokens.real[:, where]
         self._calls.append(_Call(tokens.start, kwargs.get("input_ids"), tokens.real, bad))
 
@@ -176,7 +177,9 @@ class FiniteWatch:
         found = _last_tensor(_run(model, ids[chosen], real[chosen].long()))
         if found is None:
             return dict.fromkeys(rows)
-        finite = torch.isfinite(found.amax(-1)).cpu() | ~real[chosen]
+        finite = torch.isfinite(found.amax(-1)).cpu()
+        # A classifier's logits are of the row.
+        finite = (finite.unsqueeze(1) if finite.ndim == 1 else finite) | ~real[chosen]
         return dict(zip(rows, finite.all(1).tolist(), strict=True))
 
 

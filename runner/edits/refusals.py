@@ -78,6 +78,7 @@ def refuse_undecidable(key: str, rule: Positions, tracker: TokenTracker) -> None
 
 def refuse_generation(model: Any, kwargs: Mapping[str, Any]) -> None:
     """Refuse what `generate` would do beside or instead of the hooked forward calls."""
+    refuse_no_generation(model)
     if (setting(model, kwargs, "guidance_scale") or 1) != 1:
         raise PositionError(
             "guidance_scale runs a second, unconditional sequence beside the first, whose positions cannot "
@@ -89,6 +90,19 @@ def refuse_generation(model: Any, kwargs: Mapping[str, Any]) -> None:
     if kwargs.get("disable_compile") is False or kwargs.get("compile_config") is not None:
         raise CompiledModelError(
             "a compiled generate ignores hooks; leave out compile_config and disable_compile=False"
+        )
+
+
+class NoGenerationError(SubveneError):
+    """The model generates nothing."""
+
+
+def refuse_no_generation(model: Any) -> None:
+    """Raise `NoGenerationError` for a model that has no `generate`, as classifiers have none."""
+    if not hasattr(model, "generate"):
+        raise NoGenerationError(
+            f"{type(model).__name__} generates no text; m(input_ids, attention_mask, prompt_lengths=…) gives "
+            "its own output, edited"
         )
 
 

@@ -22,6 +22,7 @@ from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.edits.positions import cached_length, prompt_lengths_of
 from subvene.runner.edits.pyvene_calls import refuse_unknown_inputs
 from subvene.runner.edits.receipt import Receipt
+from subvene.runner.edits.refusals import refuse_no_generation
 from subvene.runner.edits.scopes import is_exempt
 from subvene.runner.edits.whole_tensor import WholeTensorModel
 from subvene.runner.intervened.attached import PromptLengths, attached
@@ -100,6 +101,8 @@ class Calls(NotPickled):
             NotFiniteError: activations or logits are not finite. `rows` says in which rows; of a batch of
                 several strengths the others can be generated again without them.
         """
+        if not isinstance(self.intervenable, WholeTensorModel):
+            refuse_no_generation(self.model)
         if self.tokenizer is None:
             raise ValueError(
                 "generate needs a tokenizer for text; pass one to from_spec, or use generate_ids"
@@ -168,6 +171,7 @@ class Calls(NotPickled):
         """
         if isinstance(self.intervenable, WholeTensorModel) and not self.is_disabled:
             self.intervenable.generate()
+        refuse_no_generation(self.model)
         device = self.model.device
         input_ids = torch.as_tensor(input_ids)
         refuse_without_row(self.model, input_ids, self.tokenizer)
@@ -227,7 +231,7 @@ class Calls(NotPickled):
             inputs = {"attention_mask": attention_mask, **kwargs}
             if self.is_disabled:
                 return self.intervenable.call_plain(input_ids, inputs)
-            options = {"strengths": self._named(strengths), "must_act": must_act}
+            options = {"strengths": self._named(strengths), "must_act": must_act, "sources": sources}
             return self.intervenable.call(input_ids, inputs, prompt_lengths=prompt_lengths, **options)
         if not isinstance(input_ids, torch.Tensor):
             raise TextError(

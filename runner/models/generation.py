@@ -25,7 +25,10 @@ def setting(model: Any, kwargs: Mapping[str, object], name: str) -> Any:
     if name in kwargs:
         return kwargs[name]
     given = getattr(kwargs.get("generation_config"), name, None)
-    return given if given is not None else getattr(model.generation_config, name, None)
+    if given is not None:
+        return given
+    # A model that generates nothing (a classifier) has no such settings; what it pads with, its config says.
+    return getattr(getattr(model, "generation_config", None) or model.config, name, None)
 
 
 def row_ends(model: Any, kwargs: Mapping[str, Any]) -> list[int]:

@@ -223,8 +223,11 @@ def generate_with_projections(
         return [], told
     options.setdefault("pad_token_id", pad_id_of(m.tokenizer))
     batch = pad(rows, [len(row) for row in rows], pad_id_of(m.tokenizer), "left")
+    rendering = {"system": system, "chat": chat, "chat_template_kwargs": chat_template_kwargs}
     with LiveProjections(m, vectors, batch.attention_mask, **options) as live:
-        output = m.generate_ids(batch.input_ids, batch.attention_mask, strengths=strengths, **options)
+        output = m.generate_ids(
+            batch.input_ids, batch.attention_mask, strengths=strengths, rendering=rendering, **options
+        )
     sequences = output if isinstance(output, torch.Tensor) else output.sequences
     found = live.of(output)
     told["rows"] = [found.of(row) for row in range(len(sequences))]

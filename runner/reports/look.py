@@ -22,7 +22,7 @@ from subvene.runner.reports.curves import COLORS, bars, figure
 from subvene.runner.reports.latex import with_latex
 from subvene.runner.reports.markup import Html, downloads, element, facts, folded, items, join, plot, table
 from subvene.runner.reports.page import count, page
-from subvene.runner.reports.receipts import RECEIPT_COLUMNS, receipt_cells
+from subvene.runner.reports.receipts import RECEIPT_COLUMNS, receipt_cells, sources
 from subvene.runner.reports.sections import declared, provenance
 from subvene.runner.reports.tables import if_not_finite
 
@@ -238,6 +238,13 @@ def receipts(results: Results) -> Html | None:
     if lines:
         columns = ["Evaluation", *RECEIPT_COLUMNS]
         parts.append(table("What each intervention did", columns, lines, class_="numbers"))
+        read = [
+            ((evaluation.name.replace("_", " "), str(part["name"])), [part])
+            for evaluation in look_of(results).evaluations
+            for part in evaluation.receipt
+        ]
+        if (from_sources := sources(("Evaluation",), read)) is not None:
+            parts.append(from_sources)
     return join([*parts, *([items(*scored)] if scored else [])])
 
 

@@ -30,7 +30,7 @@ from subvene.runner.reports.persona_tables import (
     section_of,
 )
 from subvene.runner.reports.persona_vectors import geometry, projections
-from subvene.runner.reports.receipts import RECEIPT_COLUMNS, receipt_cells
+from subvene.runner.reports.receipts import RECEIPT_COLUMNS, Read, receipt_cells, sources
 from subvene.runner.reports.sections import declared
 
 _UNITS = {
@@ -73,11 +73,12 @@ def results_table(results: Results) -> Html | None:
 
 def receipts(results: Results) -> Html | None:
     """What the interventions did, and whether caps bit where they should."""
-    lines, caps = [], []
+    lines, caps, read = [], [], list[Read]()
     for condition in results.conditions:
         where = [condition.group or "", condition.label]
         for part in cast("list[dict[str, Any]]", condition.receipts.get("responses", [])):
             lines.append([*where, part["name"], *receipt_cells([part])])
+            read.append(((*where, part["name"]), [part]))
         edit = Edit.of(condition)
         if edit.threshold:
             shares = (number(edit.expected_share, ".1%"), number(edit.changed_share, ".1%"))
@@ -90,6 +91,8 @@ def receipts(results: Results) -> Html | None:
         )
         columns = ["Trait", "Condition", *RECEIPT_COLUMNS]
         parts += [element("p", about), table("What each intervention did", columns, lines, class_="numbers")]
+    if (from_sources := sources(("Trait", "Condition"), read)) is not None:
+        parts.append(from_sources)
     if caps:
         heads = ["Trait", "Condition", "Threshold of the projection", "Expected to change", "Changed"]
         about = (
