@@ -51,7 +51,7 @@ from subvene.runner.edits.scopes import Scope, entered, innermost, plain, refuse
 from subvene.runner.edits.source_runs import Given, SourceRuns
 from subvene.runner.edits.sources import Declared, Fed, refuse_unfed
 from subvene.runner.edits.stock_runs import StockRuns
-from subvene.runner.edits.strengths import strengths_in_force
+from subvene.runner.edits.strengths import Strength, strengths_in_force
 from subvene.runner.models.forked_cache import is_forked
 from subvene.runner.models.generation import drafts, guard_callbacks, row_ends, setting
 
@@ -109,7 +109,9 @@ class IntervenableModel(NotPickled, StockRuns):
         on = self.declared.acts_on
         return tuple(e for e in self.entries if (source in on[e.name] if e.name in on else source is None))
 
-    def leave(self, receipt: Receipt | None = None, collected: Mapping[str, Any] | None = None) -> None:
+    def leave(
+        self, receipt: Receipt | None = None, collected: Mapping[str, list[torch.Tensor]] | None = None
+    ) -> None:
         """Make this the outcome of the last run of this thread."""
         self._outcomes.put(Outcome(receipt, dict(collected or {})))
 
@@ -197,7 +199,7 @@ class IntervenableModel(NotPickled, StockRuns):
     def running(
         self,
         tracker: TokenTracker,
-        strengths: Mapping[str, Any] | None = None,
+        strengths: Mapping[str, Strength] | None = None,
         *,
         must_act: bool = True,
         edits: bool = False,
@@ -251,7 +253,7 @@ class IntervenableModel(NotPickled, StockRuns):
     def begin(
         self,
         tracker: TokenTracker,
-        strengths: Mapping[str, Any] | None,
+        strengths: Mapping[str, Strength] | None,
         role: str | None = None,
         fed: Fed | None = None,
     ) -> Run:
@@ -293,7 +295,7 @@ class IntervenableModel(NotPickled, StockRuns):
 
     @contextlib.contextmanager
     def attached(
-        self, tracker: TokenTracker, strengths: Mapping[str, Any] | None = None
+        self, tracker: TokenTracker, strengths: Mapping[str, Strength] | None = None
     ) -> Iterator[torch.nn.Module]:
         """Attach the edits for one run that somebody else drives (`model.generate`, a training step).
 

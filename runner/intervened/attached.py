@@ -40,6 +40,7 @@ from subvene.runner.edits.receipt import NotSteeredError, Receipt, check_togethe
 from subvene.runner.edits.refusals import refuse_foreign_call, refuse_recomputation, refuse_second_call
 from subvene.runner.edits.runs import Attachment, Run
 from subvene.runner.edits.scopes import ConcurrentRunError, Scope, entered, innermost, refuse_nested
+from subvene.runner.edits.strengths import Strength
 from subvene.runner.models.generation import setting
 from subvene.runner.models.vocabulary import refuse_without_row
 from subvene.specs import SubveneError
@@ -57,7 +58,7 @@ _TAKEN_OVER: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDi
 def attached(
     intervenable: IntervenableModel,
     prompt_lengths: PromptLengths | None = None,
-    strengths: Mapping[str, object] | None = None,
+    strengths: Mapping[str, Strength] | None = None,
 ) -> Iterator[torch.nn.Module]:
     """Edit every call of the model by this thread or task; see `IntervenedModel.attached`."""
     base = intervenable.model
@@ -80,7 +81,7 @@ class _Calls:
         self,
         intervenable: IntervenableModel,
         prompt_lengths: PromptLengths | None,
-        strengths: Mapping[str, object] | None,
+        strengths: Mapping[str, Strength] | None,
     ) -> None:
         self.intervenable = intervenable
         self.attachment = Attachment(Scope(intervenable.model, self, is_run=True, is_driven=True))
@@ -205,7 +206,9 @@ class _Calls:
         }
         return self._begin(kwargs, lengths, strengths)
 
-    def _begin(self, kwargs: dict[str, object], lengths: Any, strengths: Mapping[str, object] | None) -> Run:
+    def _begin(
+        self, kwargs: dict[str, object], lengths: Any, strengths: Mapping[str, Strength] | None
+    ) -> Run:
         self._end(still_held=False)
         refuse_recomputation(self.intervenable.model)
         if kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
+from pydantic import JsonValue
 
 from subvene.runner.data.limits import refuse_batch_beyond_context, refuse_generation_beyond_context
 from subvene.runner.data.prompts import as_prompts
@@ -23,6 +24,10 @@ from subvene.runner.edits.positions import cached_length, prompt_lengths_of
 from subvene.runner.edits.pyvene_calls import refuse_unknown_inputs
 from subvene.runner.edits.receipt import Receipt
 from subvene.runner.edits.scopes import is_exempt
+from subvene.runner.edits.source_runs import Rendering
+from subvene.runner.edits.sources import SourceGiven
+from subvene.runner.edits.strengths import Strength
+from subvene.runner.edits.text_positions import DataRow
 from subvene.runner.edits.whole_tensor import WholeTensorModel
 from subvene.runner.intervened.attached import PromptLengths, attached
 from subvene.runner.models.vocabulary import refuse_without_row
@@ -61,12 +66,12 @@ class Calls(NotPickled):
         *,
         system: str | None = None,
         chat: bool | None = None,
-        strengths: Mapping[str, object] | float | Sequence[float] | torch.Tensor | None = None,
+        strengths: Mapping[str, Strength] | Strength | None = None,
         prompt_lengths: Sequence[int] | torch.Tensor | None = None,
         seed: int | None = None,
-        chat_template_kwargs: Mapping[str, object] | None = None,
-        rows: Sequence[Mapping[str, Any]] | None = None,
-        sources: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, JsonValue] | None = None,
+        rows: Sequence[DataRow] | None = None,
+        sources: Mapping[str, SourceGiven] | None = None,
         **kwargs: Any,
     ) -> list[str]:
         """Answer prompts in one batch.
@@ -109,8 +114,7 @@ class Calls(NotPickled):
                 raise TextError(
                     f"generate takes texts, not {name}; token ids go to generate_ids(input_ids, mask)"
                 )
-        options: dict[str, Any] = {"system": system, "chat": chat}
-        options["chat_template_kwargs"] = chat_template_kwargs
+        options: Rendering = {"system": system, "chat": chat, "chat_template_kwargs": chat_template_kwargs}
         texts = [prompt_ids(self.tokenizer, prompt, **options) for prompt in as_prompts(prompts)]
         if not texts:
             return []
@@ -135,12 +139,12 @@ class Calls(NotPickled):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         *,
-        strengths: Mapping[str, object] | float | Sequence[float] | torch.Tensor | None = None,
+        strengths: Mapping[str, Strength] | Strength | None = None,
         prompt_lengths: Sequence[int] | torch.Tensor | None = None,
         seed: int | None = None,
-        rows: Sequence[Mapping[str, Any]] | None = None,
-        sources: Mapping[str, Any] | None = None,
-        rendering: Mapping[str, Any] | None = None,
+        rows: Sequence[DataRow] | None = None,
+        sources: Mapping[str, SourceGiven] | None = None,
+        rendering: Rendering | None = None,
         **kwargs: Any,
     ) -> Any:
         """As `generate`, for token ids [batch, tokens] padded on the left; returns what the model's does.
@@ -193,11 +197,11 @@ class Calls(NotPickled):
         attention_mask: torch.Tensor | None = None,
         *,
         prompt_lengths: Sequence[int] | torch.Tensor | None = None,
-        strengths: Mapping[str, object] | float | Sequence[float] | torch.Tensor | None = None,
+        strengths: Mapping[str, Strength] | Strength | None = None,
         must_act: bool = True,
-        rows: Sequence[Mapping[str, Any]] | None = None,
-        sources: Mapping[str, Any] | None = None,
-        rendering: Mapping[str, Any] | None = None,
+        rows: Sequence[DataRow] | None = None,
+        sources: Mapping[str, SourceGiven] | None = None,
+        rendering: Rendering | None = None,
         **kwargs: Any,
     ) -> Any:
         """A teacher-forced pass: the model's own output, edited at the tokens that generation would edit.
@@ -263,7 +267,7 @@ class Calls(NotPickled):
         self,
         *,
         prompt_lengths: PromptLengths | None = None,
-        strengths: Mapping[str, object] | float | Sequence[float] | torch.Tensor | None = None,
+        strengths: Mapping[str, Strength] | Strength | None = None,
     ) -> Iterator[Any]:
         """The plain model, edited for whoever calls it: a pipeline, an evaluation harness, a training loop.
 
@@ -319,7 +323,7 @@ class Calls(NotPickled):
             return None
         return prompt_lengths_of(lengths, base)
 
-    def _named(self, strengths: Any) -> Mapping[str, object] | None:
+    def _named(self, strengths: Any) -> Mapping[str, Strength] | None:
         if strengths is None or isinstance(strengths, Mapping):
             return strengths
         entries = self.intervenable.entries

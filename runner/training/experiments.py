@@ -13,6 +13,7 @@ from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import digest
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.models.identity import model_sha256
+from subvene.runner.training.checkpoints import ProgressRecord
 from subvene.runner.training.multiplex import EditShape
 from subvene.specs import SubveneError
 from subvene.specs.recipes.localized_edit import LocalizedEditSpec
@@ -87,6 +88,19 @@ class Progress:
     stale: int = 0
     stopped_early: bool = False
     passes: dict[str, Json] = field(default_factory=dict)
+
+    def record(self) -> ProgressRecord:
+        """As a checkpoint keeps it."""
+        return {
+            "losses": self.losses,
+            "accuracies": self.accuracies,
+            "grad_norms": self.grad_norms,
+            "evaluations": self.evaluations,
+            "best_step": self.best_step,
+            "stale": self.stale,
+            "stopped_early": self.stopped_early,
+            "passes": self.passes,
+        }
 
     def is_active(self, experiment: Experiment) -> bool:
         """Whether there are steps left to do."""
