@@ -7,7 +7,7 @@ What is read of a row goes into the row of the base with the same number.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -18,8 +18,9 @@ from subvene.interventions import ActivationIntervention
 from subvene.interventions.positions import is_within_prompt, names_text
 from subvene.runner.data.prompts import as_prompts
 from subvene.runner.data.text import Batch, pad, pad_id_of, prompt_ids
+from subvene.runner.edits.forward_call import ForwardCall
 from subvene.runner.edits.hooks import as_batch, is_half_registered, take_input, take_output
-from subvene.runner.edits.positions import PositionError, TokenTracker, cached_length, inputs_of
+from subvene.runner.edits.positions import PositionError, TokenTracker
 from subvene.runner.edits.pyvene_calls import PyveneCallError
 from subvene.runner.edits.receipt import InterventionReceipt, Receipt, merged
 from subvene.runner.edits.scopes import innermost
@@ -63,7 +64,7 @@ class Given:
     rendering: Rendering = field(default_factory=Rendering)
 
     @classmethod
-    def taken_from(cls, kwargs: dict[str, Any]) -> Given:
+    def taken_from(cls, kwargs: MutableMapping[str, Any]) -> Given:
         """The part of a call's keywords that is no business of the model."""
         return cls(
             kwargs.pop("rows", None),
@@ -106,11 +107,11 @@ class SourceRuns:
         self._read: dict[str, Read] = {}
         self._receipts: dict[str, list[InterventionReceipt]] = {}
 
-    def feed(self, base: Mapping[str, Any]) -> Fed:
+    def feed(self, base: ForwardCall) -> Fed:
         """Find the texts of the base's rules, run the sources, and pair what was read with the base's tokens.
 
         Args:
-            base: the inputs of the run.
+            base: what the run starts from.
 
         Raises:
             PositionError: a text cannot be found, or the base goes on from a cache.
@@ -122,12 +123,12 @@ class SourceRuns:
         reads = any(key in self.declared.readings for key in keys)
         if not reads and not any(map(names_text, rules)):
             return Fed()
-        if cached_length(base):
+        if base.held:
             raise PositionError(
                 "a run with a source, or with positions that name a text, goes on from a cache, and what it "
                 "holds of the prompt cannot be looked at; pass the whole sequence without past_key_values"
             )
-        self._find_texts(self.tracker, inputs_of(base), rules, "the base")
+        self._find_texts(self.tracker, base.inputs, rules, "the base")
         feeds = self._feeds(keys, self.tracker)
         receipts = {
             name: merged([Receipt((one,)) for one in several], same_rows=True)[0][0]

@@ -5,32 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 import safetensors
 import safetensors.torch
 import torch
 
-from subvene.runner.files.json_value import Json
 from subvene.runner.files.leftovers import restore
 from subvene.runner.files.storage import atomic_folder
-from subvene.runner.training.experiments import TrainingError
+from subvene.runner.training.experiments import ProgressRecord, TrainingError
 from subvene.specs.regular_file import read_text
 
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
-
-
-class ProgressRecord(TypedDict):
-    """What has happened to one experiment, JSON values: the fields of `experiments.Progress`."""
-
-    losses: list[float]
-    accuracies: list[float]
-    grad_norms: list[float]
-    evaluations: list[dict[str, float]]
-    best_step: int
-    stale: int
-    stopped_early: bool
-    passes: dict[str, Json]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import torch
 
@@ -13,7 +14,6 @@ from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import digest
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.models.identity import model_sha256
-from subvene.runner.training.checkpoints import ProgressRecord
 from subvene.runner.training.multiplex import EditShape
 from subvene.specs import SubveneError
 from subvene.specs.recipes.localized_edit import LocalizedEditSpec
@@ -74,6 +74,19 @@ class Experiment:
         if not self.validation:
             return False
         return done == self.steps or done % (self.spec.evaluate_every or self.steps_per_epoch) == 0
+
+
+class ProgressRecord(TypedDict):
+    """What has happened to one experiment, JSON values: the fields of `Progress`."""
+
+    losses: list[float]
+    accuracies: list[float]
+    grad_norms: list[float]
+    evaluations: list[dict[str, float]]
+    best_step: int
+    stale: int
+    stopped_early: bool
+    passes: dict[str, Json]
 
 
 @dataclass
