@@ -20,6 +20,7 @@ from yaml import YAMLError
 from subvene.runner.artifacts.stock import reads_sources, why_not_stock
 from subvene.runner.artifacts.vouchers import Fingerprint
 from subvene.runner.edits.receipt import Receipt
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.markdown import table
 from subvene.runner.models.fingerprint import BlocksFingerprint, ModulesFingerprint
 from subvene.specs import InterventionSpec, SubveneError, dump_spec
@@ -50,7 +51,7 @@ class CardError(SubveneError):
 def model_card(
     spec: InterventionSpec,
     fingerprint: Fingerprint,
-    provenance: Mapping[str, object],
+    provenance: Mapping[str, Json],
     receipt: Receipt | None = None,
 ) -> str:
     """Markdown with the Hub's YAML front matter.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from subvene.runner.cli._units import UnitStory
@@ -11,12 +10,13 @@ from subvene.runner.cli._wide import print_wide
 if TYPE_CHECKING:
     from subvene.runner.experiments.comparison.composition import CompositionSection
     from subvene.runner.experiments.results import Results
+    from subvene.runner.experiments.study import UnitTold
 
 
 class ComparisonStory(UnitStory):
     """Units by condition, seed and fold; the table of conditions."""
 
-    def _place(self, unit: Mapping[str, object]) -> str:
+    def _place(self, unit: UnitTold) -> str:
         return f"{unit['condition']} seed {unit['seed']} fold {unit['fold']}: {unit['what']}"
 
     def _finished(self, results: Results) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from subvene.runner.cli._units import UnitStory
@@ -11,12 +11,13 @@ from subvene.runner.files.printable import on_line
 
 if TYPE_CHECKING:
     from subvene.runner.experiments.results import Results
+    from subvene.runner.experiments.study import UnitTold
 
 
 class LocalizationStory(UnitStory):
     """Units by arm; the table of arms, random draws together, and the verdict."""
 
-    def _place(self, unit: Mapping[str, object]) -> str:
+    def _place(self, unit: UnitTold) -> str:
         return str(unit["what"])
 
     def _finished(self, results: Results) -> None:

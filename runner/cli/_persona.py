@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from subvene.runner.cli._units import UnitStory
@@ -10,12 +10,13 @@ from subvene.runner.cli._wide import print_wide
 
 if TYPE_CHECKING:
     from subvene.runner.experiments.results import Condition, Metric, Results
+    from subvene.runner.experiments.study import UnitTold
 
 
 class PersonaStory(UnitStory):
     """Units by trait; for each trait what was kept, what was chosen, and the table of conditions."""
 
-    def _place(self, unit: Mapping[str, object]) -> str:
+    def _place(self, unit: UnitTold) -> str:
         return f"{unit['trait']}: {unit['what']}"
 
     def _finished(self, results: Results) -> None:

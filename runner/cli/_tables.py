@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from pydantic import JsonValue
 from rich import box
 from rich.padding import Padding
 from rich.table import Table
@@ -49,7 +50,7 @@ def print_line(console: Console, label: str, text: str, *, style: str = "cyan", 
     console.print(grid)
 
 
-def print_receipt(console: Console, receipt: Sequence[Mapping[str, object]]) -> None:
+def print_receipt(console: Console, receipt: Sequence[Mapping[str, JsonValue]]) -> None:
     """One sentence for each intervention."""
     for one in receipt:
         print_line(console, "receipt", receipt_in_words(one), style="green")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from subvene.runner.cli._units import UnitStory
 
 if TYPE_CHECKING:
     from subvene.runner.experiments.results import Results
+    from subvene.runner.experiments.study import UnitTold
 
 
 class TracingStory(UnitStory):
     """Units by fact and site; the largest effect of every role."""
 
-    def _place(self, unit: Mapping[str, Any]) -> str:
+    def _place(self, unit: UnitTold) -> str:
         return str(unit["what"])
 
     def _finished(self, results: Results) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import safetensors.torch
 import torch
 
-from subvene.interventions import REGISTRY, Sizes, TensorError, TensorTable
+from subvene.interventions import REGISTRY, ActivationIntervention, Sizes, TensorError, TensorTable
 from subvene.interventions.tensors import UNREADABLE, Part
 from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.edits.sources import Declared, Reading
@@ -63,7 +63,7 @@ def compile_spec(
     if anatomy is not None:
         check_sizes(spec, anatomy.sizes)
     sizes = PartSizes.of(anatomy) if anatomy is not None else ModuleSizes.of(model)
-    representations: list[dict[str, Any]] = []
+    representations: list[Representation] = []
     readings: dict[int, Reading] = {}
     entries: list[tuple[str, list[str]]] = []
     problems: list[str] = []
@@ -140,8 +140,15 @@ def _raw_reading(model: torch.nn.Module, declared: Any, ref: SourceRef) -> Readi
     return Reading.of(ref, path, path, positions=rule)
 
 
+class Representation(TypedDict):
+    """What pyvene is told of one edit: the module's path with `.input` or `.output`, and what acts there."""
+
+    component: str
+    intervention: ActivationIntervention
+
+
 def share_parameters(
-    spec: InterventionSpec, representations: Sequence[Mapping[str, Any]], entries: Sequence[Any]
+    spec: InterventionSpec, representations: Sequence[Representation], entries: Sequence[Any]
 ) -> None:
     """Give the interventions that share parameters the same ones: those of the first.
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from pydantic import JsonValue
 
 from subvene.interventions.positions import plain_positions
-from subvene.runner.edits.source_receipt import SourceReceipt, joined
+from subvene.runner.edits.source_receipt import SourceReceipt, SourceRecord, joined
 from subvene.specs import Positions, SubveneError
 
 ROLES = ("prompt", "cursor", "response")
@@ -20,6 +20,24 @@ ROLES = ("prompt", "cursor", "response")
 
 class NotSteeredError(SubveneError):
     """An intervention was declared with a strength, and the run was not steered by it."""
+
+
+class ReceiptRecord(TypedDict):
+    """An `InterventionReceipt` as `Receipt.to_dict` writes it, as far as it is told in words."""
+
+    name: str
+    sites: list[str]
+    strengths: list[float]
+    edited: dict[str, int]
+    changed: int
+    mean_relative: float
+    max_relative: float
+    first: int | None
+    last: int | None
+    rows: int
+    rows_edited: int
+    mean_strength: NotRequired[float | None]
+    source: NotRequired[SourceRecord]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import torch
 from pydantic import JsonValue
@@ -17,6 +18,20 @@ from subvene.specs import Positions
 
 # ‖source − base‖/‖base‖ that rounding alone makes.
 _ROUNDING = 1e-5
+
+
+class SourceRecord(TypedDict):
+    """A `SourceReceipt` as it is written, as far as it is told in words."""
+
+    name: str
+    place: str
+    rows: int
+    tokens: int
+    first: int | None
+    last: int | None
+    mean_distance: float
+    rows_fed: int
+    rows_equal: int
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ class WholeTensorModel(IntervenableModel):
             NotSteeredError: an intervention that should have acted did not.
             NotFiniteError: an edited tensor or the output is not finite.
         """
-        kwargs = own_arguments("forward", self.model, args, kwargs)
+        kwargs = own_arguments("forward", self.model, args, **kwargs)
         strengths, must_act = kwargs.pop("strengths", None), kwargs.pop("must_act", True)
         if kwargs.pop("prompt_lengths", None) is not None:
             self._refuse("prompt_lengths=")

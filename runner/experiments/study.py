@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Required, TypedDict
 
 import transformers
 
@@ -21,6 +21,19 @@ from subvene.specs import ExperimentSpec, dump_spec
 Step = Callable[[str, Any], None]
 """Called as things are done: ("planned", number of units), ("unit", what, and whether it was done before),
 ("finished", results)."""
+
+
+class UnitTold(TypedDict, total=False):
+    """What a step says of a unit: what was done, whether before, and of which condition or trait."""
+
+    what: Required[str]
+    was_done: Required[bool]
+    condition: str
+    seed: int
+    fold: int
+    trait: str
+
+
 Publish = Callable[[Path, Results], None]
 """Writes a run's tables and its report, from its folder and its results."""
 

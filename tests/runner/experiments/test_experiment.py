@@ -241,7 +241,7 @@ def test_a_run_that_fails_leaves_what_was_there(
         )
 
     if at == "evaluate":
-        monkeypatch.setitem(module.EVALUATIONS, "contrast", fails)
+        monkeypatch.setattr(module, "run_contrast", fails)
     else:
         monkeypatch.setattr(IntervenedModel, "save_pretrained", fails)
     for target in (out, tmp_path / "new-out"):
