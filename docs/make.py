@@ -12,6 +12,7 @@ from typing import get_args
 
 from subvene.runner.cli.validate import results_schema_text, schema_text
 from subvene.runner.edits.pyvene_calls import INSTEAD
+from subvene.runner.engines.table import table as engines_table
 from subvene.runner.exchange.exports.table import table as exports_table
 from subvene.specs.interventions import REGISTRY, BaseIntervention, PyveneClass
 from subvene.specs.interventions.pyvene import NEEDS, WITHOUT_SOURCE, WITHOUT_SUBSPACES
@@ -73,6 +74,7 @@ def calls_table() -> str:
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "kinds"): kinds_table,
     ("docs/exports.md", "exports"): exports_table,
+    ("docs/serving.md", "engines"): engines_table,
     ("docs/pyvene.md", "classes"): classes_table,
     ("docs/pyvene.md", "calls"): calls_table,
 }

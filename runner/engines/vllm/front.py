@@ -23,6 +23,8 @@ from subvene.runner.engines.plan import Plan
 from subvene.runner.engines.vllm.settings import Settings, read
 
 _MOST_PENDING = 65536
+TAG = "subvene_tag"
+"""Under which name a request's extra arguments say to whom its receipts go, beside its output."""
 
 
 class Told(TypedDict):
@@ -139,7 +141,9 @@ class Steering:
             edit.site for other in self._acting if other is not one for edit in other.intervention.edits
         }
         here = {name: at.get(name, SiteReceipt(0, 0, 0.0)) for name in own}
-        is_alone = one.strength != 0 and not others & set(own)
+        # What is off has done nothing, whoever acts beside it.
+        is_off, is_alone = one.strength == 0, not others & set(own)
+        here = {} if is_off else here
         total = sum(site.tokens for site in here.values())
         spans = self._spans(one) if one.strength else []
         begins = self.plan.prompt
@@ -155,16 +159,16 @@ class Steering:
             strengths=(one.strength,),
             edited={role: sum(count(row, *span) for row in computed) for role, span in roles.items()},
             cached=sum(count(row, 0, cached) for row, cached in zip(spans, self._cached_rows, strict=False)),
-            changed=min(site.changed for site in here.values()) if is_alone else None,
+            changed=min((site.changed for site in here.values()), default=0) if is_off or is_alone else None,
             mean_relative=sum(site.tokens * site.mean_relative for site in here.values()) / max(total, 1)
-            if is_alone
+            if is_off or is_alone
             else None,
             first=min(ends, default=None),
             last=max(ends, default=None),
             rows=len(self.tokens),
             rows_edited=sum(bool(row) for row in computed),
             expects_change=any(edit.expects_change for edit in one.intervention.edits),
-            at=here if one.strength else {},
+            at=here,
         )
 
     @property
@@ -228,14 +232,18 @@ class Front:
         self.config = config
         # From admission to the moment at which vLLM makes the request's state.
         self.pending: OrderedDict[str, Steering] = OrderedDict()
+        self.tagged: dict[str, list[Steering]] = {}
 
-    def admit(self, asked: object, prompt: int, *, scores: bool) -> dict[str, Any]:
+    def admit(
+        self, asked: object, prompt: int, *, scores: bool = False, tag: str | None = None
+    ) -> dict[str, Any]:
         """Check what a request asks for.
 
         Args:
             asked: as the request says it.
             prompt: tokens that it begins with.
             scores: whether nothing will be computed after them.
+            tag: for whom its receipts are, of those in `tagged`.
 
         Returns:
             The plan, as it travels.
@@ -246,6 +254,8 @@ class Front:
         plan, wanted = admit(parse(asked), self.catalogue, prompt, scores=scores)
         key = uuid.uuid4().hex
         self.pending[key] = Steering(key, plan, wanted, prompt)
+        if tag in self.tagged:
+            self.tagged[tag].append(self.pending[key])
         while len(self.pending) > _MOST_PENDING:
             self.pending.popitem(last=False)
         return plan.to_wire() | {"key": key}

@@ -15,7 +15,8 @@ from typing import Any
 from subvene.runner.engines.errors import EngineError, RequestError
 from subvene.runner.engines.plan import ASKED, PLAN, block_keys
 from subvene.runner.engines.vllm import versions
-from subvene.runner.engines.vllm.front import Front, Steering
+from subvene.runner.engines.vllm.front import TAG, Front, Steering
+from subvene.runner.engines.vllm.metrics import count
 from subvene.runner.engines.vllm.settings import Settings, digest, read
 
 _RPC = "subvene_rpc"
@@ -231,7 +232,8 @@ def _admitted(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
         plan = _plan(self.subvene, made, extra)
     except RequestError as error:
         raise VLLMValidationError(str(error), parameter=ASKED) from error
-    params.extra_args = {name: value for name, value in extra.items() if name != ASKED} | {PLAN: plan}
+    kept = {name: value for name, value in extra.items() if name not in (ASKED, TAG)}
+    params.extra_args = kept | {PLAN: plan}
     return made
 
 
@@ -244,7 +246,7 @@ def _plan(front: Front | None, made: Any, extra: dict[str, Any]) -> dict[str, An
     if made.prompt_token_ids is None or made.resumable:
         raise RequestError("prompts as embeddings, and prompts that arrive in pieces, are not steered")
     scores = params.prompt_logprobs is not None and params.max_tokens == 1
-    return front.admit(extra[ASKED], len(made.prompt_token_ids), scores=scores)
+    return front.admit(extra[ASKED], len(made.prompt_token_ids), scores=scores, tag=extra.get(TAG))
 
 
 _FRONTS: weakref.WeakSet[Front] = weakref.WeakSet()
@@ -293,6 +295,7 @@ def _concluded(outputs: Iterable[Any]) -> dict[str, Steering]:
 def _conclude(waiting: dict[str, Steering], ranks: Sequence[dict[str, Any]]) -> None:
     for key, steering in waiting.items():
         steering.conclude([rank[key] for rank in ranks])
+        count(steering)
 
 
 def _stepped(original: Callable[..., Any], self: Any) -> Any:

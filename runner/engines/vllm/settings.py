@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from subvene.runner.artifacts import artifact
+from subvene.runner.artifacts import artifact, hub
 from subvene.runner.engines.catalogue import Catalogue, Reserve
 from subvene.runner.engines.errors import EngineError
 from subvene.runner.engines.served import ServedArtifact, serve
@@ -80,7 +80,8 @@ class Settings:
 
 def read(name: str, folder: str, config: Any) -> ServedArtifact:
     """One artifact, for a model of this transformers config."""
-    found = artifact.read(Path(folder))
+    path = Path(folder)
+    found = artifact.read(path) if path.exists() else hub.open_artifact(path)
     found.check_config(config)
     return serve(name, found, sizes_from_config(config))
 

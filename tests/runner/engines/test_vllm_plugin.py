@@ -83,7 +83,7 @@ def test_only_the_plugin_imports_vllm() -> None:
 
 def test_the_range_of_versions_is_that_of_the_extra_and_another_is_refused() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    (declared,) = extras["vllm"]
+    (declared,) = (line for line in extras["vllm"] if line.startswith("vllm"))
     assert SpecifierSet(declared.removeprefix("vllm")) == SpecifierSet(versions.SUPPORTED)
     assert versions.problem("0.32.0") is None
     assert "found 0.33.0" in str(versions.problem("0.33.0"))
@@ -92,7 +92,7 @@ def test_the_range_of_versions_is_that_of_the_extra_and_another_is_refused() -> 
 
 def test_strengths_follow_positions_through_chunks_preemption_and_drafts(folder: Path, front: Front) -> None:
     made, _ = worker(folder)
-    asks = {"r": front.admit("a=3", 5, scores=False), "plain": None}
+    asks = {"r": front.admit("a=3", 5), "plain": None}
     step(made, front, asks, {"plain": (0, 3), "r": (0, 4)})
     assert not made.step.scale.any()
     step(made, front, asks, {"r": (4, 5), "plain": (3, 4)})
@@ -110,7 +110,7 @@ def test_strengths_follow_positions_through_chunks_preemption_and_drafts(folder:
 def test_what_is_measured_survives_the_loss_of_a_slot(folder: Path, front: Front) -> None:
     made, model = worker(folder, requests=1)
     ids = torch.tensor([[5, 6, 7, 8, 9]])
-    asks = {name: front.admit("a", 5, scores=False) for name in ("r", "s")}
+    asks = {name: front.admit("a", 5) for name in ("r", "s")}
     for name in ("r", "s", "r"):
         step(made, front, asks, {name: (0, 5)})
         model(ids)
@@ -125,7 +125,7 @@ def test_what_is_measured_survives_the_loss_of_a_slot(folder: Path, front: Front
 
 def test_a_request_whose_artifact_is_gone_says_so(folder: Path, front: Front) -> None:
     made, model = worker(folder)
-    plan = front.admit("a", 5, scores=False)
+    plan = front.admit("a", 5)
     steering = front.pending[plan["key"]]
     made.remove("a")
     step(made, front, {"r": plan}, {"r": (0, 5)})
@@ -152,7 +152,7 @@ def test_a_request_whose_artifact_is_gone_says_so(folder: Path, front: Front) ->
 def test_a_request_that_was_not_steered_is_an_error(
     front: Front, measured: list[float], words: str | None
 ) -> None:
-    steering = front.pending[front.admit("a", 5, scores=False)["key"]]
+    steering = front.pending[front.admit("a", 5)["key"]]
     steering.tokens[0] = 3
     steering.conclude([{"problem": None, "sites": {"block_output[1]": measured}}])
     assert steering.receipts is not None
@@ -163,7 +163,7 @@ def test_a_request_that_was_not_steered_is_an_error(
 
 def test_tokens_from_the_cache_are_not_counted_as_edited_here(front: Front) -> None:
     asked = [{"artifact": "a", "positions": "prompt"}]
-    steering = front.pending[front.admit(asked, 9, scores=False)["key"]]
+    steering = front.pending[front.admit(asked, 9)["key"]]
     steering.tokens[0], steering.cached[0] = 2, 8
     steering.conclude([{"problem": None, "sites": {"block_output[1]": [1.0, 1.0, 0.5]}}])
     assert steering.error is None
@@ -172,7 +172,7 @@ def test_tokens_from_the_cache_are_not_counted_as_edited_here(front: Front) -> N
 
 
 def test_ranks_of_a_pipeline_tell_each_its_own_sites(front: Front) -> None:
-    steering: Steering = front.pending[front.admit("a", 5, scores=False)["key"]]
+    steering: Steering = front.pending[front.admit("a", 5)["key"]]
     steering.tokens[0] = 1
     here: Any = {"problem": None, "sites": {"block_output[1]": [1.0, 1.0, 0.25]}}
     steering.conclude([{"problem": None, "sites": {}}, here])
