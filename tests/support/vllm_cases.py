@@ -269,6 +269,7 @@ def check(
     *,
     steered: int = 3,
     relative: bool = True,
+    tolerance: float = TOLERANCE,
 ) -> None:
     """Hold vLLM's outputs against the runner under transformers: tokens, log-probabilities, receipts.
 
@@ -276,8 +277,9 @@ def check(
         reference: the runner.
         jobs: what was asked.
         outputs: what vLLM answered.
-        steered: how many answers have to be others than without edits; otherwise an engine that ignores
-            them would pass.
+        steered: how many answers have to differ from those without edits, in tokens or log-probabilities;
+            otherwise an engine that ignores edits would pass.
+        tolerance: of a log-probability.
         relative: whether ‖Δ‖/‖h‖ is compared, which is measured at every computation of a token.
     """
     changed = 0
@@ -286,8 +288,10 @@ def check(
         tokens, log_probs = said(output)
         assert tokens == expected.tokens, job
         worst = max(abs(a - b) for a, b in zip(log_probs, expected.log_probs, strict=True))
-        assert worst < TOLERANCE, (job, worst)
-        changed += tokens != reference.answer(Job(job.prompt)).tokens
+        assert worst < tolerance, (job, worst)
+        plain = reference.answer(Job(job.prompt))
+        apart = (abs(a - b) for a, b in zip(plain.log_probs, expected.log_probs, strict=True))
+        changed += tokens != plain.tokens or max(apart) > 10 * tolerance
         check_receipt(job, output, expected, relative=relative)
     assert changed >= steered
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -126,7 +127,6 @@ def test_artifacts_come_and_go_while_an_engine_runs(engines: Any, reference: Any
 
 def test_a_steered_request_beside_a_lora(engines: Any, reference: Any) -> None:
     """LoRA on every projection, those that are edited among them; transformers by weights added up."""
-    import copy
 
     import peft
     import torch
@@ -149,10 +149,11 @@ def test_a_steered_request_beside_a_lora(engines: Any, reference: Any) -> None:
     llm = engines(reference.path, reference.artifacts, enable_lora=True, max_lora_rank=8, max_loras=1)
     jobs = [Job(tuple(prompt(11, seed=4)), name, None, "all") for name in ("heads", "steering", "many")]
     lora = LoRARequest("lora", 1, str(folder))
-    asked = requests(vllm, [*jobs, *jobs])
-    outputs = llm.generate(*asked, lora_request=[lora] * 3 + [None] * 3, use_tqdm=False)
-    check(reference, jobs, outputs[3:], steered=2)
-    for job, output in zip(jobs, outputs[:3], strict=True):
+    # One after the other: beside a request with a LoRA, vLLM 0.32 on the CPU gives it to one without, too,
+    # whether anything is steered or not.
+    outputs = llm.generate(*requests(vllm, jobs), lora_request=[lora] * 3, use_tqdm=False)
+    check(reference, jobs, generate(llm, jobs), steered=2)
+    for job, output in zip(jobs, outputs, strict=True):
         m = reference.intervened(job)
         on_top = IntervenedModel.from_spec(m.spec, model=merged, tensors=reference.tensors)
         with torch.no_grad():
