@@ -162,8 +162,8 @@ class StrengthTables:
             first, end, cell, strength = zip(*rows, strict=True)
             for table, values in ((self.first, first), (self.end, end), (self.cell, cell)):
                 table[slot, : len(rows)] = torch.tensor(values, dtype=torch.long).to(table.device)
-            values = torch.tensor(strength, dtype=torch.float32)
-            self.strength[slot, : len(rows)] = values.to(self.strength.device)
+            strengths = torch.tensor(strength, dtype=torch.float32)
+            self.strength[slot, : len(rows)] = strengths.to(self.strength.device)
         self._used[slot] = len(rows)
 
     def clear(self, slot: int) -> None:

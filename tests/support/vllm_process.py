@@ -39,9 +39,15 @@ def ask(
         text=True,
         timeout=900,
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert done.returncode == 0, "\n".join(reason(done.stdout + done.stderr))
     said = json.loads(answer.read_text())
     return [_output(one) for one in said["outputs"]], said["metrics"]
+
+
+def reason(log: str) -> list[str]:
+    """What of a log says why: lines of errors, of every process; the first are the cause."""
+    lines = [line for line in log.splitlines() if "Error" in line or "error" in line]
+    return [*lines[:30], *log.splitlines()[-20:]]
 
 
 def _output(said: dict[str, Any]) -> Any:

@@ -36,7 +36,6 @@ def url(engines: Any, reference: Any, tmp_path_factory: pytest.TempPathFactory) 
     environment = os.environ | {
         "SUBVENE_API_KEY": KEY,
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-        "VLLM_WORKER_MULTIPROC_METHOD": "fork",
     }
     with log.open("w") as file:
         server = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)

@@ -23,8 +23,6 @@ from subvene.runner.engines.plan import Plan
 from subvene.runner.engines.vllm.settings import Settings, read
 
 _MOST_PENDING = 65536
-TAG = "subvene_tag"
-"""Under which name a request's extra arguments say to whom its receipts go, beside its output."""
 
 
 class Told(TypedDict):

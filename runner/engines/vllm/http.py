@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from subvene.runner.engines.errors import RequestError
-from subvene.runner.engines.plan import ASKED
-from subvene.runner.engines.vllm.front import TAG, Front, Steering
+from subvene.runner.engines.plan import ASKED, TAG
+from subvene.runner.engines.vllm.front import Front, Steering
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

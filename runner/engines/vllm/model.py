@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from torch import nn
 
 from subvene.runner.engines.errors import EngineError
-from subvene.runner.engines.vllm.settings import Settings
-from subvene.runner.engines.vllm.sites import install, layout_of
-from subvene.runner.engines.vllm.worker import Worker
-from subvene.runner.models.anatomy import sizes_from_config
+from subvene.runner.engines.plan import ASKED
 
 ATTRIBUTE = "subvene_worker"
 
@@ -22,21 +20,28 @@ def wrapped(base: type[nn.Module]) -> type[nn.Module]:
 
     def __init__(self: Any, *, vllm_config: Any, prefix: str = "", **kwargs: Any) -> None:
         base.__init__(self, vllm_config=vllm_config, prefix=prefix, **kwargs)
-        if (settings := Settings.of(vllm_config)) is not None:
-            _install(self, base.__name__, settings, vllm_config)
+        extra = vllm_config.additional_config
+        if isinstance(extra, Mapping) and ASKED in extra:
+            _install(self, base.__name__, vllm_config)
 
     namespace = {"__init__": __init__, "__module__": base.__module__, "__qualname__": base.__qualname__}
     return type(base.__name__, (base,), namespace)
 
 
-def _install(model: nn.Module, name: str, settings: Settings, vllm_config: Any) -> None:
+def _install(model: nn.Module, name: str, vllm_config: Any) -> None:
     from vllm.distributed import (
         get_tensor_model_parallel_rank,
         get_tensor_model_parallel_world_size,
         tensor_model_parallel_all_reduce,
     )
 
-    if settings.digest is None:
+    from subvene.runner.engines.vllm.settings import Settings
+    from subvene.runner.engines.vllm.sites import install, layout_of
+    from subvene.runner.engines.vllm.worker import Worker
+    from subvene.runner.models.anatomy import sizes_from_config
+
+    settings = Settings.of(vllm_config)
+    if settings is None or settings.digest is None:
         raise EngineError("artifacts are named by an engine's arguments: vllm.LLM(additional_config=…)")
     config = vllm_config.model_config.hf_config
     catalogue = settings.load(config)

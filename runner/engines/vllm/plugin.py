@@ -9,15 +9,16 @@ import contextlib
 import functools
 import inspect
 import weakref
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from subvene.runner.engines.errors import EngineError, RequestError
-from subvene.runner.engines.plan import ASKED, PLAN, block_keys
+from subvene.runner.engines.plan import ASKED, PLAN, TAG, block_keys
 from subvene.runner.engines.vllm import versions
-from subvene.runner.engines.vllm.front import TAG, Front, Steering
-from subvene.runner.engines.vllm.metrics import count
-from subvene.runner.engines.vllm.settings import Settings, digest, read
+
+# The rest is imported where artifacts are named: a vLLM without any need not wait for it.
+if TYPE_CHECKING:
+    from subvene.runner.engines.vllm.front import Front, Steering
 
 _RPC = "subvene_rpc"
 
@@ -102,16 +103,24 @@ def _wrap(owner: Any, name: str, by: Callable[..., Any], *expected: str) -> None
 
 def _refusing(words: str) -> Callable[..., Any]:
     def refuse(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-        if Settings.of(self.additional_config) is not None:
+        if _names_artifacts(self):
             raise EngineError(words)
         return original(self, *args, **kwargs)
 
     return refuse
 
 
+def _names_artifacts(config: Any) -> bool:
+    """Whether a vLLM configuration, or the arguments for one, name artifacts."""
+    return isinstance(config.additional_config, Mapping) and ASKED in config.additional_config
+
+
 def _configured(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """`EngineArgs.create_engine_config`: what is held becomes a part of the configuration and of its hash."""
+    if not _names_artifacts(self):
+        return original(self, *args, **kwargs)
     from subvene.runner.engines.vllm.refusals import check_config
+    from subvene.runner.engines.vllm.settings import Settings, digest
 
     settings = Settings.of(self.additional_config)
     config = original(self, *args, **kwargs)
@@ -169,6 +178,8 @@ def _updated(
 
 def _rpc(self: Any, what: str, *args: Any) -> Any:
     """What a front end asks of every worker."""
+    from subvene.runner.engines.vllm.settings import digest, read
+
     worker = _worker(self.model_runner)
     if worker is None:
         return {"digest": None, "sites": []}
@@ -213,10 +224,14 @@ def _extra(request: Any) -> Any:
 def _made(original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
     """`InputProcessor.__init__`."""
     original(self, vllm_config, *args, **kwargs)
-    settings = Settings.of(vllm_config)
-    self.subvene = None if settings is None else Front(settings, vllm_config.model_config.hf_config)
-    if self.subvene is not None:
-        _FRONTS.add(self.subvene)
+    self.subvene = None
+    if _names_artifacts(vllm_config):
+        from subvene.runner.engines.vllm.front import Front
+        from subvene.runner.engines.vllm.settings import Settings
+
+        if (settings := Settings.of(vllm_config)) is not None:
+            self.subvene = Front(settings, vllm_config.model_config.hf_config)
+            _FRONTS.add(self.subvene)
 
 
 def _admitted(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -293,6 +308,8 @@ def _concluded(outputs: Iterable[Any]) -> dict[str, Steering]:
 
 
 def _conclude(waiting: dict[str, Steering], ranks: Sequence[dict[str, Any]]) -> None:
+    from subvene.runner.engines.vllm.metrics import count
+
     for key, steering in waiting.items():
         steering.conclude([rank[key] for rank in ranks])
         count(steering)
@@ -309,10 +326,9 @@ def _stepped(original: Callable[..., Any], self: Any) -> Any:
 def _run(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """`LLM._run_engine`: requests that were not steered are an error, which has the others' outputs."""
     outputs = original(self, *args, **kwargs)
-    failed = [s for s in _concluded(outputs).values() if s.error is not None]
-    if failed:
-        error = failed[0].error
-        error.outputs = outputs
+    errors = [s.error for s in _concluded(outputs).values() if s.error is not None]
+    for error in errors:
+        error.outputs = outputs  # type: ignore[union-attr]
         raise error
     return outputs
 

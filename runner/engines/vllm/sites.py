@@ -113,6 +113,7 @@ class SiteEdit(nn.Module):
     scale: torch.Tensor
     slot: torch.Tensor
     seen: torch.Tensor
+    step: Step
 
     def __init__(self, name: str, dense: DenseSite, step: Step) -> None:
         super().__init__()
