@@ -135,9 +135,10 @@ class Reference:
     Args:
         folder: where model and artifacts are written.
         model: the model, in the folder `model` already; made if it is left out.
+        vocabulary: of the model that is made.
     """
 
-    def __init__(self, folder: Path, model: Any = None) -> None:
+    def __init__(self, folder: Path, model: Any = None, vocabulary: int = len(WORDS)) -> None:
         self.folder, self.path = folder, folder / "model"
         if model is None:
             write_tiny_model(
@@ -148,6 +149,7 @@ class Reference:
                 head_dim=HEAD_DIM,
                 num_hidden_layers=LAYERS,
                 max_position_embeddings=256,
+                vocab_size=vocabulary,
             )
             model = transformers.AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float32)
         self.model = model.eval()

@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from subvene.runner.edits.not_finite import NotFiniteError
+from subvene.runner.edits.receipt import NotSteeredError
 from subvene.runner.engines.errors import RequestError
 from subvene.runner.engines.plan import ASKED, TAG
 from subvene.runner.engines.vllm.front import Front, Steering
@@ -22,6 +24,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 STEERED = ("/v1/chat/completions", "/v1/completions")
 MODELS = "/v1/models"
+UNSTEERED = 422
 
 
 class Artifacts:
@@ -77,6 +80,9 @@ class Artifacts:
         answer = Answer(send, front.tagged[tag], name)
         try:
             await self.app(_with_length(scope, len(raw)), _again(raw), answer)
+        except (NotSteeredError, NotFiniteError) as error:
+            # Past vLLM's own handlers, which stand before this one; nothing has been sent.
+            await _refuse(send, UNSTEERED, str(error), type(error).__name__)
         finally:
             front.tagged.pop(tag, None)
 
@@ -144,7 +150,7 @@ class Answer:
 
     def _finished(self, status: int, document: Any) -> tuple[int, Any]:
         if (error := self._error()) is not None:
-            return 422, {"error": error}
+            return UNSTEERED, {"error": error}
         if status != 200:
             return status, document
         return status, document | {"model": self._name, ASKED: self._receipts()}
@@ -175,7 +181,7 @@ class Answer:
     def _error(self) -> dict[str, Any] | None:
         for one in self._steerings:
             if one.error is not None:
-                return {"message": str(one.error), "type": type(one.error).__name__, "code": 422}
+                return {"message": str(one.error), "type": type(one.error).__name__, "code": UNSTEERED}
         return None
 
 

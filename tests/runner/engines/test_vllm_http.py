@@ -58,6 +58,8 @@ class Vllm:
             steering = self.front.pending.pop(plan["key"])
             steering.tokens[0] = 4
             steering.conclude([{"problem": None, "sites": {"block_output[1]": [self.edited] * 3}}])
+            if steering.error and document.get("raise"):
+                raise steering.error
             if steering.error and not document.get("stream"):
                 await self.send(send, 500, [json.dumps({"error": {"message": "internal"}})])
                 return
@@ -117,8 +119,9 @@ def test_a_stream_ends_with_the_receipt_once(front: Front) -> None:
     assert done == "data: [DONE]"
 
 
-def test_what_was_not_steered_is_an_error(front: Front) -> None:
-    status, text = call(Vllm(front, edited=0.0), {"model": "a", "prompt": "hi"})
+@pytest.mark.parametrize("more", [{}, {"raise": True}])
+def test_what_was_not_steered_is_an_error(front: Front, more: Any) -> None:
+    status, text = call(Vllm(front, edited=0.0), {"model": "a", "prompt": "hi", **more})
     error = json.loads(text)["error"]
     assert (status, error["type"]) == (422, "NotSteeredError")
     assert "edited 0 of 8 tokens" in error["message"]
