@@ -70,6 +70,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     import vllm
 
+    tokens = 16 if options.quick else TOKENS
     ids = [[1, *(100 + 37 * i + 5 * k for k in range(PROMPT - 1))] for i in range(REQUESTS)]
     model, tokenizer = load_model(ModelSpec(**MODEL))
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +89,7 @@ def main() -> None:
         each = [
             vllm.SamplingParams(
                 temperature=0,
-                max_tokens=TOKENS,
+                max_tokens=tokens,
                 ignore_eos=True,
                 extra_args=None if name is None else {"subvene": name},
             )
@@ -97,7 +98,7 @@ def main() -> None:
         return lambda: llm.generate([{"prompt_token_ids": one} for one in ids], each, use_tqdm=False)
 
     def transformers_arm(strength: float) -> Callable[[], object]:
-        settings = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
+        settings = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
         return lambda: alone.generate_ids(torch.tensor(ids), strengths=strength, **settings)
 
     twelve = [f"a{i % 12}" for i in range(REQUESTS)]
@@ -113,9 +114,9 @@ def main() -> None:
     rounds = options.rounds or (1 if options.quick else 6)
     seconds = interleaved(arms, "unsteered", rounds, clock=time.process_time)
     rates = {
-        name: REQUESTS * TOKENS * len(pairs) / sum(own for own, _ in pairs) for name, pairs in seconds.items()
+        name: REQUESTS * tokens * len(pairs) / sum(own for own, _ in pairs) for name, pairs in seconds.items()
     }
-    rates["unsteered"] = REQUESTS * TOKENS / (sum(rival for _, rival in seconds["1 site"]) / rounds)
+    rates["unsteered"] = REQUESTS * tokens / (sum(rival for _, rival in seconds["1 site"]) / rounds)
     words = "; ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
     mode = "compiled" if compiled else "eager"
     notes = f"vLLM {vllm.__version__}, {mode}. Tokens per CPU second: {words}"
