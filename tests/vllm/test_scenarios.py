@@ -150,7 +150,7 @@ def test_a_steered_request_beside_a_lora(engines: Any, reference: Any) -> None:
     jobs = [Job(tuple(prompt(11, seed=4)), name, None, "all") for name in ("heads", "steering", "many")]
     lora = LoRARequest("lora", 1, str(folder))
     # One after the other: beside a request with a LoRA, vLLM 0.32 on the CPU gives it to one without, too,
-    # whether anything is steered or not.
+    # and to a plain one.
     outputs = llm.generate(*requests(vllm, jobs), lora_request=[lora] * 3, use_tqdm=False)
     check(reference, jobs, generate(llm, jobs), steered=2)
     for job, output in zip(jobs, outputs, strict=True):
