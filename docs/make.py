@@ -13,6 +13,7 @@ from typing import get_args
 from subvene.interventions._pyvene import pyvene
 from subvene.runner.cli.validate import results_schema_text, schema_text
 from subvene.runner.edits.pyvene_calls import INSTEAD
+from subvene.runner.engines.table import table as engines_table
 from subvene.runner.exchange.exports.table import table as exports_table
 from subvene.specs._pyvene_names import LAYERED, instead_of
 from subvene.specs.interventions import REGISTRY, BaseIntervention, PyveneClass
@@ -89,6 +90,7 @@ def calls_table() -> str:
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "kinds"): kinds_table,
     ("docs/exports.md", "exports"): exports_table,
+    ("docs/serving.md", "engines"): engines_table,
     ("docs/pyvene.md", "classes"): classes_table,
     ("docs/pyvene.md", "calls"): calls_table,
     ("docs/pyvene.md", "components"): components_table,
