@@ -40,7 +40,7 @@ from subvene.runner.reports.tables import judge_in_words
 EXAMPLES = 12
 
 
-def render(results: Results) -> str:
+def render(results: Results) -> Html:
     """The page as text, the same for the same results.
 
     Raises:

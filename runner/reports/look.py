@@ -133,7 +133,7 @@ def _cells(evaluation: Evaluation, condition: Condition) -> list[str]:
 # The page -------------------------------------------------------------------------------------------------
 
 
-def render(results: Results) -> str:
+def render(results: Results) -> Html:
     """The page as text, the same for the same results."""
     sections = [(title, content) for title, make in SECTIONS if (content := make(results)) is not None]
     model = (declared(results).get("model") or {}).get("name")

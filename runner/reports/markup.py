@@ -6,6 +6,7 @@ import base64
 import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,37 @@ _MEDIA_TYPES = {
 }
 
 
-class Html(str):
-    """Markup. Every other string is text."""
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the page.
 
-    __slots__ = ()
+    Attributes:
+        drawn: by plotly.
+        about: what it shows.
+        name: of its file, without an ending; the page gives it, by section.
+    """
+
+    drawn: go.Figure
+    about: str
+    name: str = ""
+
+
+class Html(str):
+    """Markup. Every other string is text.
+
+    Attributes:
+        figures: that stand in it, in their order.
+    """
+
+    figures: tuple[Figure, ...] = ()
 
 
 def join(parts: Iterable[str]) -> Html:
     """Text and markup one after the other."""
-    return Html("".join(part if isinstance(part, Html) else html.escape(part) for part in parts))
+    parts = list(parts)
+    made = Html("".join(part if isinstance(part, Html) else html.escape(part) for part in parts))
+    made.figures = tuple(figure for part in parts if isinstance(part, Html) for figure in part.figures)
+    return made
 
 
 def element(name: str, *children: str, **attributes: str | bool | None) -> Html:
@@ -47,7 +70,10 @@ def element(name: str, *children: str, **attributes: str | bool | None) -> Html:
             opened += f" {key}"
         elif value is not None and value is not False:
             opened += f' {key}="{html.escape(value)}"'
-    return Html(f"<{opened}>" if name in _WITHOUT_CONTENT else f"<{opened}>{join(children)}</{name}>")
+    content = join(children)
+    made = Html(f"<{opened}>" if name in _WITHOUT_CONTENT else f"<{opened}>{content}</{name}>")
+    made.figures = content.figures
+    return made
 
 
 def items(*lines: str) -> Html:
@@ -97,7 +123,9 @@ def plot(figure: go.Figure, about: str) -> Html:
     # The page gives figures their ink; plotly's own look is for white paper, and long.
     figure.update_layout(template=go.layout.Template(), font={"family": "system-ui, sans-serif"})
     box = element("div", class_="plot")
-    return element("figure", box, data_block(str(figure.to_json())), element("figcaption", about))
+    made = element("figure", box, data_block(str(figure.to_json())), element("figcaption", about))
+    made.figures = (Figure(figure, about),)
+    return made
 
 
 def side_by_side(*plots: Html) -> Html:

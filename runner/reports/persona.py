@@ -39,7 +39,7 @@ _UNITS = {
 }
 
 
-def render(results: Results) -> str:
+def render(results: Results) -> Html:
     """The page as text, the same for the same results."""
     traits = section_of(results).traits
     labels = {condition.label for condition in results.conditions}

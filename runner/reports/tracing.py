@@ -223,7 +223,7 @@ def _cell_lines(trace: Trace) -> Iterator[Line]:
 # The page -------------------------------------------------------------------------------------------------
 
 
-def render(results: Results) -> str:
+def render(results: Results) -> Html:
     """The page as text, the same for the same results."""
     sections = [(heading, content) for heading, make in SECTIONS if (content := make(results)) is not None]
     model = (declared(results).get("model") or {}).get("name")

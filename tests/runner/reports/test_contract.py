@@ -75,6 +75,10 @@ def test_every_block_is_made_of_a_real_run(
     assert again == done.results
     report = REPORTS[again.kind]
     assert report.page(again) == page
+    drawn = {path.name: path.read_text("utf-8") for path in (tmp_path / "run" / "figures").glob("*")}
+    assert set(drawn) == {f"{figure.name}.svg" for figure in report.page(again).figures}
+    assert len(drawn) == page.count('<div class="plot"')
+    assert bool(drawn) == (kind != "plain")
     files = {name: (tmp_path / "run" / "tables" / name).read_text("utf-8") for name in report.tables(again)}
     assert files == report.tables(again)
     for name, text in files.items():
