@@ -13,7 +13,8 @@ from subvene.runner.experiments.rows import Row
 from subvene.runner.reports.curves import figure, trade_off, validation_grid
 from subvene.runner.reports.figures import layer_heat_map, probe_heat_map
 from subvene.runner.reports.localization_figures import draws
-from subvene.runner.reports.svg import FigureError, svg
+from subvene.runner.reports.svg import svg
+from subvene.runner.reports.svg_marks import FigureError
 
 SVG = "{http://www.w3.org/2000/svg}"
 
