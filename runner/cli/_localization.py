@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from subvene.runner.cli._units import UnitStory
-from subvene.runner.cli._wide import print_wide
 from subvene.runner.files.printable import on_line
+from subvene.runner.reports.console import print_wide
 
 if TYPE_CHECKING:
     from subvene.runner.experiments.results import Results

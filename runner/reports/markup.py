@@ -12,6 +12,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from subvene.runner.reports.blocks import Over, Table
+
 _WITHOUT_CONTENT = ("input",)
 _MEDIA_TYPES = {
     ".csv": "text/csv",
@@ -105,6 +107,21 @@ def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *
     return element("div", whole, class_="scroll", role="region", tabindex="0", aria_label=caption)
 
 
+def shown(block: Table, caption: str | None = None) -> Html:
+    """A block's table with its numbers under each other, spreads in small type.
+
+    Args:
+        block: the table.
+        caption: left out: the block's title.
+    """
+    rows = [
+        [_in_cell(said, below=isinstance(cell, Over)) for said, cell in zip(row, cells, strict=True)]
+        for row, cells in zip(block.parts(), block.rows, strict=True)
+    ]
+    heads = [column.titled for column in block.columns]
+    return table(block.title if caption is None else caption, heads, rows, class_="numbers")
+
+
 def facts(caption: str, values: Mapping[str, Any]) -> Html:
     """A nested mapping as a table of names and values."""
     rows = [(name, element("code", value)) for name, value in _flat(values)]
@@ -147,6 +164,14 @@ def download(name: str, kind: str, content: str) -> Html:
 def downloads(files: Mapping[str, str]) -> Html:
     """Links to tables that are in the page itself: CSV, Markdown or LaTeX by their names."""
     return items(*(download(name, _MEDIA_TYPES[Path(name).suffix], text) for name, text in files.items()))
+
+
+def _in_cell(said: Over, *, below: bool) -> Html:
+    if not said.detail:
+        return join([said.main])
+    if below:
+        return join([said.main, element("div", element("small", said.detail))])
+    return join([said.main, element("small", f" {said.detail}")])
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, str]]:

@@ -24,6 +24,7 @@ from subvene.runner.reports import (
     tracing,
 )
 from subvene.runner.reports.card import own_numbers
+from subvene.runner.reports.documents import in_markdown
 from subvene.runner.reports.latex import with_latex
 from subvene.runner.reports.markup import Figure, Html
 from subvene.specs.regular_file import read_text
@@ -48,7 +49,7 @@ class Report:
 
 REPORTS: dict[str, Report] = {
     "comparison": Report(
-        tables.comparison_files, page.render, lambda results, place: tables.markdown(results)
+        tables.comparison_files, page.render, lambda results, place: in_markdown(tables.document(results))
     ),
     "localization": Report(
         localization_tables.localization_files,
@@ -59,7 +60,7 @@ REPORTS: dict[str, Report] = {
     "tracing": Report(
         tracing.tracing_files, tracing.render, lambda results, place: tracing.tracing_markdown(results)
     ),
-    "look": Report(look.look_files, look.render, lambda results, place: look.look_markdown(results)),
+    "look": Report(look.look_files, look.render, lambda results, place: in_markdown(look.document(results))),
 }
 """By the kind of results."""
 
