@@ -54,7 +54,7 @@ REPORTS: dict[str, Report] = {
     "localization": Report(
         localization_tables.localization_files,
         localization.render,
-        lambda results, place: localization_tables.localization_markdown(results),
+        lambda results, place: in_markdown(localization_tables.document(results)),
     ),
     "persona": Report(persona_tables.persona_files, persona.render, persona_tables.card),
     "tracing": Report(
