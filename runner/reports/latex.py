@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from subvene.runner.reports.blocks import Table
+from subvene.runner.reports.blocks import Cell, Table
 
 _ESCAPED = {
     "\\": r"\textbackslash{}",
@@ -142,7 +142,9 @@ def with_latex(files: dict[str, str], kind: str) -> dict[str, str]:
 def _tabular(table: Table) -> str:
     rows = table.texts()
     columns = "".join(
-        "r" if i and all(_NUMBER.fullmatch(row[i]) for row in rows) else "l"
+        "r"
+        if i and all(_is_number(cells[i], row[i]) for cells, row in zip(table.rows, rows, strict=True))
+        else "l"
         for i in range(len(table.columns))
     )
     title = [f"% {' '.join(table.title.split())}"] if table.title else []
@@ -157,6 +159,10 @@ def _tabular(table: Table) -> str:
         r"\end{tabular}",
     ]
     return "\n".join(lines)
+
+
+def _is_number(cell: Cell, text: str) -> bool:
+    return not isinstance(cell, str) or _NUMBER.fullmatch(text) is not None
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -64,7 +64,7 @@ def results_table(results: Results) -> Table:
 
 def metric_column(metric: str) -> Column:
     """The column of a metric, by its name in tables."""
-    return Column(METRICS.get(metric, metric), better="↓" if metric in LOWER_IS_BETTER else "↑")
+    return Column(METRICS[metric], better="↓" if metric in LOWER_IS_BETTER else "↑")
 
 
 def notes(results: Results) -> list[str]:

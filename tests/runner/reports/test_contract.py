@@ -85,6 +85,8 @@ def test_every_block_is_made_of_a_real_run(
         if name.endswith(".md") and tables_in(text):
             made = (tmp_path / "run" / "tables" / name).with_suffix(".tex").read_text("utf-8")
             assert made.count("\\toprule") == len(tables_in(text))
+            # These runs' own texts are ASCII: what is not would be the tables' words.
+            assert made.isascii()
     cards = [card.read_text("utf-8") for card in (tmp_path / "run").glob("artifact*/**/README.md")]
     assert bool(cards) == (kind != "tracing")  # which makes no artifact
     # The small plain run only writes samples, of which a card has no table.
