@@ -58,7 +58,7 @@ REPORTS: dict[str, Report] = {
     ),
     "persona": Report(persona_tables.persona_files, persona.render, persona_tables.card),
     "tracing": Report(
-        tracing.tracing_files, tracing.render, lambda results, place: tracing.tracing_markdown(results)
+        tracing.tracing_files, tracing.render, lambda results, place: in_markdown(tracing.document(results))
     ),
     "look": Report(look.look_files, look.render, lambda results, place: in_markdown(look.document(results))),
 }

@@ -171,26 +171,27 @@ def if_not_finite(one: Row | Condition) -> dict[str, str]:
 
 def _cell_lines(cells: Sequence[Condition]) -> list[dict[str, object]]:
     return [
-        {"condition": cell.name, "label": cell.label, "seed": cell.seed, "fold": cell.fold}
-        | {name: cell.counts.get(name, 0) for name in ("questions", "questions_seen_in_fit")}
-        | {"point": json.dumps(cell.point)}
-        | {name: metric.mean for name, metric in cell.metrics.items()}
-        | cell.counts
-        | if_not_finite(cell)
+        {
+            **_place(cell),
+            **{name: cell.counts.get(name, 0) for name in ("questions", "questions_seen_in_fit")},
+            "point": json.dumps(cell.point),
+            **{name: metric.mean for name, metric in cell.metrics.items()},
+            **cell.counts,
+            **if_not_finite(cell),
+        }
         for cell in cells
     ]
 
 
 def _answer_lines(results: Results) -> Iterable[dict[str, object]]:
     for cell in results.conditions:
-        place = {"condition": cell.name, "label": cell.label, "seed": cell.seed, "fold": cell.fold}
         for item in cell.items:
             if item.text is not None:
                 question = results.questions[item.key].question
                 missing = {f"{name}_missing": reason for name, reason in item.missing.items()}
-                yield (
-                    place
-                    | {"key": item.key, "question": question, "answer": item.text}
-                    | item.scores
-                    | missing
-                )
+                said = {"key": item.key, "question": question, "answer": item.text}
+                yield {**_place(cell), **said, **item.scores, **missing}
+
+
+def _place(cell: Condition) -> dict[str, object]:
+    return {"condition": cell.name, "label": cell.label, "seed": cell.seed, "fold": cell.fold}
