@@ -21,7 +21,7 @@ class TracingStory(UnitStory):
         from rich.table import Table
 
         from subvene.runner.experiments.tracing.section import tracing_of
-        from subvene.runner.reports.patching import markdown_parts
+        from subvene.runner.reports import patching
         from subvene.runner.reports.tracing import PEAK_COLUMNS, notes, peak_lines, title
 
         for trace in tracing_of(results).traces:
@@ -37,10 +37,10 @@ class TracingStory(UnitStory):
                 self.console.print()
                 self.console.print(table)
             self.console.print()
-        for heading, columns, lines in markdown_parts(tracing_of(results).patchings):
-            self.console.print(heading, soft_wrap=True)
-            table = Table(*columns, show_edge=False, pad_edge=False)
-            for cells in lines:
+        for made in (made for one in tracing_of(results).patchings for made in patching.tables(one)):
+            self.console.print(made.title, soft_wrap=True)
+            table = Table(*(column.head for column in made.columns), show_edge=False, pad_edge=False)
+            for cells in made.texts():
                 table.add_row(*cells)
             self.console.print(table)
             self.console.print()

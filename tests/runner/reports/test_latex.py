@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from subvene.runner.reports import latex as latex_module
 from subvene.runner.reports.latex import escaped, latex, tables_in, with_latex
 
 MARKDOWN = """\
@@ -58,3 +63,29 @@ def test_only_files_with_a_table_have_one_beside_them() -> None:
 def test_an_escaped_dollar_before_maths_stays_escaped() -> None:
     assert escaped("cost $±1") == r"cost \$$\pm$1"
     assert escaped("α×β") == r"$\alpha\times\beta$"
+
+
+def words_of(path: Path) -> Iterator[str]:
+    """The texts that a source file writes, without its docstrings."""
+    tree = ast.parse(path.read_text("utf-8"))
+    told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told:
+            yield node.value
+
+
+def test_every_character_of_our_own_words_is_one_that_latex_takes() -> None:
+    runner = Path(latex_module.__file__).parents[1]
+    sources = [
+        *runner.glob("reports/*.py"),
+        *runner.glob("experiments/**/*.py"),
+        *runner.glob("measures/*.py"),
+    ]
+    # What markup.py names are ends of lines of JavaScript, which it takes out.
+    written = {
+        char for path in sources if path.name != "markup.py" for word in words_of(path) for char in word
+    }
+    assert {"×", "±", "Δ", "ā"} <= written
+    # Letters with accents are what inputenc takes.
+    letters = {char for char in written if unicodedata.normalize("NFD", char)[0].isascii()}
+    assert {char for char in written - letters if not escaped(char).isascii()} == set()
