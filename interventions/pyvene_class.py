@@ -15,8 +15,9 @@ import torch
 from subvene.interventions._pyvene import pyvene
 from subvene.interventions.autoencoder import AutoencoderIntervention
 from subvene.interventions.base import ActivationIntervention, unpack
+from subvene.interventions.rotation import parametrized, plain_state
 from subvene.interventions.tensors import Part, Sizes, TensorError, TensorTable, stored_name
-from subvene.specs import PyveneSpec, SourceRef, parse_tensor_name
+from subvene.specs import PyveneSpec, SourceRef, is_cell_key, parse_tensor_name
 from subvene.specs.interventions import PyveneClass
 
 _PCA_STATE = ("pca_components", "pca_mean", "pca_std")
@@ -82,12 +83,13 @@ class PyveneIntervention(ActivationIntervention):
             options |= {"columns": part.columns, "unit": part.unit}
         if isinstance(spec.source, SourceRef):
             options["reads"] = spec.source.origin
-        state = {} if spec.state is None else _stored_state(table, spec.state.key)
+        state = {} if spec.state is None else _stored_state(table, spec)
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(spec.seed)
                 inner = make_inner(options, state)
             if state:
+                state = parametrized(inner, state)
                 # Every parameter has to be there: one that is not would stay at its random beginning.
                 inner.load_state_dict(state | {n: t for n, t in inner.state_dict().items() if n in _SIZES})
         except (RuntimeError, ValueError) as error:
@@ -98,8 +100,9 @@ class PyveneIntervention(ActivationIntervention):
         return [(part.site, None if part.site != spec.site else spec.layer, edit)]
 
     def stored(self, key: str, site: str, layer: int | None) -> dict[str, torch.Tensor]:
-        parameters = {n: t for n, t in self._made().state_dict().items() if n not in _SIZES}
-        stored = {f"{key}.state.{name}": value for name, value in parameters.items()}
+        parameters = {n: t for n, t in plain_state(self._made()).items() if n not in _SIZES}
+        prefix = key if is_cell_key(key) else f"{key}.state"
+        stored = {f"{prefix}.{name}": value for name, value in parameters.items()}
         if self.source.numel():
             stored[stored_name(key, site, layer)] = self.source
         return stored
@@ -309,8 +312,15 @@ def _by_key(table: TensorTable, key: str) -> torch.Tensor:
     return source
 
 
-def _stored_state(table: TensorTable, key: str) -> dict[str, torch.Tensor]:
+def _stored_state(table: TensorTable, spec: PyveneSpec) -> dict[str, torch.Tensor]:
     """The stored parameters `{key}.{parameter}` of a pyvene class, without its sizes."""
+    key = "" if spec.state is None else spec.state.key
+    made_for = parse_tensor_name(key)
+    if made_for is not None and (made_for.site, made_for.layer) != (spec.site, spec.layer):
+        raise TensorError(
+            f"{table.origin}: state {key!r} was made for {made_for.site}[{made_for.layer}], and the spec "
+            f"puts it at {spec.site or spec.component}[{spec.layer}]; name the same site and layer, or refit"
+        )
     prefix = f"{key}."
     state = {}
     for name, tensor in table.tensors.items():
