@@ -151,9 +151,7 @@ def generate(
             "chat": False if raw else None,
             "strengths": strengths,
             "max_new_tokens": max_new_tokens,
-            "rows": None
-            if rows is None
-            else cast("list[DataRow]", [row for row in rows for _ in range(1 + compare)]),
+            "rows": rows and cast("list[DataRow]", [row for row in rows for _ in range(1 + compare)]),
         }
         streams = len(prompts) == 1 and not (compare or as_json)
         answered = _answer(m, prompts, options, project, compare=compare, streams=streams)

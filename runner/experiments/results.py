@@ -242,7 +242,7 @@ class Results(Record):
 
     Attributes:
         format: of this type.
-        kind: the study: `comparison`, `persona`, `localization`, `tracing`, `look`.
+        kind: the study: `comparison`, `persona`, `localization`, `tracing`, `interchange`, `look`.
         manifest: what there is to know about where the numbers come from.
         conditions: what was measured of each.
         choices: how points were chosen.

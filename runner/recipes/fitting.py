@@ -195,7 +195,8 @@ def check_reach(spec: ExperimentSpec, sizes: Sizes) -> None:
     for i, declared in enumerate(spec.interventions):
         fitted = [ref.key for _, ref in declared.tensor_refs() if ref.file is None]
         for key in fitted if spec.fits else ():
-            _check_reached(f"interventions[{i}]", declared, reaches[key])
+            giver = next(recipe for recipe in spec.fits if recipe.gives(key))
+            _check_reached(f"interventions[{i}]", declared, reaches[giver.keys[0]])
 
 
 def _check_reached(path: str, declared: BaseIntervention, reach: Reach) -> None:

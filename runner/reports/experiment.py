@@ -24,7 +24,8 @@ def run_experiment(
 
     One that compares conditions goes to `experiments.comparison`, one that measures traits to
     `experiments.persona`, one that asks about a localization to `experiments.localization`, one that traces
-    the model as it is to `experiments.tracing`, any other to `experiments.look`.
+    the model as it is to `experiments.tracing`, one that measures the cells of a `das` fit to
+    `experiments.interchange`, any other to `experiments.look`.
 
     Args:
         spec: an experiment spec or its path.
@@ -70,6 +71,10 @@ def _study(spec: ExperimentSpec) -> type[Study]:
         from subvene.runner.experiments.tracing.run import Tracing
 
         return Tracing
+    if spec.asks_interchange:
+        from subvene.runner.experiments.interchange.run import Interchange
+
+        return Interchange
     if spec.asks_localization:
         from subvene.runner.experiments.localization.run import Localization
 

@@ -14,6 +14,7 @@ from subvene.runner.artifacts.card import with_measured
 from subvene.runner.experiments.results import Results
 from subvene.runner.files.storage import write_text
 from subvene.runner.reports import (
+    interchange,
     localization,
     localization_tables,
     look,
@@ -59,6 +60,11 @@ REPORTS: dict[str, Report] = {
     "persona": Report(persona_tables.persona_files, persona.render, persona_tables.card),
     "tracing": Report(
         tracing.tracing_files, tracing.render, lambda results, place: in_markdown(tracing.document(results))
+    ),
+    "interchange": Report(
+        interchange.interchange_files,
+        interchange.render,
+        lambda results, place: interchange.interchange_markdown(results),
     ),
     "look": Report(look.look_files, look.render, lambda results, place: in_markdown(look.document(results))),
 }
