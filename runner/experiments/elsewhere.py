@@ -131,7 +131,7 @@ def run_elsewhere(
                 except Waiting as reason:
                     if not waiting.units:
                         raise RuntimeError(f"nothing can be done of what is left: {reason}") from reason
-            for key in waiting.units.keys() - asked.keys():
+            for key in (key for key in waiting.units if key not in asked):
                 workers.submit(key, ledger.results | ledger.unfinished, output)
             asked |= waiting.units
             for ended in workers.finished():
