@@ -14,7 +14,7 @@ STRENGTHS = (-2.0, 0.0, 2.0)
 
 
 def ask(strength: float) -> openai.types.chat.ChatCompletion:
-    """One request; the server answers one after the other."""
+    """One request; those that arrive together are one batch."""
     return client.chat.completions.create(
         model=f"cheerful={strength}",
         messages=[{"role": "user", "content": "How was your day?"}],
