@@ -176,12 +176,14 @@ class Batcher:
                 time.sleep(TOGETHER)
             while not self._jobs.empty():
                 self._here.append(self._jobs.get())
-            if isinstance(self._here[0], Job):
+            first = self._here[0]
+            if isinstance(first, Job):
                 batch = self._next(self._here)
                 self._here = self._here[len(batch) :]
                 self._answer(batch)
             else:
-                self._here.pop(0)()
+                self._here.pop(0)
+                first()
 
     def _next(self, waiting: Sequence[Job | Callable[[], None]]) -> list[Job]:
         """The jobs that come first, as many as there is room for; one in any case."""
@@ -337,7 +339,10 @@ def _strengths(edit: Edit) -> dict[str, float]:
     spec, found = edit.m.spec, {}
     for i, declared in enumerate(spec.interventions):
         name = entry_name(spec, i)
-        found[name] = float(edit.strengths.get(name, declared.strength))
+        strength = edit.strengths.get(name, declared.strength)
+        if isinstance(strength, tuple):
+            raise TypeError(f"{name} declares one strength a row, and a request is one row")
+        found[name] = float(strength)
     return found
 
 

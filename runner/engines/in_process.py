@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from subvene.runner.engines.errors import EngineError, RequestError
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.rollouts import row_seed
 from subvene.runner.models.generation import row_ends
+from subvene.runner.models.identity import model_sha256, reading_sha256
 from subvene.runner.models.vocabulary import refuse_without_row
 
 
@@ -93,6 +95,12 @@ class InProcess:
         self.plain = IntervenedModel.plain(first.model, self.tokenizer, name=self.base)
         self.batcher = Batcher(self.plain)
         self._ends = set(row_ends(first.model, {}))
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """Of the model: the hashes that units of experiments hold (`model`, `text`)."""
+        model = self.plain.model
+        return {"model": model_sha256(model), "text": reading_sha256(model, self.tokenizer)}
 
     @classmethod
     def load(cls, folders: Mapping[str, Path], **overrides: Any) -> InProcess:

@@ -45,10 +45,12 @@ class RayExecutor:
     losses: int = 3
 
     def manifest(self) -> dict[str, Any]:
-        """What the run's manifest says of it."""
-        import ray
+        """What the run's manifest says of it.
 
-        return {"kind": "ray", "version": ray.__version__, "cpus": self.cpus, "gpus": self.gpus}
+        Raises:
+            SubveneError: Ray is not installed.
+        """
+        return {"kind": "ray", "version": _ray().__version__, "cpus": self.cpus, "gpus": self.gpus}
 
     @contextmanager
     def workers(self, job: Job) -> Iterator[RayWorkers]:

@@ -18,9 +18,11 @@ from tiny_model import HEADS, WIDTH, write_tiny_model
 from subvene.runner.data.text import prompt_ids
 from subvene.runner.engines.admission import Wishes, parse
 from subvene.runner.engines.errors import EngineError
+from subvene.runner.engines.fingerprints import does
 from subvene.runner.engines.http import server
 from subvene.runner.engines.in_process import InProcess, Sampling
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.models.identity import model_sha256, reading_sha256
 
 ASK: dict[str, Any] = {
     "messages": [{"role": "user", "content": "how are you ?"}],
@@ -100,6 +102,43 @@ def test_artifacts_are_models(client: openai.OpenAI, cheerful: IntervenedModel) 
     assert answers == {s: expected(cheerful, s) for s in answers}
     assert len(set(answers.values())) > 1
     assert text(client.chat.completions.create(model=base, **ASK)) == answers[0.0]
+
+
+def test_token_ids_go_in_and_out(client: openai.OpenAI, cheerful: IntervenedModel) -> None:
+    ids = prompt_ids(cheerful.tokenizer, "how are you ?")
+    answer = client.completions.create(
+        model="cheerful", prompt=list(ids), max_tokens=5, temperature=0, extra_body={"return_token_ids": True}
+    )
+    output = cheerful.generate_ids(torch.tensor([ids]), max_new_tokens=5, do_sample=False)
+    assert answer.choices[0].model_extra["token_ids"] == output[0, len(ids) :].tolist()
+    with pytest.raises(openai.BadRequestError, match="embedding has 39 rows"):
+        client.completions.create(model="cheerful", prompt=[10**6], max_tokens=1)
+    with pytest.raises(openai.BadRequestError, match="not in a stream"):
+        client.completions.create(
+            model="cheerful", prompt="a", stream=True, extra_body={"return_token_ids": True}
+        )
+
+
+def test_the_list_of_models_says_what_they_are(client: openai.OpenAI, cheerful: IntervenedModel) -> None:
+    base, glad, heads = (model.model_extra["subvene"] for model in client.models.list())
+    assert base == {
+        "engine": "transformers",
+        "model": model_sha256(cheerful.model),
+        "text": reading_sha256(cheerful.model, cheerful.tokenizer),
+    }
+    assert glad["interventions"] == ["glad"]
+    (declared,) = cheerful.spec.interventions
+    same = declared.model_copy(update={"name": "other", "coefficient": 7.0})
+    moved = declared.model_copy(update={"positions": "all"})
+    assert does(changed(cheerful, same)) == {**glad, "interventions": ["other"]}
+    assert len({heads["sha256"], glad["sha256"], does(changed(cheerful, moved))["sha256"]}) == 3
+    tensors = {name: 2 * tensor for name, tensor in cheerful.tensors.items()}
+    assert does(changed(cheerful, declared, tensors))["sha256"] != glad["sha256"]
+
+
+def changed(m: IntervenedModel, declared: Any, tensors: Any = None) -> IntervenedModel:
+    spec = m.spec.model_copy(update={"interventions": (declared,)})
+    return IntervenedModel.from_spec(spec, model=m.model, tokenizer=m.tokenizer, tensors=tensors or m.tensors)
 
 
 def test_a_request_says_artifact_strength_and_positions_and_has_its_receipt(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from small_experiments import Scripted, write_experiments
 
 from subvene.runner.experiments.elsewhere import Done, Job, Lost, do_one, files_beside, write_beside
+from subvene.runner.experiments.on_ray import RayExecutor
 from subvene.runner.models.anatomy import sizes_from_config
 from subvene.runner.models.loading import load_config, load_model
 from subvene.runner.reports.experiment import run_experiment
@@ -133,6 +135,13 @@ def test_a_worker_that_plans_other_units_says_so(experiments: dict[str, Path], t
 
     with pytest.raises(SubveneError, match="a worker plans other units"):
         run_experiment(experiments["plain"], output=tmp_path / "out", executor=Strange(tmp_path))
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray_it_is_said_how_to_install_it(experiments: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(SubveneError, match=r"pip install 'subvene\[ray\]'"):
+        run_experiment(experiments["plain"], output=tmp_path / "out", executor=RayExecutor())
+    assert not (tmp_path / "out").exists()
 
 
 def units(told: list[tuple[str, Any]]) -> list[str]:
