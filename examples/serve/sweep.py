@@ -22,7 +22,7 @@ client = openai.OpenAI(
 
 
 def ask(strength: float) -> openai.types.chat.ChatCompletion:
-    """One request; vLLM answers all of them in one batch, transformers one after the other."""
+    """One request; those that arrive together are one batch."""
     return client.chat.completions.create(
         model=f"{NAME}={strength}",
         messages=[{"role": "user", "content": "How was your day?"}],

@@ -44,6 +44,10 @@ class UnitStory:
             self._planned(value)
         elif what == "unit":
             self._unit(value)
+        elif what == "lost":
+            self.errors.print(
+                f"a worker was lost ({value['why']}); its unit is done again: {value['what']}", markup=False
+            )
         elif what == "finished":
             if self._bar is not None:
                 self._bar.stop()

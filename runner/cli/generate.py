@@ -151,7 +151,7 @@ def generate(
             "chat": False if raw else None,
             "strengths": strengths,
             "max_new_tokens": max_new_tokens,
-            "rows": rows and cast("list[DataRow]", [row for row in rows for _ in range(1 + compare)]),
+            "rows": _repeated(rows, 1 + compare),
         }
         streams = len(prompts) == 1 and not (compare or as_json)
         answered = _answer(m, prompts, options, project, compare=compare, streams=streams)
@@ -199,6 +199,10 @@ def _document(
     if answered.told:
         document["projections"] = _projections(answered.told, compare)
     return document
+
+
+def _repeated(rows: Sequence[object] | None, times: int) -> list[DataRow] | None:
+    return None if rows is None else cast("list[DataRow]", [row for row in rows for _ in range(times)])
 
 
 def _compared(

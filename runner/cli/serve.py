@@ -55,9 +55,9 @@ def serve(
 ) -> None:
     """Serve artifacts as models of an OpenAI-compatible server, each answer with its receipt.
 
-    Runs in vLLM where it is installed, else under transformers in this process, one request after the other.
-    A request names an artifact as its model (`cheerful`, `cheerful=2.0`), or the model itself and `subvene`
-    (`extra_body`).
+    Runs in vLLM where it is installed, else under transformers in this process; requests that arrive together
+    are one batch. A request names an artifact as its model (`cheerful`, `cheerful=2.0`), or the model itself
+    and `subvene` (`extra_body`).
     """
     overrides = model_overrides(
         name=model,

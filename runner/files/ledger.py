@@ -7,10 +7,11 @@ is believed, is the business of `records`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Self, TypeVar, cast
 
@@ -21,14 +22,31 @@ from subvene.runner.files.json_value import Fields, Json
 from subvene.runner.files.records import LEDGER, LedgerError, LedgerWarning, Reader, Record, digest, made
 from subvene.runner.files.storage import disk_errors
 
-__all__ = ["LEDGER", "LOCK", "MISSING", "Ledger", "LedgerError", "LedgerWarning", "Result", "digest"]
+__all__ = [
+    "LEDGER",
+    "LOCK",
+    "MISSING",
+    "Ledger",
+    "LedgerError",
+    "LedgerWarning",
+    "Result",
+    "Waiting",
+    "digest",
+]
 
 Result = TypeVar("Result", bound="Mapping[str, Json] | Fields")
 """What a unit gives: a TypedDict, or any JSON object."""
+_One = TypeVar("_One")
+Before = Callable[[str, Mapping[str, Json]], None]
+"""Asked, with key and identity, before a unit is done in this process; raises `Waiting` to leave it."""
 
 LOCK = ".lock"
 MISSING = "missing"
 """The field of a result that says how many verdicts are missing in it; above 0 the unit is not finished."""
+
+
+class Waiting(Exception):
+    """What is asked for needs a unit of work that another process has still to do."""
 
 
 class Ledger:
@@ -51,6 +69,7 @@ class Ledger:
         self.results: dict[str, dict[str, JsonValue]] = {}
         self.unfinished: dict[str, dict[str, JsonValue]] = {}
         self._begin = begin
+        self._before: Before | None = None
         self._lock = FileLock(folder / LOCK)
         self._descriptor: int | None = None
 
@@ -93,25 +112,68 @@ class Ledger:
         Raises:
             LedgerError: the result is not finite.
             StorageError: the disk does not take the record.
+            Waiting: another process does it (`leaving`).
         """
         key = digest(identity)
         for known in (self.results, self.unfinished):
             if key in known:
                 return cast("Result", known[key])
+        if self._before is not None:
+            self._before(key, identity)
         begun = time.monotonic()
         result = work()
         seconds = round(time.monotonic() - begun, 3)
         record = made(key, identity, seconds, result)
+        self.take(record)
         # As a later run will read it, so that the two cannot differ.
-        found = record["result"]
+        return cast("Result", record["result"])
+
+    def take(self, record: Record) -> None:
+        """Record a unit that is done, here or by another process.
+
+        Args:
+            record: as `records.made` gives it.
+
+        Raises:
+            StorageError: the disk does not take the record.
+        """
+        key, result = record["key"], record["result"]
         if digest(record["unit"]) != key:
             raise TypeError(f"{record['unit'].get('unit')}: the names in an identity must be texts")
-        if found.get(MISSING):
-            self.unfinished[key] = found
+        if result.get(MISSING):
+            self.unfinished[key] = result
         else:
             self._append(record)
-            self.results[key] = found
-        return cast("Result", found)
+            self.results[key] = result
+
+    def each(self, works: Iterable[Callable[[], _One]]) -> list[_One]:
+        """What pieces of work give that do not need one another, in their order.
+
+        Where one waits for a unit that another process does, the others are begun all the same, so that all
+        units that can be done are known.
+
+        Raises:
+            Waiting: at least one of them waits.
+        """
+        given: list[_One] = []
+        waiting: Waiting | None = None
+        for work in works:
+            try:
+                given.append(work())
+            except Waiting as error:
+                waiting = error
+        if waiting is not None:
+            raise waiting
+        return given
+
+    @contextlib.contextmanager
+    def leaving(self, before: Before) -> Iterator[None]:
+        """While the block runs, let `before` say of every unit that is not done whether it is done here."""
+        self._before = before
+        try:
+            yield
+        finally:
+            self._before = None
 
     def has(self, identity: Mapping[str, Json]) -> bool:
         """Whether the unit is done."""

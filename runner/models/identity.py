@@ -10,10 +10,12 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import safetensors.torch
 import torch
@@ -34,6 +36,8 @@ class AlteredWarning(UserWarning):
 _NOT_CONTENT = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 # Of a checkpoint's folder, what transformers takes weights from, and which of them from which file.
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
+# Model → its hash, where whoever holds it says that nothing about it changes.
+_KNOWN: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 PACKAGES = ("subvene", "pyvene", "torch", "transformers", "scikit-learn", "datasets")
 
 
@@ -95,6 +99,8 @@ def model_sha256(model: Any) -> str:
     Raises:
         SubveneError: some weights are offloaded, so that they cannot be read.
     """
+    if (known := _KNOWN.get(model)) is not None:
+        return known
     digest = hashlib.sha256()
     config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_CONTENT}
     attention = getattr(model.config, "_attn_implementation", None)
@@ -111,6 +117,16 @@ def model_sha256(model: Any) -> str:
         content = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(content.view(torch.uint8).numpy().data if content.numel() else b"")
     return digest.hexdigest()
+
+
+@contextmanager
+def hashed_once(model: Any) -> Iterator[None]:
+    """Let `model_sha256` read the weights of a model once; nothing may change them while the block runs."""
+    _KNOWN[model] = model_sha256(model)
+    try:
+        yield
+    finally:
+        del _KNOWN[model]
 
 
 def checkpoint_sha256(source: str, config: Any, tokenizer: Any) -> str:
@@ -183,6 +199,15 @@ class GitState(TypedDict):
     changed: bool
 
 
+class ExecutorManifest(TypedDict):
+    """What did the units of work of a run, where it was not its own process."""
+
+    kind: str
+    version: NotRequired[str]
+    cpus: NotRequired[float]
+    gpus: NotRequired[float]
+
+
 class Manifest(TypedDict):
     """What there is to know about where the numbers of a run come from."""
 
@@ -190,6 +215,7 @@ class Manifest(TypedDict):
     spec: str
     environment: Environment
     git: GitState | None
+    executor: NotRequired[ExecutorManifest]
 
 
 class RunManifest(Manifest):

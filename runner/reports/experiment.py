@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from subvene.runner.experiments.elsewhere import Executor
 from subvene.runner.experiments.look.section import check_reloaded
-from subvene.runner.experiments.study import Step, Study, StudyResult, run_study
+from subvene.runner.experiments.scaffold import StudyResult, run_study
+from subvene.runner.experiments.study import Step, Study
 from subvene.runner.reports.publish import publish
 from subvene.specs import ExperimentSpec, SubveneError, load_spec
 
@@ -18,6 +20,7 @@ def run_experiment(
     output: str | os.PathLike[str] | None = None,
     folder: str | os.PathLike[str] | None = None,
     on_step: Step | None = None,
+    executor: Executor | None = None,
     **overrides: Any,
 ) -> StudyResult:
     """Run an experiment file, or take it up where it was stopped.
@@ -33,6 +36,7 @@ def run_experiment(
         folder: where relative files are looked for; default: the spec's folder.
         on_step: called as things are done: see `study.Step`; a look also tells of ("fitted", model),
             ("evaluated", results of that evaluation alone), ("saved", path), ("reloaded", difference).
+        executor: does the units of work (`experiments.on_ray.RayExecutor`); None: this process.
         **overrides: fields of the spec's `model:` to replace.
 
     Raises:
@@ -59,6 +63,7 @@ def run_experiment(
         folder=Path(folder or "."),
         publish=publish,
         on_step=on_step,
+        executor=executor,
         **overrides,
     )
     check_reloaded(done.results)

@@ -215,7 +215,14 @@ def _answers(output: Any) -> Answers:
         prompt_tokens=len(output.prompt_token_ids),
         tokens=sum(len(answer.token_ids) for answer in output.outputs),
         receipt=_receipt(output),
+        ids=[_without_end(answer) for answer in output.outputs],
     )
+
+
+def _without_end(answer: Any) -> list[int]:
+    """The tokens of an answer; vLLM keeps the token that ended it, and has a text that did in `stop_reason`."""
+    ended = answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str)
+    return list(answer.token_ids)[: -1 if ended else None]
 
 
 def _scores(output: Any, begins: int) -> Scores:

@@ -44,6 +44,7 @@ class Interchange:
     """The plan: which fits, and at which cells they are measured."""
 
     what: ClassVar[str] = "a run of interchanges"
+    here: ClassVar[str | None] = "the layers of a grid share the passes of their bases and sources"
 
     def __init__(self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Step) -> None:
         self.spec, self.folder, self.sizes, self.step = spec, folder, sizes, step

@@ -80,6 +80,7 @@ class Localization:
     """The plan, its questions and its measures; and its execution arm by arm."""
 
     what: ClassVar[str] = "a localization experiment"
+    here: ClassVar[str | None] = "its edits are trained together, in passes that they share"
 
     def __init__(self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Step) -> None:
         self.spec, self.folder, self.sizes, self.step = spec, folder, sizes, step

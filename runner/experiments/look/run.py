@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -49,6 +50,7 @@ class Look:
     """The plan: which evaluations, with which texts, of which fit."""
 
     what: ClassVar[str] = "a look at an edit"
+    here: ClassVar[str | None] = None
 
     def __init__(self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Step) -> None:
         self.spec, self.folder, self.sizes, self.step = spec, folder, sizes, step
@@ -97,10 +99,7 @@ class Look:
         arm = arms.make(self.spec, self.spec.seed, self.fit_data, bake=False)
         m = arms.compiled(self.spec, arm.fitted)
         self.step("fitted", m)
-        parts = []
-        for i in range(len(self.evaluations)):
-            parts.append(self._evaluated(i, m, arm, ledger))
-            self.step("evaluated", parts[-1])
+        parts = ledger.each(partial(self._evaluated, i, m, arm, ledger) for i in range(len(self.evaluations)))
         # Compiled anew: its card holds no receipt, of which a run that is taken up has none either.
         arms.compiled(self.spec, arm.fitted).save_pretrained(output / ARTIFACT)
         self.step("saved", output)
@@ -130,7 +129,9 @@ class Look:
         found = ledger.do(identity, work)
         self.step("unit", {"what": name.replace("_", " "), "was_done": was_done})
         common = Condition(name=CONDITION, label=CONDITION, units={name: digest(identity)})
-        return self._kept(evaluated(name, asked, found, common, list(self._paths())))
+        part = self._kept(evaluated(name, asked, found, common, list(self._paths())))
+        self.step("evaluated", part)
+        return part
 
     def _kept(self, part: Results) -> Results:
         """The same, the condition that the artifact is marked as kept."""

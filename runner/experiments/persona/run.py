@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar
 
 import safetensors.torch
 import torch
@@ -13,12 +13,13 @@ import transformers
 
 from subvene.interventions import Sizes
 from subvene.runner.data.texts import read_texts
-from subvene.runner.data.traits import Trait, check_evaluation, question_key
+from subvene.runner.data.traits import Trait, check_evaluation
 from subvene.runner.edits.compile import CompileError, load_tensors
 from subvene.runner.experiments.judged import about_judge
 from subvene.runner.experiments.persona.arms import arms_of, one_number
 from subvene.runner.experiments.persona.conditions import Subject, run_conditions
 from subvene.runner.experiments.persona.cost import Cost
+from subvene.runner.experiments.persona.gathered import Gathered, MadeVectors
 from subvene.runner.experiments.persona.section import (
     SECTION,
     Correlation,
@@ -33,7 +34,7 @@ from subvene.runner.experiments.persona.section import (
     artifact_of,
 )
 from subvene.runner.experiments.persona.sweep import run_sweep
-from subvene.runner.experiments.results import Choice, Condition, QuestionText, Results, judge_record
+from subvene.runner.experiments.results import Results, judge_record
 from subvene.runner.experiments.study import Step
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Ledger, Result, digest
@@ -81,35 +82,11 @@ from subvene.specs.evaluations.traits import Ablated, Capped
 UNITS = 2
 
 
-class _Made(TypedDict):
-    """Of the unit of a trait's vectors: where they are, their digest, and the variance explained by layer."""
-
-    folder: str
-    tensors: str
-    explained: list[float | None]
-
-
-@dataclass
-class _Gathered:
-    """What is put together trait by trait; the cost's reference is computed once for all of them."""
-
-    notes: list[str]
-    conditions: list[Condition] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
-    questions: dict[str, QuestionText] = field(default_factory=dict)
-    traits: dict[str, TraitRecord] = field(default_factory=dict)
-    steering: dict[str, SteeringSpec] = field(default_factory=dict)
-    cost: Cost | None = None
-
-    def ask(self, questions: Sequence[str]) -> None:
-        """Name questions that were asked."""
-        self.questions |= {question_key(text): QuestionText(question=text) for text in questions}
-
-
 class Persona:
     """The plan, and its execution trait by trait."""
 
     what: ClassVar[str] = "a persona experiment"
+    here: ClassVar[str | None] = None
 
     def __init__(self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Step) -> None:
         if not isinstance(spec.fit, PersonaSpec):
@@ -206,25 +183,19 @@ class Persona:
         self.judge = self.judge.with_model(plain)
         # What it is worth is measured once, on contrasts that no response depends on.
         judged = about_judge(self.judge, self.traits, ledger, self.base)
-        extractions: dict[str, Extraction] = {}
-        found: dict[str, Vectors] = {}
-        for trait in self.traits:
-            do = self._doing(ledger, trait)
-            extractions[trait.name] = extract(self.recipe, trait, plain, self.judge, seed=self.seed, do=do)
-            found[trait.name] = self._vectors(trait, extractions[trait.name], plain, ledger, output)
+        names = [trait.name for trait in self.traits]
+        of_traits = ledger.each(
+            partial(self._extracted, trait, plain, ledger, output) for trait in self.traits
+        )
+        extractions = {name: extraction for name, (extraction, _) in zip(names, of_traits, strict=True)}
+        found = {name: vectors for name, (_, vectors) in zip(names, of_traits, strict=True)}
         tensors = {k: v for trait in self.traits for k, v in named_tensors(trait, found[trait.name]).items()}
-        gathered = _Gathered([e.warning for e in extractions.values() if e.warning is not None])
-        for trait in self.traits:
-            vectors = found[trait.name]
-            record = TraitRecord(
-                extraction=ExtractionCounts.model_validate(extractions[trait.name].summary()),
-                vectors=_by_layer(vectors),
-            )
-            if trait.name in self.spec.steered_traits:
-                own = {k: v for k, v in tensors.items() if k.startswith(f"{trait.name}.{SITE}[")}
-                do = self._doing(ledger, trait)
-                record = self._steered(trait, record, vectors, own, plain, do, gathered)
-            gathered.traits[trait.name] = record
+        gathered = Gathered([e.warning for e in extractions.values() if e.warning is not None])
+        records = ledger.each(
+            partial(self._recorded, trait, extractions, found, tensors, plain, ledger, gathered)
+            for trait in self.traits
+        )
+        gathered.traits |= dict(zip(names, records, strict=True))
         chosen = gathered.steering
         provenance = provenance_of(self.recipe, judged, self.traits, extractions, found, seed=self.seed) | {
             "model": self.spec.model.name
@@ -250,6 +221,34 @@ class Persona:
             sections={SECTION: section.model_dump(mode="json", exclude_defaults=True)},
         )
 
+    def _extracted(
+        self, trait: Trait, plain: IntervenedModel, ledger: Ledger, output: Path
+    ) -> tuple[Extraction, Vectors]:
+        do = self._doing(ledger, trait)
+        extraction = extract(self.recipe, trait, plain, self.judge, seed=self.seed, do=do)
+        return extraction, self._vectors(trait, extraction, plain, ledger, output)
+
+    def _recorded(
+        self,
+        trait: Trait,
+        extractions: Mapping[str, Extraction],
+        found: Mapping[str, Vectors],
+        tensors: Mapping[str, torch.Tensor],
+        plain: IntervenedModel,
+        ledger: Ledger,
+        gathered: Gathered,
+    ) -> TraitRecord:
+        """What is known of a trait; where it is steered, sweep and conditions are run."""
+        record = TraitRecord(
+            extraction=ExtractionCounts.model_validate(extractions[trait.name].summary()),
+            vectors=_by_layer(found[trait.name]),
+        )
+        if trait.name not in self.spec.steered_traits:
+            return record
+        own = {k: v for k, v in tensors.items() if k.startswith(f"{trait.name}.{SITE}[")}
+        do = self._doing(ledger, trait)
+        return self._steered(trait, record, found[trait.name], own, plain, do, gathered)
+
     def _steered(
         self,
         trait: Trait,
@@ -258,7 +257,7 @@ class Persona:
         tensors: Mapping[str, torch.Tensor],
         plain: IntervenedModel,
         do: Do,
-        gathered: _Gathered,
+        gathered: Gathered,
     ) -> TraitRecord:
         """Sweep and conditions of a trait that is steered."""
         steering, identity = self._declared(trait.name), self.base | {"tensors": tensors_digest(tensors)}
@@ -326,14 +325,14 @@ class Persona:
         target = output / "vectors" / f"{trait.name}-{digest(identity)[:16]}"
         file = target / "vectors.safetensors"
 
-        def work() -> _Made:
+        def work() -> MadeVectors:
             made = vectors_of(self.recipe, trait, extraction, Anatomy.of(plain.model), plain.tokenizer)
             with atomic_folder(target) as temporary:
                 kept = {"vectors": made.vectors, "residual_norm": made.residual_norm}
                 safetensors.torch.save_file(kept, temporary / "vectors.safetensors")
             return {"folder": target.name, "tensors": tensors_digest(kept), "explained": made.explained}
 
-        recorded = ledger.recorded(identity, _Made)
+        recorded = ledger.recorded(identity, MadeVectors)
         was_done = recorded is not None and holds(file, recorded["tensors"])
         if not was_done:
             ledger.forget(identity)
@@ -347,7 +346,7 @@ class Persona:
         limit = None if self.conditions is None else self.conditions.questions
         return trait.evaluation[self._swept_questions(trait) :][:limit]
 
-    def _cost(self, plain: IntervenedModel, gathered: _Gathered) -> Cost | None:
+    def _cost(self, plain: IntervenedModel, gathered: Gathered) -> Cost | None:
         declared = None if self.conditions is None else self.conditions.cost
         if declared is None or gathered.cost is not None:
             return gathered.cost

@@ -39,6 +39,7 @@ class Tracing:
     """The plan: which facts, which runs of them, and which states of one are put into the other."""
 
     what: ClassVar[str] = "a tracing"
+    here: ClassVar[str | None] = "how passes are made is tried once, and told with all facts"
 
     def __init__(self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Step) -> None:
         self.spec, self.folder, self.sizes, self.step = spec, folder, sizes, step

@@ -48,7 +48,7 @@ def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("subvene.runner.recipes.fitting.load_model", load_model)
     monkeypatch.setattr("subvene.runner.intervened.model.load_model", load_model)
-    monkeypatch.setattr("subvene.runner.experiments.study.load_model", load_model)
+    monkeypatch.setattr("subvene.runner.experiments.scaffold.load_model", load_model)
 
 
 COMPARED = """\
