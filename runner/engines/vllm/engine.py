@@ -220,7 +220,7 @@ def _answers(output: Any) -> Answers:
 
 
 def _without_end(answer: Any) -> list[int]:
-    """The tokens of an answer; vLLM keeps the token that ended it, and has a text that did in `stop_reason`."""
+    """The tokens of an answer. vLLM keeps the token that ended it; a text that did is in `stop_reason`."""
     ended = answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str)
     return list(answer.token_ids)[: -1 if ended else None]
 
