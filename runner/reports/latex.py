@@ -23,6 +23,7 @@ _MATHS = {
     "±": r"\pm",
     "×": r"\times",
     "∧": r"\wedge",
+    "†": r"\dagger",
     "‖": r"\Vert",
     "→": r"\to",
     "←": r"\leftarrow",
