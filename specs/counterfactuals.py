@@ -38,11 +38,11 @@ class CounterfactualsSpec(SpecModel):
     )
     base_label: Text = Field(
         default="base_label",
-        description="The column of how the base goes on by itself; a file may be without it.",
+        description="The column of how the base goes on by itself; rows may be without it.",
     )
     source_label: Text = Field(
         default="source_label",
-        description="The column of how the source goes on by itself; a file may be without it.",
+        description="The column of how the source goes on by itself; rows may be without it.",
     )
     chat: bool = Field(
         default=False, description="Put the texts into the model's chat template, each as a user's turn."

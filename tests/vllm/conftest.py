@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-HAS_VLLM = importlib.util.find_spec("vllm") is not None
+# A folder called vllm on the path, such as this one, is found too, but has no file.
+HAS_VLLM = getattr(importlib.util.find_spec("vllm"), "origin", None) is not None
 SETTINGS = {
     # As little as a small model needs; all of it would be taken from the machine's memory.
     "VLLM_CPU_KVCACHE_SPACE": "1",
