@@ -9,12 +9,12 @@ import plotly.graph_objects as go
 from subvene.runner.experiments.interchange.section import Cell, Grid, interchange_of
 from subvene.runner.experiments.results import Results
 from subvene.runner.experiments.tracing.section import Interval
-from subvene.runner.files import markdown
 from subvene.runner.files.csv_file import csv_text
 from subvene.runner.measures.interchange import ARMS, Arm
+from subvene.runner.reports.blocks import Document, Items, Table
+from subvene.runner.reports.documents import document_files
 from subvene.runner.reports.figures import layer_heat_map
-from subvene.runner.reports.latex import with_latex
-from subvene.runner.reports.markup import Html, downloads, items, join, plot, side_by_side, table
+from subvene.runner.reports.markup import Html, downloads, items, join, plot, shown, side_by_side
 from subvene.runner.reports.page import count, page
 from subvene.runner.reports.sections import declared, provenance
 
@@ -74,18 +74,20 @@ Line = dict[str, str | float | int | None]
 def interchange_files(results: Results) -> dict[str, str]:
     """The tables by file name."""
     lines = [line for grid in interchange_of(results).grids for line in cell_lines(grid)]
-    return {"results.md": interchange_markdown(results), "cells.csv": csv_text(lines)}
+    return document_files("results", document(results), results.kind) | {"cells.csv": csv_text(lines)}
 
 
-def interchange_markdown(results: Results) -> str:
+def document(results: Results) -> Document:
     """Each place's best layer, then every cell, and what must be known to read them."""
-    parts = []
+    blocks: list[Table | Items] = []
     for grid in interchange_of(results).grids:
-        best = [grid.best(place) for place in grid.places]
-        parts += [f"**{title(grid)}**", markdown.table(COLUMNS, table_lines(best))]
-        parts += ["**every cell**", markdown.table(COLUMNS, table_lines(grid.cells))]
-    parts.append("\n".join(f"- {note}" for note in notes(results)))
-    return "".join(f"{part}\n\n" for part in parts).removesuffix("\n")
+        blocks += [best_table(grid), Table.of(COLUMNS, table_lines(grid.cells), "every cell")]
+    return [*blocks, Items(tuple(notes(results)))]
+
+
+def best_table(grid: Grid) -> Table:
+    """The best layer of every place of a grid."""
+    return Table.of(COLUMNS, table_lines([grid.best(place) for place in grid.places]), title(grid))
 
 
 def title(grid: Grid) -> str:
@@ -178,11 +180,7 @@ def render(results: Results) -> Html:
 
 def best_cells(results: Results) -> Html | None:
     """The best layer of every place beside its controls."""
-    columns = [column.capitalize() for column in COLUMNS]
-    parts = [
-        table(title(grid), columns, table_lines([grid.best(p) for p in grid.places]), class_="numbers")
-        for grid in interchange_of(results).grids
-    ]
+    parts = [shown(best_table(grid)) for grid in interchange_of(results).grids]
     return join([*parts, items(*notes(results))])
 
 
@@ -203,12 +201,9 @@ def heat_maps(results: Results) -> Html | None:
 
 def every_cell(results: Results) -> Html | None:
     """All cells of every grid."""
-    columns = [column.capitalize() for column in COLUMNS]
     return join(
-        [
-            table(f"{grid.key}: every cell", columns, table_lines(grid.cells), class_="numbers")
-            for grid in interchange_of(results).grids
-        ]
+        shown(Table.of(COLUMNS, table_lines(grid.cells), f"{grid.key}: every cell"))
+        for grid in interchange_of(results).grids
     )
 
 
@@ -226,7 +221,7 @@ def _map(grid: Grid, value: Callable[[Cell], float], of: str, *, around_zero: bo
 
 
 def _downloads(results: Results) -> Html | None:
-    return downloads(with_latex(interchange_files(results), results.kind))
+    return downloads(interchange_files(results))
 
 
 SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (

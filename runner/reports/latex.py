@@ -1,7 +1,6 @@
 """LaTeX of the tables that a run writes: booktabs, one tabular for each, without the notes.
 
-A document needs the package booktabs and nothing else. Of a study that writes Markdown only, the pipe tables
-in that are read.
+A document needs the package booktabs and nothing else.
 """
 
 from __future__ import annotations
@@ -67,7 +66,6 @@ _TYPED = {
     "\N{NO-BREAK SPACE}": "~",
 }
 _CHARACTERS = {**_ESCAPED, **{char: f"${maths}$" for char, maths in _MATHS.items()}, **_TYPED}
-_RULE = re.compile(r"\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*")
 _NUMBER = re.compile(r"[+\-−]?\d[\d,]*(\.\d+)?(e[+\-]?\d+)?%?( ± [\d.]+)?|–|")
 
 
@@ -83,37 +81,6 @@ def escaped(text: str) -> str:
     return re.sub(r"(?<!\\)\$\$", "", made)
 
 
-def tables_in(markdown: str) -> list[Table]:
-    """The pipe tables of a Markdown text, in its order."""
-    found = []
-    lines = markdown.splitlines()
-    for i in range(1, len(lines)):
-        if "|" not in lines[i] or not _RULE.fullmatch(lines[i]) or "|" not in lines[i - 1]:
-            continue
-        heads = _cells(lines[i - 1])
-        rows = []
-        for line in lines[i + 1 :]:
-            if not line.startswith("|"):
-                break
-            cells = _cells(line)
-            rows.append((*cells, *[""] * (len(heads) - len(cells)))[: len(heads)])
-        found.append(Table.of(heads, rows))
-    return found
-
-
-def latex(markdown: str, about: str) -> str:
-    """The tables of a Markdown text as LaTeX; empty where it has none.
-
-    Args:
-        markdown: what a study writes.
-        about: what it is of, one line, for the comment at the top.
-    """
-    tables = tables_in(markdown)
-    if not tables:
-        return ""
-    return tabulars(tables, about)
-
-
 def tabulars(tables: Sequence[Table], about: str) -> str:
     """Tables as LaTeX, one tabular each.
 
@@ -123,21 +90,6 @@ def tabulars(tables: Sequence[Table], about: str) -> str:
     """
     head = f"% {about}; written by subvene, needs \\usepackage{{booktabs}}"
     return "\n\n".join([head, *(_tabular(table) for table in tables)]) + "\n"
-
-
-def with_latex(files: dict[str, str], kind: str) -> dict[str, str]:
-    """A run's tables, with a `.tex` beside every Markdown file that has a table.
-
-    Args:
-        files: by name.
-        kind: of the run.
-    """
-    made = {
-        f"{name.removesuffix('.md')}.tex": latex(text, f"{name.removesuffix('.md')} of a {kind} run")
-        for name, text in files.items()
-        if name.endswith(".md") and f"{name.removesuffix('.md')}.tex" not in files
-    }
-    return files | {name: text for name, text in made.items() if text}
 
 
 def _tabular(table: Table) -> str:
@@ -168,8 +120,3 @@ def _is_number(cell: Cell, text: str) -> bool:
 
 def _line(cells: Iterable[str]) -> str:
     return " & ".join(map(escaped, cells)) + r" \\"
-
-
-def _cells(line: str) -> tuple[str, ...]:
-    inner = line.strip().removeprefix("|").removesuffix("|")
-    return tuple(cell.strip() for cell in re.split(r"(?<!\\)\|", inner))

@@ -26,7 +26,6 @@ from subvene.runner.reports import (
 )
 from subvene.runner.reports.card import own_numbers
 from subvene.runner.reports.documents import in_markdown
-from subvene.runner.reports.latex import with_latex
 from subvene.runner.reports.markup import Figure, Html
 from subvene.specs.regular_file import read_text
 
@@ -64,7 +63,7 @@ REPORTS: dict[str, Report] = {
     "interchange": Report(
         interchange.interchange_files,
         interchange.render,
-        lambda results, place: interchange.interchange_markdown(results),
+        lambda results, place: in_markdown(interchange.document(results)),
     ),
     "look": Report(look.look_files, look.render, lambda results, place: in_markdown(look.document(results))),
 }
@@ -83,7 +82,7 @@ def publish(output: Path, results: Results) -> None:
     """
     report = REPORTS[results.kind]
     (output / TABLES).mkdir(parents=True, exist_ok=True)
-    for name, text in with_latex(report.tables(results), results.kind).items():
+    for name, text in report.tables(results).items():
         write_text(output / TABLES / name, text)
     page = report.page(results)
     write_figures(output / FIGURES, page.figures)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import loopback
 import pytest
+from markdown_tables import tables_in
 from small_experiments import KINDS, Scripted, write_experiments
 
 from subvene.runner import Results, run_experiment
-from subvene.runner.reports.latex import tables_in
 from subvene.runner.reports.publish import REPORTS
 
 COMPARED = {

@@ -9,24 +9,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from markdown_tables import tables_in
 
 from subvene.runner.reports import latex as latex_module
-from subvene.runner.reports.latex import escaped, latex, tables_in, with_latex
+from subvene.runner.reports.blocks import Items, Table
+from subvene.runner.reports.documents import document_files
+from subvene.runner.reports.latex import escaped, tabulars
 
-MARKDOWN = """\
-Some words before.
-
-| condition | True×Info | KL | note |
-|---|---|---|---|
-| a_b & c | 0.412 ± 0.013 | 0.10 | 50 % of `x_1` |
-| **best** | – | 2,000 | p < 0.05 \\| more |
-
-- a note with | a pipe
-"""
+TABLE = Table.of(
+    ["condition", "True×Info", "KL", "note"],
+    [
+        ("a_b & c", "0.412 ± 0.013", "0.10", "50 % of `x_1`"),
+        ("**best**", "–", "2,000", "p < 0.05 \\| more"),
+    ],
+)
 
 
 def test_a_table_is_booktabs_with_as_many_cells_in_every_line() -> None:
-    made = latex(MARKDOWN, "results of a comparison run")
+    made = tabulars([TABLE], "results of a comparison run")
     assert made.startswith("% results of a comparison run")
     lines = made.splitlines()
     assert lines[2:5] == [
@@ -53,11 +53,10 @@ def test_nothing_of_a_text_is_a_command(text: str) -> None:
 
 
 def test_only_files_with_a_table_have_one_beside_them() -> None:
-    files = {"results.md": MARKDOWN, "notes.md": "no table here\n", "results.csv": "a|b\n---|---\n"}
-    made = with_latex(files, "comparison")
-    assert set(made) == {*files, "results.tex"}
-    assert len(tables_in(MARKDOWN)) == 1
-    assert latex("no table", "x") == ""
+    made = document_files("results", [TABLE, Items(("a note with | a pipe",))], "comparison")
+    assert set(made) == {"results.md", "results.tex"}
+    assert len(tables_in(made["results.md"])) == 1
+    assert set(document_files("notes", [Items(("no table here",))], "comparison")) == {"notes.md"}
 
 
 def test_an_escaped_dollar_before_maths_stays_escaped() -> None:
