@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 from annotated_types import MinLen
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from subvene.specs._base import SpecModel
 from subvene.specs._fields import Count, Fraction, Text, different
-from subvene.specs._flaws import Expect, Flaw, refuse
-from subvene.specs.preferences import RowsPath
-
-_OF_A_DATASET = ("subset", "split", "revision")
+from subvene.specs._flaws import Expect
+from subvene.specs.row_source import RowSource
 
 
-class CounterfactualsSpec(SpecModel):
+class CounterfactualsSpec(RowSource):
     """Rows of a base, a source and the label of the two: a file or a Hub dataset."""
 
-    expects: ClassVar[str] = "a mapping with `file` or `dataset`"
-
-    file: RowsPath | None = Field(
-        default=None,
-        description="A file, relative to this spec's folder: one JSON object a line (.jsonl), a JSON list, "
-        "or CSV.",
-    )
-    dataset: Text | None = Field(default=None, description="A Hub dataset id.")
-    subset: Text | None = Field(default=None, description="The dataset's configuration.")
-    split: Text = Field(default="train", description="The dataset's split.")
-    revision: Text | None = Field(default=None, description="Branch, tag or commit of the Hub dataset.")
     base: Text = Field(default="base", description="The column of the text that a state is put into.")
     source: Text = Field(default="source", description="The column of the text whose state that is.")
     label: Text = Field(
@@ -50,18 +37,6 @@ class CounterfactualsSpec(SpecModel):
     limit: Count | None = Field(
         default=None, description="At most so many rows, the first ones; left out: all."
     )
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.file is None) == (self.dataset is None):
-            found = "neither" if self.file is None else "both"
-            flaw = Flaw(("file",), "either `file` or `dataset`", self.file, found=found)
-            refuse("CounterfactualsSpec", [flaw])
-        stray = [name for name in _OF_A_DATASET if name in self.model_fields_set]
-        if stray and self.dataset is None:
-            flaws = [Flaw((name,), "`dataset` beside it", getattr(self, name)) for name in stray]
-            refuse("CounterfactualsSpec", flaws)
-        return self
 
 
 class GroupSplitSpec(SpecModel):

@@ -11,12 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from subvene.runner.data.declared_rows import declared_rows
 from subvene.runner.data.facts import continuation
-from subvene.runner.data.hub_rows import hub_rows
 from subvene.runner.data.text import TextError, prompt_ids, reply_ids
 from subvene.specs import SubveneError
 from subvene.specs.counterfactuals import CounterfactualsSpec, GroupSplitSpec
-from subvene.specs.rows import Row, file_rows, given_rows, short
+from subvene.specs.rows import Row, given_rows, short
 
 
 class CounterfactualError(SubveneError, ValueError):
@@ -100,18 +100,7 @@ def read_counterfactuals(spec: CounterfactualsSpec, folder: Path) -> list[Counte
     Raises:
         CounterfactualError: there is no such file or data set, or a row is no counterfactual.
     """
-    rows: Iterable[Row]
-    if spec.dataset is not None:
-        rows = hub_rows(
-            spec.dataset,
-            subset=spec.subset,
-            split=spec.split,
-            revision=spec.revision,
-            fail=CounterfactualError,
-        )
-    else:
-        path = folder / Path(spec.file or "").expanduser()
-        rows = file_rows(path, CounterfactualError, hint="; it is looked for beside the spec")
+    rows = declared_rows(spec, folder, CounterfactualError)
     return counterfactuals_of(rows, spec, str(spec.dataset or spec.file))
 
 
