@@ -14,12 +14,10 @@ import torch
 from subvene.interventions.base import ActivationIntervention, unpack
 from subvene.interventions.positions import Tokens
 from subvene.interventions.pyvene_inner import make_inner
-from subvene.interventions.rotation import parametrized, plain_state
+from subvene.interventions.rotation import SIZES, parametrized, stored_state
 from subvene.interventions.tensors import Part, Sizes, TensorError, TensorTable, stored_name
 from subvene.specs import PyveneSpec, SourceRef, is_cell_key, parse_tensor_name
 
-# pyvene registers these sizes as state; here they follow from the spec, so they are neither stored nor read.
-_SIZES = ("embed_dim", "interchange_dim")
 # Classes that put the source's part of a space in the place of the base's: of equal vectors they change none.
 # Autoencoders and principal components give back their reconstruction.
 _INTERCHANGES = frozenset(
@@ -99,7 +97,7 @@ class PyveneIntervention(ActivationIntervention):
             if state:
                 state = parametrized(inner, state)
                 # Every parameter has to be there: one that is not would stay at its random beginning.
-                inner.load_state_dict(state | {n: t for n, t in inner.state_dict().items() if n in _SIZES})
+                inner.load_state_dict(state | {n: t for n, t in inner.state_dict().items() if n in SIZES})
         except (RuntimeError, ValueError) as error:
             at = f"{table.origin}: {spec.state.key!r}" if spec.state is not None else spec.class_name
             raise TensorError(f"{at} does not fit {spec.class_name}: {error}") from error
@@ -108,7 +106,7 @@ class PyveneIntervention(ActivationIntervention):
         return [(part.site, None if part.site != spec.site else spec.layer, edit)]
 
     def stored(self, key: str, site: str, layer: int | None) -> dict[str, torch.Tensor]:
-        parameters = {n: t for n, t in plain_state(self._made()).items() if n not in _SIZES}
+        parameters = stored_state(self._made())
         prefix = key if is_cell_key(key) else f"{key}.state"
         stored = {f"{prefix}.{name}": value for name, value in parameters.items()}
         if self.source.numel():
@@ -360,7 +358,7 @@ def _stored_state(table: TensorTable, spec: PyveneSpec) -> dict[str, torch.Tenso
     for name, tensor in table.tensors.items():
         # `key` may also be that of the source, which is named by site and layer.
         own = name.startswith(prefix) and parse_tensor_name(name) is None
-        if own and (parameter := name.removeprefix(prefix)) not in _SIZES:
+        if own and (parameter := name.removeprefix(prefix)) not in SIZES:
             # Boundless subspaces keep their population as integers.
             state[parameter] = table.checked(name, None) if tensor.is_floating_point() else tensor.clone()
     if not state:

@@ -15,6 +15,8 @@ import torch
 from subvene.interventions.tensors import TensorError
 
 ROTATION = "rotation"
+# pyvene registers these sizes as state; here they follow from the spec, so they are neither stored nor read.
+SIZES = ("embed_dim", "interchange_dim")
 _LAYER = "rotate_layer."
 _ORIGINAL = f"{_LAYER}parametrizations.weight.original"
 _BASE = f"{_LAYER}parametrizations.weight.0.base"
@@ -33,6 +35,11 @@ def plain_state(inner: torch.nn.Module) -> dict[str, torch.Tensor]:
     state = {name: value for name, value in inner.state_dict().items() if not name.startswith(_LAYER)}
     rotation = rotation_of(inner)
     return state if rotation is None else state | {ROTATION: rotation.detach()}
+
+
+def stored_state(inner: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What an artifact has of one of pyvene's interventions: its `plain_state` without the sizes."""
+    return {name: value for name, value in plain_state(inner).items() if name not in SIZES}
 
 
 def parametrized(inner: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

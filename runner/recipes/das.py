@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 
 from subvene.interventions import Sizes
-from subvene.interventions.rotation import plain_state
+from subvene.interventions.rotation import stored_state
 from subvene.runner.data.counterfactuals import (
     Counterfactual,
     CounterfactualError,
@@ -42,7 +42,6 @@ from subvene.runner.training.passes import frozen
 from subvene.runner.training.rotations import TrainedCell, train_cells
 from subvene.specs.recipes.das import DASSpec
 
-_SIZES = ("embed_dim", "interchange_dim")
 _PASS_TOKENS = {"cpu": 4096}
 _PASS_TOKENS_ELSEWHERE = 16384
 
@@ -194,8 +193,7 @@ def fit_das(
                 key = spec.cell_key(swaps.layer, place)
                 tensors |= {
                     f"{key}.{name}": value.detach().cpu().contiguous()
-                    for name, value in plain_state(cell.inner).items()
-                    if name not in _SIZES
+                    for name, value in stored_state(cell.inner).items()
                 }
                 cells[key] = _about(spec, cell, swaps.swaps[place].equal)
     return Fitted(tensors, _provenance(spec, made, data, own_seed, train, test, cells, computed))
