@@ -21,6 +21,7 @@ from subvene.specs.loading import (
     parse_spec,
     resolve_facts,
     resolve_pairs,
+    spec_of,
 )
 from subvene.specs.model import ModelSpec
 from subvene.specs.pairs import ContrastSystems, ContrastTexts, PairsFile, SystemPair, TextPair
@@ -161,6 +162,7 @@ __all__ = [
     "points",
     "resolve_facts",
     "resolve_pairs",
+    "spec_of",
     "system_prompt",
     "tensor_name",
     "trait_name",

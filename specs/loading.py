@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -75,6 +77,30 @@ def parse_spec(
         SpecError: With every problem of the text.
     """
     return _spec(parse_document(text, file, format), own_tensors)
+
+
+def spec_of(
+    declared: Mapping[str, object], what: str = "<mapping>", *, own_tensors: bool = False
+) -> InterventionSpec | ExperimentSpec:
+    """Checks a spec that is given as a mapping; problems name its fields, and no lines.
+
+    Args:
+        declared: What a file would hold; numbers of numpy are numbers.
+        what: What problems call it.
+        own_tensors: As in ``load_spec``.
+
+    Raises:
+        SpecError: With every problem.
+    """
+    try:
+        return parse_spec(json.dumps(declared, default=_plain), what, "json", own_tensors=own_tensors)
+    except SpecError as error:
+        raise SpecError(replace(one, line=None, column=None) for one in error.problems) from None
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's as Python's; anything else as its text, for the checks."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def load_pairs(path: str | Path) -> ContrastTexts | ContrastSystems:

@@ -8,9 +8,10 @@ from typing import Any
 
 from subvene.specs.columns import Meaning, Taken, Used, asked, messages_of, take, text_of
 from subvene.specs.pairs import ContrastTexts, TextPair
-from subvene.specs.rows import Fail, Row, RowsError
+from subvene.specs.rows import Fail, Row, RowsError, given_rows, short
 
 _WANTED: frozenset[Meaning] = frozenset({"prompt", "input", "system", "chosen", "rejected"})
+_TUPLE = ("positive", "negative")
 
 
 class ReadPairs(ContrastTexts):
@@ -40,6 +41,20 @@ def pairs_of(rows: Iterable[Row], source: str, fail: Fail = RowsError) -> ReadPa
     pairs = ReadPairs(texts=texts)
     pairs._used = used
     return pairs
+
+
+def given_pairs(data: Any, fail: Fail = RowsError) -> ReadPairs:
+    """Pairs that somebody hands over: rows, or tuples of a positive and a negative text.
+
+    Raises:
+        RowsError: or what `fail` makes: a row is none, or there are no rows.
+    """
+    if isinstance(data, list | tuple) and data and all(isinstance(one, list | tuple) for one in data):
+        for i, one in enumerate(data):
+            if len(one) != len(_TUPLE):
+                raise fail(f"data: row {i}: expected (positive, negative), found {short(list(one))}")
+        data = [dict(zip(_TUPLE, one, strict=True)) for one in data]
+    return pairs_of(given_rows(data, fail), "data", fail)
 
 
 def _pair(row: Any, where: str, used: Used, fail: Fail) -> TextPair:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -17,9 +16,9 @@ from subvene.runner.edits.compile import CompileError, check_config, compile_spe
 from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.files.json_value import Json
 from subvene.runner.intervened.calls import Calls
-from subvene.runner.models.chat_settings import CHAT_FIELDS, with_chat
+from subvene.runner.models.chat_settings import refuse_overrides, with_chat
 from subvene.runner.models.loading import check_given, load_config, load_model, with_overrides
-from subvene.specs import InterventionSpec, ModelSpec, load_spec, parse_spec
+from subvene.specs import InterventionSpec, ModelSpec, load_spec, spec_of
 from subvene.specs._nodes import Data
 
 
@@ -90,9 +89,7 @@ class IntervenedModel(Calls):
                 have been loaded.
         """
         if isinstance(spec, Mapping):
-            spec = parse_spec(
-                json.dumps(spec, default=_plain), "<mapping>", "json", own_tensors=tensors is not None
-            )
+            spec = spec_of(spec, own_tensors=tensors is not None)
         elif not isinstance(spec, InterventionSpec):
             folder = Path(folder) if folder is not None else Path(spec).parent
             spec = load_spec(Path(spec))
@@ -105,7 +102,7 @@ class IntervenedModel(Calls):
             check_config(spec, load_config(spec.model, **overrides))
             model, tokenizer = load_model(spec.model, **overrides)
         else:
-            _refuse_overrides(overrides)
+            refuse_overrides(overrides)
             spec = with_overrides(spec, overrides)
             check_given(model, tokenizer, spec.model.name)
         tokenizer = with_chat(tokenizer, spec.model)
@@ -150,7 +147,7 @@ class IntervenedModel(Calls):
             loaded.check_config(load_config(spec.model, **overrides))
             model, tokenizer = load_model(spec.model, **overrides)
         else:
-            _refuse_overrides(overrides)
+            refuse_overrides(overrides)
             check_given(model, tokenizer, spec.model.name)
         tokenizer = with_chat(tokenizer, spec.model)
         loaded.check_model(model)
@@ -248,17 +245,3 @@ class IntervenedModel(Calls):
                 licence=licence,
                 measured=measured,
             )
-
-
-def _refuse_overrides(overrides: Mapping[str, object]) -> None:
-    """A model that is loaded already stays as it is."""
-    if late := sorted(overrides.keys() - set(CHAT_FIELDS)):
-        raise ValueError(
-            f"{', '.join(late)}: the model that was passed is loaded already, and this would not change it; "
-            "load it so, or leave `model=` out"
-        )
-
-
-def _plain(value: Any) -> Any:
-    """A number of numpy's as Python's; anything else as its text, for the spec's own checks."""
-    return value.item() if hasattr(value, "item") else str(value)

@@ -31,8 +31,7 @@ from subvene.specs import (
     resolve_pairs,
     tensor_name,
 )
-from subvene.specs.pair_rows import ReadPairs, pairs_of
-from subvene.specs.rows import given_rows
+from subvene.specs.pair_rows import ReadPairs, given_pairs
 
 
 def fit_mean_difference(
@@ -161,7 +160,7 @@ def _read(spec: MeanDifferenceSpec, folder: Path) -> ContrastTexts | ContrastSys
 def _given(spec: MeanDifferenceSpec, data: Any) -> ContrastTexts | ContrastSystems:
     if isinstance(data, ContrastTexts | ContrastSystems):
         return data
-    return pairs_of(given_rows(data), "data")
+    return given_pairs(data)
 
 
 def _sha256(pairs: ContrastTexts | ContrastSystems) -> str:

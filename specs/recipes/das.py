@@ -88,6 +88,8 @@ class DASSpec(OneKeyRecipe):
     }
     immaterial: ClassVar[frozenset[str]] = frozenset({"pass_tokens"})
 
+    data_field: ClassVar[str | None] = "data"
+
     recipe: Literal["das"] = Field(default="das", description="Distributed alignment search.")
     data: CounterfactualsSpec = Field(description="Bases, sources and labels.")
     split: GroupSplitSpec = Field(description="Which rows are held out of training.")

@@ -69,6 +69,10 @@ class ITISpec(OneKeyRecipe):
 
     immaterial: ClassVar[frozenset[str]] = frozenset({"data", "batch_size"})
 
+    usual_intervention: ClassVar[str | None] = "head_direction"
+    data_field: ClassVar[str | None] = "data"
+    dataset_field: ClassVar[str | None] = "name"
+
     recipe: Literal["iti"] = Field(default="iti", description="Inference-time intervention.")
     data: QuestionsSpec = Field(
         default=QuestionsSpec.of_defaults(), description="The questions with their answers."

@@ -97,6 +97,9 @@ class LocalizedEditSpec(OneKeyRecipe):
     }
     immaterial: ClassVar[frozenset[str]] = frozenset({"pass_tokens", "checkpoint_every"})
 
+    usual_intervention: ClassVar[str | None] = "low_rank_edit"
+    data_field: ClassVar[str | None] = "data"
+
     recipe: Literal["localized_edit"] = Field(
         default="localized_edit", description="A low-rank edit trained on preferences."
     )

@@ -38,6 +38,10 @@ class KeepSpec(SpecModel):
 class PersonaSpec(BaseRecipe):
     """Persona vectors (Chen et al., 2025, arXiv:2507.21509): contrasting system prompts, a judge, a mean."""
 
+    usual_intervention: ClassVar[str | None] = "steering"
+    data_field: ClassVar[str | None] = "traits"
+    dataset_field: ClassVar[str | None] = None
+
     recipe: Literal["persona"] = Field(default="persona", description="Persona vectors.")
     traits: Traits = Field(
         description="The traits; each gives a vector for every layer, under the trait's name."
