@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from subvene.specs import ExperimentSpec, ModelSpec, SubveneError, spec_of
 from subvene.specs._flaws import nearest
@@ -74,7 +74,7 @@ def asked(recipe: str, model: str, data: Any, fields: Mapping[str, Any]) -> Aske
         SubveneError: no such field, or two ways of saying one thing.
         SpecError: a value is none that the field can have, or one is missing.
     """
-    how: type[BaseRecipe] = RECIPES_BY_NAME[recipe]
+    how = cast("type[BaseRecipe]", RECIPES_BY_NAME[recipe])
     fields = dict(fields)
     interventions = fields.pop("interventions", None)
     edit = None if interventions is not None else _kind(recipe, fields.pop("kind", how.usual_intervention))
@@ -85,12 +85,13 @@ def asked(recipe: str, model: str, data: Any, fields: Mapping[str, Any]) -> Aske
     fit, rows = _data(how, fields)
     parts = _shared_out(recipe, how, edit.fields if edit else frozenset(), fields)
     key = parts["fit"].setdefault("key", recipe) if "key" in how.model_fields else _first_trait(fit)
+    if edit is not None:
+        interventions = [{"kind": edit.kind, "name": key, edit.reference: {"key": key}} | parts["edit"]]
     declared = {
         "subvene": 1,
         "model": {"name": model},
         "fit": {"recipe": recipe} | parts["fit"] | fit,
-        "interventions": interventions
-        or [{"kind": edit.kind, "name": key, edit.reference: {"key": key}} | parts["edit"]],
+        "interventions": interventions,
     }
     spec = spec_of(declared, f"fit({recipe!r}, …)")
     if not isinstance(spec, ExperimentSpec):

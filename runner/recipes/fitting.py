@@ -36,8 +36,7 @@ def fit(
 ) -> IntervenedModel:
     """Run the `fit:` block of a spec, or a recipe by its name.
 
-        fit("mean_difference", "Qwen/Qwen2.5-0.5B-Instruct", pairs=[("Wonderful!", "Awful.")],
-            layer=14, coefficient=2.0)
+        fit("mean_difference", "Qwen/Qwen2.5-0.5B", pairs=[("Joy!", "Woe.")], layer=14, coefficient=2.0)
 
     Args:
         spec: an experiment spec with a `fit:` block, or its path; or a recipe's name, with fields of the
@@ -68,49 +67,50 @@ def fit(
         NotFiniteError: the model's own activations are not finite.
         CompileError: a layer is out of the model's range; nothing has been fitted, no weights loaded.
     """
+    own: Any = model
     if isinstance(model, IntervenedModel):
-        tokenizer = model.tokenizer if tokenizer is None else tokenizer
-        model = model.model
-    declared: InterventionSpec
+        own, tokenizer = model.model, tokenizer or model.tokenizer
     if is_recipe(spec):
-        ask = asked(str(spec), name_of(model), data, overrides)
-        what, declared, data, overrides = f"fit({spec!r})", ask.spec, ask.data, ask.overrides
-    elif isinstance(spec, InterventionSpec):
-        what, declared = "this spec", spec
-    else:
-        what, declared = str(spec), load_spec(Path(spec))
+        ask = asked(str(spec), name_of(own), data, overrides)
+        spec, data, overrides = ask.spec, ask.data, ask.overrides
+    elif not isinstance(spec, InterventionSpec):
         folder = Path(spec).parent if folder is None else folder
-    if not isinstance(declared, ExperimentSpec) or not declared.fits:
-        raise SubveneError(f"{what}: there is no `fit:` block, so there is nothing to fit")
-    spec = declared
+    spec = _with_fits(spec)
     folder = Path() if folder is None else Path(folder)
     if isinstance(model, str | os.PathLike):
-        overrides = overrides | {"name": os.fspath(model)}
-        model = None
+        own, overrides = None, overrides | {"name": os.fspath(model)}
     seed = spec.seed if seed is None else seed
     read = _read(spec.fits, folder, data, seed)
-    if model is None:
+    if own is None:
         spec = with_overrides(spec, overrides)
         check_reach(spec, sizes_from_config(load_config(spec.model, **overrides)))
-        model, tokenizer = load_model(spec.model, **overrides)
+        own, tokenizer = load_model(spec.model, **overrides)
     elif tokenizer is None:
         raise SubveneError("fitting on an already loaded model needs its tokenizer too; pass tokenizer=")
     else:
         refuse_overrides(overrides)
         spec = with_overrides(spec, overrides)
         tokenizer = with_chat(tokenizer, spec.model)
-        check_reach(spec, Anatomy.of(model).sizes)
-        check_given(model, tokenizer, spec.model.name)
-    kept = None if work is None else Path(work)
-    tensors, told = _fit_all(spec, read, model, tokenizer, seed, kept)
+        check_reach(spec, Anatomy.of(own).sizes)
+        check_given(own, tokenizer, spec.model.name)
+    tensors, told = _fit_all(spec, read, own, tokenizer, seed, None if work is None else Path(work))
     return IntervenedModel.from_spec(
         spec,
-        model=model,
+        model=own,
         tokenizer=tokenizer,
         tensors=tensors,
         folder=folder,
         provenance={"model": spec.model.name, **provenance_of_all(told)},
     )
+
+
+def _with_fits(spec: InterventionSpec | str | os.PathLike[str]) -> ExperimentSpec:
+    """A spec, or that of a path, once it is seen that it says how to fit."""
+    declared = spec if isinstance(spec, InterventionSpec) else load_spec(Path(spec))
+    if not isinstance(declared, ExperimentSpec) or not declared.fits:
+        what = "this spec" if isinstance(spec, InterventionSpec) else str(spec)
+        raise SubveneError(f"{what}: there is no `fit:` block, so there is nothing to fit")
+    return declared
 
 
 def _fit_all(
