@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from subvene.specs.experiment import OWN_FIELDS, SOURCE_OF_TENSORS, ExperimentSp
 from subvene.specs.fact_rows import facts_of
 from subvene.specs.facts import FactsFile, InlineFacts
 from subvene.specs.pair_rows import pairs_of
-from subvene.specs.pairs import ContrastSystems, ContrastTexts, InlinePairs, PairsFile
+from subvene.specs.pairs import ContrastSystems, ContrastTexts, InlinePairs, PairColumns, PairsFile
 from subvene.specs.regular_file import open_regular
 from subvene.specs.rows import Row, RowsError, file_rows
 from subvene.specs.tensors import TensorRef
@@ -103,17 +103,18 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def load_pairs(path: str | Path) -> ContrastTexts | ContrastSystems:
+def load_pairs(path: str | Path, columns: PairColumns | None = None) -> ContrastTexts | ContrastSystems:
     """Reads and checks a file of contrast pairs.
 
     Args:
         path: A ``.yaml``, ``.yml`` or ``.json`` file with ``texts``, or with ``systems`` and ``questions``;
             or rows: ``.jsonl``, ``.csv`` or a JSON list.
+        columns: The columns of rows that are meant, where they have other names than the usual ones.
 
     Raises:
         SpecError: With every problem of the file.
     """
-    return _rows_or_document(Path(path), "pairs", pairs_of, _validate_pairs)
+    return _rows_or_document(Path(path), "pairs", partial(pairs_of, columns=columns), _validate_pairs)
 
 
 def load_facts(path: str | Path) -> InlineFacts:
@@ -185,13 +186,13 @@ def resolve_pairs(
     """Returns the pairs themselves, read from their file if that is how a spec gives them.
 
     Args:
-        pairs: What a spec declares.
+        pairs: What a spec declares, but for a dataset of the Hub, which the runner reads.
         folder: The folder that a file is relative to.
 
     Raises:
         SpecError: With every problem of the file.
     """
-    return load_pairs(Path(folder) / pairs.file) if isinstance(pairs, PairsFile) else pairs
+    return load_pairs(Path(folder) / pairs.file, pairs.columns) if isinstance(pairs, PairsFile) else pairs
 
 
 @cache

@@ -26,7 +26,7 @@ from subvene.specs import (
     SubveneError,
     json_schema,
     load_facts,
-    load_pairs,
+    resolve_pairs,
 )
 from subvene.specs.document import Document
 from subvene.specs.evaluations import TracingEvaluation
@@ -78,9 +78,9 @@ def _problems(file: Path) -> Iterator[Problem]:
         except SpecError as error:
             yield from error.problems
     declared = [getattr(part, "pairs", None) for part in (*spec.fits, *spec.evaluate)]
-    for name in dict.fromkeys(pairs.file for pairs in declared if isinstance(pairs, PairsFile)):
+    for pairs in dict.fromkeys(pairs for pairs in declared if isinstance(pairs, PairsFile)):
         try:
-            load_pairs(file.parent / name)
+            resolve_pairs(pairs, file.parent)
         except SpecError as error:
             yield from error.problems
 

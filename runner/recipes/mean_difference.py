@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from subvene.interventions import Sizes
+from subvene.runner.data.contrast_pairs import read_pairs
 from subvene.runner.data.limits import refuse_beyond_context
 from subvene.runner.data.span import Text
 from subvene.runner.data.text import pad_id_of, prompt_ids, raw_ids, reply_ids
@@ -28,7 +29,6 @@ from subvene.specs import (
     ContrastTexts,
     MeanDifferenceSpec,
     SubveneError,
-    resolve_pairs,
     tensor_name,
 )
 from subvene.specs.pair_rows import ReadPairs, given_pairs
@@ -154,7 +154,7 @@ def _refuse_same(sides: Sequence[Text], spec: MeanDifferenceSpec) -> None:
 
 
 def _read(spec: MeanDifferenceSpec, folder: Path) -> ContrastTexts | ContrastSystems:
-    return resolve_pairs(spec.pairs, folder)
+    return read_pairs(spec.pairs, folder)
 
 
 def _given(spec: MeanDifferenceSpec, data: Any) -> ContrastTexts | ContrastSystems:
