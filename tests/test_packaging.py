@@ -56,12 +56,12 @@ def test_packages_in_pyproject_are_the_folders_in_the_checkout() -> None:
         for folder in FOLDERS
         for path in sources(folder)
         if path.parent.name != FACE
-    } | {"subvene"}
+    } | {"subvene", "subvene.examples"}
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == found
 
 
 def test_wheel_holds_every_module_and_no_other_top_level_name(tmp_path: Path) -> None:
-    for folder in FOLDERS:
+    for folder in (*FOLDERS, "examples"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / name)
@@ -83,6 +83,9 @@ def test_wheel_holds_every_module_and_no_other_top_level_name(tmp_path: Path) ->
     expected |= {f"subvene/runner/data/{name}" for name in ("neutral.txt", "truthfulqa/primer.txt")}
     expected.add("subvene/runner/measures/multiple_choice.json")
     expected.add("subvene/py.typed")
+    examples = ROOT / "examples"
+    shipped = [*examples.glob("*.yaml"), *(examples / "data").iterdir()]
+    expected |= {f"subvene/{path.relative_to(ROOT)}" for path in shipped}
     assert expected <= names
 
 
