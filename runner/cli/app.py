@@ -23,7 +23,15 @@ from subvene.runner.cli._console import (
 from subvene.runner.files.printable import printable_logs
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "init": ("init:init", "Write a commented spec for a task, with data beside it: change both to make it yours."),
+    "init": (
+        "init:init",
+        "Write a commented spec for a task, with data beside it: change both to make it yours.",
+    ),
+    "doctor": (
+        "doctor:doctor",
+        "Look at this installation: versions, devices, caches, token, data, and what optional parts would "
+        "give.",
+    ),
     "validate": ("validate:validate", "Check spec files, and say everything that is wrong with them."),
     "schema": ("validate:schema", "Print the JSON Schema of spec files, for editors."),
     "fit": ("fit:fit", "Fit the tensors that a spec declares, and save them with it as an artifact."),
