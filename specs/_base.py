@@ -44,6 +44,12 @@ class SpecModel(BaseModel):
         except ValidationError as error:
             relay(cls.__name__, cls._explained(error.errors(include_url=False), data))
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the fields that were set, as a JSON file would hold them."""
+        from html import escape
+
+        return f"<pre>{escape(self.model_dump_json(exclude_unset=True, by_alias=True, indent=2))}</pre>"
+
     @classmethod
     def of_defaults(cls) -> Self:
         """Returns what an empty mapping stands for, a field's default; nothing is checked, or built for it.

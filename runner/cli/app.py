@@ -141,7 +141,7 @@ app = typer.Typer(
     cls=_Commands,
     name="subvene",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     epilog=EPILOG,
 )

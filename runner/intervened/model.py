@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+import transformers
 from huggingface_hub import CommitInfo
 
 from subvene.runner.artifacts import artifact, hub
@@ -190,6 +192,52 @@ class IntervenedModel(Calls):
             f"IntervenedModel({self.spec.model.name}: {entries}; edited by generate, generate_ids, calls and "
             f"`with attached()`; .model is the plain {type(self.model).__name__}, never edited by itself)"
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the interventions, and what each did in the last run."""
+        head = f"<p><b>IntervenedModel</b> {escape(self.spec.model.name)}, {self.device}, {self.dtype}</p>"
+        if self.receipt is not None:
+            return f"{head}{self.receipt._repr_html_()}"
+        return f"{head}<p>{escape(repr(self))}</p>"
+
+    @property
+    def config(self) -> transformers.PretrainedConfig:
+        """The config of the model."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's first parameter is."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's floating-point type."""
+        return self.model.dtype
+
+    def to(self, device: str | int | torch.device) -> Self:
+        """Move the model to a device; what edits it follows its activations.
+
+        Returns:
+            This model.
+
+        Raises:
+            ValueError: a dtype was passed: tensors were fitted, and the artifact is checked, in the one that
+                the model was loaded with.
+        """
+        if isinstance(device, torch.dtype):
+            raise ValueError(f"to: expected a device, found {device}; load the model with dtype= instead")
+        self.model.to(device)
+        return self
+
+    def eval(self) -> Self:
+        """Put the model into evaluation mode, in which it was loaded.
+
+        Returns:
+            This model.
+        """
+        self.model.eval()
+        return self
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write the artifact: spec, tensors, fingerprint, model card, and pyvene's own files; atomically.
