@@ -234,7 +234,9 @@ class Comparison:
                 "that all points of the sweep hold out (`fit.validation`, `fit.seed`, `fit.data.limit`), or "
                 "`validation` in the evaluation that gives the metric"
             )
-        tried = [self._tried(cell, choose, validation, session) for cell in cells]
+        # Directions see all that an ITI fit is given; so these are given the rest, and the one that is chosen all.
+        unseen = frozenset(item.key for item in validation if isinstance(item, Question))
+        tried = [self._tried(cell, choose, validation, session, unseen) for cell in cells]
         best = best_of(tried)
         if best is None:
             raise _no_choice(condition.name, choose, tried)
@@ -254,12 +256,19 @@ class Comparison:
     def _place(self, cell: _Cell) -> Place:
         return Place(cell.seed, cell.fold, self.n_folds)
 
-    def _tried(self, cell: _Cell, choose: ChooseSpec, validation: Sequence[Any], session: Session) -> Tried:
-        """What one point of a sweep gives on the validation items."""
+    def _tried(
+        self,
+        cell: _Cell,
+        choose: ChooseSpec,
+        validation: Sequence[Any],
+        session: Session,
+        unseen: frozenset[str],
+    ) -> Tried:
+        """What one point of a sweep gives on the validation items, whose questions `unseen` names."""
         metric, what = choose.by, f"condition {cell.condition.name}"
         words = f"{cell.condition.name} {_in_words(cell.point)} on validation"
         measured = self._chooser(metric).run(
-            self._arm(cell, session.arms),
+            self._arm(cell, session.arms, unseen),
             validation,
             session,
             self._told(words, cell),
@@ -283,12 +292,19 @@ class Comparison:
         }
         return variant(self.spec, cell.condition, cell.point, inherited)
 
-    def _arm(self, cell: _Cell, arms: Arms) -> Arm:
-        declared = self._variant(cell)
+    def _arm(self, cell: _Cell, arms: Arms, unseen: frozenset[str] = frozenset()) -> Arm:
+        declared, tuning = self._variant(cell), self.tuning(cell.fold)
+        if declared is not None:
+            # Trained edits hold their validation questions out by themselves.
+            shown = {recipe.keys[0] for recipe in declared.fits if isinstance(recipe, ITISpec)}
+            tuning = {
+                key: [q for q in questions if key not in shown or q.key not in unseen]
+                for key, questions in tuning.items()
+            }
         arm = arms.make(
             declared,
             cell.seed,
-            self.tuning(cell.fold),
+            tuning,
             bake=cell.condition.bake,
             system=system_prompt(self.spec, cell.condition),
         )
