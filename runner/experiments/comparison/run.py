@@ -12,11 +12,11 @@ import transformers
 
 from subvene.interventions import Sizes
 from subvene.runner.data.truthfulqa.questions import Question, about_data, load_questions
-from subvene.runner.data.truthfulqa.splits import fold_of, validation_keys
-from subvene.runner.edits.not_finite import NotFiniteError
+from subvene.runner.data.truthfulqa.splits import fold_of
 from subvene.runner.exchange.exports.checkpoint import check_bakeable
 from subvene.runner.experiments.choose import best_of
 from subvene.runner.experiments.comparison.arms import Arm, Arms
+from subvene.runner.experiments.comparison.choosing import held_out, no_choice, without
 from subvene.runner.experiments.comparison.composing import CompositionMeasure
 from subvene.runner.experiments.comparison.composition import SECTION
 from subvene.runner.experiments.comparison.measures import (
@@ -38,14 +38,11 @@ from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.identity import run_manifest
 from subvene.runner.recipes import RECIPES
 from subvene.runner.recipes.fitting import check_reach
-from subvene.runner.recipes.localized_edit import held_out_keys
 from subvene.specs import (
     ChooseSpec,
     ConditionEvaluation,
     ConditionSpec,
     ExperimentSpec,
-    ITISpec,
-    LocalizedEditSpec,
     SubveneError,
     dump_spec,
     points,
@@ -234,12 +231,12 @@ class Comparison:
                 "that all points of the sweep hold out (`fit.validation`, `fit.seed`, `fit.data.limit`), or "
                 "`validation` in the evaluation that gives the metric"
             )
-        # Directions see all that an ITI fit is given; so these are given the rest, and the one that is chosen all.
+        # Directions see all that an ITI fit is given: here the others, and once it is chosen all.
         unseen = frozenset(item.key for item in validation if isinstance(item, Question))
         tried = [self._tried(cell, choose, validation, session, unseen) for cell in cells]
         best = best_of(tried)
         if best is None:
-            raise _no_choice(condition.name, choose, tried)
+            raise no_choice(condition.name, choose, tried)
         self.chosen[condition.name, seed, fold] = best
         self.choices.append(
             Choice(
@@ -295,12 +292,7 @@ class Comparison:
     def _arm(self, cell: _Cell, arms: Arms, unseen: frozenset[str] = frozenset()) -> Arm:
         declared, tuning = self._variant(cell), self.tuning(cell.fold)
         if declared is not None:
-            # Trained edits hold their validation questions out by themselves.
-            shown = {recipe.keys[0] for recipe in declared.fits if isinstance(recipe, ITISpec)}
-            tuning = {
-                key: [q for q in questions if key not in shown or q.key not in unseen]
-                for key, questions in tuning.items()
-            }
+            tuning = without(tuning, declared.fits, unseen)
         arm = arms.make(
             declared,
             cell.seed,
@@ -334,7 +326,7 @@ class Comparison:
         if declared is None:
             return []
         return [
-            _held_out(recipe, tuning[recipe.keys[0]], cell.seed)
+            held_out(recipe, tuning[recipe.keys[0]], cell.seed)
             for recipe in declared.fits_for(declared.fitted_keys)
             if recipe.keys[0] in tuning
         ]
@@ -380,25 +372,6 @@ class Comparison:
                 )
             )
         return kept
-
-
-def _held_out(recipe: BaseRecipe, tuning: Sequence[Question], seed: int) -> Mapping[str, Question]:
-    """By key, the questions that a fit holds out for validation."""
-    keys: frozenset[str] = frozenset()
-    if isinstance(recipe, ITISpec):
-        keys = validation_keys(tuning, recipe.validation, seed)
-    elif isinstance(recipe, LocalizedEditSpec):
-        keys = held_out_keys(recipe, tuning, seed)
-    return {q.key: q for q in tuning if q.key in keys}
-
-
-def _no_choice(name: str, choose: ChooseSpec, tried: Sequence[Tried]) -> SubveneError:
-    """Why no point of a sweep can be taken: none stays finite, or none is high enough in what it must be."""
-    floors = " and ".join(f"{metric} of at least {least:g}" for metric, least in choose.at_least.items())
-    said = f"condition {name}: no point of its sweep stays finite" + (f" and has {floors}" if floors else "")
-    said += " on the validation questions; "
-    broken = [one.not_finite for one in tried if one.not_finite is not None]
-    return NotFiniteError(said + broken[-1]) if broken else SubveneError(f"{said}none is high enough")
 
 
 def _in_words(point: Mapping[str, Any]) -> str:
