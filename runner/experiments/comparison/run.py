@@ -49,7 +49,6 @@ from subvene.specs import (
     system_prompt,
     variant,
 )
-from subvene.specs.recipes import BaseRecipe
 
 _DEFAULT_CONDITIONS = (
     ConditionSpec(name="baseline", interventions=()),
