@@ -230,8 +230,8 @@ def test_seeds_and_folds_are_scored_each_and_together(
     write: Callable[..., Path], comparison: Path, tmp_path: Path
 ) -> None:
     text = (
-        "fit: {recipe: iti, key: t, data: {file: questions.csv}, select: {rule: top_k, k: 3}, ranking_folds: 2,"
-        " validation: 0.34}\n"
+        "fit: {recipe: iti, key: t, data: {file: questions.csv}, select: {rule: top_k, k: 3},"
+        " ranking_folds: 2, validation: 0.34}\n"
         "interventions:\n"
         "- {kind: head_direction, name: iti, directions: {key: t}, strength: 3}\n"
         "- {kind: ablation, layer: 1, direction: {file: t.safetensors, key: u}}\n"
