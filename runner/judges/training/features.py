@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
@@ -252,7 +252,9 @@ def _f1(a: Counter[Any], b: Counter[Any]) -> float:
     return 2 * shared / (a.total() + b.total()) if shared else 0.0
 
 
-def _compared(row: Answer, vectors: dict[str, Any], forms: dict[str, _Form]) -> list[float]:
+def _compared(
+    row: Answer, vectors: Mapping[str, NDArray[np.float32]], forms: dict[str, _Form]
+) -> list[float]:
     true, false = len(row.correct), len(row.incorrect)
     references = (*row.correct, *row.incorrect)
     said = vectors[_together(row.question, row.answer)].astype(float)

@@ -18,6 +18,7 @@ import numpy as np
 import sklearn
 
 from subvene.runner.data.truthfulqa.questions import Question, data_sha256, load_questions, question_key
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.progress import track
 from subvene.runner.files.storage import check_writable
 from subvene.runner.judges.base import Answer, Aspect, JudgeError
@@ -248,7 +249,7 @@ def _accuracy(
     parts: NDArray[np.int64],
     generated: NDArray[np.bool_] | None,
     aspect: Aspect,
-) -> dict[str, object]:
+) -> dict[str, Json]:
     """What is stated of a quality: each answer judged by the classifier that does not know its question."""
     full, alone = np.zeros(len(parts)), np.zeros(len(parts))
     for part, classifier in enumerate(classifiers):
@@ -259,7 +260,7 @@ def _accuracy(
     p, q = full[rows.place], alone[rows.place]
     everything = np.ones(len(p), dtype=bool)
     of_which = {"held_out_of_what_ships": _measured(rows.label, p, parts[rows.place] == 0)}
-    stated: dict[str, object] = {
+    stated: dict[str, Json] = {
         **_measured(rows.label, p, everything),
         "how": f"{PARTS}-fold cross-validation by question",
         "of_which": of_which,
@@ -275,7 +276,7 @@ def _accuracy(
     return stated
 
 
-def _measured(label: NDArray[np.bool_], p: NDArray[np.float64], rows: NDArray[np.bool_]) -> dict[str, object]:
+def _measured(label: NDArray[np.bool_], p: NDArray[np.float64], rows: NDArray[np.bool_]) -> dict[str, Json]:
     found = agreement(label[rows].tolist(), [Judgement(float(one), bool(one >= 0.5)) for one in p[rows]])
     return {name: value for name, value in asdict(found).items() if name not in ("unjudged", "bins")}
 
