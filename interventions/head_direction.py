@@ -22,8 +22,7 @@ class HeadDirectionIntervention(ActivationIntervention):
 
     With probes the strength is α·(1 − p_h) in place of α, where p_h = sigmoid(⟨w_h, o_h⟩ + b_h) is read from
     the activation before this edit, for each token and head. It falls as the probe says that the activation
-    is on the wanted side already. p_h does not depend on the sign of α. No paper's rule: SMITIN's (Koo et al.
-    2024), which switches all heads on and off by what their probes said of earlier tokens, is another.
+    is on the wanted side already. p_h does not depend on the sign of α. No paper's rule.
 
     Args:
         directions: σ_h·θ̂_h by head, shape [n_heads, head_dim]; zero rows are heads that are left alone.

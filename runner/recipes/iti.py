@@ -123,7 +123,7 @@ def fit_iti(
     return Fitted(tensors, about)
 
 
-def _settings(spec: ITISpec) -> dict[str, object]:
+def _settings(spec: ITISpec) -> dict[str, Json]:
     """How it was fitted, for a provenance."""
     return {
         "select": spec.select.model_dump(mode="json"),
