@@ -44,6 +44,30 @@ def correlation(values: Sequence[float], scores: Sequence[float]) -> Correlation
     }
 
 
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values of one family corrected for how many there are (Holm 1979), in their order, at most 1."""
+    order = sorted(range(len(p)), key=p.__getitem__)
+    corrected, largest = [1.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def bootstrap_p(values: NDArray[np.float64]) -> float | None:
+    """Two-sided p that a number is 0, from its bootstrap values, [samples]; None where a sample had no value.
+
+    Twice the share of samples on the rarer side of 0 (Efron and Tibshirani 1993, section 15.4): the largest
+    level at which the percentile interval leaves 0 out, one sample added to each side so that it is never 0.
+    """
+    import numpy as np
+
+    if not np.isfinite(values).all():
+        return None
+    rarer = min(int((values <= 0).sum()), int((values >= 0).sum()))
+    return min(1.0, 2 * (rarer + 1) / (len(values) + 1))
+
+
 def percentile_interval(values: NDArray[np.float64], level: float) -> tuple[float, float] | None:
     """The percentile interval of bootstrap values, [samples]; None where a sample had no value.
 

@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 from subvene.interventions import Sizes
 from subvene.runner.data.truthfulqa.questions import Question, about_data, load_questions
-from subvene.runner.data.truthfulqa.splits import fold_of
+from subvene.runner.data.truthfulqa.splits import is_of_split
 from subvene.runner.exchange.exports.checkpoint import check_bakeable
 from subvene.runner.experiments.choose import best_of, no_choice
 from subvene.runner.experiments.comparison.arms import Arm, Arms
@@ -135,14 +135,14 @@ class Comparison:
         if self.spec.folds is None:
             return self.fit_questions
         return {
-            key: [q for q in questions if fold_of(q, self.n_folds) != fold]
+            key: [q for q in questions if not is_of_split(q, fold, self.n_folds)]
             for key, questions in self.fit_questions.items()
         }
 
     def cells(self, condition: ConditionSpec) -> Iterator[tuple[int, int]]:
         """The seeds and folds of one condition."""
         for seed in condition.seeds or self.spec.all_seeds:
-            for fold in range(self.n_folds):
+            for fold in range(self.n_folds * (self.spec.repeats or 1)):
                 yield seed, fold
 
     def units(self) -> int:
@@ -188,7 +188,9 @@ class Comparison:
             cells.append(self._record(cell, arm, measured, kept))
             if self.composition is not None:
                 self.composition.look(cell.condition.name, arm, arms)
-        sections: dict[str, JsonValue] = {INTERVALS: intervals_of(cells).model_dump(mode="json")}
+        sections: dict[str, JsonValue] = {
+            INTERVALS: intervals_of(cells, self.n_folds).model_dump(mode="json")
+        }
         if self.composition is not None:
             sections[SECTION] = self.composition.section(rows(cells), cells).model_dump(mode="json")
         judges = (measure.judged_by() for _, measure in self.measures)
