@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
@@ -42,6 +43,41 @@ def correlation(values: Sequence[float], scores: Sequence[float]) -> Correlation
         "spearman": float(stats.spearmanr(values, scores).statistic),
         "n": n,
     }
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A mean difference with its 95 % interval and p; p None where all differences are the same."""
+
+    value: float
+    low: float
+    high: float
+    p: float | None
+
+
+def paired_t(values: Sequence[float], others: Sequence[float]) -> Tested | None:
+    """The paired t-test of values against others, two-sided; None with fewer than two pairs."""
+    from scipy import stats
+
+    gaps = [a - b for a, b in zip(values, others, strict=True)]
+    if len(gaps) < 2:
+        return None
+    mean = sum(gaps) / len(gaps)
+    if len(set(gaps)) == 1:
+        return Tested(mean, mean, mean, None)
+    found = stats.ttest_rel(values, others)
+    low, high = found.confidence_interval()
+    return Tested(mean, float(low), float(high), float(found.pvalue))
+
+
+def correlation_within(groups: Iterable[Sequence[tuple[float, float]]]) -> Correlations:
+    """As `correlation`, of how far values and scores are from the means of their own group."""
+    values: list[float] = []
+    scores: list[float] = []
+    for group in groups:
+        for side, given in zip((values, scores), zip(*group, strict=True), strict=False):
+            side += [value - sum(given) / len(given) for value in given]
+    return correlation(values, scores)
 
 
 def holm(p: Sequence[float]) -> list[float]:
