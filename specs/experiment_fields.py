@@ -30,6 +30,7 @@ AnyFit = Annotated[
 ]
 """One recipe, or several of which each gives its own keys."""
 Folds = Annotated[int, Strict(), Ge(2), Le(100), Expect("an integer from 2 to 100")]
+Repeats = Annotated[int, Strict(), Ge(2), Le(1000), Expect("an integer from 2 to 1000")]
 
 
 def _integer(value: object) -> object:
@@ -110,6 +111,13 @@ class ExperimentFields(InterventionSpec):
         default=None,
         description="Number of folds of the questions: each fold is tested with a fit that saw only the "
         "others. A question's fold depends on its own text alone.",
+    )
+    repeats: Repeats | None = Field(
+        default=None,
+        description="So often the questions are dealt into folds, each time anew (repeated cross-fitting): "
+        "every question is then tested with so many fits that learnt from other questions, where seeds that "
+        "share folds are fits on the same ones. Results number folds on: fold i is fold i mod `folds` of "
+        "repeat i // `folds`.",
     )
     output: Text | None = Field(
         default=None, description="Folder for the results, relative to the working directory."

@@ -18,7 +18,7 @@ _BESIDE = "one truthfulqa entry and at most one divergence entry beside localiza
 
 def localization_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
     """Yields what is wrong with an experiment that asks whether a localization means anything."""
-    for name in ("conditions", "seeds", "folds"):
+    for name in ("conditions", "seeds", "folds", "repeats"):
         if getattr(spec, name):
             yield Flaw((name,), "nothing, since localization has arms of its own", None, found=f"`{name}`")
     counts = {LocalizationSpec: 0, TruthfulQASpec: 0, DivergenceSpec: 0}

@@ -14,6 +14,7 @@ from subvene.runner.experiments.results import Results
 from subvene.runner.reports import markup
 from subvene.runner.reports.markup import Html, element, facts, folded, items, join, shown, table
 from subvene.runner.reports.page import count, page
+from subvene.runner.reports.persona_differences import differences
 from subvene.runner.reports.persona_examples import examples
 from subvene.runner.reports.persona_figures import signed
 from subvene.runner.reports.persona_sweep import contrast, cost, sweep
@@ -166,6 +167,7 @@ def downloads(results: Results) -> Html | None:
 
 SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
     ("Results", results_table),
+    ("Differences", differences),
     ("Sweep", sweep),
     ("Judge-free contrast", contrast),
     ("Cost", cost),

@@ -30,7 +30,7 @@ from subvene.runner.reports.markup import (
     table,
 )
 from subvene.runner.reports.receipts import receipts
-from subvene.runner.reports.tables import comparison_files, judge_in_words, results_table
+from subvene.runner.reports.tables import comparison_files, judge_in_words, results_table, spread_in_words
 from subvene.specs.document import parse_document
 
 
@@ -38,10 +38,8 @@ def results_section(results: Results) -> Html | None:
     """The table, and what must be known to read it."""
     if not results.conditions:
         return None
-    caption = (
-        "Mean ± standard deviation over n cells, one for each seed and fold; "
-        "↑ higher is better, ↓ lower is better"
-    )
+    said = spread_in_words(results)
+    caption = f"{said[0].upper()}{said[1:]}; ↑ higher is better, ↓ lower is better"
     return join([*_warnings(results), shown(results_table(results), caption), _notes(results)])
 
 

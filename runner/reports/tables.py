@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from subvene.runner.experiments.comparison.composition import SECTION, CompositionSection, composition_lines
+from subvene.runner.experiments.intervals import intervals_in
 from subvene.runner.experiments.results import Condition, Results, missing_verdicts
 from subvene.runner.experiments.rows import LOWER_IS_BETTER, METRICS, Row, metrics_used, rows
 from subvene.runner.files.csv_file import csv_text
@@ -42,7 +43,7 @@ def document(results: Results) -> Document:
 
 def results_table(results: Results) -> Table:
     """A row for each condition and point."""
-    table = rows(results.conditions)
+    table = bounded(results)
     used = metrics_used(table)
     owed = any(row.missing for row in table)
     return Table.of(
@@ -62,6 +63,32 @@ def results_table(results: Results) -> Table:
     )
 
 
+def bounded(results: Results) -> list[Row]:
+    """The rows of the table, each number with its interval over questions where the results have one."""
+    found = intervals_in(results).rows
+    return [
+        replace(
+            row,
+            metrics={
+                name: metric.model_copy(update={"low": own.low, "high": own.high})
+                if (own := found.get(row.label, {}).get(name)) is not None
+                else metric
+                for name, metric in row.metrics.items()
+            },
+        )
+        for row in rows(results.conditions)
+    ]
+
+
+def spread_in_words(results: Results) -> str:
+    """What stands beside the means, and what n is."""
+    found = intervals_in(results)
+    cells = "n (seed, fold) cells; a fold's weight is its number of questions"
+    if not found.rows:
+        return f"mean ± standard deviation over {cells}"
+    return f"mean over {cells}; in brackets the {found.level:.0%} interval over questions, texts and pairs"
+
+
 def metric_column(metric: str) -> Column:
     """The column of a metric, by its name in tables."""
     return Column(METRICS[metric], better="↓" if metric in LOWER_IS_BETTER else "↑")
@@ -71,7 +98,7 @@ def notes(results: Results) -> list[str]:
     """What must stand beside the table."""
     table = rows(results.conditions)
     used = metrics_used(table)
-    said = ["mean ± standard deviation over n (seed, fold) cells; a fold's weight is its number of questions"]
+    said = [spread_in_words(results)]
     if missing := missing_verdicts(results.conditions):
         said.insert(0, f"WARNING: {missing_in_words(missing)}")
     if "kl" in used:

@@ -28,7 +28,8 @@ evaluate:
 - {kind: samples, coefficients: [-2, 0, 2], prompts: [hello world], max_new_tokens: 6}
 """
 COMPARISON = """\
-fit: {recipe: iti, key: t, data: {file: questions.csv}, select: {rule: top_k, k: 3}, validation: 0.34}
+fit: {recipe: iti, key: t, data: {file: questions.csv}, select: {rule: top_k, k: 3},
+  ranking_folds: 2, validation: 0.34}
 interventions:
 - {kind: head_direction, name: iti, directions: {key: t}, strength: 3, positions: response}
 conditions:
@@ -118,7 +119,8 @@ fit:
 - {recipe: random_direction, key: chance, like: glad}
 - {recipe: persona, traits: [{name: early, file: early.json}], sampling: {max_new_tokens: 4},
    judge: JUDGE, keep: {positive: 0, negative: 100, coherence: 0}}
-- {recipe: iti, key: t, data: {file: questions.csv}, select: {rule: top_k, k: 3}, validation: 0.34}
+- {recipe: iti, key: t, data: {file: questions.csv}, select: {rule: top_k, k: 3},
+  ranking_folds: 2, validation: 0.34}
 interventions:
 - {kind: steering, name: mean, layer: 1, vector: {key: glad}, coefficient: 2, positions: response}
 - {kind: steering, name: chance, layer: 1, vector: {key: chance}, coefficient: 2, positions: response}

@@ -15,11 +15,11 @@ from pydantic import JsonValue
 
 from subvene.interventions import Sizes
 from subvene.runner.data.truthfulqa.questions import Question, about_data, load_questions
-from subvene.runner.data.truthfulqa.splits import fold_of
+from subvene.runner.data.truthfulqa.splits import is_of_split
 from subvene.runner.exchange.exports.checkpoint import check_bakeable
 from subvene.runner.experiments.choose import best_of, no_choice
 from subvene.runner.experiments.comparison.arms import Arm, Arms
-from subvene.runner.experiments.comparison.cells import Cell, file_name, held_out, in_words
+from subvene.runner.experiments.comparison.cells import Cell, file_name, held_out, in_words, without
 from subvene.runner.experiments.comparison.composing import CompositionMeasure
 from subvene.runner.experiments.comparison.composition import SECTION
 from subvene.runner.experiments.comparison.measures import (
@@ -135,14 +135,14 @@ class Comparison:
         if self.spec.folds is None:
             return self.fit_questions
         return {
-            key: [q for q in questions if fold_of(q, self.n_folds) != fold]
+            key: [q for q in questions if not is_of_split(q, fold, self.n_folds)]
             for key, questions in self.fit_questions.items()
         }
 
     def cells(self, condition: ConditionSpec) -> Iterator[tuple[int, int]]:
         """The seeds and folds of one condition."""
         for seed in condition.seeds or self.spec.all_seeds:
-            for fold in range(self.n_folds):
+            for fold in range(self.n_folds * (self.spec.repeats or 1)):
                 yield seed, fold
 
     def units(self) -> int:
@@ -188,7 +188,9 @@ class Comparison:
             cells.append(self._record(cell, arm, measured, kept))
             if self.composition is not None:
                 self.composition.look(cell.condition.name, arm, arms)
-        sections: dict[str, JsonValue] = {INTERVALS: intervals_of(cells).model_dump(mode="json")}
+        sections: dict[str, JsonValue] = {
+            INTERVALS: intervals_of(cells, self.n_folds).model_dump(mode="json")
+        }
         if self.composition is not None:
             sections[SECTION] = self.composition.section(rows(cells), cells).model_dump(mode="json")
         judges = (measure.judged_by() for _, measure in self.measures)
@@ -250,7 +252,11 @@ class Comparison:
                 "that all points of the sweep hold out (`fit.validation`, `fit.seed`, `fit.data.limit`), or "
                 "`validation` in the evaluation that gives the metric"
             )
-        tried = session.ledger.each(partial(self._tried, cell, choose, validation, session) for cell in cells)
+        # Directions see all that an ITI fit is given: here the others, and once it is chosen all.
+        unseen = frozenset(item.key for item in validation if isinstance(item, Question))
+        tried = session.ledger.each(
+            partial(self._tried, cell, choose, validation, session, unseen) for cell in cells
+        )
         best = best_of(tried)
         if best is None:
             raise no_choice(condition.name, choose, tried)
@@ -270,12 +276,19 @@ class Comparison:
     def _place(self, cell: Cell) -> Place:
         return Place(cell.seed, cell.fold, self.n_folds)
 
-    def _tried(self, cell: Cell, choose: ChooseSpec, validation: Sequence[Any], session: Session) -> Tried:
-        """What one point of a sweep gives on the validation items."""
+    def _tried(
+        self,
+        cell: Cell,
+        choose: ChooseSpec,
+        validation: Sequence[Any],
+        session: Session,
+        unseen: frozenset[str],
+    ) -> Tried:
+        """What one point of a sweep gives on the validation items, whose questions `unseen` names."""
         metric, what = choose.by, f"condition {cell.condition.name}"
         words = f"{cell.condition.name} {in_words(cell.point)} on validation"
         measured = self._chooser(metric).run(
-            self._arm(cell, session.arms),
+            self._arm(cell, session.arms, unseen),
             validation,
             session,
             self._told(words, cell),
@@ -302,12 +315,14 @@ class Comparison:
                 raise Waiting(f"condition {cell.condition.name}: no point of {link.name} is chosen yet")
         return variant(self.spec, cell.condition, cell.point, inherited)
 
-    def _arm(self, cell: Cell, arms: Arms) -> Arm:
-        declared = self._variant(cell)
+    def _arm(self, cell: Cell, arms: Arms, unseen: frozenset[str] = frozenset()) -> Arm:
+        declared, tuning = self._variant(cell), self.tuning(cell.fold)
+        if declared is not None:
+            tuning = without(tuning, declared.fits, unseen)
         arm = arms.make(
             declared,
             cell.seed,
-            self.tuning(cell.fold),
+            tuning,
             bake=cell.condition.bake,
             system=system_prompt(self.spec, cell.condition),
         )

@@ -170,7 +170,7 @@ class Localization:
         identity = arms.base | {
             "unit": "probes",
             "heads": self.probed.model_dump(mode="json", exclude={"k", "batch_size"}),
-            "data": data_sha256(self.tuning),
+            "data": data_sha256(self.tuning, periods=True),
             "seed": self.spec.seed,
         }
 
@@ -220,10 +220,20 @@ class Localization:
             arms.keep_fit(key, Fitted(fitted.tensors, about))
             self._told(f"{request.name}: training", was_done=False)
 
-    def _arm(self, planned: Planned, candidate: Candidate, arms: Arms, ledger: Ledger) -> Arm:
+    def _arm(
+        self,
+        planned: Planned,
+        candidate: Candidate,
+        arms: Arms,
+        ledger: Ledger,
+        kept_back: frozenset[str] = frozenset(),
+    ) -> Arm:
+        """An arm; of ITI with directions that have not seen the questions kept back, to be chosen on."""
         if planned.family == "lora":
             return self._lora(candidate, arms, ledger)
-        tuning = {self.recipe.key: self.tuning}
+        # Trained edits hold out their validation questions by themselves.
+        unseen = kept_back if planned.family == "iti" else frozenset()
+        tuning = {self.recipe.key: [q for q in self.tuning if q.key not in unseen]}
         return arms.make(candidate.variant, self.spec.seed, tuning, bake=False)
 
     def _lora(self, candidate: Candidate, arms: Arms, ledger: Ledger) -> Arm:
@@ -266,7 +276,7 @@ class Localization:
             return planned.candidates[0]
         metric, tried = self.asked.selection.by, []
         for candidate in planned.candidates:
-            arm = self._arm(planned, candidate, arms, ledger)
+            arm = self._arm(planned, candidate, arms, ledger, self.held_out)
             name = f"{_named(planned.name, candidate.point)} on validation"
             arm = replace(arm, swept=True)
             measured = self.measure.measure(arm, self.validation, ledger, self._progress(name), only=metric)

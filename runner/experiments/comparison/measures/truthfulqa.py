@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 
 from subvene.runner.data.truthfulqa.prompts import Prompts, load_prompts
 from subvene.runner.data.truthfulqa.questions import Question, about_data, data_sha256, load_questions
-from subvene.runner.data.truthfulqa.splits import fold_of, limited
+from subvene.runner.data.truthfulqa.splits import is_of_split, limited
 from subvene.runner.experiments.comparison.arms import Arm
 from subvene.runner.experiments.comparison.measures.base import (
     ConditionMeasure,
@@ -273,9 +273,7 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         """The fold's questions, without those for choosing."""
         reserved = self._reserved()
         chosen = [
-            q
-            for q in self.questions
-            if q.key not in reserved and (place.n_folds == 1 or fold_of(q, place.n_folds) == place.fold)
+            q for q in self.questions if q.key not in reserved and is_of_split(q, place.fold, place.n_folds)
         ]
         return limited(chosen, self.spec.limit)
 
@@ -286,7 +284,9 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
             pool = [q for q in held[0].values() if all(q.key in questions for questions in held)]
         elif reserved or place.n_folds > 1:
             pool = [
-                q for q in self.questions if place.n_folds == 1 or fold_of(q, place.n_folds) != place.fold
+                q
+                for q in self.questions
+                if place.n_folds == 1 or not is_of_split(q, place.fold, place.n_folds)
             ]
         else:
             return ()
