@@ -16,20 +16,9 @@ import typer
 from subvene.runner.cli._console import EXIT_INVALID, err, results
 from subvene.runner.files.printable import on_line
 from subvene.runner.files.storage import atomic_file
-from subvene.specs import (
-    ExperimentSpec,
-    FactsFile,
-    InterventionSpec,
-    PairsFile,
-    Problem,
-    SpecError,
-    SubveneError,
-    json_schema,
-    load_facts,
-    load_pairs,
-)
+from subvene.specs import ExperimentSpec, InterventionSpec, Problem, SpecError, SubveneError
 from subvene.specs.document import Document
-from subvene.specs.evaluations import TracingEvaluation
+from subvene.specs.kinds import FactsFile, PairsFile, TracingEvaluation
 from subvene.specs.loading import load_placed
 from subvene.specs.local import absent
 
@@ -71,16 +60,20 @@ def _problems(file: Path) -> Iterator[Problem]:
     yield from _absent(file, spec, document)
     if not isinstance(spec, ExperimentSpec):
         return
-    facts = [one.facts for one in spec.evaluate if isinstance(one, TracingEvaluation)]
-    for name in dict.fromkeys(declared.file for declared in facts if isinstance(declared, FactsFile)):
+    traced = [part.facts for part in spec.evaluate if isinstance(part, TracingEvaluation)]
+    paired = [getattr(part, "pairs", None) for part in (*spec.fits, *spec.evaluate)]
+    declared = [part for part in (*traced, *paired) if isinstance(part, FactsFile | PairsFile)]
+    if declared:
+        yield from _misread({file.parent / part.file: isinstance(part, FactsFile) for part in declared})
+
+
+def _misread(files: dict[Path, bool]) -> Iterator[Problem]:
+    """Those of files of facts (True) and of pairs."""
+    from subvene.specs.data_files import load_facts, load_pairs
+
+    for path, of_facts in files.items():
         try:
-            load_facts(file.parent / name)
-        except SpecError as error:
-            yield from error.problems
-    declared = [getattr(part, "pairs", None) for part in (*spec.fits, *spec.evaluate)]
-    for name in dict.fromkeys(pairs.file for pairs in declared if isinstance(pairs, PairsFile)):
-        try:
-            load_pairs(file.parent / name)
+            load_facts(path) if of_facts else load_pairs(path)
         except SpecError as error:
             yield from error.problems
 
@@ -115,6 +108,8 @@ def schema(
 
 def schema_text() -> str:
     """The schema as `examples/subvene.schema.json` holds it."""
+    from subvene.specs import json_schema
+
     return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 

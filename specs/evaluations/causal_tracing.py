@@ -10,7 +10,7 @@ from pydantic import AfterValidator, AllowInfNan, Field, Strict
 from subvene.specs._base import SpecModel
 from subvene.specs._fields import AllOrIndices, Count, different
 from subvene.specs._flaws import Expect, Named
-from subvene.specs.evaluations.base import TracingEvaluation
+from subvene.specs.evaluations.tracing import TracingEvaluation
 
 TracedSiteName = Literal["block_output", "mlp_output", "attention_output"]
 TraceMetric = Literal["probability", "log_probability", "logit_difference"]
