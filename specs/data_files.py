@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import TypeAdapter
 
 from subvene.specs.document import read_document
 from subvene.specs.errors import Problem, SpecError
-from subvene.specs.fact_rows import facts_of
 from subvene.specs.facts import FactsFile, InlineFacts
 from subvene.specs.loading import checked
-from subvene.specs.pair_rows import pairs_of
 from subvene.specs.pairs import ContrastSystems, ContrastTexts, InlinePairs, PairsFile
 from subvene.specs.regular_file import open_regular
-from subvene.specs.rows import Row, RowsError, file_rows
+
+if TYPE_CHECKING:  # no document needs them
+    from subvene.specs.rows import Row
 
 _T = TypeVar("_T")
 
@@ -32,7 +32,7 @@ def load_pairs(path: str | Path) -> ContrastTexts | ContrastSystems:
     Raises:
         SpecError: With every problem of the file.
     """
-    return _rows_or_document(Path(path), "pairs", pairs_of, _validate_pairs)
+    return _rows_or_document(Path(path), "pairs", _pairs_of, _validate_pairs)
 
 
 def load_facts(path: str | Path) -> InlineFacts:
@@ -45,7 +45,7 @@ def load_facts(path: str | Path) -> InlineFacts:
     Raises:
         SpecError: With every problem of the file.
     """
-    return _rows_or_document(Path(path), "facts", facts_of, InlineFacts.model_validate)
+    return _rows_or_document(Path(path), "facts", _facts_of, InlineFacts.model_validate)
 
 
 def resolve_facts(facts: FactsFile | InlineFacts, folder: str | Path) -> InlineFacts:
@@ -79,12 +79,26 @@ def _rows_or_document(
         SpecError: With every problem of the file.
     """
     if path.suffix.lower() in (".jsonl", ".csv") or _is_list(path):
+        from subvene.specs.rows import RowsError, file_rows
+
         try:
             return of_rows(file_rows(path), str(path))
         except RowsError as error:
             expected = f"rows that are {what}"
             raise SpecError([Problem(str(path), None, None, "", expected, str(error))]) from error
     return checked(read_document(path), validate)
+
+
+def _pairs_of(rows: Iterable[Row], name: str) -> ContrastTexts:
+    from subvene.specs.pair_rows import pairs_of
+
+    return pairs_of(rows, name)
+
+
+def _facts_of(rows: Iterable[Row], name: str) -> InlineFacts:
+    from subvene.specs.fact_rows import facts_of
+
+    return facts_of(rows, name)
 
 
 def _is_list(path: Path) -> bool:

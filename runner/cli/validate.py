@@ -15,7 +15,6 @@ import typer
 
 from subvene.runner.cli._console import EXIT_INVALID, err, results
 from subvene.runner.files.printable import on_line
-from subvene.runner.files.storage import atomic_file
 from subvene.specs import ExperimentSpec, InterventionSpec, Problem, SpecError, SubveneError
 from subvene.specs.document import Document
 from subvene.specs.kinds import FactsFile, PairsFile, TracingEvaluation
@@ -94,6 +93,8 @@ def schema(
 
     A file that begins with `# yaml-language-server: $schema=PATH` is then checked as you type.
     """
+    from subvene.runner.files.storage import atomic_file
+
     text = results_schema_text() if of_results else schema_text()
     if output is None:
         typer.echo(text, nl=False)

@@ -1,7 +1,5 @@
 """What evaluations have in common."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, model_validator

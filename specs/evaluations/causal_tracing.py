@@ -1,7 +1,5 @@
 """Causal tracing: where in a model, and at which token, a fact comes from."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal, get_args
 
 from annotated_types import Gt, MinLen

@@ -1,7 +1,5 @@
 """What evaluations of facts have in common, which trace where a model has an answer from."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from subvene.specs.evaluations.base import BaseEvaluation
