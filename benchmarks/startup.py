@@ -1,4 +1,4 @@
-"""CPU time (user and system) of `subvene --help` and of `subvene validate` beside a bare `import pydantic`."""
+"""CPU time (user, system) of `subvene --help` and of `subvene validate` beside a bare `import pydantic`."""
 
 from __future__ import annotations
 
