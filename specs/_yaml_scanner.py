@@ -18,7 +18,7 @@ import yaml
 _BREAKS = "\x85\u2028\u2029"
 _PRIVATE = range(0xE000, 0xF900)
 _ENDS = "\0 \t\r\n"
-_LIBYAML = getattr(yaml, "CSafeLoader", None)
+_LIBYAML: type[yaml.CSafeLoader] | None = getattr(yaml, "CSafeLoader", None)
 """libyaml's parser, ten times as fast; PyYAML may have been built without it."""
 _OTHERWISE_IN_C = re.compile(
     r"[\t\r\x85\u2028\u2029\ufeff\ud800-\udfff]"  # other ends of lines, tabs, what is no UTF-8
@@ -69,13 +69,13 @@ def events(text: str) -> Iterator[yaml.Event]:
     """
     if _LIBYAML is None or _OTHERWISE_IN_C.search(text):
         return yaml.parse(text, Loader=Loader)
-    return _by_libyaml(text)
+    return _by_libyaml(text, _LIBYAML)
 
 
-def _by_libyaml(text: str) -> Iterator[yaml.Event]:
+def _by_libyaml(text: str, libyaml: type[yaml.CSafeLoader]) -> Iterator[yaml.Event]:
     passed = 0
     try:
-        for event in yaml.parse(text, Loader=_LIBYAML):
+        for event in yaml.parse(text, Loader=libyaml):
             yield event
             passed += 1
     except yaml.YAMLError:
