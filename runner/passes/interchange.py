@@ -341,7 +341,7 @@ def _tracked(
 
 
 def _entering(kept: list[torch.Tensor]) -> Callable[..., None]:
-    def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, object]) -> None:
         kept.append((args[0] if args else kwargs["hidden_states"]).clone())
 
     return hook

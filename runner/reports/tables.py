@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from pydantic import JsonValue
+
 from subvene.runner.experiments.comparison.composition import SECTION, CompositionSection, composition_lines
 from subvene.runner.experiments.intervals import intervals_in
 from subvene.runner.experiments.results import Condition, Results, missing_verdicts
@@ -133,7 +135,7 @@ def notes(results: Results) -> list[str]:
     return said
 
 
-def _by_path(point: Mapping[str, Any]) -> str:
+def _by_path(point: Mapping[str, JsonValue]) -> str:
     return ", ".join(f"{path} = {value}" for path, value in point.items())
 
 

@@ -1,7 +1,5 @@
 """Localization: whether the heads that a heuristic finds are better places for an edit than any others."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal, get_args
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen

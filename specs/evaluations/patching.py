@@ -10,8 +10,8 @@ from pydantic import AfterValidator, Field, Strict, model_validator
 from subvene.specs._base import SpecModel
 from subvene.specs._fields import AllOrIndices, Count, different
 from subvene.specs._flaws import Expect, Flaw, refuse
-from subvene.specs.evaluations.base import TracingEvaluation
 from subvene.specs.evaluations.causal_tracing import TraceMetric
+from subvene.specs.evaluations.tracing import TracingEvaluation
 from subvene.specs.sites import Site
 
 Direction = Literal["denoising", "noising"]

@@ -1,7 +1,5 @@
 """TruthfulQA: multiple choice, and generated answers before a judge."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from annotated_types import MinLen

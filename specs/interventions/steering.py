@@ -1,7 +1,5 @@
 """Steering: add a vector, as persona vectors and contrastive activation addition do."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
