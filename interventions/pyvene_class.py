@@ -7,21 +7,17 @@ tokens that are not selected keep their activation.
 
 from __future__ import annotations
 
-import types
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import torch
 
-from subvene.interventions._pyvene import pyvene
-from subvene.interventions.autoencoder import AutoencoderIntervention
 from subvene.interventions.base import ActivationIntervention, unpack
+from subvene.interventions.positions import Tokens
+from subvene.interventions.pyvene_inner import make_inner
+from subvene.interventions.rotation import SIZES, parametrized, stored_state
 from subvene.interventions.tensors import Part, Sizes, TensorError, TensorTable, stored_name
-from subvene.specs import PyveneSpec, SourceRef, parse_tensor_name
-from subvene.specs.interventions import PyveneClass
+from subvene.specs import PyveneSpec, SourceRef, is_cell_key, parse_tensor_name
 
-_PCA_STATE = ("pca_components", "pca_mean", "pca_std")
-# pyvene registers these sizes as state; here they follow from the spec, so they are neither stored nor read.
-_SIZES = ("embed_dim", "interchange_dim")
 # Classes that put the source's part of a space in the place of the base's: of equal vectors they change none.
 # Autoencoders and principal components give back their reconstruction.
 _INTERCHANGES = frozenset(
@@ -34,8 +30,17 @@ _INTERCHANGES = frozenset(
         "SigmoidMaskIntervention",
     }
 )
-# Classes whose stock forward cannot be trained.
-_OURS = {"AutoencoderIntervention": AutoencoderIntervention}
+# Classes without parameters.
+_ANY_WIDTH = frozenset(
+    {
+        "ZeroIntervention",
+        "VanillaIntervention",
+        "AdditionIntervention",
+        "SubtractionIntervention",
+        "CollectIntervention",
+        "SkipIntervention",
+    }
+)
 
 
 class PyveneIntervention(ActivationIntervention):
@@ -69,6 +74,8 @@ class PyveneIntervention(ActivationIntervention):
                 source = _by_key(table, constant.key)
                 # Only the source knows how wide a module named by its path is; other classes take any width.
                 width = len(source) if width is None else width
+        if width is None and spec.class_name not in _ANY_WIDTH:
+            width = sizes.module_width(str(spec.component))
         options: dict[str, Any] = {
             "class": spec.class_name,
             "width": width,
@@ -82,14 +89,15 @@ class PyveneIntervention(ActivationIntervention):
             options |= {"columns": part.columns, "unit": part.unit}
         if isinstance(spec.source, SourceRef):
             options["reads"] = spec.source.origin
-        state = {} if spec.state is None else _stored_state(table, spec.state.key)
+        state = {} if spec.state is None else _stored_state(table, spec)
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(spec.seed)
                 inner = make_inner(options, state)
             if state:
+                state = parametrized(inner, state)
                 # Every parameter has to be there: one that is not would stay at its random beginning.
-                inner.load_state_dict(state | {n: t for n, t in inner.state_dict().items() if n in _SIZES})
+                inner.load_state_dict(state | {n: t for n, t in inner.state_dict().items() if n in SIZES})
         except (RuntimeError, ValueError) as error:
             at = f"{table.origin}: {spec.state.key!r}" if spec.state is not None else spec.class_name
             raise TensorError(f"{at} does not fit {spec.class_name}: {error}") from error
@@ -98,11 +106,28 @@ class PyveneIntervention(ActivationIntervention):
         return [(part.site, None if part.site != spec.site else spec.layer, edit)]
 
     def stored(self, key: str, site: str, layer: int | None) -> dict[str, torch.Tensor]:
-        parameters = {n: t for n, t in self._made().state_dict().items() if n not in _SIZES}
-        stored = {f"{key}.state.{name}": value for name, value in parameters.items()}
+        parameters = stored_state(self._made())
+        prefix = key if is_cell_key(key) else f"{key}.state"
+        stored = {f"{prefix}.{name}": value for name, value in parameters.items()}
         if self.source.numel():
             stored[stored_name(key, site, layer)] = self.source
         return stored
+
+    def forward(
+        self,
+        base: torch.Tensor,
+        source: torch.Tensor | None = None,
+        subspaces: Any = None,
+        *,
+        tokens: Tokens | None = None,
+        positions: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        if source is not None and tokens is None:
+            # Stock pyvene has gathered the tokens of a call's `unit_locations` from both runs, whole width.
+            source = self.part(source)
+            positions = torch.ones(base.shape[:2], dtype=torch.bool, device=base.device)
+        return super().forward(base, source, subspaces, tokens=tokens, positions=positions, **kwargs)
 
     def edit(
         self,
@@ -124,7 +149,12 @@ class PyveneIntervention(ActivationIntervention):
                 )
             source = self.part(module_input.to(h.dtype))
         # pyvene's classes mix dtypes only by accident: those with parameters work in theirs.
-        inner = self._made()
+        inner, width = self._made(), self.options["width"]
+        if width is not None and self._unit(base) != width:
+            raise TensorError(
+                f"{self.options['class']} was made for vectors of {width}, and here they have "
+                f"{self._unit(base)}; name another module"
+            )
         dtype = next((p.dtype for p in inner.parameters() if p.is_floating_point()), h.dtype)
         edited = self._applied(inner, base.to(dtype), None if source is None else source.to(dtype))
         edited = edited.to(h.dtype)
@@ -222,6 +252,11 @@ class PyveneIntervention(ActivationIntervention):
             )
         return source.to(base.dtype).expand_as(base)
 
+    def _read_settings(self) -> None:
+        super()._read_settings()
+        # Stock pyvene saves it, and by it decides whether the source of a call is handed on.
+        self.is_source_constant = self.reads is None
+
     @property
     def reads(self) -> str | None:
         """The source whose run it reads; None for a constant one, and for classes without."""
@@ -309,51 +344,23 @@ def _by_key(table: TensorTable, key: str) -> torch.Tensor:
     return source
 
 
-def _stored_state(table: TensorTable, key: str) -> dict[str, torch.Tensor]:
+def _stored_state(table: TensorTable, spec: PyveneSpec) -> dict[str, torch.Tensor]:
     """The stored parameters `{key}.{parameter}` of a pyvene class, without its sizes."""
+    key = "" if spec.state is None else spec.state.key
+    made_for = parse_tensor_name(key)
+    if made_for is not None and (made_for.site, made_for.layer) != (spec.site, spec.layer):
+        raise TensorError(
+            f"{table.origin}: state {key!r} was made for {made_for.site}[{made_for.layer}], and the spec "
+            f"puts it at {spec.site or spec.component}[{spec.layer}]; name the same site and layer, or refit"
+        )
     prefix = f"{key}."
     state = {}
     for name, tensor in table.tensors.items():
         # `key` may also be that of the source, which is named by site and layer.
         own = name.startswith(prefix) and parse_tensor_name(name) is None
-        if own and (parameter := name.removeprefix(prefix)) not in _SIZES:
+        if own and (parameter := name.removeprefix(prefix)) not in SIZES:
             # Boundless subspaces keep their population as integers.
             state[parameter] = table.checked(name, None) if tensor.is_floating_point() else tensor.clone()
     if not state:
         raise TensorError(f"{table.origin}: no parameters stored as {prefix}<parameter>")
     return state
-
-
-def make_inner(options: dict[str, Any], state: dict[str, torch.Tensor]) -> torch.nn.Module:
-    """A fresh pyvene intervention of the declared class (`options["class"]`, `options["width"]`, …).
-
-    `state` is looked at only for PCA, whose components are constructor arguments; load it afterwards.
-    """
-    name = options["class"]
-    if name not in get_args(PyveneClass):
-        raise ValueError(f"{name!r} is not one of pyvene's intervention classes that subvene allows")
-    kwargs: dict[str, Any] = {
-        "embed_dim": options["width"],
-        "subspace_partition": options["subspace_partition"],
-    }
-    kwargs |= {k: options[k] for k in ("low_rank_dimension", "latent_dim") if options[k] is not None}
-    if name == "PCARotatedSpaceIntervention":
-        if missing := [part for part in _PCA_STATE if part not in state]:
-            raise TensorError(
-                f"PCARotatedSpaceIntervention needs {', '.join(_PCA_STATE)}; missing: {', '.join(missing)}"
-            )
-        if {state[part].shape[-1] for part in _PCA_STATE} - {options["width"]}:
-            raise ValueError(f"{', '.join(_PCA_STATE)} need rows of the site's width {options['width']}")
-        components, mean, std = (state[part].detach().cpu().numpy() for part in _PCA_STATE)
-        kwargs |= {"pca": types.SimpleNamespace(components_=components), "pca_mean": mean, "pca_std": std}
-    inner = _OURS.get(name, getattr(pyvene, name))(**kwargs)
-    if options["subspace_partition"] is not None:
-        # pyvene takes two numbers for the ends of a range: [3, 7] would be 3, 4, 5 and 6.
-        inner.subspace_partition = [list(part) for part in options["subspace_partition"]]
-    if name == "AutoencoderIntervention":
-        # pyvene indexes the latent by this tensor; its default, the width, is no index at all.
-        inner.set_interchange_dim(torch.arange(options["latent_dim"]))
-    if name in ("PCARotatedSpaceIntervention", "JumpReLUAutoencoderIntervention"):
-        latent = options["low_rank_dimension"] or len(state["pca_components"])
-        inner.set_interchange_dim(torch.tensor(latent))
-    return inner

@@ -91,6 +91,14 @@ class Sizes:
         """
         raise TensorError(f"where {component} of block {layer} is, only the loaded model tells")
 
+    def module_width(self, component: str) -> int:
+        """How wide a module's input or output is, of which sizes alone tell nothing.
+
+        Raises:
+            TensorError: always, as for `part`.
+        """
+        raise TensorError(f"how wide {component} is, only the loaded model tells")
+
 
 def stored_name(key: str, site: str, layer: int | None, part: str | None = None) -> str:
     """The name that an artifact gives to a tensor; `layer` is None where the site is a module's path."""

@@ -36,7 +36,7 @@ from subvene.specs.positions import (
 from subvene.specs.questions import QuestionsSpec
 from subvene.specs.sites import SITES, Site
 from subvene.specs.sources import SourceRef, SourceSpec
-from subvene.specs.tensors import TensorName, TensorRef, parse_tensor_name, tensor_name
+from subvene.specs.tensors import TensorName, TensorRef, is_cell_key, parse_tensor_name, tensor_name
 from subvene.specs.variants import intervention_name, points, system_prompt, variant
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         ConditionEvaluation,
         ContrastSpec,
         DivergenceSpec,
+        InterchangeSpec,
         LocalizationSpec,
         MultipleChoiceSpec,
         PatchingSpec,
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from subvene.specs.preferences import TriplesSpec, TruthfulPairsSpec
     from subvene.specs.recipes import (
         AnyRecipe,
+        DASSpec,
         ITISpec,
         LocalizedEditSpec,
         MeanDifferenceSpec,
@@ -95,6 +97,7 @@ __all__ = [
     "ContrastSpec",
     "ContrastSystems",
     "ContrastTexts",
+    "DASSpec",
     "DivergenceSpec",
     "ExperimentSpec",
     "Fact",
@@ -103,6 +106,7 @@ __all__ = [
     "FirstTokens",
     "ITISpec",
     "InlineFacts",
+    "InterchangeSpec",
     "InterventionSpec",
     "LastOf",
     "LastTokens",
@@ -147,6 +151,7 @@ __all__ = [
     "composition",
     "dump_spec",
     "intervention_name",
+    "is_cell_key",
     "json_schema",
     "load_facts",
     "load_pairs",
@@ -175,6 +180,7 @@ _LATER = {
             "ConditionEvaluation",
             "ContrastSpec",
             "DivergenceSpec",
+            "InterchangeSpec",
             "LocalizationSpec",
             "MultipleChoiceSpec",
             "ProjectionSpec",
@@ -199,6 +205,7 @@ _LATER = {
         ),
         "recipes": (
             "AnyRecipe",
+            "DASSpec",
             "ITISpec",
             "LocalizedEditSpec",
             "MeanDifferenceSpec",

@@ -11,6 +11,7 @@ from subvene.specs.comparison_flaws import comparison_flaws
 from subvene.specs.composition import composition_flaws
 from subvene.specs.experiment_fields import ExperimentFields, InterventionSpec
 from subvene.specs.fit_flaws import fit_flaws, measured_refs
+from subvene.specs.interchange_flaws import cell_flaws, interchange_flaws
 from subvene.specs.kinds import (
     LocalizationSpec,
     MultipleChoiceSpec,
@@ -44,17 +45,23 @@ class ExperimentSpec(ExperimentFields):
     def _tensors_come_from_somewhere(self) -> Self:
         flaws: list[Flaw] = []
         flaws += fit_flaws(self)
-        given = [key for recipe in self.fits for key in recipe.keys]
+        given = [key for recipe in self.fits for key in recipe.refs]
         for loc, ref in (*self.tensor_refs(), *measured_refs(self)):
             if ref.file is not None:
                 continue
             if self.fit is None:
                 flaws.append(Flaw((*loc, "file"), SOURCE_OF_TENSORS, ref, "missing_field"))
-            elif ref.key not in given:
+            elif not any(recipe.gives(ref.key) for recipe in self.fits):
                 keys = one_of(given) if len(given) > 1 else f"'{given[0]}'"
                 expected = f"{keys}, the key that `fit:` gives, or a `file` beside the key"
                 flaws.append(Flaw((*loc, "key"), expected, ref.key))
-        if flaws:
+        if flaws := flaws or [*cell_flaws(self)]:
+            refuse("ExperimentSpec", flaws)
+        return self
+
+    @model_validator(mode="after")
+    def _interchanges_are_of_a_fit(self) -> Self:
+        if self.asks_interchange and (flaws := list(interchange_flaws(self))):
             refuse("ExperimentSpec", flaws)
         return self
 

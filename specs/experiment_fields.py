@@ -16,7 +16,7 @@ from subvene.specs.conditions import ConditionSpec
 from subvene.specs.evaluations import AnyEvaluation, TracingEvaluation
 from subvene.specs.interventions import AnyIntervention, SteeringSpec
 from subvene.specs.interventions.pyvene import share_flaws
-from subvene.specs.kinds import LocalizationSpec, PersonaSpec, TraitEvaluation
+from subvene.specs.kinds import InterchangeSpec, LocalizationSpec, PersonaSpec, TraitEvaluation
 from subvene.specs.model import ModelSpec
 from subvene.specs.recipes import AnyRecipe, BaseRecipe
 from subvene.specs.sources import SourceSpec, source_flaws
@@ -87,7 +87,8 @@ class ExperimentFields(InterventionSpec):
     interventions: tuple[AnyIntervention, ...] = Field(
         default=(),
         description="What is done, in this order; later interventions see what earlier ones did. Left out "
-        "only where the model is measured as it is (`causal_tracing`, `patching`).",
+        "only where the model is measured as it is (`causal_tracing`, `patching`), or all cells of a fit are "
+        "(`interchange`).",
     )
     fit: AnyFit | None = Field(
         default=None,
@@ -130,9 +131,9 @@ class ExperimentFields(InterventionSpec):
             return self.fits
         wanted = set(keys)
         for recipe in reversed(self.fits):
-            if wanted & set(recipe.keys) and recipe.made_from is not None:
+            if _is_wanted(recipe, wanted) and recipe.made_from is not None:
                 wanted.add(recipe.made_from)
-        return tuple(recipe for recipe in self.fits if wanted & set(recipe.keys))
+        return tuple(recipe for recipe in self.fits if _is_wanted(recipe, wanted))
 
     @property
     def fitted_keys(self) -> tuple[str, ...]:
@@ -155,6 +156,11 @@ class ExperimentFields(InterventionSpec):
         return any(isinstance(evaluation, TracingEvaluation) for evaluation in self.evaluate)
 
     @property
+    def asks_interchange(self) -> bool:
+        """Whether this measures what the subspaces of a `das` fit do when they are swapped."""
+        return any(isinstance(evaluation, InterchangeSpec) for evaluation in self.evaluate)
+
+    @property
     def measures_traits(self) -> bool:
         """Whether this is a persona experiment: traits are swept, or conditions compared for each of them."""
         return any(isinstance(evaluation, TraitEvaluation) for evaluation in self.evaluate)
@@ -173,3 +179,8 @@ class ExperimentFields(InterventionSpec):
     def all_seeds(self) -> tuple[int, ...]:
         """The seeds: `seeds`, or the one `seed`."""
         return self.seeds if self.seeds is not None else (self.seed,)
+
+
+def _is_wanted(recipe: BaseRecipe, keys: set[str]) -> bool:
+    """Whether keys are those of a recipe, or of something that it gives under its own."""
+    return bool(keys & set(recipe.keys)) or any(map(recipe.gives, keys))

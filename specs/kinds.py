@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 STANDS_FOR = {
+    "CounterfactualsSpec": "subvene.specs.counterfactuals",
+    "DASSpec": "subvene.specs.recipes.das",
+    "InterchangeSpec": "subvene.specs.evaluations.interchange",
     "LocalizationSpec": "subvene.specs.evaluations.localization",
     "MultipleChoiceSpec": "subvene.specs.evaluations.multiple_choice",
     "PersonaSpec": "subvene.specs.recipes.persona",
@@ -24,7 +27,9 @@ STANDS_FOR = {
 """By name, where each is."""
 
 if TYPE_CHECKING:
+    from subvene.specs.counterfactuals import CounterfactualsSpec as CounterfactualsSpec
     from subvene.specs.evaluations.divergence import TextsSpec as TextsSpec
+    from subvene.specs.evaluations.interchange import InterchangeSpec as InterchangeSpec
     from subvene.specs.evaluations.localization import LocalizationSpec as LocalizationSpec
     from subvene.specs.evaluations.multiple_choice import MultipleChoiceSpec as MultipleChoiceSpec
     from subvene.specs.evaluations.trait_scores import TraitScoresSpec as TraitScoresSpec
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     from subvene.specs.judges.reference import ReferenceJudgeSpec as ReferenceJudgeSpec
     from subvene.specs.judges.trained import TrainedJudgeSpec as TrainedJudgeSpec
     from subvene.specs.preferences import TriplesSpec as TriplesSpec
+    from subvene.specs.recipes.das import DASSpec as DASSpec
     from subvene.specs.recipes.persona import PersonaSpec as PersonaSpec
     from subvene.specs.traits import TraitSpec as TraitSpec
 else:

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 from subvene.specs._base import SpecModel
 from subvene.specs._flaws import Loc
 from subvene.specs.kinds import (
+    CounterfactualsSpec,
     ReferenceJudgeSpec,
     TextsSpec,
     TrainedJudgeSpec,
@@ -32,6 +33,7 @@ NAMED: Mapping[tuple[type[SpecModel], str], Kind] = {
     (ModelSpec, "name"): "model",
     (TensorRef, "file"): "file",
     (TextsSpec, "file"): "home_file",
+    (CounterfactualsSpec, "file"): "home_file",
     (TriplesSpec, "file"): "home_file",
     (QuestionsSpec, "file"): "file",
     (TraitSpec, "file"): "home_file",

@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from subvene.specs._base import SpecModel
-from subvene.specs._fields import Count, Text, path_ending
-from subvene.specs._flaws import Expect, Flaw, Shaped, refuse
+from subvene.specs._fields import Count, Text
+from subvene.specs._flaws import Shaped
 from subvene.specs.questions import QuestionsSpec
-
-_OF_A_DATASET = ("subset", "split", "revision")
-
-
-RowsPath = Annotated[
-    str,
-    path_ending(".jsonl", ".json", ".csv", any_case=True),
-    Expect("a path that ends in .jsonl, .json or .csv"),
-]
+from subvene.specs.row_source import RowSource
 
 
-class TriplesSpec(SpecModel):
+class TriplesSpec(RowSource):
     """Triples of a prompt, the answer that is wanted and the one that is not: a file or a Hub dataset."""
 
-    expects: ClassVar[str] = "a mapping with `file` or `dataset`"
-
-    file: RowsPath | None = Field(
-        default=None,
-        description="A file, relative to this spec's folder: one JSON object a line (.jsonl), a JSON "
-        "list, or CSV.",
-    )
-    dataset: Text | None = Field(default=None, description="A Hub dataset id.")
-    subset: Text | None = Field(default=None, description="The dataset's configuration.")
-    split: Text = Field(default="train", description="The dataset's split.")
-    revision: Text | None = Field(default=None, description="Branch, tag or commit of the Hub dataset.")
     prompt: Text = Field(
         default="prompt",
         description="The field of each row that holds the prompt: text, or messages with `role` and "
@@ -59,17 +40,6 @@ class TriplesSpec(SpecModel):
     limit: Count | None = Field(
         default=None, description="At most so many triples, the first ones; left out: all."
     )
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.file is None) == (self.dataset is None):
-            found = "neither" if self.file is None else "both"
-            refuse("TriplesSpec", [Flaw(("file",), "either `file` or `dataset`", self.file, found=found)])
-        stray = [name for name in _OF_A_DATASET if name in self.model_fields_set]
-        if stray and self.dataset is None:
-            flaws = [Flaw((name,), "`dataset` beside it", getattr(self, name)) for name in stray]
-            refuse("TriplesSpec", flaws)
-        return self
 
 
 class TruthfulPairsSpec(SpecModel):

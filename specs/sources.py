@@ -16,7 +16,7 @@ from subvene.specs._base import SpecModel
 from subvene.specs._fields import Identifier, Index, Indices, Text, different
 from subvene.specs._flaws import Expect, Flaw, Loc, nearest, one_of, refuse
 from subvene.specs._pyvene_names import Component
-from subvene.specs.positions import FirstTokens, LastTokens, Positions, TokenIndices
+from subvene.specs.positions import FieldTokens, FirstTokens, LastOf, LastTokens, Positions, TokenIndices
 from subvene.specs.sites import Site
 
 _INPUTS = ("prompt", "messages", "column")
@@ -139,6 +139,18 @@ def reads(declared: Any) -> SourceRef | None:
     """What an intervention reads from a source's run; None where it reads none."""
     found = getattr(declared, "source", None)
     return found if isinstance(found, SourceRef) else None
+
+
+def needed_columns(sources: Mapping[str, SourceSpec], interventions: Sequence[Any]) -> dict[str, str]:
+    """The columns of the data that a file names, and who names each, in words."""
+    found = {str(s.column): f"source {name!r}" for name, s in sources.items() if s.column is not None}
+    for i, one in enumerate(interventions):
+        ref = reads(one)
+        for rule in (one.positions, None if ref is None else ref.positions):
+            text = rule.text if isinstance(rule, LastOf) else rule
+            if isinstance(text, FieldTokens):
+                found.setdefault(text.field, f"positions of {one.name or f'interventions[{i}]'}")
+    return found
 
 
 def needed_sources(

@@ -15,7 +15,8 @@ has to guess which layer the first row stands for:
 ========================================  ====================================================
 
 The one exception is the state of a ``pyvene`` intervention, named ``{key}.{parameter}`` after pyvene's own
-parameters, since its component may be no site of ours.
+parameters, since its component may be no site of ours. Of a trained cell the key itself has the place:
+``das.block_output[16].verb.rotation``, orthonormal columns, ``[width, rank]``.
 """
 
 from __future__ import annotations
@@ -89,6 +90,12 @@ def tensor_name(key: str, site: Site, layer: int, part: str | None = None) -> st
     if part is not None and not _PART_PATTERN.fullmatch(part):
         raise ValueError(f"a part of a tensor's name consists of letters, digits and _, not {part!r}")
     return f"{key}.{site}[{layer}]" + ("" if part is None else f".{part}")
+
+
+def is_cell_key(key: str) -> bool:
+    """Returns whether a key names a place and a part of it, ``das.block_output[16].verb``."""
+    parsed = parse_tensor_name(key)
+    return parsed is not None and parsed.part is not None
 
 
 def parse_tensor_name(name: str) -> TensorName | None:

@@ -12,7 +12,7 @@ from subvene.specs.experiment_fields import ExperimentFields
 def tracing_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
     """Yields what is wrong with what a file declares beside its tracing, or without one."""
     if not spec.traces:
-        if not spec.interventions:
+        if not spec.interventions and not spec.asks_interchange:
             expected, given = "a non-empty list of interventions", "interventions" in spec.model_fields_set
             yield Flaw(("interventions",), expected, (), "expected" if given else "missing_field")
         return

@@ -25,13 +25,14 @@ from subvene.specs import (
     parse_tensor_name,
 )
 from subvene.specs._flaws import nearest
+from subvene.specs._nodes import Data
 
 
 class AmendmentError(SubveneError, ValueError):
     """A change does not fit the artifact; nothing was written."""
 
 
-def amend(source: Path | str, changes: Mapping[str, object], output: Path | str | None = None) -> Path:
+def amend(source: Path | str, changes: Mapping[str, Data], output: Path | str | None = None) -> Path:
     """Write an artifact with other values of its interventions' fields; atomically.
 
     The weights of its model are not loaded: its config tells what it is made of.
@@ -127,7 +128,7 @@ def _refuse_more(folder: Path, found: artifact.Artifact) -> None:
         )
 
 
-def _changed(found: artifact.Artifact, changes: Mapping[str, object]) -> tuple[InterventionSpec, list[str]]:
+def _changed(found: artifact.Artifact, changes: Mapping[str, Data]) -> tuple[InterventionSpec, list[str]]:
     """The spec with the changes, checked, and each of them in words."""
     if not changes:
         raise AmendmentError("nothing to change: expected FIELD=VALUE or NAME.FIELD=VALUE")

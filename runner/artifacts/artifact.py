@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import safetensors.torch
 import torch
@@ -26,6 +26,7 @@ from subvene.interventions._pyvene import pyvene
 from subvene.interventions.tensors import UNREADABLE, why_unusable
 from subvene.runner.artifacts.card import model_card
 from subvene.runner.artifacts.packing import TENSORS, self_contained, with_file
+from subvene.runner.artifacts.stock import why_not_stock
 from subvene.runner.artifacts.vouchers import (
     FORMAT,
     ArtifactError,
@@ -36,11 +37,13 @@ from subvene.runner.artifacts.vouchers import (
 from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.edits.receipt import Receipt
 from subvene.runner.edits.whole_tensor import WholeTensorModel
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.leftovers import restore
 from subvene.runner.files.storage import atomic_folder, check_writable
 from subvene.runner.models.anatomy import text_config
 from subvene.runner.models.fingerprint import (
     BlocksFingerprint,
+    ModelFingerprint,
     ModulesFingerprint,
     config_fingerprint,
     model_fingerprint,
@@ -54,6 +57,10 @@ SPEC, FINGERPRINT, CARD = "intervention.yaml", "fingerprint.json", "README.md"
 
 class RevisionWarning(UserWarning):
     """The model is of the right make, and of another revision than the artifact was made with."""
+
+
+class _OfType(TypedDict):
+    model_type: str
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class Artifact:
             ArtifactError: another architecture or size, both values named.
         """
         if self._is_by_path:
-            self._refuse({"model_type": text_config(config).model_type}, ("model_type",))
+            self._refuse(_OfType(model_type=text_config(config).model_type), ("model_type",))
             return
         # A config only guesses head_dim where it does not say it; the loaded model decides.
         self._refuse(config_fingerprint(config), ("model_type", "n_layers", "width", "n_heads"))
@@ -107,8 +114,8 @@ class Artifact:
         Raises:
             ArtifactError: another architecture or size, both values named.
         """
-        made_for: Mapping[str, object] = self.fingerprint["model"]
-        found: Mapping[str, object]
+        made_for: ModelFingerprint = self.fingerprint["model"]
+        found: ModelFingerprint
         if self._is_by_path:
             found = modules_fingerprint(self.spec, model)
             self._refuse(found, ("model_type", "architecture", "modules"))
@@ -128,8 +135,8 @@ class Artifact:
         """Whether it was made for a model whose blocks are not known, and names modules by their paths."""
         return "modules" in self.fingerprint["model"]
 
-    def _refuse(self, found: Mapping[str, object], keys: Sequence[str]) -> None:
-        made_for: Mapping[str, object] = self.fingerprint["model"]
+    def _refuse(self, of_model: _OfType, keys: Sequence[str]) -> None:
+        made_for, found = dict(self.fingerprint["model"]), dict(of_model)
         differences = [
             f"{key}: the artifact has {made_for.get(key)!r}, the model {found[key]!r}"
             for key in keys
@@ -166,7 +173,7 @@ def write(
     intervenable: IntervenableModel,
     *,
     tensors: Mapping[str, torch.Tensor] | None = None,
-    provenance: Mapping[str, object] | None = None,
+    provenance: Mapping[str, Json] | None = None,
     receipt: Receipt | None = None,
 ) -> Path:
     """Write the artifact of a compiled spec, atomically: an interrupted save leaves the old one.
@@ -196,7 +203,7 @@ def write(
     fingerprint: Fingerprint = {
         "format": FORMAT,
         "model": made_for,
-        "stock_pyvene": listed,
+        "stock_pyvene": listed and why_not_stock(spec, is_decoder="modules" not in made_for) is None,
         "versions": {
             name: version(name) for name in ("subvene", "pyvene", "torch", "transformers", "safetensors")
         },
@@ -220,7 +227,7 @@ def write(
     return folder
 
 
-def _refuse_unusable(tensors: Mapping[str, torch.Tensor], provenance: Mapping[str, object]) -> None:
+def _refuse_unusable(tensors: Mapping[str, torch.Tensor], provenance: Mapping[str, Json]) -> None:
     """Refuse to save what no other program could read as a number, or load as an edit.
 
     Raises:

@@ -17,8 +17,10 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from yaml import YAMLError
 
+from subvene.runner.artifacts.stock import reads_sources, why_not_stock
 from subvene.runner.artifacts.vouchers import Fingerprint
 from subvene.runner.edits.receipt import Receipt
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.markdown import table
 from subvene.runner.models.fingerprint import BlocksFingerprint, ModulesFingerprint
 from subvene.specs import InterventionSpec, SubveneError, dump_spec
@@ -49,7 +51,7 @@ class CardError(SubveneError):
 def model_card(
     spec: InterventionSpec,
     fingerprint: Fingerprint,
-    provenance: Mapping[str, object],
+    provenance: Mapping[str, Json],
     receipt: Receipt | None = None,
 ) -> str:
     """Markdown with the Hub's YAML front matter.
@@ -217,6 +219,8 @@ def _how_to_load(model: BlocksFingerprint | ModulesFingerprint) -> str:
 
 
 def _stock(spec: InterventionSpec, fingerprint: Fingerprint) -> list[str]:
+    if (reason := why_not_stock(spec, is_decoder="modules" not in fingerprint["model"])) is not None:
+        return [f"Stock pyvene does not do what is declared here: {reason}. Load this folder with subvene."]
     if not fingerprint["stock_pyvene"]:
         return [
             f"Stock pyvene cannot rebuild interventions for {fingerprint['model']['architecture']}; load "
@@ -243,6 +247,16 @@ def _stock(spec: InterventionSpec, fingerprint: Fingerprint) -> list[str]:
             f'model, tokenizer = subvene.runner.load_model("{spec.model.name}")',
         ]
     lines.append(f'm = pyvene.IntervenableModel.load("{HERE}", model)')
+    if reads_sources(spec):
+        return [
+            "Stock pyvene reloads it too, with subvene installed:",
+            fenced("\n".join(lines), "python"),
+            "There every call names what is declared here: `m(base, sources, {'sources->base': (read, "
+            "edited)})`, with a source and a list of tokens for each intervention in the file's order, and "
+            "of the tokens a list for each row. Without `sources` stock pyvene edits nothing, and says "
+            "nothing of it. It imports the classes that `config.json` names, so give it only folders of "
+            "people you trust; subvene does not.",
+        ]
     return [
         "Stock pyvene reloads it too, with subvene installed:",
         fenced("\n".join(lines), "python"),

@@ -11,7 +11,7 @@ given.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
@@ -153,7 +153,7 @@ def _files(folder: Path, repo_id: str, licence: str | None, measured: str | None
     return files
 
 
-def _stale(there: Sequence[str], files: Mapping[str, object], marker: str, repo_id: str) -> list[str]:
+def _stale(there: Sequence[str], files: Collection[str], marker: str, repo_id: str) -> list[str]:
     """What an earlier push of this kind left and this one does not have.
 
     Raises:

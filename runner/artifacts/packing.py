@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from subvene.runner.edits.intervenable import Entry, IntervenableModel
-from subvene.specs import InterventionSpec, TensorRef, parse_tensor_name
+from subvene.specs import InterventionSpec, TensorRef
 
 TENSORS = "tensors.safetensors"
 
@@ -26,8 +26,6 @@ def self_contained(
     stored: list[Any] = []
     for declared, entry in zip(spec.interventions, intervenable.entries, strict=True):
         wanted = declared.wanted_key or entry.name
-        # A reference may name one tensor in full; names are made from its first part.
-        wanted = parsed.key if (parsed := parse_tensor_name(wanted)) else wanted
         for key in itertools.chain([wanted], (f"{wanted}_{n}" for n in itertools.count(2))):
             own = _stored(key, intervenable, entry)
             same = all(torch.equal(tensors[name], own[name]) for name in tensors.keys() & own.keys())

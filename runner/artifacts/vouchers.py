@@ -69,7 +69,7 @@ class _FingerprintRecord(_Record):
     format: Literal["1"]
     stock_pyvene: bool
     sha256: dict[str, str]
-    model: dict[str, object]
+    model: dict[str, JsonValue]
 
 
 class _Provenance(_Record):

@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from subvene.runner.cli._units import UnitStory
-from subvene.runner.cli._wide import print_wide
 
 if TYPE_CHECKING:
     from subvene.runner.experiments.comparison.composition import CompositionSection
     from subvene.runner.experiments.results import Results
+    from subvene.runner.experiments.study import UnitTold
 
 
 class ComparisonStory(UnitStory):
     """Units by condition, seed and fold; the table of conditions."""
 
-    def _place(self, unit: Mapping[str, object]) -> str:
+    def _place(self, unit: UnitTold) -> str:
         return f"{unit['condition']} seed {unit['seed']} fold {unit['fold']}: {unit['what']}"
 
     def _finished(self, results: Results) -> None:
         from subvene.runner.experiments.comparison.composition import SECTION, CompositionSection
-        from subvene.runner.experiments.rows import METRICS, in_words, metrics_used, rows
-        from subvene.runner.reports.tables import notes
+        from subvene.runner.reports.console import print_table
+        from subvene.runner.reports.tables import notes, results_table
 
-        table = rows(results.conditions)
-        used = metrics_used(table)
-        lines = [
-            (
-                row.label,
-                [
-                    in_words(row.metrics.get(m)).replace(" ± ", "\n± ")
-                    if row.not_finite is None
-                    else "not finite"
-                    for m in used
-                ],
-            )
-            for row in table
-        ]
-        print_wide(self.console, "condition", [METRICS[metric] for metric in used], lines)
+        print_table(self.console, results_table(results))
         for note in notes(results):
             self.console.print(f"- {note}", soft_wrap=True)
         if composed := results.section(SECTION, CompositionSection):

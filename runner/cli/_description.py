@@ -11,12 +11,15 @@ from pydantic import JsonValue
 from subvene.interventions import REGISTRY, Sizes, TensorTable, Tokens
 from subvene.interventions._pyvene import pyvene
 from subvene.interventions.positions import needs_length
+from subvene.runner.artifacts.stock import why_not_stock
 from subvene.runner.cli._source import Source, tokenised
 from subvene.runner.cli._words import positions_in_words
 from subvene.runner.edits.compile import NO_SIZES, check_sizes, entry_name, load_tensors, place
-from subvene.runner.edits.order import Edits, pairs_of
+from subvene.runner.edits.order import Edits, PairOrder, pairs_of
 from subvene.runner.edits.text_positions import places_of
+from subvene.runner.files.json_value import Json
 from subvene.runner.models.anatomy import sizes_from_config
+from subvene.runner.models.fingerprint import ModelFingerprint
 from subvene.runner.models.loading import load_config, load_tokenizer
 from subvene.specs import AnyIntervention, FieldTokens, InterventionSpec, LastOf, Positions, SubveneError
 from subvene.specs.positions import TEXT_POSITIONS
@@ -66,13 +69,14 @@ class Description(TypedDict):
     what: str
     path: str
     model: str
-    made_for: Mapping[str, object] | None
+    made_for: Mapping[str, Json] | ModelFingerprint | None
     model_problem: str | None
     interventions: list[Described]
-    order: list[dict[str, Any]]
+    order: list[PairOrder]
     provenance: dict[str, JsonValue]
     stored_tensors: int | None
     stock_pyvene: bool | None
+    stock_problem: str | None
     prompt: NotRequired[PromptTokens]
 
 
@@ -83,7 +87,8 @@ def describe(source: Source) -> Description:
         CompileError: the spec names layers or heads that its model does not have.
     """
     spec, stored = source.spec, source.artifact
-    sizes, made_for, stock, problem = _sizes(source)
+    sizes, made_for, listed, problem = _sizes(source)
+    stock_problem = why_not_stock(spec, is_decoder="modules" not in (made_for or {}))
     if sizes is not None:
         check_sizes(spec, sizes)
     interventions: list[Described] = []
@@ -116,7 +121,8 @@ def describe(source: Source) -> Description:
         "order": pairs_of(spec, edits),
         "provenance": stored.provenance if stored else {},
         "stored_tensors": len(stored.tensors) if stored else None,
-        "stock_pyvene": stock,
+        "stock_pyvene": listed and stock_problem is None if spec.interventions else None,
+        "stock_problem": stock_problem,
     }
 
 
@@ -158,7 +164,9 @@ def _mask(rule: Positions, tokens: Tokens, ids: list[int], tokenizer: Any) -> li
     return list(tokens.mask(rule)[0].tolist())
 
 
-def _sizes(source: Source) -> tuple[Sizes | None, Mapping[str, object] | None, bool | None, str | None]:
+def _sizes(
+    source: Source,
+) -> tuple[Sizes | None, Mapping[str, Json] | ModelFingerprint | None, bool | None, str | None]:
     """Sizes, the same as a mapping, whether stock pyvene lists the model, and why none of this is known."""
     if source.artifact:
         made_for = source.artifact.fingerprint

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from subvene.runner.judges.base import Identity, Usage
     from subvene.runner.judges.training.agreement import Agreement
     from subvene.runner.judges.training.checking import Checked
 
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 def print_check(
     console: Console,
     checked: Checked,
-    described: Mapping[str, object],
+    described: Identity,
     labels: Path,
     rows: int,
-    usage: Mapping[str, object],
+    usage: Usage,
 ) -> None:
     from subvene.runner.cli._tables import print_line
 
@@ -52,7 +53,7 @@ def print_check(
         print_line(console, "usage", ", ".join(f"{name} {value}" for name, value in usage.items()))
 
 
-def _judge_in_words(described: Mapping[str, object], aspect: str) -> str:
+def _judge_in_words(described: Identity, aspect: str) -> str:
     model = described.get(f"{aspect}_model")
     named = model["name"] if isinstance(model, Mapping) else model
     parts = (described["kind"], named, described.get("base_url"), described.get("metric"))

@@ -75,6 +75,8 @@ class LookStory(UnitStory):
         }
         if what in steps and not self.quiet:
             steps[what](value)
+        elif what == "lost":
+            super().step(what, value)
 
     def end(self, output: Path) -> None:
         """Nothing: where the results are was said when they were saved."""

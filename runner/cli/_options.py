@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypedDict, cast
+from typing import Annotated, NamedTuple, TypedDict, cast
 
 import typer
 from pydantic import ValidationError
@@ -131,43 +131,73 @@ def parse_strengths(
     return strengths
 
 
-def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
+class Prompts(NamedTuple):
+    """What `generate` is asked.
+
+    Attributes:
+        texts: the prompts.
+        rows: of each prompt the columns that the spec names; None where it names none.
+    """
+
+    texts: list[str]
+    rows: list[dict[str, object]] | None
+
+
+def read_prompts(prompts: Sequence[str], file: Path | None, columns: Mapping[str, str]) -> Prompts:
     """The prompts of `-p` (`-`: standard input, as one prompt) and `--prompts-file`.
 
     A file holds one a line, or rows (.jsonl, .json, .csv) with a column of prompts.
 
+    Args:
+        prompts: of `-p`.
+        file: of `--prompts-file`.
+        columns: that every row must have, and who needs each.
+
     Raises:
-        SubveneError: the file cannot be read.
-        typer.BadParameter: there is no prompt, or one is empty.
+        SubveneError: the file cannot be read, or a column is missing.
+        typer.BadParameter: there is no prompt, one is empty, or one has no columns.
     """
     stdin = typer.get_text_stream("stdin")
-    found = [stdin.read().strip() if prompt == "-" else prompt for prompt in prompts]
-    if file is not None and file.suffix.lower() in (".jsonl", ".json", ".csv"):
-        found += _prompts_of_rows(file)
+    texts = [stdin.read().strip() if prompt == "-" else prompt for prompt in prompts]
+    rows: list[dict[str, object]] = []
+    of_rows = file is not None and file.suffix.lower() in (".jsonl", ".json", ".csv")
+    if columns and (texts or file is None or not of_rows):
+        named = ", ".join(f"{column!r} ({who})" for column, who in columns.items())
+        raise typer.BadParameter(
+            f"the spec names columns of data: {named}; give --prompts-file with rows (.jsonl, .json, .csv) "
+            "that have them beside each `prompt`, and no -p"
+        )
+    if file is not None and of_rows:
+        found, rows = _prompts_of_rows(file, columns)
+        texts += found
     elif file is not None:
         try:
             text = stdin.read() if str(file) == "-" else read_text(file)
         except (OSError, UnicodeDecodeError) as error:
             raise SubveneError(f"{file}: cannot be read as a file of prompts ({error})") from error
-        found += [line.strip() for line in text.splitlines() if line.strip()]
-    if not found:
+        texts += [line.strip() for line in text.splitlines() if line.strip()]
+    if not texts:
         raise typer.BadParameter("no prompt: give -p TEXT, -p - or --prompts-file FILE")
-    if not all(found):
+    if not all(texts):
         raise typer.BadParameter("a prompt is empty")
-    return found
+    return Prompts(texts, rows if columns else None)
 
 
-def _prompts_of_rows(file: Path) -> list[str]:
-    """The prompts of a file of rows; a row that holds more of a conversation than its prompt is refused."""
+def _prompts_of_rows(file: Path, columns: Mapping[str, str]) -> tuple[list[str], list[dict[str, object]]]:
+    """The prompts of a file of rows, and the columns of each.
+
+    A row that holds more of a conversation than its prompt is refused.
+    """
     from subvene.specs.columns import Used, asked, take
     from subvene.specs.rows import RowsError, file_rows, short
 
-    found, used = [], Used()
+    found, rows, used = [], [], Used()
     for where, row in file_rows(file):
-        if isinstance(row, str):
+        if isinstance(row, str) and not columns:
             found.append(row)
             continue
-        taken = take(row, where, {"prompt", "input"})
+        rows.append(_named(row, where, columns))
+        taken = take(_rest(row, columns), where, {"prompt", "input"})
         if "prompt" not in taken:
             raise RowsError(f"{where}: expected a column `prompt` (or `question`, `instruction`)")
         messages = asked(taken, where)
@@ -177,4 +207,27 @@ def _prompts_of_rows(file: Path) -> list[str]:
         used.note(taken)
     if used.unread:
         err().print(f"{file}: {used.in_words()}", soft_wrap=True)
-    return found
+    return found, rows
+
+
+def _rest(row: Mapping[str, object], columns: Mapping[str, str]) -> Mapping[str, object]:
+    """What a row holds beside the columns that the spec names, its prompt included, whoever names it."""
+    from subvene.specs.columns import KNOWN
+
+    rest = {name: value for name, value in row.items() if name not in columns}
+    if any(KNOWN.get(name.lower()) == "prompt" for name in rest):
+        return rest
+    return {name: value for name, value in row.items() if name in rest or KNOWN.get(name.lower()) == "prompt"}
+
+
+def _named(row: object, where: str, columns: Mapping[str, str]) -> dict[str, object]:
+    """The columns of a row that the spec names."""
+    from subvene.specs.rows import RowsError, short
+
+    if not isinstance(row, Mapping):
+        raise RowsError(f"{where}: expected a row with columns, found {short(row)}")
+    for column, who in columns.items():
+        if column not in row:
+            there = ", ".join(map(str, row)) or "none"
+            raise RowsError(f"{where}: expected a column {column!r}, which {who} names; there are: {there}")
+    return {column: row[column] for column in columns}

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from pydantic import JsonValue
 from rich import box
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from subvene.runner.cli._words import receipt_in_words
-from subvene.runner.experiments.look.section import coefficient_of, conditions_of, item_of, standard_error
+from subvene.runner.experiments.look.section import coefficient_of, conditions_of, item_of
 from subvene.runner.files.printable import on_screen
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def print_line(console: Console, label: str, text: str, *, style: str = "cyan", 
     console.print(grid)
 
 
-def print_receipt(console: Console, receipt: Sequence[Mapping[str, object]]) -> None:
+def print_receipt(console: Console, receipt: Sequence[Mapping[str, JsonValue]]) -> None:
     """One sentence for each intervention."""
     for one in receipt:
         print_line(console, "receipt", receipt_in_words(one), style="green")
@@ -74,23 +75,12 @@ def _answer(condition: Condition, item: Item | None) -> str:
 
 def print_contrast(console: Console, results: Results, evaluation: Evaluation) -> None:
     """Mean difference in log-probability by coefficient, as a table and as a plot."""
+    from subvene.runner.reports.console import print_table
+    from subvene.runner.reports.look import contrast_table
+
     conditions = list(conditions_of(results, evaluation))
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for title in ("coefficient", "mean difference", "± s.e.", "positive likelier"):
-        table.add_column(title, justify="right", header_style="cyan")
-    for condition in conditions:
-        metric = condition.metrics.get(evaluation.name)
-        if metric is None:
-            table.add_row(condition.label, "not finite", "", "")
-            continue
-        error, preferred = standard_error(metric), condition.metrics[evaluation.preferred]
-        table.add_row(
-            condition.label,
-            f"{metric.mean:+.2f}",
-            "" if error is None else f"{error:.2f}",
-            f"{preferred.mean:.0%}",
-        )
-    console.print(Padding(table, (0, 0, 1, 2)))
+    print_table(console, contrast_table(results, evaluation))
+    console.print()
     for condition in conditions:
         if condition.not_finite is not None:
             print_line(console, condition.label, f"not finite: {condition.not_finite}", style="yellow")

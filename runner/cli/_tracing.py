@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from subvene.runner.cli._units import UnitStory
 
 if TYPE_CHECKING:
     from subvene.runner.experiments.results import Results
+    from subvene.runner.experiments.study import UnitTold
 
 
 class TracingStory(UnitStory):
     """Units by fact and site; the largest effect of every role."""
 
-    def _place(self, unit: Mapping[str, Any]) -> str:
+    def _place(self, unit: UnitTold) -> str:
         return str(unit["what"])
 
     def _finished(self, results: Results) -> None:
         from rich.table import Table
 
         from subvene.runner.experiments.tracing.section import tracing_of
-        from subvene.runner.reports.patching import markdown_parts
+        from subvene.runner.reports import patching
         from subvene.runner.reports.tracing import PEAK_COLUMNS, notes, peak_lines, title
 
         for trace in tracing_of(results).traces:
@@ -37,10 +37,10 @@ class TracingStory(UnitStory):
                 self.console.print()
                 self.console.print(table)
             self.console.print()
-        for heading, columns, lines in markdown_parts(tracing_of(results).patchings):
-            self.console.print(heading, soft_wrap=True)
-            table = Table(*columns, show_edge=False, pad_edge=False)
-            for cells in lines:
+        for made in (made for one in tracing_of(results).patchings for made in patching.tables(one)):
+            self.console.print(made.title, soft_wrap=True)
+            table = Table(*(column.head for column in made.columns), show_edge=False, pad_edge=False)
+            for cells in made.texts():
                 table.add_row(*cells)
             self.console.print(table)
             self.console.print()

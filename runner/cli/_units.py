@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
+
+    from subvene.runner.experiments.study import UnitTold
 
 
 class UnitStory:
@@ -43,6 +44,10 @@ class UnitStory:
             self._planned(value)
         elif what == "unit":
             self._unit(value)
+        elif what == "lost":
+            self.errors.print(
+                f"a worker was lost ({value['why']}); its unit is done again: {value['what']}", markup=False
+            )
         elif what == "finished":
             if self._bar is not None:
                 self._bar.stop()
@@ -67,7 +72,7 @@ class UnitStory:
         self._bar.start()
         self._task = self._bar.add_task("starting", total=total, left="")
 
-    def _unit(self, unit: Mapping[str, object]) -> None:
+    def _unit(self, unit: UnitTold) -> None:
         self._count += 1
         self._fresh += not unit["was_done"]
         place = self._place(unit)
@@ -87,7 +92,7 @@ class UnitStory:
         seconds = (time.monotonic() - self._begun) / self._fresh * (self._total - self._count)
         return f"about {seconds:.0f} s left" if seconds < 90 else f"about {seconds / 60:.0f} min left"
 
-    def _place(self, unit: Mapping[str, object]) -> str:
+    def _place(self, unit: UnitTold) -> str:
         """Which unit this is, in words."""
         raise NotImplementedError
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from subvene.specs import FieldTokens, FirstTokens, LastOf, LastTokens, Positions, SpanTokens
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from subvene.runner.edits.receipt import ReceiptRecord
+    from subvene.runner.edits.source_receipt import SourceRecord
 
 _MODES = {
     "all": "every token",
@@ -47,8 +53,9 @@ def places_in_words(sites: Sequence[str]) -> str:
     return ", ".join(sites) if len(sites) < 4 else f"{len(sites)} sites, {sites[0]} … {sites[-1]}"
 
 
-def receipt_in_words(receipt: Mapping[str, Any]) -> str:
+def receipt_in_words(written: Mapping[str, JsonValue]) -> str:
     """One intervention's receipt (as `Receipt.to_dict` gives it) in a sentence."""
+    receipt = cast("ReceiptRecord", written)
     where = f"{receipt['name']} at {places_in_words(receipt['sites'])}"
     edited = receipt["edited"]
     total = sum(edited.values())
@@ -73,7 +80,7 @@ def receipt_in_words(receipt: Mapping[str, Any]) -> str:
     return words + (source_in_words(source) if (source := receipt.get("source")) else "")
 
 
-def source_in_words(source: Mapping[str, Any]) -> str:
+def source_in_words(source: SourceRecord) -> str:
     """The source side of a receipt, behind the sentence about the base."""
     equal = f"; equal in {source['rows_equal']} of {source['rows_fed']} rows" * bool(source["rows_equal"])
     return (

@@ -76,6 +76,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """By name: where a command is, and how its help begins, so that the list of commands imports none."""
 
+_HANDS_OPTIONS_ON = {"serve"}
+"""Commands that give options which they do not know to another program, which refuses them or not."""
+
 
 class _Commands(TyperGroup):
     """Every error that subvene raises on purpose becomes one message and an exit code.
@@ -142,7 +145,8 @@ def _loaded(name: str) -> Any:
     gc.enable()
     if not isinstance(declared, typer.Typer):
         alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        alone.command(name, epilog=EPILOG)(declared)
+        settings = {"ignore_unknown_options": True} if name in _HANDS_OPTIONS_ON else None
+        alone.command(name, epilog=EPILOG, context_settings=settings)(declared)
         declared = alone
     return get_command(declared)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal, Required, TypedDict, cast
 
 import typer
 
@@ -16,6 +16,7 @@ from subvene.specs import SubveneError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from subvene.runner.files import json_value
     from subvene.specs import InterventionSpec
 
 
@@ -66,13 +67,74 @@ def fit(
     console.print(f"saved    {output}", soft_wrap=True)
 
 
-def fits_in(provenance: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+class _Trait(TypedDict):
+    kept: int
+    pairs: int
+
+
+class _Columns(TypedDict):
+    read: dict[str, list[str]]
+    said_again: list[str]
+    not_read: list[str]
+
+
+class _Rule(TypedDict):
+    rule: str
+
+
+class _Objective(TypedDict, total=False):
+    kind: Required[str]
+    tau: float
+    beta: float
+
+
+class _Evaluation(TypedDict):
+    step: int
+    loss: float
+
+
+class Provenance(TypedDict, total=False):
+    """What is told of a fit, by whichever recipe; which fields there are is the recipe's business."""
+
+    recipe: str
+    key: str
+    site: str
+    seed: int
+    warnings: list[str]
+    traits: dict[str, _Trait]
+    tokens: str
+    directions: int
+    like: str
+    heads: dict[str, list[int]]
+    columns: _Columns
+    left_out: dict[str, str]
+    pairs: int
+    questions: int
+    probe: str
+    select: _Rule
+    direction: str
+    objective: _Objective
+    evaluations: list[_Evaluation]
+    epoch_losses: list[float]
+    stopped_early: bool
+    rank: int
+    per: str
+    steps: int
+    norm_by_layer: dict[str, float]
+    form: str
+    texts_cut: int
+    max_tokens: int
+    tokens_read: int
+    validation_accuracy: list[list[float]]
+    chance: float
+
+
+def fits_in(provenance: Mapping[str, json_value.Json]) -> list[Provenance]:
     """What is known of each fit of an artifact."""
-    several: list[Mapping[str, Any]] = provenance.get("fits", [provenance])
-    return several
+    return cast("list[Provenance]", provenance.get("fits", [provenance]))
 
 
-def print_fitted(console: Console, provenance: Mapping[str, Any]) -> None:
+def print_fitted(console: Console, provenance: Provenance) -> None:
     """What was fitted from what, in a sentence."""
     from subvene.runner.cli._tables import print_line
 
@@ -103,7 +165,7 @@ def print_fitted(console: Console, provenance: Mapping[str, Any]) -> None:
         print_line(console, "left out", f"layer {layer}: {reason}")
 
 
-def _of_heads(provenance: Mapping[str, Any]) -> str:
+def _of_heads(provenance: Provenance) -> str:
     heads = sum(len(chosen) for chosen in provenance["heads"].values())
     return (
         f"{provenance['pairs']} answers to {provenance['questions']} questions: {provenance['recipe']}, "
@@ -112,12 +174,11 @@ def _of_heads(provenance: Mapping[str, Any]) -> str:
     )
 
 
-def _of_an_edit(provenance: Mapping[str, Any]) -> str:
+def _of_an_edit(provenance: Provenance) -> str:
     heads = sum(len(chosen) for chosen in provenance["heads"].values())
     objective = provenance["objective"]
-    by = objective["kind"] + "".join(
-        f", {name} {objective[name]:g}" for name in ("tau", "beta") if name in objective
-    )
+    names: tuple[Literal["tau", "beta"], ...] = ("tau", "beta")
+    by = objective["kind"] + "".join(f", {name} {objective[name]:g}" for name in names if name in objective)
     losses = [(one["step"], one["loss"]) for one in provenance["evaluations"]]
     outcome = f"loss {provenance['epoch_losses'][0]:.4g} to {provenance['epoch_losses'][-1]:.4g} by epoch"
     if losses:
@@ -131,7 +192,7 @@ def _of_an_edit(provenance: Mapping[str, Any]) -> str:
     )
 
 
-def _of_layers(provenance: Mapping[str, Any]) -> str:
+def _of_layers(provenance: Provenance) -> str:
     layers = provenance.get("norm_by_layer", {})
     where = provenance["site"] + (f" of {len(layers)} layers in one pass" if layers else "")
     what = f"{provenance['pairs']} pairs of {provenance['form']}"
@@ -141,7 +202,7 @@ def _of_layers(provenance: Mapping[str, Any]) -> str:
     )
 
 
-def print_heads(console: Console, provenance: Mapping[str, Any]) -> None:
+def print_heads(console: Console, provenance: Provenance) -> None:
     """The chosen heads by layer, each with its probe's accuracy on the validation questions."""
     from rich import box
     from rich.table import Table
@@ -156,7 +217,7 @@ def print_heads(console: Console, provenance: Mapping[str, Any]) -> None:
     console.print(f"chance is {provenance['chance']:.1%}, the share of the commoner label")
 
 
-def print_norms(console: Console, provenance: Mapping[str, Any], spec: InterventionSpec) -> None:
+def print_norms(console: Console, provenance: Provenance, spec: InterventionSpec) -> None:
     """The norm of every fitted layer, several beside each other; those that the spec edits are marked."""
     from rich import box
     from rich.table import Table

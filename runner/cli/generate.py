@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NotRequired, TypedDict, cast
 
 import typer
+from pydantic import JsonValue
 
 from subvene.runner.cli._console import err, out, quiet_libraries, results, say
 from subvene.runner.cli._options import (
@@ -24,13 +25,45 @@ from subvene.runner.cli._options import (
     read_prompts,
 )
 from subvene.runner.cli._source import open_source, tokenised
+from subvene.specs.sources import needed_columns
 
 if TYPE_CHECKING:
+    from subvene.runner.edits.text_positions import DataRow
     from subvene.runner.intervened.model import IntervenedModel
     from subvene.runner.monitor.live_projection import Live
 
 Write = Callable[..., list[str]]
 _SAMPLING = "Sampling"
+
+
+class _Options(TypedDict, total=False):
+    """Of a call of `m.generate`."""
+
+    do_sample: bool
+    temperature: float
+    top_p: float
+    system: str | None
+    chat: bool | None
+    strengths: Mapping[str, float | Sequence[float]]
+    max_new_tokens: int
+    rows: Sequence[DataRow] | None
+
+
+class _Record(TypedDict, total=False):
+    prompt: str
+    response: str | None
+    baseline: str | None
+    not_finite: str
+
+
+class _Document(TypedDict):
+    """What `--json` prints."""
+
+    model: str
+    strengths: Mapping[str, float | Sequence[float]]
+    records: list[_Record]
+    projections: NotRequired[Mapping[str, object]]
+    receipt: list[dict[str, JsonValue]]
 
 
 class _Answered(NamedTuple):
@@ -46,7 +79,7 @@ class _Answered(NamedTuple):
     answers: list[str | None]
     marked: dict[int, str]
     told: Live | None
-    receipt: list[dict[str, object]]
+    receipt: list[dict[str, JsonValue]]
 
 
 def generate(
@@ -57,7 +90,10 @@ def generate(
     ] = None,
     prompts_file: Annotated[
         Path | None,
-        typer.Option(help="Prompts, one a line, or rows (.jsonl, .json, .csv); - reads standard input."),
+        typer.Option(
+            help="Prompts, one a line, or rows (.jsonl, .json, .csv) with the columns that the spec names; "
+            "- reads standard input."
+        ),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Show the untouched model's answer beside it.")
@@ -97,9 +133,10 @@ def generate(
     if raw and system is not None:
         raise typer.BadParameter("--system needs the chat template, which --raw leaves out")
     overrides = model_overrides(model, dtype, device, attn_implementation, device_map)
-    prompts = read_prompts(prompt or [], prompts_file)
     with results(as_json) as emit:
         opened = open_source(source)
+        columns = needed_columns(opened.spec.sources, opened.spec.interventions)
+        prompts, rows = read_prompts(prompt or [], prompts_file, columns)
         from subvene.runner.edits.compile import entry_name
 
         names = [entry_name(opened.spec, i) for i in range(len(opened.spec.interventions))]
@@ -108,11 +145,13 @@ def generate(
         m = opened.load(**overrides)
         for text in prompts:
             tokenised(m.tokenizer, text, system=system, raw=raw)
-        options = _sampling(m, temperature, top_p, seed, compare) | {
+        options: _Options = {
+            **_sampling(m, temperature, top_p, seed, compare),
             "system": system,
             "chat": False if raw else None,
             "strengths": strengths,
             "max_new_tokens": max_new_tokens,
+            "rows": _repeated(rows, 1 + compare),
         }
         streams = len(prompts) == 1 and not (compare or as_json)
         answered = _answer(m, prompts, options, project, compare=compare, streams=streams)
@@ -128,7 +167,7 @@ def generate(
 def _answer(
     m: IntervenedModel,
     prompts: Sequence[str],
-    options: Mapping[str, object],
+    options: _Options,
     project: Sequence[str] | None,
     *,
     compare: bool,
@@ -151,17 +190,23 @@ def _document(
     answered: _Answered,
     strengths: Mapping[str, float | Sequence[float]],
     compare: bool,
-) -> dict[str, object]:
-    """What `--json` prints."""
+) -> _Document:
     records = _records(prompts, answered.answers, compare)
     for row, words in answered.marked.items():
-        records[row // 2] |= {"not_finite": words}
-    document = {"model": m.spec.model.name, "strengths": strengths, "records": records}
-    return document | _projections(answered.told, compare) | {"receipt": answered.receipt}
+        records[row // 2]["not_finite"] = words
+    name, receipt = m.spec.model.name, answered.receipt
+    document: _Document = {"model": name, "strengths": strengths, "records": records, "receipt": receipt}
+    if answered.told:
+        document["projections"] = _projections(answered.told, compare)
+    return document
+
+
+def _repeated(rows: Sequence[object] | None, times: int) -> list[DataRow] | None:
+    return None if rows is None else cast("list[DataRow]", [row for row in rows for _ in range(times)])
 
 
 def _compared(
-    write: Write, live: Sequence[Live], rows: Sequence[str], options: Mapping[str, object]
+    write: Write, live: Sequence[Live], rows: Sequence[str], options: _Options
 ) -> tuple[list[str | None], dict[int, str]]:
     """Each row's answer, None where the edited run is no longer finite; and of those rows why."""
     from subvene.runner.edits.finite_points import over_finite_points
@@ -169,9 +214,11 @@ def _compared(
     def answer(which: list[int]) -> list[str]:
         strengths = {
             name: [value[i] for i in which] if isinstance(value, list) else value
-            for name, value in cast("Mapping[str, object]", options["strengths"]).items()
+            for name, value in options["strengths"].items()
         }
-        return _batch(write, [rows[i] for i in which], {**options, "strengths": strengths})
+        data = options["rows"]
+        own = None if data is None else [data[i] for i in which]
+        return _batch(write, [rows[i] for i in which], {**options, "strengths": strengths, "rows": own})
 
     kept, written, marked = over_finite_points(range(len(rows)), answer)
     answers = dict(zip(kept, written or [], strict=True))
@@ -212,7 +259,7 @@ def _print(prompts: Sequence[str], answered: _Answered, *, compare: bool, stream
     print_receipt(console if compare else err(), answered.receipt)
 
 
-def _records(prompts: Sequence[str], answers: Sequence[str | None], compare: bool) -> list[dict[str, object]]:
+def _records(prompts: Sequence[str], answers: Sequence[str | None], compare: bool) -> list[_Record]:
     if not compare:
         return [{"prompt": text, "response": answer} for text, answer in zip(prompts, answers, strict=True)]
     triples = zip(prompts, answers[0::2], answers[1::2], strict=True)
@@ -237,19 +284,22 @@ def _per_row(
 
 def _sampling(
     m: IntervenedModel, temperature: float | None, top_p: float | None, seed: int, compare: bool
-) -> dict[str, object]:
-    options: dict[str, object] = {"do_sample": False}
+) -> _Options:
+    options: _Options = {"do_sample": False}
     if temperature != 0 and not (temperature is None and top_p is None):
         import transformers
 
         transformers.set_seed(seed)
-        given = {"temperature": temperature, "top_p": top_p}
-        options = {"do_sample": True} | {name: value for name, value in given.items() if value is not None}
+        options = {"do_sample": True}
+        if temperature is not None:
+            options["temperature"] = temperature
+        if top_p is not None:
+            options["top_p"] = top_p
     if compare:
         from subvene.runner.intervened.measured import measured_options
 
         # Two answers set beside each other are a measurement.
-        options = measured_options(m.model, **options)
+        options = cast("_Options", measured_options(m.model, **options))
     return options
 
 
@@ -271,14 +321,12 @@ def _writer(m: IntervenedModel, keys: Sequence[str] | None) -> tuple[Write, list
     return write, live
 
 
-def _projections(told: Live | None, compare: bool) -> dict[str, object]:
+def _projections(told: Live, compare: bool) -> Mapping[str, object]:
     """For the JSON document: what was read, and in the order of its records the values of each answer."""
-    if not told:
-        return {}
     step = 2 if compare else 1
     rows = [told["rows"][i : i + step] for i in range(0, len(told["rows"]), step)]
     names = ("baseline", "response") if compare else ("response",)
-    return {"projections": {**told, "rows": [dict(zip(names, row, strict=True)) for row in rows]}}
+    return {**told, "rows": [dict(zip(names, row, strict=True)) for row in rows]}
 
 
 def _print_projections(told: Live | None, prompts: Sequence[str], compare: bool) -> None:
@@ -310,9 +358,7 @@ def _print_projections(told: Live | None, prompts: Sequence[str], compare: bool)
     print_line(console, "over", told["over"])
 
 
-def _stream(
-    m: IntervenedModel, write: Write, prompts: Sequence[str], options: Mapping[str, object]
-) -> list[str]:
+def _stream(m: IntervenedModel, write: Write, prompts: Sequence[str], options: _Options) -> list[str]:
     import transformers
 
     class Streamer(transformers.TextStreamer):
@@ -323,8 +369,8 @@ def _stream(
     return write(prompts, streamer=streamer, **options)
 
 
-def _batch(write: Write, prompts: Sequence[str], options: Mapping[str, object]) -> list[str]:
+def _batch(write: Write, prompts: Sequence[str], options: _Options) -> list[str]:
     from subvene.runner.files.progress import generating
 
-    with generating(cast(int, options["max_new_tokens"])) as streamer:
+    with generating(options["max_new_tokens"]) as streamer:
         return write(prompts, streamer=streamer, **options)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +19,16 @@ from subvene.runner.cli._source import experiment
 from subvene.runner.cli._tracing import TracingStory
 from subvene.runner.cli._units import UnitStory
 from subvene.specs import ExperimentSpec
+
+if TYPE_CHECKING:
+    from subvene.runner.experiments.on_ray import RayExecutor
+
+
+class Executor(StrEnum):
+    """The choices of `--executor`."""
+
+    HERE = "here"
+    RAY = "ray"
 
 
 def run(
@@ -36,6 +47,18 @@ def run(
             help="Where the results go; by default the spec's `output`, or runs/NAME.",
         ),
     ] = None,
+    executor: Annotated[
+        Executor,
+        typer.Option(help="Who does the units of work: this process, or tasks of Ray (`subvene[ray]`)."),
+    ] = Executor.HERE,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Of a Ray cluster (`auto`, HOST:6379); left out: Ray on this machine."
+        ),
+    ] = None,
+    unit_cpus: Annotated[float, typer.Option(min=0, help="CPUs that a unit takes on Ray.")] = 1,
+    unit_gpus: Annotated[float, typer.Option(min=0, help="GPUs that a unit takes on Ray.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Run an experiment: fit, evaluate, save.
@@ -51,7 +74,12 @@ def run(
 
         quiet_libraries()
         with _story(declared, quiet=as_json) as story:
-            done = run_experiment(spec, output=output, on_step=story.step)
+            done = run_experiment(
+                spec,
+                output=output,
+                on_step=story.step,
+                executor=_executor(executor, ray_address, unit_cpus, unit_gpus),
+            )
         if as_json:
             emit(
                 {"output": str(done.output), **json.loads((done.output / "results.json").read_text("utf-8"))}
@@ -59,6 +87,16 @@ def run(
         else:
             story.end(done.output)
         check_reload(done.results)
+
+
+def _executor(executor: Executor, address: str | None, cpus: float, gpus: float) -> RayExecutor | None:
+    if executor is Executor.RAY:
+        from subvene.runner.experiments.on_ray import RayExecutor
+
+        return RayExecutor(address, cpus, gpus)
+    if address is not None or (cpus, gpus) != (1, 0):
+        raise typer.BadParameter("--ray-address, --unit-cpus and --unit-gpus need `--executor ray`")
+    return None
 
 
 def _story(declared: ExperimentSpec, *, quiet: bool) -> UnitStory:

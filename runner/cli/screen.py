@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from subvene.runner.data.transcripts import Columns, Transcripts
+    from subvene.runner.files import json_value
     from subvene.runner.monitor.screening import Screening
 
 _HUB = "hub:"
@@ -130,7 +131,7 @@ def _read(dataset: str, columns: Columns, limit: int | None, **of_hub: Any) -> T
     return read_transcripts(Path(dataset), columns, limit)
 
 
-def _document(found: Screening) -> dict[str, object]:
+def _document(found: Screening) -> dict[str, json_value.Json]:
     from dataclasses import asdict
 
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,12 +18,24 @@ from subvene.runner.cli._options import (
     model_overrides,
 )
 from subvene.runner.cli._source import open_source
+from subvene.specs import ModelSpec
+
+
+class Engine(StrEnum):
+    """What runs the model."""
+
+    auto = "auto"
+    vllm = "vllm"
+    transformers = "transformers"
 
 
 def serve(
     artifacts: Annotated[
         list[str],
-        typer.Argument(metavar="[NAME=]ARTIFACT…", help="Artifacts, by the folder's name or another."),
+        typer.Argument(
+            metavar="[NAME=]ARTIFACT… [vLLM's options]",
+            help="Artifacts, by the folder's name or another; then any option of vLLM's server.",
+        ),
     ],
     host: Annotated[
         str, typer.Option(help="Address to listen at; another than this machine's needs a key.")
@@ -31,6 +44,9 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option(envvar="SUBVENE_API_KEY", help="What clients have to give as their key.")
     ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="What runs the model; auto: vLLM where it is installed.")
+    ] = Engine.auto,
     model: Model = None,
     dtype: DtypeOption = None,
     device: Device = None,
@@ -39,8 +55,9 @@ def serve(
 ) -> None:
     """Serve artifacts as models of an OpenAI-compatible server, each answer with its receipt.
 
-    Runs under transformers in this process, one request after the other. A request names an artifact as its
-    model (`cheerful`, `cheerful=2.0`), or the model itself and `subvene` (`extra_body`).
+    Runs in vLLM where it is installed, else under transformers in this process; requests that arrive together
+    are one batch. A request names an artifact as its model (`cheerful`, `cheerful=2.0`), or the model itself
+    and `subvene` (`extra_body`).
     """
     overrides = model_overrides(
         name=model,
@@ -49,7 +66,39 @@ def serve(
         device_map=device_map,
         attn_implementation=attn_implementation,
     )
+    first = next((i for i, text in enumerate(artifacts) if text.startswith("-")), len(artifacts))
+    names, options = artifacts[:first], artifacts[first:]
+    folders, base = _opened(names)
+    from subvene.runner.engines.vllm.versions import installed
+
+    if engine is Engine.vllm or (engine is Engine.auto and installed()):
+        unknown = sorted(set(overrides) - {"name", "dtype"})
+        if unknown:
+            named = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
+            raise typer.BadParameter(
+                f"{named}: of transformers; see vLLM's own options, or --engine transformers"
+            )
+        _in_vllm(folders, base.model_copy(update=overrides), host, port, api_key, options)
+        return
+    if options:
+        raise typer.BadParameter(
+            f"no such option: {options[0]} (vLLM's need vLLM: pip install 'subvene[vllm]')"
+        )
+    quiet_libraries()
+    from subvene.runner.engines.http import server
+    from subvene.runner.engines.in_process import InProcess
+
+    listening = server(InProcess.load(folders, **overrides), host, port, api_key)
+    address = f"http://{host}:{listening.server_address[1]}/v1"
+    err().print(f"serving {', '.join(folders)} at {address} (Ctrl-C ends it)", markup=False, soft_wrap=True)
+    with listening:
+        listening.serve_forever()
+
+
+def _opened(artifacts: list[str]) -> tuple[dict[str, Path], ModelSpec]:
+    """Name → folder, and the model of the first."""
     folders: dict[str, Path] = {}
+    base: ModelSpec | None = None
     for text in artifacts:
         name, equals, folder = text.partition("=")
         source = open_source(Path(folder if equals else text))
@@ -61,12 +110,19 @@ def serve(
         if name in folders:
             raise typer.BadParameter(f"two artifacts are called {name!r}; give one another NAME=")
         folders[name] = source.path
-    quiet_libraries()
-    from subvene.runner.engines.http import server
-    from subvene.runner.engines.in_process import InProcess
+        base = base or source.artifact.spec.model
+    if base is None:
+        raise typer.BadParameter("name an artifact before vLLM's options")
+    return folders, base
 
-    listening = server(InProcess.load(folders, **overrides), host, port, api_key)
-    address = f"http://{host}:{listening.server_address[1]}/v1"
-    err().print(f"serving {', '.join(folders)} at {address} (Ctrl-C ends it)", markup=False, soft_wrap=True)
-    with listening:
-        listening.serve_forever()
+
+def _in_vllm(
+    folders: dict[str, Path], base: ModelSpec, host: str, port: int, api_key: str | None, options: list[str]
+) -> None:
+    from subvene.runner.engines.vllm.serve import command, serve
+    from subvene.runner.models.loading import resolve
+
+    more = ["--dtype", str(base.dtype), "--served-model-name", base.name]
+    if base.revision is not None and not Path(base.name).exists() and base.package_file is None:
+        more += ["--revision", base.revision]
+    serve(command(folders, resolve(base), host=host, port=port, api_key=api_key, options=[*more, *options]))

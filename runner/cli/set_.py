@@ -10,6 +10,7 @@ import typer
 from subvene.runner.cli._console import out, quiet_libraries, results
 from subvene.runner.cli._options import Json
 from subvene.specs import SpecError
+from subvene.specs._nodes import Data
 from subvene.specs.document import parse_document
 
 
@@ -60,13 +61,13 @@ def set_(
     console.print(f"saved    {written}", soft_wrap=True, markup=False)
 
 
-def _parsed(changes: list[str]) -> dict[str, object]:
+def _parsed(changes: list[str]) -> dict[str, Data]:
     """Fields with their values.
 
     Raises:
         typer.BadParameter: not of the form FIELD=VALUE, no YAML value, or a field given twice.
     """
-    parsed: dict[str, object] = {}
+    parsed: dict[str, Data] = {}
     for change in changes:
         field, equals, text = change.partition("=")
         if not field or not equals or not text.strip():

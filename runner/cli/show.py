@@ -143,14 +143,22 @@ def _print_origin(line: Any, source: Source, description: Description) -> None:
     elif fit := getattr(source.spec, "fit", None):
         fitted = ", ".join(fit.keys)
         line("origin", f"to be fitted: {fit.recipe}, {fitted}; run: subvene fit {source.path} -o FOLDER")
-    stock = description["stock_pyvene"]
-    if stock is not None:
-        line(
-            "pyvene",
-            "stock pyvene loads the artifact, too"
-            if stock
-            else "stock pyvene does not list this architecture; only subvene loads the artifact",
-        )
+    if description["stock_pyvene"] is not None:
+        line("pyvene", _stock(source, description))
+
+
+def _stock(source: Source, description: Description) -> str:
+    """What stock pyvene can do with this; of a spec file, with what is saved of it."""
+    from subvene.runner.artifacts.stock import reads_sources
+
+    artifact = "the artifact" if source.artifact else "an artifact of it"
+    if (problem := description["stock_problem"]) is not None:
+        return f"stock pyvene does not do what is declared: {problem}"
+    if not description["stock_pyvene"]:
+        return f"stock pyvene does not list this architecture; only subvene loads {artifact}"
+    if reads_sources(source.spec):
+        return f"stock pyvene loads {artifact}, too, and needs `sources` and `unit_locations` in every call"
+    return f"stock pyvene loads {artifact}, too"
 
 
 def _print_tokens(console: Console, description: Description) -> None:

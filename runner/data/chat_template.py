@@ -7,13 +7,15 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import JsonValue
+
 from subvene.runner.data.reasoning import without_reasoning
 from subvene.runner.data.said import texts_of, unsaid, unwritable
 from subvene.runner.models.chat_settings import ChatSettings, chat_of
 from subvene.specs import SubveneError
 from subvene.specs._flaws import nearest
 
-Messages = Sequence[Mapping[str, object]]
+Messages = Sequence[Mapping[str, JsonValue]]
 
 
 _PROBE = "sbvnprobeq"
@@ -132,7 +134,7 @@ def _check_variables(tokenizer: Any, settings: ChatSettings) -> None:
             )
 
 
-def _answered(message: dict[str, object]) -> dict[str, object]:
+def _answered(message: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """An assistant's turn as what it answered."""
     content = message.get("content")
     if message.get("role") != "assistant" or not isinstance(content, str):
@@ -140,7 +142,7 @@ def _answered(message: dict[str, object]) -> dict[str, object]:
     return {**message, "content": without_reasoning(content)}
 
 
-def _folded(messages: list[dict[str, object]]) -> list[dict[str, object]]:
+def _folded(messages: list[dict[str, JsonValue]]) -> list[dict[str, JsonValue]]:
     """The conversation with its system prompt before the first user's turn."""
     if not messages or messages[0]["role"] != "system":
         return messages
@@ -150,7 +152,7 @@ def _folded(messages: list[dict[str, object]]) -> list[dict[str, object]]:
     return [{**rest[0], "content": f"{system['content']}\n\n{rest[0]['content']}"}, *rest[1:]]
 
 
-def _check_system(call: Any, messages: list[dict[str, object]]) -> None:
+def _check_system(call: Any, messages: list[dict[str, JsonValue]]) -> None:
     # A text of its own: the prompt's could stand in a turn as well.
     probe = [{**messages[0], "content": _PROBE}, *messages[1:]]
     try:
@@ -167,7 +169,7 @@ def _check_system(call: Any, messages: list[dict[str, object]]) -> None:
     )
 
 
-def _renders(call: Any, messages: list[dict[str, object]]) -> bool:
+def _renders(call: Any, messages: list[dict[str, JsonValue]]) -> bool:
     try:
         call(messages, False)
     except Exception as error:

@@ -83,7 +83,7 @@ def fact_tokens(
     """
     ids, spans = _with_offsets(tokenizer, fact.prompt, where)
     start, end = _subject(spans, fact.prompt.index(fact.subject), len(fact.subject), where)
-    answer = _continuation(tokenizer, fact.prompt, ids, fact.answer, f"{where}: answer")
+    answer = continuation(tokenizer, fact.prompt, ids, fact.answer, f"{where}: answer")
     found = FactTokens(
         fact=fact,
         ids=ids,
@@ -121,7 +121,7 @@ def _subject(spans: Sequence[tuple[int, int]], begin: int, length: int, where: s
     return own[0], own[-1] + 1
 
 
-def _continuation(tokenizer: Any, prompt: str, ids: Sequence[int], text: str, where: str) -> int:
+def continuation(tokenizer: Any, prompt: str, ids: Sequence[int], text: str, where: str) -> int:
     """The first token behind a prompt that goes on with a text, tokenized together as they would be read."""
     space = "" if prompt[-1].isspace() or text[0].isspace() else " "
     whole = tuple(raw_ids(tokenizer, f"{prompt}{space}{text}"))
@@ -140,7 +140,7 @@ def _foil(
         if needed:
             raise TextError(f"{where}: expected a `foil`, since `metrics` has logit_difference")
         return None
-    foil = _continuation(tokenizer, fact.prompt, ids, fact.foil, f"{where}: foil")
+    foil = continuation(tokenizer, fact.prompt, ids, fact.foil, f"{where}: foil")
     if foil == answer:
         raise TextError(
             f"{where}: foil: {fact.foil!r} and the answer {fact.answer!r} begin with the same token; give "

@@ -13,7 +13,7 @@ import torch
 
 from subvene.runner.data.text import TextError
 from subvene.runner.models.anatomy import text_config
-from subvene.runner.models.generation import setting
+from subvene.runner.models.generation import Settings
 
 
 class TooLongError(TextError):
@@ -69,17 +69,15 @@ def refuse_batch_beyond_context(
     refuse_beyond_context(model, lengths, "row", new=new)
 
 
-def refuse_generation_beyond_context(
-    model: Any, base: Mapping[str, torch.Tensor], kwargs: Mapping[str, Any]
-) -> None:
+def refuse_generation_beyond_context(base: Mapping[str, torch.Tensor], settings: Settings) -> None:
     """As `refuse_batch_beyond_context`, for a `generate` of this batch with these keywords."""
     ids = base.get("input_ids")
     if ids is None:
         return
-    new = setting(model, kwargs, "max_new_tokens") or 0
-    if not new and kwargs.get("max_length"):
-        new = max(int(kwargs["max_length"]) - ids.shape[1], 0)
-    refuse_batch_beyond_context(model, ids, base.get("attention_mask"), new=new)
+    new = settings["max_new_tokens"] or 0
+    if not new and (longest := settings.given("max_length")):
+        new = max(int(longest) - ids.shape[1], 0)
+    refuse_batch_beyond_context(settings.model, ids, base.get("attention_mask"), new=new)
 
 
 def _stretched(rope: Any) -> list[int]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from pydantic import JsonValue
+
 from subvene.runner.data.text import Messages
 from subvene.specs import SubveneError
 from subvene.specs.columns import Meaning, Taken, Used, asked, messages_of, says_again, take, with_system
@@ -106,7 +108,7 @@ def _preference(row: Any, where: str, spec: TriplesSpec, used: Used) -> Preferen
 
 def _prompt(
     taken: Taken, where: str, before: Messages, other: Messages, spec: TriplesSpec
-) -> list[dict[str, object]]:
+) -> list[dict[str, JsonValue]]:
     """The messages of a row's prompt: of a column of its own, or of what stands before both answers."""
     if "prompt" not in taken and "messages" in taken and not before and not other:
         taken["prompt"], taken.columns["prompt"] = taken.pop("messages"), taken.columns.pop("messages")

@@ -9,15 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from subvene.runner.data.declared_rows import declared_rows
 from subvene.runner.data.examples import Example
-from subvene.runner.data.hub_rows import hub_rows
 from subvene.runner.data.preference_rows import Preference, PreferenceError, Preferences, preferences_of
 from subvene.runner.data.text import TextError, prompt_ids, reply_ids
 from subvene.runner.data.truthfulqa.prompts import Prompts, load_prompts
 from subvene.runner.data.truthfulqa.questions import Question, data_sha256, load_questions
 from subvene.runner.data.truthfulqa.splits import limited
 from subvene.specs.preferences import TriplesSpec, TruthfulPairsSpec
-from subvene.specs.rows import file_rows
 
 __all__ = [
     "Data",
@@ -47,17 +46,7 @@ def read_data(spec: TriplesSpec | TruthfulPairsSpec, folder: Path) -> Data:
     """
     if isinstance(spec, TruthfulPairsSpec):
         return load_questions(spec.truthfulqa, folder)
-    if spec.dataset is not None:
-        rows = hub_rows(
-            spec.dataset,
-            subset=spec.subset,
-            split=spec.split,
-            revision=spec.revision,
-            fail=PreferenceError,
-        )
-    else:
-        path = folder / Path(spec.file or "").expanduser()
-        rows = file_rows(path, PreferenceError, hint="; it is looked for beside the spec")
+    rows = declared_rows(spec, folder, PreferenceError)
     return preferences_of(rows, spec, str(spec.dataset or spec.file))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from subvene.runner.data.text import Messages, TextError
 
@@ -57,8 +58,8 @@ def _is_ids(item: Any) -> bool:
     )
 
 
-def _message(message: Mapping[str, object], where: str) -> dict[str, object]:
-    content = message.get("content")
+def _message(message: Mapping[str, JsonValue], where: str) -> dict[str, JsonValue]:
+    content: object = message.get("content")
     if not isinstance(message.get("role"), str) or content is None:
         raise TextError(
             f"{where}: expected {{'role': …, 'content': …}} with texts, found {dict(message)!r:.80}"

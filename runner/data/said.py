@@ -11,6 +11,8 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 
+from pydantic import JsonValue
+
 from subvene.runner.data.reasoning import without_reasoning
 
 _ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|[\"\\/bfnrt])")
@@ -19,18 +21,18 @@ _SPACE = re.compile(r"\s+")
 _ROLES = ("user", "assistant")
 
 
-def texts_of(message: Mapping[str, object]) -> Iterator[str]:
+def texts_of(message: Mapping[str, JsonValue]) -> Iterator[str]:
     """The texts of a message, whose content may be parts."""
     content = message.get("content")
     if isinstance(content, str):
         yield content
     elif isinstance(content, list | tuple):
         for part in content:
-            if isinstance(part, Mapping) and isinstance(part.get("text"), str):
-                yield part["text"]
+            if isinstance(part, Mapping) and isinstance(text := part.get("text"), str):
+                yield text
 
 
-def unsaid(messages: list[dict[str, object]], rendered: str) -> str | None:
+def unsaid(messages: list[dict[str, JsonValue]], rendered: str) -> str | None:
     """The first turn of which a rendering leaves words out, in words; None where all of them stand in it.
 
     Args:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from subvene.runner.data.chat_template import Messages, TextError, has_template, rendered_ids, writable
 from subvene.runner.data.reasoning import opened, without_markers, without_reasoning
@@ -57,7 +58,7 @@ def prompt_ids(
     *,
     system: str | None = None,
     chat: bool | None = None,
-    chat_template_kwargs: Mapping[str, object] | None = None,
+    chat_template_kwargs: Mapping[str, JsonValue] | None = None,
 ) -> list[int]:
     """Token ids of a prompt, ready for the model to answer.
 
@@ -93,7 +94,9 @@ def prompt_ids(
     return list(ids)
 
 
-def messages_of(tokenizer: Any, prompt: str | Messages, system: str | None = None) -> list[dict[str, object]]:
+def messages_of(
+    tokenizer: Any, prompt: str | Messages, system: str | None = None
+) -> list[dict[str, JsonValue]]:
     """A prompt as messages that hold nobody's words but their own.
 
     Raises:
@@ -108,7 +111,7 @@ def messages_of(tokenizer: Any, prompt: str | Messages, system: str | None = Non
                 "template makes it; give what comes before the answer"
             )
         turns = parsed or [{"role": "user", "content": prompt}]
-        messages = [dict[str, object](turn) for turn in turns]
+        messages = [dict[str, JsonValue](turn) for turn in turns]
     else:
         messages = [dict(message) for message in prompt]
         if messages and messages[-1].get("role") == "assistant":

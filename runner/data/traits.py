@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from subvene.specs import SubveneError, TraitSpec
 from subvene.specs.regular_file import read_text
 
@@ -127,7 +129,7 @@ def _role(name: str) -> str:
     return f"You are {article} {name.replace('_', ' ')} assistant."
 
 
-def _read(path: Path) -> dict[str, object]:
+def _read(path: Path) -> dict[str, JsonValue]:
     try:
         document = json.loads(read_text(path))
     except OSError as error:
@@ -145,7 +147,7 @@ def _read(path: Path) -> dict[str, object]:
     return document
 
 
-def _instructions(document: dict[str, object], path: Path) -> tuple[tuple[str, str], ...]:
+def _instructions(document: dict[str, JsonValue], path: Path) -> tuple[tuple[str, str], ...]:
     rows = _list(document, "instruction", path, "a list of objects with `pos` and `neg`")
     pairs = []
     for i, row in enumerate(rows):
@@ -159,7 +161,7 @@ def _instructions(document: dict[str, object], path: Path) -> tuple[tuple[str, s
     return tuple(pairs)
 
 
-def _texts(document: dict[str, object], field: str, path: Path) -> tuple[str, ...]:
+def _texts(document: dict[str, JsonValue], field: str, path: Path) -> tuple[str, ...]:
     rows = _list(document, field, path, "a list of questions")
     for i, row in enumerate(rows):
         if not isinstance(row, str) or not row.strip():
@@ -169,7 +171,7 @@ def _texts(document: dict[str, object], field: str, path: Path) -> tuple[str, ..
     return tuple(rows)
 
 
-def _prompt(document: dict[str, object], path: Path) -> str:
+def _prompt(document: dict[str, JsonValue], path: Path) -> str:
     prompt = document.get("eval_prompt")
     wanted = "text with the places {question} and {answer}"
     if not isinstance(prompt, str):
@@ -185,7 +187,7 @@ def _prompt(document: dict[str, object], path: Path) -> str:
     return prompt
 
 
-def _contrasts(document: dict[str, object], path: Path) -> tuple[Contrast, ...]:
+def _contrasts(document: dict[str, JsonValue], path: Path) -> tuple[Contrast, ...]:
     if "contrasts" not in document:
         return ()
     rows = _list(document, "contrasts", path, "a list of objects with `question`, `pos` and `neg`")
@@ -201,7 +203,7 @@ def _contrasts(document: dict[str, object], path: Path) -> tuple[Contrast, ...]:
     return tuple(found)
 
 
-def _list(document: dict[str, object], field: str, path: Path, wanted: str) -> list[Any]:
+def _list(document: dict[str, JsonValue], field: str, path: Path, wanted: str) -> list[Any]:
     rows = document.get(field)
     if not isinstance(rows, list) or not rows:
         raise TraitError(f"{path}: {field}: expected {wanted}, not empty, found {_short(rows)}")

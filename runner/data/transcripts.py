@@ -14,6 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from subvene.runner.data.hub_rows import hub_rows
 from subvene.specs import SubveneError
 from subvene.specs.columns import (
@@ -85,7 +87,7 @@ class Transcript:
         return turns_in(self.messages)
 
 
-def turns_in(messages: Sequence[Mapping[str, object]]) -> list[int]:
+def turns_in(messages: Sequence[Mapping[str, JsonValue]]) -> list[int]:
     """Indices of the assistant's messages."""
     return [i for i, message in enumerate(messages) if message["role"] == "assistant"]
 
@@ -184,7 +186,7 @@ def _transcript(row: Any, where: str, columns: Columns, used: Used) -> Transcrip
     )
 
 
-def _conversation(taken: Taken, where: str) -> list[dict[str, object]]:
+def _conversation(taken: Taken, where: str) -> list[dict[str, JsonValue]]:
     """The messages of a row that has them; its other columns say the same, or something of their own."""
     column = taken.columns["messages"]
     messages = messages_of(taken["messages"], f"{where}: {column}", TranscriptError)
@@ -204,7 +206,7 @@ def _conversation(taken: Taken, where: str) -> list[dict[str, object]]:
     return with_system(messages, taken, where, TranscriptError)
 
 
-def _answered(taken: Taken, where: str) -> list[dict[str, object]]:
+def _answered(taken: Taken, where: str) -> list[dict[str, JsonValue]]:
     """The messages of a row with a prompt and a response."""
     place = f"{where}: {taken.columns['response']}"
     response = text_of(taken["response"], place, TranscriptError, empty=True)

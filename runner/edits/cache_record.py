@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from subvene.runner.edits.positions import PositionError, TokenTracker, cache_of, cached_length
+from subvene.runner.edits.forward_call import ForwardCall, cached_length
+from subvene.runner.edits.positions import PositionError, TokenTracker
 from subvene.runner.edits.recorder import Recorder
 from subvene.specs import Positions, SubveneError
 
@@ -61,7 +62,7 @@ class CacheRecord:
 
     def put(self, cache: Any) -> None:
         """Leave the record on a cache that the run has filled."""
-        lies = not cached_length({"past_key_values": cache})
+        lies = not cached_length(cache)
         setattr(cache, _NAME, replace(self, lies=lies, contents=_contents(cache)))
 
     def check(self, cache: Any, edits: Edits, start: int, tracker: TokenTracker) -> dict[str, int]:
@@ -131,7 +132,7 @@ def record_of(cache: Any) -> CacheRecord:
     return getattr(cache, _NAME, None) or CacheRecord()
 
 
-def refuse_unmasked(inputs: Mapping[str, Any]) -> None:
+def refuse_unmasked(call: ForwardCall) -> None:
     """Refuse a call without a mask that goes on from a cache with padding in it.
 
     The model would read the padding as text, and the tokens that follow would be counted from it.
@@ -139,8 +140,8 @@ def refuse_unmasked(inputs: Mapping[str, Any]) -> None:
     Raises:
         PositionError: saying what to pass.
     """
-    cache = cache_of(inputs)
-    if inputs.get("attention_mask") is None and cache is not None and record_of(cache).is_padded:
+    cache = call.cache
+    if call.attention_mask is None and cache is not None and record_of(cache).is_padded:
         raise PositionError(
             "past_key_values holds padding, which without attention_mask is read as text; pass "
             "attention_mask [batch, tokens] of the cached and the new tokens, 1 on real ones"
@@ -153,7 +154,7 @@ def refuse_edited(cache: Any) -> None:
     Raises:
         CacheError: naming the edit.
     """
-    held = 0 if cache is None else cached_length({"past_key_values": cache})
+    held = 0 if cache is None else cached_length(cache)
     for name, applied in record_of(cache).applied.items():
         if held and applied[:, :held].any():
             raise CacheError(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import safetensors.torch
 import torch
 
-from subvene.interventions import REGISTRY, Sizes, TensorError, TensorTable
+from subvene.interventions import REGISTRY, ActivationIntervention, Sizes, TensorError, TensorTable
 from subvene.interventions.tensors import UNREADABLE, Part
 from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.edits.sources import Declared, Reading
+from subvene.runner.edits.whole_sources import is_by_index
 from subvene.runner.edits.whole_tensor import WholeTensorModel
 from subvene.runner.models.anatomy import (
     Anatomy,
@@ -22,8 +23,8 @@ from subvene.runner.models.anatomy import (
     reads_one_text,
     sizes_from_config,
 )
-from subvene.runner.models.parts import PartSizes
-from subvene.specs import SITES, AnyIntervention, InterventionSpec, PyveneSpec, SubveneError
+from subvene.runner.models.parts import ModuleSizes, PartSizes
+from subvene.specs import SITES, AnyIntervention, InterventionSpec, PyveneSpec, SourceRef, SubveneError
 from subvene.specs._pyvene_names import LAYERED
 from subvene.specs.sources import reads
 
@@ -61,8 +62,8 @@ def compile_spec(
     anatomy = _anatomy(spec, model)
     if anatomy is not None:
         check_sizes(spec, anatomy.sizes)
-    sizes = PartSizes.of(anatomy) if anatomy is not None else NO_SIZES
-    representations: list[dict[str, Any]] = []
+    sizes = PartSizes.of(anatomy) if anatomy is not None else ModuleSizes.of(model)
+    representations: list[Representation] = []
     readings: dict[int, Reading] = {}
     entries: list[tuple[str, list[str]]] = []
     problems: list[str] = []
@@ -70,7 +71,7 @@ def compile_spec(
         try:
             table = _table(declared, folder or Path(), own_tensors)
             if anatomy is None:
-                _check_covers_all(declared, model)
+                _check_by_index(declared, model)
             built = REGISTRY[declared.kind].build(declared, table, sizes)
             components = [_component(model, anatomy, site, layer) for site, layer, _ in built]
             if reads(declared) is not None:
@@ -86,6 +87,11 @@ def compile_spec(
     share_parameters(spec, representations, entries)
     acts_on: dict[str, tuple[str, ...]] = {}
     for name, source in spec.sources.items():
+        if source.interventions and anatomy is None:
+            raise CompileError(
+                f"sources.{name}.interventions: expected none: {type(model).__name__} is no decoder language "
+                "model whose blocks are known, and its sources are run as they are"
+            )
         for acting in source.interventions:
             acts_on[acting] = (*acts_on.get(acting, ()), name)
     compiled = IntervenableModel if anatomy is not None else WholeTensorModel
@@ -94,12 +100,9 @@ def compile_spec(
 
 def _reading(model: torch.nn.Module, anatomy: Anatomy | None, declared: Any, edit: Any) -> Reading:
     """What an intervention reads of a source, at a place of this model."""
-    if anatomy is None:
-        raise CompileError(
-            f"source: {type(model).__name__} is no decoder language model whose blocks are known, so which "
-            "tokens of a source are read cannot be said"
-        )
     ref = declared.source
+    if anatomy is None:
+        return _raw_reading(model, declared, ref)
     sizes = PartSizes.of(anatomy)
     site, component = ref.site or declared.site, ref.component
     if ref.site is None and component is None:
@@ -119,8 +122,33 @@ def _reading(model: torch.nn.Module, anatomy: Anatomy | None, declared: Any, edi
     return Reading.of(ref, path, place(part.site, layer), positions=rule, columns=part.columns)
 
 
+def _raw_reading(model: torch.nn.Module, declared: Any, ref: SourceRef) -> Reading:
+    """What is read of a source where the model's blocks are not known: vectors by number, module by path."""
+    name = type(model).__name__
+    rule = declared.positions if ref.positions is None else ref.positions
+    if ref.site is not None or ref.layer is not None or ref.heads is not None or not is_by_index(rule):
+        raise CompileError(
+            f"source: {name} is no decoder language model whose blocks are known: expected a module's path "
+            "(`component:`) or nothing, and positions `all` or `{indices: […]}` from the start"
+        )
+    if ref.pair not in ("equal", "broadcast"):
+        raise CompileError(
+            f"source.pair: expected equal or broadcast, found {ref.pair}: how many vectors {name} has there "
+            "is known when it has run"
+        )
+    path = _component(model, None, str(ref.component or declared.component), None)
+    return Reading.of(ref, path, path, positions=rule)
+
+
+class Representation(TypedDict):
+    """What pyvene is told of one edit: the module's path with `.input` or `.output`, and what acts there."""
+
+    component: str
+    intervention: ActivationIntervention
+
+
 def share_parameters(
-    spec: InterventionSpec, representations: Sequence[Mapping[str, Any]], entries: Sequence[Any]
+    spec: InterventionSpec, representations: Sequence[Representation], entries: Sequence[Any]
 ) -> None:
     """Give the interventions that share parameters the same ones: those of the first.
 
@@ -190,11 +218,12 @@ def _anatomy(spec: InterventionSpec, model: torch.nn.Module) -> Anatomy | None:
         return None
 
 
-def _check_covers_all(declared: AnyIntervention, model: torch.nn.Module) -> None:
-    if declared.positions != "all":
+def _check_by_index(declared: AnyIntervention, model: torch.nn.Module) -> None:
+    if not is_by_index(declared.positions):
         raise CompileError(
-            f"positions: expected all, found {declared.positions!r}: {type(model).__name__} is no decoder "
-            "language model whose blocks are known, so prompt and response cannot be told apart in it"
+            f"positions: expected all or indices from the start, found {declared.positions!r}: "
+            f"{type(model).__name__} is no decoder language model whose blocks are known, so prompt and "
+            "response cannot be told apart in it"
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from subvene.interventions import ActivationIntervention
 from subvene.runner.edits.runs import Entry, Run
 from subvene.runner.models.identity import tensors_digest
 
@@ -21,7 +22,7 @@ class EditNames:
         self._digests: dict[int, tuple[Any, str]] = {}
 
     def edits(
-        self, entries: Sequence[Entry], interventions: Mapping[str, Any], run: Run
+        self, entries: Sequence[Entry], interventions: Mapping[str, ActivationIntervention], run: Run
     ) -> dict[str, tuple[Any, torch.Tensor]]:
         """Of each edit in a run, under a name that no other edit has: its position rule and strength."""
         return {
@@ -34,11 +35,13 @@ class EditNames:
             if not interventions[key].collects
         }
 
-    def least(self, edited: Mapping[str, int], entry: Entry, interventions: Mapping[str, Any]) -> int:
+    def least(
+        self, edited: Mapping[str, int], entry: Entry, interventions: Mapping[str, ActivationIntervention]
+    ) -> int:
         """Of the counts by name, the least of an entry's sites; 0 where one has none."""
         return min(edited.get(self._name(entry, site, interventions), 0) for site in entry.sites)
 
-    def _name(self, entry: Entry, site: str, interventions: Mapping[str, Any]) -> str:
+    def _name(self, entry: Entry, site: str, interventions: Mapping[str, ActivationIntervention]) -> str:
         edit = interventions[entry.keys[entry.sites.index(site)]]
         return f"{self._digest(edit)}.{entry.name} at {site}"
 

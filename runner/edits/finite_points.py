@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+
+from pydantic import JsonValue
 
 from subvene.runner.edits.not_finite import NotFiniteError
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 P = TypeVar("P", bound=Hashable)
 T = TypeVar("T")
@@ -42,17 +47,29 @@ def over_finite_points(
     return rows, None, marked
 
 
-def listed(marked: Mapping[tuple[Any, ...], str]) -> dict[str, Any]:
+class SomeNotFinite(TypedDict, total=False):
+    """Of a unit over several points: those that are not finite, each with the words for it at its end."""
+
+    not_finite: list[list[JsonValue]]
+
+
+class NotFinite(TypedDict):
+    """What a unit gives instead of its numbers: why it has none, in words."""
+
+    not_finite: str
+
+
+def listed(marked: Mapping[tuple[Any, ...], str]) -> SomeNotFinite:
     """Points that are not finite, as JSON values; nothing where there are none."""
     return {"not_finite": [[*point, words] for point, words in marked.items()]} if marked else {}
 
 
-def by_point(result: Mapping[str, Any]) -> dict[tuple[Any, ...], str]:
+def by_point(result: SomeNotFinite) -> dict[tuple[Any, ...], str]:
     """What `listed` made of the points, as it was."""
-    return {(*values[:-1],): values[-1] for values in result.get("not_finite", [])}
+    return {(*point,): str(words) for *point, words in result.get("not_finite", [])}
 
 
-def marking(is_point: bool, work: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+def marking(is_point: bool, work: Callable[[], T]) -> Callable[[], T | NotFinite]:
     """A unit of work that is one point of a sweep: where it is no longer finite, that is its result.
 
     Args:
@@ -63,7 +80,7 @@ def marking(is_point: bool, work: Callable[[], dict[str, Any]]) -> Callable[[], 
         As `work`, or giving `not_finite`, in words, and nothing else.
     """
 
-    def marked() -> dict[str, Any]:
+    def marked() -> T | NotFinite:
         try:
             return work()
         except NotFiniteError as error:
@@ -72,3 +89,8 @@ def marking(is_point: bool, work: Callable[[], dict[str, Any]]) -> Callable[[], 
             return {"not_finite": str(error)}
 
     return marked if is_point else work
+
+
+def is_marked(result: object) -> TypeIs[NotFinite]:
+    """Whether a unit of `marking` gave no numbers."""
+    return isinstance(result, dict) and isinstance(result.get("not_finite"), str)

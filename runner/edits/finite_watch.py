@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from subvene.runner.edits.forward_call import ForwardCall
 from subvene.runner.edits.not_finite import ADVICE, ADVICE_OF_MODEL, NotFiniteError, rows_in_words
-from subvene.runner.edits.positions import TokenTracker, by_name
+from subvene.runner.edits.positions import TokenTracker
 
 if TYPE_CHECKING:
     from subvene.runner.edits.recorder import Recorder
@@ -59,13 +60,12 @@ class FiniteWatch:
         self._calls: list[_Call] = []
         self._is_repeatable = True
 
-    def observe(self, model: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        """A forward hook on the whole model."""
+    def observe(self, call: ForwardCall, output: Any) -> None:
+        """Look at what a call of the whole model has given."""
         tokens = self._tracker.current
         if tokens is None:
             return
-        kwargs = by_name(model, args, kwargs)
-        if any(kwargs[name] is not None for name in kwargs.keys() - _REPEATABLE):
+        if call.given - _REPEATABLE:
             self._is_repeatable = False
         found = _last_tensor(output)
         bad = torch.zeros_like(tokens.real)
@@ -76,11 +76,12 @@ class FiniteWatch:
             if self._tracker.generating and not found.requires_grad:
                 # Sampling from NaN raises an error of its own, and on an accelerator ends the process.
                 found.masked_fill_(is_bad.unsqueeze(-1), 0.0)
-            where = _columns(kwargs.get("logits_to_keep"), tokens.real.shape[1], largest.shape[1])
-            if where is not None:
-                is_bad = is_bad.to(bad.device)
+            is_bad = is_bad.to(bad.device)
+            if is_bad.ndim == 1:  # a classifier's, of each row as a whole
+                bad = is_bad.unsqueeze(1) & tokens.real
+            elif (where := _columns(call.logits_to_keep, bad.shape[1], is_bad.shape[1])) is not None:
                 bad[:, where] = is_bad & tokens.real[:, where]
-        self._calls.append(_Call(tokens.start, kwargs.get("input_ids"), tokens.real, bad))
+        self._calls.append(_Call(tokens.start, call.input_ids, tokens.real, bad))
 
     def check(
         self,
@@ -176,7 +177,9 @@ class FiniteWatch:
         found = _last_tensor(_run(model, ids[chosen], real[chosen].long()))
         if found is None:
             return dict.fromkeys(rows)
-        finite = torch.isfinite(found.amax(-1)).cpu() | ~real[chosen]
+        finite = torch.isfinite(found.amax(-1)).cpu()
+        # A classifier's logits are of the row.
+        finite = (finite.unsqueeze(1) if finite.ndim == 1 else finite) | ~real[chosen]
         return dict(zip(rows, finite.all(1).tolist(), strict=True))
 
 
@@ -270,15 +273,11 @@ def _last_tensor(output: Any) -> torch.Tensor | None:
 
 def _run(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> Any:
     """A pass over whole sequences [rows, slots], real where `mask` is 1."""
-    inputs: dict[str, Any] = {
-        "input_ids": ids.to(model.device),
-        "attention_mask": mask.to(model.device),
-        "use_cache": False,
-    }
+    mask, places = mask.to(model.device), {}
     if "position_ids" in inspect.signature(model.forward).parameters:
-        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
+        places["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
     with torch.no_grad():
-        return model(**inputs)
+        return model(input_ids=ids.to(model.device), attention_mask=mask, use_cache=False, **places)
 
 
 def _columns(keep: Any, count: int, given: int) -> Any:

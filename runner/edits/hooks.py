@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from subvene.interventions import Tokens
 from subvene.runner.edits.positions import PositionError
 from subvene.runner.edits.recorded import replace_recorded
 
 PutBack = Callable[[torch.Tensor], Any]
+See = Callable[[torch.Tensor], torch.Tensor | None]
+"""Sees an activation; what it gives takes its place, None leaves it."""
 
 
-def take_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, PutBack]:
+def take_input(args: tuple[Any, ...], kwargs: MutableMapping[str, Any]) -> tuple[torch.Tensor, PutBack]:
     """A module's first input, and how a pre-hook hands a replacement back."""
     if args:
         return args[0], lambda new: ((new, *args[1:]), kwargs)
     name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
-    return kwargs[name], lambda new: (args, kwargs | {name: new})
+    return kwargs[name], lambda new: (args, {**kwargs, name: new})
 
 
 def take_output(output: Any) -> tuple[torch.Tensor, PutBack]:
@@ -46,6 +49,28 @@ def take_output(output: Any) -> tuple[torch.Tensor, PutBack]:
 def _with(output: Any, name: str, new: torch.Tensor) -> Any:
     output[name] = new
     return output
+
+
+def on_input(module: torch.nn.Module, see: See) -> RemovableHandle:
+    """Give a module's first input to `see` before every call."""
+
+    def before(_module: Any, args: Any, kwargs: Any) -> Any:
+        found, put_back = take_input(args, kwargs)
+        new = see(found)
+        return None if new is None else put_back(new)
+
+    return module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def on_output(module: torch.nn.Module, see: See) -> RemovableHandle:
+    """Give what a module returns (first) to `see` after every call."""
+
+    def after(_module: Any, _args: Any, output: Any) -> Any:
+        found, put_back = take_output(output)
+        new = see(found)
+        return None if new is None else put_back(new)
+
+    return module.register_forward_hook(after)
 
 
 def is_half_registered(kwargs: Any) -> bool:

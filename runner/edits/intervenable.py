@@ -21,19 +21,12 @@ from subvene.runner.edits.copying import NotPickled
 from subvene.runner.edits.eager import eagerly
 from subvene.runner.edits.edit_names import EditNames
 from subvene.runner.edits.finite_watch import FiniteWatch
+from subvene.runner.edits.forward_call import ForwardCall, cache_in
 from subvene.runner.edits.generation_inputs import with_mask
 from subvene.runner.edits.hooks import is_half_registered
 from subvene.runner.edits.outcomes import Outcome, Outcomes
 from subvene.runner.edits.own_calls import OwnCalls, has_other_loop
-from subvene.runner.edits.positions import (
-    PositionError,
-    TokenTracker,
-    cache_in,
-    cache_of,
-    inputs_of,
-    mask_of,
-    prompt_lengths_of,
-)
+from subvene.runner.edits.positions import PositionError, TokenTracker, mask_of, prompt_lengths_of
 from subvene.runner.edits.pyvene_calls import own_arguments
 from subvene.runner.edits.receipt import Receipt
 from subvene.runner.edits.recorder import Recorder
@@ -51,9 +44,9 @@ from subvene.runner.edits.scopes import Scope, entered, innermost, plain, refuse
 from subvene.runner.edits.source_runs import Given, SourceRuns
 from subvene.runner.edits.sources import Declared, Fed, refuse_unfed
 from subvene.runner.edits.stock_runs import StockRuns
-from subvene.runner.edits.strengths import strengths_in_force
+from subvene.runner.edits.strengths import Strength, strengths_in_force
 from subvene.runner.models.forked_cache import is_forked
-from subvene.runner.models.generation import drafts, guard_callbacks, row_ends, setting
+from subvene.runner.models.generation import Settings, drafts, guard_callbacks, row_ends
 
 
 class IntervenableModel(NotPickled, StockRuns):
@@ -109,7 +102,9 @@ class IntervenableModel(NotPickled, StockRuns):
         on = self.declared.acts_on
         return tuple(e for e in self.entries if (source in on[e.name] if e.name in on else source is None))
 
-    def leave(self, receipt: Receipt | None = None, collected: Mapping[str, Any] | None = None) -> None:
+    def leave(
+        self, receipt: Receipt | None = None, collected: Mapping[str, list[torch.Tensor]] | None = None
+    ) -> None:
         """Make this the outcome of the last run of this thread."""
         self._outcomes.put(Outcome(receipt, dict(collected or {})))
 
@@ -127,39 +122,39 @@ class IntervenableModel(NotPickled, StockRuns):
         """
         if not self._is_ours():
             return super().generate(base, *args, **kwargs)
-        kwargs = own_arguments("generate", self.model, args, kwargs)
+        kwargs = own_arguments("generate", self.model, args, **kwargs)
         strengths, prompt_lengths = kwargs.pop("strengths", None), kwargs.pop("prompt_lengths", None)
         must_act, about = kwargs.pop("must_act", True), Given.taken_from(kwargs)
-        refuse_generation(self.model, kwargs)
+        settings = Settings(self.model, **kwargs)
+        refuse_generation(settings)
         if prompt_lengths is not None:
-            prompt_lengths = prompt_lengths_of(prompt_lengths, base)
-        base = with_mask(self.model, base, kwargs)
-        inputs, mask = inputs_of(base), base["attention_mask"]
+            prompt_lengths = prompt_lengths_of(prompt_lengths, ForwardCall.of(**base))
+        base = with_mask(base, settings)
+        call = ForwardCall.of(**{"past_key_values": ForwardCall.of(**kwargs).cache, **base})
+        inputs, mask = call.inputs, base["attention_mask"]
         if mask.ndim == 2 and not mask[:, -1].all():
             raise PositionError("generate needs left padding: a row of attention_mask ends in padding")
-        beams = (setting(self.model, kwargs, "num_beams") or 1) > 1
-        is_looped_otherwise = has_other_loop(self.model, kwargs)
+        beams = (settings["num_beams"] or 1) > 1
+        is_looped_otherwise = has_other_loop(settings)
         # Beams trade places between steps, and one that has ended is not continued: nothing is filled up.
-        ends = [] if beams else row_ends(self.model, kwargs)
+        ends = [] if beams else row_ends(settings)
         tracker = TokenTracker(
             mask,
             mask.sum(-1) if prompt_lengths is None else prompt_lengths,
             generating=True,
             end_ids=ends,
-            is_sequential=not (drafts(self.model, kwargs) or is_looped_otherwise),
+            is_sequential=not (drafts(settings) or is_looped_otherwise),
         )
         given = 0 if base.get("input_ids") is None else inputs.shape[1]
         # Without an end token transformers fills nothing up: finished rows are generated further.
         on_ended = (
             (lambda rows, length: tracker.ended(rows, tracker.slots + length - given)) if ends else None
         )
-        guard_callbacks(self.model, kwargs, lambda: plain(self.model), on_ended)
+        guard_callbacks(settings, kwargs, lambda: plain(self.model), on_ended)
         # A compiled decode step would have been traced without our hooks, or would keep them for ever.
         kwargs["disable_compile"] = True
-        cache = cache_of(kwargs)
-        fed = SourceRuns(self, tracker, about, strengths).feed({"past_key_values": cache, **base})
-        options: dict[str, Any] = {"must_act": must_act, "edits": True, "inside": inside, "fed": fed}
-        with self.running(tracker, strengths, **options) as run:
+        fed = SourceRuns(self, tracker, about, strengths).feed(call)
+        with self.running(tracker, strengths, must_act=must_act, edits=True, inside=inside, fed=fed) as run:
             if is_looped_otherwise:
                 run.own_calls = OwnCalls(base, kwargs.get("past_key_values"), mask.shape[1])
             output = self.model.generate(**base, **kwargs)
@@ -179,17 +174,18 @@ class IntervenableModel(NotPickled, StockRuns):
         """
         if not self._is_ours():
             return super().forward(base, *args, **kwargs)
-        kwargs = own_arguments("forward", self.model, args, kwargs)
+        kwargs = own_arguments("forward", self.model, args, **kwargs)
         strengths, prompt_lengths = kwargs.pop("strengths", None), kwargs.pop("prompt_lengths", None)
         must_act, about = kwargs.pop("must_act", True), Given.taken_from(kwargs)
         refuse_recomputation(self.model)
-        refuse_unmasked(base)
-        mask = mask_of(base, setting(self.model, {}, "pad_token_id"))
+        call = ForwardCall.of(**base)
+        refuse_unmasked(call)
+        mask = mask_of(call, Settings(self.model)["pad_token_id"])
         if prompt_lengths is not None:
             # What all of `base` knows: a prompt may be longer than the part of it that a call passes.
             prompt_lengths = torch.as_tensor(prompt_lengths, device=mask.device)
         tracker = TokenTracker(mask, prompt_lengths, generating=False)
-        fed = SourceRuns(self, tracker, about, strengths).feed(base)
+        fed = SourceRuns(self, tracker, about, strengths).feed(call)
         with self.running(tracker, strengths, must_act=must_act, edits=True, fed=fed):
             return None, self.model(**base, **kwargs)
 
@@ -197,7 +193,7 @@ class IntervenableModel(NotPickled, StockRuns):
     def running(
         self,
         tracker: TokenTracker,
-        strengths: Mapping[str, Any] | None = None,
+        strengths: Mapping[str, Strength] | None = None,
         *,
         must_act: bool = True,
         edits: bool = False,
@@ -251,7 +247,7 @@ class IntervenableModel(NotPickled, StockRuns):
     def begin(
         self,
         tracker: TokenTracker,
-        strengths: Mapping[str, Any] | None,
+        strengths: Mapping[str, Strength] | None,
         role: str | None = None,
         fed: Fed | None = None,
     ) -> Run:
@@ -293,7 +289,7 @@ class IntervenableModel(NotPickled, StockRuns):
 
     @contextlib.contextmanager
     def attached(
-        self, tracker: TokenTracker, strengths: Mapping[str, Any] | None = None
+        self, tracker: TokenTracker, strengths: Mapping[str, Strength] | None = None
     ) -> Iterator[torch.nn.Module]:
         """Attach the edits for one run that somebody else drives (`model.generate`, a training step).
 
@@ -311,11 +307,11 @@ class IntervenableModel(NotPickled, StockRuns):
         with entered(Scope(self.model, self, is_run=False)):
             yield
 
-    def before_call(self, run: Run, kwargs: dict[str, Any]) -> None:
+    def before_call(self, run: Run, call: ForwardCall) -> None:
         """Take notice of a forward call of the whole model that begins; its tokens have been placed."""
         run.fired.clear()
         run.is_in_call = True
-        cache = cache_of(kwargs)
+        cache = call.cache
         if isinstance(cache, tuple):
             raise PositionError(
                 "past_key_values is a tuple of keys and values, as older transformers had it; pass a Cache "
@@ -323,7 +319,7 @@ class IntervenableModel(NotPickled, StockRuns):
             )
         if run.own_calls is not None and run.tracker.current is not None:
             try:
-                run.own_calls.check(run.tracker.current, kwargs)
+                run.own_calls.check(run.tracker.current, call)
             except PositionError as error:
                 run.tracker.error = error  # the loop may swallow it
                 raise
@@ -340,12 +336,12 @@ class IntervenableModel(NotPickled, StockRuns):
                 run.recorder.cached = {entry.name: least(entry) for entry in run.entries}
             run.caches[id(cache)] = cache
 
-    def after_call(self, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def after_call(self, run: Run, call: ForwardCall, output: Any) -> None:
         """Take notice of a forward call of the whole model that has ended."""
         run.is_in_call = False
         if output is None:
             return  # the call failed
-        run.watch.observe(self.model, args, kwargs, output)
+        run.watch.observe(call, output)
         if (cache := cache_in(output)) is not None:
             run.caches[id(cache)] = cache
             if run.own_calls is not None:
@@ -361,16 +357,17 @@ class IntervenableModel(NotPickled, StockRuns):
                 return  # a copy of the model may have our hooks on it
             if here is scope:
                 refuse_second_call(run)
-                kwargs = run.tracker.observe(model, args, kwargs)
-                self.before_call(run, kwargs)
+                call = ForwardCall.made(model, args, **kwargs)
+                run.tracker.observe(call)
+                self.before_call(run, call)
             elif here is None and scope.is_driven:
-                refuse_foreign_call(run.tracker, kwargs)
+                refuse_foreign_call(run.tracker, ForwardCall.of(**kwargs))
 
         def after(model: torch.nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
             if is_half_registered(kwargs):
                 return
             if model is self.model and innermost(self.model) is scope:
-                self.after_call(run, args, kwargs, output)
+                self.after_call(run, ForwardCall.made(model, args, **kwargs), output)
 
         attachment.handles.append(self.model.register_forward_pre_hook(before, with_kwargs=True))
         handle = self.model.register_forward_hook(after, with_kwargs=True, always_call=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict
 
 from subvene.interventions import ActivationIntervention
 from subvene.runner.edits.commute import Verdict, verdict
@@ -17,21 +17,31 @@ Edits = dict[str, ActivationIntervention]
 """The edits of one declared intervention, by `site[layer]`."""
 
 
-def pairs_of(spec: InterventionSpec, edits: Sequence[Edits]) -> list[dict[str, Any]]:
+class PairOrder(TypedDict):
+    """What is known of the order of two interventions.
+
+    `shared`: the places where both act; `commutes`: None where it cannot be told, or where they never meet
+    (then `reason` is `ELSEWHERE`).
+    """
+
+    first: str
+    second: str
+    shared: list[str]
+    commutes: bool | None
+    reason: str
+
+
+def pairs_of(spec: InterventionSpec, edits: Sequence[Edits]) -> list[PairOrder]:
     """Every pair of interventions and what is known of its order without running the model.
 
     Args:
         spec: what is declared.
         edits: for each intervention its edits; none where they could not be built.
-
-    Returns:
-        For each pair `first`, `second` (names), `shared` (the places where both act), `commutes` (None where
-        it cannot be told, or where they never meet: then `reason` is `ELSEWHERE`) and `reason`.
     """
     return [_pair(spec, edits, i, j) for i, j in itertools.combinations(range(len(edits)), 2)]
 
 
-def matters(pairs: Sequence[Mapping[str, Any]]) -> bool | None:
+def matters(pairs: Sequence[PairOrder]) -> bool | None:
     """Whether the order of interventions can matter, by their pairs; None where that cannot be told.
 
     Every order comes of another by exchanging neighbours, so that pairs which commute are enough.
@@ -42,22 +52,25 @@ def matters(pairs: Sequence[Mapping[str, Any]]) -> bool | None:
     return False if known else None
 
 
-def _pair(spec: InterventionSpec, edits: Sequence[Edits], i: int, j: int) -> dict[str, Any]:
+def _pair(spec: InterventionSpec, edits: Sequence[Edits], i: int, j: int) -> PairOrder:
     first, second = edits[i], edits[j]
-    pair: dict[str, Any] = {"first": entry_name(spec, i), "second": entry_name(spec, j), "shared": []}
-    if not first or not second:
-        return pair | {"commutes": None, "reason": "cannot be told without their tensors"}
-    if any(spec.interventions[n].module_path is not None for n in (i, j)) and first.keys() != second.keys():
-        return pair | {
-            "commutes": None,
-            "reason": "a module's path and a site may be one place, which only the model tells",
-        }
     shared = [where for where in first if where in second]
-    if not shared:
-        return pair | {"commutes": None, "reason": ELSEWHERE}
-    verdicts = [verdict(first[where], second[where]) for where in shared]
-    worst = _worst(verdicts)
-    return pair | {"shared": shared, "commutes": worst.commutes, "reason": worst.reason}
+    if not first or not second:
+        shared, told = [], Verdict(None, "cannot be told without their tensors")
+    elif any(spec.interventions[n].module_path is not None for n in (i, j)) and first.keys() != second.keys():
+        reason = "a module's path and a site may be one place, which only the model tells"
+        shared, told = [], Verdict(None, reason)
+    elif not shared:
+        told = Verdict(None, ELSEWHERE)
+    else:
+        told = _worst([verdict(first[where], second[where]) for where in shared])
+    return {
+        "first": entry_name(spec, i),
+        "second": entry_name(spec, j),
+        "shared": shared,
+        "commutes": told.commutes,
+        "reason": told.reason,
+    }
 
 
 def _worst(verdicts: Sequence[Verdict]) -> Verdict:

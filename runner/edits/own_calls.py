@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from subvene.interventions import Tokens
-from subvene.runner.edits.positions import PositionError, cache_of
-from subvene.runner.models.generation import setting
+from subvene.runner.edits.forward_call import ForwardCall
+from subvene.runner.edits.positions import PositionError
+from subvene.runner.models.generation import Settings
 
 _INPUTS = ("input_ids", "inputs_embeds")
 _ELSE = (
@@ -24,14 +25,15 @@ _ELSE = (
 _MOVED = ("penalty_alpha", "dola_layers", "constraints", "force_words_ids")
 
 
-def has_other_loop(model: Any, kwargs: Mapping[str, Any]) -> bool:
+def has_other_loop(settings: Settings) -> bool:
     """Whether a `generate` call is looped by something other than transformers' own decoding methods."""
     from transformers import GenerationMixin
 
-    if kwargs.get("custom_generate") is not None or any(setting(model, kwargs, name) for name in _MOVED):
+    if settings.given("custom_generate") is not None or any(settings[name] for name in _MOVED):
         return True
-    if (setting(model, kwargs, "num_beam_groups") or 1) > 1:
+    if (settings["num_beam_groups"] or 1) > 1:
         return True
+    model = settings.model
     # A repository may bring a `generate` of its own, which then stands on the model.
     own = vars(model).get("generate")
     declared = getattr(type(model), "generate", None)
@@ -55,19 +57,18 @@ class OwnCalls:
         # Token ids by slot, [rows, slots], as the last pass of each had them; −1: embeddings.
         self._passed: torch.Tensor | None = None
 
-    def check(self, tokens: Tokens, kwargs: Mapping[str, Any]) -> None:
+    def check(self, tokens: Tokens, call: ForwardCall) -> None:
         """Refuse a call that is none of this generation's steps.
 
         Args:
             tokens: where the call was placed.
-            kwargs: its arguments, by name.
+            call: what it is given.
 
         Raises:
             PositionError: it carries another prompt or other rows, or goes on from another cache.
         """
-        cache = cache_of(kwargs)
-        name = next(name for name in _INPUTS if kwargs.get(name) is not None)
-        found = kwargs[name]
+        cache, found = call.cache, call.inputs
+        name = _INPUTS[0] if call.input_ids is not None else _INPUTS[1]
         if self._rows not in (None, len(found)):
             raise PositionError(
                 f"a forward call has {len(found)} rows, and this generation has had {self._rows}; a loop "

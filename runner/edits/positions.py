@@ -6,87 +6,43 @@ forward call carries to decide what they are.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from subvene.interventions import Tokens
 from subvene.interventions.positions import Rule
+from subvene.runner.edits.forward_call import PACKED_KEYWORDS, ForwardCall
 from subvene.specs import SubveneError
-
-PACKED_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "block_table", "read_index", "write_index", "seq_idx")
 
 
 class PositionError(SubveneError, ValueError):
     """The positions of the tokens of a forward call cannot be told."""
 
 
-# The names under which models take their cache.
-_CACHES = ("past_key_values", "cache_params", "state")
-
-
-def cache_of(inputs: Mapping[str, Any]) -> Any:
-    """The cache that a forward call is given; None without one."""
-    return next((inputs[name] for name in _CACHES if inputs.get(name) is not None), None)
-
-
-def cache_in(output: Any) -> Any:
-    """The cache that a forward call hands back; None without one."""
-    if isinstance(output, Mapping):
-        return cache_of(output)
-    parts = output if isinstance(output, tuple | list) else ()
-    return next((part for part in parts if hasattr(part, "get_seq_length")), None)
-
-
-def cached_length(inputs: Mapping[str, Any]) -> int:
-    """Tokens that a forward call's cache says it holds; 0 without a cache, or where it cannot say."""
-    cache = cache_of(inputs)
-    if not hasattr(cache, "get_seq_length"):
-        return 0
-    try:
-        return int(cache.get_seq_length())
-    except ValueError:  # a cache of states alone knows no length
-        return 0
-
-
-def by_name(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of `model`, all by name."""
-    if not args:
-        return kwargs
-    return dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
-
-
-def inputs_of(base: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Token ids [batch, tokens], or embeddings [batch, tokens, width] where those are given."""
-    return next(base[name] for name in ("input_ids", "inputs_embeds") if base.get(name) is not None)
-
-
-def mask_of(base: Mapping[str, Any], pad_id: Any = None) -> torch.Tensor:
+def mask_of(call: ForwardCall, pad_id: Any = None) -> torch.Tensor:
     """The attention mask [batch, slots] of a forward call and what its cache holds; all real where none is.
 
     Args:
-        base: the call's inputs.
+        call: the forward call.
         pad_id: of several rows without a mask and a cache, what stands at their ends with this id is padding.
 
     Raises:
         PositionError: the mask does not cover the cached and the new tokens, or padding ids stand elsewhere
             than at the ends of rows that have no mask.
     """
-    inputs, mask = inputs_of(base), base.get("attention_mask")
-    slots = cached_length(base) + inputs.shape[1]
+    inputs, mask = call.inputs, call.attention_mask
+    slots = call.held + inputs.shape[1]
     if mask is None:
-        if pad_id is not None and inputs.ndim == 2 and len(inputs) > 1 and cache_of(base) is None:
+        if pad_id is not None and inputs.ndim == 2 and len(inputs) > 1 and call.cache is None:
             return _without_padding_ends(inputs, pad_id)
         return torch.ones(inputs.shape[0], slots, dtype=torch.long, device=inputs.device)
     if not isinstance(mask, torch.Tensor):
         raise PositionError(f"attention_mask must be a tensor [batch, tokens], found {type(mask).__name__}")
     if mask.ndim == 2 and mask.shape[1] != slots:
-        cache = cache_of(base)
-        held = (
-            "" if cache is None else f" and a {type(cache).__name__} that says it holds {cached_length(base)}"
-        )
+        cache = call.cache
+        held = "" if cache is None else f" and a {type(cache).__name__} that says it holds {call.held}"
         raise PositionError(
             f"attention_mask has {mask.shape[1]} columns, for {inputs.shape[1]} tokens{held}; expected one "
             "for each cached and each new token"
@@ -108,13 +64,13 @@ def _without_padding_ends(ids: torch.Tensor, pad_id: Any) -> torch.Tensor:
     return (~ends).long()
 
 
-def prompt_lengths_of(lengths: Any, base: Mapping[str, Any]) -> torch.Tensor:
+def prompt_lengths_of(lengths: Any, call: ForwardCall) -> torch.Tensor:
     """The prompt lengths [rows] of a call, checked against its rows.
 
     Raises:
         ValueError: not one whole positive number a row, or more than the row has tokens.
     """
-    inputs = inputs_of(base)
+    inputs = call.inputs
     rows, count = inputs.shape[:2]
     expected = f"prompt_lengths must be {rows} positive numbers, found {lengths!r:.80}"
     try:
@@ -127,8 +83,8 @@ def prompt_lengths_of(lengths: Any, base: Mapping[str, Any]) -> torch.Tensor:
     if found.shape != (rows,) or (found < 1).any():
         raise ValueError(expected)
     # With a cache a row is longer than its input_ids, and only a mask of the whole row says how long.
-    mask = base.get("attention_mask")
-    if mask is None and cache_of(base) is not None:
+    mask = call.attention_mask
+    if mask is None and call.cache is not None:
         return found
     within = found.new_full((rows,), count) if mask is None else mask.sum(1).to(found.device)
     if (found > within).any():
@@ -185,36 +141,27 @@ class TokenTracker:
         self.current: Tokens | None = None
         self.error: SubveneError | None = None
 
-    def observe(
-        self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Read a call's extent from its inputs and cache; for a forward pre-hook on the whole model.
-
-        Returns:
-            The call's arguments, all by name.
-        """
-        kwargs = by_name(model, args, kwargs)
+    def observe(self, call: ForwardCall) -> None:
+        """Read a call's extent from its inputs and cache, before it is made."""
         try:
-            self._observe(kwargs)
+            self._observe(call)
         except PositionError as error:
             self.error = error
             raise
-        return kwargs
 
-    def _observe(self, kwargs: dict[str, Any]) -> None:
-        ids = kwargs.get("input_ids")
-        inputs = ids if ids is not None else kwargs.get("inputs_embeds")
-        if inputs is None:
+    def _observe(self, call: ForwardCall) -> None:
+        if not call.is_placed:
             raise PositionError(
                 "a forward call carries neither input_ids nor inputs_embeds, so nothing can be placed"
             )
-        start = self._start(kwargs, inputs.shape[1])
-        self.refuse_packed(kwargs, start)
-        self.current = self.place(start, inputs.shape[0], inputs.shape[1], ids)
+        rows, count = call.inputs.shape[:2]
+        start = self._start(call, count)
+        self.refuse_packed(call, start)
+        self.current = self.place(start, rows, count, call.input_ids)
 
-    def _start(self, kwargs: Mapping[str, Any], count: int) -> int:
+    def _start(self, call: ForwardCall, count: int) -> int:
         """The slot at which a call begins: what its cache says, held against what the run has put into it."""
-        cache, start = cache_of(kwargs), cached_length(kwargs)
+        cache, start = call.cache, call.held
         if cache is None:
             if self._filled and self.generating:
                 raise PositionError(
@@ -316,10 +263,10 @@ class TokenTracker:
             filling = filling | (slot >= ended.unsqueeze(1))
         return ~filling
 
-    def refuse_packed(self, kwargs: dict[str, Any], start: int) -> None:
+    def refuse_packed(self, call: ForwardCall, start: int) -> None:
         """Raise `PositionError` if a call packs several requests into a row."""
-        packed = [key for key in PACKED_KEYWORDS if kwargs.get(key) is not None]
-        ids = kwargs.get("position_ids")
+        packed = [key for key in PACKED_KEYWORDS if key in call.given]
+        ids = call.position_ids
         if ids is not None and ids.ndim == 2 and ids.shape[1] > 1 and ids.shape[0] in (1, self.real.shape[0]):
             real = self.real[:, start : start + ids.shape[1]]
             if real.shape[1] == ids.shape[1]:

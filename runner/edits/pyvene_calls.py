@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
-from subvene.runner.edits.positions import PACKED_KEYWORDS
+from subvene.runner.edits.forward_call import PACKED_KEYWORDS
 from subvene.specs import SubveneError
 
 _STOCK = "Stock pyvene.IntervenableModel, with pyvene's own classes, takes it"
@@ -43,7 +43,7 @@ class PyveneCallError(SubveneError, TypeError):
 
 
 def own_arguments(
-    method: str, model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    method: str, model: torch.nn.Module, args: tuple[Any, ...], /, **kwargs: Any
 ) -> dict[str, Any]:
     """The keyword arguments of a call of `forward` or `generate` that are left for the run itself.
 
@@ -54,12 +54,12 @@ def own_arguments(
         method: `forward` or `generate`.
         model: the model that is called.
         args: positional arguments after `base`.
-        kwargs: keyword arguments.
+        **kwargs: keyword arguments.
 
     Raises:
         PyveneCallError: an argument that would change nothing, though it says that it does.
     """
-    given = dict(zip(_POSITIONAL, args, strict=False)) | dict(kwargs)
+    given = dict(zip(_POSITIONAL, args, strict=False)) | kwargs
     if len(args) > len(_POSITIONAL):
         raise PyveneCallError(f"{method} takes one positional argument, `base`, found {1 + len(args)}")
     if given.pop("intervene_on_prompt", True) is not True:
@@ -76,7 +76,7 @@ def own_arguments(
     return given
 
 
-def refuse_unknown_inputs(model: Any, inputs: Mapping[str, Any]) -> None:
+def refuse_unknown_inputs(model: Any, inputs: Iterable[str]) -> None:
     """Raise `PyveneCallError` for an input that no part of the model takes.
 
     transformers' forwards take any keyword and drop those that they do not know, a misspelt `strengths=` too.
@@ -108,7 +108,7 @@ def refuse_mixture(interventions: Mapping[str, torch.nn.Module], ours: type) -> 
         )
 
 
-def _refuse_unknown(model: torch.nn.Module, given: Mapping[str, Any]) -> None:
+def _refuse_unknown(model: torch.nn.Module, given: Iterable[str]) -> None:
     """A model's forward drops keywords that it does not know, so a misspelt one would be lost there."""
     known = {*_OWN, *inspect.signature(model.forward).parameters}
     for name in given:

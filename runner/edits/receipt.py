@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NotRequired, TypedDict
+
+from pydantic import JsonValue
 
 from subvene.interventions.positions import plain_positions
-from subvene.runner.edits.source_receipt import SourceReceipt, joined
+from subvene.runner.edits.source_receipt import SourceReceipt, SourceRecord, joined
 from subvene.specs import Positions, SubveneError
 
 ROLES = ("prompt", "cursor", "response")
@@ -18,6 +20,24 @@ ROLES = ("prompt", "cursor", "response")
 
 class NotSteeredError(SubveneError):
     """An intervention was declared with a strength, and the run was not steered by it."""
+
+
+class ReceiptRecord(TypedDict):
+    """An `InterventionReceipt` as `Receipt.to_dict` writes it, as far as it is told in words."""
+
+    name: str
+    sites: list[str]
+    strengths: list[float]
+    edited: dict[str, int]
+    changed: int
+    mean_relative: float
+    max_relative: float
+    first: int | None
+    last: int | None
+    rows: int
+    rows_edited: int
+    mean_strength: NotRequired[float | None]
+    source: NotRequired[SourceRecord]
 
 
 @dataclass(frozen=True)
@@ -125,12 +145,12 @@ class Receipt:
         """Raise `NotSteeredError` if an intervention with a strength did not act."""
         check_together([self])
 
-    def to_dict(self) -> list[dict[str, Any]]:
+    def to_dict(self) -> list[dict[str, JsonValue]]:
         """Plain values for JSON."""
         return [_plain(receipt) for receipt in self.interventions]
 
 
-def _plain(receipt: InterventionReceipt) -> dict[str, Any]:
+def _plain(receipt: InterventionReceipt) -> dict[str, JsonValue]:
     values = asdict(receipt) | {"positions": plain_positions(receipt.positions)}
     source = values.pop("source")
     return values if source is None else values | {"source": receipt.source and receipt.source.plain()}

@@ -15,6 +15,7 @@ from subvene.interventions import Tokens
 from subvene.interventions.positions import Rule
 from subvene.runner.edits.receipt import ROLES, InterventionReceipt, Receipt
 from subvene.runner.edits.source_receipt import SourceReceipt, distances
+from subvene.runner.edits.sources import Feed
 
 
 class Recorder:
@@ -30,7 +31,7 @@ class Recorder:
     """
 
     def __init__(
-        self, strengths: dict[str, torch.Tensor], slots: int, feeds: Mapping[str, Any] | None = None
+        self, strengths: dict[str, torch.Tensor], slots: int, feeds: Mapping[str, Feed] | None = None
     ) -> None:
         self.strengths = strengths
         self._feeds = feeds or {}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from subvene.interventions.positions import names_text, needs_length, needs_prompt_length
+from subvene.runner.edits.forward_call import ForwardCall
 from subvene.runner.edits.positions import PositionError, TokenTracker
 from subvene.runner.edits.scopes import ConcurrentRunError
 from subvene.runner.models.anatomy import component_module
-from subvene.runner.models.generation import setting
+from subvene.runner.models.generation import Settings
 from subvene.specs import Positions, SubveneError
 
 
@@ -76,19 +76,33 @@ def refuse_undecidable(key: str, rule: Positions, tracker: TokenTracker) -> None
         )
 
 
-def refuse_generation(model: Any, kwargs: Mapping[str, Any]) -> None:
+def refuse_generation(settings: Settings) -> None:
     """Refuse what `generate` would do beside or instead of the hooked forward calls."""
-    if (setting(model, kwargs, "guidance_scale") or 1) != 1:
+    refuse_no_generation(settings.model)
+    if (settings["guidance_scale"] or 1) != 1:
         raise PositionError(
             "guidance_scale runs a second, unconditional sequence beside the first, whose positions cannot "
             "be told apart from it; generate without it"
         )
     guided = "UnbatchedClassifierFreeGuidanceLogitsProcessor"
-    if any(type(processor).__name__ == guided for processor in kwargs.get("logits_processor") or []):
+    if any(type(processor).__name__ == guided for processor in settings.given("logits_processor") or []):
         raise PositionError(f"{guided} calls the model on a second sequence; generate without it")
-    if kwargs.get("disable_compile") is False or kwargs.get("compile_config") is not None:
+    if settings.given("disable_compile") is False or settings.given("compile_config") is not None:
         raise CompiledModelError(
             "a compiled generate ignores hooks; leave out compile_config and disable_compile=False"
+        )
+
+
+class NoGenerationError(SubveneError):
+    """The model generates nothing."""
+
+
+def refuse_no_generation(model: Any) -> None:
+    """Raise `NoGenerationError` for a model that has no `generate`, as classifiers have none."""
+    if not hasattr(model, "generate"):
+        raise NoGenerationError(
+            f"{type(model).__name__} generates no text; m(input_ids, attention_mask, prompt_lengths=…) gives "
+            "its own output, edited"
         )
 
 
@@ -106,9 +120,9 @@ def refuse_second_call(run: Any) -> None:
         )
 
 
-def refuse_other_width(mask: torch.Tensor, inputs: torch.Tensor, kwargs: Mapping[str, Any]) -> None:
+def refuse_other_width(mask: torch.Tensor, inputs: torch.Tensor, settings: Settings) -> None:
     """Raise `PositionError` if a `generate` call has another number of mask columns than tokens."""
-    if mask.ndim == 2 and mask.shape[1] != inputs.shape[1] and kwargs.get("past_key_values") is None:
+    if mask.ndim == 2 and mask.shape[1] != inputs.shape[1] and settings.given("past_key_values") is None:
         raise PositionError(
             f"attention_mask has {mask.shape[1]} columns, for {inputs.shape[1]} tokens; expected one for each"
         )
@@ -156,14 +170,14 @@ def refuse_unmasked_padding(inputs: torch.Tensor, pad_id: Any) -> None:
         )
 
 
-def refuse_foreign_call(tracker: TokenTracker, kwargs: dict[str, Any]) -> None:
+def refuse_foreign_call(tracker: TokenTracker, call: ForwardCall) -> None:
     """Refuse a call of an attached model by a thread or task that has no run of its own.
 
     Whether it belongs to the attached run (continuous batching calls the model in a thread of its own) or is
     somebody else's cannot be told, so both are made to know.
     """
     try:
-        tracker.refuse_packed(kwargs, 0)
+        tracker.refuse_packed(call, 0)
         raise ConcurrentRunError(
             "this model is attached to an IntervenedModel in another thread or task, and a call from here "
             "can neither be edited nor be sure to be meant unedited. Call `m(…)` or `m.generate(…)` here, or "

@@ -8,14 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import torch
+from pydantic import JsonValue
 
 from subvene.interventions.positions import plain_positions
 from subvene.specs import Positions
 
 # ‖source − base‖/‖base‖ that rounding alone makes.
 _ROUNDING = 1e-5
+
+
+class SourceRecord(TypedDict):
+    """A `SourceReceipt` as it is written, as far as it is told in words."""
+
+    name: str
+    place: str
+    rows: int
+    tokens: int
+    first: int | None
+    last: int | None
+    mean_distance: float
+    rows_fed: int
+    rows_equal: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,7 @@ class SourceReceipt:
             )
         return None
 
-    def plain(self) -> dict[str, object]:
+    def plain(self) -> dict[str, JsonValue]:
         """Plain values for JSON."""
         return {**vars(self), "positions": plain_positions(self.positions)}
 

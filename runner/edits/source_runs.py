@@ -7,17 +7,20 @@ What is read of a row goes into the row of the base with the same number.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
+from pydantic import JsonValue
 
+from subvene.interventions import ActivationIntervention
 from subvene.interventions.positions import is_within_prompt, names_text
 from subvene.runner.data.prompts import as_prompts
 from subvene.runner.data.text import Batch, pad, pad_id_of, prompt_ids
+from subvene.runner.edits.forward_call import ForwardCall
 from subvene.runner.edits.hooks import as_batch, is_half_registered, take_input, take_output
-from subvene.runner.edits.positions import PositionError, TokenTracker, cached_length, inputs_of
+from subvene.runner.edits.positions import PositionError, TokenTracker
 from subvene.runner.edits.pyvene_calls import PyveneCallError
 from subvene.runner.edits.receipt import InterventionReceipt, Receipt, merged
 from subvene.runner.edits.scopes import innermost
@@ -31,10 +34,19 @@ from subvene.runner.edits.sources import (
     inputs_by_name,
     paired,
 )
+from subvene.runner.edits.strengths import Strength
 from subvene.runner.edits.text_positions import DataRow, prompts_of, text_table
 from subvene.runner.models.anatomy import component_module
 from subvene.specs import Positions, SourceSpec
 from subvene.specs.positions import TEXT_POSITIONS
+
+
+class Rendering(TypedDict, total=False):
+    """How a call's own prompts were made of texts."""
+
+    system: str | None
+    chat: bool | None
+    chat_template_kwargs: Mapping[str, JsonValue] | None
 
 
 @dataclass(frozen=True)
@@ -44,17 +56,21 @@ class Given:
     Attributes:
         rows: the columns of the data of each row; None where there are none.
         sources: what takes the place of the declared inputs: by name, or in the file's order.
-        rendering: how the call's own prompts were made (`system`, `chat`, `chat_template_kwargs`).
+        rendering: how the call's own prompts were made.
     """
 
     rows: Sequence[DataRow] | None = None
     sources: Any = None
-    rendering: Mapping[str, Any] = field(default_factory=dict)
+    rendering: Rendering = field(default_factory=Rendering)
 
     @classmethod
-    def taken_from(cls, kwargs: dict[str, Any]) -> Given:
+    def taken_from(cls, kwargs: MutableMapping[str, Any]) -> Given:
         """The part of a call's keywords that is no business of the model."""
-        return cls(kwargs.pop("rows", None), kwargs.pop("sources", None), kwargs.pop("rendering", None) or {})
+        return cls(
+            kwargs.pop("rows", None),
+            kwargs.pop("sources", None),
+            kwargs.pop("rendering", None) or Rendering(),
+        )
 
 
 class _AllRead(Exception):
@@ -72,7 +88,7 @@ class SourceRuns:
     """
 
     def __init__(
-        self, intervenable: Any, tracker: TokenTracker, given: Given, strengths: Mapping[str, Any] | None
+        self, intervenable: Any, tracker: TokenTracker, given: Given, strengths: Mapping[str, Strength] | None
     ) -> None:
         self.intervenable = intervenable
         self.declared = intervenable.declared
@@ -91,11 +107,11 @@ class SourceRuns:
         self._read: dict[str, Read] = {}
         self._receipts: dict[str, list[InterventionReceipt]] = {}
 
-    def feed(self, base: Mapping[str, Any]) -> Fed:
+    def feed(self, base: ForwardCall) -> Fed:
         """Find the texts of the base's rules, run the sources, and pair what was read with the base's tokens.
 
         Args:
-            base: the inputs of the run.
+            base: what the run starts from.
 
         Raises:
             PositionError: a text cannot be found, or the base goes on from a cache.
@@ -107,12 +123,12 @@ class SourceRuns:
         reads = any(key in self.declared.readings for key in keys)
         if not reads and not any(map(names_text, rules)):
             return Fed()
-        if cached_length(base):
+        if base.held:
             raise PositionError(
                 "a run with a source, or with positions that name a text, goes on from a cache, and what it "
                 "holds of the prompt cannot be looked at; pass the whole sequence without past_key_values"
             )
-        self._find_texts(self.tracker, inputs_of(base), rules, "the base")
+        self._find_texts(self.tracker, base.inputs, rules, "the base")
         feeds = self._feeds(keys, self.tracker)
         receipts = {
             name: merged([Receipt((one,)) for one in several], same_rows=True)[0][0]
@@ -121,8 +137,8 @@ class SourceRuns:
         return Fed(feeds, receipts)
 
     @property
-    def _edits(self) -> Mapping[str, Any]:
-        edits: Mapping[str, Any] = self.intervenable.interventions
+    def _edits(self) -> Mapping[str, ActivationIntervention]:
+        edits: Mapping[str, ActivationIntervention] = self.intervenable.interventions
         return edits
 
     def _feeds(self, keys: Sequence[str], tracker: TokenTracker) -> dict[str, Feed]:
@@ -228,9 +244,11 @@ class SourceRuns:
         tokenizer = self.intervenable.tokenizer
         if tokenizer is None:
             raise SourceError(f"source {name!r} is a text, and there is no tokenizer; pass one to from_spec")
-        options = dict(self.given.rendering)
+        options: Rendering = {**self.given.rendering}
         if declared.chat is not None:
-            options |= {"chat": declared.chat} | ({} if declared.chat else {"system": None})
+            options["chat"] = declared.chat
+            if not declared.chat:
+                options["system"] = None
         rows = [prompt_ids(tokenizer, prompt, **options) for prompt in prompts]
         side = "right" if bool(self.tracker.real[:, 0].all()) else "left"
         return pad(rows, [len(row) for row in rows], pad_id_of(tokenizer), side)
@@ -252,7 +270,7 @@ class SourceRuns:
                 raise SourceError(f"row {i}: source {name!r} expects a column {column!r}; there is: {there}")
         return as_prompts([row[column] for row in rows])
 
-    def _given_ids(self, name: str, given: Mapping[str, Any]) -> Batch:
+    def _given_ids(self, name: str, given: Mapping[str, torch.Tensor]) -> Batch:
         """Token ids that the call gives for a source, as for the base."""
         ids = given.get("input_ids")
         if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or len(ids) != self.n_rows:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from subvene.interventions import Tokens
 from subvene.interventions.positions import Paired, Rule, from_table
@@ -230,7 +231,11 @@ def gathered(reading: Reading, tensor: torch.Tensor, tokens: Tokens) -> Read:
     return Read(reading, values, counts, int(positions.min()), int(positions.max()))
 
 
-def inputs_by_name(given: Any, names: Sequence[str]) -> dict[str, Any]:
+SourceGiven = str | Sequence[str] | Sequence[Mapping[str, JsonValue]] | Mapping[str, torch.Tensor]
+"""What a call gives for a source: a text, a conversation, one for each row, or token ids and their mask."""
+
+
+def inputs_by_name(given: Any, names: Sequence[str]) -> dict[str, SourceGiven]:
     """Sources of a call by name: of a mapping by name, or of a list in the file's order, as pyvene's has it.
 
     Raises:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
+from subvene.interventions import ActivationIntervention
 from subvene.runner.edits.runs import Entry
+
+Strength = float | Sequence[float] | torch.Tensor
+"""One number, or one for each row."""
 
 
 def strengths_in_force(
     entries: Sequence[Entry],
-    interventions: Mapping[str, Any],
-    strengths: Mapping[str, Any] | None,
+    interventions: Mapping[str, ActivationIntervention],
+    strengths: Mapping[str, Strength] | None,
     rows: int,
 ) -> dict[str, torch.Tensor]:
     """Key → strength, scalar or [rows].

@@ -16,7 +16,7 @@ from subvene.runner.edits.positions import PositionError
 from subvene.specs import FieldTokens, LastOf
 from subvene.specs.positions import TextPositions
 
-DataRow = Mapping[str, Any]
+DataRow = Mapping[str, str]
 """Columns of the data of one row of a batch, by name."""
 
 

@@ -2,13 +2,13 @@
 
 Where their tokens stand in a prompt and a response cannot be said, and often there are no tokens.
 Interventions are put on modules by path, and edit the whole tensor that a module takes or hands on, at every
-call of it; padding, where there is some, is left alone or refused.
+call of it, or those of its vectors that have given numbers; padding is left alone or refused.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -25,7 +25,10 @@ from subvene.runner.edits.pyvene_calls import own_arguments
 from subvene.runner.edits.receipt import InterventionReceipt, Receipt
 from subvene.runner.edits.recorder import Recorder
 from subvene.runner.edits.refusals import refuse_changed_places, refuse_compiled, refuse_recomputation
+from subvene.runner.edits.sources import Feed, Reading, inputs_by_name
 from subvene.runner.edits.strengths import strengths_in_force
+from subvene.runner.edits.whole_sources import check_counts, feed_of, inputs_of_source, placed, read_of
+from subvene.runner.models.anatomy import component_module
 
 # The run that the calls of this thread or task belong to: another's calls are not edited by our hooks.
 _RUN: ContextVar[_Run | None] = ContextVar("whole_tensor_run", default=None)
@@ -40,16 +43,20 @@ class _Run:
         real: Bool[batch, tokens] of the tokens that are no padding; None where nothing is.
         recorders: key → its measurements; each has a recorder of its own, since tensors differ in shape.
         seen: key → vectors per row that its earlier calls in this run had (a GRU's cell is called per step).
+        feeds: key → what it is given of another run.
+        edited: key → Long[rows], vectors that it was to edit.
     """
 
     strengths: dict[str, torch.Tensor]
     real: torch.Tensor | None
     recorders: dict[str, Recorder] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)
+    feeds: dict[str, Feed] = field(default_factory=dict)
+    edited: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class WholeTensorModel(IntervenableModel):
-    """An `IntervenableModel` whose edits are at every vector along the last dimension of their tensors.
+    """An `IntervenableModel` whose edits are at vectors along the last dimension of their tensors.
 
     In its receipts such vectors stand for tokens, all of them under the role `prompt`: one per row for a
     tensor [batch, width], `tokens` per row for [batch, tokens, width], channels × height for an image.
@@ -79,29 +86,31 @@ class WholeTensorModel(IntervenableModel):
     def forward(self, base: Mapping[str, Any], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """(None, the model's output for the inputs `base`); with `strengths`, `must_act`, `labels`.
 
+        `sources` has by name the inputs of each declared source's run.
+
         Raises:
+            SourceError: a source's inputs are missing, or do not fit the base's.
             PositionError: `prompt_lengths`, or padding of which it cannot be told where it is.
             NotSteeredError: an intervention that should have acted did not.
             NotFiniteError: an edited tensor or the output is not finite.
         """
-        kwargs = own_arguments("forward", self.model, args, kwargs)
+        kwargs = own_arguments("forward", self.model, args, **kwargs)
         strengths, must_act = kwargs.pop("strengths", None), kwargs.pop("must_act", True)
         if kwargs.pop("prompt_lengths", None) is not None:
             self._refuse("prompt_lengths=")
+        given = inputs_by_name(kwargs.pop("sources", None), tuple(self.declared.sources))
         self.leave()
         refuse_compiled(self.model)
         refuse_changed_places(self)
         refuse_recomputation(self.model)
         run = _Run(
-            strengths_in_force(self.entries, self.interventions, strengths, _rows(base)), self._real(base)
+            strengths_in_force(self.entries, self.interventions, strengths, _rows(base)),
+            self._real(base),
+            feeds=self._feeds(given, _rows(base)),
         )
-        handles = [self._edit_at(run, key) for key in self.sorted_keys]
-        try:
-            with _entered(run):
-                output = self.model(**base, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with self._hooked(run, [self._edit_at(run, key) for key in self.sorted_keys]):
+            output = self.model(**base, **kwargs)
+        check_counts(run.feeds, run.edited)
         receipt = self._receipt(run)
         _refuse_not_finite(receipt, output, run.real)
         self.leave(receipt, _collected(run))
@@ -154,6 +163,46 @@ class WholeTensorModel(IntervenableModel):
             raise PositionError("attention_mask must be [batch, tokens]: padding cannot be told from another")
         return padded["attention_mask"].bool()
 
+    @contextmanager
+    def _hooked(self, run: _Run, handles: Sequence[Any]) -> Iterator[None]:
+        try:
+            with _entered(run):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _feeds(self, given: Mapping[str, Any], n_rows: int) -> dict[str, Feed]:
+        """Run every source, and say what goes where."""
+        feeds: dict[str, Feed] = {}
+        for name in self.declared.sources:
+            inputs = self._on_device(None, inputs_of_source(name, given.get(name), n_rows))
+            readings = {key: r for key, r in self.declared.readings.items() if r.source == name}
+            run = _Run({}, self._real(inputs))
+            calls: dict[str, list[tuple[torch.Tensor, Tokens]]] = {key: [] for key in readings}
+            handles = [self._read_at(run, key, readings[key], calls[key]) for key in readings]
+            with self._hooked(run, handles), torch.no_grad():
+                self.model(**inputs)
+            for key, reading in readings.items():
+                rule = self.interventions[key].positions
+                feeds[key] = feed_of(key, rule, read_of(reading, calls[key]))
+        return feeds
+
+    def _read_at(
+        self, run: _Run, key: str, reading: Reading, calls: list[tuple[torch.Tensor, Tokens]]
+    ) -> Any:
+        module, is_input = component_module(self.model, reading.component)
+
+        def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any = None) -> None:
+            if _RUN.get() is run:
+                found = (take_input(args, kwargs) if is_input else take_output(output))[0]
+                h, tokens = self._placed(run, key, reading.component, found)
+                # The module may go on to write into its own tensor.
+                calls.append((h.clone(), tokens))
+
+        register = module.register_forward_pre_hook if is_input else module.register_forward_hook
+        return register(hook, with_kwargs=True)
+
     def _edit_at(self, run: _Run, key: str) -> Any:
         edit, register = self.interventions[key], self.intervention_hooks[key]
         is_pre_hook = register.__name__ == "register_forward_pre_hook"
@@ -162,27 +211,32 @@ class WholeTensorModel(IntervenableModel):
             if _RUN.get() is not run:
                 return None
             found, put_back = take_input(args, kwargs) if is_pre_hook else take_output(output)
-            h, tokens = self._placed(run, key, found)
+            h, tokens = self._placed(run, key, str(self.representations[key].component), found)
             if edit.strength.device != h.device:
                 edit.to(h.device)
             context = {}
             if edit.needs_module_input:
                 context["module_input"] = take_input(args, kwargs)[0].reshape(h.shape)
+            if (feed := run.feeds.get(key)) is not None:
+                context["positions"], context["source"] = feed.at(tokens, h)
+                selected = context["positions"].sum(1)
+                run.edited[key] = selected + run.edited.get(key, torch.zeros_like(selected))
             strength = run.strengths[key]
             edited = edit(h, tokens=tokens, strength=strength, **context)
-            recorder = run.recorders.setdefault(key, Recorder({key: strength}, h.shape[1]))
+            recorder = run.recorders.setdefault(key, Recorder({key: strength}, h.shape[1], run.feeds))
             recorder.reached.add(key)
-            recorder.record(key, "all", h, edited, tokens)
+            recorder.record(key, edit.positions, h, edited, tokens)
+            if feed is not None:
+                recorder.record_source(key, edit.part(h), context["source"], tokens.start)
             if edit.collects:
-                recorder.collect(key, edit.collected(h), tokens.real)
+                recorder.collect(key, edit.collected(h), tokens.mask(edit.positions, h.device))
                 return None
             return put_back(edited.view(found.shape))
 
         return register(hook, with_kwargs=True)
 
-    def _placed(self, run: _Run, key: str, found: Any) -> tuple[torch.Tensor, Tokens]:
+    def _placed(self, run: _Run, key: str, place: str, found: Any) -> tuple[torch.Tensor, Tokens]:
         """A module's tensor as [rows, vectors, width], and the vectors of it that are no padding."""
-        place = self.representations[key].component
         if not isinstance(found, torch.Tensor) or not found.is_floating_point() or found.ndim < 2:
             what = f"{found.dtype} {list(found.shape)}" if isinstance(found, torch.Tensor) else type(found)
             raise PositionError(
@@ -192,14 +246,16 @@ class WholeTensorModel(IntervenableModel):
         start = run.seen.get(key, 0)
         run.seen[key] = start + h.shape[1]
         index = torch.arange(start, start + h.shape[1], device=h.device).expand(h.shape[:2])
-        real = torch.ones_like(index, dtype=torch.bool) if real is None else real.to(h.device)
-        return h, Tokens(index=index, real=real, prompt_length=None, start=start)
+        if real is None:
+            return h, placed(index, torch.ones_like(index, dtype=torch.bool), start)
+        real = real.to(h.device)
+        return h, placed(start + (real.cumsum(1) - 1).clamp_min(0), real, start)
 
     def _receipt(self, run: _Run) -> Receipt:
         receipts: list[InterventionReceipt] = []
         for entry in self.entries:
             (key,) = entry.keys
-            recorder = run.recorders.get(key) or Recorder({key: run.strengths[key]}, 0)
+            recorder = run.recorders.get(key) or Recorder({key: run.strengths[key]}, 0, run.feeds)
             receipts += recorder.finish([(entry.name, entry.keys, entry.sites, self.interventions[key])])
         return Receipt(tuple(receipts))
 

@@ -57,10 +57,12 @@ class Room:
 
     Attributes:
         depth: stages.
+        reads: whether a column may depend on the activation.
         columns: for each column the group (the intervention's number) that has it; None: free.
     """
 
     depth: int
+    reads: bool
     columns: list[int | None] = field(default_factory=list)
 
     def free(self) -> list[int]:
@@ -94,15 +96,16 @@ class Catalogue:
     def __init__(self, artifacts: Iterable[ServedArtifact], reserve: Reserve | None = None) -> None:
         reserve = reserve or Reserve()
         self.held: dict[str, Held] = {}
-        self.rooms: dict[str, Room] = {site: Room(reserve.stages) for site in reserve.sites}
+        self.rooms: dict[str, Room] = {site: Room(reserve.stages, reads=True) for site in reserve.sites}
         first = list(artifacts)
         self.groups: list[str | None] = []
         for artifact in first:
             depth = _depths(artifact)
             for site, width in _widths(artifact).items():
-                room = self.rooms.setdefault(site, Room(reserve.stages))
+                room = self.rooms.setdefault(site, Room(reserve.stages, reads=reserve.columns > 0))
                 room.depth = max(room.depth, depth[site])
                 room.columns += [None] * width
+                room.reads |= _reads(artifact, site)
             self.groups += [None] * len(artifact.interventions)
         self.groups += [None] * reserve.interventions
         for room in self.rooms.values():
@@ -169,6 +172,11 @@ class Catalogue:
                 )
             if (free := len(room.free())) < width:
                 raise EngineError(f"{name}: {site} has {free} free columns, and it needs {width}; {ADVICE}")
+            if not room.reads and _reads(artifact, site):
+                raise EngineError(
+                    f"{name}: this engine was built for constant edits at {site}, and one of its edits "
+                    f"reads the activation; {ADVICE}: columns: {width}"
+                )
             if room.depth < depths[site]:
                 raise EngineError(
                     f"{name}: {depths[site]} of its edits follow each other at {site}, and this engine does "
@@ -185,6 +193,10 @@ def _widths(artifact: ServedArtifact) -> dict[str, int]:
         for edit in intervention.edits:
             widths[edit.site] = widths.get(edit.site, 0) + edit.width
     return widths
+
+
+def _reads(artifact: ServedArtifact, site: str) -> bool:
+    return any(edit.reads for one in artifact.interventions for edit in one.edits if edit.site == site)
 
 
 def _depths(artifact: ServedArtifact) -> dict[str, int]:

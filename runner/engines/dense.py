@@ -7,7 +7,7 @@ artifact has which column, at which strength and at which token, is in the buffe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -17,14 +17,27 @@ from subvene.interventions.columns import Form
 
 _FORMS: tuple[Form, ...] = ("constant", "linear", "bound", "gate")
 
+Reduce = Callable[[torch.Tensor], torch.Tensor]
+Edits = Sequence[tuple[int, int, float, Sequence[tuple[int, int]]]]
+"""Each (group, stage, strength, positions)."""
+
+
+def cells(depth: int, groups: int) -> int:
+    """Columns of a table of strengths: one that is always 0, and one for each stage and group."""
+    return 1 + depth * groups
+
 
 class DenseSite(nn.Module):
-    """h ← h + Σ_k S[t, group_k]·f_k(⟨a_k, h⟩)·b_k, stage after stage, in float32.
+    """h ← h + Σ_k S[t, cell_k]·f_k(⟨a_k, h⟩)·b_k, stage after stage, in float32.
 
     Args:
-        width: of the activation.
+        width: of the activation; of this rank's part of it, where it is split.
         columns: how many there are; unused ones are zero.
-        depth: how many stages.
+        depth: how many stages there are here.
+        groups: how many interventions there may be.
+        reads: whether a column may depend on the activation.
+        part: which part of the activation is here.
+        reduce: adds up over the parts what each has found.
     """
 
     a: torch.Tensor
@@ -33,55 +46,82 @@ class DenseSite(nn.Module):
     low: torch.Tensor
     high: torch.Tensor
     bias: torch.Tensor
-    group: torch.Tensor
+    cell: torch.Tensor
 
-    def __init__(self, width: int, columns: int, depth: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        columns: int,
+        depth: int,
+        groups: int,
+        *,
+        reads: bool = True,
+        part: slice = slice(None),
+        reduce: Reduce | None = None,
+    ) -> None:
         super().__init__()
-        self.depth = depth
-        self.register_buffer("a", torch.zeros(columns, width), persistent=False)
-        self.register_buffer("b", torch.zeros(columns, width), persistent=False)
+        self.depth, self.groups, self.reads = depth, groups, reads
+        self.part, self.reduce = part, reduce
+        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float32)  # noqa: E731 - not the model's dtype
+        self.register_buffer("a", zeros(columns, width), persistent=False)
+        self.register_buffer("b", zeros(columns, width), persistent=False)
         # Which column has which form, 0 or 1; of an unused column none.
-        self.register_buffer("forms", torch.zeros(len(_FORMS), columns), persistent=False)
-        self.register_buffer("low", torch.full((columns,), -math.inf), persistent=False)
-        self.register_buffer("high", torch.full((columns,), math.inf), persistent=False)
-        self.register_buffer("bias", torch.zeros(columns), persistent=False)
-        self.register_buffer("group", torch.zeros(columns, dtype=torch.long), persistent=False)
+        self.register_buffer("forms", zeros(len(_FORMS), columns), persistent=False)
+        self.register_buffer("low", zeros(columns) - math.inf, persistent=False)
+        self.register_buffer("high", zeros(columns) + math.inf, persistent=False)
+        self.register_buffer("bias", zeros(columns), persistent=False)
+        unused = torch.zeros(depth, columns, dtype=torch.long)
+        self.register_buffer("cell", unused, persistent=False)
 
     @torch.no_grad()
     def fill(self, at: Sequence[int], group: int, columns: Sequence[Columns]) -> None:
         """Put an intervention's columns into the places `at`."""
         places = iter(at)
+        stages = 1 + torch.arange(self.depth, device=self.cell.device) * self.groups
         for one in columns:
             for k, place in enumerate([next(places) for _ in range(len(one.b))]):
-                self.a[place], self.b[place] = one.a[k].float(), one.b[k].float()
+                self.a[place], self.b[place] = one.a[k, self.part].float(), one.b[k, self.part].float()
                 self.low[place], self.high[place], self.bias[place] = one.low[k], one.high[k], one.bias[k]
-                self.forms[:, place] = torch.tensor([float(form == one.form) for form in _FORMS])
-                self.group[place] = group
+                forms = torch.tensor([float(form == one.form) for form in _FORMS], dtype=torch.float32)
+                self.forms[:, place] = forms.to(self.forms.device)
+                self.cell[:, place] = stages + group
 
     @torch.no_grad()
     def clear(self, at: Sequence[int]) -> None:
         """Make the columns `at` unused."""
-        index = torch.tensor(at, dtype=torch.long)
+        index = torch.tensor(at, dtype=torch.long, device=self.cell.device)
         for buffer in (self.a, self.b, self.bias):
             buffer[index] = 0
         self.forms[:, index] = 0
         self.low[index], self.high[index] = -math.inf, math.inf
+        self.cell[:, index] = 0
 
     def forward(self, h: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Edit `h` [tokens, width]; `scale` [stages, tokens, groups] is the strength, 0 at unedited tokens.
+        """Edit `h` [tokens, width]; `scale` [tokens, cells] is the strength, 0 at unedited tokens.
 
         Returns:
             The activation in its own dtype; tokens at which every strength is 0 are bit for bit as they were.
         """
-        edited = h.float()
-        chosen = scale[: self.depth].index_select(2, self.group)
-        for stage in range(self.depth):
-            edited = edited + (chosen[stage] * self._factors(edited @ self.a.T)) @ self.b
-        acts = (chosen != 0).any(0).any(-1, keepdim=True)
+        delta, acts = self.delta(h, scale)
         # Not left to h + 0·Δ(h): where Δ overflows, 0·inf would put NaN into a token that is not edited.
-        return torch.where(acts, edited.to(h.dtype), h)
+        return torch.where(acts, (h.float() + delta).to(h.dtype), h)
 
-    def _factors(self, p: torch.Tensor) -> torch.Tensor:
+    def delta(self, h: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is added to `h`, [tokens, width] in float32, and at which tokens anything is, [tokens, 1]."""
+        chosen = scale.index_select(1, self.cell.flatten()).view(len(h), self.depth, -1)
+        acts = (chosen != 0).flatten(1).any(-1, keepdim=True)
+        if not self.reads:  # what is constant commutes
+            return chosen.sum(1) @ self.b, acts
+        wide = h.float()
+        total = (chosen[:, 0] * self._factors(wide)) @ self.b
+        for stage in range(1, self.depth):
+            total = total + (chosen[:, stage] * self._factors(wide + total)) @ self.b
+        return total, acts
+
+    def _factors(self, h: torch.Tensor) -> torch.Tensor:
+        p = h @ self.a.T
+        if self.reduce is not None:
+            p = self.reduce(p)
         constant, linear, bound, gate = self.forms
         clamped = torch.minimum(torch.maximum(p, self.low), self.high) - p
         return constant + linear * p + bound * clamped + gate * torch.sigmoid(-(p + self.bias))
@@ -95,35 +135,66 @@ class StrengthTables:
         intervals: how many runs of positions a request may have (`admission.MOST_INTERVALS`).
         groups: interventions of the catalogue.
         depth: stages.
+        device: where S is needed.
     """
 
-    def __init__(self, slots: int, intervals: int, groups: int, depth: int) -> None:
+    def __init__(
+        self, slots: int, intervals: int, groups: int, depth: int, device: torch.device | None = None
+    ) -> None:
         # The last slot is nobody's: padding, and requests without edits.
         self.nobody, self.groups, self.depth = slots, groups, depth
         shape = (slots + 1, intervals)
-        self.first, self.end, self.cell = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
-        self.strength = torch.zeros(shape)
+        self.first, self.end, self.cell = (
+            torch.zeros(shape, dtype=torch.long, device=device) for _ in range(3)
+        )
+        self.strength = torch.zeros(shape, dtype=torch.float32, device=device)
+        self._used = [0] * (slots + 1)
 
-    def put(self, slot: int, edits: Sequence[tuple[int, int, float, Sequence[tuple[int, int]]]]) -> None:
-        """Give a slot its edits, each (group, stage, strength, positions)."""
+    def put(self, slot: int, edits: Edits) -> None:
+        """Give a slot its edits."""
         self.clear(slot)
         rows = [
-            (first, end, stage * self.groups + group, strength)
+            (first, end, 1 + stage * self.groups + group, strength)
             for group, stage, strength, positions in edits
             for first, end in positions
         ]
-        for i, (first, end, cell, strength) in enumerate(rows):
-            self.first[slot, i], self.end[slot, i], self.cell[slot, i] = first, end, cell
-            self.strength[slot, i] = strength
+        if rows:
+            first, end, cell, strength = zip(*rows, strict=True)
+            for table, values in ((self.first, first), (self.end, end), (self.cell, cell)):
+                table[slot, : len(rows)] = torch.tensor(values, dtype=torch.long).to(table.device)
+            strengths = torch.tensor(strength, dtype=torch.float32)
+            self.strength[slot, : len(rows)] = strengths.to(self.strength.device)
+        self._used[slot] = len(rows)
 
     def clear(self, slot: int) -> None:
         """Leave whoever has this slot unedited."""
         self.strength[slot] = 0
+        self._used[slot] = 0
 
-    def scale(self, slots: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """S [stages, tokens, groups] for tokens [tokens] of these slots at these absolute positions."""
-        at = positions.unsqueeze(1)
-        here = (at >= self.first[slots]) & (at < self.end[slots])
-        scale = torch.zeros(len(slots), self.depth * self.groups)
-        scale.scatter_add_(1, self.cell[slots], self.strength[slots] * here)
-        return scale.view(-1, self.depth, self.groups).transpose(0, 1)
+    def width(self, slots: Sequence[int]) -> int:
+        """The most runs of positions that any of these has."""
+        return max((self._used[slot] for slot in slots), default=0)
+
+    def scale(
+        self,
+        slots: torch.Tensor,
+        positions: torch.Tensor,
+        *,
+        width: int | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """S [tokens, cells] for tokens [tokens] of these slots at these absolute positions.
+
+        Args:
+            slots: of each token.
+            positions: of each token.
+            width: the most runs of positions of any of the slots, if it is known.
+            out: where it is written, zero before.
+        """
+        at, first, end, cell, strength = (
+            positions.unsqueeze(1),
+            *(table[slots, :width] for table in (self.first, self.end, self.cell, self.strength)),
+        )
+        if out is None:
+            out = torch.zeros(len(slots), cells(self.depth, self.groups), device=strength.device)
+        return out.scatter_add_(1, cell, strength * ((at >= first) & (at < end)))

@@ -100,6 +100,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         if sampling.n > 1 or sampling.stop:
             raise RequestError("stream: this engine streams one answer (`n`: 1), and without `stop`")
+        if isinstance(request, protocol.Completion) and request.return_token_ids:
+            raise RequestError("return_token_ids: not in a stream")
         begun = protocol.head(request, chunk=True)
         answers = self.engine.answer(
             request.prompt,

@@ -1,23 +1,28 @@
-"""One model in this process, answering requests one after the other, each with an artifact of its own."""
+"""One model in this process, answering requests in batches, each with artifacts of its own."""
 
 from __future__ import annotations
 
-import threading
+import functools
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from subvene.interventions.positions import needs_length, plain_positions
+from subvene.runner.data.limits import refuse_beyond_context
 from subvene.runner.data.text import pad_id_of, prompt_ids
 from subvene.runner.edits.compile import entry_name
 from subvene.runner.engines.admission import Wish, Wishes
+from subvene.runner.engines.batching import Batcher, Edit, Job, Streamer, why_not_batched
 from subvene.runner.engines.errors import EngineError, RequestError
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.specs import Positions
+from subvene.runner.intervened.rollouts import row_seed
+from subvene.runner.models.generation import Settings, row_ends
+from subvene.runner.models.identity import model_sha256, reading_sha256
+from subvene.runner.models.vocabulary import refuse_without_row
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Answers:
         prompt_tokens: tokens of the prompt.
         tokens: tokens of all answers.
         receipt: what each intervention did; empty without any.
+        ids: of the answers, without the tokens that ended them.
     """
 
     texts: list[str]
@@ -69,6 +75,7 @@ class Answers:
     prompt_tokens: int
     tokens: int
     receipt: list[dict[str, Any]]
+    ids: list[list[int]]
 
 
 class InProcess:
@@ -86,9 +93,14 @@ class InProcess:
         self.tokenizer = first.tokenizer
         self.base = first.spec.model.name
         self.plain = IntervenedModel.plain(first.model, self.tokenizer, name=self.base)
-        # With other positions than the artifact declares.
-        self._placed: dict[tuple[str, Positions], IntervenedModel] = {}
-        self._lock = threading.Lock()
+        self.batcher = Batcher(self.plain)
+        self._ends = set(row_ends(Settings(first.model)))
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """Of the model: the hashes that units of experiments hold (`model`, `text`)."""
+        model = self.plain.model
+        return {"model": model_sha256(model), "text": reading_sha256(model, self.tokenizer)}
 
     @classmethod
     def load(cls, folders: Mapping[str, Path], **overrides: Any) -> InProcess:
@@ -115,10 +127,10 @@ class InProcess:
         sampling: Sampling,
         write: Callable[[str], None] | None = None,
     ) -> Answers:
-        """Answer a prompt.
+        """Answer a prompt, together with others that are there at the same time.
 
         Args:
-            prompt: messages, or a text.
+            prompt: messages, a text, or token ids.
             chat: whether the chat template is used.
             wishes: what is to be done to it.
             sampling: how.
@@ -128,86 +140,113 @@ class InProcess:
             RequestError: it cannot be done; nothing has run.
             NotSteeredError: an intervention that should have acted did not.
         """
-        m, strengths = self._chosen(wishes)
-        ids = prompt_ids(self.tokenizer, prompt, chat=chat)
-        with self._lock:
-            output = m.generate_ids(
-                torch.tensor([ids]),
-                strengths=strengths,
-                seed=sampling.seed,
-                pad_token_id=pad_id_of(self.tokenizer),
-                tokenizer=self.tokenizer if sampling.stop else None,
-                streamer=None if write is None else _Streamer(self.tokenizer, write),
-                **sampling.options(),
-            )
-            receipt = m.receipt.to_dict() if m.receipt and not m.is_disabled else []
-        return self._answers(output[:, len(ids) :], len(ids), sampling, receipt)
-
-    def _answers(
-        self, rows: torch.Tensor, prompt: int, sampling: Sampling, receipt: list[dict[str, Any]]
-    ) -> Answers:
-        ends = self.plain.model.generation_config.eos_token_id
-        ends = set(ends) if isinstance(ends, list) else {ends}
-        texts, finished, total = [], [], 0
-        for row in rows.tolist():
-            length = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
-            text = self.tokenizer.decode(row[:length], skip_special_tokens=True)
-            cut = min((at for stop in sampling.stop if (at := text.find(stop)) >= 0), default=None)
-            is_whole = cut is None and row[length - 1] not in ends and length >= sampling.max_tokens
-            texts.append(text if cut is None else text[:cut])
-            finished.append("length" if is_whole else "stop")
-            total += length
-        return Answers(texts, finished, prompt, total, receipt)
-
-    def _chosen(self, wishes: Wishes) -> tuple[IntervenedModel, Mapping[str, float] | None]:
-        """The intervened model that does what is asked for, and the strengths."""
+        edits = [self._edit(wish) for wish in wishes.artifacts]
         if wishes.prompt_tokens is not None:
             raise RequestError(
                 "subvene.prompt_tokens: this engine generates only, and scores no given response"
             )
-        if not wishes.artifacts:
-            return self.plain, None
-        if len(wishes.artifacts) > 1:
+        is_ids = isinstance(prompt, list) and all(isinstance(one, int) for one in prompt)
+        ids = tuple(prompt) if is_ids else tuple(prompt_ids(self.tokenizer, prompt, chat=chat))
+        model = self.plain.model
+        refuse_without_row(model, torch.tensor([ids]), self.tokenizer)
+        refuse_beyond_context(model, [len(ids)], lambda _: "the prompt", new=sampling.max_tokens)
+        seed = secrets.randbits(48) if sampling.seed is None else sampling.seed
+        job = Job(
+            edits,
+            ids,
+            tuple(row_seed("served", seed, i) for i in range(sampling.n)),
+            sampling.temperature,
+            sampling.top_p,
+            sampling.max_tokens,
+            sampling.stop,
+        )
+        if (reason := why_not_batched(self.plain, [edit.m for edit in edits])) is None:
+            self.batcher.answer(job, write)
+        else:
+            self._alone(job, sampling, reason, write)
+        return self._answers(job, sampling)
+
+    def _alone(self, job: Job, sampling: Sampling, reason: str, write: Callable[[str], None] | None) -> None:
+        """Answer by the model's own `generate`, when nothing else runs."""
+        if len(job.edits) > 1:
             raise RequestError(
-                "subvene: this engine takes one artifact a request; put the edits into one file"
+                f"subvene: one artifact a request here, since it cannot be batched ({reason}); put the edits "
+                "into one file"
             )
-        (wish,) = wishes.artifacts
+        m, strengths = self.plain, None
+        for edit in job.edits:
+            m, strengths = self._at(edit), edit.strengths
+
+        def work() -> None:
+            try:
+                output = m.generate_ids(
+                    torch.tensor([job.ids]),
+                    strengths=strengths,
+                    seed=sampling.seed,
+                    pad_token_id=pad_id_of(self.tokenizer),
+                    tokenizer=self.tokenizer if sampling.stop else None,
+                    streamer=None if write is None else Streamer(self.tokenizer, write, skip_prompt=True),
+                    **sampling.options(),
+                )
+                job.receipt = m.receipt.to_dict() if m.receipt and not m.is_disabled else []
+            except BaseException as error:
+                job.error = error
+                return
+            for row in output[:, len(job.ids) :].tolist():
+                length = next((i for i, token in enumerate(row) if token in self._ends), len(row))
+                job.tokens.append(row[:length])
+                job.ended.append(length < len(row))
+
+        self.batcher.alone(work)
+        if job.error is not None:
+            raise job.error
+
+    def _answers(self, job: Job, sampling: Sampling) -> Answers:
+        texts, finished = [], []
+        for tokens, has_ended in zip(job.tokens, job.ended, strict=True):
+            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            cut = min((at for stop in sampling.stop if (at := text.find(stop)) >= 0), default=None)
+            texts.append(text if cut is None else text[:cut])
+            finished.append("stop" if has_ended or cut is not None else "length")
+        total = sum(map(len, job.tokens)) + sum(job.ended)
+        return Answers(texts, finished, len(job.ids), total, job.receipt, job.tokens)
+
+    def _edit(self, wish: Wish) -> Edit:
+        """What a wish means, checked."""
         if wish.artifact not in self.artifacts:
             names = ", ".join(self.artifacts)
             raise RequestError(f"no artifact is called {wish.artifact!r}; there are: {names}")
-        for one in self.artifacts[wish.artifact].spec.interventions:
+        m = self.artifacts[wish.artifact]
+        strengths = _strengths(wish, m)
+        for i, one in enumerate(m.spec.interventions):
             if needs_length(rule := wish.positions or one.positions):
                 raise RequestError(
                     f"positions {plain_positions(rule)} count from the end of the response, which is not "
                     "known while it is generated"
                 )
-        return self._at(wish), _strengths(wish, self.artifacts[wish.artifact])
+            if isinstance(one.strength, tuple) and (name := entry_name(m.spec, i)) not in strengths:
+                raise RequestError(
+                    f"{wish.artifact}: {name!r} declares one strength a row; a request is one row: give one"
+                )
+        return Edit(m, wish.positions, strengths)
 
-    def _at(self, wish: Wish) -> IntervenedModel:
-        m = self.artifacts[wish.artifact]
-        if wish.positions is None:
+    def _at(self, edit: Edit) -> IntervenedModel:
+        m, positions = edit.m, edit.positions
+        if positions is None:
             return m
-        key = (wish.artifact, wish.positions)
-        with self._lock:
-            if key not in self._placed:
-                moved = tuple(
-                    one.model_copy(update={"positions": wish.positions}) for one in m.spec.interventions
-                )
-                spec = m.spec.model_copy(update={"interventions": moved})
-                self._placed[key] = IntervenedModel.from_spec(
-                    spec, model=m.model, tokenizer=m.tokenizer, tensors=m.tensors
-                )
-            return self._placed[key]
+        moved = tuple(one.model_copy(update={"positions": positions}) for one in m.spec.interventions)
+        spec = m.spec.model_copy(update={"interventions": moved})
+        return IntervenedModel.from_spec(spec, model=m.model, tokenizer=m.tokenizer, tensors=m.tensors)
 
 
-def _strengths(wish: Wish, m: IntervenedModel) -> dict[str, float] | None:
+def _strengths(wish: Wish, m: IntervenedModel) -> dict[str, float]:
     names = [entry_name(m.spec, i) for i in range(len(m.spec.interventions))]
     if wish.strength is None:
         if unknown := sorted(set(wish.strengths or {}) - set(names)):
             raise RequestError(
                 f"{wish.artifact}: no intervention is called {unknown[0]!r}; there are: {', '.join(names)}"
             )
-        return wish.strengths
+        return dict(wish.strengths or {})
     if wish.strengths is not None:
         raise RequestError(f"{wish.artifact}: give `strength` or `strengths`, not both")
     if len(names) > 1:
@@ -215,16 +254,3 @@ def _strengths(wish: Wish, m: IntervenedModel) -> dict[str, float] | None:
             f"{wish.artifact} has several interventions: give `strengths` by name: {', '.join(names)}"
         )
     return {names[0]: wish.strength}
-
-
-class _Streamer(transformers.TextStreamer):
-    """Hands text on as it is written."""
-
-    def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._write = write
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called by transformers with each piece of text."""
-        if text:
-            self._write(text)

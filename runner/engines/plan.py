@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from subvene.runner.engines.intervals import Interval, within
 
-ASKED, PLAN = "subvene", "subvene_plan"
-"""Under which names a request's extra arguments say what is asked for, and what came of it."""
+ASKED, PLAN, TAG = "subvene", "subvene_plan", "subvene_tag"
+"""Under which names a request's extra arguments say what is asked for, what is done, and who is told."""
 
 
 @dataclass(frozen=True)

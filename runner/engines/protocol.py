@@ -10,7 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from subvene.runner.engines.admission import Wishes, parse
 from subvene.runner.engines.errors import RequestError
+from subvene.runner.engines.fingerprints import does
 from subvene.runner.engines.in_process import Answers, InProcess, Sampling
+
+TokenId = Annotated[int, Field(ge=0, strict=True)]
 
 
 class Request(BaseModel):
@@ -87,8 +90,9 @@ class Chat(Request):
 class Completion(Request):
     """`POST /v1/completions`."""
 
-    prompt: Annotated[str, Field(min_length=1)]
+    prompt: Annotated[str, Field(min_length=1)] | Annotated[list[TokenId], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    return_token_ids: bool | None = None
 
     @property
     def longest(self) -> int:
@@ -97,10 +101,18 @@ class Completion(Request):
 
 
 def models(engine: InProcess) -> dict[str, Any]:
-    """`GET /v1/models`: the model itself, and every artifact as one."""
+    """`GET /v1/models`: the model itself, and every artifact as one, with the hashes of what they are."""
+    about: dict[str, dict[str, Any]] = {engine.base: {"engine": "transformers", **engine.fingerprint}}
+    about |= {name: does(m) for name, m in engine.artifacts.items()}
     rows = [
-        {"id": name, "object": "model", "owned_by": "subvene", "parent": None if i == 0 else engine.base}
-        for i, name in enumerate([engine.base, *engine.artifacts])
+        {
+            "id": name,
+            "object": "model",
+            "owned_by": "subvene",
+            "parent": None if name == engine.base else engine.base,
+            "subvene": hashes,
+        }
+        for name, hashes in about.items()
     ]
     return {"object": "list", "data": rows}
 
@@ -121,6 +133,8 @@ def whole(request: Request, answers: Answers) -> dict[str, Any]:
         said: dict[str, Any] = {"text": text}
         if isinstance(request, Chat):
             said = {"message": {"role": "assistant", "content": text}}
+        elif isinstance(request, Completion) and request.return_token_ids:  # vLLM's name for it
+            said["token_ids"] = answers.ids[i]
         choices.append({"index": i, "finish_reason": finished, "logprobs": None, **said})
     usage = {"prompt_tokens": answers.prompt_tokens, "completion_tokens": answers.tokens}
     usage["total_tokens"] = answers.prompt_tokens + answers.tokens

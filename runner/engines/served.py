@@ -98,7 +98,7 @@ def serve(name: str, artifact: Artifact, sizes: Sizes) -> ServedArtifact:
         check_sizes(spec, sizes)
     for i, declared in enumerate(spec.interventions):
         where = f"{artifact.folder}: interventions[{i}] ({declared.kind})"
-        if problem := _undeclared(declared):
+        if problem := undeclared(declared):
             problems.append(f"{where}: {problem}")
             continue
         try:
@@ -152,7 +152,7 @@ def _intervention(spec: InterventionSpec, i: int, edits: tuple[SiteEdit, ...]) -
     )
 
 
-def _undeclared(declared: Any) -> str | None:
+def undeclared(declared: Any) -> str | None:
     """What this intervention declares that no engine carries out; None: nothing."""
     if declared.module_path is not None:
         return f"it edits {declared.module_path}, and an engine knows the sites {', '.join(SITES)} only"

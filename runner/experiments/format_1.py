@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from subvene.runner.experiments.persona.format_1 import upgraded_persona
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import digest
 from subvene.runner.measures.missing import item_parts
 
 Document = Mapping[str, Any]
 
 
-def upgraded(document: Document) -> dict[str, Any]:
+def upgraded(document: Document) -> dict[str, Json]:
     """A document of format 1 as one of format 2; of what study it is, its own fields say.
 
     Raises:
@@ -25,7 +26,7 @@ def upgraded(document: Document) -> dict[str, Any]:
     raise KeyError("kind")
 
 
-def _comparison(document: Document) -> dict[str, Any]:
+def _comparison(document: Document) -> dict[str, Json]:
     usages = document.get("judge_usage", [])
     judges = document.get("judges", [])
     sections = {"composition": _composition(document["composition"])} if document.get("composition") else {}
@@ -43,7 +44,7 @@ def _comparison(document: Document) -> dict[str, Any]:
     }
 
 
-def _cell(cell: Document) -> dict[str, Any]:
+def _cell(cell: Document) -> dict[str, Json]:
     counts = {name: cell.get(name, 0) for name in ("questions", "questions_seen_in_fit")}
     return {
         "name": cell["condition"],
@@ -52,20 +53,22 @@ def _cell(cell: Document) -> dict[str, Any]:
     }
 
 
-def measured_parts(one: Document, n: int, counts: Mapping[str, int]) -> dict[str, Any]:
+def measured_parts(one: Document, n: int, counts: Mapping[str, int]) -> dict[str, Json]:
     """What a cell or an arm says of what was measured of it.
 
     Args:
-        one: with `metrics`, `receipts`, `units`, `by_question`.
+        one: with `metrics`, `receipts`, `units`, `by_question`, and `intervals` where there are some.
         n: how many questions its metrics are over.
         counts: what else was counted.
     """
-    metrics, own = {}, dict(counts)
+    metrics: dict[str, Json] = {}
+    own, intervals = dict(counts), one.get("intervals") or {}
     for name, value in one.get("metrics", {}).items():
         if name.endswith(("_missing", "_without_verdict")):
             own[name] = int(value)
         elif value is not None:
-            metrics[name] = {"mean": value, "n": n}
+            low, high = intervals.get(name, (None, None))
+            metrics[name] = {"mean": value, "low": low, "high": high, "n": n}
     return {
         "metrics": metrics,
         "counts": own,
@@ -77,7 +80,7 @@ def measured_parts(one: Document, n: int, counts: Mapping[str, int]) -> dict[str
     }
 
 
-def _choices(grid: list[Document], chosen: list[Document]) -> list[dict[str, Any]]:
+def _choices(grid: list[Document], chosen: list[Document]) -> list[dict[str, Json]]:
     made: dict[tuple[str, int, int], dict[str, Any]] = {}
     for entry in grid:
         place = (entry["condition"], entry["seed"], entry["fold"])
@@ -98,7 +101,7 @@ def _choices(grid: list[Document], chosen: list[Document]) -> list[dict[str, Any
     return [{**choice, "chosen": points.get(place)} for place, choice in made.items()]
 
 
-def _composition(composed: Document) -> dict[str, Any]:
+def _composition(composed: Document) -> dict[str, Json]:
     metrics = {
         name: {
             "together": {
@@ -111,7 +114,7 @@ def _composition(composed: Document) -> dict[str, Any]:
     return {**composed, "metrics": metrics}
 
 
-def _localization(document: Document) -> dict[str, Any]:
+def _localization(document: Document) -> dict[str, Json]:
     selection = document["selection"]
     section = {name: document.get(name) or [] for name in ("evidence", "singles", "comparisons", "verdict")}
     section |= {name: document.get(name) or None for name in ("split", "probes")}
@@ -128,16 +131,13 @@ def _localization(document: Document) -> dict[str, Any]:
     }
 
 
-def _arm(arm: Document) -> dict[str, Any]:
+def _arm(arm: Document) -> dict[str, Json]:
     measured = measured_parts(arm, max(len(arm.get("by_question") or {}), 1), {})
-    for name, (low, high) in (arm.get("intervals") or {}).items():
-        if name in measured["metrics"]:
-            measured["metrics"][name] |= {"low": low, "high": high}
     place = {"name": arm["name"], "label": arm["name"], "group": arm["group"]}
     return {**place, "point": arm.get("point") or {}, **measured}
 
 
-def _choice(arm: Document, selection: Document) -> dict[str, Any]:
+def _choice(arm: Document, selection: Document) -> dict[str, Json]:
     return {
         "condition": arm["name"],
         "metric": selection["metric"],
@@ -146,10 +146,10 @@ def _choice(arm: Document, selection: Document) -> dict[str, Any]:
     }
 
 
-def _look(document: Document) -> dict[str, Any]:
+def _look(document: Document) -> dict[str, Json]:
     """Of the texts of its pairs a plain run kept none, nor what its interventions were called."""
     conditions: dict[float, dict[str, Any]] = {}
-    questions: dict[str, dict[str, Any]] = {}
+    questions: dict[str, dict[str, Json]] = {}
     evaluations = []
     for number, found in enumerate(document["evaluations"]):
         kind, records = found["kind"], found["records"]
@@ -196,13 +196,13 @@ def _look(document: Document) -> dict[str, Any]:
     }
 
 
-def _coefficient(coefficient: float) -> dict[str, Any]:
+def _coefficient(coefficient: float) -> dict[str, Json]:
     label = f"{coefficient:+g}" if coefficient else "0 (baseline)"
     point = {"coefficient": coefficient}
     return {"name": "intervened", "label": label, "point": point, "metrics": {}, "items": []}
 
 
-def _contrast(name: str, record: Document, row: list[float]) -> dict[str, Any]:
+def _contrast(name: str, record: Document, row: list[float]) -> dict[str, Json]:
     if record["mean_difference"] is None:
         return {}
     deviation = statistics.stdev(row) if len(row) > 1 else None
@@ -212,7 +212,7 @@ def _contrast(name: str, record: Document, row: list[float]) -> dict[str, Any]:
     }
 
 
-_KINDS: dict[str, Callable[[Document], dict[str, Any]]] = {
+_KINDS: dict[str, Callable[[Document], dict[str, Json]]] = {
     "cells": _comparison,
     "arms": _localization,
     "traits": upgraded_persona,

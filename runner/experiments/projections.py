@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import torch
 
 from subvene.runner.data.span import Text
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.monitor.projection import project
+
+
+class Projections(TypedDict):
+    """What a unit of projections gives, JSON values: one of each text, None where its span is empty."""
+
+    values: list[float | None]
 
 
 def mean_projections(

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
@@ -23,6 +23,8 @@ from subvene.specs.regular_file import read_text
 
 if TYPE_CHECKING:
     import pandas
+
+    from subvene.runner.judges.base import Identity, Usage
 
 FILE = "results.json"
 FORMAT = 2
@@ -216,7 +218,7 @@ class JudgeRecord(Record):
     usage: dict[str, JsonValue] = {}
 
 
-def judge_record(about: Mapping[str, object], usage: Mapping[str, object]) -> JudgeRecord:
+def judge_record(about: Identity, usage: Usage) -> JudgeRecord:
     """Who judged, by what its `describe` and its `usage` give."""
     return JudgeRecord.model_validate({"about": dict(about), "usage": dict(usage)})
 
@@ -240,7 +242,7 @@ class Results(Record):
 
     Attributes:
         format: of this type.
-        kind: the study: `comparison`, `persona`, `localization`, `tracing`, `look`.
+        kind: the study: `comparison`, `persona`, `localization`, `tracing`, `interchange`, `look`.
         manifest: what there is to know about where the numbers come from.
         conditions: what was measured of each.
         choices: how points were chosen.
@@ -335,7 +337,7 @@ class Results(Record):
         return pandas.DataFrame([dict(_line(condition)) for condition in self.conditions])
 
 
-def results_schema() -> dict[str, Any]:
+def results_schema() -> dict[str, JsonValue]:
     """One JSON Schema (draft 2020-12) of `results.json` in today's format."""
     schema = Results.model_json_schema()
     schema["title"] = "subvene results"

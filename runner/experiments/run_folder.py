@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from subvene.runner.files import leftovers
 from subvene.runner.files.ledger import LEDGER, LOCK, Ledger
 from subvene.runner.files.storage import check_writable, disk_errors, write_json, write_text
+from subvene.runner.models.identity import Manifest
 from subvene.specs import SubveneError
 
 MANIFEST, SPEC = "manifest.json", "experiment.yaml"
@@ -45,7 +45,7 @@ def _of_a_run(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def run_folder(output: Path, manifest: Mapping[str, Any], spec: str) -> Iterator[Ledger]:
+def run_folder(output: Path, manifest: Manifest, spec: str) -> Iterator[Ledger]:
     """A run's folder and its ledger, this process's alone while the block runs.
 
     The manifest and the spec are on the disk before the ledger is, and what killed runs left is removed.

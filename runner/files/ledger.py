@@ -7,25 +7,46 @@ is believed, is the business of `records`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Self, TypeVar, cast
 
 from filelock import FileLock, Timeout
+from pydantic import JsonValue
 
+from subvene.runner.files.json_value import Fields, Json
 from subvene.runner.files.records import LEDGER, LedgerError, LedgerWarning, Reader, Record, digest, made
 from subvene.runner.files.storage import disk_errors
 
-__all__ = ["LEDGER", "LOCK", "MISSING", "Ledger", "LedgerError", "LedgerWarning", "digest"]
+__all__ = [
+    "LEDGER",
+    "LOCK",
+    "MISSING",
+    "Ledger",
+    "LedgerError",
+    "LedgerWarning",
+    "Result",
+    "Waiting",
+    "digest",
+]
 
-_Result = TypeVar("_Result", bound=Mapping[str, object])
+Result = TypeVar("Result", bound="Mapping[str, Json] | Fields")
+"""What a unit gives: a TypedDict, or any JSON object."""
+_One = TypeVar("_One")
+Before = Callable[[str, Mapping[str, Json]], None]
+"""Asked, with key and identity, before a unit is done in this process; raises `Waiting` to leave it."""
 
 LOCK = ".lock"
 MISSING = "missing"
 """The field of a result that says how many verdicts are missing in it; above 0 the unit is not finished."""
+
+
+class Waiting(Exception):
+    """What is asked for needs a unit of work that another process has still to do."""
 
 
 class Ledger:
@@ -45,9 +66,10 @@ class Ledger:
 
     def __init__(self, folder: Path, *, begin: Callable[[], None] | None = None) -> None:
         self.path = folder / LEDGER
-        self.results: dict[str, dict[str, Any]] = {}
-        self.unfinished: dict[str, dict[str, Any]] = {}
+        self.results: dict[str, dict[str, JsonValue]] = {}
+        self.unfinished: dict[str, dict[str, JsonValue]] = {}
         self._begin = begin
+        self._before: Before | None = None
         self._lock = FileLock(folder / LOCK)
         self._descriptor: int | None = None
 
@@ -77,7 +99,7 @@ class Ledger:
             self._descriptor = None
         self._lock.release()
 
-    def do(self, identity: Mapping[str, object], work: Callable[[], _Result]) -> _Result:
+    def do(self, identity: Mapping[str, Json], work: Callable[[], Result]) -> Result:
         """The unit's result: from the record if it was done before, otherwise from `work`.
 
         A result that says that verdicts are missing (`missing` above 0) is given back, stands for its unit
@@ -90,31 +112,83 @@ class Ledger:
         Raises:
             LedgerError: the result is not finite.
             StorageError: the disk does not take the record.
+            Waiting: another process does it (`leaving`).
         """
         key = digest(identity)
         for known in (self.results, self.unfinished):
             if key in known:
-                return cast(_Result, known[key])
+                return cast("Result", known[key])
+        if self._before is not None:
+            self._before(key, identity)
         begun = time.monotonic()
         result = work()
         seconds = round(time.monotonic() - begun, 3)
         record = made(key, identity, seconds, result)
+        self.take(record)
         # As a later run will read it, so that the two cannot differ.
-        found = record["result"]
+        return cast("Result", record["result"])
+
+    def take(self, record: Record) -> None:
+        """Record a unit that is done, here or by another process.
+
+        Args:
+            record: as `records.made` gives it.
+
+        Raises:
+            StorageError: the disk does not take the record.
+        """
+        key, result = record["key"], record["result"]
         if digest(record["unit"]) != key:
             raise TypeError(f"{record['unit'].get('unit')}: the names in an identity must be texts")
-        if found.get(MISSING):
-            self.unfinished[key] = found
+        if result.get(MISSING):
+            self.unfinished[key] = result
         else:
             self._append(record)
-            self.results[key] = found
-        return cast(_Result, found)
+            self.results[key] = result
 
-    def has(self, identity: Mapping[str, object]) -> bool:
+    def each(self, works: Iterable[Callable[[], _One]]) -> list[_One]:
+        """What pieces of work give that do not need one another, in their order.
+
+        Where one waits for a unit that another process does, the others are begun all the same, so that all
+        units that can be done are known.
+
+        Raises:
+            Waiting: at least one of them waits.
+        """
+        given: list[_One] = []
+        waiting: Waiting | None = None
+        for work in works:
+            try:
+                given.append(work())
+            except Waiting as error:
+                waiting = error
+        if waiting is not None:
+            raise waiting
+        return given
+
+    @contextlib.contextmanager
+    def leaving(self, before: Before) -> Iterator[None]:
+        """While the block runs, let `before` say of every unit that is not done whether it is done here."""
+        self._before = before
+        try:
+            yield
+        finally:
+            self._before = None
+
+    def has(self, identity: Mapping[str, Json]) -> bool:
         """Whether the unit is done."""
         return digest(identity) in self.results
 
-    def forget(self, identity: Mapping[str, object]) -> None:
+    def recorded(self, identity: Mapping[str, Json], kind: type[Result]) -> Result | None:
+        """What a unit gave, without doing it; None if it is not done.
+
+        Args:
+            identity: as for `do`.
+            kind: the type of what its work gives.
+        """
+        return cast("Result | None", self.results.get(digest(identity)))
+
+    def forget(self, identity: Mapping[str, Json]) -> None:
         """Take a unit for not done, because what it left beside the ledger is gone or altered."""
         self.results.pop(digest(identity), None)
 

@@ -17,6 +17,7 @@ from typing import Any, TypedDict, TypeGuard
 
 from pydantic import JsonValue
 
+from subvene.runner.files.json_value import Fields, Json
 from subvene.runner.files.storage import atomic_file
 from subvene.specs import SubveneError
 from subvene.specs.regular_file import read_bytes
@@ -60,7 +61,7 @@ class Record(TypedDict):
     sha256: str
 
 
-def made(key: str, unit: Mapping[str, object], seconds: float, result: Mapping[str, object]) -> Record:
+def made(key: str, unit: Mapping[str, Json], seconds: float, result: Mapping[str, Json] | Fields) -> Record:
     """A unit as it is recorded: JSON values only, its format, and a checksum over all of it."""
     content = {"format": FORMAT, "key": key, "unit": dict(unit), "seconds": seconds, "result": result}
     try:
@@ -161,7 +162,7 @@ class Reader:
             )
 
 
-def _parsed(line: bytes) -> dict[str, object] | None:
+def _parsed(line: bytes) -> dict[str, JsonValue] | None:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -169,7 +170,7 @@ def _parsed(line: bytes) -> dict[str, object] | None:
     return record if isinstance(record, dict) else None
 
 
-def _holds(record: Mapping[str, object]) -> TypeGuard[Record]:
+def _holds(record: Mapping[str, JsonValue]) -> TypeGuard[Record]:
     """Whether a record is what its key and its checksum say."""
     content = {name: value for name, value in record.items() if name != "sha256"}
     try:

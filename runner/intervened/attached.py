@@ -22,25 +22,17 @@ from subvene.runner.data.limits import refuse_generation_beyond_context
 from subvene.runner.edits.cache_record import refuse_unmasked
 from subvene.runner.edits.cached_rows import order_of, signature
 from subvene.runner.edits.eager import eagerly
+from subvene.runner.edits.forward_call import ForwardCall, cache_in
 from subvene.runner.edits.hooks import is_half_registered
 from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.edits.not_finite import NotFiniteError
-from subvene.runner.edits.positions import (
-    PositionError,
-    TokenTracker,
-    by_name,
-    cache_in,
-    cache_of,
-    cached_length,
-    inputs_of,
-    mask_of,
-    prompt_lengths_of,
-)
+from subvene.runner.edits.positions import PositionError, TokenTracker, mask_of, prompt_lengths_of
 from subvene.runner.edits.receipt import NotSteeredError, Receipt, check_together, merged
 from subvene.runner.edits.refusals import refuse_foreign_call, refuse_recomputation, refuse_second_call
 from subvene.runner.edits.runs import Attachment, Run
 from subvene.runner.edits.scopes import ConcurrentRunError, Scope, entered, innermost, refuse_nested
-from subvene.runner.models.generation import setting
+from subvene.runner.edits.strengths import Strength
+from subvene.runner.models.generation import Settings
 from subvene.runner.models.vocabulary import refuse_without_row
 from subvene.specs import SubveneError
 
@@ -57,7 +49,7 @@ _TAKEN_OVER: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDi
 def attached(
     intervenable: IntervenableModel,
     prompt_lengths: PromptLengths | None = None,
-    strengths: Mapping[str, object] | None = None,
+    strengths: Mapping[str, Strength] | None = None,
 ) -> Iterator[torch.nn.Module]:
     """Edit every call of the model by this thread or task; see `IntervenedModel.attached`."""
     base = intervenable.model
@@ -80,7 +72,7 @@ class _Calls:
         self,
         intervenable: IntervenableModel,
         prompt_lengths: PromptLengths | None,
-        strengths: Mapping[str, object] | None,
+        strengths: Mapping[str, Strength] | None,
     ) -> None:
         self.intervenable = intervenable
         self.attachment = Attachment(Scope(intervenable.model, self, is_run=True, is_driven=True))
@@ -108,21 +100,21 @@ class _Calls:
         ]
         self.intervenable.attach(self.attachment)
 
-    def generate(self, kwargs: dict[str, object]) -> Any:
+    def generate(self, **kwargs: Any) -> Any:
         """The model's `generate`, as a run that knows where its prompts end."""
-        return self._refused(lambda: self._generate(kwargs))
+        return self._refused(lambda: self._generate(**kwargs))
 
-    def _generate(self, kwargs: dict[str, Any]) -> Any:
+    def _generate(self, **kwargs: Any) -> Any:
         names = ("input_ids", "inputs_embeds", "attention_mask")
         base = {name: value for name in names if (value := kwargs.pop(name, None)) is not None}
         if not base.keys() - {"attention_mask"}:
             raise PositionError(
                 "generate was given neither input_ids nor inputs_embeds, so nothing can be placed"
             )
-        lengths = self._lengths(base)
+        lengths = self._lengths(ForwardCall.of(**base))
         if "input_ids" in base:
             refuse_without_row(self.intervenable.model, base["input_ids"])
-        refuse_generation_beyond_context(self.intervenable.model, base, kwargs)
+        refuse_generation_beyond_context(base, Settings(self.intervenable.model, **kwargs))
         output = self.intervenable.generate(
             base,
             strengths=self._strengths,
@@ -159,11 +151,10 @@ class _Calls:
             return  # a copy of the model, with our hooks on it
         here = innermost(model)
         if here is None:
-            self._refused(lambda: refuse_foreign_call(_no_tokens(), kwargs))
+            self._refused(lambda: refuse_foreign_call(_no_tokens(), ForwardCall.of(**kwargs)))
         if here is not self.attachment.scope:
             return
-        kwargs = by_name(model, args, kwargs)
-        self._refused(lambda: self._place(model, kwargs))
+        self._refused(lambda: self._place(ForwardCall.made(model, args, **kwargs)))
 
     def _refused(self, check: Callable[[], _T]) -> _T:
         try:
@@ -173,58 +164,58 @@ class _Calls:
             self._error = error
             raise
 
-    def _place(self, model: torch.nn.Module, kwargs: dict[str, object]) -> None:
+    def _place(self, call: ForwardCall) -> None:
         refuse_second_call(self.attachment.run)
-        cache, start = cache_of(kwargs), cached_length(kwargs)
+        cache, start = call.cache, call.held
         if start:
-            refuse_unmasked(kwargs)
+            refuse_unmasked(call)
         before = run = self._continued(cache) if start else None
         order = None if run is None else order_of(self._rows[run], cache, _treated(run))
         if run is not None and order is not None:
-            run = self._begin_with(run, order, kwargs)
+            run = self._begin_with(run, order, call)
         elif run is not None and start < run.tracker.slots and _cuts_a_prompt(run.tracker, start):
             run = None  # cropped to what sequences share: another one begins
         elif run is not None:
-            self._go_on(run, kwargs)
+            self._go_on(run, call)
             run.caches[id(cache)] = cache
         if run is None:
-            run = self._begin(kwargs, self._lengths(kwargs), self._strengths)
+            run = self._begin(call, self._lengths(call), self._strengths)
         if before is not run:
             # The cache is the other one's from here on.
             self._open = [(one, None if one is before else held) for one, held in self._open]
         self.attachment.run = run
-        run.tracker.observe(model, (), kwargs)
-        self.intervenable.before_call(run, kwargs)
+        run.tracker.observe(call)
+        self.intervenable.before_call(run, call)
 
-    def _begin_with(self, run: Run, order: torch.Tensor, kwargs: dict[str, object]) -> Run:
+    def _begin_with(self, run: Run, order: torch.Tensor, call: ForwardCall) -> Run:
         """A run of some of the rows of another, which it goes on with."""
         lengths = run.tracker.prompt_lengths
         lengths = None if lengths is None else lengths[order.to(lengths.device)]
         strengths = {
             entry.name: _selected(run.strengths[entry.keys[0]], order) for entry in self.intervenable.entries
         }
-        return self._begin(kwargs, lengths, strengths)
+        return self._begin(call, lengths, strengths)
 
-    def _begin(self, kwargs: dict[str, object], lengths: Any, strengths: Mapping[str, object] | None) -> Run:
+    def _begin(self, call: ForwardCall, lengths: Any, strengths: Mapping[str, Strength] | None) -> Run:
         self._end(still_held=False)
         refuse_recomputation(self.intervenable.model)
-        if kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
+        if not call.is_placed:
             raise PositionError(
                 "a forward call carries neither input_ids nor inputs_embeds, so nothing can be placed"
             )
-        mask = mask_of(kwargs, setting(self.intervenable.model, {}, "pad_token_id"))
+        mask = mask_of(call, Settings(self.intervenable.model)["pad_token_id"])
         run = self.intervenable.begin(TokenTracker(mask, lengths, generating=False), strengths)
         self._open.append((run, None))
         return run
 
-    def _go_on(self, run: Run, kwargs: dict[str, object]) -> None:
+    def _go_on(self, run: Run, call: ForwardCall) -> None:
         rules = {edit.positions for edit in self.intervenable.interventions.values()}
         if late := [rule for rule in rules if needs_length(rule)]:
             raise PositionError(
                 f"positions {late[0]!r} count from the end of the response, which goes on here; they work in "
                 "calls that carry the whole sequence"
             )
-        run.tracker.extend(mask_of(kwargs))
+        run.tracker.extend(mask_of(call))
 
     def _continued(self, cache: Any) -> Run | None:
         return next((run for run, held in self._open if held is not None and held() is cache), None)
@@ -235,10 +226,11 @@ class _Calls:
             return
         if innermost(model) is not self.attachment.scope:
             return
-        self.intervenable.after_call(run, args, kwargs, output)
+        call = ForwardCall.made(model, args, **kwargs)
+        self.intervenable.after_call(run, call, output)
         # Now, since whoever holds the cache may hand it to another run at any moment.
         self.intervenable.remember(run)
-        cache = cache_in(output) or cache_of(by_name(model, args, kwargs))
+        cache = cache_in(output) or call.cache
         held = None if cache is None else weakref.ref(cache)
         self._rows[run] = None if cache is None else signature(cache)
         self._open = [(other, held if other is run else ref) for other, ref in self._open]
@@ -265,14 +257,13 @@ class _Calls:
         strengths = (given.get(e.name, edits[e.keys[0]].strength) for e in self.intervenable.entries)
         return not any(torch.as_tensor(strength).any() for strength in strengths)
 
-    def _lengths(self, base: Mapping[str, Any]) -> torch.Tensor | None:
+    def _lengths(self, call: ForwardCall) -> torch.Tensor | None:
         lengths = self._prompt_lengths
         if lengths is None:
             return None
-        inputs = inputs_of(base)
         if callable(lengths):
-            lengths = lengths(inputs, base.get("attention_mask"))
-        return prompt_lengths_of(lengths, base)
+            lengths = lengths(call.inputs, call.attention_mask)
+        return prompt_lengths_of(lengths, call)
 
 
 def _cuts_a_prompt(tracker: TokenTracker, start: int) -> bool:
@@ -350,7 +341,7 @@ class _Routed:
         named |= given.get("kwargs", {})
         if (inputs := named.pop("inputs", None)) is not None:
             named["input_ids"] = inputs
-        return here.owner.generate(named)
+        return here.owner.generate(**named)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of the model (a reference, say) generates by itself."""

@@ -11,20 +11,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
+from pydantic import JsonValue
 
 from subvene.runner.data.limits import refuse_batch_beyond_context, refuse_generation_beyond_context
 from subvene.runner.data.prompts import as_prompts
 from subvene.runner.data.text import Messages, TextError, pad, pad_id_of, prompt_ids
 from subvene.runner.edits.cache_record import refuse_edited
 from subvene.runner.edits.copying import NotPickled
+from subvene.runner.edits.forward_call import ForwardCall
 from subvene.runner.edits.generation_inputs import with_mask
 from subvene.runner.edits.intervenable import IntervenableModel
-from subvene.runner.edits.positions import cached_length, prompt_lengths_of
+from subvene.runner.edits.positions import prompt_lengths_of
 from subvene.runner.edits.pyvene_calls import refuse_unknown_inputs
 from subvene.runner.edits.receipt import Receipt
+from subvene.runner.edits.refusals import refuse_no_generation
 from subvene.runner.edits.scopes import is_exempt
+from subvene.runner.edits.source_runs import Rendering
+from subvene.runner.edits.sources import SourceGiven
+from subvene.runner.edits.strengths import Strength
+from subvene.runner.edits.text_positions import DataRow
 from subvene.runner.edits.whole_tensor import WholeTensorModel
 from subvene.runner.intervened.attached import PromptLengths, attached
+from subvene.runner.models.generation import Settings
 from subvene.runner.models.vocabulary import refuse_without_row
 
 
@@ -61,12 +69,12 @@ class Calls(NotPickled):
         *,
         system: str | None = None,
         chat: bool | None = None,
-        strengths: Mapping[str, object] | float | Sequence[float] | torch.Tensor | None = None,
+        strengths: Mapping[str, Strength] | Strength | None = None,
         prompt_lengths: Sequence[int] | torch.Tensor | None = None,
         seed: int | None = None,
-        chat_template_kwargs: Mapping[str, object] | None = None,
-        rows: Sequence[Mapping[str, Any]] | None = None,
-        sources: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, JsonValue] | None = None,
+        rows: Sequence[DataRow] | None = None,
+        sources: Mapping[str, SourceGiven] | None = None,
         **kwargs: Any,
     ) -> list[str]:
         """Answer prompts in one batch.
@@ -100,6 +108,8 @@ class Calls(NotPickled):
             NotFiniteError: activations or logits are not finite. `rows` says in which rows; of a batch of
                 several strengths the others can be generated again without them.
         """
+        if not isinstance(self.intervenable, WholeTensorModel):
+            refuse_no_generation(self.model)
         if self.tokenizer is None:
             raise ValueError(
                 "generate needs a tokenizer for text; pass one to from_spec, or use generate_ids"
@@ -109,8 +119,7 @@ class Calls(NotPickled):
                 raise TextError(
                     f"generate takes texts, not {name}; token ids go to generate_ids(input_ids, mask)"
                 )
-        options: dict[str, Any] = {"system": system, "chat": chat}
-        options["chat_template_kwargs"] = chat_template_kwargs
+        options: Rendering = {"system": system, "chat": chat, "chat_template_kwargs": chat_template_kwargs}
         texts = [prompt_ids(self.tokenizer, prompt, **options) for prompt in as_prompts(prompts)]
         if not texts:
             return []
@@ -135,12 +144,12 @@ class Calls(NotPickled):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         *,
-        strengths: Mapping[str, object] | float | Sequence[float] | torch.Tensor | None = None,
+        strengths: Mapping[str, Strength] | Strength | None = None,
         prompt_lengths: Sequence[int] | torch.Tensor | None = None,
         seed: int | None = None,
-        rows: Sequence[Mapping[str, Any]] | None = None,
-        sources: Mapping[str, Any] | None = None,
-        rendering: Mapping[str, Any] | None = None,
+        rows: Sequence[DataRow] | None = None,
+        sources: Mapping[str, SourceGiven] | None = None,
+        rendering: Rendering | None = None,
         **kwargs: Any,
     ) -> Any:
         """As `generate`, for token ids [batch, tokens] padded on the left; returns what the model's does.
@@ -168,20 +177,22 @@ class Calls(NotPickled):
         """
         if isinstance(self.intervenable, WholeTensorModel) and not self.is_disabled:
             self.intervenable.generate()
+        refuse_no_generation(self.model)
         device = self.model.device
         input_ids = torch.as_tensor(input_ids)
         refuse_without_row(self.model, input_ids, self.tokenizer)
         given = {"input_ids": input_ids}
         if attention_mask is not None:
             given["attention_mask"] = attention_mask
-        base = {name: value.to(device) for name, value in with_mask(self.model, given, kwargs).items()}
-        refuse_generation_beyond_context(self.model, base, kwargs)
+        settings = Settings(self.model, **kwargs)
+        base = {name: value.to(device) for name, value in with_mask(given, settings).items()}
+        refuse_generation_beyond_context(base, settings)
         if kwargs.get("stop_strings") is not None:
             kwargs.setdefault("tokenizer", self.tokenizer)
-        lengths = self._prompt_lengths(prompt_lengths, base)
+        lengths = self._prompt_lengths(prompt_lengths, ForwardCall.of(**base))
         with _seeded(seed):
             if self.is_disabled:
-                return self._untouched(self.model.generate, {**base, **kwargs})
+                return self._untouched(self.model.generate, **base, **kwargs)
             kwargs |= {"rows": rows, "sources": sources, "rendering": rendering}
             return self.intervenable.generate(
                 base, strengths=self._named(strengths), prompt_lengths=lengths, **kwargs
@@ -193,11 +204,11 @@ class Calls(NotPickled):
         attention_mask: torch.Tensor | None = None,
         *,
         prompt_lengths: Sequence[int] | torch.Tensor | None = None,
-        strengths: Mapping[str, object] | float | Sequence[float] | torch.Tensor | None = None,
+        strengths: Mapping[str, Strength] | Strength | None = None,
         must_act: bool = True,
-        rows: Sequence[Mapping[str, Any]] | None = None,
-        sources: Mapping[str, Any] | None = None,
-        rendering: Mapping[str, Any] | None = None,
+        rows: Sequence[DataRow] | None = None,
+        sources: Mapping[str, SourceGiven] | None = None,
+        rendering: Rendering | None = None,
         **kwargs: Any,
     ) -> Any:
         """A teacher-forced pass: the model's own output, edited at the tokens that generation would edit.
@@ -227,7 +238,7 @@ class Calls(NotPickled):
             inputs = {"attention_mask": attention_mask, **kwargs}
             if self.is_disabled:
                 return self.intervenable.call_plain(input_ids, inputs)
-            options = {"strengths": self._named(strengths), "must_act": must_act}
+            options = {"strengths": self._named(strengths), "must_act": must_act, "sources": sources}
             return self.intervenable.call(input_ids, inputs, prompt_lengths=prompt_lengths, **options)
         if not isinstance(input_ids, torch.Tensor):
             raise TextError(
@@ -237,17 +248,17 @@ class Calls(NotPickled):
         refuse_unknown_inputs(self.model, kwargs)
         refuse_without_row(self.model, input_ids, self.tokenizer)
         device = self.model.device
-        before = cached_length(kwargs)
+        before = ForwardCall.of(**kwargs).held
         refuse_batch_beyond_context(self.model, input_ids, attention_mask, before=before)
-        base: dict[str, Any] = {"input_ids": input_ids.to(device), **kwargs}
+        base = kwargs | {"input_ids": input_ids.to(device)}
         if attention_mask is not None:
             base["attention_mask"] = attention_mask.to(device)
             ids = self.position_ids(base["attention_mask"], input_ids.shape[1])
             if ids is not None:
                 base.setdefault("position_ids", ids)
-        lengths = self._prompt_lengths(prompt_lengths, base)
+        lengths = self._prompt_lengths(prompt_lengths, ForwardCall.of(**base))
         if self.is_disabled:
-            return self._untouched(self.model, base)
+            return self._untouched(self.model, **base)
         return self.intervenable(
             base,
             prompt_lengths=lengths,
@@ -263,7 +274,7 @@ class Calls(NotPickled):
         self,
         *,
         prompt_lengths: PromptLengths | None = None,
-        strengths: Mapping[str, object] | float | Sequence[float] | torch.Tensor | None = None,
+        strengths: Mapping[str, Strength] | Strength | None = None,
     ) -> Iterator[Any]:
         """The plain model, edited for whoever calls it: a pipeline, an evaluation harness, a training loop.
 
@@ -307,19 +318,19 @@ class Calls(NotPickled):
         with self.intervenable.suspended():
             yield self
 
-    def _untouched(self, call: Callable[..., Any], base: Mapping[str, object]) -> Any:
+    def _untouched(self, run: Callable[..., Any], **base: Any) -> Any:
         """A disabled run, which leaves no receipt, rather than that of the run before."""
         refuse_edited(base.get("past_key_values"))
         self.intervenable.leave()
         with self.intervenable.suspended():
-            return call(**base)
+            return run(**base)
 
-    def _prompt_lengths(self, lengths: Any, base: Mapping[str, object]) -> torch.Tensor | None:
+    def _prompt_lengths(self, lengths: Any, call: ForwardCall) -> torch.Tensor | None:
         if lengths is None:
             return None
-        return prompt_lengths_of(lengths, base)
+        return prompt_lengths_of(lengths, call)
 
-    def _named(self, strengths: Any) -> Mapping[str, object] | None:
+    def _named(self, strengths: Any) -> Mapping[str, Strength] | None:
         if strengths is None or isinstance(strengths, Mapping):
             return strengths
         entries = self.intervenable.entries

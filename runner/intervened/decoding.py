@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache
 
 from subvene.runner.edits.not_finite import check_finite, rows_named
 from subvene.runner.edits.receipt import Receipt, merged
+from subvene.runner.edits.strengths import Strength
 from subvene.runner.intervened.acting import acting
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.forked_cache import select
@@ -42,7 +43,7 @@ def decode(
     m: IntervenedModel,
     begin: Decoding,
     *,
-    strengths: Mapping[str, object] | None,
+    strengths: Mapping[str, Strength] | None,
     max_new_tokens: Sequence[int],
     choose: Callable[[torch.Tensor, Sequence[int], int], torch.Tensor],
     has_ended: Callable[[int, list[int]], bool],
@@ -106,8 +107,8 @@ def decode(
 
 
 def _of(
-    strengths: Mapping[str, object] | None, rows: Sequence[int], count: int
-) -> Mapping[str, object] | None:
+    strengths: Mapping[str, Strength] | None, rows: Sequence[int], count: int
+) -> Mapping[str, Strength] | None:
     """The strengths of some of the rows."""
     if strengths is None or len(rows) == count:
         return strengths

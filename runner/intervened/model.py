@@ -15,10 +15,12 @@ from huggingface_hub import CommitInfo
 from subvene.runner.artifacts import artifact, hub
 from subvene.runner.edits.compile import CompileError, check_config, compile_spec
 from subvene.runner.edits.intervenable import IntervenableModel
+from subvene.runner.files.json_value import Json
 from subvene.runner.intervened.calls import Calls
 from subvene.runner.models.chat_settings import CHAT_FIELDS, with_chat
 from subvene.runner.models.loading import check_given, load_config, load_model, with_overrides
 from subvene.specs import InterventionSpec, ModelSpec, load_spec, parse_spec
+from subvene.specs._nodes import Data
 
 
 class IntervenedModel(Calls):
@@ -45,7 +47,7 @@ class IntervenedModel(Calls):
         *,
         intervenable: IntervenableModel,
         tensors: Mapping[str, torch.Tensor] | None = None,
-        provenance: Mapping[str, object] | None = None,
+        provenance: Mapping[str, Json] | None = None,
     ) -> None:
         self.spec = spec
         self.model: Any = model
@@ -53,18 +55,18 @@ class IntervenedModel(Calls):
         self.intervenable = intervenable
         self.intervenable.tokenizer = tokenizer
         self.tensors = dict(tensors or {})
-        self.provenance = dict(provenance or {})
+        self.provenance: dict[str, Json] = dict(provenance or {})
         self._is_plain = False
 
     @classmethod
     def from_spec(
         cls,
-        spec: InterventionSpec | Mapping[str, object] | str | os.PathLike[str],
+        spec: InterventionSpec | Mapping[str, Data] | str | os.PathLike[str],
         *,
         model: torch.nn.Module | None = None,
         tokenizer: Any = None,
         tensors: Mapping[str, torch.Tensor] | None = None,
-        provenance: Mapping[str, object] | None = None,
+        provenance: Mapping[str, Json] | None = None,
         folder: str | os.PathLike[str] | None = None,
         **overrides: Any,
     ) -> Self:

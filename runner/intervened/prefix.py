@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from subvene.interventions import Tokens
 from subvene.interventions.positions import needs_length, plain_positions
 from subvene.runner.data.text import TextError, pad, pad_id_of
+from subvene.runner.edits.forward_call import ForwardCall
 from subvene.runner.edits.not_finite import check_finite
 from subvene.runner.edits.receipt import Receipt, check_together
 from subvene.runner.files.progress import track
@@ -206,9 +207,8 @@ def counting_tokens(model: torch.nn.Module) -> Iterator[list[int]]:
     """Counts into [0] the tokens that pass through a model inside the block, padding included."""
     count = [0]
 
-    def add(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = kwargs.get("input_ids")
-        count[0] += (args[0] if ids is None else ids).numel()
+    def add(called: torch.nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+        count[0] += ForwardCall.made(called, args, **kwargs).inputs.numel()
 
     handle = model.register_forward_pre_hook(add, with_kwargs=True)
     try:

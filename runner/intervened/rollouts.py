@@ -37,7 +37,7 @@ from subvene.runner.intervened.decoding import Decoding, decode
 from subvene.runner.intervened.measured import measured_options
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.forked_cache import continued, empty, why_not_forked
-from subvene.runner.models.generation import row_ends
+from subvene.runner.models.generation import Settings, row_ends
 from subvene.specs import Positions
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def rollouts(
     found: list[Rollout | None] = [None] * len(rows)
     receipts: list[Receipt] = []
     for chosen in track(batches, description):
-        batch = _Batch(m, [rows[i] for i in chosen])
+        batch = Batch(m, [rows[i] for i in chosen])
         with rows_named(chosen):
             written, ended, told = batch.forked() if reason is None else batch.whole()
         receipts += told
@@ -148,14 +148,22 @@ def _rules(m: IntervenedModel) -> dict[str, Positions]:
     }
 
 
-class _Batch:
-    """Some rows that are generated together."""
+class Batch:
+    """Some rows that are generated together.
+
+    Args:
+        m: the model.
+        rows: what is generated.
+
+    Attributes:
+        ended: of each row whether the model ended it.
+    """
 
     def __init__(self, m: IntervenedModel, rows: Sequence[Row]) -> None:
         self.m = m
         self.rows = rows
         self.pad_id = pad_id_of(m.tokenizer)
-        self.ends = {*row_ends(m.model, {}), m.tokenizer.eos_token_id} - {None}
+        self.ends = {*row_ends(Settings(m.model)), m.tokenizer.eos_token_id} - {None}
         self.lengths = torch.tensor([len(row.prompt) for row in rows])
         self.batch = pad([row.prompt for row in rows], self.lengths.tolist(), self.pad_id, "left")
         self.limits = [row.max_new_tokens for row in rows]
@@ -184,7 +192,7 @@ class _Batch:
             strengths=self.strengths,
             max_new_tokens=self.limits,
             choose=self._choose,
-            has_ended=self._has_ended,
+            has_ended=self.has_ended,
         )
         return written, self.ended, [*receipts, *told]
 
@@ -205,7 +213,7 @@ class _Batch:
             kept: list[int] = []
             for token in tokens[: self.limits[row]]:
                 kept.append(token)
-                if self._has_ended(row, kept):
+                if self.has_ended(row, kept):
                     break
             written.append(kept)
         receipt = None if self.m.is_disabled else self.m.receipt
@@ -307,7 +315,8 @@ class _Batch:
             )
         return chosen
 
-    def _has_ended(self, row: int, tokens: list[int]) -> bool:
+    def has_ended(self, row: int, tokens: list[int]) -> bool:
+        """Whether a row ends with the token that it has just been given, which is then taken away."""
         if tokens[-1] in self.ends:
             tokens.pop()
             self.ended[row] = True

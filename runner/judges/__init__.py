@@ -11,7 +11,16 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from subvene.runner.judges.base import Answer, Aspect, Judge, JudgeError, Quality, Scale
+from subvene.runner.judges.base import (
+    Answer,
+    Aspect,
+    Description,
+    Identity,
+    Judge,
+    JudgeError,
+    Quality,
+    Scale,
+)
 from subvene.runner.judges.scales.yes_no import ASPECTS, BOTH, INFO, TRUTH, Judgement
 from subvene.runner.judges.scales.yes_no import SCALE as YES_NO
 from subvene.runner.judges.scales.zero_to_hundred import COHERENCE, Score, scored, shows
@@ -28,6 +37,8 @@ __all__ = [
     "ZERO_TO_HUNDRED",
     "Answer",
     "Aspect",
+    "Description",
+    "Identity",
     "Judge",
     "JudgeError",
     "Judgement",

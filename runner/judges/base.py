@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Required, Self, TypedDict, TypeVar
 
 from subvene.runner.data.traits import Trait
+from subvene.runner.files.json_value import Json
 from subvene.specs import SubveneError
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Description(Identity, total=False):
     told apart; None where nothing was measured. `coherence`: the same for corruptions of coherent texts.
     """
 
-    accuracy: dict[str, object]
+    accuracy: dict[str, Json]
     agreement: dict[str, ToldApart | None]
     coherence: object
 

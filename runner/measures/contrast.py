@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, NotRequired, TypedDict
 
 import torch
 
@@ -62,7 +63,26 @@ def differences(
     return (totals[0::2] - totals[1::2]).tolist(), receipts
 
 
-def run_contrast(m: IntervenedModel, spec: ContrastSpec, folder: Path) -> dict[str, object]:
+class ContrastRecord(TypedDict):
+    """One coefficient: means over pairs in nats; None where its run was not finite, and in words why."""
+
+    coefficient: float
+    mean_difference: float | None
+    standard_error: float | None
+    positive_preferred: float | None
+    not_finite: NotRequired[str | None]
+
+
+class Contrasts(TypedDict):
+    """What `run_contrast` gives, JSON values."""
+
+    kind: Literal["contrast"]
+    records: list[ContrastRecord]
+    pairs: list[list[float] | None]
+    tokens_edited: int
+
+
+def run_contrast(m: IntervenedModel, spec: ContrastSpec, folder: Path) -> Contrasts:
     """By coefficient: log p(positive | prompt) − log p(negative | prompt), summed over tokens.
 
     Args:
@@ -104,11 +124,16 @@ def run_contrast(m: IntervenedModel, spec: ContrastSpec, folder: Path) -> dict[s
     return {"kind": spec.kind, "records": records, "pairs": pairs, "tokens_edited": tokens}
 
 
-def _record(coefficient: float, row: Sequence[float] | None, not_finite: str | None) -> dict[str, object]:
+def _record(coefficient: float, row: Sequence[float] | None, not_finite: str | None) -> ContrastRecord:
     """One coefficient's record; without numbers where its run was not finite, and in words why."""
     if row is None:
-        nothing = dict.fromkeys(("mean_difference", "standard_error", "positive_preferred"))
-        return {"coefficient": coefficient, **nothing, "not_finite": not_finite}
+        return {
+            "coefficient": coefficient,
+            "mean_difference": None,
+            "standard_error": None,
+            "positive_preferred": None,
+            "not_finite": not_finite,
+        }
     return {
         "coefficient": coefficient,
         "mean_difference": statistics.fmean(row),

@@ -16,20 +16,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
+from pydantic import JsonValue
 
 from subvene.runner.data.limits import refuse_beyond_context
 from subvene.runner.data.text import Batch, by_length, pad, pad_id_of, raw_ids
-from subvene.runner.data.texts import read_texts, texts_sha256
+from subvene.runner.data.texts import texts_sha256
 from subvene.runner.edits.not_finite import check_finite
 from subvene.runner.edits.receipt import Receipt, check_together, merged
 from subvene.runner.files.progress import track
 from subvene.runner.intervened.acting import acting
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.specs import DivergenceSpec, SubveneError
+from subvene.specs import SubveneError
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,30 @@ class Reference:
                 )
 
 
+class Divergence(TypedDict):
+    """What `divergence` gives, JSON values.
+
+    `ce` and `kl` over all tokens; `original_ce` of the untouched model; by text, in the order of those that
+    are not `left_out`; `cut`: texts longer than `max_tokens`.
+    """
+
+    ce: float
+    kl: float
+    original_ce: float
+    ce_by_text: list[float]
+    kl_by_text: list[float]
+    tokens_by_text: list[int]
+    texts: int
+    tokens: int
+    left_out: int
+    max_tokens: int
+    cut: int
+    data_sha256: str
+    receipts: list[JsonValue]
+
+
 @torch.no_grad()
-def divergence(m: IntervenedModel, reference: Reference, *, before: str | None = None) -> dict[str, object]:
+def divergence(m: IntervenedModel, reference: Reference, *, before: str | None = None) -> Divergence:
     """CE of an edited model, and KL(original ‖ edited), on the texts of `reference`.
 
     Args:
@@ -251,22 +273,6 @@ def divergence(m: IntervenedModel, reference: Reference, *, before: str | None =
         "data_sha256": reference.data_sha256,
         "receipts": [one for receipt in merged(receipts, same_rows=False) for one in receipt.to_dict()],
     }
-
-
-def run_divergence(m: IntervenedModel, spec: DivergenceSpec, folder: Path) -> dict[str, object]:
-    """CE and KL of the model with its interventions, beside the untouched model.
-
-    Returns:
-        `records`, one for the baseline and one for the interventions, and all that `divergence` gives.
-    """
-    texts = read_texts(spec.texts, folder, spec.limit)
-    reference = Reference(m, texts, max_tokens=spec.max_tokens, batch_size=spec.batch_size)
-    found = divergence(m, reference)
-    records = [
-        {"condition": "baseline", "ce": reference.ce, "kl": 0.0},
-        {"condition": "intervened", "ce": found["ce"], "kl": found["kl"]},
-    ]
-    return {"kind": spec.kind, "records": records, **found}
 
 
 @contextlib.contextmanager

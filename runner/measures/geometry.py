@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypedDict
 
 import torch
 
@@ -17,20 +18,32 @@ Vectors = Mapping[str, Mapping[int, torch.Tensor]]
 Matrix = list[list[float | None]]
 
 
+class Between(TypedDict):
+    """How vectors lie to each other, JSON values.
+
+    `layers`: what the lists per layer are of; `traits`: their order in `cosine_at_layer`, which is at
+    `layer`; `cosine_by_layer`: by pair, as `a|b`.
+    """
+
+    layer: int
+    layers: list[int]
+    traits: list[str]
+    cosine_at_layer: Matrix
+    cosine_by_layer: dict[str, list[float | None]]
+    across_layers: dict[str, Matrix]
+    norms: dict[str, list[float]]
+    explained_variance: dict[str, list[float | None]]
+
+
 def geometry(
     vectors: Vectors, layer: int, *, explained_variance: Mapping[str, Sequence[float | None]]
-) -> dict[str, object]:
+) -> Between:
     """Cosines between traits and between layers, and norms.
 
     Args:
         vectors: by trait and layer, each [width].
         layer: where traits are compared in `cosine_at_layer`.
         explained_variance: by trait, one value a layer, as `explained_variance_by_layer` gives it.
-
-    Returns:
-        The `geometry` of a persona run's results: `layer`, `layers` (what the lists per layer are of),
-        `traits`, `cosine_at_layer`, `cosine_by_layer` (by pair, as `a|b`), `across_layers`, `norms` and
-        `explained_variance`.
 
     Raises:
         SubveneError: traits differ in their layers or widths, a vector has NaN or infinity, `layer` is not

@@ -5,28 +5,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NotRequired, Protocol, TypedDict, TypeVar
+from typing import Any, NotRequired, Protocol, TypedDict
 
 from pydantic import JsonValue
 
 from subvene.runner.data.span import Text
 from subvene.runner.data.text import prompt_ids
 from subvene.runner.data.traits import Trait
-from subvene.runner.edits.finite_points import by_point, listed, over_finite_points
+from subvene.runner.edits.finite_points import SomeNotFinite, by_point, listed, over_finite_points
 from subvene.runner.edits.receipt import merged
-from subvene.runner.files.ledger import digest
+from subvene.runner.files.json_value import Json
+from subvene.runner.files.ledger import Result, digest
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.rollouts import Row, rollouts, row_seed
 from subvene.runner.judges import COHERENCE, Answer, Judge, scored, shows
 from subvene.specs import SamplingSpec
 
-_Result = TypeVar("_Result", bound=Mapping[str, object])
-
 
 class Do(Protocol):
     """Does a unit of work under the identity of all that it depends on, or gives what is recorded of it."""
 
-    def __call__(self, identity: Mapping[str, object], work: Callable[[], _Result], /) -> _Result:
+    def __call__(self, identity: Mapping[str, Json], work: Callable[[], Result], /) -> Result:
         """What `work` gives, as JSON has it."""
 
 
@@ -39,11 +38,10 @@ class _Text(TypedDict):
     seed: int
 
 
-class _Written(TypedDict):
+class _Written(SomeNotFinite):
     responses: list[_Text]
     receipt: list[dict[str, JsonValue]] | None
     rows: NotRequired[list[int]]
-    not_finite: NotRequired[list[list[JsonValue]]]
 
 
 class _Judged(TypedDict):
@@ -71,14 +69,14 @@ class Asked:
         system: the system prompt, None for none of ours.
         strengths: by intervention name, those not named are 0; None: what the spec says.
         rollout: which of several responses to the same question.
-        about: what tells its caller what it is, JSON values.
+        point: of a sweep, its layer and coefficient; None where nothing is swept.
     """
 
     question: str
     system: str | None = None
     strengths: Mapping[str, float] | None = None
     rollout: int = 0
-    about: Mapping[str, Any] = field(default_factory=dict)
+    point: tuple[int, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ def respond(
     trait: Trait,
     judge: Judge,
     *,
-    identity: Mapping[str, object],
+    identity: Mapping[str, Json],
     seed: int,
     description: str,
     do: Do,
@@ -193,7 +191,7 @@ def respond(
     asked = [asked[i] for i in written.get("rows", range(len(asked)))]
     texts = [one["text"] for one in written["responses"]]
     exchanges = [Answer(one.question, text) for one, text in zip(asked, texts, strict=True) if text]
-    unit = {
+    unit: dict[str, Json] = {
         "unit": "scores",
         "trait": trait.sha256,
         "judge": judge.identity(scored([trait])),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, NotRequired, TypedDict
+
+from pydantic import JsonValue
 
 from subvene.runner.edits.finite_points import over_finite_points
 from subvene.runner.files.progress import generating
@@ -12,7 +15,25 @@ from subvene.runner.measures.base import sweep_strengths
 from subvene.specs import SamplesSpec
 
 
-def run_samples(m: IntervenedModel, spec: SamplesSpec, folder: Path) -> dict[str, object]:
+class Sample(TypedDict):
+    """What the model wrote to one prompt at one coefficient; None where it was no longer finite, and why."""
+
+    prompt: str
+    coefficient: float
+    response: str | None
+    columns: NotRequired[dict[str, str]]
+    not_finite: NotRequired[str]
+
+
+class Samples(TypedDict):
+    """What `run_samples` gives, JSON values."""
+
+    kind: Literal["samples"]
+    records: list[Sample]
+    receipt: list[dict[str, JsonValue]]
+
+
+def run_samples(m: IntervenedModel, spec: SamplesSpec, folder: Path) -> Samples:
     """Greedy responses to every prompt at every coefficient (`runner.measured`).
 
     Returns:
@@ -35,10 +56,12 @@ def run_samples(m: IntervenedModel, spec: SamplesSpec, folder: Path) -> dict[str
 
     kept, written, marked = over_finite_points(range(len(rows)), generate)
     responses = dict(zip(kept, written or [], strict=True))
-    records = [
-        {"prompt": prompt, "coefficient": c, "response": responses.get(i)}
-        | ({"columns": data[i]} if data is not None else {})
-        | ({"not_finite": marked[i]} if i in marked else {})
-        for i, (prompt, c) in enumerate(rows)
-    ]
+    records: list[Sample] = []
+    for i, (prompt, c) in enumerate(rows):
+        record: Sample = {"prompt": prompt, "coefficient": c, "response": responses.get(i)}
+        if data is not None:
+            record["columns"] = data[i]
+        if i in marked:
+            record["not_finite"] = marked[i]
+        records.append(record)
     return {"kind": spec.kind, "records": records, "receipt": m.receipt.to_dict() if m.receipt else []}

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from pydantic import JsonValue
+
 from subvene.specs import ModelSpec
 
 CHAT_FIELDS = ("chat_template_kwargs", "system", "reasoning")
@@ -24,15 +26,15 @@ class ChatSettings:
         reasoning: `drop`: a reply is what follows its block of reasoning; `keep`: the block is part of it.
     """
 
-    chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    chat_template_kwargs: Mapping[str, JsonValue] = field(default_factory=dict)
     system: Literal["role", "fold"] = "role"
     reasoning: Literal["drop", "keep"] = "drop"
 
-    def with_variables(self, variables: Mapping[str, object] | None) -> ChatSettings:
+    def with_variables(self, variables: Mapping[str, JsonValue] | None) -> ChatSettings:
         """The same with further variables of the template, which go before its own."""
         return replace(self, chat_template_kwargs={**self.chat_template_kwargs, **(variables or {})})
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, JsonValue]:
         """JSON values; only what is not the default."""
         default = ChatSettings()
         return {

@@ -47,6 +47,9 @@ class ModulesFingerprint(TypedDict):
     name: NotRequired[str]
 
 
+ModelFingerprint = BlocksFingerprint | ModulesFingerprint
+
+
 def config_fingerprint(config: Any) -> ConfigFingerprint:
     """A model's fingerprint as far as its config alone tells it.
 

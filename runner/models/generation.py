@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, MutableMapping
 from typing import Any, TypeVar
 
 import torch
@@ -20,21 +20,39 @@ _CRITERIA = "transformers.generation.stopping_criteria"
 _PROCESSORS = "transformers.generation.logits_process"
 
 
-def setting(model: Any, kwargs: Mapping[str, object], name: str) -> Any:
-    """A generation setting: the keyword, else `generation_config`'s, else the model's own."""
-    if name in kwargs:
-        return kwargs[name]
-    given = getattr(kwargs.get("generation_config"), name, None)
-    return given if given is not None else getattr(model.generation_config, name, None)
+class Settings:
+    """The settings of one `generate`: each the keyword, else `generation_config`'s, else the model's own.
+
+    Args:
+        model: the model that generates.
+        **given: keywords of the call.
+    """
+
+    def __init__(self, model: Any, /, **given: Any) -> None:
+        self.model, self._given = model, given
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._given:
+            return self._given[name]
+        given = getattr(self._given.get("generation_config"), name, None)
+        if given is not None:
+            return given
+        # A classifier has no such settings; what it pads with, its config says.
+        own = getattr(self.model, "generation_config", None) or self.model.config
+        return getattr(own, name, None)
+
+    def given(self, name: str) -> Any:
+        """A keyword of the call; None without it."""
+        return self._given.get(name)
 
 
-def row_ends(model: Any, kwargs: Mapping[str, Any]) -> list[int]:
+def row_ends(settings: Settings) -> list[int]:
     """The ids that end a row.
 
     Raises:
         ModelError: the setting is no token id.
     """
-    end = setting(model, kwargs, "eos_token_id")
+    end = settings["eos_token_id"]
     flaw = None if isinstance(end, torch.Tensor) else generation_flaw({"eos_token_id": end})
     if flaw is not None:
         raise ModelError(f"the end of an answer is not known: {flaw}")
@@ -42,34 +60,36 @@ def row_ends(model: Any, kwargs: Mapping[str, Any]) -> list[int]:
     # A criterion of transformers' own takes the place of the one that `generate` would make.
     ends = [
         criterion.eos_token_id
-        for criterion in kwargs.get("stopping_criteria") or []
+        for criterion in settings.given("stopping_criteria") or []
         if hasattr(criterion, "eos_token_id")
     ] or ends
     return [token for end in ends if end is not None for token in torch.as_tensor(end).reshape(-1).tolist()]
 
 
-def drafts(model: Any, kwargs: Mapping[str, object]) -> bool:
+def drafts(settings: Settings) -> bool:
     """Whether a generation passes drafts, of which some are taken back."""
     names = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
-    return any(setting(model, kwargs, name) for name in names)
+    return any(settings[name] for name in names)
 
 
-def guard_callbacks(model: Any, kwargs: dict[str, Any], suspend: Suspend, on_ended: OnEnded | None) -> None:
+def guard_callbacks(
+    settings: Settings, kwargs: MutableMapping[str, Any], suspend: Suspend, on_ended: OnEnded | None
+) -> None:
     """Make what the caller hands into `generate` run outside the run, and see which rows it ends.
 
     A criterion, processor or streamer may call the model itself: that call is not part of the generation.
     transformers fills up the rows that a criterion has ended, and does not say which those are.
 
     Args:
-        model: the model that generates.
-        kwargs: of its `generate`; changed in place.
+        settings: of the call.
+        kwargs: its keywords; changed in place.
         suspend: makes calls of the model inside its block no part of the run.
         on_ended: is told which rows have ended; None where rows cannot be told apart (beams).
     """
     from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 
     criteria = list(kwargs.get("stopping_criteria") or [])
-    stop_strings, tokenizer = setting(model, kwargs, "stop_strings"), kwargs.get("tokenizer")
+    stop_strings, tokenizer = settings["stop_strings"], kwargs.get("tokenizer")
     if stop_strings is not None and tokenizer is not None:
         # The same rule as `generate` would make of it, made here so that it can be seen. One given as a
         # criterion takes precedence there, too.

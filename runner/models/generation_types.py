@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from pydantic import JsonValue
+
 
 class _Kind(NamedTuple):
     words: str
@@ -52,7 +54,7 @@ _FIELDS: dict[_Kind, str] = {
 _KINDS = {name: kind for kind, names in _FIELDS.items() for name in names.split()}
 
 
-def generation_flaw(settings: Mapping[str, object]) -> str | None:
+def generation_flaw(settings: Mapping[str, JsonValue]) -> str | None:
     """The first setting that is no such value, in words; what is None or left out is not set.
 
     Args:

@@ -10,16 +10,19 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import safetensors.torch
 import torch
 import transformers
 
 from subvene.interventions.tensors import UNREADABLE
+from subvene.runner.files.json_value import Fields, Json
 from subvene.runner.models.chat_settings import chat_of
 from subvene.specs import SubveneError
 from subvene.specs.regular_file import open_regular
@@ -33,6 +36,8 @@ class AlteredWarning(UserWarning):
 _NOT_CONTENT = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 # Of a checkpoint's folder, what transformers takes weights from, and which of them from which file.
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
+# Model → its hash, where whoever holds it says that nothing about it changes.
+_KNOWN: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 PACKAGES = ("subvene", "pyvene", "torch", "transformers", "scikit-learn", "datasets")
 
 
@@ -94,6 +99,8 @@ def model_sha256(model: Any) -> str:
     Raises:
         SubveneError: some weights are offloaded, so that they cannot be read.
     """
+    if (known := _KNOWN.get(model)) is not None:
+        return known
     digest = hashlib.sha256()
     config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_CONTENT}
     attention = getattr(model.config, "_attn_implementation", None)
@@ -110,6 +117,16 @@ def model_sha256(model: Any) -> str:
         content = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(content.view(torch.uint8).numpy().data if content.numel() else b"")
     return digest.hexdigest()
+
+
+@contextmanager
+def hashed_once(model: Any) -> Iterator[None]:
+    """Let `model_sha256` read the weights of a model once; nothing may change them while the block runs."""
+    _KNOWN[model] = model_sha256(model)
+    try:
+        yield
+    finally:
+        del _KNOWN[model]
 
 
 def checkpoint_sha256(source: str, config: Any, tokenizer: Any) -> str:
@@ -165,7 +182,52 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
-def environment() -> dict[str, object]:
+class Environment(TypedDict):
+    """Versions and machine."""
+
+    versions: dict[str, str]
+    python: str
+    machine: str
+    threads: int
+    device: str
+
+
+class GitState(TypedDict):
+    """Commit of a repository, and whether it has changes."""
+
+    commit: str
+    changed: bool
+
+
+class ExecutorManifest(TypedDict):
+    """What did the units of work of a run, where it was not its own process."""
+
+    kind: str
+    version: NotRequired[str]
+    cpus: NotRequired[float]
+    gpus: NotRequired[float]
+
+
+class Manifest(TypedDict):
+    """What there is to know about where the numbers of a run come from."""
+
+    format: int
+    spec: str
+    environment: Environment
+    git: GitState | None
+    executor: NotRequired[ExecutorManifest]
+
+
+class RunManifest(Manifest):
+    """With what was called, what is said of the data, by use, and of each judge."""
+
+    command: list[str]
+    data: Mapping[str, Json]
+    judges: list[Fields]
+    files_relative_to: str
+
+
+def environment() -> Environment:
     """Versions and machine, to stand beside every measured number."""
     return {
         "versions": versions(),
@@ -176,7 +238,7 @@ def environment() -> dict[str, object]:
     }
 
 
-def git_state(folder: Path) -> dict[str, object] | None:
+def git_state(folder: Path) -> GitState | None:
     """Commit of the repository that holds `folder`, and whether it has changes; None outside of one."""
 
     def git(*arguments: str) -> str:
@@ -190,8 +252,8 @@ def git_state(folder: Path) -> dict[str, object] | None:
 
 
 def run_manifest(
-    spec: str, folder: Path, *, data: Mapping[str, object], judges: Sequence[Mapping[str, object]]
-) -> dict[str, object]:
+    spec: str, folder: Path, *, data: Mapping[str, Json], judges: Sequence[Fields]
+) -> RunManifest:
     """What there is to know about where the numbers of a run come from.
 
     Args:

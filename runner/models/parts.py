@@ -38,6 +38,48 @@ _SITES = {
 
 
 @dataclass(frozen=True)
+class ModuleSizes(Sizes):
+    """Of a loaded model whose blocks are not known, only its modules."""
+
+    model: nn.Module
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ModuleSizes:
+        """The sizes of a model."""
+        return cls(n_layers=0, width=0, n_heads=0, head_dim=0, model=model)
+
+    def module_width(self, component: str) -> int:
+        """How wide a module's input or output is."""
+        return _width_of(self.model, component)
+
+
+def _width_of(model: nn.Module, component: str) -> int:
+    """How wide a module's input or output is: as its own sizes say, else the config's hidden size.
+
+    Another width than this is told when the module runs.
+
+    Raises:
+        AnatomyError: neither says it.
+    """
+    module: Any
+    try:
+        module, is_input = component_module(model, component)
+    except AttributeError as error:
+        raise AnatomyError(f"component {component!r}: this model has no such module ({error})") from error
+    own = "in_features" if is_input else "out_features"
+    if type(module).__name__ == "Conv1D":
+        return int(module.weight.shape[0 if is_input else 1])
+    for name in (own, "embedding_dim", "normalized_shape"):
+        if (found := getattr(module, name, None)) is not None and not (is_input and name == "embedding_dim"):
+            return int(found[-1] if isinstance(found, tuple) else found)
+    config = getattr(model, "config", None)
+    for name in ("hidden_size", "h_dim"):  # pyvene's own models have the second
+        if isinstance(found := getattr(config, name, None), int):
+            return found
+    raise AnatomyError(f"how wide {component} is, neither the module nor the config says")
+
+
+@dataclass(frozen=True)
 class PartSizes(Sizes):
     """The sizes of a loaded model, which also knows where its parts are."""
 
@@ -48,6 +90,10 @@ class PartSizes(Sizes):
         """The sizes of a model."""
         sizes = {field.name: getattr(anatomy.sizes, field.name) for field in fields(Sizes)}
         return cls(**sizes, anatomy=anatomy)
+
+    def module_width(self, component: str) -> int:
+        """How wide a module's input or output is."""
+        return _width_of(self.anatomy.model, component)
 
     def part(self, component: str, layer: int, heads: Sequence[int] | None) -> Part:
         """Where pyvene's component of block `layer` is.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import JsonValue
+
 from subvene.runner.models.pretrained import PretrainedError
 
 
@@ -23,7 +25,7 @@ def check_quantization(config: Any) -> None:
             raise PretrainedError(_of_unknown(fields.get("quant_method")))
 
 
-def _is_known(fields: Mapping[str, object]) -> bool:
+def _is_known(fields: Mapping[str, JsonValue]) -> bool:
     """Whether transformers has a quantiser for what a config declares; it knows its own special cases."""
     from transformers.quantizers.auto import AutoHfQuantizer
 

@@ -26,7 +26,7 @@ from subvene.runner.data.text import TextError, pad_id_of, prompt_ids
 from subvene.runner.edits.receipt import Receipt
 from subvene.runner.files.storage import StorageError, atomic_file
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.models.generation import row_ends
+from subvene.runner.models.generation import Settings, row_ends
 from subvene.specs import SubveneError
 from subvene.specs._flaws import nearest
 
@@ -341,7 +341,7 @@ class ChatSession:
         sequence = output if isinstance(output, torch.Tensor) else output.sequences
         new = tuple(sequence[0, len(ids) :].tolist())
         ending: Ending
-        if new and new[-1] in row_ends(m.model, kwargs):
+        if new and new[-1] in row_ends(Settings(m.model, **kwargs)):
             ending = "finished"
         elif criterion is not None and criterion.stopped:
             ending = "stopped"

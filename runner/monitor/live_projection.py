@@ -8,16 +8,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypedDict
 
 import torch
+from pydantic import JsonValue
 
 from subvene.runner.data.reasoning import answer_of
 from subvene.runner.data.text import Messages, pad, pad_id_of, prompt_ids
+from subvene.runner.edits.forward_call import ForwardCall
 from subvene.runner.edits.hooks import as_batch
 from subvene.runner.edits.not_finite import check_finite
 from subvene.runner.edits.own_calls import has_other_loop
 from subvene.runner.edits.positions import TokenTracker
+from subvene.runner.edits.source_runs import Rendering
 from subvene.runner.intervened.acting import acting
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.models.generation import row_ends, setting
+from subvene.runner.models.generation import Settings, row_ends
 from subvene.runner.monitor.projection import (
     READ,
     SITE,
@@ -71,32 +74,33 @@ class LiveProjections:
         self._model: Any = m.model
         self._tokenizer = m.tokenizer
         self._names = acting(m)
-        if (setting(m.model, options, "num_beams") or 1) > 1:
+        settings = Settings(m.model, **options)
+        if (settings["num_beams"] or 1) > 1:
             raise ProjectionError(
                 "num_beams: expected 1, since beams trade places while they are generated; generate without "
                 "beams, or project the responses afterwards"
             )
-        if has_other_loop(m.model, options):
+        if has_other_loop(settings):
             raise ProjectionError(
                 "custom_generate, or another loop than transformers' own: which of its calls are the "
                 "generation's is not known here; project the responses afterwards"
             )
         for name in ("stopping_criteria", "stop_strings"):
-            if setting(m.model, options, name) and len(attention_mask) > 1:
+            if settings[name] and len(attention_mask) > 1:
                 raise ProjectionError(
                     f"{name}: expected none for several rows: which rows it ends, and which tokens fill them "
                     "up, is not known here; project the responses afterwards"
                 )
         mask = attention_mask.to(m.model.device)
-        self._tracker = TokenTracker(mask, mask.sum(-1), generating=True, end_ids=row_ends(m.model, options))
+        self._tracker = TokenTracker(mask, mask.sum(-1), generating=True, end_ids=row_ends(settings))
         self._calls: dict[tuple[When, int], list[tuple[int, torch.Tensor, torch.Tensor]]] = defaultdict(list)
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         self._calls.clear()
 
-        def observe(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, object]) -> None:
-            self._tracker.observe(model, args, kwargs)
+        def observe(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+            self._tracker.observe(ForwardCall.made(model, args, **kwargs))
 
         observer = self._model.register_forward_pre_hook(observe, with_kwargs=True)
         self._stack.callback(observer.remove)
@@ -192,7 +196,7 @@ def generate_with_projections(
     system: str | None = None,
     chat: bool | None = None,
     strengths: Any = None,
-    chat_template_kwargs: Mapping[str, object] | None = None,
+    chat_template_kwargs: Mapping[str, JsonValue] | None = None,
     **options: Any,
 ) -> tuple[list[str], Live]:
     """As `m.generate`, with the projections of what is being generated.
@@ -222,8 +226,11 @@ def generate_with_projections(
         return [], told
     options.setdefault("pad_token_id", pad_id_of(m.tokenizer))
     batch = pad(rows, [len(row) for row in rows], pad_id_of(m.tokenizer), "left")
+    rendering: Rendering = {"system": system, "chat": chat, "chat_template_kwargs": chat_template_kwargs}
     with LiveProjections(m, vectors, batch.attention_mask, **options) as live:
-        output = m.generate_ids(batch.input_ids, batch.attention_mask, strengths=strengths, **options)
+        output = m.generate_ids(
+            batch.input_ids, batch.attention_mask, strengths=strengths, rendering=rendering, **options
+        )
     sequences = output if isinstance(output, torch.Tensor) else output.sequences
     found = live.of(output)
     told["rows"] = [found.of(row) for row in range(len(sequences))]

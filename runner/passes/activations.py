@@ -16,7 +16,7 @@ import torch
 from subvene.runner.data.limits import refuse_batch_beyond_context
 from subvene.runner.data.span import Text
 from subvene.runner.data.text import Batch, by_length, pad
-from subvene.runner.edits.hooks import take_input, take_output
+from subvene.runner.edits.hooks import on_input, on_output
 from subvene.runner.files.progress import track
 from subvene.runner.models.anatomy import Anatomy, component_module
 from subvene.runner.models.vocabulary import refuse_without_row
@@ -145,26 +145,27 @@ def forward_reading(
     def attach(layer: int) -> None:
         module, is_input = component_module(model, anatomy.component(site, layer))
 
-        def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, object], output: Any = None) -> None:
-            read(layer, (take_input(args, kwargs) if is_input else take_output(output))[0])
+        def see(activation: torch.Tensor) -> None:
+            read(layer, activation)
             if layer == max(layers):
                 raise _LastLayerRead
 
-        register = module.register_forward_pre_hook if is_input else module.register_forward_hook
-        handles.append(register(hook, with_kwargs=True))
+        handles.append((on_input if is_input else on_output)(module, see))
 
     try:
         for layer in layers:
             attach(layer)
         for module in training:
             module.training = False
-        options: dict[str, object] = {"attention_mask": batch.attention_mask, "use_cache": cache is not None}
+        mask, held = batch.attention_mask, {}
         if cache is not None:
-            before = batch.attention_mask.new_ones(len(batch.input_ids), cache.get_seq_length())
-            options["attention_mask"] = torch.cat([before, batch.attention_mask], dim=1)
-            options["past_key_values"] = cache
-        options |= {name: value.to(model.device) for name, value in inputs.items()}
-        trunk(input_ids=batch.input_ids, **options)
+            before = mask.new_ones(len(batch.input_ids), cache.get_seq_length())
+            mask, held = torch.cat([before, mask], dim=1), {"past_key_values": cache}
+        further = {name: value.to(model.device) for name, value in inputs.items()}
+        trunk(
+            input_ids=batch.input_ids,
+            **{"attention_mask": mask, "use_cache": cache is not None, **held, **further},
+        )
     except _LastLayerRead:
         pass
     finally:

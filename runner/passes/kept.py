@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from transformers.cache_utils import DynamicCache
 
-from subvene.runner.edits.hooks import take_input, take_output
+from subvene.runner.edits.hooks import on_input, on_output
 from subvene.runner.models.anatomy import Anatomy, component_module
 from subvene.runner.models.forked_cache import FORKABLE
 from subvene.runner.passes.restart import logits_at
@@ -78,18 +78,17 @@ def keep(
         nonlocal returns_tuple
         returns_tuple = isinstance(output, tuple)
 
-    def reads(layer: int) -> Callable[..., None]:
-        def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            inputs[layer] = take_input(args, kwargs)[0].clone()
+    def reads(layer: int) -> Callable[[torch.Tensor], None]:
+        def keep(activation: torch.Tensor) -> None:
+            inputs[layer] = activation.clone()
 
-        return hook
+        return keep
 
     cache = _cache_of(model)
     with contextlib.ExitStack() as stack:
         stack.enter_context(adding(model, noise))
         for layer, block in enumerate(anatomy.blocks):
-            handle = block.register_forward_pre_hook(reads(layer), with_kwargs=True)
-            stack.callback(handle.remove)
+            stack.callback(on_input(block, reads(layer)).remove)
         stack.callback(anatomy.blocks[0].register_forward_hook(see).remove)
         for site in sites:
             for layer in range(anatomy.sizes.n_layers):
@@ -138,14 +137,7 @@ def at_site(
         change: from the activation as the module has it; None leaves it as it is.
     """
     module, is_input = component_module(anatomy.model, anatomy.component(site, layer))
-
-    def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any = None) -> Any:
-        own, put_back = take_input(args, kwargs) if is_input else take_output(output)
-        new = change(own)
-        return None if new is None else put_back(new)
-
-    register = module.register_forward_pre_hook if is_input else module.register_forward_hook
-    handle = register(hook, with_kwargs=True)
+    handle = (on_input if is_input else on_output)(module, change)
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from subvene.runner.edits.hooks import take_input
+from subvene.runner.edits.hooks import on_input
 from subvene.runner.models.anatomy import Anatomy
 
 
@@ -32,14 +32,13 @@ def beginning_at(
     def pass_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         return (hidden_states, None) if returns_tuple else hidden_states
 
-    def enter(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        own, put_back = take_input(args, kwargs)
-        return put_back(hidden.to(own.device))
+    def enter(own: torch.Tensor) -> torch.Tensor:
+        return hidden.to(own.device)
 
     skipped: list[Any] = list(anatomy.blocks[:layer])
     # Another library may have put a forward of its own on an instance, as accelerate's offloading does.
     before = [block.__dict__.get("forward") for block in skipped]
-    handle = anatomy.blocks[layer].register_forward_pre_hook(enter, with_kwargs=True)
+    handle = on_input(anatomy.blocks[layer], enter)
     try:
         for block in skipped:
             block.forward = pass_on
@@ -67,13 +66,12 @@ def logits_at(model: Any, tokens: torch.Tensor, **inputs: Any) -> torch.Tensor:
     head = model.get_output_embeddings()
     selected = False
 
-    def select(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    def select(hidden: torch.Tensor) -> torch.Tensor:
         nonlocal selected
-        hidden, put_back = take_input(args, kwargs)
         selected = True
-        return put_back(hidden.reshape(-1, hidden.shape[-1])[tokens.to(hidden.device)].unsqueeze(0))
+        return hidden.reshape(-1, hidden.shape[-1])[tokens.to(hidden.device)].unsqueeze(0)
 
-    handle = None if head is None else head.register_forward_pre_hook(select, with_kwargs=True)
+    handle = None if head is None else on_input(head, select)
     try:
         logits: torch.Tensor = model(**inputs).logits
     finally:

@@ -1,6 +1,7 @@
 """How tensors come about: spec in, tensors and provenance out. A new one is a file and a line here."""
 
 from subvene.runner.recipes.base import Fitted, Reach, Recipe
+from subvene.runner.recipes.das import DAS
 from subvene.runner.recipes.iti import ITI
 from subvene.runner.recipes.localized_edit import LOCALIZED_EDIT
 from subvene.runner.recipes.mean_difference import MEAN_DIFFERENCE
@@ -8,6 +9,7 @@ from subvene.runner.recipes.persona import PERSONA
 from subvene.runner.recipes.random_direction import RANDOM_DIRECTION
 
 RECIPES: dict[str, Recipe] = {
+    "das": DAS,
     "iti": ITI,
     "localized_edit": LOCALIZED_EDIT,
     "mean_difference": MEAN_DIFFERENCE,

@@ -11,6 +11,7 @@ import torch
 
 from subvene.interventions import Sizes
 from subvene.runner.edits.compile import CompileError
+from subvene.runner.files.json_value import Json
 from subvene.runner.models.anatomy import Anatomy
 
 
@@ -25,7 +26,7 @@ class Fitted:
     """
 
     tensors: dict[str, torch.Tensor]
-    provenance: dict[str, object]
+    provenance: dict[str, Json]
     left_out: Mapping[tuple[str, str, int], str] = field(default_factory=dict)
 
 

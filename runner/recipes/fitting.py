@@ -11,6 +11,7 @@ import torch
 
 from subvene.interventions import Sizes
 from subvene.runner.edits.compile import CompileError, check_sizes
+from subvene.runner.files.json_value import Json
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.anatomy import Anatomy, sizes_from_config
 from subvene.runner.models.chat_settings import CHAT_FIELDS, with_chat
@@ -83,7 +84,7 @@ def fit(
         check_given(model, tokenizer, spec.model.name)
     kept = None if work is None else Path(work)
     tensors: dict[str, torch.Tensor] = {}
-    told: list[Mapping[str, Any]] = []
+    told: list[Mapping[str, Json]] = []
     for recipe in spec.fits:
         on = read[recipe.keys[0]] if recipe.made_from is None else of_key(tensors, recipe.made_from)
         fitted = fit_one(spec, recipe, on, model, tokenizer, seed=seed, work=kept)
@@ -138,7 +139,7 @@ def of_key(tensors: Mapping[str, torch.Tensor], key: str) -> dict[str, torch.Ten
     }
 
 
-def provenance_of_all(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def provenance_of_all(told: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
     """That of the one fit; of several, `fits` with that of each, and the model that all of them have."""
     if len(told) == 1:
         return dict(told[0])
@@ -146,7 +147,7 @@ def provenance_of_all(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return model | {"fits": [{k: v for k, v in one.items() if k not in model} for one in told]}
 
 
-def _read(fits: Sequence[BaseRecipe], folder: Path, data: Any, seed: int) -> dict[str, Any]:
+def _read(fits: Sequence[BaseRecipe], folder: Path, data: Any, seed: int) -> dict[str, object]:
     """What each recipe fits on, by its first key."""
     if data is not None and len(fits) > 1:
         raise SubveneError(
@@ -194,7 +195,8 @@ def check_reach(spec: ExperimentSpec, sizes: Sizes) -> None:
     for i, declared in enumerate(spec.interventions):
         fitted = [ref.key for _, ref in declared.tensor_refs() if ref.file is None]
         for key in fitted if spec.fits else ():
-            _check_reached(f"interventions[{i}]", declared, reaches[key])
+            giver = next(recipe for recipe in spec.fits if recipe.gives(key))
+            _check_reached(f"interventions[{i}]", declared, reaches[giver.keys[0]])
 
 
 def _check_reached(path: str, declared: BaseIntervention, reach: Reach) -> None:

@@ -29,6 +29,7 @@ from subvene.runner.data.text import pad_id_of, plain
 from subvene.runner.data.truthfulqa.questions import Question, data_sha256, given_questions, load_questions
 from subvene.runner.data.truthfulqa.splits import validation_keys
 from subvene.runner.edits.not_finite import ADVICE_OF_MODEL, NotFiniteError
+from subvene.runner.files.json_value import Json
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.passes.collector import Collected, collect
 from subvene.runner.passes.passages import Passage, common_prefix, last, shared_prefix
@@ -146,7 +147,7 @@ def _tensors(spec: ITISpec, by_layer: Mapping[int, _Shifted]) -> dict[str, torch
     return tensors
 
 
-def _counts(answers: Sequence[_Answer]) -> dict[str, object]:
+def _counts(answers: Sequence[_Answer]) -> dict[str, Json]:
     """Which questions the fit saw, and how many."""
     keys = sorted({answer.question.key for answer in answers})
     return {

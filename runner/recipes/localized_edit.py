@@ -22,6 +22,7 @@ from subvene.runner.data.preferences import Data, Preferences, encode, preferenc
 from subvene.runner.data.text import pad_id_of
 from subvene.runner.data.truthfulqa.questions import Question, given_questions
 from subvene.runner.data.truthfulqa.splits import validation_keys
+from subvene.runner.files.json_value import Json
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.recipes.base import Fitted, Reach, Recipe, listed_heads
 from subvene.runner.recipes.iti import SITE
@@ -184,9 +185,9 @@ def _provenance(
     trained: Trained,
     digest: str,
     probed: Probed | None,
-) -> dict[str, object]:
+) -> dict[str, Json]:
     spec = request.spec
-    about: dict[str, object] = {
+    about: dict[str, Json] = {
         "recipe": spec.recipe,
         "key": spec.key,
         "site": SITE,

@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -27,11 +27,12 @@ from subvene.interventions.steering import RESIDUAL_NORM
 from subvene.runner.data.text import by_length, pad, pad_id_of
 from subvene.runner.data.traits import Trait, read_trait
 from subvene.runner.edits.not_finite import ADVICE_OF_MODEL, NotFiniteError
-from subvene.runner.files.ledger import digest
+from subvene.runner.files.json_value import Json
+from subvene.runner.files.ledger import Result, digest
 from subvene.runner.files.progress import track
 from subvene.runner.files.statistics import mean_and_sd
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.judges import ZERO_TO_HUNDRED, Judge, make_judge, scored
+from subvene.runner.judges import ZERO_TO_HUNDRED, Description, Judge, make_judge, scored
 from subvene.runner.measures.geometry import explained_variance
 from subvene.runner.measures.missing import missing_in_words
 from subvene.runner.measures.responses import Asked, Do, Response, missing_reasons, respond
@@ -42,9 +43,6 @@ from subvene.specs import PersonaSpec, Site, SubveneError, tensor_name
 
 SITE: Site = "block_output"
 _SIDES = ("positive", "negative")
-
-
-_Result = TypeVar("_Result", bound=Mapping[str, object])
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Extraction:
     dropped: dict[str, int]
     warning: str | None
 
-    def summary(self) -> dict[str, object]:
+    def summary(self) -> dict[str, Json]:
         """JSON values: counts, mean scores, the warning."""
         mean_score = {
             side: mean_and_sd(pair[i].score for pair in self.pairs)[0] for i, side in enumerate(_SIDES)
@@ -117,11 +115,11 @@ def extract(
     prompts = trait.system_prompts()[: spec.instructions]
     questions = trait.questions[: spec.questions]
     asked = [
-        Asked(question, system, rollout=rollout, about={"side": side, "instruction": i})
-        for i, pair in enumerate(prompts)
+        Asked(question, system, rollout=rollout)
+        for pair in prompts
         for question in questions
         for rollout in range(spec.sampling.rollouts)
-        for side, system in zip(_SIDES, pair, strict=True)
+        for system in pair
     ]
     found = respond(
         lambda: m,
@@ -275,13 +273,13 @@ def named_tensors(trait: Trait, found: Vectors) -> dict[str, torch.Tensor]:
 
 def provenance_of(
     spec: PersonaSpec,
-    judge: Mapping[str, object],
+    judge: Description,
     traits: Sequence[Trait],
     extractions: Mapping[str, Extraction],
     found: Mapping[str, Vectors],
     *,
     seed: int,
-) -> dict[str, object]:
+) -> dict[str, Json]:
     """Where the tensors come from, JSON values; `judge` is what its `describe` gives."""
     return {
         "recipe": spec.recipe,
@@ -289,7 +287,7 @@ def provenance_of(
         "tokens": spec.tokens,
         "sampling": spec.sampling.model_dump(mode="json", exclude={"batch_size"}),
         "keep": spec.keep.model_dump(mode="json"),
-        "judge": dict(judge),
+        "judge": judge,
         "seed": seed,
         "traits": {
             trait.name: {
@@ -315,7 +313,7 @@ def _rounded(values: torch.Tensor) -> dict[str, float]:
     return {str(layer): round(float(value), 4) for layer, value in enumerate(values)}
 
 
-def _at_once(identity: Mapping[str, object], work: Callable[[], _Result]) -> _Result:
+def _at_once(identity: Mapping[str, Json], work: Callable[[], Result]) -> Result:
     return work()
 
 

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from subvene.runner.experiments.elsewhere import Executor
 from subvene.runner.experiments.look.section import check_reloaded
-from subvene.runner.experiments.study import Step, Study, StudyResult, run_study
+from subvene.runner.experiments.scaffold import StudyResult, run_study
+from subvene.runner.experiments.study import Step, Study
 from subvene.runner.reports.publish import publish
 from subvene.specs import ExperimentSpec, SubveneError, load_spec
 
@@ -18,13 +20,15 @@ def run_experiment(
     output: str | os.PathLike[str] | None = None,
     folder: str | os.PathLike[str] | None = None,
     on_step: Step | None = None,
+    executor: Executor | None = None,
     **overrides: Any,
 ) -> StudyResult:
     """Run an experiment file, or take it up where it was stopped.
 
     One that compares conditions goes to `experiments.comparison`, one that measures traits to
     `experiments.persona`, one that asks about a localization to `experiments.localization`, one that traces
-    the model as it is to `experiments.tracing`, any other to `experiments.look`.
+    the model as it is to `experiments.tracing`, one that measures the cells of a `das` fit to
+    `experiments.interchange`, any other to `experiments.look`.
 
     Args:
         spec: an experiment spec or its path.
@@ -32,6 +36,7 @@ def run_experiment(
         folder: where relative files are looked for; default: the spec's folder.
         on_step: called as things are done: see `study.Step`; a look also tells of ("fitted", model),
             ("evaluated", results of that evaluation alone), ("saved", path), ("reloaded", difference).
+        executor: does the units of work (`experiments.on_ray.RayExecutor`); None: this process.
         **overrides: fields of the spec's `model:` to replace.
 
     Raises:
@@ -58,6 +63,7 @@ def run_experiment(
         folder=Path(folder or "."),
         publish=publish,
         on_step=on_step,
+        executor=executor,
         **overrides,
     )
     check_reloaded(done.results)
@@ -70,6 +76,10 @@ def _study(spec: ExperimentSpec) -> type[Study]:
         from subvene.runner.experiments.tracing.run import Tracing
 
         return Tracing
+    if spec.asks_interchange:
+        from subvene.runner.experiments.interchange.run import Interchange
+
+        return Interchange
     if spec.asks_localization:
         from subvene.runner.experiments.localization.run import Localization
 

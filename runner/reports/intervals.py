@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from subvene.runner.experiments.intervals import Intervals, intervals_in
 from subvene.runner.experiments.results import Results
 from subvene.runner.experiments.rows import METRICS, in_order
-from subvene.runner.files import markdown
 from subvene.runner.files.csv_file import csv_text
-from subvene.runner.reports.markup import Html, element, join, table
+from subvene.runner.reports.blocks import Document, Items, Table
+from subvene.runner.reports.markup import Html, element, join, shown
 
 
 def intervals_csv(results: Results) -> str | None:
@@ -33,12 +33,10 @@ def intervals_csv(results: Results) -> str | None:
     )
 
 
-def intervals_markdown(results: Results) -> str:
+def intervals_document(results: Results) -> Document:
     """The table, and what it is over; empty where there is no interval."""
     found = intervals_in(results)
-    if not found.rows:
-        return ""
-    return f"{markdown.table(_HEADS, _lines(found))}\n\n{_said(found)}\n"
+    return [Table.of(_HEADS, list(_lines(found))), Items((_said(found),))] if found.rows else []
 
 
 def intervals(results: Results) -> Html | None:
@@ -46,18 +44,18 @@ def intervals(results: Results) -> Html | None:
     found = intervals_in(results)
     if not found.rows:
         return None
-    shown = [
-        table(METRICS[metric], [head.capitalize() for head in _HEADS[1:]], (line[1:] for line in lines))
-        for metric, lines in itertools.groupby(_lines(found, titled=False), key=lambda line: line[0])
+    parts = [
+        shown(Table.of(_HEADS[1:], [line[1:] for line in lines], metric))
+        for metric, lines in itertools.groupby(_lines(found), key=lambda line: line[0])
     ]
-    return join([element("p", _said(found)), *shown])
+    return join([element("p", _said(found)), *parts])
 
 
 _HEADS = ["metric", "condition", "interval", "Δ", "interval of Δ"]
 
 
-def _lines(found: Intervals, *, titled: bool = True) -> Iterator[list[str]]:
-    """A line for each metric and condition, the metric by its title or by its name."""
+def _lines(found: Intervals) -> Iterator[list[str]]:
+    """A line for each metric and condition, the metric by its title."""
     for metric in in_order(name for metrics in found.rows.values() for name in metrics):
         for label, metrics in found.rows.items():
             own, gap = metrics.get(metric), found.differences.get(label, {}).get(metric)
@@ -68,7 +66,7 @@ def _lines(found: Intervals, *, titled: bool = True) -> Iterator[list[str]]:
                 # A mark where the interval of the paired difference leaves 0 out.
                 mark = " *" if gap.low > 0 or gap.high < 0 else ""
                 cells[1:] = [f"{gap.value:+.3f}", f"{gap.low:+.3f} to {gap.high:+.3f}{mark}"]
-            yield [METRICS[metric] if titled else metric, label, *cells]
+            yield [METRICS[metric], label, *cells]
 
 
 def _said(found: Intervals) -> str:

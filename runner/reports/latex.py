@@ -1,14 +1,14 @@
-"""LaTeX of the Markdown tables that a run writes: booktabs, one tabular for each, without the notes.
+"""LaTeX of the tables that a run writes: booktabs, one tabular for each, without the notes.
 
-The Markdown files are the one place where a study says what its tables hold; this reads the pipe tables in
-them, so that both say the same. A document needs the package booktabs and nothing else.
+A document needs the package booktabs and nothing else.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+
+from subvene.runner.reports.blocks import Cell, Table
 
 _ESCAPED = {
     "\\": r"\textbackslash{}",
@@ -22,6 +22,7 @@ _MATHS = {
     "±": r"\pm",
     "×": r"\times",
     "∧": r"\wedge",
+    "†": r"\dagger",
     "‖": r"\Vert",
     "→": r"\to",
     "←": r"\leftarrow",
@@ -42,24 +43,30 @@ _MATHS = {
     "⟩": r"\rangle",
     "·": r"\cdot",
     "²": "^2",
+    "≈": r"\approx",
+    "∈": r"\in",
+    "≠": r"\neq",
+    "∞": r"\infty",
+    "√": r"\surd",
+    "λ": r"\lambda",
+    "θ": r"\theta",
+    "μ": r"\mu",
+    "✓": r"\surd",
+    "✗": r"\times",
+    "★": r"\star",
 }
-_TYPED = {"–": "--", "—": "---", "…": r"\ldots{}", "“": "``", "”": "''", "\N{NO-BREAK SPACE}": "~"}
+_TYPED = {
+    "’": "'",
+    "‘": "`",
+    "–": "--",
+    "—": "---",
+    "…": r"\ldots{}",
+    "“": "``",
+    "”": "''",
+    "\N{NO-BREAK SPACE}": "~",
+}
 _CHARACTERS = {**_ESCAPED, **{char: f"${maths}$" for char, maths in _MATHS.items()}, **_TYPED}
-_RULE = re.compile(r"\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*")
 _NUMBER = re.compile(r"[+\-−]?\d[\d,]*(\.\d+)?(e[+\-]?\d+)?%?( ± [\d.]+)?|–|")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A pipe table of a Markdown text.
-
-    Attributes:
-        heads: of the columns.
-        rows: each with as many cells.
-    """
-
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def escaped(text: str) -> str:
@@ -74,74 +81,42 @@ def escaped(text: str) -> str:
     return re.sub(r"(?<!\\)\$\$", "", made)
 
 
-def tables_in(markdown: str) -> list[Table]:
-    """The pipe tables of a Markdown text, in its order."""
-    found = []
-    lines = markdown.splitlines()
-    for i in range(1, len(lines)):
-        if "|" not in lines[i] or not _RULE.fullmatch(lines[i]) or "|" not in lines[i - 1]:
-            continue
-        heads = _cells(lines[i - 1])
-        rows = []
-        for line in lines[i + 1 :]:
-            if not line.startswith("|"):
-                break
-            cells = _cells(line)
-            rows.append((*cells, *[""] * (len(heads) - len(cells)))[: len(heads)])
-        found.append(Table(heads, tuple(rows)))
-    return found
-
-
-def latex(markdown: str, about: str) -> str:
-    """The tables of a Markdown text as LaTeX; empty where it has none.
+def tabulars(tables: Sequence[Table], about: str) -> str:
+    """Tables as LaTeX, one tabular each.
 
     Args:
-        markdown: what a study writes.
-        about: what it is of, one line, for the comment at the top.
+        tables: at least one.
+        about: what they are of, one line, for the comment at the top.
     """
-    tables = tables_in(markdown)
-    if not tables:
-        return ""
     head = f"% {about}; written by subvene, needs \\usepackage{{booktabs}}"
     return "\n\n".join([head, *(_tabular(table) for table in tables)]) + "\n"
 
 
-def with_latex(files: dict[str, str], kind: str) -> dict[str, str]:
-    """A run's tables, with a `.tex` beside every Markdown file that has a table.
-
-    Args:
-        files: by name.
-        kind: of the run.
-    """
-    made = {
-        f"{name.removesuffix('.md')}.tex": latex(text, f"{name.removesuffix('.md')} of a {kind} run")
-        for name, text in files.items()
-        if name.endswith(".md")
-    }
-    return files | {name: text for name, text in made.items() if text}
-
-
 def _tabular(table: Table) -> str:
+    rows = table.texts()
     columns = "".join(
-        "r" if i and all(_NUMBER.fullmatch(row[i]) for row in table.rows) else "l"
-        for i in range(len(table.heads))
+        "r"
+        if i and all(_is_number(cells[i], row[i]) for cells, row in zip(table.rows, rows, strict=True))
+        else "l"
+        for i in range(len(table.columns))
     )
+    title = [f"% {' '.join(table.title.split())}"] if table.title else []
     lines = [
+        *title,
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
-        _line(table.heads),
+        _line(column.head for column in table.columns),
         r"\midrule",
-        *map(_line, table.rows),
+        *map(_line, rows),
         r"\bottomrule",
         r"\end{tabular}",
     ]
     return "\n".join(lines)
 
 
+def _is_number(cell: Cell, text: str) -> bool:
+    return not isinstance(cell, str) or _NUMBER.fullmatch(text) is not None
+
+
 def _line(cells: Iterable[str]) -> str:
     return " & ".join(map(escaped, cells)) + r" \\"
-
-
-def _cells(line: str) -> tuple[str, ...]:
-    inner = line.strip().removeprefix("|").removesuffix("|")
-    return tuple(cell.strip() for cell in re.split(r"(?<!\\)\|", inner))

@@ -14,7 +14,6 @@ from subvene.runner.experiments.rows import METRICS
 from subvene.runner.reports import localization_figures as figures
 from subvene.runner.reports import markup
 from subvene.runner.reports.examples import verdict_mark, verdicts_differ
-from subvene.runner.reports.latex import with_latex
 from subvene.runner.reports.localization_arms import (
     GROUPS,
     Arm,
@@ -22,16 +21,14 @@ from subvene.runner.reports.localization_arms import (
     arms_of,
     by_group,
     group_label,
-    heads_in_words,
     interval_in_words,
     metric_label,
     metrics_of,
-    points_in_words,
 )
-from subvene.runner.reports.localization_evidence import DRAWS, evidence, over, probes, range_below, singles
+from subvene.runner.reports.localization_evidence import DRAWS, evidence, probes, singles
 from subvene.runner.reports.localization_making import provenance, receipts, selection, training
-from subvene.runner.reports.localization_tables import localization_files
-from subvene.runner.reports.markup import Html, element, folded, items, join, plot, side_by_side, table
+from subvene.runner.reports.localization_tables import arms_table, localization_files
+from subvene.runner.reports.markup import Html, element, folded, items, join, plot, shown, side_by_side, table
 from subvene.runner.reports.page import count, page
 from subvene.runner.reports.persona_tables import number
 from subvene.runner.reports.sections import declared
@@ -40,7 +37,7 @@ from subvene.runner.reports.tables import judge_in_words
 EXAMPLES = 12
 
 
-def render(results: Results) -> str:
+def render(results: Results) -> Html:
     """The page as text, the same for the same results.
 
     Raises:
@@ -72,36 +69,16 @@ def arms(results: Results) -> Html | None:
     groups, used = by_group(results), metrics_of(results)
     if not used:
         return None
-    heads = ["Arm", "Probing", *map(metric_label, used)]
-    lines = [
-        [
-            _arm(group_label(group, len(found)), found),
-            range_below([arm.record.probe_accuracy for arm in found]),
-            *(_measured(found, metric) for metric in used),
-        ]
-        for group, found in groups.items()
-    ]
     caption = (
-        "On test questions. Below one arm: its heads, the point chosen on validation questions, and "
-        "bootstrap intervals; below the mean of several: the lowest and the highest. ↑ higher is better, "
-        "↓ lower is better"
+        "On test questions: one arm with bootstrap intervals; the mean of several with the lowest and the "
+        "highest. ↑ higher is better, ↓ lower is better"
     )
-    parts = [table(caption, heads, lines, class_="numbers"), _notes(results, used)]
-    several = [found for found in groups.values() if len(found) > 1]
-    if several:
-        every = [
-            [
-                _arm(arm.name, [arm]),
-                number(arm.record.probe_accuracy, ".3f"),
-                *(_measured([arm], metric) for metric in used),
-            ]
-            for found in several
-            for arm in found
-        ]
+    named = [(group_label(group, len(found)), found) for group, found in groups.items()]
+    parts = [shown(arms_table(named, used), caption), _notes(results, used)]
+    every = [(arm.name, [arm]) for found in groups.values() if len(found) > 1 for arm in found]
+    if every:
         caption = "Each random draw and each single head, with bootstrap intervals"
-        parts.append(
-            folded("Every draw and every single head", table(caption, heads, every, class_="numbers"))
-        )
+        parts.append(folded("Every draw and every single head", shown(arms_table(every, used), caption)))
     differences = [
         [
             f"{_called(one.a, results)} − {_called(one.b, results)}",
@@ -150,11 +127,11 @@ def divergence(results: Results) -> Html | None:
 def answers(results: Results) -> Html | None:
     """The same question under a few arms."""
     groups = by_group(results)
-    shown = [
+    first = [
         next((arm for arm in groups.get(group, ()) if _answered(arm)), None)
         for group in ("baseline", "iti_probed", "edit_probed", "edit_random")
     ]
-    beside = [arm for arm in shown if arm is not None]
+    beside = [arm for arm in first if arm is not None]
     by_key: dict[str, list[tuple[Arm, Item]]] = {}
     for arm in beside:
         for item in _answered(arm):
@@ -186,7 +163,7 @@ def answers(results: Results) -> Html | None:
 
 def downloads(results: Results) -> Html | None:
     """The tables as files."""
-    return markup.downloads(with_latex(localization_files(results), results.kind))
+    return markup.downloads(localization_files(results))
 
 
 SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
@@ -205,27 +182,6 @@ SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
     ("Downloads", downloads),
 )
 """The sections in their order, each with its title; those that give None are left out."""
-
-
-def _measured(found: Sequence[Arm], metric: str) -> Html:
-    if len(found) > 1:
-        return range_below([arm.value(metric) for arm in found])
-    interval = found[0].interval(metric)
-    below = "" if interval is None else interval_in_words(interval)
-    return over(number(found[0].value(metric), ".3f"), below)
-
-
-def _arm(name: str, found: Sequence[Arm]) -> Html:
-    """Its name, and below it how many heads it has and what was chosen for it."""
-    n, points = heads_in_words(found), points_in_words(found)
-    about = [] if n == "–" else [f"{n} head" if n == "1" else f"{n} heads"]
-    several = points.split("; ")
-    if points != "–" and len(several) <= 2:
-        about += several
-    if len(several) <= 2:
-        return over(name, " · ".join(about))
-    listed = folded(f"{len(several)} points", join([element("div", point) for point in several]))
-    return join([over(name, " · ".join(about)), element("small", listed)])
 
 
 def _notes(results: Results, used: Sequence[str]) -> Html:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from subvene.runner.experiments.localization.section import ArmRecord, Interval, section_of
 from subvene.runner.experiments.results import Choice, Condition, Results
 from subvene.runner.experiments.rows import LOWER_IS_BETTER, METRICS
+from subvene.runner.reports.blocks import Over
 from subvene.runner.reports.curves import point_in_words
 from subvene.runner.reports.persona_tables import number
 
@@ -109,27 +110,33 @@ def p_in_words(p: float | None) -> str:
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def compared(p: float | None) -> str:
+    """`= 0.123`, `< 0.001`."""
+    words = p_in_words(p)
+    return words if words.startswith("<") else f"= {words}"
+
+
 def interval_in_words(interval: Interval | None) -> str:
     """`[0.41, 0.55]`."""
     return "–" if interval is None else f"[{', '.join(number(bound, '.3f') for bound in interval)}]"
 
 
-def spread_in_words(values: Sequence[float | None]) -> str:
+def spread(values: Sequence[float | None]) -> Over:
     """A value; of several the mean, the lowest and the highest."""
     found = known(values)
     if not found:
-        return "–"
+        return Over("–")
     mean = number(sum(found) / len(found), ".3f")
     if len(found) == 1:
-        return mean
-    return f"{mean} ({number(min(found), '.3f')} to {number(max(found), '.3f')})"
+        return Over(mean)
+    return Over(mean, f"({number(min(found), '.3f')} to {number(max(found), '.3f')})")
 
 
-def measured_in_words(arms: Sequence[Arm], metric: str) -> str:
+def measured(arms: Sequence[Arm], metric: str) -> Over:
     """The arms' values of a metric: one with its bootstrap interval, several with their range."""
-    said = spread_in_words([arm.value(metric) for arm in arms])
     interval = arms[0].interval(metric) if len(arms) == 1 else None
-    return said if interval is None else f"{said} {interval_in_words(interval)}"
+    said = spread([arm.value(metric) for arm in arms])
+    return said if interval is None else Over(said.main, interval_in_words(interval))
 
 
 def heads_in_words(arms: Sequence[Arm]) -> str:

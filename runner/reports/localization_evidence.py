@@ -18,13 +18,13 @@ from subvene.runner.reports.localization_arms import (
     Arm,
     arm_label,
     by_group,
+    compared,
     group_label,
     interval_in_words,
     metric_label,
-    p_in_words,
-    spread_in_words,
 )
-from subvene.runner.reports.markup import Html, element, items, join, plot, side_by_side, table
+from subvene.runner.reports.localization_tables import evidence_table
+from subvene.runner.reports.markup import Html, element, items, join, plot, shown, side_by_side
 from subvene.runner.reports.page import count
 from subvene.runner.reports.persona_tables import number
 
@@ -54,11 +54,7 @@ def evidence(results: Results) -> Html | None:
     for family in dict.fromkeys(one.family for one in found):
         mine = [one for one in found if one.family == family]
         title = FAMILIES[family]
-        heads = ["Metric", "Probed heads", "Random heads", "sd", "Draws", "At least as good", "Rank p"]
-        caption = f"{title}: the probed set among random ones; below the mean of the draws, their range"
-        lines = [_evidence_cells(one) for one in mine]
-        heads += ["t-test", "Prediction interval", "Probed is"]
-        parts += [element("h3", title), table(caption, heads, lines, class_="numbers")]
+        parts += [element("h3", title), shown(evidence_table(results, family))]
         drawn = []
         for one in mine:
             made = figures.draws(
@@ -145,41 +141,11 @@ def probes(results: Results) -> Html | None:
     return join([element("p", chooser), element("div", *panels, id="probe-panels")])
 
 
-def range_below(values: Sequence[float | None]) -> Html:
-    """As `spread_in_words`, for a cell of a page: the range in small below the mean."""
-    mean, _, spread = spread_in_words(values).partition(" (")
-    return over(mean, spread.removesuffix(")"))
-
-
-def over(above: str, below: str) -> Html:
-    """What a cell says, and in small below it what belongs to that."""
-    return join([above, element("div", element("small", below))]) if below else join([above])
-
-
-def _evidence_cells(one: Evidence) -> list[str]:
-    tested = "–"
-    if one.t_test is not None:
-        at = f"t({number(one.t_test.df, 'g')}) = {number(one.t_test.t, '.2f')}"
-        tested = over(f"p {_compared(one.t_test.p)}", at)
-    return [
-        metric_label(one.metric),
-        number(one.probed, ".3f"),
-        range_below(one.random),
-        number(one.sd, ".3f"),
-        str(len(one.random)),
-        f"{one.rank.at_least} of {one.rank.n}",
-        p_in_words(one.rank.p),
-        tested,
-        interval_in_words(one.prediction),
-        {True: "inside", False: "outside", None: "–"}[one.inside],
-    ]
-
-
 def _evidence_in_words(title: str, one: Evidence) -> str:
     said = (
         f"{title}, {METRICS.get(one.metric, one.metric)}. {one.rank.at_least} of "
         f"{count(one.rank.n, 'random draw')} at least as good as the probed heads, "
-        f"rank p {_compared(one.rank.p)}. "
+        f"rank p {compared(one.rank.p)}. "
     )
     if one.prediction is None:
         return said + "No prediction interval: too few draws, or all alike."
@@ -191,11 +157,6 @@ def _beyond(made: go.Figure, prediction: Interval | None) -> str:
     low, high = made.layout.xaxis.range
     seen = prediction is None or (low <= prediction[0] and prediction[1] <= high)
     return "" if seen else " The interval reaches beyond the figure."
-
-
-def _compared(p: float | None) -> str:
-    words = p_in_words(p)
-    return words if words.startswith("<") else f"= {words}"
 
 
 def _singles_in_words(found: SingleHeads) -> str:

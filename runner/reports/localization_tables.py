@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from subvene.runner.experiments.localization.section import section_of
 from subvene.runner.experiments.results import Results, Tried
 from subvene.runner.experiments.rows import METRICS
 from subvene.runner.files.csv_file import csv_text
-from subvene.runner.files.markdown import in_cell
+from subvene.runner.reports.blocks import Cell, Document, Items, Over, Table
+from subvene.runner.reports.documents import document_files
 from subvene.runner.reports.localization_arms import (
     FAMILIES,
     Arm,
     arms_of,
     by_group,
+    compared,
     group_label,
     heads_in_words,
     interval_in_words,
-    measured_in_words,
+    measured,
     metrics_of,
     p_in_words,
     points_in_words,
-    spread_in_words,
+    spread,
 )
 from subvene.runner.reports.persona_tables import number
-from subvene.runner.reports.tables import judge_in_words
+from subvene.runner.reports.tables import judge_in_words, metric_column
 
-Line = dict[str, Any]
+Line = dict[str, object]
 
 _OF_TRAINING = ("steps", "best_step", "pairs")
 
@@ -52,41 +53,68 @@ def localization_files(results: Results) -> dict[str, str]:
     ):
         if lines:
             files[name] = csv_text(lines)
-    return files | {"results.md": localization_markdown(results)}
+    return files | document_files("results", document(results), results.kind)
 
 
-def localization_markdown(results: Results) -> str:
+def document(results: Results) -> Document:
     """The verdict, the table of arms and the evidence, for a reader of text.
 
     Raises:
         ResultsError: these are no results of a localization experiment.
     """
-    used, section = metrics_of(results), section_of(results)
-    lines = [*(f"- {in_cell(said)}" for said in section.verdict)]
-    lines += [""] if lines else []
-    missing = any(condition.missing for condition in results.conditions)
-    heads = ["arm", "heads", "probing accuracy", "chosen", *(METRICS[metric] for metric in used)]
-    lines += _table(
-        [*heads, *(["verdicts missing"] if missing else [])],
-        [
-            [
-                group_label(group, len(arms)),
-                heads_in_words(arms),
-                spread_in_words([arm.record.probe_accuracy for arm in arms]),
-                points_in_words(arms),
-                *(measured_in_words(arms, metric) for metric in used),
-                *([str(sum(arm.condition.missing for arm in arms))] if missing else []),
-            ]
-            for group, arms in by_group(results).items()
-        ],
-    )
-    if section.evidence:
-        heads = ["family", "metric", "probed heads", "random heads", "draws", "rank p", "t-test p"]
-        lines += ["", *_table([*heads, "prediction interval"], _evidence_cells(results))]
-    lines += ["", "- [low, high]: bootstrap interval over test questions (texts for CE and KL)"]
-    lines += ["- mean (lowest to highest): over the arms of a group"]
-    lines += [f"- {in_cell(judge_in_words(judge.about))}" for judge in results.judges]
-    return "\n".join(lines) + "\n"
+    section = section_of(results)
+    groups = ((group_label(group, len(arms)), arms) for group, arms in by_group(results).items())
+    blocks: list[Table | Items] = [Items(section.verdict)] if section.verdict else []
+    blocks.append(arms_table(groups, metrics_of(results)))
+    families = dict.fromkeys(one.family for one in section.evidence)
+    blocks += [evidence_table(results, family) for family in families]
+    said = ["[low, high]: bootstrap interval over test questions (texts for CE and KL)"]
+    said += ["(lowest to highest): over the arms of a group, after their mean"]
+    return [*blocks, Items((*said, *(judge_in_words(judge.about) for judge in results.judges)))]
+
+
+def arms_table(
+    named: Iterable[tuple[str, Sequence[Arm]]], used: Sequence[str], *, chosen: bool = True
+) -> Table:
+    """A row for each arm, or for the several arms of a group.
+
+    Args:
+        named: what each row is called, and its arms.
+        used: the metrics.
+        chosen: with the points that were chosen, which take room.
+    """
+    groups = list(named)
+    owed = any(arm.condition.missing for _, arms in groups for arm in arms)
+    rows = []
+    for name, arms in groups:
+        row: list[Cell] = [name, heads_in_words(arms)]
+        row.append(spread([arm.record.probe_accuracy for arm in arms]))
+        row += [points_in_words(arms)] if chosen else []
+        row += [measured(arms, metric) for metric in used]
+        row += [sum(arm.condition.missing for arm in arms)] if owed else []
+        rows.append(row)
+    heads = ["arm", "heads", "probing accuracy", *(["chosen"] if chosen else [])]
+    return Table.of([*heads, *map(metric_column, used), *(["verdicts missing"] if owed else [])], rows)
+
+
+def evidence_table(results: Results, family: str) -> Table:
+    """The probed set of a family of arms among its random ones, a row for each metric."""
+    heads = ["metric", "probed heads", "random heads", "sd", "draws", "at least as good", "rank p"]
+    heads += ["t-test", "prediction interval", "probed is"]
+    rows = []
+    for one in section_of(results).evidence:
+        if one.family != family:
+            continue
+        tested = Over("–")
+        if one.t_test is not None:
+            at = f"t({number(one.t_test.df, 'g')}) = {number(one.t_test.t, '.2f')}"
+            tested = Over(f"p {compared(one.t_test.p)}", at)
+        row: list[Cell] = [metric_column(one.metric).titled, one.probed, spread(one.random), one.sd]
+        row += [len(one.random), f"{one.rank.at_least} of {one.rank.n}", p_in_words(one.rank.p), tested]
+        row += [interval_in_words(one.prediction), {True: "inside", False: "outside", None: "–"}[one.inside]]
+        rows.append(row)
+    title = f"{FAMILIES[family]}: the probed set among random ones; with the mean of the draws, their range"
+    return Table.of(heads, rows, title)
 
 
 _SELECTION = ("point", "metric", "value", "chosen")
@@ -167,20 +195,6 @@ def _evidence_lines(results: Results) -> Iterator[Line]:
         }
 
 
-def _evidence_cells(results: Results) -> Iterator[list[str]]:
-    for one in section_of(results).evidence:
-        yield [
-            FAMILIES[one.family],
-            METRICS.get(one.metric, one.metric),
-            number(one.probed, ".3f"),
-            spread_in_words(one.random),
-            str(len(one.random)),
-            p_in_words(one.rank.p),
-            p_in_words(None if one.t_test is None else one.t_test.p),
-            interval_in_words(one.prediction),
-        ]
-
-
 def _comparison_lines(results: Results) -> Iterator[Line]:
     for one in section_of(results).comparisons:
         low, high = one.interval or (None, None)
@@ -207,8 +221,3 @@ def _answer_lines(results: Results) -> Iterator[Line]:
                     **item.scores,
                     **{f"{aspect}_missing": reason for aspect, reason in item.missing.items()},
                 }
-
-
-def _table(heads: Sequence[str], rows: Iterable[list[str]]) -> list[str]:
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    return lines + ["| " + " | ".join(in_cell(cell) for cell in row) + " |" for row in rows]

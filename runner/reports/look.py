@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import plotly.graph_objects as go
 
@@ -16,13 +15,24 @@ from subvene.runner.experiments.look.section import (
     standard_error,
 )
 from subvene.runner.experiments.results import Condition, Results
-from subvene.runner.files import markdown
 from subvene.runner.files.csv_file import csv_text
+from subvene.runner.reports.blocks import Cell, Column, Document, Items, Table
 from subvene.runner.reports.curves import COLORS, bars, figure
-from subvene.runner.reports.latex import with_latex
-from subvene.runner.reports.markup import Html, downloads, element, facts, folded, items, join, plot, table
+from subvene.runner.reports.documents import document_files
+from subvene.runner.reports.markup import (
+    Html,
+    downloads,
+    element,
+    facts,
+    folded,
+    items,
+    join,
+    plot,
+    shown,
+    table,
+)
 from subvene.runner.reports.page import count, page
-from subvene.runner.reports.receipts import RECEIPT_COLUMNS, receipt_cells
+from subvene.runner.reports.receipts import RECEIPT_COLUMNS, receipt_cells, sources
 from subvene.runner.reports.sections import declared, provenance
 from subvene.runner.reports.tables import if_not_finite
 
@@ -40,7 +50,7 @@ def look_files(results: Results) -> dict[str, str]:
     """The tables of a look by file name; those of things that were not asked for are left out."""
     files = {}
     if lines := [line for e in _of(results, "contrast") for line in _contrast_lines(results, e)]:
-        files = {"results.csv": csv_text(lines), "results.md": look_markdown(results)}
+        files = {"results.csv": csv_text(lines), **document_files("results", document(results), results.kind)}
     if lines := [line for e in _of(results, "contrast") for line in _pair_lines(results, e)]:
         files["pairs.csv"] = csv_text(lines)
     if lines := [line for e in _of(results, "samples") for line in _sample_lines(results, e)]:
@@ -48,31 +58,46 @@ def look_files(results: Results) -> dict[str, str]:
     return files
 
 
-def look_markdown(results: Results) -> str:
+def document(results: Results) -> Document:
     """A table for each contrast, with what was edited beside it; empty without one."""
-    parts = []
+    blocks: list[Table | Items] = []
     for evaluation in _of(results, "contrast"):
-        conditions = list(conditions_of(results, evaluation))
-        lines = [_cells(evaluation, condition) for condition in conditions]
-        parts += [f"**{evaluation.name.replace('_', ' ')}**", markdown.table(_COLUMNS, lines)]
-        notes = [
-            _ABOUT,
-            f"{count(len(evaluation.keys), 'pair')}, {count(evaluation.tokens_edited or 0, 'token')} edited",
-        ]
-        notes += [
-            f"{condition.label}: not finite: {condition.not_finite}"
-            for condition in conditions
-            if condition.not_finite is not None
-        ]
-        parts.append("\n".join(f"- {note}" for note in notes))
-    return "".join(f"{part}\n\n" for part in parts).removesuffix("\n")
+        edited = (
+            f"{count(len(evaluation.keys), 'pair')}, {count(evaluation.tokens_edited or 0, 'token')} edited"
+        )
+        broken = _not_finite(conditions_of(results, evaluation))
+        blocks += [contrast_table(results, evaluation), Items((_ABOUT, edited, *broken))]
+    return blocks
+
+
+def contrast_table(results: Results, evaluation: Evaluation) -> Table:
+    """A row for each coefficient, four digits of everything."""
+    rows: list[tuple[Cell, ...]] = []
+    for condition in conditions_of(results, evaluation):
+        metric = condition.metrics.get(evaluation.name)
+        rows.append(
+            (coefficient_of(condition), "not finite", None, None)
+            if metric is None
+            else (
+                coefficient_of(condition),
+                metric.mean,
+                standard_error(metric),
+                condition.value(evaluation.preferred),
+            )
+        )
+    title = f"{evaluation.name.replace('_', ' ')}: {count(len(evaluation.keys), 'pair')}"
+    return Table.of([Column(name, ".4g") for name in _COLUMNS], rows, title)
+
+
+def _not_finite(conditions: Iterable[Condition]) -> list[str]:
+    return [f"{one.label}: not finite: {one.not_finite}" for one in conditions if one.not_finite is not None]
 
 
 def _of(results: Results, kind: str) -> list[Evaluation]:
     return [evaluation for evaluation in look_of(results).evaluations if evaluation.kind == kind]
 
 
-def _contrast_lines(results: Results, evaluation: Evaluation) -> Iterable[dict[str, Any]]:
+def _contrast_lines(results: Results, evaluation: Evaluation) -> Iterable[dict[str, object]]:
     for condition in conditions_of(results, evaluation):
         metric = condition.metrics.get(evaluation.name)
         line = {"evaluation": evaluation.name, "coefficient": coefficient_of(condition)}
@@ -88,7 +113,7 @@ def _contrast_lines(results: Results, evaluation: Evaluation) -> Iterable[dict[s
         )
 
 
-def _pair_lines(results: Results, evaluation: Evaluation) -> Iterable[dict[str, Any]]:
+def _pair_lines(results: Results, evaluation: Evaluation) -> Iterable[dict[str, object]]:
     for condition in conditions_of(results, evaluation):
         for key in evaluation.keys:
             item = item_of(condition, key)
@@ -103,7 +128,7 @@ def _pair_lines(results: Results, evaluation: Evaluation) -> Iterable[dict[str, 
                 }
 
 
-def _sample_lines(results: Results, evaluation: Evaluation) -> Iterable[dict[str, Any]]:
+def _sample_lines(results: Results, evaluation: Evaluation) -> Iterable[dict[str, object]]:
     for key in evaluation.keys:
         for condition in conditions_of(results, evaluation):
             item = item_of(condition, key)
@@ -115,25 +140,10 @@ def _sample_lines(results: Results, evaluation: Evaluation) -> Iterable[dict[str
             } | if_not_finite(condition)
 
 
-def _cells(evaluation: Evaluation, condition: Condition) -> list[str]:
-    """One coefficient's line of a table to read."""
-    coefficient, metric = f"{coefficient_of(condition):.4g}", condition.metrics.get(evaluation.name)
-    if metric is None:
-        return [coefficient, "not finite", "–", "–"]
-    error = standard_error(metric)
-    preferred = condition.value(evaluation.preferred)
-    return [
-        coefficient,
-        f"{metric.mean:.4g}",
-        "–" if error is None else f"{error:.4g}",
-        "–" if preferred is None else f"{preferred:.4g}",
-    ]
-
-
 # The page -------------------------------------------------------------------------------------------------
 
 
-def render(results: Results) -> str:
+def render(results: Results) -> Html:
     """The page as text, the same for the same results."""
     sections = [(title, content) for title, make in SECTIONS if (content := make(results)) is not None]
     model = (declared(results).get("model") or {}).get("name")
@@ -151,13 +161,8 @@ def preference(results: Results) -> Html | None:
     parts: list[Html] = []
     for evaluation in _of(results, "contrast"):
         conditions = list(conditions_of(results, evaluation))
-        lines = [_cells(evaluation, condition) for condition in conditions]
-        columns = [name.capitalize() for name in _COLUMNS]
-        caption = f"{evaluation.name.replace('_', ' ')}: {count(len(evaluation.keys), 'pair')}"
-        parts.append(table(caption, columns, lines, class_="numbers"))
-        broken = [
-            f"{one.label}: not finite: {one.not_finite}" for one in conditions if one.not_finite is not None
-        ]
+        parts.append(shown(contrast_table(results, evaluation)))
+        broken = _not_finite(conditions)
         parts += [items(*broken)] if broken else []
         drawn = contrast_line(evaluation, conditions)
         if drawn is not None:
@@ -238,6 +243,13 @@ def receipts(results: Results) -> Html | None:
     if lines:
         columns = ["Evaluation", *RECEIPT_COLUMNS]
         parts.append(table("What each intervention did", columns, lines, class_="numbers"))
+        read = [
+            ((evaluation.name.replace("_", " "), str(part["name"])), [part])
+            for evaluation in look_of(results).evaluations
+            for part in evaluation.receipt
+        ]
+        if (from_sources := sources(("Evaluation",), read)) is not None:
+            parts.append(from_sources)
     return join([*parts, *([items(*scored)] if scored else [])])
 
 
@@ -259,7 +271,7 @@ def artifact(results: Results) -> Html | None:
 
 
 def _downloads(results: Results) -> Html | None:
-    files = with_latex(look_files(results), results.kind)
+    files = look_files(results)
     return downloads(files) if files else None
 
 

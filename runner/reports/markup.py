@@ -6,10 +6,13 @@ import base64
 import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
+
+from subvene.runner.reports.blocks import Over, Table
 
 _WITHOUT_CONTENT = ("input",)
 _MEDIA_TYPES = {
@@ -20,15 +23,37 @@ _MEDIA_TYPES = {
 }
 
 
-class Html(str):
-    """Markup. Every other string is text."""
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the page.
 
-    __slots__ = ()
+    Attributes:
+        drawn: by plotly.
+        about: what it shows.
+        name: of its file, without an ending; the page gives it, by section.
+    """
+
+    drawn: go.Figure
+    about: str
+    name: str = ""
+
+
+class Html(str):
+    """Markup. Every other string is text.
+
+    Attributes:
+        figures: that stand in it, in their order.
+    """
+
+    figures: tuple[Figure, ...] = ()
 
 
 def join(parts: Iterable[str]) -> Html:
     """Text and markup one after the other."""
-    return Html("".join(part if isinstance(part, Html) else html.escape(part) for part in parts))
+    parts = list(parts)
+    made = Html("".join(part if isinstance(part, Html) else html.escape(part) for part in parts))
+    made.figures = tuple(figure for part in parts if isinstance(part, Html) for figure in part.figures)
+    return made
 
 
 def element(name: str, *children: str, **attributes: str | bool | None) -> Html:
@@ -47,7 +72,10 @@ def element(name: str, *children: str, **attributes: str | bool | None) -> Html:
             opened += f" {key}"
         elif value is not None and value is not False:
             opened += f' {key}="{html.escape(value)}"'
-    return Html(f"<{opened}>" if name in _WITHOUT_CONTENT else f"<{opened}>{join(children)}</{name}>")
+    content = join(children)
+    made = Html(f"<{opened}>" if name in _WITHOUT_CONTENT else f"<{opened}>{content}</{name}>")
+    made.figures = content.figures
+    return made
 
 
 def items(*lines: str) -> Html:
@@ -79,6 +107,21 @@ def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *
     return element("div", whole, class_="scroll", role="region", tabindex="0", aria_label=caption)
 
 
+def shown(block: Table, caption: str | None = None) -> Html:
+    """A block's table with its numbers under each other, spreads in small type.
+
+    Args:
+        block: the table.
+        caption: left out: the block's title.
+    """
+    rows = [
+        [_in_cell(said, below=isinstance(cell, Over)) for said, cell in zip(row, cells, strict=True)]
+        for row, cells in zip(block.parts(), block.rows, strict=True)
+    ]
+    heads = [column.titled for column in block.columns]
+    return table(block.title if caption is None else caption, heads, rows, class_="numbers")
+
+
 def facts(caption: str, values: Mapping[str, Any]) -> Html:
     """A nested mapping as a table of names and values."""
     rows = [(name, element("code", value)) for name, value in _flat(values)]
@@ -97,7 +140,9 @@ def plot(figure: go.Figure, about: str) -> Html:
     # The page gives figures their ink; plotly's own look is for white paper, and long.
     figure.update_layout(template=go.layout.Template(), font={"family": "system-ui, sans-serif"})
     box = element("div", class_="plot")
-    return element("figure", box, data_block(str(figure.to_json())), element("figcaption", about))
+    made = element("figure", box, data_block(str(figure.to_json())), element("figcaption", about))
+    made.figures = (Figure(figure, about),)
+    return made
 
 
 def side_by_side(*plots: Html) -> Html:
@@ -119,6 +164,14 @@ def download(name: str, kind: str, content: str) -> Html:
 def downloads(files: Mapping[str, str]) -> Html:
     """Links to tables that are in the page itself: CSV, Markdown or LaTeX by their names."""
     return items(*(download(name, _MEDIA_TYPES[Path(name).suffix], text) for name, text in files.items()))
+
+
+def _in_cell(said: Over, *, below: bool) -> Html:
+    if not said.detail:
+        return join([said.main])
+    if below:
+        return join([said.main, element("div", element("small", said.detail))])
+    return join([said.main, element("small", f" {said.detail}")])
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, str]]:

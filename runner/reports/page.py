@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from string import Template
 
@@ -19,7 +21,7 @@ from subvene.runner.reports.markup import Html, element, join
 from subvene.runner.reports.sections import SECTIONS, declared
 
 
-def render(results: Results) -> str:
+def render(results: Results) -> Html:
     """The page as text, the same for the same results."""
     sections = [(title, content) for title, make in SECTIONS if (content := make(results)) is not None]
     model = (declared(results).get("model") or {}).get("name")
@@ -33,7 +35,7 @@ def page(
     summary: str,
     sections: Sequence[tuple[str, Html]],
     notice: Html | None = None,
-) -> str:
+) -> Html:
     """Sections put together with the style, the script and, if there are figures, plotly.js.
 
     Args:
@@ -46,7 +48,7 @@ def page(
     script = _read("page.js")
     has_figures = any('<div class="plot"' in content for _, content in sections)
     scripts = [get_plotlyjs(), script] if has_figures else [script]
-    return Template(_read("page.html")).substitute(
+    text = Template(_read("page.html")).substitute(
         policy=" ".join(f"'sha256-{_sha256(script)}'" for script in scripts),
         style=_read("page.css"),
         title=element("title", heading + (f" on {model}" if model else "")),
@@ -66,6 +68,13 @@ def page(
         # Not through `element`: the text of a script is never escaped, and is none but ours and plotly's.
         scripts="\n".join(f"<script>{script}</script>" for script in scripts),
     )
+    made = Html(text)
+    made.figures = tuple(
+        replace(figure, name=f"{_anchor(title)}-{i}")
+        for title, content in sections
+        for i, figure in enumerate(content.figures, 1)
+    )
+    return made
 
 
 def _summary(results: Results) -> Html:
@@ -88,7 +97,7 @@ def count(n: int, what: str) -> str:
 
 
 def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-")
+    return "-".join(re.findall(r"\w+", title.lower()))
 
 
 def _sha256(script: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import plotly.graph_objects as go
 
@@ -15,8 +15,9 @@ from subvene.runner.experiments.tracing.section import (
     SitePatching,
     tracing_of,
 )
+from subvene.runner.reports.blocks import Table
 from subvene.runner.reports.figures import layer_heat_map
-from subvene.runner.reports.markup import Html, element, items, join, plot, table
+from subvene.runner.reports.markup import Html, element, items, join, plot, shown
 
 LARGEST_COLUMNS = ("where", "layer", "head", "tokens", "effect [95 %]", "share of the total", "facts")
 RANKING_COLUMNS = ("where", "Spearman", "Pearson", "largest fifth found", "effect of the wrong sign", "cells")
@@ -36,8 +37,6 @@ ABOUT_ESTIMATES = (
 _MOST = 5
 
 Line = dict[str, str | float | int | None]
-TitledTable = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
-"""A title, the columns, and a line of texts each."""
 
 
 def largest_lines(patching: Patching) -> list[tuple[str, ...]]:
@@ -124,13 +123,8 @@ def patching_section(results: Results) -> Html | None:
     """The largest effects of every patching, how well estimates rank, and a heat map of each site."""
     parts: list[Html] = []
     for patching in tracing_of(results).patchings:
-        columns = [column.capitalize() for column in LARGEST_COLUMNS]
-        parts.append(table(title(patching), columns, largest_lines(patching), class_="numbers"))
-        said = [ABOUT]
-        if lines := ranking_lines(patching):
-            heads = [column.capitalize() for column in RANKING_COLUMNS]
-            parts.append(table("Estimates against true effects", heads, lines, class_="numbers"))
-            said.append(ABOUT_ESTIMATES)
+        parts += map(shown, tables(patching))
+        said = [ABOUT, *([ABOUT_ESTIMATES] if patching.estimated else [])]
         if patching.note is not None:
             said.append(f"{patching.name}: {patching.note}")
         parts.append(items(*said))
@@ -173,11 +167,8 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def markdown_parts(
-    patchings: Sequence[Patching],
-) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-    """The tables of all patchings: title, columns, lines."""
-    for patching in patchings:
-        yield title(patching), LARGEST_COLUMNS, largest_lines(patching)
-        if lines := ranking_lines(patching):
-            yield "Estimates against true effects", RANKING_COLUMNS, lines
+def tables(patching: Patching) -> Iterator[Table]:
+    """The largest effects, and how well estimates rank where effects are estimated."""
+    yield Table.of(LARGEST_COLUMNS, largest_lines(patching), title(patching))
+    if lines := ranking_lines(patching):
+        yield Table.of(RANKING_COLUMNS, lines, "Estimates against true effects")

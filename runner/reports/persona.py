@@ -12,8 +12,7 @@ from typing import Any, cast
 from subvene.runner.experiments.persona.section import Edit
 from subvene.runner.experiments.results import Results
 from subvene.runner.reports import markup
-from subvene.runner.reports.latex import with_latex
-from subvene.runner.reports.markup import Html, element, facts, folded, items, join, table, with_small_spread
+from subvene.runner.reports.markup import Html, element, facts, folded, items, join, shown, table
 from subvene.runner.reports.page import count, page
 from subvene.runner.reports.persona_examples import examples
 from subvene.runner.reports.persona_figures import signed
@@ -23,14 +22,14 @@ from subvene.runner.reports.persona_tables import (
     DROPPED,
     at,
     choices_of,
-    condition_cells,
+    conditions_table,
     number,
     persona_files,
     points_of,
     section_of,
 )
 from subvene.runner.reports.persona_vectors import geometry, projections
-from subvene.runner.reports.receipts import RECEIPT_COLUMNS, receipt_cells
+from subvene.runner.reports.receipts import RECEIPT_COLUMNS, Read, receipt_cells, sources
 from subvene.runner.reports.sections import declared
 
 _UNITS = {
@@ -39,7 +38,7 @@ _UNITS = {
 }
 
 
-def render(results: Results) -> str:
+def render(results: Results) -> Html:
     """The page as text, the same for the same results."""
     traits = section_of(results).traits
     labels = {condition.label for condition in results.conditions}
@@ -60,24 +59,19 @@ def render(results: Results) -> str:
 
 def results_table(results: Results) -> Html | None:
     """Every trait under every condition, and what must be known to read it."""
-    lines = [
-        [condition.group or "", condition.label, *map(with_small_spread, condition_cells(condition))]
-        for condition in results.conditions
-    ]
-    heads = ["Trait", "Condition", "Coefficient", "Score", "Coherence ↑", "Projection", "CE ↓", "KL ↓"]
-    heads += ["Accuracy ↑", "Refused", "n"]
     caption = "Mean ± standard deviation over n responses; ↑ larger is better, ↓ smaller is better"
-    parts = [table(caption, heads, lines, class_="numbers")] if lines else []
+    parts = [shown(conditions_table(results.conditions), caption)] if results.conditions else []
     return join([*parts, _notes(results)]) if section_of(results).traits else None
 
 
 def receipts(results: Results) -> Html | None:
     """What the interventions did, and whether caps bit where they should."""
-    lines, caps = [], []
+    lines, caps, read = [], [], list[Read]()
     for condition in results.conditions:
         where = [condition.group or "", condition.label]
         for part in cast("list[dict[str, Any]]", condition.receipts.get("responses", [])):
             lines.append([*where, part["name"], *receipt_cells([part])])
+            read.append(((*where, part["name"]), [part]))
         edit = Edit.of(condition)
         if edit.threshold:
             shares = (number(edit.expected_share, ".1%"), number(edit.changed_share, ".1%"))
@@ -90,6 +84,8 @@ def receipts(results: Results) -> Html | None:
         )
         columns = ["Trait", "Condition", *RECEIPT_COLUMNS]
         parts += [element("p", about), table("What each intervention did", columns, lines, class_="numbers")]
+    if (from_sources := sources(("Trait", "Condition"), read)) is not None:
+        parts.append(from_sources)
     if caps:
         heads = ["Trait", "Condition", "Threshold of the projection", "Expected to change", "Changed"]
         about = (
@@ -138,8 +134,8 @@ def judge(results: Results) -> Html | None:
     lines = []
     for name, stated in (found.get("agreement") or {}).items():
         stated = stated or {}
-        shown = (number(stated.get(field), ".3f") for field in ("auc", "accuracy"))
-        lines.append((name, *shown, number(stated.get("n"), "d")))
+        values = (number(stated.get(field), ".3f") for field in ("auc", "accuracy"))
+        lines.append((name, *values, number(stated.get("n"), "d")))
     if lines:
         about = (
             "How well the judge tells the trait files' written-out contrasts apart; – is not measured. AUC "
@@ -165,7 +161,7 @@ def provenance(results: Results) -> Html | None:
 
 def downloads(results: Results) -> Html | None:
     """The tables as files."""
-    return markup.downloads(with_latex(persona_files(results), results.kind))
+    return markup.downloads(persona_files(results))
 
 
 SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (

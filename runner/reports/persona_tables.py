@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import cast
 
 from subvene.runner.experiments.persona.section import (
     SECTION,
@@ -16,9 +16,10 @@ from subvene.runner.experiments.persona.section import (
 )
 from subvene.runner.experiments.results import Choice, Condition, Item, Metric, Results, ResultsError
 from subvene.runner.files.csv_file import csv_text
-from subvene.runner.files.markdown import in_cell
+from subvene.runner.reports.blocks import Cell, Column, Document, Items, Table
+from subvene.runner.reports.documents import document_files, in_markdown
 
-Line = dict[str, Any]
+Line = dict[str, object]
 
 COST = ("ce", "kl", "accuracy")
 """What an edit costs, as metrics."""
@@ -35,7 +36,7 @@ DROPPED = ("positive_low", "negative_high", "incoherent", "refused", "empty", "n
 
 
 def persona_files(results: Results) -> dict[str, str]:
-    """The tables by file name: five CSV files, and the table of conditions in Markdown.
+    """The tables by file name: five CSV files, and the table of conditions in Markdown and LaTeX.
 
     Args:
         results: of a persona run.
@@ -62,24 +63,58 @@ def persona_files(results: Results) -> dict[str, str]:
                 "warning",
             ],
         ),
-        "conditions.md": conditions_markdown(results),
-    }
+    } | document_files("conditions", document(results), results.kind)
 
 
-def conditions_markdown(results: Results) -> str:
-    """The table of conditions, and the warnings below it."""
-    heads = ["trait", "condition", "coefficient", "score", "coherence", "projection", "CE", "KL"]
-    heads += ["accuracy", "refused", "n"]
-    missing = any(condition.counts.get("missing") for condition in results.conditions)
-    heads += ["missing"] if missing else []
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for condition in results.conditions:
-        cells = [condition.group or "", condition.label, *condition_cells(condition)]
-        cells += [str(condition.counts.get("missing", 0))] if missing else []
-        lines.append("| " + " | ".join(in_cell(cell) for cell in cells) + " |")
-    lines += ["", "- mean ± standard deviation over responses; CE and KL in nats per token on neutral texts"]
-    lines += [f"- WARNING: {in_cell(note)}" for note in results.notes]
-    return "\n".join(lines) + "\n"
+def document(results: Results, conditions: Sequence[Condition] | None = None) -> Document:
+    """The table of conditions, and the warnings below it.
+
+    Args:
+        results: of a persona run.
+        conditions: of the table; None: all.
+    """
+    about = "mean ± standard deviation over responses; CE and KL in nats per token on neutral texts"
+    warnings = (f"WARNING: {note}" for note in results.notes)
+    shown = results.conditions if conditions is None else conditions
+    return [conditions_table(shown), Items((about, *warnings))]
+
+
+_TRAIT = Column("trait")
+_COLUMNS = (
+    Column("condition"),
+    Column("coefficient", "g"),
+    Column("score", ".1f"),
+    Column("coherence", ".1f", "↑"),
+    Column("projection", ".2f"),
+    Column("CE", better="↓"),
+    Column("KL", better="↓"),
+    Column("accuracy", better="↑"),
+    Column("refused"),
+    Column("n"),
+)
+
+
+def conditions_table(conditions: Sequence[Condition], *, of_one: bool = False) -> Table:
+    """A row for each condition.
+
+    Args:
+        conditions: with their numbers.
+        of_one: all are of one trait, which then has no column.
+    """
+    missing = any(condition.counts.get("missing") for condition in conditions)
+    rows = []
+    for condition in conditions:
+        metrics, counts = condition.metrics, condition.counts
+        cells: list[Cell] = [] if of_one else [condition.group or ""]
+        cells += [condition.label, coefficient_of(condition)]
+        cells.append(metrics.get("score") if condition.not_finite is None else "not finite")
+        cells += [metrics.get("coherence"), metrics.get("projection")]
+        cells += [condition.value(name) for name in COST]
+        cells += [counts.get("refused"), counts.get("responses")]
+        cells += [counts.get("missing", 0)] if missing else []
+        rows.append(cells)
+    columns = [*_COLUMNS, *([Column("missing")] if missing else [])]
+    return Table.of(columns if of_one else [_TRAIT, *columns], rows)
 
 
 def card(results: Results, place: str | None) -> str:
@@ -94,21 +129,7 @@ def card(results: Results, place: str | None) -> str:
     """
     own = [name for name in section_of(results).traits if place == artifact_of(name)]
     shown = [condition for condition in results.conditions if not own or condition.group in own]
-    return conditions_markdown(results.model_copy(update={"conditions": tuple(shown)})) if shown else ""
-
-
-def condition_cells(condition: Condition) -> list[str]:
-    """A condition's numbers in words, from its coefficient to its number of responses."""
-    metrics, counts = condition.metrics, condition.counts
-    return [
-        number(coefficient_of(condition), "g"),
-        spread(metrics.get("score"), ".1f"),
-        spread(metrics.get("coherence"), ".1f"),
-        spread(metrics.get("projection"), ".2f"),
-        *(number(condition.value(name), ".3f") for name in COST),
-        number(counts.get("refused"), "d"),
-        number(counts.get("responses"), "d"),
-    ]
+    return in_markdown(document(results, shown)) if shown else ""
 
 
 def section_of(results: Results) -> PersonaSection:
@@ -241,7 +262,7 @@ def _geometry_lines(results: Results) -> Iterator[Line]:
             yield _geometry("residual_norm", name, vector.residual_norm, layer=vector.layer)
 
 
-def _geometry(measure: str, trait: str, value: float | None, **where: Any) -> Line:
+def _geometry(measure: str, trait: str, value: float | None, **where: object) -> Line:
     return {"measure": measure, "trait": trait, "value": value} | where
 
 

@@ -19,11 +19,22 @@ RECEIPT_COLUMNS = (
     "Strength",
     "Where",
 )
+SOURCE_COLUMNS = (
+    "Source",
+    "Read at",
+    "Tokens read",
+    "Positions",
+    "Mean ‖source − base‖/‖base‖",
+    "Rows equal to the base",
+)
+Read = tuple[tuple[str, ...], Sequence[Mapping[str, Any]]]
+"""Where an intervention acted, its name the last, and its receipts there."""
 
 
 def receipts(results: Results) -> Html | None:
     """What the interventions did."""
     lines: list[list[str]] = []
+    read: list[Read] = []
     nothing = []
     for label, cells in by_label(results.conditions).items():
         found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
@@ -34,7 +45,9 @@ def receipts(results: Results) -> Html | None:
         if not found:
             nothing.append(label)
         for (measurement, name), of_name in found.items():
-            lines.append([label, measurement.replace("_", " "), name, *receipt_cells(of_name)])
+            where = (label, measurement.replace("_", " "), name)
+            lines.append([*where, *receipt_cells(of_name)])
+            read.append((where, of_name))
     if not lines:
         return None
     columns = ["Condition", "Measurement", *RECEIPT_COLUMNS]
@@ -43,10 +56,50 @@ def receipts(results: Results) -> Html | None:
         "folds together. ‖Δ‖/‖h‖ is how large the edit is beside the activation that it meets."
     )
     shown = [element("p", about), table("What each intervention did", columns, lines, class_="numbers")]
+    if (from_sources := sources(("Condition", "Measurement"), read)) is not None:
+        shown.append(from_sources)
     if nothing:
         without = "Without an intervention at run time (the untouched model, a baked checkpoint): "
         shown.append(element("p", without, ", ".join(nothing), "."))
     return join(shown)
+
+
+def sources(columns: Sequence[str], parts: Sequence[Read]) -> Html | None:
+    """What was read of the runs of sources, and put into the base.
+
+    Args:
+        columns: what stands before the intervention's name.
+        parts: in their order; those that read of no source are left out.
+
+    Returns:
+        A table; None if nothing was read.
+    """
+    lines = []
+    for where, receipts_of in parts:
+        read = [part["source"] for part in receipts_of if part.get("source") is not None]
+        for name, place in dict.fromkeys((one["name"], one["place"]) for one in read):
+            same = [one for one in read if (one["name"], one["place"]) == (name, place)]
+            lines.append([*where, name, place, *_source_cells(same)])
+    if not lines:
+        return None
+    about = (
+        "Sources: what another run computed, and how far it lay from the activation whose place it took; "
+        "where it is equal in a row, nothing was put there that was not there."
+    )
+    heads = [*columns, "Intervention", *SOURCE_COLUMNS]
+    return join([element("p", about), table("What was read of each source", heads, lines, class_="numbers")])
+
+
+def _source_cells(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What several runs read of one source at one place, as cells for `SOURCE_COLUMNS` but the first two."""
+    places = [part[end] for part in parts for end in ("first", "last") if part[end] is not None]
+    weights = [part["rows_fed"] for part in parts]
+    return [
+        f"{sum(part['tokens'] for part in parts):,} in {sum(part['rows'] for part in parts):,} rows",
+        f"{min(places)} to {max(places)}" if places else "none",
+        _weighed([part["mean_distance"] for part in parts], weights),
+        f"{sum(part['rows_equal'] for part in parts):,} of {sum(weights):,}",
+    ]
 
 
 def receipt_cells(parts: Sequence[Mapping[str, Any]]) -> list[str]:

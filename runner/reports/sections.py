@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from subvene.runner.experiments.results import Metric, Results, missing_verdicts
-from subvene.runner.experiments.rows import LOWER_IS_BETTER, METRICS, by_label, in_words, metrics_used
+from subvene.runner.experiments.results import Results, missing_verdicts
+from subvene.runner.experiments.rows import METRICS, by_label, metrics_used
 from subvene.runner.experiments.rows import rows as table_rows
 from subvene.runner.measures.missing import missing_in_words
 from subvene.runner.reports import curves
@@ -18,45 +18,31 @@ from subvene.runner.reports.figures import probe_heat_map
 from subvene.runner.reports.intervals import intervals
 from subvene.runner.reports.markup import (
     Html,
-    download,
+    downloads,
     element,
     facts,
     folded,
     items,
     join,
     plot,
+    shown,
     side_by_side,
     table,
 )
 from subvene.runner.reports.receipts import receipts
-from subvene.runner.reports.tables import judge_in_words, results_csv, results_json
+from subvene.runner.reports.tables import comparison_files, judge_in_words, results_table
 from subvene.specs.document import parse_document
 
 
-def results_table(results: Results) -> Html | None:
+def results_section(results: Results) -> Html | None:
     """The table, and what must be known to read it."""
-    rows = table_rows(results.conditions)
-    if not rows:
+    if not results.conditions:
         return None
-    used = metrics_used(rows)
-    heads = [f"{METRICS[m]} {'↓' if m in LOWER_IS_BETTER else '↑'}" for m in used]
-    lines = []
-    for row in rows:
-        values = [_value(row.metrics.get(m), row.n) for m in used]
-        if row.not_finite is not None:
-            values = ["not finite"] * len(used)
-        lines.append([row.label, *values, str(row.n)])
     caption = (
         "Mean ± standard deviation over n cells, one for each seed and fold; "
         "↑ higher is better, ↓ lower is better"
     )
-    return join(
-        [
-            *_warnings(results),
-            table(caption, ["Condition", *heads, "n"], lines, class_="numbers"),
-            _notes(results),
-        ]
-    )
+    return join([*_warnings(results), shown(results_table(results), caption), _notes(results)])
 
 
 def trade_offs(results: Results) -> Html | None:
@@ -178,20 +164,12 @@ def provenance(results: Results) -> Html | None:
     return join(parts)
 
 
-def downloads(results: Results) -> Html | None:
-    """The table as files."""
-    rows = table_rows(results.conditions)
-    if not rows:
-        return None
-    files = (
-        ("results.csv", "text/csv", results_csv(rows)),
-        ("results.json", "application/json", results_json(rows)),
-    )
-    return items(*(download(*file) for file in files))
+def _downloads(results: Results) -> Html | None:
+    return downloads(comparison_files(results)) if results.conditions else None
 
 
 SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
-    ("Results", results_table),
+    ("Results", results_section),
     ("Intervals", intervals),
     ("Trade-offs", trade_offs),
     ("Composition", composition),
@@ -200,7 +178,7 @@ SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
     ("Examples", examples),
     ("Receipts", receipts),
     ("Provenance", provenance),
-    ("Downloads", downloads),
+    ("Downloads", _downloads),
 )
 """The sections in their order, each with its title; those that give None are left out."""
 
@@ -229,14 +207,6 @@ def _apart(results: Results, condition: str) -> str:
     return (
         ", though these are questions that it is tested on" if seen else "; it is tested on other questions"
     )
-
-
-def _value(summary: Metric | None, n: int) -> str:
-    mean, plus_minus, sd = in_words(summary).partition(" ± ")
-    parts = [mean, element("small", plus_minus + sd)] if sd else [mean]
-    if summary is not None and summary.n != n:
-        parts.append(element("small", f" n={summary.n}"))
-    return join(parts)
 
 
 def _warnings(results: Results) -> list[Html]:

@@ -9,17 +9,18 @@ from typing import Any
 
 from subvene.runner.experiments.comparison.composition import SECTION, CompositionSection, composition_lines
 from subvene.runner.experiments.results import Condition, Results, missing_verdicts
-from subvene.runner.experiments.rows import METRICS, Row, in_words, metrics_used, rows
+from subvene.runner.experiments.rows import LOWER_IS_BETTER, METRICS, Row, metrics_used, rows
 from subvene.runner.files.csv_file import csv_text
 from subvene.runner.measures.missing import missing_in_words
-from subvene.runner.reports.intervals import intervals_csv, intervals_markdown
+from subvene.runner.reports.blocks import Column, Document, Items, Mean, Table
+from subvene.runner.reports.documents import document_files
+from subvene.runner.reports.intervals import intervals_csv, intervals_document
 
 
 def comparison_files(results: Results) -> dict[str, str]:
     """The tables of a comparison by file name; those of things that were not done are left out."""
     table = rows(results.conditions)
-    files = {
-        "results.md": markdown(results),
+    files = document_files("results", document(results), results.kind) | {
         "results.csv": results_csv(table),
         "results.json": results_json(table),
         "cells.csv": csv_text(_cell_lines(results.conditions)),
@@ -27,29 +28,43 @@ def comparison_files(results: Results) -> dict[str, str]:
     if composed := results.section(SECTION, CompositionSection):
         files["composition.csv"] = csv_text(composition_lines(composed))
     if (bounds := intervals_csv(results)) is not None:
-        files |= {"intervals.csv": bounds, "intervals.md": intervals_markdown(results)}
+        files |= {"intervals.csv": bounds}
+        files |= document_files("intervals", intervals_document(results), results.kind)
     if answers := list(_answer_lines(results)):
         files["answers.csv"] = csv_text(answers)
     return files
 
 
-def markdown(results: Results) -> str:
+def document(results: Results) -> Document:
     """The table with what must be known to read it: spread, judge, chosen points, warnings."""
+    return [results_table(results), Items(tuple(notes(results)))]
+
+
+def results_table(results: Results) -> Table:
+    """A row for each condition and point."""
     table = rows(results.conditions)
     used = metrics_used(table)
-    heads = [METRICS[m] for m in used]
-    missing = any(row.missing for row in table)
-    heads += ["verdicts missing"] if missing else []
-    lines = ["| condition | " + " | ".join(heads) + " | n |"]
-    lines.append("|---" * (len(heads) + 2) + "|")
-    for row in table:
-        values = [in_words(row.metrics.get(m)) for m in used]
-        if row.not_finite is not None:
-            values = ["not finite"] * len(used)
-        values += [str(row.missing)] if missing else []
-        lines.append(f"| {row.label} | " + " | ".join(values) + f" | {row.n} |")
-    lines += ["", *(f"- {note}" for note in notes(results))]
-    return "\n".join(lines) + "\n"
+    owed = any(row.missing for row in table)
+    return Table.of(
+        ["condition", *map(metric_column, used), *(["verdicts missing"] if owed else []), "n"],
+        [
+            (
+                row.label,
+                *(
+                    Mean(row.metrics.get(metric), row.n) if row.not_finite is None else "not finite"
+                    for metric in used
+                ),
+                *([row.missing] if owed else []),
+                row.n,
+            )
+            for row in table
+        ],
+    )
+
+
+def metric_column(metric: str) -> Column:
+    """The column of a metric, by its name in tables."""
+    return Column(METRICS[metric], better="↓" if metric in LOWER_IS_BETTER else "↑")
 
 
 def notes(results: Results) -> list[str]:
@@ -154,28 +169,29 @@ def if_not_finite(one: Row | Condition) -> dict[str, str]:
     return {} if one.not_finite is None else {"not_finite": one.not_finite}
 
 
-def _cell_lines(cells: Sequence[Condition]) -> list[dict[str, Any]]:
+def _cell_lines(cells: Sequence[Condition]) -> list[dict[str, object]]:
     return [
-        {"condition": cell.name, "label": cell.label, "seed": cell.seed, "fold": cell.fold}
-        | {name: cell.counts.get(name, 0) for name in ("questions", "questions_seen_in_fit")}
-        | {"point": json.dumps(cell.point)}
-        | {name: metric.mean for name, metric in cell.metrics.items()}
-        | cell.counts
-        | if_not_finite(cell)
+        {
+            **_place(cell),
+            **{name: cell.counts.get(name, 0) for name in ("questions", "questions_seen_in_fit")},
+            "point": json.dumps(cell.point),
+            **{name: metric.mean for name, metric in cell.metrics.items()},
+            **cell.counts,
+            **if_not_finite(cell),
+        }
         for cell in cells
     ]
 
 
-def _answer_lines(results: Results) -> Iterable[dict[str, Any]]:
+def _answer_lines(results: Results) -> Iterable[dict[str, object]]:
     for cell in results.conditions:
-        place = {"condition": cell.name, "label": cell.label, "seed": cell.seed, "fold": cell.fold}
         for item in cell.items:
             if item.text is not None:
                 question = results.questions[item.key].question
                 missing = {f"{name}_missing": reason for name, reason in item.missing.items()}
-                yield (
-                    place
-                    | {"key": item.key, "question": question, "answer": item.text}
-                    | item.scores
-                    | missing
-                )
+                said = {"key": item.key, "question": question, "answer": item.text}
+                yield {**_place(cell), **said, **item.scores, **missing}
+
+
+def _place(cell: Condition) -> dict[str, object]:
+    return {"condition": cell.name, "label": cell.label, "seed": cell.seed, "fold": cell.fold}

@@ -16,12 +16,12 @@ from subvene.runner.experiments.tracing.section import (
     Trace,
     tracing_of,
 )
-from subvene.runner.files import markdown
 from subvene.runner.files.csv_file import csv_text
 from subvene.runner.reports import patching
+from subvene.runner.reports.blocks import Document, Items, Table
+from subvene.runner.reports.documents import document_files
 from subvene.runner.reports.figures import layer_heat_map
-from subvene.runner.reports.latex import with_latex
-from subvene.runner.reports.markup import Html, downloads, element, items, join, plot, side_by_side, table
+from subvene.runner.reports.markup import Html, downloads, element, items, join, plot, shown, side_by_side
 from subvene.runner.reports.page import count, page
 from subvene.runner.reports.sections import declared, provenance
 
@@ -72,20 +72,23 @@ def tracing_files(results: Results) -> dict[str, str]:
         "patching.csv": [line for one in patchings for line in patching.effect_lines(one)],
         "attribution.csv": [line for one in patchings for line in patching.sample_lines(one)],
     }
-    tables = {name: csv_text(lines) for name, lines in files.items() if lines}
-    return {"results.md": tracing_markdown(results)} | tables
+    records = {name: csv_text(lines) for name, lines in files.items() if lines}
+    return document_files("results", document(results), results.kind) | records
 
 
-def tracing_markdown(results: Results) -> str:
+def document(results: Results) -> Document:
     """The peaks of each metric, and what must be known to read them."""
-    parts = []
-    for trace in tracing_of(results).traces:
-        for metric in trace.metrics:
-            parts += [f"**{title(trace, metric)}**", markdown.table(PEAK_COLUMNS, peak_lines(trace, metric))]
-    for heading, columns, lines in patching.markdown_parts(tracing_of(results).patchings):
-        parts += [f"**{heading}**", markdown.table(columns, lines)]
-    parts.append("\n".join(f"- {note}" for note in notes(results)))
-    return "".join(f"{part}\n\n" for part in parts).removesuffix("\n")
+    section = tracing_of(results)
+    blocks = [table for trace in section.traces for table in peak_tables(trace)]
+    blocks += [table for one in section.patchings for table in patching.tables(one)]
+    return [*blocks, Items(tuple(notes(results)))]
+
+
+def peak_tables(trace: Trace) -> list[Table]:
+    """A table for each metric."""
+    return [
+        Table.of(PEAK_COLUMNS, peak_lines(trace, metric), title(trace, metric)) for metric in trace.metrics
+    ]
 
 
 def title(trace: Trace, metric: str) -> str:
@@ -223,7 +226,7 @@ def _cell_lines(trace: Trace) -> Iterator[Line]:
 # The page -------------------------------------------------------------------------------------------------
 
 
-def render(results: Results) -> str:
+def render(results: Results) -> Html:
     """The page as text, the same for the same results."""
     sections = [(heading, content) for heading, make in SECTIONS if (content := make(results)) is not None]
     model = (declared(results).get("model") or {}).get("name")
@@ -238,9 +241,7 @@ def peaks(results: Results) -> Html | None:
     """The largest effect of every site and role."""
     parts: list[Html] = []
     for trace in tracing_of(results).traces:
-        for metric in trace.metrics:
-            columns = [column.capitalize() for column in PEAK_COLUMNS]
-            parts.append(table(title(trace, metric), columns, peak_lines(trace, metric), class_="numbers"))
+        parts += map(shown, peak_tables(trace))
     if not parts:
         return None
     return join([*parts, items(*notes(results))])
@@ -355,7 +356,7 @@ def _fact_in_words(fact: FactRecord, metric: str) -> str:
 
 
 def _downloads(results: Results) -> Html | None:
-    return downloads(with_latex(tracing_files(results), results.kind))
+    return downloads(tracing_files(results))
 
 
 SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (

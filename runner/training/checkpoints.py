@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -13,7 +12,7 @@ import torch
 
 from subvene.runner.files.leftovers import restore
 from subvene.runner.files.storage import atomic_folder
-from subvene.runner.training.experiments import TrainingError
+from subvene.runner.training.experiments import ProgressRecord, TrainingError
 from subvene.specs.regular_file import read_text
 
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
@@ -30,7 +29,7 @@ class Checkpoint:
     """
 
     step: int
-    progress: list[dict[str, Any]]
+    progress: list[ProgressRecord]
     tensors: dict[str, torch.Tensor]
 
 

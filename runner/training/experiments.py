@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import torch
 
 from subvene.runner.data.examples import Example, examples_sha256
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import digest
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.models.identity import model_sha256
@@ -74,6 +76,19 @@ class Experiment:
         return done == self.steps or done % (self.spec.evaluate_every or self.steps_per_epoch) == 0
 
 
+class ProgressRecord(TypedDict):
+    """What has happened to one experiment, JSON values: the fields of `Progress`."""
+
+    losses: list[float]
+    accuracies: list[float]
+    grad_norms: list[float]
+    evaluations: list[dict[str, float]]
+    best_step: int
+    stale: int
+    stopped_early: bool
+    passes: dict[str, Json]
+
+
 @dataclass
 class Progress:
     """What has happened to one experiment so far; JSON values."""
@@ -85,7 +100,20 @@ class Progress:
     best_step: int = 0
     stale: int = 0
     stopped_early: bool = False
-    passes: dict[str, object] = field(default_factory=dict)
+    passes: dict[str, Json] = field(default_factory=dict)
+
+    def record(self) -> ProgressRecord:
+        """As a checkpoint keeps it."""
+        return {
+            "losses": self.losses,
+            "accuracies": self.accuracies,
+            "grad_norms": self.grad_norms,
+            "evaluations": self.evaluations,
+            "best_step": self.best_step,
+            "stale": self.stale,
+            "stopped_early": self.stopped_early,
+            "passes": self.passes,
+        }
 
     def is_active(self, experiment: Experiment) -> bool:
         """Whether there are steps left to do."""
@@ -132,7 +160,7 @@ class Trained:
     best_step: int
     stopped_early: bool
     start: int
-    about: dict[str, object]
+    about: dict[str, Json]
 
 
 def check(experiments: Sequence[Experiment], *, need_heads: bool = True) -> None:

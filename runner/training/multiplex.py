@@ -7,7 +7,7 @@ another; what is shared is the pass.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from subvene.interventions import Sizes
-from subvene.runner.edits.hooks import take_input
+from subvene.runner.edits.hooks import on_input
 from subvene.runner.models.anatomy import Anatomy, component_module
 
 SITE = "attention_heads"
@@ -149,24 +149,22 @@ class StackedEdits:
         try:
             for layer in sorted({layer for e in set(experiments) for layer in self._edits[e].shape.layers}):
                 module, _ = component_module(self._anatomy.model, self._anatomy.component(SITE, layer))
-                hook = self._hook(layer, experiments)
-                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+                handles.append(on_input(module, self._edit(layer, experiments)))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, layer: int, experiments: Sequence[int]) -> Any:
-        def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, object]) -> Any:
+    def _edit(self, layer: int, experiments: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+        def edit(given: torch.Tensor) -> torch.Tensor:
             readers, writers, constant = self._stacked(layer, experiments)
-            given, put_back = take_input(args, kwargs)
             o = given.view(len(experiments), -1, given.shape[-1])
             wide = o.to(torch.promote_types(o.dtype, torch.float32))
             gate = torch.bmm(wide, readers.to(wide).transpose(1, 2)) + constant.to(wide)
             edited = torch.baddbmm(wide, gate, writers.to(wide))
-            return put_back(edited.to(given.dtype).view_as(given))
+            return edited.to(given.dtype).view_as(given)
 
-        return hook
+        return edit
 
     def _stacked(self, layer: int, experiments: Sequence[int]) -> tuple[torch.Tensor, ...]:
         """Of each row: its readers and writers at a layer [rows, factors, width], and its constant gates."""

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from subvene.runner.data.examples import Answers
-from subvene.runner.edits.hooks import take_input
+from subvene.runner.edits.hooks import on_input
 from subvene.runner.files.progress import track
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.models.forked_cache import why_not_forked, why_not_in_one_row
@@ -191,8 +191,7 @@ class Passes:
         """Within the block, what reaches the entry layers is kept, part by part and without padding."""
 
         def keep(entry: int) -> Any:
-            def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, object]) -> None:
-                hidden, _ = take_input(args, kwargs)
+            def hook(hidden: torch.Tensor) -> None:
                 for own, rows in zip(hidden, sequences, strict=True):
                     # Copies, so that no whole batch is kept for one row.
                     prompt = self.answers.prompts[rows[0]]
@@ -210,9 +209,7 @@ class Passes:
         blocks = self._anatomy.blocks
         handles = [blocks[0].register_forward_hook(see)]
         try:
-            handles += [
-                blocks[entry].register_forward_pre_hook(keep(entry), with_kwargs=True) for entry in entries
-            ]
+            handles += [on_input(blocks[entry], keep(entry)) for entry in entries]
             yield
         finally:
             for handle in handles:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -342,7 +341,7 @@ class _Training:
         }
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items()}
-        progress = [asdict(one) for one in self.progress]
+        progress = [one.record() for one in self.progress]
         checkpoints.write(self.folder, self.identity, checkpoints.Checkpoint(self.step, progress, tensors))
         self.saved = self.step
 

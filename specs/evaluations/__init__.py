@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from subvene.specs.evaluations.composition import CompositionSpec
     from subvene.specs.evaluations.contrast import ContrastSpec
     from subvene.specs.evaluations.divergence import DivergenceSpec, TextsSpec
+    from subvene.specs.evaluations.interchange import InterchangeSpec
     from subvene.specs.evaluations.localization import LocalizationSpec
     from subvene.specs.evaluations.multiple_choice import MultipleChoiceSpec
     from subvene.specs.evaluations.patching import PatchingSpec
@@ -39,6 +40,7 @@ _KINDS = {
     "localization": "localization:LocalizationSpec",
     "causal_tracing": "causal_tracing:CausalTracingSpec",
     "patching": "patching:PatchingSpec",
+    "interchange": "interchange:InterchangeSpec",
 }
 REGISTRY = Kinds(__name__, _KINDS)
 """By `kind`; each is imported when a file has one."""
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
         | LocalizationSpec
         | CausalTracingSpec
         | PatchingSpec
+        | InterchangeSpec
     )
 else:
     AnyEvaluation = Annotated[BaseEvaluation, Registered("kind", REGISTRY)]
@@ -71,6 +74,7 @@ __all__ = [
     "ConditionEvaluation",
     "ContrastSpec",
     "DivergenceSpec",
+    "InterchangeSpec",
     "LocalizationSpec",
     "MultipleChoiceSpec",
     "PatchingSpec",

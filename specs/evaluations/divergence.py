@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from subvene.specs._base import SpecModel
 from subvene.specs._fields import Count, Text, path_ending
-from subvene.specs._flaws import Expect, Flaw, refuse
+from subvene.specs._flaws import Expect
 from subvene.specs.evaluations.base import ConditionEvaluation
-
-_OF_A_DATASET = ("subset", "split", "revision")
-
+from subvene.specs.row_source import RowSource
 
 TextsPath = Annotated[
     str,
@@ -21,31 +18,17 @@ TextsPath = Annotated[
 ]
 
 
-class TextsSpec(SpecModel):
+class TextsSpec(RowSource):
     """Texts: a sample that subvene ships, a file, or a Hub dataset."""
 
-    expects: ClassVar[str] = "a mapping with `file` or `dataset`"
+    needs_one: ClassVar[bool] = False
 
     file: TextsPath | None = Field(
         default=None,
         description="A file, relative to this spec's folder: .txt (a paragraph is a text), .jsonl (an object "
         "or a text a line) or .json (a list of either).",
     )
-    dataset: Text | None = Field(default=None, description="A Hub dataset id.")
-    subset: Text | None = Field(default=None, description="The dataset's configuration.")
-    split: Text = Field(default="train", description="The dataset's split.")
-    revision: Text | None = Field(default=None, description="Branch, tag or commit of the Hub dataset.")
     field: Text = Field(default="text", description="The field of each row that holds its text.")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if self.file is not None and self.dataset is not None:
-            refuse("TextsSpec", [Flaw(("file",), "either `file` or `dataset`", self.file, found="both")])
-        stray = [name for name in _OF_A_DATASET if name in self.model_fields_set]
-        if stray and self.dataset is None:
-            flaws = [Flaw((name,), "`dataset` beside it", getattr(self, name)) for name in stray]
-            refuse("TextsSpec", flaws)
-        return self
 
 
 class DivergenceSpec(ConditionEvaluation):

@@ -11,7 +11,7 @@ from subvene.specs._base import SpecModel
 from subvene.specs._fields import Identifier
 from subvene.specs.positions import Positions
 from subvene.specs.sites import Site
-from subvene.specs.tensors import TensorRef
+from subvene.specs.tensors import TensorRef, parse_tensor_name
 
 STRENGTH = (
     "Multiplies the edit: one finite number, or a list with one number per row of the batch. 0 leaves the "
@@ -103,7 +103,10 @@ class BaseIntervention(SpecModel):
     @property
     def wanted_key(self) -> str | None:
         """The key under which an artifact is to keep its tensors; None for one made from its name."""
-        return next((ref.key for _, ref in self.tensor_refs()), None)
+        wanted = next((ref.key for _, ref in self.tensor_refs()), None)
+        # A reference may name one tensor in full; names are made from its first part.
+        named = None if wanted is None else parse_tensor_name(wanted)
+        return wanted if named is None else named.key
 
     def stored_refs(self, file: str, key: str, names: Collection[str]) -> dict[str, TensorRef]:
         """Returns the fields that name tensors, pointing to where an artifact keeps them.

@@ -15,7 +15,7 @@ from subvene.specs._pyvene_names import LAYERED, Component
 from subvene.specs.interventions.base import LAYER, STRENGTH, BaseIntervention
 from subvene.specs.sites import Site
 from subvene.specs.sources import SourceRef, is_of_prompt
-from subvene.specs.tensors import TensorRef
+from subvene.specs.tensors import TensorRef, is_cell_key
 
 PyveneClass = Literal[
     "ZeroIntervention",
@@ -177,14 +177,17 @@ class PyveneSpec(BaseIntervention):
         """As for any kind; `.state` stands behind the key, and is no part of it; shared ones have one key."""
         if self.share is not None and self.constant is None:
             return self.share
+        if self.constant is None and self.state is not None and is_cell_key(self.state.key):
+            return self.state.key
         key = super().wanted_key
         return None if key is None else key.removesuffix(".state")
 
     def stored_refs(self, file: str, key: str, names: Collection[str]) -> dict[str, TensorRef]:
         """Parameters and the source have names of their own, and may be absent."""
         refs = {} if self.constant is None else {"source": TensorRef(file=file, key=key)}
-        if any(name.startswith(f"{key}.state.") for name in names):
-            refs["state"] = TensorRef(file=file, key=f"{key}.state")
+        state = key if is_cell_key(key) else f"{key}.state"
+        if any(name.startswith(f"{state}.") for name in names):
+            refs["state"] = TensorRef(file=file, key=state)
         return refs
 
     @model_validator(mode="after")

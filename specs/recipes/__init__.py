@@ -8,6 +8,7 @@ from subvene.specs._registry import Kinds
 from subvene.specs.recipes.base import BaseRecipe, OneKeyRecipe
 
 if TYPE_CHECKING:
+    from subvene.specs.recipes.das import DASSpec
     from subvene.specs.recipes.iti import ITISpec
     from subvene.specs.recipes.localized_edit import LocalizedEditSpec
     from subvene.specs.recipes.mean_difference import MeanDifferenceSpec
@@ -20,18 +21,20 @@ _KINDS = {
     "persona": "persona:PersonaSpec",
     "localized_edit": "localized_edit:LocalizedEditSpec",
     "random_direction": "random_direction:RandomDirectionSpec",
+    "das": "das:DASSpec",
 }
 REGISTRY = Kinds(__name__, _KINDS)
 """By `recipe`; each is imported when a file has one."""
 
 if TYPE_CHECKING:
-    AnyRecipe = MeanDifferenceSpec | ITISpec | PersonaSpec | LocalizedEditSpec | RandomDirectionSpec
+    AnyRecipe = MeanDifferenceSpec | ITISpec | PersonaSpec | LocalizedEditSpec | RandomDirectionSpec | DASSpec
 else:
     AnyRecipe = Annotated[BaseRecipe, Registered("recipe", REGISTRY)]
 
 __all__ = [
     "AnyRecipe",
     "BaseRecipe",
+    "DASSpec",
     "ITISpec",
     "LocalizedEditSpec",
     "MeanDifferenceSpec",

@@ -30,6 +30,15 @@ class BaseRecipe(SpecModel):
         raise NotImplementedError
 
     @property
+    def refs(self) -> tuple[str, ...]:
+        """What interventions call what it gives: its keys, unless a key has several things under it."""
+        return self.keys
+
+    def gives(self, key: str) -> bool:
+        """Returns whether an intervention may name a key as one that this gives."""
+        return key in self.refs
+
+    @property
     def learns_from(self) -> QuestionsSpec | None:
         """The TruthfulQA questions that it learns from; None if it learns from something else."""
         return None

@@ -132,7 +132,7 @@ def targets(folder: Path) -> dict[str, Target]:
 
     def prompts(path: Path) -> Any:
         try:
-            return read_prompts([], path)
+            return read_prompts([], path, {})
         except typer.BadParameter as error:  # the command line's own refusal, of a file without a prompt
             raise SubveneError(str(error)) from error
 

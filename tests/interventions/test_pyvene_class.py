@@ -14,7 +14,7 @@ from kind_cases import RESIDUAL, Case
 
 from subvene.interventions import PyveneIntervention, Sizes, TensorError
 from subvene.interventions._pyvene import pyvene
-from subvene.interventions.pyvene_class import make_inner
+from subvene.interventions.pyvene_inner import make_inner
 from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.specs import InterventionSpec, PyveneSpec

@@ -22,6 +22,7 @@ OTHERS = {
     ("FactsFile", "file"),
     ("ExperimentSpec", "output"),
     ("ExperimentFields", "output"),
+    ("RowSource", "file"),  # nothing but what is made of it is in a spec
 }
 
 

@@ -62,6 +62,8 @@ def test_every_kind_is_in_the_schema() -> None:
         "noise",
         "swap",
         "patching",
+        "interchange",
+        "das",
         "composition",
         "localization",
         "trained",

@@ -161,6 +161,25 @@ KINDS = {
     "tracing": TRACING,
     "mixed": MIXED,
 }
+CHOSEN = (
+    PLAIN[: PLAIN.index("evaluate:")]
+    + """\
+conditions:
+- {name: untouched, interventions: []}
+- {name: best, sweep: {glad.coefficient: [1, 2]}, choose: {by: contrast}}
+- {name: everywhere, like: best, set: {glad.positions: all}}
+seeds: [1, 2]
+evaluate:
+- kind: contrast
+  pairs:
+    texts:
+    - {prompt: are you glad, positive: very happy, negative: very gloomy}
+    - {prompt: how is it, positive: good sun, negative: bad rain}
+  validation: 1
+- {kind: divergence, texts: {file: texts.txt}, max_tokens: 8}
+"""
+)
+"""A comparison whose conditions depend on one another: a point is chosen, and another starts from it."""
 TRAIT = {
     "instruction": [{"pos": "good happy", "neg": "bad sad"}, {"pos": "glad sun", "neg": "not rain bad"}],
     "questions": ["how are you", "tell me about rain", "hello"],
@@ -179,7 +198,7 @@ def write_experiments(folder: Path, url: str, kinds: list[str]) -> dict[str, Pat
     Args:
         folder: where they go.
         url: of the judge.
-        kinds: of `KINDS`.
+        kinds: of `KINDS`, or `chosen`.
 
     Returns:
         The experiment file of each kind.
@@ -192,7 +211,7 @@ def write_experiments(folder: Path, url: str, kinds: list[str]) -> dict[str, Pat
     write_questions(folder / "questions.csv", QUESTIONS)
     paths = {kind: folder / f"{kind}.yaml" for kind in kinds}
     for kind, path in paths.items():
-        lines = KINDS[kind].replace("JUDGE", JUDGE.format(url=url))
+        lines = (KINDS | {"chosen": CHOSEN})[kind].replace("JUDGE", JUDGE.format(url=url))
         path.write_text(f"subvene: 1\nmodel: {{name: {model}, dtype: float32}}\n{lines}")
     return paths
 

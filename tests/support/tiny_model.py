@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 import torch
@@ -14,14 +15,38 @@ TEXT = """
 the a is it and not happy gloomy tell me about train , . ? !
 """
 WORDS = TEXT.split()
+SIZES: dict[str, Any] = {
+    "vocab_size": len(WORDS),
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 CHAT = (
     "{% for m in messages %}<s> {{ m['role'] }} : {{ m['content'] }} {% endfor %}"
     "{% if add_generation_prompt %}<s> assistant :{% endif %}"
 )
 
 
-def write_tiny_model(folder: Path) -> Path:
-    """Write the model and its tokenizer; the same weights each time."""
+def write_tiny_model(folder: Path, **changes: Any) -> Path:
+    """Write the model, with changes to its config, and its tokenizer; the same weights each time."""
+    config = transformers.LlamaConfig(**SIZES | changes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write the tokenizer of whole words."""
     vocabulary = {word: i for i, word in enumerate(WORDS)}
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
@@ -29,22 +54,4 @@ def write_tiny_model(folder: Path) -> Path:
         tokenizer_object=words, pad_token="<pad>", eos_token="</s>", bos_token="<s>", unk_token="<unk>"
     )
     tokenizer.chat_template = CHAT
-    config = transformers.LlamaConfig(
-        vocab_size=len(WORDS),
-        hidden_size=WIDTH,
-        intermediate_size=48,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = transformers.LlamaForCausalLM(config)
-    model.generation_config.eos_token_id = None
-    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder

@@ -14,6 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
+from subvene.runner.files.json_value import Json
 from subvene.specs import SubveneError
 from subvene.specs.questions import QuestionsSpec
 from subvene.specs.regular_file import open_regular
@@ -123,7 +126,7 @@ def version_of(questions: Sequence[Question]) -> str:
     return f"other ({len(keys)} question{'s' * (len(keys) != 1)})"
 
 
-def about_data(questions: Sequence[Question]) -> dict[str, object]:
+def about_data(questions: Sequence[Question]) -> dict[str, Json]:
     """What a manifest says of some questions: which TruthfulQA, how many, their hash."""
     return {
         "version": version_of(questions),
@@ -215,7 +218,7 @@ def _find_columns(header: Sequence[str], name: str) -> dict[str, int]:
     return {column: found.index(column) for column in _COLUMNS}
 
 
-def _questions(rows: Sequence[Mapping[str, object]], name: str) -> list[Question]:
+def _questions(rows: Sequence[Mapping[str, JsonValue]], name: str) -> list[Question]:
     if not rows:
         raise DataError(f"{name}: expected TruthfulQA's questions, found none")
     seen: dict[str, int] = {}
@@ -239,7 +242,7 @@ def _questions(rows: Sequence[Mapping[str, object]], name: str) -> list[Question
     return sorted(questions, key=lambda question: question.key)
 
 
-def _text(row: Mapping[str, object], column: str, where: str) -> str:
+def _text(row: Mapping[str, JsonValue], column: str, where: str) -> str:
     value = row[column]
     text = value.strip() if isinstance(value, str) else ""
     if not text:
@@ -247,19 +250,17 @@ def _text(row: Mapping[str, object], column: str, where: str) -> str:
     return text
 
 
-def _answers(row: Mapping[str, object], column: str, where: str) -> tuple[str, ...]:
+def _answers(row: Mapping[str, JsonValue], column: str, where: str) -> tuple[str, ...]:
     """The answers of a cell: a list on the Hub, `;` between them in the CSV."""
     value = row[column]
-    if isinstance(value, str):
-        if value.lstrip().startswith(("['", '["')):
-            raise DataError(
-                f"{where}: {column}: expected answers with `;` between them, found a Python list: "
-                f"{value[:60]!r}"
-            )
-        value = value.split(";")
-    if not isinstance(value, Sequence) or not all(isinstance(answer, str) for answer in value):
-        raise DataError(f"{where}: {column}: expected answers, found {value!r}")
-    answers = tuple(_closed(answer.strip()) for answer in value if answer.strip())
+    if isinstance(value, str) and value.lstrip().startswith(("['", '["')):
+        raise DataError(
+            f"{where}: {column}: expected answers with `;` between them, found a Python list: {value[:60]!r}"
+        )
+    given: object = value.split(";") if isinstance(value, str) else value
+    if not isinstance(given, Sequence) or not all(isinstance(answer, str) for answer in given):
+        raise DataError(f"{where}: {column}: expected answers, found {given!r}")
+    answers = tuple(_closed(answer.strip()) for answer in given if answer.strip())
     if not answers:
         raise DataError(f"{where}: {column}: expected at least one answer, found {row[column]!r}")
     return answers

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from subvene.runner.edits.statements import contradictions
 from subvene.runner.exchange.exports.facts import KEEP, Facts
+from subvene.runner.files.json_value import Json
 from subvene.specs import SITES, AnyIntervention, SubveneError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Written:
     """
 
     consumer: Consumer
-    record: Mapping[str, object] = field(default_factory=dict)
+    record: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

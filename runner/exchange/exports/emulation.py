@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from subvene.runner.edits.hooks import take_input, take_output
+from subvene.runner.edits.hooks import on_input, on_output
 from subvene.runner.models.anatomy import component_module
 
 
@@ -46,14 +46,4 @@ def added_logits(
 
 
 def _attach(module: torch.nn.Module, vector: torch.Tensor, *, is_input: bool) -> Any:
-    def before(_module: Any, args: Any, kwargs: dict[str, object]) -> Any:
-        h, put_back = take_input(args, kwargs)
-        return put_back(h + vector.to(h))
-
-    def after(_module: Any, _args: Any, output: Any) -> Any:
-        h, put_back = take_output(output)
-        return put_back(h + vector.to(h))
-
-    if is_input:
-        return module.register_forward_pre_hook(before, with_kwargs=True)
-    return module.register_forward_hook(after)
+    return (on_input if is_input else on_output)(module, lambda h: h + vector.to(h))

@@ -20,7 +20,7 @@ from pydantic import JsonValue
 
 from subvene.interventions import ActivationIntervention, Tokens
 from subvene.interventions.positions import parse_positions
-from subvene.runner.edits.hooks import take_input, take_output
+from subvene.runner.edits.hooks import on_input, on_output
 from subvene.runner.exchange.exports.approximation import MEAN_SHIFT, mean_shifts
 from subvene.runner.exchange.exports.base import EXACT, KEEP, Consumer, Export, Verdict, Written
 from subvene.runner.exchange.exports.cards import CARD, export_card
@@ -177,17 +177,7 @@ def _hooked(module: Any, vector: torch.Tensor, one: Told, mask: torch.Tensor, *,
         delta = _FORMULAS[one["formula"]](rows, vector.to(rows), one)
         return (rows + one["strength"] * delta * mask.to(rows)).to(h.dtype).view_as(h)
 
-    def before(_module: Any, args: Any, kwargs: dict[str, object]) -> Any:
-        h, put_back = take_input(args, kwargs)
-        return put_back(edited(h))
-
-    def after(_module: Any, _args: Any, output: Any) -> Any:
-        h, put_back = take_output(output)
-        return put_back(edited(h))
-
-    if is_input:
-        return module.register_forward_pre_hook(before, with_kwargs=True)
-    return module.register_forward_hook(after)
+    return (on_input if is_input else on_output)(module, edited)
 
 
 def _card(m: IntervenedModel) -> str:

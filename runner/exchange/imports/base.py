@@ -12,6 +12,7 @@ import torch
 
 from subvene.interventions import Sizes
 from subvene.runner.exchange.imports.opened import ImportRefusedError, Opened
+from subvene.runner.files.json_value import Json
 from subvene.runner.models.anatomy import Anatomy
 from subvene.specs import AnyIntervention, Positions
 
@@ -60,7 +61,7 @@ class Imported:
     interventions: tuple[AnyIntervention, ...]
     tensors: Mapping[str, torch.Tensor]
     statements: Sequence[str]
-    facts: Mapping[str, object] = field(default_factory=dict)
+    facts: Mapping[str, Json] = field(default_factory=dict)
 
 
 class Importer(ABC):

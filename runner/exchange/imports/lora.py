@@ -19,6 +19,7 @@ from pydantic import JsonValue
 from subvene.interventions import Sizes
 from subvene.runner.exchange.imports.base import Imported, Importer, identifier
 from subvene.runner.exchange.imports.opened import Opened
+from subvene.runner.files.json_value import Json
 from subvene.runner.models.anatomy import Anatomy, AnatomyError
 from subvene.specs import LowRankEditSpec, TensorRef, tensor_name
 
@@ -192,7 +193,11 @@ class Lora(Importer):
             )
         if self.base:
             statements.append(f"the adapter names the base model {str(self.base)[:200]!r}")
-        facts = {"rank": self.rank, "scale": self.scale, "residual_by_layer": dict(sorted(residuals.items()))}
+        facts: dict[str, Json] = {
+            "rank": self.rank,
+            "scale": self.scale,
+            "residual_by_layer": {str(layer): residuals[layer] for layer in sorted(residuals)},
+        }
         return Imported((edit,), tensors, statements, facts)
 
     def _factors(self, pair: _Pair) -> tuple[torch.Tensor, torch.Tensor]:

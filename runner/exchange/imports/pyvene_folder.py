@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from subvene.interventions import Sizes
 from subvene.interventions._pyvene import pyvene
+from subvene.interventions.rotation import SIZES
 from subvene.runner.exchange.imports.base import Imported, Importer, identifier
 from subvene.runner.exchange.imports.opened import Opened
 from subvene.runner.models.anatomy import Anatomy
@@ -30,8 +31,6 @@ _SITES: dict[str, Site] = {
     "attention_output": "attention_output",
     "attention_value_output": "attention_heads",
 }
-# pyvene registers these as state; here they follow from the spec.
-_SIZES = ("embed_dim", "interchange_dim")
 _SOURCE = "source_representation"
 # A class's dimension, where pyvene's config has dropped it: it can be read off this tensor's shape.
 _DIMENSIONS = {
@@ -125,7 +124,7 @@ class PyveneFolder(Importer):
             state = self.source.torch(file)
             if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
                 raise self.refuse("expected a state dict, names and tensors", file)
-        state = {str(name): tensor.detach() for name, tensor in state.items() if name not in _SIZES}
+        state = {str(name): tensor.detach() for name, tensor in state.items() if name not in SIZES}
         source = state.pop(_SOURCE, None)
         if source is not None:
             source = self.finite(source, _SOURCE, file).flatten()

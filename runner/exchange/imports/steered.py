@@ -8,6 +8,7 @@ from typing import Final, get_args
 import torch
 
 from subvene.runner.exchange.imports.base import Imported, Importer, Rows, identifier
+from subvene.runner.files.json_value import Json
 from subvene.specs import Positions, SteeringSpec, TensorRef, tensor_name
 
 SITE: Final = "block_output"
@@ -37,7 +38,7 @@ def steered(
     *,
     positions: Positions,
     statements: Sequence[str],
-    facts: Mapping[str, object] | None = None,
+    facts: Mapping[str, Json] | None = None,
 ) -> Imported:
     """Steering at some layers, with the vectors of all layers kept, so that another one can be chosen.
 

@@ -9,16 +9,18 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import safetensors.torch
 import torch
+from pydantic import JsonValue
 from transformers import AutoModelForCausalLM
 
 from subvene.interventions import TensorError
 from subvene.runner.data.truthfulqa.questions import Question
 from subvene.runner.edits.compile import load_tensors
 from subvene.runner.exchange.exports.checkpoint import save_baked
+from subvene.runner.files.json_value import Json, as_read
 from subvene.runner.files.ledger import Ledger, digest
 from subvene.runner.files.storage import atomic_folder
 from subvene.runner.intervened.model import IntervenedModel
@@ -33,6 +35,14 @@ from subvene.specs.regular_file import read_bytes
 # How a result is computed; whoever changes that changes this number, and old units are done again.
 UNITS = 2
 _TENSORS, _PROVENANCE = "tensors.safetensors", "provenance.json"
+
+
+class Stored(TypedDict):
+    """What a fit's unit gives: where its tensors are, their digest, and where they come from."""
+
+    folder: str
+    tensors: str
+    provenance: dict[str, JsonValue]
 
 
 Tuning = Mapping[str, Sequence[Question]]
@@ -51,7 +61,7 @@ class Fits:
 
     folders: tuple[str, ...]
     digests: tuple[str, ...]
-    provenances: tuple[Mapping[str, Any], ...]
+    provenances: tuple[dict[str, JsonValue], ...]
 
     @property
     def identity(self) -> str | list[str]:
@@ -59,9 +69,9 @@ class Fits:
         return self.digests[0] if len(self.digests) == 1 else list(self.digests)
 
     @property
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, JsonValue]:
         """Where the tensors come from: that of the one fit, or `fits` with those of several."""
-        return provenance_of_all(self.provenances)
+        return as_read(provenance_of_all(self.provenances))
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ class Arm:
 
     variant: ExperimentSpec | None
     bake: bool
-    identity: dict[str, Any]
+    identity: dict[str, Json]
     fitted: Fits | None
     open: Callable[[], contextlib.AbstractContextManager[IntervenedModel]]
     swept: bool = False
@@ -107,9 +117,14 @@ class Arms:
         self.model, self.tokenizer = model, tokenizer
         self._ledger, self._output, self._folder = ledger, output, folder
         self.work = output / "work"
-        self._read: dict[str, Any] = {}
+        self._read: dict[str, object] = {}
         reading = reading_sha256(model, tokenizer)
-        self.base = {"model": model_sha256(model), "text": reading, "versions": versions(), "units": UNITS}
+        self.base: dict[str, Json] = {
+            "model": model_sha256(model),
+            "text": reading,
+            "versions": versions(),
+            "units": UNITS,
+        }
 
     def make(
         self,
@@ -191,16 +206,14 @@ class Arms:
 
     def fitted_for(self, spec: ExperimentSpec, keys: Sequence[str], seed: int, tuning: Tuning) -> Fits | None:
         """What the fits give that some keys need, each done now or before; None where none is needed."""
-        records: list[dict[str, Any]] = []
+        records: list[Stored] = []
         tensors: dict[str, torch.Tensor] = {}
         for recipe in spec.fits_for(keys):
             source = recipe.made_from
             data = self._data(recipe, tuning) if source is None else of_key(tensors, source)
             identity = self.fit_identity(recipe, seed, data)
 
-            def work(
-                recipe: BaseRecipe = recipe, data: Any = data, identity: Any = identity
-            ) -> dict[str, Any]:
+            def work(recipe: BaseRecipe = recipe, data: Any = data, identity: Any = identity) -> Stored:
                 fitted = fit_one(spec, recipe, data, self.model, self.tokenizer, seed=seed, work=self.work)
                 return self._stored(identity, fitted.tensors, {"model": spec.model.name, **fitted.provenance})
 
@@ -210,8 +223,8 @@ class Arms:
         if not records:
             return None
         return Fits(
-            tuple(str(record["folder"]) for record in records),
-            tuple(str(record["tensors"]) for record in records),
+            tuple(record["folder"] for record in records),
+            tuple(record["tensors"] for record in records),
             tuple(record["provenance"] for record in records),
         )
 
@@ -226,7 +239,7 @@ class Arms:
             self._read[name] = RECIPES[recipe.recipe].read(recipe, self._folder)
         return self._read[name]
 
-    def fit_identity(self, recipe: BaseRecipe, seed: int, data: Any) -> dict[str, Any]:
+    def fit_identity(self, recipe: BaseRecipe, seed: int, data: Any) -> dict[str, Json]:
         """What a fit depends on.
 
         Args:
@@ -241,14 +254,12 @@ class Arms:
             "seed": seed,
         }
 
-    def is_fitted(self, identity: Mapping[str, Any]) -> bool:
+    def is_fitted(self, identity: Mapping[str, Json]) -> bool:
         """Whether a fit is done, and its tensors are there and are those of the record."""
-        if not self._ledger.has(identity):
-            return False
-        recorded = self._ledger.results[digest(identity)]["tensors"]
-        return holds(self._place(identity) / _TENSORS, recorded)
+        recorded = self._ledger.recorded(identity, Stored)
+        return recorded is not None and holds(self._place(identity) / _TENSORS, recorded["tensors"])
 
-    def keep_fit(self, identity: Mapping[str, Any], fitted: Fitted) -> None:
+    def keep_fit(self, identity: Mapping[str, Json], fitted: Fitted) -> None:
         """Record a fit that was made elsewhere, such as several at once.
 
         Args:
@@ -257,24 +268,27 @@ class Arms:
         """
         self._kept(identity, lambda: self._stored(identity, fitted.tensors, fitted.provenance))
 
-    def _kept(self, identity: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _kept(self, identity: Mapping[str, Json], work: Callable[[], Stored]) -> Stored:
         if self._ledger.has(identity) and not self.is_fitted(identity):
             self._ledger.forget(identity)
         return self._ledger.do(identity, work)
 
-    def _place(self, identity: Mapping[str, Any]) -> Path:
+    def _place(self, identity: Mapping[str, Json]) -> Path:
         return self._output / "fits" / digest(identity)[:16]
 
     def _stored(
-        self, identity: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], provenance: Mapping[str, Any]
-    ) -> dict[str, Any]:
+        self,
+        identity: Mapping[str, Json],
+        tensors: Mapping[str, torch.Tensor],
+        provenance: Mapping[str, Json],
+    ) -> Stored:
         folder = self._place(identity)
         with atomic_folder(folder) as temporary:
             safetensors.torch.save_file(dict(tensors), temporary / _TENSORS)
             (temporary / _PROVENANCE).write_text(
                 json.dumps(provenance, indent=1, allow_nan=False) + "\n", encoding="utf-8"
             )
-        return {"folder": folder.name, "tensors": tensors_digest(tensors), "provenance": dict(provenance)}
+        return {"folder": folder.name, "tensors": tensors_digest(tensors), "provenance": as_read(provenance)}
 
     def _files(self, variant: ExperimentSpec) -> dict[str, str]:
         names = sorted({ref.file for _, ref in variant.tensor_refs() if ref.file is not None})

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
-from subvene.runner.edits.order import matters, pairs_of
+from subvene.runner.edits.order import PairOrder, matters, pairs_of
 from subvene.runner.experiments.comparison.arms import Arm, Arms
 from subvene.runner.experiments.comparison.composition import (
     BOUNDED,
@@ -27,7 +26,7 @@ class CompositionMeasure:
 
     def __init__(self, planned: Composition) -> None:
         self.planned = planned
-        self._pairs: list[list[dict[str, Any]]] = []
+        self._pairs: list[list[PairOrder]] = []
 
     @classmethod
     def of(cls, spec: ExperimentSpec) -> CompositionMeasure | None:
@@ -78,7 +77,7 @@ class CompositionMeasure:
         )
 
 
-def compiled_pairs(m: IntervenedModel) -> list[dict[str, Any]]:
+def compiled_pairs(m: IntervenedModel) -> list[PairOrder]:
     """`pairs_of` for interventions that are compiled onto a model."""
     compiled = m.intervenable.interventions
     edits = [
@@ -89,18 +88,18 @@ def compiled_pairs(m: IntervenedModel) -> list[dict[str, Any]]:
 
 
 def _order_scores(
-    metric: str, orders: Mapping[str, Any], measured: Mapping[str, Mapping[str, float]], **place: int | None
+    metric: str, orders: Collection[str], measured: Mapping[str, Mapping[str, float]], **place: int | None
 ) -> OrderScores | None:
     values = {order: measured.get(order, {}).get(metric) for order in orders}
     known = {order: value for order, value in values.items() if value is not None}
     return order_scores(metric, known, **place) if len(known) == len(orders) else None
 
 
-def _over_fits(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _over_fits(found: Sequence[PairOrder]) -> PairOrder:
     """One pair, as it is in each seed and fold: it commutes if it does in all of them."""
     for answer in (False, None):
         alike = [pair for pair in found if pair["commutes"] is answer]
         if alike:
             share = f"; in {len(alike)} of {len(found)} fits" if len(alike) < len(found) else ""
             return {**alike[0], "reason": alike[0]["reason"] + share}
-    return dict(found[0])
+    return found[0]

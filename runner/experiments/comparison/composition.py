@@ -14,7 +14,6 @@ over seeds and folds; `cells` has the same for each of these alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from subvene.runner.edits.order import ELSEWHERE
 from subvene.runner.experiments.results import Record
@@ -123,7 +122,7 @@ def order_scores(
     )
 
 
-def composition_lines(composed: CompositionSection) -> list[dict[str, Any]]:
+def composition_lines(composed: CompositionSection) -> list[dict[str, str | int | float | None]]:
     """The lines of `composition.csv`: each metric over all seeds and folds, then for each of these."""
     return [
         {

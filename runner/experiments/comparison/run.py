@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
+from pydantic import JsonValue
 
 from subvene.interventions import Sizes
 from subvene.runner.data.truthfulqa.questions import Question, about_data, load_questions
-from subvene.runner.data.truthfulqa.splits import fold_of, validation_keys
-from subvene.runner.edits.not_finite import NotFiniteError
+from subvene.runner.data.truthfulqa.splits import fold_of
 from subvene.runner.exchange.exports.checkpoint import check_bakeable
-from subvene.runner.experiments.choose import best_of
+from subvene.runner.experiments.choose import best_of, no_choice
 from subvene.runner.experiments.comparison.arms import Arm, Arms
+from subvene.runner.experiments.comparison.cells import Cell, file_name, held_out, in_words
 from subvene.runner.experiments.comparison.composing import CompositionMeasure
 from subvene.runner.experiments.comparison.composition import SECTION
 from subvene.runner.experiments.comparison.measures import (
@@ -30,29 +33,35 @@ from subvene.runner.experiments.comparison.measures import (
     merged,
 )
 from subvene.runner.experiments.intervals import INTERVALS, intervals_of
-from subvene.runner.experiments.results import Choice, Condition, FitRecord, QuestionText, Results, Tried
+from subvene.runner.experiments.results import (
+    Choice,
+    Condition,
+    FitRecord,
+    Point,
+    QuestionText,
+    Results,
+    Tried,
+)
 from subvene.runner.experiments.rows import rows
 from subvene.runner.experiments.study import Step
-from subvene.runner.files.ledger import Ledger
+from subvene.runner.files.json_value import Json
+from subvene.runner.files.ledger import Ledger, Waiting
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.models.identity import run_manifest
+from subvene.runner.models.identity import Manifest, run_manifest
 from subvene.runner.recipes import RECIPES
 from subvene.runner.recipes.fitting import check_reach
-from subvene.runner.recipes.localized_edit import held_out_keys
 from subvene.specs import (
     ChooseSpec,
     ConditionEvaluation,
     ConditionSpec,
     ExperimentSpec,
-    ITISpec,
-    LocalizedEditSpec,
     SubveneError,
     dump_spec,
     points,
     system_prompt,
     variant,
 )
-from subvene.specs.recipes import BaseRecipe
+from subvene.specs.variants import chain
 
 _DEFAULT_CONDITIONS = (
     ConditionSpec(name="baseline", interventions=()),
@@ -60,20 +69,15 @@ _DEFAULT_CONDITIONS = (
 )
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """One condition at one point of its sweep, for one seed and fold."""
-
-    condition: ConditionSpec
-    seed: int
-    fold: int
-    point: dict[str, Any]
+_Tested = tuple[Cell, Arm, list[Measured]]
+"""A cell, its arm, and what each measure gave."""
 
 
 class Comparison:
     """The plan: what is compared, on which questions, and with which measures."""
 
     what: ClassVar[str] = "a comparison of conditions"
+    here: ClassVar[str | None] = None
 
     def __init__(self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Step) -> None:
         self.spec, self.folder, self.sizes, self.step = spec, folder, sizes, step
@@ -91,13 +95,13 @@ class Comparison:
             for recipe in spec.fits
             if recipe.learns_from is not None
         }
-        self.chosen: dict[tuple[str, int, int], dict[str, Any]] = {}
+        self.chosen: dict[tuple[str, int, int], Point] = {}
         self.choices: list[Choice] = []
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """What there is to know about where the numbers come from."""
         one = len(self.spec.fits) == 1
-        data: dict[str, Any] = {
+        data: dict[str, Json] = {
             "fit" if one else f"fit_{key}": about_data(questions)
             for key, questions in self.fit_questions.items()
         }
@@ -168,27 +172,23 @@ class Comparison:
     ) -> Results:
         """Do every unit that is not done, and put the results together."""
         arms = Arms(model, tokenizer, ledger, output, self.folder)
-        self._check_baking(arms)
         session = Session(
             arms,
             IntervenedModel.plain(arms.model, arms.tokenizer),
             ledger,
             lambda keys, seed, fold: arms.fitted_for(self.spec, keys, seed, self.tuning(fold)),
         )
+        baking = partial(self._check_baking, arms)
+        places = [partial(self._tested, *place, session) for place in self._places()]
+        _, *tested = ledger.each([baking, *places])
         cells: list[Condition] = []
         fits: list[FitRecord] = []
-        for condition in self.conditions:
-            for seed, fold in self.cells(condition):
-                for point in self._points(condition, seed, fold, session):
-                    cell = _Cell(condition, seed, fold, point)
-                    transformers.set_seed(seed)
-                    arm = self._arm(cell, arms)
-                    measured = self._measured(cell, arm, session)
-                    kept = self._keep(cell, arm, arms, output, fits)
-                    cells.append(self._record(cell, arm, measured, kept))
-                    if self.composition is not None:
-                        self.composition.look(condition.name, arm, arms)
-        sections: dict[str, Any] = {INTERVALS: intervals_of(cells).model_dump(mode="json")}
+        for cell, arm, measured in itertools.chain.from_iterable(tested):
+            kept = self._keep(cell, arm, arms, output, fits)
+            cells.append(self._record(cell, arm, measured, kept))
+            if self.composition is not None:
+                self.composition.look(cell.condition.name, arm, arms)
+        sections: dict[str, JsonValue] = {INTERVALS: intervals_of(cells).model_dump(mode="json")}
         if self.composition is not None:
             sections[SECTION] = self.composition.section(rows(cells), cells).model_dump(mode="json")
         judges = (measure.judged_by() for _, measure in self.measures)
@@ -205,7 +205,24 @@ class Comparison:
             sections=sections,
         )
 
-    def _check_baking(self, arms: Arms) -> None:
+    def _places(self) -> Iterator[tuple[ConditionSpec, int, int]]:
+        """Every condition with its seeds and folds."""
+        for condition in self.conditions:
+            for seed, fold in self.cells(condition):
+                yield condition, seed, fold
+
+    def _tested(self, condition: ConditionSpec, seed: int, fold: int, session: Session) -> list[_Tested]:
+        """What the points of a condition that are tested gave."""
+        grid = self._points(condition, seed, fold, session)
+        cells = (Cell(condition, seed, fold, point) for point in grid)
+        return session.ledger.each(partial(self._of_cell, cell, session) for cell in cells)
+
+    def _of_cell(self, cell: Cell, session: Session) -> _Tested:
+        transformers.set_seed(cell.seed)
+        arm = self._arm(cell, session.arms)
+        return cell, arm, self._measured(cell, arm, session)
+
+    def _check_baking(self, arms: Arms) -> list[_Tested]:
         """Find out before anything is measured whether this architecture can carry what is to be baked."""
         for condition in self.conditions:
             if not condition.bake:
@@ -216,15 +233,14 @@ class Comparison:
             arm = arms.make(declared, seed, self.tuning(fold), bake=False)
             if arm.variant is not None:
                 check_bakeable(arms.compiled(arm.variant, arm.fitted))
+        return []
 
-    def _points(
-        self, condition: ConditionSpec, seed: int, fold: int, session: Session
-    ) -> list[dict[str, Any]]:
+    def _points(self, condition: ConditionSpec, seed: int, fold: int, session: Session) -> list[Point]:
         """The points to be tested: all of the sweep, or the one that is best on the validation items."""
         grid, choose = points(condition), condition.choose
         if choose is None:
             return grid
-        cells = [_Cell(condition, seed, fold, point) for point in grid]
+        cells = [Cell(condition, seed, fold, point) for point in grid]
         measure, place = self._chooser(choose.by), self._place(cells[0])
         # A point may hold out other questions than the next; those are asked that no fit of them has seen.
         validation = measure.validation(place, [held for cell in cells for held in self._held_out(cell)])
@@ -234,10 +250,10 @@ class Comparison:
                 "that all points of the sweep hold out (`fit.validation`, `fit.seed`, `fit.data.limit`), or "
                 "`validation` in the evaluation that gives the metric"
             )
-        tried = [self._tried(cell, choose, validation, session) for cell in cells]
+        tried = session.ledger.each(partial(self._tried, cell, choose, validation, session) for cell in cells)
         best = best_of(tried)
         if best is None:
-            raise _no_choice(condition.name, choose, tried)
+            raise no_choice(condition.name, choose, tried)
         self.chosen[condition.name, seed, fold] = best
         self.choices.append(
             Choice(
@@ -251,13 +267,13 @@ class Comparison:
         )
         return [best]
 
-    def _place(self, cell: _Cell) -> Place:
+    def _place(self, cell: Cell) -> Place:
         return Place(cell.seed, cell.fold, self.n_folds)
 
-    def _tried(self, cell: _Cell, choose: ChooseSpec, validation: Sequence[Any], session: Session) -> Tried:
+    def _tried(self, cell: Cell, choose: ChooseSpec, validation: Sequence[Any], session: Session) -> Tried:
         """What one point of a sweep gives on the validation items."""
         metric, what = choose.by, f"condition {cell.condition.name}"
-        words = f"{cell.condition.name} {_in_words(cell.point)} on validation"
+        words = f"{cell.condition.name} {in_words(cell.point)} on validation"
         measured = self._chooser(metric).run(
             self._arm(cell, session.arms),
             validation,
@@ -275,15 +291,18 @@ class Comparison:
         # A point that may not be taken keeps its place among what was tried, without a value to win by.
         return Tried(point=cell.point, value=None if low else value, n=n, not_finite=not_finite)
 
-    def _variant(self, cell: _Cell) -> ExperimentSpec | None:
+    def _variant(self, cell: Cell) -> ExperimentSpec | None:
         inherited = {
             name: point
             for (name, seed, fold), point in self.chosen.items()
             if (seed, fold) == (cell.seed, cell.fold)
         }
+        for link in chain(self.spec, cell.condition)[:-1]:
+            if link.choose is not None and link.name not in inherited:
+                raise Waiting(f"condition {cell.condition.name}: no point of {link.name} is chosen yet")
         return variant(self.spec, cell.condition, cell.point, inherited)
 
-    def _arm(self, cell: _Cell, arms: Arms) -> Arm:
+    def _arm(self, cell: Cell, arms: Arms) -> Arm:
         declared = self._variant(cell)
         arm = arms.make(
             declared,
@@ -296,15 +315,15 @@ class Comparison:
         key = (cell.condition.name, cell.seed, cell.fold)
         return replace(arm, swept=len(points(cell.condition)) > 1 and key not in self.chosen)
 
-    def _measured(self, cell: _Cell, arm: Arm, session: Session) -> list[Measured]:
-        name = " ".join(filter(None, (cell.condition.name, _in_words(cell.point))))
-        place = self._place(cell)
-        return [
-            measure.run(arm, measure.tested(place), session, self._told(name, cell), place)
+    def _measured(self, cell: Cell, arm: Arm, session: Session) -> list[Measured]:
+        name = " ".join(filter(None, (cell.condition.name, in_words(cell.point))))
+        place, told = self._place(cell), self._told(name, cell)
+        return session.ledger.each(
+            partial(measure.run, arm, measure.tested(place), session, told, place)
             for _, measure in self._measures(cell.seed)
-        ]
+        )
 
-    def _seen(self, cell: _Cell, arm: Arm) -> dict[str, list[Question]]:
+    def _seen(self, cell: Cell, arm: Arm) -> dict[str, list[Question]]:
         """By key of each fit of an arm that learns from questions, those that it may have seen."""
         if arm.variant is None:
             return {}
@@ -312,28 +331,28 @@ class Comparison:
         keys = (recipe.keys[0] for recipe in arm.variant.fits_for(arm.variant.fitted_keys))
         return {key: tuning[key] for key in keys if key in tuning}
 
-    def _held_out(self, cell: _Cell) -> list[Mapping[str, Question]]:
+    def _held_out(self, cell: Cell) -> list[Mapping[str, Question]]:
         """Of each fit of a cell that learns from questions, those that it holds out."""
         declared, tuning = self._variant(cell), self.tuning(cell.fold)
         if declared is None:
             return []
         return [
-            _held_out(recipe, tuning[recipe.keys[0]], cell.seed)
+            held_out(recipe, tuning[recipe.keys[0]], cell.seed)
             for recipe in declared.fits_for(declared.fitted_keys)
             if recipe.keys[0] in tuning
         ]
 
-    def _told(self, name: str, cell: _Cell) -> Progress:
+    def _told(self, name: str, cell: Cell) -> Progress:
         def told(what: str, *, was_done: bool) -> None:
             about = {"condition": name, "seed": cell.seed, "fold": cell.fold, "what": what}
             self.step("unit", about | {"was_done": was_done})
 
         return told
 
-    def _record(self, cell: _Cell, arm: Arm, measured: Sequence[Measured], kept: str | None) -> Condition:
+    def _record(self, cell: Cell, arm: Arm, measured: Sequence[Measured], kept: str | None) -> Condition:
         seen = {q.key for questions in self._seen(cell, arm).values() for q in questions}
         tested = {key for found in measured for key in found.questions}
-        shown = "" if cell.condition.choose is not None else _in_words(cell.point)
+        shown = "" if cell.condition.choose is not None else in_words(cell.point)
         return merged(
             cell.condition.name,
             f"{cell.condition.name} {shown}".strip(),
@@ -345,11 +364,11 @@ class Comparison:
             artifact=kept,
         )
 
-    def _keep(self, cell: _Cell, arm: Arm, arms: Arms, output: Path, fits: list[FitRecord]) -> str | None:
+    def _keep(self, cell: Cell, arm: Arm, arms: Arms, output: Path, fits: list[FitRecord]) -> str | None:
         """Save the arm as an artifact that can be loaded and shared, and keep what its fit found."""
         if arm.variant is None or arm.bake:
             return None
-        parts = (cell.condition.name, _file_name(cell.point), f"seed{cell.seed}", f"fold{cell.fold}")
+        parts = (cell.condition.name, file_name(cell.point), f"seed{cell.seed}", f"fold{cell.fold}")
         kept = f"artifacts/{'-'.join(filter(None, parts))}"
         arms.compiled(arm.variant, arm.fitted).save_pretrained(output / kept)
         if arm.fitted is not None:
@@ -364,32 +383,3 @@ class Comparison:
                 )
             )
         return kept
-
-
-def _held_out(recipe: BaseRecipe, tuning: Sequence[Question], seed: int) -> Mapping[str, Question]:
-    """By key, the questions that a fit holds out for validation."""
-    keys: frozenset[str] = frozenset()
-    if isinstance(recipe, ITISpec):
-        keys = validation_keys(tuning, recipe.validation, seed)
-    elif isinstance(recipe, LocalizedEditSpec):
-        keys = held_out_keys(recipe, tuning, seed)
-    return {q.key: q for q in tuning if q.key in keys}
-
-
-def _no_choice(name: str, choose: ChooseSpec, tried: Sequence[Tried]) -> SubveneError:
-    """Why no point of a sweep can be taken: none stays finite, or none is high enough in what it must be."""
-    floors = " and ".join(f"{metric} of at least {least:g}" for metric, least in choose.at_least.items())
-    said = f"condition {name}: no point of its sweep stays finite" + (f" and has {floors}" if floors else "")
-    said += " on the validation questions; "
-    broken = [one.not_finite for one in tried if one.not_finite is not None]
-    return NotFiniteError(said + broken[-1]) if broken else SubveneError(f"{said}none is high enough")
-
-
-def _in_words(point: Mapping[str, Any]) -> str:
-    """`strength=5, k=16`: the last part of each path, with its value."""
-    return ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in point.items())
-
-
-def _file_name(point: Mapping[str, Any]) -> str:
-    words = _in_words(point).replace(", ", "-").replace("=", "")
-    return "".join(c if c.isalnum() or c in "-._" else "_" for c in words)

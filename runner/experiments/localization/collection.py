@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from subvene.runner.experiments.comparison.arms import Arm
 from subvene.runner.experiments.comparison.measures import Measured, merged
@@ -56,7 +56,7 @@ class Collection:
 def arm_record(planned: Planned, arm: Arm, probed: Probed) -> ArmRecord:
     """What is known of an arm beside what is measured of it: its heads, their probes, its training."""
     provenance = {} if arm.fitted is None else arm.fitted.provenance
-    heads: dict[str, list[int]] | None = provenance.get("heads")
+    heads = cast("dict[str, list[int]] | None", provenance.get("heads"))
     accuracy = None
     if heads is not None:
         own = [float(probed.accuracy[int(layer), head]) for layer, some in heads.items() for head in some]

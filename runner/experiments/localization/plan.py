@@ -10,6 +10,7 @@ import numpy as np
 
 from subvene.interventions import Sizes
 from subvene.runner.edits.compile import CompileError
+from subvene.runner.experiments.results import Point
 from subvene.specs import (
     ExperimentSpec,
     HeadDirectionSpec,
@@ -20,7 +21,7 @@ from subvene.specs import (
     TensorRef,
 )
 from subvene.specs.recipes.iti import AllHeads, ListedHeads, RandomHeads, TopHeads
-from subvene.specs.recipes.localized_edit import DrawnHeads, Heads, IPOSpec, ProbedHeads
+from subvene.specs.recipes.localized_edit import DrawnHeads, Heads, IPOSpec, Objective, ProbedHeads
 
 # The stream of random numbers that single heads are drawn from; 0 and 1 are those of ITI.
 _SINGLE = 2
@@ -37,7 +38,7 @@ class Candidate:
         variant: with its `fit` and its one intervention; of a LoRA the fit alone counts.
     """
 
-    point: dict[str, Any]
+    point: Point
     variant: ExperimentSpec
 
     @property
@@ -163,7 +164,7 @@ def _edit(spec: ExperimentSpec, name: str, group: str, heads: Heads) -> Planned:
     return Planned(name, group, tuple(candidates))
 
 
-def _objectives(recipe: LocalizedEditSpec, asked: LocalizationSpec) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _objectives(recipe: LocalizedEditSpec, asked: LocalizationSpec) -> Iterator[tuple[Objective, Point]]:
     if isinstance(recipe.objective, IPOSpec):
         for tau in asked.tau or (recipe.objective.tau,):
             yield recipe.objective.model_copy(update={"tau": tau}), {"tau": tau}

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 import transformers
@@ -37,13 +37,14 @@ from subvene.runner.experiments.localization.section import (
     Split,
 )
 from subvene.runner.experiments.localization.verdict import verdict
-from subvene.runner.experiments.results import Choice, QuestionText, Results, Tried, judge_record
+from subvene.runner.experiments.results import Choice, Point, QuestionText, Results, Tried, judge_record
 from subvene.runner.experiments.study import Step
-from subvene.runner.files.ledger import Ledger, digest
+from subvene.runner.files.json_value import Json, as_read
+from subvene.runner.files.ledger import Ledger, Result
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.judges import BOTH
 from subvene.runner.models.anatomy import Anatomy
-from subvene.runner.models.identity import run_manifest
+from subvene.runner.models.identity import Manifest, run_manifest
 from subvene.runner.recipes import RECIPES, Fitted
 from subvene.runner.recipes.fitting import check_reach
 from subvene.runner.recipes.localized_edit import (
@@ -66,10 +67,20 @@ from subvene.specs import (
 )
 
 
+class _ProbesFound(TypedDict):
+    accuracy: list[list[float]]
+    chance: float
+
+
+class _Told(TypedDict):
+    provenance: dict[str, Json]
+
+
 class Localization:
     """The plan, its questions and its measures; and its execution arm by arm."""
 
     what: ClassVar[str] = "a localization experiment"
+    here: ClassVar[str | None] = "its edits are trained together, in passes that they share"
 
     def __init__(self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Step) -> None:
         self.spec, self.folder, self.sizes, self.step = spec, folder, sizes, step
@@ -106,7 +117,7 @@ class Localization:
                 check_reach(candidate.variant, self.sizes)
                 RECIPES[candidate.recipe.recipe].check(candidate.recipe, self.tuning, self.spec.seed)
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """What there is to know about where the numbers come from."""
         judge = self.measure.judge
         asked = about_data(self.measure.questions) | {"prompts_sha256": self.measure.prompts_sha256}
@@ -163,7 +174,7 @@ class Localization:
             "seed": self.spec.seed,
         }
 
-        def work() -> dict[str, Any]:
+        def work() -> _ProbesFound:
             anatomy = Anatomy.of(arms.model)
             examples = encode(self.recipe.data, self.tuning, arms.tokenizer)
             found = probe_heads(
@@ -183,7 +194,7 @@ class Localization:
     def _train(self, arms: Arms, ledger: Ledger, probed: Probed) -> None:
         """Train the edits that no run has trained yet, together."""
         names = {c.recipe.model_dump_json(): arm.name for arm in reversed(self.arms) for c in arm.candidates}
-        missing: list[tuple[Mapping[str, Any], Request]] = []
+        missing: list[tuple[Mapping[str, Json], Request]] = []
         for candidate in edits_of(self.arms):
             recipe = candidate.recipe
             if not isinstance(recipe, LocalizedEditSpec):
@@ -243,8 +254,9 @@ class Localization:
             with opened():
                 pass
         self._told(f"{_named('lora', candidate.point)}: training", was_done=was_done)
-        trained = ledger.results[digest(fit)]["provenance"]
-        return Arm(None, False, identity, Fits((), (), (trained,)), opened)
+        recorded = ledger.recorded(fit, _Told)
+        fits = None if recorded is None else Fits((), (), (as_read(recorded["provenance"]),))
+        return Arm(None, False, identity, fits, opened)
 
     # Choosing and measuring --------------------------------------------------------------------------------
 
@@ -329,8 +341,8 @@ class Localization:
     # Units -------------------------------------------------------------------------------------------------
 
     def _done(
-        self, what: str, identity: Mapping[str, Any], work: Callable[[], dict[str, Any]], ledger: Ledger
-    ) -> dict[str, Any]:
+        self, what: str, identity: Mapping[str, Json], work: Callable[[], Result], ledger: Ledger
+    ) -> Result:
         was_done = ledger.has(identity)
         result = ledger.do(identity, work)
         self._told(what, was_done=was_done)
@@ -346,7 +358,7 @@ class Localization:
         return told
 
 
-def _told_of(trained: Trained, experiment: Experiment) -> dict[str, Any]:
+def _told_of(trained: Trained, experiment: Experiment) -> _Told:
     """What is recorded of a LoRA's training, as edits have it in their provenance."""
     return {
         "provenance": {
@@ -359,6 +371,6 @@ def _told_of(trained: Trained, experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _named(name: str, point: Mapping[str, Any]) -> str:
+def _named(name: str, point: Point) -> str:
     """`edit_random_3, tau=0.1`."""
     return ", ".join([name, *(f"{field}={value:g}" for field, value in point.items())])

@@ -41,11 +41,11 @@ class Sample:
             measured: on the same questions for every arm.
             keys: of the test questions.
         """
-        by_question: dict[str, dict[str, Any]] = {key: {} for key in keys}
+        by_question: dict[str, dict[str, float | bool | None]] = {key: {} for key in keys}
         texts: dict[str, _Array] = {}
         for found in measured:
-            for key, values in found.questions.items():
-                by_question[key].update(values)
+            for key, marks in found.questions.items():
+                by_question[key].update(marks.scores)
             texts |= {name: np.asarray(values, dtype=np.float64) for name, values in found.texts.items()}
         columns = {
             metric: np.array([_number(by_question[key].get(metric)) for key in keys])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Self, TypedDict
 
 from subvene.runner.data.text import Messages
 from subvene.runner.experiments.look.section import (
@@ -17,8 +18,10 @@ from subvene.runner.experiments.look.section import (
     look_of,
 )
 from subvene.runner.experiments.results import Condition, Item, Metric, Point, QuestionText, Results
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import digest
-from subvene.runner.measures.contrast import contrast_texts
+from subvene.runner.measures.contrast import ContrastRecord, Contrasts, ContrastText, contrast_texts
+from subvene.runner.measures.samples import Sample, Samples
 from subvene.specs import ContrastSpec, SamplesSpec
 
 CoefficientSpec = SamplesSpec | ContrastSpec
@@ -33,25 +36,42 @@ def names_of(declared: Iterable[CoefficientSpec]) -> list[str]:
     return names
 
 
-def asked_of(declared: CoefficientSpec, folder: Path) -> dict[str, Any]:
-    """What an evaluation asks for, with the texts that its files hold: its unit depends on it.
+@dataclass(frozen=True)
+class Asked:
+    """An evaluation, with the texts that its files hold.
 
-    Raises:
-        SpecError: a file of pairs is not valid.
-        SubveneError: its pairs are no texts with prompts.
+    Attributes:
+        declared: in the file.
+        texts: of a contrast (prompt, positive, negative); none of samples.
     """
-    unasked = {"seeds", "validation"}
-    if isinstance(declared, SamplesSpec):
-        return declared.model_dump(mode="json", exclude=unasked, exclude_none=True)
-    whole = declared.model_dump(mode="json", exclude=unasked)
-    return whole | {"pairs": contrast_texts(declared, folder)}
+
+    declared: CoefficientSpec
+    texts: tuple[ContrastText, ...] = ()
+
+    @classmethod
+    def of(cls, declared: CoefficientSpec, folder: Path) -> Self:
+        """Read what an evaluation names.
+
+        Raises:
+            SpecError: a file of pairs is not valid.
+            SubveneError: its pairs are no texts with prompts.
+        """
+        if isinstance(declared, SamplesSpec):
+            return cls(declared)
+        return cls(declared, tuple(contrast_texts(declared, folder)))
+
+    def unit(self) -> dict[str, Json]:
+        """What its unit depends on."""
+        unasked = {"seeds", "validation"}
+        if isinstance(self.declared, SamplesSpec):
+            return self.declared.model_dump(mode="json", exclude=unasked, exclude_none=True)
+        return self.declared.model_dump(mode="json", exclude=unasked) | {"pairs": self.texts}
 
 
 def evaluated(
     name: str,
-    declared: CoefficientSpec,
-    asked: Mapping[str, Any],
-    found: Mapping[str, Any],
+    asked: Asked,
+    found: Samples | Contrasts,
     condition: Condition,
     paths: Sequence[str],
 ) -> Results:
@@ -59,14 +79,15 @@ def evaluated(
 
     Args:
         name: of the evaluation.
-        declared: in the file.
-        asked: as `asked_of` gives it.
+        asked: the evaluation.
         found: the result of its unit.
         condition: what all of its conditions have in common.
         paths: of the strengths that its coefficients take the place of.
     """
-    read = _samples if isinstance(declared, SamplesSpec) else _contrast
-    about, questions, measured = read(name, asked, found)
+    if found["kind"] == "samples":
+        about, questions, measured = _samples(name, asked, found)
+    else:
+        about, questions, measured = _contrast(name, asked, found)
     conditions = []
     for coefficient, fields in measured.items():
         point: Point = dict.fromkeys(paths, coefficient)
@@ -81,55 +102,64 @@ def evaluated(
     )
 
 
-_Read = tuple[Evaluation, dict[str, QuestionText], dict[float, dict[str, Any]]]
+class _Measured(TypedDict, total=False):
+    """Fields of the condition of one coefficient."""
+
+    items: tuple[Item, ...]
+    metrics: dict[str, Metric]
+    not_finite: str | None
 
 
-def _samples(name: str, asked: Mapping[str, Any], found: Mapping[str, Any]) -> _Read:
-    keys = dict.fromkeys(_key(record, asked) for record in found["records"])
-    questions = {_key(record, asked): _question(record) for record in found["records"]}
-    measured: dict[float, dict[str, Any]] = {}
+_Read = tuple[Evaluation, dict[str, QuestionText], dict[float, _Measured]]
+
+
+def _samples(name: str, asked: Asked, found: Samples) -> _Read:
+    longest = asked.declared.max_new_tokens if isinstance(asked.declared, SamplesSpec) else 0
+    keys = dict.fromkeys(_key(record, longest) for record in found["records"])
+    questions = {_key(record, longest): _question(record) for record in found["records"]}
+    measured: dict[float, _Measured] = {}
     for record in found["records"]:
         fields = measured.setdefault(record["coefficient"], {"items": ()})
-        fields["items"] += (Item(key=_key(record, asked), text=record["response"]),)
+        fields["items"] += (Item(key=_key(record, longest), text=record["response"]),)
         if "not_finite" in record:
             fields["not_finite"] = record["not_finite"]
     evaluation = Evaluation(
         kind="samples",
         name=name,
-        coefficients=asked["coefficients"],
+        coefficients=asked.declared.swept,
         keys=tuple(keys),
-        receipt=found["receipt"],
+        receipt=tuple(found["receipt"]),
     )
     return evaluation, questions, measured
 
 
-def _key(record: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+def _key(record: Sample, longest: int) -> str:
     """By what a sample is known: its prompt, the columns beside it, and how long it may get."""
     columns = [record["columns"]] if "columns" in record else []
-    return digest([record["prompt"], asked["max_new_tokens"], *columns])[:16]
+    return digest([record["prompt"], longest, *columns])[:16]
 
 
-def _question(record: Mapping[str, Any]) -> QuestionText:
+def _question(record: Sample) -> QuestionText:
     columns = "".join(f"\n{name}: {value}" for name, value in record.get("columns", {}).items())
     return QuestionText(question=f"{record['prompt']}{columns}")
 
 
-def _contrast(name: str, asked: Mapping[str, Any], found: Mapping[str, Any]) -> _Read:
-    texts = {digest(list(text))[:16]: text for text in asked["pairs"]}
+def _contrast(name: str, asked: Asked, found: Contrasts) -> _Read:
+    texts = {digest(list(text))[:16]: text for text in asked.texts}
     evaluation = Evaluation(
         kind="contrast",
         name=name,
-        coefficients=asked["coefficients"],
-        keys=tuple(digest(list(text))[:16] for text in asked["pairs"]),
+        coefficients=asked.declared.swept,
+        keys=tuple(digest(list(text))[:16] for text in asked.texts),
         tokens_edited=found["tokens_edited"],
     )
-    measured: dict[float, dict[str, Any]] = {}
+    measured: dict[float, _Measured] = {}
     for record, row in zip(found["records"], found["pairs"], strict=True):
         measured[record["coefficient"]] = (
-            {"not_finite": record["not_finite"]}
+            {"not_finite": record.get("not_finite")}
             if row is None
             else {
-                "metrics": contrast_metrics(evaluation, record, row),
+                "metrics": _metrics(evaluation, record, row),
                 "items": tuple(
                     Item(key=key, scores={name: value})
                     for key, value in zip(evaluation.keys, row, strict=True)
@@ -143,22 +173,15 @@ def _contrast(name: str, asked: Mapping[str, Any], found: Mapping[str, Any]) -> 
     return evaluation, questions, measured
 
 
-def contrast_metrics(
-    evaluation: Evaluation, record: Mapping[str, Any], row: Sequence[float]
-) -> dict[str, Metric]:
-    """The numbers of one coefficient.
-
-    Args:
-        evaluation: that they are of.
-        record: as `run_contrast` gives it.
-        row: the difference of each pair, in nats.
-    """
-    return {
-        evaluation.name: Metric(
-            mean=record["mean_difference"], sd=statistics.stdev(row) if len(row) > 1 else None, n=len(row)
-        ),
-        evaluation.preferred: Metric(mean=record["positive_preferred"], n=len(row)),
-    }
+def _metrics(evaluation: Evaluation, record: ContrastRecord, row: Sequence[float]) -> dict[str, Metric]:
+    """The numbers of one coefficient, of which `row` has the difference of each pair, in nats."""
+    mean, preferred, spread = record["mean_difference"], record["positive_preferred"], None
+    if len(row) > 1:
+        spread = statistics.stdev(row)
+    means = {evaluation.name: mean, evaluation.preferred: preferred}
+    metrics = {name: Metric(mean=value, n=len(row)) for name, value in means.items() if value is not None}
+    metrics[evaluation.name] = metrics[evaluation.name].model_copy(update={"sd": spread})
+    return metrics
 
 
 def together(parts: Iterable[Results]) -> Results:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,8 +15,7 @@ from subvene.runner.data.truthfulqa.questions import load_questions
 from subvene.runner.edits.compile import load_tensors
 from subvene.runner.experiments.comparison.arms import Arm, Arms
 from subvene.runner.experiments.look.evaluations import (
-    CoefficientSpec,
-    asked_of,
+    Asked,
     evaluated,
     names_of,
     together,
@@ -25,8 +25,9 @@ from subvene.runner.experiments.results import Condition, FitRecord, Results
 from subvene.runner.experiments.study import Step
 from subvene.runner.files.ledger import Ledger, digest
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.measures.evaluations import EVALUATIONS
-from subvene.runner.models.identity import run_manifest
+from subvene.runner.measures.contrast import Contrasts, run_contrast
+from subvene.runner.measures.samples import Samples, run_samples
+from subvene.runner.models.identity import Manifest, run_manifest
 from subvene.runner.monitor.reload import reload_difference
 from subvene.runner.recipes import RECIPES
 from subvene.runner.recipes.fitting import check_reach
@@ -38,6 +39,7 @@ from subvene.specs import (
     dump_spec,
     intervention_name,
 )
+from subvene.specs.interventions.base import BaseIntervention
 
 CONDITION = "intervened"
 """What a look calls its one condition, whose points are the coefficients."""
@@ -48,14 +50,13 @@ class Look:
     """The plan: which evaluations, with which texts, of which fit."""
 
     what: ClassVar[str] = "a look at an edit"
+    here: ClassVar[str | None] = None
 
     def __init__(self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Step) -> None:
         self.spec, self.folder, self.sizes, self.step = spec, folder, sizes, step
-        self.evaluations: list[CoefficientSpec] = [
-            declared for declared in spec.evaluate if isinstance(declared, SamplesSpec | ContrastSpec)
-        ]
+        self.evaluations = [e for e in spec.evaluate if isinstance(e, SamplesSpec | ContrastSpec)]
         self.names = names_of(self.evaluations)
-        self.asked = [asked_of(declared, folder) for declared in self.evaluations]
+        self.asked = [Asked.of(declared, folder) for declared in self.evaluations]
         self.fit_data = {
             recipe.keys[0]: RECIPES[recipe.recipe].read(recipe, folder)
             if recipe.learns_from is None
@@ -63,9 +64,11 @@ class Look:
             for recipe in spec.fits
         }
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """What there is to know about where the numbers come from."""
-        data = {name: {"sha256": digest(asked)} for name, asked in zip(self.names, self.asked, strict=True)}
+        data = {
+            name: {"sha256": digest(asked.unit())} for name, asked in zip(self.names, self.asked, strict=True)
+        }
         for recipe in self.spec.fits:
             name = "fit" if len(self.spec.fits) == 1 else f"fit_{recipe.keys[0]}"
             data[name] = {"sha256": RECIPES[recipe.recipe].sha256(self.fit_data[recipe.keys[0]])}
@@ -96,10 +99,7 @@ class Look:
         arm = arms.make(self.spec, self.spec.seed, self.fit_data, bake=False)
         m = arms.compiled(self.spec, arm.fitted)
         self.step("fitted", m)
-        parts = []
-        for i in range(len(self.evaluations)):
-            parts.append(self._evaluated(i, m, arm, ledger))
-            self.step("evaluated", parts[-1])
+        parts = ledger.each(partial(self._evaluated, i, m, arm, ledger) for i in range(len(self.evaluations)))
         # Compiled anew: its card holds no receipt, of which a run that is taken up has none either.
         arms.compiled(self.spec, arm.fitted).save_pretrained(output / ARTIFACT)
         self.step("saved", output)
@@ -115,19 +115,23 @@ class Look:
             # Receipts hold them.
             "names": [intervention_name(self.spec, j) for j in range(len(self.spec.interventions))],
             "unit": declared.kind,
-            "evaluation": asked,
+            "evaluation": asked.unit(),
             "seed": self.spec.seed,
         }
         was_done = ledger.has(identity)
 
-        def work() -> dict[str, Any]:
+        def work() -> Samples | Contrasts:
             transformers.set_seed(self.spec.seed)
-            return EVALUATIONS[declared.kind](m, declared, self.folder)
+            if isinstance(declared, SamplesSpec):
+                return run_samples(m, declared, self.folder)
+            return run_contrast(m, declared, self.folder)
 
         found = ledger.do(identity, work)
         self.step("unit", {"what": name.replace("_", " "), "was_done": was_done})
         common = Condition(name=CONDITION, label=CONDITION, units={name: digest(identity)})
-        return self._kept(evaluated(name, declared, asked, found, common, list(self._paths())))
+        part = self._kept(evaluated(name, asked, found, common, list(self._paths())))
+        self.step("evaluated", part)
+        return part
 
     def _kept(self, part: Results) -> Results:
         """The same, the condition that the artifact is marked as kept."""
@@ -138,7 +142,7 @@ class Look:
         )
         return part.model_copy(update={"conditions": conditions})
 
-    def _paths(self) -> Mapping[str, Any]:
+    def _paths(self) -> Mapping[str, BaseIntervention]:
         """The path of each intervention's strength → the intervention."""
         return {
             f"{intervention_name(self.spec, i)}.{_strength_field(declared)}": declared

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 
 from subvene.runner.data.traits import Trait
-from subvene.runner.edits.finite_points import marking
+from subvene.runner.edits.finite_points import is_marked, marking
 from subvene.runner.edits.receipt import merged
 from subvene.runner.experiments.persona.arms import Arm, arms_of, one_number
-from subvene.runner.experiments.persona.cost import Cost
+from subvene.runner.experiments.persona.cost import Cost, CostMeasured
 from subvene.runner.experiments.persona.section import (
     Correlation,
     Edit,
@@ -21,8 +22,9 @@ from subvene.runner.experiments.persona.section import (
     counts_of,
     item_of,
 )
-from subvene.runner.experiments.projections import mean_projections
+from subvene.runner.experiments.projections import Projections, mean_projections
 from subvene.runner.experiments.results import Condition, Metric, metric_of, metrics_of
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.statistics import correlation
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.judges import Judge
@@ -68,7 +70,7 @@ class Subject:
     questions: tuple[str, ...]
     plain: IntervenedModel
     judge: Judge
-    identity: Mapping[str, Any]
+    identity: Mapping[str, Json]
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,25 @@ class Compared:
     notes: list[str]
 
 
+class _Found(TypedDict):
+    """Of a cap: the threshold of each layer, and the share of the measured tokens that it changes."""
+
+    threshold: dict[str, float]
+    changed_share: float
+
+
+class _Cap(_Found):
+    expected_share: float
+    warning: str | None
+
+
 @dataclass(frozen=True)
 class _Measured:
     """What was measured of one arm: responses, what its interventions did, and what it costs."""
 
     responses: list[Response] = field(default_factory=list)
-    receipt: list[dict[str, Any]] | None = None
-    cost: dict[str, Any] | None = None
+    receipt: list[dict[str, JsonValue]] | None = None
+    cost: CostMeasured | None = None
     not_finite: str | None = None
 
 
@@ -140,11 +154,10 @@ def _condition(
     arm: Arm,
     measured: _Measured,
     projections: Sequence[float | None],
-    cap: Mapping[str, Any] | None,
+    cap: _Cap | None,
     subject: Subject,
 ) -> Condition:
-    responses, cost, trait = measured.responses, measured.cost or {}, subject.trait.name
-    sizes = {"ce": "texts", "kl": "texts", "accuracy": "choices"}
+    responses, cost, trait = measured.responses, measured.cost, subject.trait.name
     metrics = metrics_of(
         {
             "score": metric_of(response.score for response in responses),
@@ -152,7 +165,10 @@ def _condition(
             "projection": metric_of(projections),
         }
     )
-    metrics |= {name: Metric(mean=cost[name], n=cost[size]) for name, size in sizes.items() if cost}
+    if cost is not None:
+        metrics["ce"] = Metric(mean=cost["ce"], n=cost["texts"])
+        metrics["kl"] = Metric(mean=cost["kl"], n=cost["texts"])
+        metrics["accuracy"] = Metric(mean=cost["accuracy"], n=cost["choices"])
     items = (
         item_of(response, projection=projection, seed=response.seed, tokens=len(response.tokens))
         for response, projection in zip(responses, projections, strict=True)
@@ -170,8 +186,13 @@ def _condition(
         items=tuple(items),
         artifact=artifact_of(trait) if kept else None,
         not_finite=measured.not_finite,
-        details=Edit(kind=arm.condition.kind, layers=arm.layers or None, **(cap or {})).details(),
+        details=_edit(arm, cap).details(),
     )
+
+
+def _edit(arm: Arm, cap: _Cap | None) -> Edit:
+    kind, layers = arm.condition.kind, arm.layers or None
+    return Edit(kind=kind, layers=layers) if cap is None else Edit(kind=kind, layers=layers, **cap)
 
 
 def _correlation(table: Sequence[Condition]) -> Correlation:
@@ -205,7 +226,7 @@ def _measure(
         for i, question in enumerate(subject.questions)
         for rollout in range(sampling.rollouts)
     ]
-    about = {
+    about: dict[str, Json] = {
         **subject.identity,
         "trait": subject.trait.sha256,
         "interventions": [entry.model_dump(mode="json", exclude={"name"}) for entry in entries],
@@ -225,13 +246,13 @@ def _measure(
     if answered.not_finite:
         return _Measured(not_finite=answered.not_finite[()])
     # A system prompt leaves the model as it is, and costs nothing.
-    measured = None
     if cost is not None and side is None:
-        unit = {"unit": "cost", **cost.identity}
-        measured = do(about | unit, marking(arm.swept, lambda: cost.of(_compiled(entries, subject))))
-        if "not_finite" in measured:
+        unit = {**about, "unit": "cost", **cost.identity}
+        measured = do(unit, marking(arm.swept, lambda: cost.of(_compiled(entries, subject))))
+        if is_marked(measured):
             return _Measured(not_finite=measured["not_finite"])
-    return _Measured(answered.responses, answered.receipt, measured)
+        return _Measured(answered.responses, answered.receipt, measured)
+    return _Measured(answered.responses, answered.receipt)
 
 
 def _entries(arm: Arm, thresholds: Mapping[int, float] | None, subject: Subject) -> list[Any]:
@@ -278,20 +299,16 @@ def _projections(arm: Arm, responses: Sequence[Response], subject: Subject, do: 
     layer, name = subject.steering.layer, subject.trait.name
     texts = [response.span for response in responses]
 
-    def work() -> dict[str, Any]:
+    def work() -> Projections:
         vector, told = subject.vector[layer], f"{name}: {arm.label}"
         return {"values": mean_projections(subject.plain, texts, vector, layer, description=told)}
 
-    unit = {"unit": "projection", "layer": layer, "texts": [[list(t.ids), t.start, t.end] for t in texts]}
-    values: list[float | None] = do({**subject.identity, "trait": subject.trait.sha256, **unit}, work)[
-        "values"
-    ]
-    return values
+    unit: dict[str, Json] = {"unit": "projection"}
+    unit |= {"layer": layer, "texts": [[list(t.ids), t.start, t.end] for t in texts]}
+    return do({**subject.identity, "trait": subject.trait.sha256, **unit}, work)["values"]
 
 
-def _cap(
-    condition: Capped, arm: Arm, measured_on: Sequence[Response], subject: Subject, do: Do
-) -> dict[str, Any]:
+def _cap(condition: Capped, arm: Arm, measured_on: Sequence[Response], subject: Subject, do: Do) -> _Cap:
     """The thresholds by layer, and what share of the measured tokens the cap changes.
 
     The share is read off a receipt: the same texts pass through the model once more with the first layer's
@@ -300,7 +317,7 @@ def _cap(
     name = subject.trait.name
     texts = [one.span for one in measured_on if one.span.end > one.span.start]
 
-    def work() -> dict[str, Any]:
+    def work() -> _Found:
         if not texts:
             raise SubveneError(
                 f"trait {name}: {arm.label}: the responses of {condition.of!r} are all empty, so there are "
@@ -322,7 +339,7 @@ def _cap(
             "changed_share": receipt.changed / receipt.tokens,
         }
 
-    unit = {
+    unit: dict[str, Json] = {
         "unit": "cap",
         "condition": condition.model_dump(mode="json", exclude={"name"}),
         "layers": list(arm.layers),
@@ -334,7 +351,7 @@ def _cap(
     return {**found, "expected_share": expected, "warning": cap_warning(arm.label, found, expected)}
 
 
-def cap_warning(label: str, found: Mapping[str, Any], expected: float) -> str | None:
+def cap_warning(label: str, found: _Found, expected: float) -> str | None:
     """What there is to say against a cap, from the share of tokens that it changed."""
     share = found["changed_share"]
     if abs(share - expected) <= _SLACK:

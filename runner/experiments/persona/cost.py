@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
+from subvene.runner.files.json_value import Json
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.measures.divergence import Reference, divergence
 from subvene.runner.measures.multiple_choice import ChoiceQuestion, accuracy, questions_sha256
+
+
+class CostMeasured(TypedDict):
+    """What an edit costs: CE and KL over `texts`, the share of right choices of `choices` questions."""
+
+    ce: float
+    kl: float
+    accuracy: float
+    choices: int
+    texts: int
 
 
 @dataclass(frozen=True)
@@ -19,7 +30,7 @@ class Cost:
     choices: Sequence[ChoiceQuestion]
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Json]:
         """What is measured on, JSON values."""
         return {
             "texts": self.reference.data_sha256,
@@ -28,7 +39,7 @@ class Cost:
             "choices": questions_sha256(self.choices),
         }
 
-    def of(self, m: IntervenedModel) -> dict[str, Any]:
+    def of(self, m: IntervenedModel) -> CostMeasured:
         """CE, KL(original ‖ edited) in nats per token, and the share of right choices."""
         found = divergence(m, self.reference)
         return {

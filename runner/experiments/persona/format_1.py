@@ -8,11 +8,12 @@ from typing import Any
 import yaml
 
 from subvene.runner.data.traits import question_key
+from subvene.runner.files.json_value import Json
 
 Document = Mapping[str, Any]
 
 
-def upgraded_persona(document: Document) -> dict[str, Any]:
+def upgraded_persona(document: Document) -> dict[str, Json]:
     """Such a document as one of format 2.
 
     Raises:
@@ -50,7 +51,7 @@ def upgraded_persona(document: Document) -> dict[str, Any]:
     }
 
 
-def _trait(trait: Document) -> dict[str, Any]:
+def _trait(trait: Document) -> dict[str, Json]:
     steered, sweep = trait.get("layer") is not None, None
     if trait["sweep"]:
         sweep = {
@@ -65,7 +66,7 @@ def _trait(trait: Document) -> dict[str, Any]:
     }
 
 
-def _swept_point(point: Document, responses: list[Document]) -> dict[str, Any]:
+def _swept_point(point: Document, responses: list[Document]) -> dict[str, Json]:
     place = {name: point[name] for name in ("layer", "coefficient")}
     spreads = {name: _spread(point, name) for name in ("score", "coherence")}
     return {
@@ -79,7 +80,7 @@ def _swept_point(point: Document, responses: list[Document]) -> dict[str, Any]:
     }
 
 
-def _trait_condition(trait: str, condition: Document, responses: list[Document]) -> dict[str, Any]:
+def _trait_condition(trait: str, condition: Document, responses: list[Document]) -> dict[str, Json]:
     cost, coefficient = condition.get("cost") or {}, condition["coefficient"]
     metrics = {name: _spread(condition, name) for name in ("score", "coherence", "projection")}
     for name, of in (("ce", "texts"), ("kl", "texts"), ("accuracy", "choices")):
@@ -99,14 +100,14 @@ def _trait_condition(trait: str, condition: Document, responses: list[Document])
     }
 
 
-def _spread(one: Document, name: str) -> dict[str, Any] | None:
+def _spread(one: Document, name: str) -> dict[str, Json] | None:
     if one[name] is None:
         return None
     n = one.get("scored", one["n"]) if name == "score" else one["n"]
     return {"mean": one[name], "sd": one[f"{name}_sd"], "n": n}
 
 
-def _response(one: Document) -> dict[str, Any]:
+def _response(one: Document) -> dict[str, Json]:
     return {
         "key": question_key(one["question"]),
         **{name: one.get(name) for name in ("text", "seed", "tokens")},
@@ -114,7 +115,7 @@ def _response(one: Document) -> dict[str, Any]:
     }
 
 
-def _trait_choice(name: str, trait: Document) -> dict[str, Any]:
+def _trait_choice(name: str, trait: Document) -> dict[str, Json]:
     chosen, places = trait["chosen"], ("layer", "coefficient")
     return {
         "condition": name,

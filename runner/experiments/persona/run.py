@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import safetensors.torch
 import torch
@@ -13,26 +13,31 @@ import transformers
 
 from subvene.interventions import Sizes
 from subvene.runner.data.texts import read_texts
-from subvene.runner.data.traits import Trait, check_evaluation, question_key
+from subvene.runner.data.traits import Trait, check_evaluation
 from subvene.runner.edits.compile import CompileError, load_tensors
 from subvene.runner.experiments.judged import about_judge
 from subvene.runner.experiments.persona.arms import arms_of, one_number
 from subvene.runner.experiments.persona.conditions import Subject, run_conditions
 from subvene.runner.experiments.persona.cost import Cost
+from subvene.runner.experiments.persona.gathered import Gathered, MadeVectors
 from subvene.runner.experiments.persona.section import (
     SECTION,
+    Correlation,
     ExtractionCounts,
     Geometry,
     LayerVector,
+    PersonaManifest,
     PersonaSection,
     Place,
+    Sweep,
     TraitRecord,
     artifact_of,
 )
 from subvene.runner.experiments.persona.sweep import run_sweep
-from subvene.runner.experiments.results import Choice, Condition, QuestionText, Results, judge_record
+from subvene.runner.experiments.results import Results, judge_record
 from subvene.runner.experiments.study import Step
-from subvene.runner.files.ledger import Ledger, digest
+from subvene.runner.files.json_value import Json
+from subvene.runner.files.ledger import Ledger, Result, digest
 from subvene.runner.files.storage import atomic_folder
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.judges import scored
@@ -74,32 +79,14 @@ from subvene.specs import (
 from subvene.specs.evaluations.traits import Ablated, Capped
 
 # How a result is computed; whoever changes that changes this number, and old units are done again.
-_Result = TypeVar("_Result", bound=Mapping[str, object])
-
 UNITS = 2
-
-
-@dataclass
-class _Gathered:
-    """What is put together trait by trait; the cost's reference is computed once for all of them."""
-
-    notes: list[str]
-    conditions: list[Condition] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
-    questions: dict[str, QuestionText] = field(default_factory=dict)
-    traits: dict[str, TraitRecord] = field(default_factory=dict)
-    steering: dict[str, SteeringSpec] = field(default_factory=dict)
-    cost: Cost | None = None
-
-    def ask(self, questions: Sequence[str]) -> None:
-        """Name questions that were asked."""
-        self.questions |= {question_key(text): QuestionText(question=text) for text in questions}
 
 
 class Persona:
     """The plan, and its execution trait by trait."""
 
     what: ClassVar[str] = "a persona experiment"
+    here: ClassVar[str | None] = None
 
     def __init__(self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Step) -> None:
         if not isinstance(spec.fit, PersonaSpec):
@@ -148,7 +135,7 @@ class Persona:
             return 0
         return min(self.sweep.questions or len(trait.evaluation), len(trait.evaluation))
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> PersonaManifest:
         """What there is to know about where the numbers come from."""
         return {
             "format": 1,
@@ -187,29 +174,28 @@ class Persona:
         plain = IntervenedModel.plain(model, tokenizer)
         weights = model_sha256(plain.model)
         reading = reading_sha256(plain.model, plain.tokenizer)
-        self.base = {"model": weights, "text": reading, "versions": versions(), "units": UNITS}
+        self.base: dict[str, Json] = {
+            "model": weights,
+            "text": reading,
+            "versions": versions(),
+            "units": UNITS,
+        }
         self.judge = self.judge.with_model(plain)
         # What it is worth is measured once, on contrasts that no response depends on.
         judged = about_judge(self.judge, self.traits, ledger, self.base)
-        extractions: dict[str, Extraction] = {}
-        found: dict[str, Vectors] = {}
-        for trait in self.traits:
-            do = self._doing(ledger, trait)
-            extractions[trait.name] = extract(self.recipe, trait, plain, self.judge, seed=self.seed, do=do)
-            found[trait.name] = self._vectors(trait, extractions[trait.name], plain, ledger, output)
+        names = [trait.name for trait in self.traits]
+        of_traits = ledger.each(
+            partial(self._extracted, trait, plain, ledger, output) for trait in self.traits
+        )
+        extractions = {name: extraction for name, (extraction, _) in zip(names, of_traits, strict=True)}
+        found = {name: vectors for name, (_, vectors) in zip(names, of_traits, strict=True)}
         tensors = {k: v for trait in self.traits for k, v in named_tensors(trait, found[trait.name]).items()}
-        gathered = _Gathered([e.warning for e in extractions.values() if e.warning is not None])
-        for trait in self.traits:
-            vectors = found[trait.name]
-            record = TraitRecord(
-                extraction=ExtractionCounts.model_validate(extractions[trait.name].summary()),
-                vectors=_by_layer(vectors),
-            )
-            if trait.name in self.spec.steered_traits:
-                own = {k: v for k, v in tensors.items() if k.startswith(f"{trait.name}.{SITE}[")}
-                do = self._doing(ledger, trait)
-                record = self._steered(trait, record, vectors, own, plain, do, gathered)
-            gathered.traits[trait.name] = record
+        gathered = Gathered([e.warning for e in extractions.values() if e.warning is not None])
+        records = ledger.each(
+            partial(self._recorded, trait, extractions, found, tensors, plain, ledger, gathered)
+            for trait in self.traits
+        )
+        gathered.traits |= dict(zip(names, records, strict=True))
         chosen = gathered.steering
         provenance = provenance_of(self.recipe, judged, self.traits, extractions, found, seed=self.seed) | {
             "model": self.spec.model.name
@@ -235,6 +221,34 @@ class Persona:
             sections={SECTION: section.model_dump(mode="json", exclude_defaults=True)},
         )
 
+    def _extracted(
+        self, trait: Trait, plain: IntervenedModel, ledger: Ledger, output: Path
+    ) -> tuple[Extraction, Vectors]:
+        do = self._doing(ledger, trait)
+        extraction = extract(self.recipe, trait, plain, self.judge, seed=self.seed, do=do)
+        return extraction, self._vectors(trait, extraction, plain, ledger, output)
+
+    def _recorded(
+        self,
+        trait: Trait,
+        extractions: Mapping[str, Extraction],
+        found: Mapping[str, Vectors],
+        tensors: Mapping[str, torch.Tensor],
+        plain: IntervenedModel,
+        ledger: Ledger,
+        gathered: Gathered,
+    ) -> TraitRecord:
+        """What is known of a trait; where it is steered, sweep and conditions are run."""
+        record = TraitRecord(
+            extraction=ExtractionCounts.model_validate(extractions[trait.name].summary()),
+            vectors=_by_layer(found[trait.name]),
+        )
+        if trait.name not in self.spec.steered_traits:
+            return record
+        own = {k: v for k, v in tensors.items() if k.startswith(f"{trait.name}.{SITE}[")}
+        do = self._doing(ledger, trait)
+        return self._steered(trait, record, found[trait.name], own, plain, do, gathered)
+
     def _steered(
         self,
         trait: Trait,
@@ -243,11 +257,11 @@ class Persona:
         tensors: Mapping[str, torch.Tensor],
         plain: IntervenedModel,
         do: Do,
-        gathered: _Gathered,
+        gathered: Gathered,
     ) -> TraitRecord:
         """Sweep and conditions of a trait that is steered."""
         steering, identity = self._declared(trait.name), self.base | {"tensors": tensors_digest(tensors)}
-        fields: dict[str, Any] = {}
+        fields: dict[str, Sweep | Correlation] = {}
         if self.sweep is not None:
             swept = run_sweep(
                 self.sweep,
@@ -292,7 +306,7 @@ class Persona:
     def _doing(self, ledger: Ledger, trait: Trait) -> Do:
         """Does units of a trait, and says so."""
 
-        def do(identity: Mapping[str, object], work: Callable[[], _Result]) -> _Result:
+        def do(identity: Mapping[str, Json], work: Callable[[], Result]) -> Result:
             whole = {**self.base, **identity}
             was_done = ledger.has(whole)
             result = ledger.do(whole, work)
@@ -311,17 +325,17 @@ class Persona:
         target = output / "vectors" / f"{trait.name}-{digest(identity)[:16]}"
         file = target / "vectors.safetensors"
 
-        def work() -> dict[str, Any]:
+        def work() -> MadeVectors:
             made = vectors_of(self.recipe, trait, extraction, Anatomy.of(plain.model), plain.tokenizer)
             with atomic_folder(target) as temporary:
                 kept = {"vectors": made.vectors, "residual_norm": made.residual_norm}
                 safetensors.torch.save_file(kept, temporary / "vectors.safetensors")
             return {"folder": target.name, "tensors": tensors_digest(kept), "explained": made.explained}
 
-        was_done = ledger.has(identity)
-        if was_done and not holds(file, ledger.results[digest(identity)]["tensors"]):
+        recorded = ledger.recorded(identity, MadeVectors)
+        was_done = recorded is not None and holds(file, recorded["tensors"])
+        if not was_done:
             ledger.forget(identity)
-            was_done = False
         explained = ledger.do(identity, work)["explained"]
         self.step("unit", {"trait": trait.name, "what": "vectors", "was_done": was_done})
         stored = load_tensors(file)
@@ -332,7 +346,7 @@ class Persona:
         limit = None if self.conditions is None else self.conditions.questions
         return trait.evaluation[self._swept_questions(trait) :][:limit]
 
-    def _cost(self, plain: IntervenedModel, gathered: _Gathered) -> Cost | None:
+    def _cost(self, plain: IntervenedModel, gathered: Gathered) -> Cost | None:
         declared = None if self.conditions is None else self.conditions.cost
         if declared is None or gathered.cost is not None:
             return gathered.cost
@@ -347,7 +361,7 @@ class Persona:
         self,
         chosen: Mapping[str, SteeringSpec],
         tensors: Mapping[str, torch.Tensor],
-        provenance: Mapping[str, Any],
+        provenance: Mapping[str, Json],
         plain: IntervenedModel,
         output: Path,
     ) -> None:

@@ -9,6 +9,9 @@ from pydantic import JsonValue
 
 from subvene.runner.data.traits import question_key
 from subvene.runner.experiments.results import Condition, Item, Metric, Record
+from subvene.runner.files.json_value import Json
+from subvene.runner.judges import Identity
+from subvene.runner.models.identity import Manifest
 
 if TYPE_CHECKING:
     from subvene.runner.measures.responses import Response
@@ -245,3 +248,13 @@ def item_of(
         scores={"score": response.score, "coherence": response.coherence, **scores},
         missing=dict(response.missing),
     )
+
+
+class PersonaManifest(Manifest):
+    """What there is to know about where the numbers of a persona run come from."""
+
+    kind: str
+    model: Json
+    traits: dict[str, str]
+    judge: Identity
+    seed: int

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from subvene.runner.data.text import prompt_ids, reply_ids
 from subvene.runner.data.traits import Contrast, Trait
+from subvene.runner.edits.finite_points import SomeNotFinite, listed, over_finite_points
 from subvene.runner.edits.finite_points import by_point as points_in
-from subvene.runner.edits.finite_points import listed, over_finite_points
 from subvene.runner.experiments.choose import best_of
 from subvene.runner.experiments.persona.section import Sweep, SweepPoint, counts_of, item_of
 from subvene.runner.experiments.results import Choice, Tried, metric_of
+from subvene.runner.files.json_value import Json
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.rollouts import Row, rollouts
 from subvene.runner.intervened.scoring import log_probs
@@ -26,6 +26,10 @@ from subvene.specs import InterventionSpec, ModelSpec, SteeringSpec, TraitSweepS
 Point = tuple[int, float]
 UNEDITED: Point = (-1, 0.0)
 """The model without an edit, which is the same at every layer."""
+
+
+class _Ratios(SomeNotFinite):
+    values: list[float | None]
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def run_sweep(
     plain: IntervenedModel,
     judge: Judge,
     *,
-    identity: Mapping[str, Any],
+    identity: Mapping[str, Json],
     seed: int,
     do: Do,
 ) -> Swept:
@@ -117,12 +121,12 @@ def run_sweep(
         seed=seed,
         description=name,
         do=do,
-        points=[(*one.about["point"],) for one in asked],
+        points=[(*one.point,) for one in asked if one.point is not None],
     )
     missing = missing_reasons(answered.responses)
     if missing and declared.choose is not None:
         raise JudgeError(f"{name}: nothing can be chosen yet: {missing_in_words(missing)}")
-    not_finite: dict[Any, str] = dict(answered.not_finite)
+    not_finite: dict[tuple[object, ...] | None, str] = dict(answered.not_finite)
     by_point = _by_point(answered)
     contrasts, source = _contrasts(declared, trait, plain)
     measured: dict[Point, float | None] = {}
@@ -152,14 +156,14 @@ def run_sweep(
 def _asked(declared: TraitSweepSpec, trait: Trait, points: Sequence[Point]) -> list[Asked]:
     """What the model is asked; unedited once for all layers."""
     return [
-        Asked(question, strengths=strengths_at(point), rollout=rollout, about={"point": list(point)})
+        Asked(question, strengths=strengths_at(point), rollout=rollout, point=point)
         for point in [UNEDITED, *points]
         for question in trait.evaluation[: declared.questions]
         for rollout in range(declared.sampling.rollouts)
     ]
 
 
-def _about(trait: Trait, steering: SteeringSpec, points: Sequence[Point]) -> dict[str, Any]:
+def _about(trait: Trait, steering: SteeringSpec, points: Sequence[Point]) -> dict[str, Json]:
     """What the units of a sweep depend on, JSON values."""
     return {
         "trait": trait.sha256,
@@ -168,15 +172,14 @@ def _about(trait: Trait, steering: SteeringSpec, points: Sequence[Point]) -> dic
     }
 
 
-def _by_point(answered: Answered) -> dict[Any, list[Response]]:
-    by_point: dict[Any, list[Response]] = {point: [] for point in answered.not_finite}
+def _by_point(answered: Answered) -> dict[tuple[object, ...] | None, list[Response]]:
+    by_point: dict[tuple[object, ...] | None, list[Response]] = {point: [] for point in answered.not_finite}
     for response in answered.responses:
-        layer, coefficient = response.asked.about["point"]
-        by_point.setdefault((layer, coefficient), []).append(response)
+        by_point.setdefault(response.asked.point, []).append(response)
     return by_point
 
 
-def _contrast_unit(contrasts: Sequence[Contrast]) -> dict[str, Any]:
+def _contrast_unit(contrasts: Sequence[Contrast]) -> dict[str, Json]:
     return {"unit": "contrast", "contrasts": [[c.question, c.positive, c.negative] for c in contrasts]}
 
 
@@ -278,7 +281,7 @@ def _contrasts(
     return [Contrast(q, p.text, n.text) for q, p, n in pairs if p.text and n.text], "prompted"
 
 
-def _log_ratios(m: IntervenedModel, points: Sequence[Point], contrasts: Sequence[Contrast]) -> dict[str, Any]:
+def _log_ratios(m: IntervenedModel, points: Sequence[Point], contrasts: Sequence[Contrast]) -> _Ratios:
     """Of each point the mean over contrasts of log p(positive)/n⁺ − log p(negative)/n⁻, n in tokens.
 
     Returns:

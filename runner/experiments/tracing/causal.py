@@ -9,8 +9,9 @@ import numpy as np
 
 from subvene.runner.data.facts import FactTokens
 from subvene.runner.experiments.tracing.effects import band_of, effects_of, interval, peak_of, role_effects
-from subvene.runner.experiments.tracing.entry import Entry, Json, key_of
+from subvene.runner.experiments.tracing.entry import Entry, key_of
 from subvene.runner.experiments.tracing.section import FactMap, FactRecord, Interval, SiteTrace, Trace
+from subvene.runner.files.json_value import Json
 from subvene.runner.measures.tracing import (
     FactTracer,
     Read,
@@ -74,10 +75,7 @@ class CausalEntry(Entry):
         return usable_way(self.anatomy, tracer.base, tracer.clean, patches)
 
     def _record(self, fact: FactTokens) -> FactRecord:
-        def work() -> Json:
-            return self._tracer(fact).read().model_dump(mode="json")
-
-        read = Read.model_validate(self.unit(fact, "fact", {}, "", work))
+        read = self.unit(fact, "fact", Read, {}, "", lambda: self._tracer(fact).read())
         return FactRecord(
             key=key_of(fact.fact),
             prompt=fact.fact.prompt,
@@ -92,13 +90,16 @@ class CausalEntry(Entry):
         )
 
     def _traced(self, fact: FactTokens, site: TracedSite) -> Traced:
-        def work() -> Json:
+        def work() -> Traced:
             way, tracer = self.way(), self._tracer(fact, site)
-            traced = tracer.traced(site, self.layers, way, floor=self.declared.floor, seed=self.seed)
-            return traced.model_dump(mode="json")
+            return tracer.traced(site, self.layers, way, floor=self.declared.floor, seed=self.seed)
 
-        asked = {"site": site.model_dump(mode="json"), "layers": self.layers, "floor": self.declared.floor}
-        return Traced.model_validate(self.unit(fact, "trace", asked, f" {site.site}", work))
+        asked: dict[str, Json] = {
+            "site": site.model_dump(mode="json"),
+            "layers": self.layers,
+            "floor": self.declared.floor,
+        }
+        return self.unit(fact, "trace", Traced, asked, f" {site.site}", work)
 
     def _tracer(self, fact: FactTokens, *sites: TracedSite) -> FactTracer:
         corruption = corrupted(self.anatomy.model, fact, self.declared, self.deviation, self.seed)

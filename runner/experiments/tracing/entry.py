@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from subvene.runner.data.facts import FactTokens, fact_tokens
 from subvene.runner.data.limits import refuse_beyond_context
 from subvene.runner.experiments.study import Step
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Ledger, digest
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.passes.patches import PatchWay
 from subvene.specs import CausalTracingSpec, Fact, PatchingSpec
 
-Json = dict[str, Any]
+Of = TypeVar("Of", bound=BaseModel)
 
 
 class Entry:
@@ -27,10 +30,10 @@ class Entry:
         tokenizer: its tokenizer.
         ledger: where units are recorded.
         base: what every unit depends on.
+        seed: of all that is drawn.
         step: see `study.Step`.
 
     Attributes:
-        seed: of all that is drawn.
         layers: that are restored or patched.
         facts: as tokens.
     """
@@ -44,12 +47,12 @@ class Entry:
         anatomy: Anatomy,
         tokenizer: Any,
         ledger: Ledger,
-        base: Json,
+        base: dict[str, Json],
+        seed: int,
         step: Step,
     ) -> None:
         self.name, self.anatomy, self.tokenizer = name, anatomy, tokenizer
-        self.seed: int = base["seed"]
-        self.base = base
+        self.seed, self.base = seed, base
         self._ledger, self._step = ledger, step
         layers = declared.layers
         self.layers = tuple(range(anatomy.sizes.n_layers)) if layers == "all" else layers
@@ -76,22 +79,31 @@ class Entry:
         """What `measures.tracing.usable_way` says for one fact."""
         raise NotImplementedError
 
-    def unit(self, fact: FactTokens, what: str, asked: Json, place: str, work: Callable[[], Json]) -> Json:
+    def unit(
+        self,
+        fact: FactTokens,
+        what: str,
+        kind: type[Of],
+        asked: Mapping[str, Json],
+        place: str,
+        work: Callable[[], Of],
+    ) -> Of:
         """Do a unit of one fact once.
 
         Args:
             fact: that it is about.
             what: is done.
+            kind: of what `work` gives.
             asked: what it depends on beside the fact and the entry.
             place: which part of the fact, in words.
             work: does it.
         """
-        tokens = [fact.ids, fact.start, fact.end, fact.answer, fact.foil, fact.swapped]
-        identity = self.base | asked | {"unit": what, "tokens": tokens}
+        tokens: list[Json] = [fact.ids, fact.start, fact.end, fact.answer, fact.foil, fact.swapped]
+        identity = {**self.base, **asked, "unit": what, "tokens": tokens}
         was_done = self._ledger.has(identity)
-        found = self._ledger.do(identity, work)
+        found = self._ledger.do(identity, lambda: work().model_dump(mode="json"))
         self.told(f"{fact.fact.subject}{place}", was_done=was_done)
-        return found
+        return kind.model_validate(found)
 
     def told(self, what: str, *, was_done: bool) -> None:
         """Tell of a unit."""

@@ -11,7 +11,7 @@ import numpy as np
 from subvene.runner.data.facts import FactTokens
 from subvene.runner.experiments.results import Record
 from subvene.runner.experiments.tracing.effects import interval, intervals
-from subvene.runner.experiments.tracing.entry import Entry, Json, key_of
+from subvene.runner.experiments.tracing.entry import Entry, key_of
 from subvene.runner.experiments.tracing.section import (
     CellEffect,
     PatchedFact,
@@ -20,6 +20,7 @@ from subvene.runner.experiments.tracing.section import (
     Ranking,
     SitePatching,
 )
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.statistics import correlation, mean_and_sd
 from subvene.runner.measures.patching import FactPatcher, Grid, Patched, SampledCell, grid_of
 from subvene.runner.measures.tracing import usable_way
@@ -67,11 +68,11 @@ class PatchingEntry(Entry):
         return usable_way(self.anatomy, patcher.other, patcher.clean, tried)
 
     def _fact(self, fact: FactTokens) -> PatchedFact:
-        def work() -> Json:
+        def work() -> _BothRuns:
             clean, other = self._patcher(fact).read()
-            return {"clean": clean, "other": other}
+            return _BothRuns(clean=clean, other=other)
 
-        runs = _BothRuns.model_validate(self.unit(fact, "both runs", {}, "", work))
+        runs = self.unit(fact, "both runs", _BothRuns, {}, "", work)
         return PatchedFact(
             key=key_of(fact.fact),
             prompt=fact.fact.prompt,
@@ -100,22 +101,20 @@ class PatchingEntry(Entry):
     def _map(self, fact: FactTokens, site: PatchedSite, direction: Direction) -> Patched:
         attribution = self.declared.attribution
 
-        def work() -> Json:
+        def work() -> Patched:
             way, patcher, grid = self.way(), self._patcher(fact, site), self._grid(fact, site)
             if attribution is None:
-                found = patcher.patched(grid, direction, way)
-            else:
-                found = patcher.attributed(grid, direction, way, sample=attribution.sample, seed=self.seed)
-            return found.model_dump(mode="json")
+                return patcher.patched(grid, direction, way)
+            return patcher.attributed(grid, direction, way, sample=attribution.sample, seed=self.seed)
 
-        asked = {
+        asked: dict[str, Json] = {
             "site": site.model_dump(mode="json"),
             "layers": self.layers,
             "direction": direction,
             "attribution": None if attribution is None else attribution.model_dump(mode="json"),
         }
         place = f" {direction} {site.site}"
-        return Patched.model_validate(self.unit(fact, "patch", asked, place, work))
+        return self.unit(fact, "patch", Patched, asked, place, work)
 
     def _effects(
         self, site: PatchedSite, grid: Grid, facts: Sequence[PatchedFact], maps: Sequence[Patched]

@@ -16,9 +16,10 @@ from subvene.runner.experiments.tracing.causal import CausalEntry
 from subvene.runner.experiments.tracing.entry import key_of, named, needs_foil, needs_swap
 from subvene.runner.experiments.tracing.patching import PatchingEntry
 from subvene.runner.experiments.tracing.section import SECTION, Patching, Trace, TracingSection
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Ledger, digest
 from subvene.runner.models.anatomy import Anatomy
-from subvene.runner.models.identity import model_sha256, reading_sha256, run_manifest, versions
+from subvene.runner.models.identity import Manifest, model_sha256, reading_sha256, run_manifest, versions
 from subvene.runner.training.passes import frozen
 from subvene.specs import (
     CausalTracingSpec,
@@ -38,6 +39,7 @@ class Tracing:
     """The plan: which facts, which runs of them, and which states of one are put into the other."""
 
     what: ClassVar[str] = "a tracing"
+    here: ClassVar[str | None] = "how passes are made is tried once, and told with all facts"
 
     def __init__(self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Step) -> None:
         self.spec, self.folder, self.sizes, self.step = spec, folder, sizes, step
@@ -47,9 +49,9 @@ class Tracing:
         self.names = [f"{kind}_{n}" if n > 1 else kind for kind, n in zip(kinds, counts, strict=True)]
         self.facts = [resolve_facts(declared.facts, folder).facts for declared in self.declared]
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """What there is to know about where the numbers come from."""
-        data = {
+        data: dict[str, Json] = {
             name: {"facts": len(facts), "sha256": digest([fact.model_dump(mode="json") for fact in facts])}
             for name, facts in zip(self.names, self.facts, strict=True)
         }
@@ -101,7 +103,7 @@ class Tracing:
             "seed": self.spec.seed,
         }
         shared = {"anatomy": Anatomy.of(model), "tokenizer": tokenizer, "ledger": ledger}
-        shared |= {"base": base, "step": self.step}
+        shared |= {"base": base, "seed": self.spec.seed, "step": self.step}
         traces, patchings = [], []
         with frozen(model):
             for name, declared, facts in zip(self.names, self.declared, self.facts, strict=True):

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from subvene.runner.files.json_value import Json
 from subvene.runner.judges.base import (
     Answer,
     AnyQuality,
@@ -188,7 +189,7 @@ class EndpointJudge(Judge):
             return {**found, "references": self._spec.references, "words": _digest(words)}
         return found
 
-    def accuracies(self) -> dict[str, object]:
+    def accuracies(self) -> dict[str, Json]:
         """What `subvene judge check` measured on this machine."""
         return {aspect: known_accuracy(self.identity(BOTH), aspect) for aspect in ASPECTS}
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from subvene.runner.data.text import quoted_ids, reply_ids
+from subvene.runner.files.json_value import Json
 from subvene.runner.judges.base import Answer, AnyQuality, Aspect, Identity, Judge, JudgeError, Quality
 from subvene.runner.judges.local.models import LocalModels, last_logits
 from subvene.runner.judges.local.numerals import Numerals, follow_digits
@@ -136,7 +137,7 @@ class LocalJudge(Judge):
         words = hashlib.sha256((COHERENCE.prompt + as_completion("")).encode()).hexdigest()[:16]
         return {**found, "words": words}
 
-    def accuracies(self) -> dict[str, object]:
+    def accuracies(self) -> dict[str, Json]:
         """What `subvene judge check` measured on this machine."""
         return {aspect: known_accuracy(self.identity(BOTH), aspect) for aspect in ASPECTS}
 

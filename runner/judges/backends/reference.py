@@ -18,6 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from subvene.runner.data.truthfulqa.questions import NO_COMMENT
+from subvene.runner.files.json_value import Json
 from subvene.runner.judges.base import (
     Answer,
     AnyQuality,
@@ -151,9 +152,9 @@ class ReferenceJudge(Judge):
             found["encoder"] = {"name": self.encoder_name, "sha256": self._encoder_sha256}
         return found
 
-    def accuracies(self) -> dict[str, object]:
+    def accuracies(self) -> dict[str, Json]:
         """On the published labels; nothing where the encoder is not the one that was measured."""
-        measured = {**_MEASURED[self.metric], "n": 21937, "how": _HOW}
+        measured: dict[str, Json] = {**_MEASURED[self.metric], "n": 21937, "how": _HOW}
         known = self.metric != "embedding" or self.encoder_name == MINILM
         return {"truth": measured if known else None, "info": None}
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from subvene.runner.data.truthfulqa.questions import question_key
+from subvene.runner.files.json_value import Json
 from subvene.runner.judges.base import (
     Answer,
     AnyQuality,
@@ -200,7 +201,7 @@ class TrainedJudge(Judge):
             "fitted": fitted | {"questions": len(self._fitted_on)},
         }
 
-    def accuracies(self) -> dict[str, object]:
+    def accuracies(self) -> dict[str, Json]:
         """As cross-validated when it was fitted."""
         return {str(aspect): stated for aspect, stated in self._record["accuracy"].items()}
 

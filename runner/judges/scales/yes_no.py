@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
+from subvene.runner.files.json_value import Json
 from subvene.runner.judges.base import Answer, AnyQuality, Aspect, Description, Judge, Quality, Scale
 from subvene.runner.judges.server.replies import NoReply, Reply
 
@@ -36,7 +37,7 @@ class Judgement:
 class _SaysYesOrNo(Protocol):
     def yes_no(self, answers: Sequence[Answer], aspect: Aspect) -> list[Judgement]: ...
 
-    def accuracies(self) -> Mapping[str, object]:
+    def accuracies(self) -> Mapping[str, Json]:
         """By aspect what is known of the agreement with human labels, None where nothing was measured."""
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import JsonValue
+
 # A server may round a log-probability to a little above 0, and several so that they come to more than 1.
 _ROUNDING = 0.01
 
@@ -85,7 +87,7 @@ class _Unusable(Exception):
     """What stands in the way of reading a document."""
 
 
-def _choice(document: Any) -> tuple[dict[str, object], str]:
+def _choice(document: Any) -> tuple[dict[str, JsonValue], str]:
     """The first choice, and its text."""
     if not isinstance(document, dict):
         raise _Unusable(_FORM)

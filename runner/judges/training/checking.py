@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from subvene.runner.data.truthfulqa.questions import question_key
+from subvene.runner.files.json_value import Json
 from subvene.runner.judges.base import Answer, Aspect, Judge, JudgeError
 from subvene.runner.judges.scales.yes_no import ASPECTS, BOTH
 from subvene.runner.judges.training.agreement import Agreement, agreement
@@ -48,7 +49,7 @@ class Checked:
     reasons: dict[str, int]
     missing: int = 0
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> dict[str, Json]:
         """The same as JSON values."""
         return asdict(self)
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.leftovers import restore
 from subvene.runner.files.storage import atomic_folder
 from subvene.runner.judges.base import Aspect, JudgeError, NamedModel
@@ -41,11 +42,11 @@ _REFIT = "fit it again with `subvene judge fit`"
 class Fitted(TypedDict):
     """What a judge was fitted on, and how."""
 
-    labels: dict[str, dict[str, object]]
+    labels: dict[str, dict[str, Json]]
     made_by_rule: dict[str, int]
     references: dict[str, str] | None
     scikit_learn: str
-    settings: Mapping[str, object]
+    settings: Mapping[str, Json]
     question_keys: list[str]
 
 
@@ -54,8 +55,8 @@ class JudgeRecord(TypedDict):
 
     encoder: NamedModel
     fitted: Fitted
-    accuracy: dict[Aspect, dict[str, object]]
-    report: dict[str, object]
+    accuracy: dict[Aspect, dict[str, Json]]
+    report: dict[str, Json]
 
 
 class JudgeFile(JudgeRecord):

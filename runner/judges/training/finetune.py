@@ -11,13 +11,14 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Required, TypedDict
 
 from filelock import FileLock
 
 from subvene.runner.data.truthfulqa.questions import question_key
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.storage import atomic_file, atomic_folder
 from subvene.runner.judges.base import Answer, Aspect, JudgeError
 from subvene.runner.judges.scales.yes_no import NO, YES, chat_messages, completion_prompt
@@ -43,9 +44,47 @@ class Recipe(NamedTuple):
     learning_rate_multiplier: float = 0.1
 
 
+class FileRecord(TypedDict):
+    """One training file."""
+
+    rows: int
+    questions: int
+    yes: int
+    sha256: str
+
+
+class Prepared(TypedDict):
+    """What `finetune.json` holds: the share for validation, and by name every file."""
+
+    validation: float
+    seed: int
+    files: dict[str, FileRecord]
+
+
+class Asked(TypedDict):
+    """What a job was started with."""
+
+    base_url: str
+    model: str
+    form: Form
+    recipe: Mapping[str, float]
+
+
+class JobState(TypedDict, total=False):
+    """What `jobs.json` holds of an aspect: ids of the uploaded files and of the job, and how that stands."""
+
+    asked: Required[Asked]
+    train: str
+    validation: str
+    job: str
+    status: str
+    fine_tuned_model: str | None
+    error: str
+
+
 def prepare(
     labels: dict[Aspect, Sequence[Label]], folder: Path, *, validation: float = 0.1, seed: int = 0
-) -> dict[str, Any]:
+) -> Prepared:
     """Writes the training files of each aspect in both forms, `truth.train.chat.jsonl` and so on.
 
     Args:
@@ -70,7 +109,7 @@ def prepare(
             f"{len(keys)} questions cannot be split with a share of {validation:g} for validation: "
             f"there would be none on one side"
         )
-    files: dict[str, Any] = {}
+    files: dict[str, FileRecord] = {}
     with atomic_folder(folder) as temporary:
         for aspect, rows in labels.items():
             parts = {"train": [row for row in rows if question_key(row.question) not in kept]}
@@ -89,7 +128,7 @@ def prepare(
                         "yes": sum(row.label for row in chosen),
                         "sha256": hashlib.sha256(text.encode()).hexdigest(),
                     }
-        record = {"validation": validation, "seed": seed, "files": files}
+        record: Prepared = {"validation": validation, "seed": seed, "files": files}
         (temporary / _MANIFEST).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
 
@@ -117,7 +156,7 @@ def prepared(folder: Path) -> list[Aspect]:
 
 def start(
     endpoint: Endpoint, folder: Path, aspect: Aspect, *, model: str, form: Form, recipe: Recipe
-) -> dict[str, Any]:
+) -> JobState:
     """Uploads an aspect's files and starts its job; whatever has been done already is not done again.
 
     Args:
@@ -138,7 +177,7 @@ def start(
 
     if aspect not in prepared(folder):
         raise JudgeError(f"{folder} holds no training files for {aspect}")
-    asked = {"base_url": endpoint.base_url, "model": model, "form": form, "recipe": recipe._asdict()}
+    asked: Asked = {"base_url": endpoint.base_url, "model": model, "form": form, "recipe": recipe._asdict()}
     with _Jobs(folder) as jobs:
         state = jobs.setdefault(aspect, {"asked": asked})
         if state["asked"] != asked:
@@ -184,7 +223,7 @@ def follow(
     *,
     interval: float = 30.0,
     say: Callable[[str], None] = lambda message: None,
-) -> dict[str, Any]:
+) -> JobState:
     """Waits until a job has ended, and tells what happens meanwhile.
 
     Args:
@@ -230,13 +269,12 @@ def follow(
 def _line(row: Label, aspect: Aspect, form: Form) -> str:
     answer = Answer(row.question, row.answer)
     completion = YES if row.label else NO
-    record: dict[str, Any]
     if form == "completions":
-        record = {"prompt": completion_prompt(answer, aspect), "completion": completion}
+        row_of_form: Json = {"prompt": completion_prompt(answer, aspect), "completion": completion}
     else:
         said = {"role": "assistant", "content": completion.strip()}
-        record = {"messages": [*chat_messages(answer, aspect), said]}
-    return json.dumps(record, ensure_ascii=False) + "\n"
+        row_of_form = {"messages": [*chat_messages(answer, aspect), said]}
+    return json.dumps(row_of_form, ensure_ascii=False) + "\n"
 
 
 def _unchanged(path: Path) -> None:
@@ -249,8 +287,8 @@ def _find_job(client: openai.OpenAI, training_file: str) -> Any:
     return next((job for job in client.fine_tuning.jobs.list() if job.training_file == training_file), None)
 
 
-def _create(client: openai.OpenAI, state: dict[str, Any], aspect: Aspect, model: str, recipe: Recipe) -> Any:
-    options: dict[str, Any] = {"validation_file": state["validation"]} if "validation" in state else {}
+def _create(client: openai.OpenAI, state: JobState, aspect: Aspect, model: str, recipe: Recipe) -> Any:
+    options: _Validation = {"validation_file": state["validation"]} if "validation" in state else {}
     # Never twice on its own: after a lost reply nobody knows whether the job runs, until they are listed.
     return client.with_options(max_retries=0).fine_tuning.jobs.create(
         model=model,
@@ -270,7 +308,11 @@ def _create(client: openai.OpenAI, state: dict[str, Any], aspect: Aspect, model:
     )
 
 
-class _Jobs(dict[str, Any]):
+class _Validation(TypedDict, total=False):
+    validation_file: str
+
+
+class _Jobs(dict[str, JobState]):
     """`jobs.json`, held by one process at a time."""
 
     def __init__(self, folder: Path) -> None:
@@ -291,14 +333,14 @@ class _Jobs(dict[str, Any]):
             file.write(json.dumps(self, indent=2) + "\n")
 
 
-def _started(folder: Path, aspect: Aspect) -> dict[str, Any]:
-    state = _read_jobs(folder).get(aspect, {})
-    if "job" not in state:
+def _started(folder: Path, aspect: Aspect) -> JobState:
+    state = _read_jobs(folder).get(aspect)
+    if state is None or "job" not in state:
         raise JudgeError(f"{folder}: no job for {aspect} was started; run `subvene judge finetune start`")
-    return dict(state)
+    return state
 
 
-def _read_jobs(folder: Path) -> dict[str, Any]:
+def _read_jobs(folder: Path) -> dict[str, JobState]:
     path = folder / _JOBS
     try:
         found = json.loads(read_text(path))

@@ -18,6 +18,7 @@ import numpy as np
 import sklearn
 
 from subvene.runner.data.truthfulqa.questions import Question, data_sha256, load_questions, question_key
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.progress import track
 from subvene.runner.files.storage import check_writable
 from subvene.runner.judges.base import Answer, Aspect, JudgeError
@@ -49,8 +50,8 @@ PARTS = 5
 _COMPONENTS = 32
 _CHUNK = 1024
 _TREES = {
-    "max_iter": 150,
-    "learning_rate": 0.1,
+    "max_iter": 300,
+    "learning_rate": 0.05,
     "max_leaf_nodes": 15,
     "max_features": 0.3,
     "min_samples_leaf": 40,
@@ -274,7 +275,7 @@ class _Fit:
             )
         return found
 
-    def of_another_source(self, judged: Judged, aspect: Aspect) -> dict[str, object]:
+    def of_another_source(self, judged: Judged, aspect: Aspect) -> dict[str, Json]:
         """Models' answers as judged by trees that saw reference answers only, and no models' (first part)."""
         if judged.generated is None or not self.features.referenced.any():
             return {}

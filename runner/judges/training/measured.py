@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from subvene.runner.files.cache import cache_folder
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.storage import atomic_file
 from subvene.runner.judges.base import Aspect, Identity
 from subvene.runner.judges.training.agreement import Agreement
@@ -20,7 +21,7 @@ from subvene.specs.regular_file import read_bytes, read_text
 _STATED = ("n", "unjudged", "accuracy", "majority", "auc", "brier", "ece")
 
 
-def known_accuracy(described: Identity, aspect: Aspect) -> dict[str, object] | None:
+def known_accuracy(described: Identity, aspect: Aspect) -> dict[str, Json] | None:
     """What was last measured of a judge, None if nothing was.
 
     Args:
@@ -46,7 +47,7 @@ def keep_accuracy(described: Identity, aspect: Aspect, agreement: Agreement, lab
     Returns:
         Whether it was kept.
     """
-    record: dict[str, object] = {name: getattr(agreement, name) for name in _STATED}
+    record: dict[str, Json] = {name: getattr(agreement, name) for name in _STATED}
     record["labels"] = {"file": labels.name, "sha256": hashlib.sha256(read_bytes(labels)).hexdigest()}
     before = known_accuracy(described, aspect)
     if before is not None and before.get("labels") == record["labels"] and _rows(before) > agreement.n:
@@ -58,7 +59,7 @@ def keep_accuracy(described: Identity, aspect: Aspect, agreement: Agreement, lab
     return True
 
 
-def _rows(record: Mapping[str, object]) -> int:
+def _rows(record: Mapping[str, Json]) -> int:
     n = record.get("n", 0)
     return n if isinstance(n, int) else 0
 

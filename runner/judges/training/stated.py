@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from subvene.runner.files.json_value import Json
 from subvene.runner.judges.base import Answer, Aspect
 from subvene.runner.judges.scales.yes_no import Judgement
 from subvene.runner.judges.training.agreement import Agreement, agreement
@@ -48,7 +49,7 @@ class Judged:
     generated: NDArray[np.bool_] | None
     category: Sequence[str]
 
-    def of(self, rows: NDArray[np.bool_], p: NDArray[np.float64] | None = None) -> dict[str, object]:
+    def of(self, rows: NDArray[np.bool_], p: NDArray[np.float64] | None = None) -> dict[str, Json]:
         """The agreement over some rows, without bins."""
         found = asdict(self.agreement(rows, p))
         return {name: value for name, value in found.items() if name not in ("unjudged", "bins")}
@@ -75,11 +76,11 @@ class Judged:
         return kept & agreed[self.place]
 
 
-def stated_accuracy(judged: Judged, parts: int) -> dict[str, object]:
+def stated_accuracy(judged: Judged, parts: int) -> dict[str, Json]:
     """What results tables say of a quality."""
     everything = np.ones(len(judged.place), dtype=bool)
     of_which = {"held_out_of_what_ships": judged.of(judged.first[judged.place])}
-    stated: dict[str, object] = {
+    stated: dict[str, Json] = {
         **judged.of(everything),
         "how": f"{parts}-fold cross-validation by question",
         "of_which": of_which,
@@ -94,13 +95,13 @@ def stated_accuracy(judged: Judged, parts: int) -> dict[str, object]:
     return stated
 
 
-def reported(judged: Judged) -> dict[str, object]:
+def reported(judged: Judged) -> dict[str, Json]:
     """The rest: of models' own answers, distinct ones, by length, by category, and the calibration."""
     rows = judged.own & judged.distinct
     words = np.array([len(judged.answers[i].answer.split()) for i in judged.place])
     contradictory = len(judged.answers) - int(judged.distinct.sum())
     unknown = set(range(len(judged.answers))) - set(judged.place.tolist())
-    found: dict[str, object] = {
+    found: dict[str, Json] = {
         "distinct": judged.of(judged.distinct),
         "labelled_both_ways": contradictory - len(unknown),
         "models_answers_distinct": judged.of(rows),

@@ -210,3 +210,58 @@ def _on(spec: Path, old: Path, new: Path) -> Path:
     other = spec.with_name("other.yaml")
     other.write_text(spec.read_text().replace(str(old), str(new)))
     return other
+
+
+SWAP = """\
+sources: {other: {column: answer}}
+interventions:
+- {kind: pyvene, class: VanillaIntervention, name: swap, site: block_output, layer: 1,
+   source: {from: other, positions: {last: 1}}, positions: {last_of: {field: subject}}}
+"""
+ROWS = [
+    {"prompt": "tell me about the rain", "subject": "rain", "answer": "hello world"},
+    {"prompt": "hello world", "subject": "hello", "answer": "the rain", "note": "x"},
+]
+
+
+def test_columns_of_the_data_come_from_the_file_of_prompts(
+    document: Run, subvene: Run, write: Run, tmp_path: Path
+) -> None:
+    spec, data = write(SWAP), tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    m = IntervenedModel.from_spec(spec)
+    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "chat": False}
+    expected = m.generate([row["prompt"] for row in ROWS], rows=ROWS, **options)
+    found = document(spec, "--prompts-file", data, "--raw")
+    assert responses(found) == expected
+    assert found["receipt"][0]["source"]["rows"] == 2
+    both = document(spec, "--prompts-file", data, "--raw", "--compare")
+    assert responses(both) == expected
+    with m.disabled():
+        plain = m.generate([row["prompt"] for row in ROWS], **options)
+    assert [record["baseline"] for record in both["records"]] == plain
+    table = tmp_path / "rows.csv"
+    table.write_text("question,subject,answer\ntell me about the rain,rain,hello world\n")
+    assert responses(document(spec, "--prompts-file", table, "--raw")) == expected[:1]
+    assert "not read: note" in " ".join(
+        subvene("generate", spec, "--prompts-file", data, "--raw", *NEW).stderr.split()
+    )
+
+
+def test_a_column_that_is_not_there_is_named(subvene: Run, write: Run, tmp_path: Path) -> None:
+    spec, data = write(SWAP), tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "hello world", "subject": "hello"}\n')
+
+    def said(*args: object) -> str:
+        result = subvene("generate", spec, *args, *NEW)
+        assert result.exit_code != 0
+        return " ".join(result.stderr.replace("│", " ").split())
+
+    assert (
+        f"{data}:1: expected a column 'answer', which source 'other' names; there are: prompt, subject"
+        in (said("--prompts-file", data))
+    )
+    lines = tmp_path / "lines.txt"
+    lines.write_text("hello world\n")
+    for given in (["-p", "hello"], ["--prompts-file", lines], ["-p", "hello", "--prompts-file", data]):
+        assert "'answer' (source 'other'), 'subject' (positions of swap)" in said(*given)

@@ -59,7 +59,7 @@ def test_the_story_of_a_run(subvene: Run, experiment: Path, tmp_path: Path, colu
         assert all(a.startswith(s) for s, a in zip(shown, answers, strict=True))
         assert any(shown)
     for condition in conditions_of(stored, contrast):
-        assert f"{condition.metrics['contrast'].mean:+.2f}" in result.stdout
+        assert f"{condition.metrics['contrast'].mean:.4g}".replace("-", "−") in result.stdout
     assert any(line.strip() == "coefficient" for line in lines)
 
 

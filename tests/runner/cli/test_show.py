@@ -40,7 +40,7 @@ def test_what_where_when_how_strongly(subvene: Run, steer: Path) -> None:
         "strength 3",
         "tensor v.block_output[1] [32], norm 4",
         "sizes LlamaForCausalLM, 3 layers, width 32, 4 heads of 8",
-        "pyvene stock pyvene loads the artifact, too",
+        "pyvene stock pyvene loads an artifact of it, too",
     ):
         assert said in lines
 
@@ -149,3 +149,27 @@ def test_a_model_that_cannot_be_reached_leaves_the_rest(
     assert "./nowhere" in shown["model_problem"]
     assert shown["interventions"][4]["sites"] == ["attention_heads[2]"]
     assert {p["commutes"] for p in shown["order"]} == {None}
+
+
+def test_stock_pyvene_is_named_only_where_it_does_what_is_declared(
+    subvene: Run, document: Run, write: Run
+) -> None:
+    def told(lines: str) -> str:
+        result = subvene("show", write(lines))
+        assert result.exit_code == 0, result.stderr
+        return " ".join(result.stdout.split())
+
+    swap = "{kind: pyvene, class: VanillaIntervention, site: block_output, layer: 1, positions: {last: 1}, "
+    source = "sources: {other: {prompt: the rain}}\n"
+    assert "an artifact of it, too, and needs `sources`" in told(
+        f"{source}interventions: [{swap}source: {{from: other}}}}]\n"
+    )
+    elsewhere = f"{source}interventions: [{swap}source: {{from: other, layer: 0}}}}]\n"
+    assert "stock pyvene does not do what is declared: pyvene reads another layer" in told(elsewhere)
+    assert document(write(elsewhere))["stock_pyvene"] is False
+    facts = "[{prompt: the rain is, subject: the rain, answer: wet}]"
+    tracing = (
+        f"evaluate: [{{kind: causal_tracing, facts: {{facts: {facts}}}, corruption: {{kind: noise}}}}]\n"
+    )
+    assert "stock pyvene" not in told(tracing)
+    assert document(write(tracing))["stock_pyvene"] is None

@@ -19,7 +19,8 @@ from subvene.runner.experiments.results import Metric
 from subvene.runner.experiments.rows import rows
 from subvene.runner.measures.contrast import run_contrast
 from subvene.runner.measures.samples import run_samples
-from subvene.runner.reports.tables import markdown
+from subvene.runner.reports.documents import in_markdown
+from subvene.runner.reports.tables import document
 from subvene.specs import ContrastSpec, SamplesSpec, TraitSweepSpec
 
 Run = Callable[..., Any]
@@ -196,7 +197,7 @@ def test_a_swept_condition_marks_its_point_and_choose_takes_another(comparison: 
         (True, True),
         (False, False),
     ]
-    table = markdown(results)
+    table = in_markdown(document(results))
     assert "| swept strength=1e+30 | not finite |" in table
     assert "is not finite on the validation questions and was not chosen from" in table
     stored = (tmp_path / "run" / "results.json").read_text()

@@ -14,7 +14,7 @@ from subvene.interventions.columns import added
 from subvene.runner.artifacts import artifact
 from subvene.runner.engines.admission import MOST_INTERVALS, admit, parse
 from subvene.runner.engines.catalogue import Catalogue
-from subvene.runner.engines.dense import DenseSite, StrengthTables
+from subvene.runner.engines.dense import DenseSite, StrengthTables, cells
 from subvene.runner.engines.served import columns_of, serve
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.anatomy import Anatomy, component_module
@@ -55,17 +55,17 @@ def test_a_dense_site_is_the_class_and_leaves_the_rest_bit_for_bit(case: Any, dt
     edit, columns = case.make(strength=1.5), columns_of(case.make())
     width = columns[0].b.shape[1]
     count = sum(len(one.b) for one in columns)
-    site = DenseSite(width, count + 2, depth=2)
+    site = DenseSite(width, count + 2, depth=2, groups=3, reads=case.make().columns()[0].reads)
     site.fill(list(range(1, count + 1)), 2, columns)
     h = torch.randn(6, width, generator=torch.Generator().manual_seed(1)).to(dtype)
     h[5] = torch.finfo(dtype).max
-    scale = torch.zeros(2, 6, 3)
-    scale[0, :3, 2] = 1.5
+    scale = torch.zeros(6, cells(2, 3))
+    scale[:3, 1 + 2] = 1.5
     found = site(h, scale)
     torch.testing.assert_close(found[:3], edit(h[:3].unsqueeze(0))[0], rtol=2e-6, atol=2e-6)
     assert torch.equal(found[3:], h[3:])
     site.clear(list(range(1, count + 1)))
-    assert torch.equal(site(h[:5], scale[:, :5]), h[:5])
+    assert torch.equal(site(h[:5], scale[:5]), h[:5])
 
 
 def artifacts(folder: Path) -> dict[str, IntervenedModel]:
@@ -109,7 +109,13 @@ def test_a_mixed_batch_is_row_by_row_the_intervened_model(tmp_path: Path) -> Non
     scale = tables.scale(slots, torch.arange(LENGTH).repeat(len(requests)))
     for handle_site, room in catalogue.rooms.items():
         site, _, layer = handle_site[:-1].partition("[")
-        dense = DenseSite(anatomy.sizes.site_width(site), len(room.columns), room.depth)
+        dense = DenseSite(
+            anatomy.sizes.site_width(site),
+            len(room.columns),
+            room.depth,
+            len(catalogue.groups),
+            reads=room.reads,
+        )
         for held in catalogue.held.values():
             place = iter(held.columns.get(handle_site, ()))
             for group, intervention in zip(held.groups, held.artifact.interventions, strict=True):

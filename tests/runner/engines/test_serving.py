@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
 import pytest
 import torch
-from tiny_model import WIDTH, write_tiny_model
+from tiny_model import HEADS, WIDTH, write_tiny_model
 
 from subvene.runner.data.text import prompt_ids
+from subvene.runner.engines.admission import Wishes, parse
 from subvene.runner.engines.errors import EngineError
+from subvene.runner.engines.fingerprints import does
 from subvene.runner.engines.http import server
-from subvene.runner.engines.in_process import InProcess
+from subvene.runner.engines.in_process import InProcess, Sampling
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.models.identity import model_sha256, reading_sha256
 
 ASK: dict[str, Any] = {
     "messages": [{"role": "user", "content": "how are you ?"}],
@@ -47,8 +52,26 @@ def cheerful(tmp_path_factory: pytest.TempPathFactory) -> IntervenedModel:
 
 
 @pytest.fixture(scope="module")
-def url(cheerful: IntervenedModel) -> Iterator[str]:
-    listening = server(InProcess({"cheerful": cheerful}), "127.0.0.1", 0, KEY)
+def engine(cheerful: IntervenedModel) -> InProcess:
+    spec = {
+        "subvene": 1,
+        "model": {"name": cheerful.spec.model.name, "dtype": "float32"},
+        "interventions": [
+            {"kind": "head_direction", "name": "h", "directions": {"key": "v"}, "strength": 2.0,
+             "positions": "prompt"},
+        ],
+    }  # fmt: skip
+    directions = torch.randn(HEADS, WIDTH // HEADS, generator=torch.Generator().manual_seed(1))
+    tensors = {"v.attention_heads[0]": directions}
+    heads = IntervenedModel.from_spec(
+        spec, model=cheerful.model, tokenizer=cheerful.tokenizer, tensors=tensors
+    )
+    return InProcess({"cheerful": cheerful, "heads": heads})
+
+
+@pytest.fixture(scope="module")
+def url(engine: InProcess) -> Iterator[str]:
+    listening = server(engine, "127.0.0.1", 0, KEY)
     thread = threading.Thread(target=listening.serve_forever, args=(0.05,))
     thread.start()
     yield f"http://127.0.0.1:{listening.server_address[1]}"
@@ -72,13 +95,50 @@ def text(answer: Any) -> str:
 
 def test_artifacts_are_models(client: openai.OpenAI, cheerful: IntervenedModel) -> None:
     base = cheerful.spec.model.name
-    assert [model.id for model in client.models.list()] == [base, "cheerful"]
+    assert [model.id for model in client.models.list()] == [base, "cheerful", "heads"]
     answers = {
         s: text(client.chat.completions.create(model=f"cheerful={s}", **ASK)) for s in (-4.0, 0.0, 4.0)
     }
     assert answers == {s: expected(cheerful, s) for s in answers}
     assert len(set(answers.values())) > 1
     assert text(client.chat.completions.create(model=base, **ASK)) == answers[0.0]
+
+
+def test_token_ids_go_in_and_out(client: openai.OpenAI, cheerful: IntervenedModel) -> None:
+    ids = prompt_ids(cheerful.tokenizer, "how are you ?")
+    answer = client.completions.create(
+        model="cheerful", prompt=list(ids), max_tokens=5, temperature=0, extra_body={"return_token_ids": True}
+    )
+    output = cheerful.generate_ids(torch.tensor([ids]), max_new_tokens=5, do_sample=False)
+    assert answer.choices[0].model_extra["token_ids"] == output[0, len(ids) :].tolist()
+    with pytest.raises(openai.BadRequestError, match="embedding has 39 rows"):
+        client.completions.create(model="cheerful", prompt=[10**6], max_tokens=1)
+    with pytest.raises(openai.BadRequestError, match="not in a stream"):
+        client.completions.create(
+            model="cheerful", prompt="a", stream=True, extra_body={"return_token_ids": True}
+        )
+
+
+def test_the_list_of_models_says_what_they_are(client: openai.OpenAI, cheerful: IntervenedModel) -> None:
+    base, glad, heads = (model.model_extra["subvene"] for model in client.models.list())
+    assert base == {
+        "engine": "transformers",
+        "model": model_sha256(cheerful.model),
+        "text": reading_sha256(cheerful.model, cheerful.tokenizer),
+    }
+    assert glad["interventions"] == ["glad"]
+    (declared,) = cheerful.spec.interventions
+    same = declared.model_copy(update={"name": "other", "coefficient": 7.0})
+    moved = declared.model_copy(update={"positions": "all"})
+    assert does(changed(cheerful, same)) == {**glad, "interventions": ["other"]}
+    assert len({heads["sha256"], glad["sha256"], does(changed(cheerful, moved))["sha256"]}) == 3
+    tensors = {name: 2 * tensor for name, tensor in cheerful.tensors.items()}
+    assert does(changed(cheerful, declared, tensors))["sha256"] != glad["sha256"]
+
+
+def changed(m: IntervenedModel, declared: Any, tensors: Any = None) -> IntervenedModel:
+    spec = m.spec.model_copy(update={"interventions": (declared,)})
+    return IntervenedModel.from_spec(spec, model=m.model, tokenizer=m.tokenizer, tensors=tensors or m.tensors)
 
 
 def test_a_request_says_artifact_strength_and_positions_and_has_its_receipt(
@@ -95,6 +155,53 @@ def test_a_request_says_artifact_strength_and_positions_and_has_its_receipt(
     prompt = prompt_ids(cheerful.tokenizer, ASK["messages"])
     assert answer.usage.prompt_tokens == len(prompt)
     assert answer.choices[0].finish_reason == "length"
+
+
+WISHES: tuple[Any, ...] = (
+    [],
+    "cheerful",
+    "cheerful=-4",
+    {"artifact": "cheerful", "strength": 4.0, "positions": "all"},
+    {"artifact": "cheerful", "strength": 4.0, "positions": {"first": 2}},
+    {"artifact": "heads", "strength": 6.0},
+    ["heads", "cheerful=2"],
+    "cheerful=0",
+)
+PROMPTS = ("how are you ?", "hello", "tell me about the rain and the sun", "hello")
+
+
+def test_requests_at_once_are_one_batch_and_each_is_what_it_is_alone(engine: InProcess) -> None:
+    asked = [(prompt, parse(wish)) for wish in WISHES for prompt in PROMPTS]
+    alone = [answered(engine, *one) for one in asked]
+    # Nothing begins until all are there.
+    held, begin = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        begin.wait(timeout=60)
+
+    with ThreadPoolExecutor(len(asked) + 1) as pool:
+        pool.submit(engine.batcher.alone, hold)
+        held.wait(timeout=60)
+        together = [pool.submit(answered, engine, *one) for one in asked]
+        while engine.batcher.waiting < len(asked) and not any(one.done() for one in together):
+            time.sleep(0.01)
+        begin.set()
+        assert [one.result() for one in together] == alone
+    assert engine.batcher.batches[-1] == len(asked)
+    assert len({tokens for tokens, _, _ in alone}) > len(PROMPTS)
+
+
+def answered(engine: InProcess, prompt: str, wishes: Wishes) -> tuple[str, list[dict[str, Any]], str]:
+    sampling = Sampling(max_tokens=len(prompt), temperature=0, top_p=1, seed=None, n=1, stop=())
+    answers = engine.answer(prompt, chat=True, wishes=wishes, sampling=sampling)
+    return str(answers.ids), [close(one) for one in answers.receipt], answers.finished[0]
+
+
+def close(receipt: dict[str, Any]) -> dict[str, Any]:
+    """A receipt without the last digits of its means, and without the batch's calls."""
+    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in receipt.items()}
+    return rounded | {"calls": None}
 
 
 def test_requests_at_once_have_each_their_own(client: openai.OpenAI, cheerful: IntervenedModel) -> None:
@@ -141,7 +248,6 @@ def test_plain_completions_and_several_answers(client: openai.OpenAI, cheerful: 
         ({"model": "cheerful", "extra_body": {"subvene": "cheerful"}}, 400, "names an artifact already"),
         ({"logprobs": True}, 400, "logprobs"),
         ({"extra_body": {"subvene": [LATE]}}, 400, "from the end of the response"),
-        ({"extra_body": {"subvene": ["cheerful", "cheerful"]}}, 400, "one artifact a request"),
         ({"extra_body": {"subvene": "gloomy"}}, 400, "no artifact is called"),
         ({"extra_body": {"subvene": {"artifact": "cheerful", "strengths": {"sad": 1}}}}, 400, "'sad'"),
         ({"frequency_penalty": 1.0}, 400, "frequency_penalty"),

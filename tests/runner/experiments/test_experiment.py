@@ -48,7 +48,7 @@ def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("subvene.runner.recipes.fitting.load_model", load_model)
     monkeypatch.setattr("subvene.runner.intervened.model.load_model", load_model)
-    monkeypatch.setattr("subvene.runner.experiments.study.load_model", load_model)
+    monkeypatch.setattr("subvene.runner.experiments.scaffold.load_model", load_model)
 
 
 COMPARED = """\
@@ -241,7 +241,7 @@ def test_a_run_that_fails_leaves_what_was_there(
         )
 
     if at == "evaluate":
-        monkeypatch.setitem(module.EVALUATIONS, "contrast", fails)
+        monkeypatch.setattr(module, "run_contrast", fails)
     else:
         monkeypatch.setattr(IntervenedModel, "save_pretrained", fails)
     for target in (out, tmp_path / "new-out"):

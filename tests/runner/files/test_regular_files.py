@@ -57,7 +57,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "results of a run": ("results.json", Results.load),
     "units of a run": ("units.jsonl", _ledger),
     "tensors": ("x.safetensors", load_tensors),
-    "prompts": ("x.txt", lambda path: read_prompts([], path)),
+    "prompts": ("x.txt", lambda path: read_prompts([], path, {})),
     "a model's config": ("config.json", lambda path: load_config(str(path.parent))),
     "an encoder's config": ("config.json", lambda path: SentenceEncoder(str(path.parent))),
 }

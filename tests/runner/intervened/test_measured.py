@@ -19,7 +19,7 @@ from subvene.runner.cli.app import app
 from subvene.runner.data.text import prompt_ids
 from subvene.runner.data.truthfulqa.prompts import Prompts
 from subvene.runner.intervened.measured import measured_options
-from subvene.runner.intervened.rollouts import Row, _Batch, rollouts
+from subvene.runner.intervened.rollouts import Batch, Row, rollouts
 from subvene.runner.measures.samples import run_samples
 from subvene.runner.measures.truthfulqa_answers import _Writer
 from subvene.specs import SamplesSpec
@@ -73,7 +73,7 @@ def _rollouts(m: IntervenedModel) -> Any:
 @torch.no_grad()
 def _whole(m: IntervenedModel) -> Any:
     """As for models whose cache cannot be forked."""
-    return _Batch(m, _rows(m)).whole()[0]
+    return Batch(m, _rows(m)).whole()[0]
 
 
 @torch.no_grad()

@@ -12,10 +12,9 @@ import torch
 from architectures import ARCHITECTURES, HEADS, LAYERS, Architecture
 
 from subvene.runner import IntervenedModel, NotFiniteError, NotSteeredError
-from subvene.runner.data.texts import texts_sha256
+from subvene.runner.data.texts import read_texts, texts_sha256
 from subvene.runner.exchange.exports.checkpoint import bake
 from subvene.runner.measures.divergence import Reference, divergence
-from subvene.runner.measures.evaluations import EVALUATIONS
 from subvene.specs import DivergenceSpec, InterventionSpec, SubveneError
 
 TEXTS = [
@@ -236,22 +235,6 @@ def test_dropout_is_off_and_the_mode_is_restored(made: Callable[..., IntervenedM
     assert all(module.training for module in m.model.modules())
 
 
-def test_run_divergence_reads_the_texts_of_its_spec(
-    made: Callable[..., IntervenedModel], tmp_path: Path
-) -> None:
-    (tmp_path / "texts.txt").write_text("\n\n".join(TEXTS))
-    m = made()
-    spec = DivergenceSpec(texts={"file": "texts.txt"}, limit=2, max_tokens=6, batch_size=2)
-    found = EVALUATIONS["divergence"](m, spec, tmp_path)
-    expected = divergence(m, Reference(m, TEXTS[:2], max_tokens=6))
-    assert {name: found[name] for name in expected} == expected
-    assert found["kind"] == "divergence"
-    assert found["records"] == [
-        {"condition": "baseline", "ce": expected["original_ce"], "kl": 0.0},
-        {"condition": "intervened", "ce": expected["ce"], "kl": expected["kl"]},
-    ]
-
-
 @pytest.mark.slow
 def test_smollm2_on_the_sample_that_is_shipped(smollm2: tuple[Any, Any]) -> None:
     model, tokenizer = smollm2
@@ -260,7 +243,8 @@ def test_smollm2_on_the_sample_that_is_shipped(smollm2: tuple[Any, Any]) -> None
     edit = {"kind": "head_direction", "directions": {"key": "iti"}, "strength": 0.5, "positions": "response"}
     spec = InterventionSpec.model_validate({"subvene": 1, "model": {"name": "s"}, "interventions": [edit]})
     m = IntervenedModel.from_spec(spec, model=model, tokenizer=tokenizer, tensors=given)
-    found = EVALUATIONS["divergence"](m, DivergenceSpec(limit=2, batch_size=2), Path())
+    texts = read_texts(DivergenceSpec().texts, Path(), 2)
+    found = divergence(m, Reference(m, texts, batch_size=2))
     assert 2.0 < found["original_ce"] < 4.5
     assert 0.001 < found["kl"] < 3
     assert found["ce"] > found["original_ce"]

@@ -11,7 +11,7 @@ import pytest
 import transformers
 
 from subvene.runner import IntervenedModel
-from subvene.runner.models.generation import row_ends
+from subvene.runner.models.generation import Settings, row_ends
 from subvene.runner.models.generation_types import _KINDS, generation_flaw
 from subvene.runner.models.loading import ModelError, load_model
 from subvene.specs import parse_spec
@@ -76,7 +76,7 @@ def test_what_transformers_writes_and_means_is_right(folder: Path) -> None:
     )
     full.save_pretrained(folder)
     loaded, _ = load_model(str(folder), device="cpu")
-    assert row_ends(loaded, {}) == [2, 3]
+    assert row_ends(Settings(loaded)) == [2, 3]
 
 
 def test_a_model_that_is_given_is_checked_too(loaded: tuple[Any, Any]) -> None:
@@ -88,4 +88,4 @@ def test_a_model_that_is_given_is_checked_too(loaded: tuple[Any, Any]) -> None:
         IntervenedModel.plain(model, tokenizer, name="baked")
     for kwargs in ({}, {"eos_token_id": "y"}):
         with pytest.raises(ModelError, match="eos_token_id: expected a token id or a list"):
-            row_ends(model, kwargs)
+            row_ends(Settings(model, **kwargs))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import loopback
 import pytest
+from markdown_tables import tables_in
 from small_experiments import KINDS, Scripted, write_experiments
 
 from subvene.runner import Results, run_experiment
-from subvene.runner.reports.latex import tables_in
 from subvene.runner.reports.publish import REPORTS
 
 COMPARED = {
@@ -75,12 +75,18 @@ def test_every_block_is_made_of_a_real_run(
     assert again == done.results
     report = REPORTS[again.kind]
     assert report.page(again) == page
+    drawn = {path.name: path.read_text("utf-8") for path in (tmp_path / "run" / "figures").glob("*")}
+    assert set(drawn) == {f"{figure.name}.svg" for figure in report.page(again).figures}
+    assert len(drawn) == page.count('<div class="plot"')
+    assert bool(drawn) == (kind != "plain")
     files = {name: (tmp_path / "run" / "tables" / name).read_text("utf-8") for name in report.tables(again)}
     assert files == report.tables(again)
     for name, text in files.items():
         if name.endswith(".md") and tables_in(text):
             made = (tmp_path / "run" / "tables" / name).with_suffix(".tex").read_text("utf-8")
             assert made.count("\\toprule") == len(tables_in(text))
+            # These runs' own texts are ASCII: what is not would be the tables' words.
+            assert made.isascii()
     cards = [card.read_text("utf-8") for card in (tmp_path / "run").glob("artifact*/**/README.md")]
     assert bool(cards) == (kind != "tracing")  # which makes no artifact
     # The small plain run only writes samples, of which a card has no table.

@@ -19,6 +19,7 @@ from subvene.runner.experiments.localization.section import SECTION, Localizatio
 from subvene.runner.experiments.results import Condition, Results, ResultsError
 from subvene.runner.reports import localization as report
 from subvene.runner.reports import localization_tables as tables
+from subvene.runner.reports.documents import in_markdown
 from subvene.runner.reports.localization import SECTIONS
 from subvene.runner.reports.localization_arms import Arm, by_group
 from subvene.runner.reports.localization_figures import STYLES, against, draws, training_curves
@@ -56,7 +57,7 @@ def localization_files(document: dict[str, Any]) -> dict[str, str]:
 
 
 def localization_markdown(document: dict[str, Any]) -> str:
-    return tables.localization_markdown(Results.of(document))
+    return in_markdown(tables.document(Results.of(document)))
 
 
 def read(text: str) -> list[dict[str, str]]:
@@ -96,7 +97,7 @@ def test_the_table_has_a_line_for_each_group_with_mean_and_range(
     results: dict[str, Any], rendered: str
 ) -> None:
     head, *lines = Page(rendered).table(ARMS)
-    assert len(head) == 2 + len(METRICS)
+    assert len(head) == 4 + len(METRICS)
     assert [line[0].partition(" heads")[0] for line in lines][:3] == [
         "untouched model", "ITI, probed", "ITI, random",
     ]  # fmt: skip
@@ -104,11 +105,12 @@ def test_the_table_has_a_line_for_each_group_with_mean_and_range(
     probed = arm(results, "edit_probed")
     low, high = probed["intervals"]["mc2"]
     assert lines[3][column] == f"{probed['metrics']['mc2']:.3f}[{low:.3f}, {high:.3f}]"
-    assert lines[3][0] == f"edit, probed heads13 heads · tau={probed['point']['tau']}"
+    assert lines[3][:2] == ["edit, probed heads", "13"]
+    assert lines[3][3] == f"tau={probed['point']['tau']}"
     values = [one["metrics"]["mc2"] for one in results["arms"] if one["group"] == "edit_random"]
-    assert lines[4][column] == f"{sum(values) / DRAWS:.3f}{min(values):.3f} to {max(values):.3f}"
-    assert lines[4][0].startswith(f"edit, random heads × {DRAWS}13 heads")
-    assert lines[0][1] == "–"
+    assert lines[4][column] == f"{sum(values) / DRAWS:.3f}({min(values):.3f} to {max(values):.3f})"
+    assert lines[4][:2] == [f"edit, random heads × {DRAWS}", "13"]
+    assert lines[0][1:4] == ["–"] * 3
     assert len(Page(rendered).table("Each random draw")) == 1 + 2 * DRAWS + SINGLES
 
 
@@ -363,7 +365,8 @@ def test_the_markdown_says_verdict_arms_and_evidence(results: dict[str, Any]) ->
     text = localization_markdown(results)
     assert text.startswith(f"- {results['verdict'][0]}")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + 8 + 1 + len(results["evidence"])
+    families = {one["family"] for one in results["evidence"]}
+    assert len(rows) == 2 * (1 + len(families)) + 8 + len(results["evidence"])
     assert f"| edit, one head × {SINGLES} | 1 |" in text
     assert "judge trained: accuracy on held-out human labels: truth 0.823" in text
 
@@ -371,12 +374,12 @@ def test_the_markdown_says_verdict_arms_and_evidence(results: dict[str, Any]) ->
 def test_the_story_has_groups_in_three_lines_and_ends_with_the_verdict(results: dict[str, Any]) -> None:
     lines = story(results, width=110).splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith(f"edit, random heads × {DRAWS}"))
-    assert (lines[at + 1].split()[0], lines[at + 2].split()[0]) == ("lowest", "highest")
     values = [one["metrics"]["mc1"] for one in results["arms"] if one["group"] == "edit_random"]
     wanted = (sum(values) / DRAWS, min(values), max(values))
     header = next(line for line in lines if line.startswith("arm"))
     end = header.index("MC1") + 3
-    assert [line[:end].split()[-1] for line in lines[at : at + 3]] == [f"{value:.3f}" for value in wanted]
+    shown = [line[:end].split()[-1].strip("()") for line in lines[at : at + 3]]
+    assert shown == [f"{value:.3f}" for value in wanted]
     assert lines[-3:] == [f"- {said}" for said in results["verdict"]]
 
 
@@ -390,7 +393,7 @@ def test_the_story_cuts_no_number(results: dict[str, Any], width: int) -> None:
     verdict = text.index("× n: the mean")
     assert max(map(len, text[:verdict].splitlines())) <= width
     parts = [line for line in text.splitlines() if line.startswith("arm ")]
-    assert len(parts) == {60: 3, 80: 2, 200: 1}[width]
+    assert len(parts) == {60: 4, 80: 3, 200: 1}[width]
 
 
 def test_a_unit_is_told_in_its_own_words() -> None:

@@ -19,7 +19,7 @@ from subvene.runner.experiments.results import (
     QuestionText,
     Results,
 )
-from subvene.runner.reports.look import contrast_line, look_files, look_markdown, render
+from subvene.runner.reports.look import contrast_line, look_files, render
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>|a"
 RECEIPT: dict[str, Any] = {
@@ -81,7 +81,7 @@ def lines(text: str) -> list[dict[str, str]]:
 
 def test_tables_hold_the_numbers() -> None:
     files = look_files(look())
-    assert sorted(files) == ["pairs.csv", "results.csv", "results.md", "samples.csv"]
+    assert sorted(files) == ["pairs.csv", "results.csv", "results.md", "results.tex", "samples.csv"]
     found = [
         (float(x["coefficient"]), float(x["mean_difference"]), float(x["standard_error"]), x["pairs"])
         for x in lines(files["results.csv"])
@@ -90,9 +90,8 @@ def test_tables_hold_the_numbers() -> None:
     assert [float(x["difference"]) for x in lines(files["pairs.csv"])] == [-2, 1, 0, 0, 2, -1]
     written = [(x["prompt"], float(x["coefficient"]), x["response"]) for x in lines(files["samples.csv"])]
     assert written[:3] == [(f"{HOSTILE} a", c, f"answer {c} {HOSTILE}") for c in (-2.0, 0.0, 2.0)]
-    assert "| -2 | -0.5 | 1 | 0.5 |" in files["results.md"]
+    assert "| −2 | −0.5 | 1 | 0.5 |" in files["results.md"]
     assert "- 2 pairs, 64 tokens edited" in files["results.md"]
-    assert look_markdown(look()) == files["results.md"]
 
 
 def test_the_page_shows_answers_beside_each_other_and_a_line() -> None:

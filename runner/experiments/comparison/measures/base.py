@@ -8,17 +8,47 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypedDict, TypeVar
+
+from pydantic import JsonValue
 
 from subvene.runner.data.truthfulqa.questions import Question
-from subvene.runner.edits.finite_points import marking
+from subvene.runner.edits.finite_points import is_marked, marking
 from subvene.runner.edits.receipt import Receipt
 from subvene.runner.experiments.comparison.arms import Arm, Arms, Fits
 from subvene.runner.experiments.results import Condition, Item, JudgeRecord, Metric, QuestionText
-from subvene.runner.files.ledger import Ledger, digest
+from subvene.runner.files.json_value import Json
+from subvene.runner.files.ledger import Ledger, Result, digest
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.judges import JudgeError
-from subvene.runner.measures.missing import item_parts, missing_in_words
+from subvene.runner.judges import Identity, JudgeError
+from subvene.runner.measures.missing import missing_in_words
+
+
+class WithReceipts(TypedDict):
+    """What a unit that runs a model gives, beside its numbers: a record for each intervention."""
+
+    receipts: list[JsonValue]
+
+
+@dataclass
+class Marks:
+    """What was measured of one question.
+
+    Attributes:
+        text: what the model answered; None where it was not asked to.
+        scores: by name.
+        missing: by name, why a verdict is still owed.
+    """
+
+    text: str | None = None
+    scores: dict[str, float | bool | None] = field(default_factory=dict)
+    missing: dict[str, str | None] = field(default_factory=dict)
+
+    def add(self, other: Marks) -> None:
+        """What else was measured of it."""
+        self.text = self.text if other.text is None else other.text
+        self.scores |= other.scores
+        self.missing |= other.missing
 
 
 @dataclass
@@ -39,11 +69,15 @@ class Measured:
     metrics: dict[str, Metric] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
-    receipts: dict[str, Any] = field(default_factory=dict)
-    questions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    receipts: dict[str, list[JsonValue]] = field(default_factory=dict)
+    questions: dict[str, Marks] = field(default_factory=dict)
     texts: dict[str, list[float]] = field(default_factory=dict)
     items: list[Item] = field(default_factory=list)
     not_finite: str | None = None
+
+    def of(self, key: str) -> Marks:
+        """What was measured of a question, to be added to."""
+        return self.questions.setdefault(key, Marks())
 
     def value(self, metric: str) -> float | None:
         """A metric's number; None where it has none."""
@@ -74,8 +108,8 @@ def merged(name: str, label: str, measured: Sequence[Measured], **fields: Any) -
         whole.receipts |= one.receipts
         whole.items += one.items
         whole.not_finite = one.not_finite or whole.not_finite
-        for key, values in one.questions.items():
-            whole.questions.setdefault(key, {}).update(values)
+        for key, marks in one.questions.items():
+            whole.of(key).add(marks)
     return Condition(
         name=name,
         label=label,
@@ -84,9 +118,13 @@ def merged(name: str, label: str, measured: Sequence[Measured], **fields: Any) -
         units=whole.units,
         receipts=whole.receipts,
         not_finite=whole.not_finite,
-        items=(*(Item(**item_parts(key, values)) for key, values in whole.questions.items()), *whole.items),
+        items=(*(_item(key, marks) for key, marks in whole.questions.items()), *whole.items),
         **fields,
     )
+
+
+def _item(key: str, marks: Marks) -> Item:
+    return Item(key=key, text=marks.text, scores=marks.scores, missing=marks.missing)
 
 
 def check_complete(measured: Measured, what: str) -> None:
@@ -95,12 +133,9 @@ def check_complete(measured: Measured, what: str) -> None:
     Raises:
         JudgeError: verdicts are missing.
     """
-    reasons = Counter(
-        str(reason)
-        for key, values in measured.questions.items()
-        for reason in item_parts(key, values)["missing"].values()
-    )
-    reasons.update(str(reason) for item in measured.items for reason in item.missing.values())
+    owed = [marks.missing for marks in measured.questions.values()]
+    owed += [item.missing for item in measured.items]
+    reasons = Counter(str(reason) for missing in owed for reason in missing.values())
     if reasons:
         raise JudgeError(f"{what}: nothing can be chosen yet: {missing_in_words(reasons)}")
 
@@ -185,10 +220,10 @@ class ConditionMeasure(ABC, Generic[One]):
         """
 
     @abstractmethod
-    def data(self) -> Mapping[str, Any]:
+    def data(self) -> Mapping[str, Json]:
         """What it is measured on, for the manifest: hashes."""
 
-    def judge_identity(self) -> Mapping[str, Any] | None:
+    def judge_identity(self) -> Identity | None:
         """Who judges, as far as it is known before a model is loaded; None without a judge."""
         return None
 
@@ -201,7 +236,11 @@ class ConditionMeasure(ABC, Generic[One]):
         return {}
 
 
-class OneUnit(ConditionMeasure[One]):
+Given = TypeVar("Given", bound=WithReceipts)
+"""What the unit of a measure gives."""
+
+
+class OneUnit(ConditionMeasure[One], Generic[One, Given]):
     """A measure whose numbers all come of one unit of work.
 
     Attributes:
@@ -215,12 +254,12 @@ class OneUnit(ConditionMeasure[One]):
         return 1
 
     @abstractmethod
-    def unit(self, items: Sequence[One]) -> Mapping[str, Any]:
+    def unit(self, items: Sequence[One]) -> Mapping[str, Json]:
         """What its result depends on, beside the arm."""
 
     @abstractmethod
-    def work(self, m: IntervenedModel, items: Sequence[One], system: str | None) -> dict[str, Any]:
-        """Do the unit; JSON values, `receipts` among them.
+    def work(self, m: IntervenedModel, items: Sequence[One], system: str | None) -> Given:
+        """Do the unit; JSON values.
 
         Args:
             m: the model of the arm.
@@ -229,7 +268,7 @@ class OneUnit(ConditionMeasure[One]):
         """
 
     @abstractmethod
-    def record(self, measured: Measured, result: Mapping[str, Any], items: Sequence[One]) -> None:
+    def record(self, measured: Measured, result: Given, items: Sequence[One]) -> None:
         """Take down the numbers and the items of a result."""
 
     def run(
@@ -244,14 +283,14 @@ class OneUnit(ConditionMeasure[One]):
     ) -> Measured:
         """Measure one arm."""
 
-        def work() -> dict[str, Any]:
+        def work() -> Given:
             with arm.open() as m:
                 return self.work(m, items, arm.system)
 
         measured = Measured()
         identity = {**arm.identity, **self.unit(items)}
-        result = done(self.name, identity, marking(arm.swept, work), session.ledger, progress, measured)
-        if measured.not_finite is None:
+        result = done_of(arm, self.name, identity, work, session.ledger, progress, measured)
+        if result is not None:
             measured.receipts[self.name] = result["receipts"]
             self.record(measured, result, items)
         return measured
@@ -259,21 +298,37 @@ class OneUnit(ConditionMeasure[One]):
 
 def done(
     name: str,
-    identity: Mapping[str, Any],
-    work: Callable[[], dict[str, Any]],
+    identity: Mapping[str, Json],
+    work: Callable[[], Result],
     ledger: Ledger,
     progress: Progress,
     measured: Measured,
-) -> dict[str, Any]:
+) -> Result:
     """The unit's result, now or from an earlier run; told to `progress` and named in `measured`."""
     was_done = ledger.has(identity)
     result = ledger.do(identity, work)
     progress(name.replace("_", " "), was_done=was_done)
     measured.units[name] = digest(identity)
-    measured.not_finite = result.get("not_finite", measured.not_finite)
     return result
 
 
-def plain(receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
+def done_of(
+    arm: Arm,
+    name: str,
+    identity: Mapping[str, Json],
+    work: Callable[[], Result],
+    ledger: Ledger,
+    progress: Progress,
+    measured: Measured,
+) -> Result | None:
+    """As `done`; None for a point of a sweep that is no longer finite, of which `measured` says why."""
+    result = done(name, identity, marking(arm.swept, work), ledger, progress, measured)
+    if is_marked(result):
+        measured.not_finite = result["not_finite"]
+        return None
+    return result
+
+
+def plain(receipts: Sequence[Receipt]) -> list[JsonValue]:
     """Receipts as JSON values, one record an intervention."""
     return [one for receipt in receipts for one in receipt.to_dict()]

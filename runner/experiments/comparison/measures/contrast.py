@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from subvene.runner.experiments.comparison.measures.base import Measured, OneUnit, Place, plain
+from subvene.runner.data.truthfulqa.questions import Question
+from subvene.runner.experiments.comparison.measures.base import (
+    Measured,
+    OneUnit,
+    Place,
+    WithReceipts,
+    plain,
+)
 from subvene.runner.experiments.results import Item, QuestionText, metric_of, metrics_of
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import digest
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.measures.contrast import ContrastText, contrast_texts, differences
 from subvene.specs import ContrastSpec, SubveneError
 
 
-class ContrastMeasure(OneUnit[ContrastText]):
+class _Differences(WithReceipts):
+    differences: list[float]
+
+
+class ContrastMeasure(OneUnit[ContrastText, _Differences]):
     """log p(positive | prompt) − log p(negative | prompt), summed over tokens, in nats."""
 
     name = "contrast"
@@ -33,20 +44,20 @@ class ContrastMeasure(OneUnit[ContrastText]):
         """The pairs behind those for choosing."""
         return self.texts[self._reserved :]
 
-    def validation(self, place: Place, held: Sequence[Mapping[str, Any]]) -> Sequence[ContrastText]:
+    def validation(self, place: Place, held: Sequence[Mapping[str, Question]]) -> Sequence[ContrastText]:
         """The first pairs."""
         return self.texts[: self._reserved]
 
-    def unit(self, items: Sequence[ContrastText]) -> Mapping[str, Any]:
+    def unit(self, items: Sequence[ContrastText]) -> Mapping[str, Json]:
         """The pairs."""
         return {"unit": "condition_contrast", "pairs": digest([list(text) for text in items])}
 
-    def work(self, m: IntervenedModel, items: Sequence[ContrastText], system: str | None) -> dict[str, Any]:
+    def work(self, m: IntervenedModel, items: Sequence[ContrastText], system: str | None) -> _Differences:
         """Score both answers of every pair."""
         values, receipts = differences(m, items, batch_size=self.spec.batch_size, system=system)
         return {"differences": values, "receipts": plain(receipts)}
 
-    def record(self, measured: Measured, result: Mapping[str, Any], items: Sequence[ContrastText]) -> None:
+    def record(self, measured: Measured, result: _Differences, items: Sequence[ContrastText]) -> None:
         """The differences, and which side is preferred."""
         values = result["differences"]
         measured.metrics |= metrics_of({"contrast": metric_of(values)})
@@ -56,7 +67,7 @@ class ContrastMeasure(OneUnit[ContrastText]):
             for text, value in zip(items, values, strict=True)
         ]
 
-    def data(self) -> Mapping[str, Any]:
+    def data(self) -> Mapping[str, Json]:
         """The pairs' hash."""
         return {"sha256": digest([list(text) for text in self.texts]), "pairs": len(self.texts)}
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from subvene.runner.data.texts import read_texts
-from subvene.runner.edits.finite_points import marking
 from subvene.runner.experiments.comparison.arms import Arm
 from subvene.runner.experiments.comparison.measures.base import (
     ConditionMeasure,
@@ -15,12 +13,13 @@ from subvene.runner.experiments.comparison.measures.base import (
     Place,
     Progress,
     Session,
-    done,
+    done_of,
 )
 from subvene.runner.experiments.results import Item, Metric, QuestionText
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Ledger, digest
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.measures.divergence import Reference, divergence
+from subvene.runner.measures.divergence import Divergence, Reference, divergence
 from subvene.specs import DivergenceSpec
 
 
@@ -51,7 +50,7 @@ class DivergenceMeasure(ConditionMeasure[str]):
             "max_tokens": self.spec.max_tokens,
         }
 
-        def work() -> dict[str, Any]:
+        def work() -> Divergence:
             if self._reference is None:
                 self._reference = Reference(
                     original, self.texts, max_tokens=self.spec.max_tokens, batch_size=self.spec.batch_size
@@ -60,16 +59,17 @@ class DivergenceMeasure(ConditionMeasure[str]):
                 return divergence(m, self._reference, before=arm.system)
 
         measured = Measured()
-        result = done("divergence", identity, marking(arm.swept, work), ledger, progress, measured)
-        if measured.not_finite is not None:
+        result = done_of(arm, "divergence", identity, work, ledger, progress, measured)
+        if result is None:
             return measured
         texts = len(result["ce_by_text"])
-        measured.metrics |= {name: Metric(mean=result[name], n=texts) for name in ("ce", "kl")}
+        measured.metrics["ce"] = Metric(mean=result["ce"], n=texts)
+        measured.metrics["kl"] = Metric(mean=result["kl"], n=texts)
         measured.receipts["divergence"] = result["receipts"]
         measured.texts = {
             "ce": result["ce_by_text"],
             "kl": result["kl_by_text"],
-            "tokens": result["tokens_by_text"],
+            "tokens": [float(tokens) for tokens in result["tokens_by_text"]],
         }
         return measured
 
@@ -99,7 +99,7 @@ class DivergenceMeasure(ConditionMeasure[str]):
             ]
         return measured
 
-    def data(self) -> Mapping[str, Any]:
+    def data(self) -> Mapping[str, Json]:
         """The texts' hash."""
         return {"sha256": digest(list(self.texts)), "texts": len(self.texts)}
 

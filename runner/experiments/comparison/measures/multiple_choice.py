@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from subvene.runner.experiments.comparison.measures.base import Measured, OneUnit, Place, plain
+from subvene.runner.experiments.comparison.measures.base import (
+    Measured,
+    OneUnit,
+    Place,
+    WithReceipts,
+    plain,
+)
 from subvene.runner.experiments.results import Item, QuestionText
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import digest
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.measures.multiple_choice import (
@@ -19,7 +25,11 @@ from subvene.runner.measures.multiple_choice import (
 from subvene.specs import MultipleChoiceSpec
 
 
-class MultipleChoiceMeasure(OneUnit[ChoiceQuestion]):
+class _Chosen(WithReceipts):
+    chosen: list[int]
+
+
+class MultipleChoiceMeasure(OneUnit[ChoiceQuestion, _Chosen]):
     """The share of questions of which an arm takes the right choice."""
 
     name = "multiple_choice_accuracy"
@@ -32,16 +42,16 @@ class MultipleChoiceMeasure(OneUnit[ChoiceQuestion]):
         """All questions."""
         return self.questions
 
-    def unit(self, items: Sequence[ChoiceQuestion]) -> Mapping[str, Any]:
+    def unit(self, items: Sequence[ChoiceQuestion]) -> Mapping[str, Json]:
         """The questions."""
         return {"unit": self.name, "questions": questions_sha256(items)}
 
-    def work(self, m: IntervenedModel, items: Sequence[ChoiceQuestion], system: str | None) -> dict[str, Any]:
+    def work(self, m: IntervenedModel, items: Sequence[ChoiceQuestion], system: str | None) -> _Chosen:
         """Let the model choose."""
         chosen, receipts = choose(m, items, batch_size=self.spec.batch_size, before=system)
         return {"chosen": chosen, "receipts": plain(receipts)}
 
-    def record(self, measured: Measured, result: Mapping[str, Any], items: Sequence[ChoiceQuestion]) -> None:
+    def record(self, measured: Measured, result: _Chosen, items: Sequence[ChoiceQuestion]) -> None:
         """Which choices are right."""
         right = [c == one.answer for c, one in zip(result["chosen"], items, strict=True)]
         measured.mean("accuracy", right)
@@ -49,7 +59,7 @@ class MultipleChoiceMeasure(OneUnit[ChoiceQuestion]):
             Item(key=_key(one), scores={"accuracy": value}) for one, value in zip(items, right, strict=True)
         ]
 
-    def data(self) -> Mapping[str, Any]:
+    def data(self) -> Mapping[str, Json]:
         """The questions' hash."""
         return {"sha256": questions_sha256(self.questions), "questions": len(self.questions)}
 

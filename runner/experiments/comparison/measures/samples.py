@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from subvene.runner.experiments.comparison.measures.base import Measured, OneUnit, Place
+from subvene.runner.experiments.comparison.measures.base import Measured, OneUnit, Place, WithReceipts, plain
 from subvene.runner.experiments.results import Item, QuestionText
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import digest
 from subvene.runner.intervened.measured import measured_options
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.specs import SamplesSpec
 
 
-class SamplesMeasure(OneUnit[str]):
+class _Written(WithReceipts):
+    written: list[str]
+
+
+class SamplesMeasure(OneUnit[str, _Written]):
     """Greedy responses; no number comes of them."""
 
     name = "samples"
@@ -26,25 +30,25 @@ class SamplesMeasure(OneUnit[str]):
         """All prompts."""
         return self.spec.prompts
 
-    def unit(self, items: Sequence[str]) -> Mapping[str, Any]:
+    def unit(self, items: Sequence[str]) -> Mapping[str, Json]:
         """The prompts and the longest answer."""
         most = self.spec.max_new_tokens
         return {"unit": "condition_samples", "prompts": list(items), "max_new_tokens": most}
 
-    def work(self, m: IntervenedModel, items: Sequence[str], system: str | None) -> dict[str, Any]:
+    def work(self, m: IntervenedModel, items: Sequence[str], system: str | None) -> _Written:
         """Let the model write."""
         options = measured_options(m.model, max_new_tokens=self.spec.max_new_tokens)
         written = m.generate(list(items), system=system, **options)
-        receipt = None if m.receipt is None or m.is_disabled else m.receipt.to_dict()
-        return {"written": written, "receipts": receipt or []}
+        told = [] if m.receipt is None or m.is_disabled else [m.receipt]
+        return {"written": written, "receipts": plain(told)}
 
-    def record(self, measured: Measured, result: Mapping[str, Any], items: Sequence[str]) -> None:
+    def record(self, measured: Measured, result: _Written, items: Sequence[str]) -> None:
         """What it wrote."""
         measured.items = [
             Item(key=_key(prompt), text=text) for prompt, text in zip(items, result["written"], strict=True)
         ]
 
-    def data(self) -> Mapping[str, Any]:
+    def data(self) -> Mapping[str, Json]:
         """The prompts' hash."""
         return {"sha256": digest(list(self.spec.prompts))}
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from subvene.runner.data.traits import Trait, check_evaluation, question_key, read_trait
+from subvene.runner.data.truthfulqa.questions import Question as TruthfulQuestion
 from subvene.runner.edits.compile import CompileError, load_tensors
 from subvene.runner.experiments.comparison.arms import Arm
 from subvene.runner.experiments.comparison.measures.base import (
@@ -20,7 +20,7 @@ from subvene.runner.experiments.comparison.measures.base import (
     Session,
 )
 from subvene.runner.experiments.judged import about_judge
-from subvene.runner.experiments.projections import mean_projections
+from subvene.runner.experiments.projections import Projections, mean_projections
 from subvene.runner.experiments.results import (
     Item,
     JudgeRecord,
@@ -29,8 +29,9 @@ from subvene.runner.experiments.results import (
     metric_of,
     metrics_of,
 )
-from subvene.runner.files.ledger import digest
-from subvene.runner.judges import ZERO_TO_HUNDRED, make_judge, scored
+from subvene.runner.files.json_value import Json
+from subvene.runner.files.ledger import Result, digest
+from subvene.runner.judges import ZERO_TO_HUNDRED, Description, Identity, make_judge, scored
 from subvene.runner.measures.responses import Answered, Asked, missing_reasons, respond
 from subvene.runner.models.identity import tensors_digest
 from subvene.specs import SubveneError, TraitScoresSpec, tensor_name
@@ -50,7 +51,7 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
         self.traits = tuple(read_trait(trait, folder) for trait in spec.traits)
         self.judge = make_judge(spec.judge, folder, scale=ZERO_TO_HUNDRED)
         self.judge.check(scored(self.traits))
-        self._about: dict[str, Any] = {}
+        self._about: Description | None = None
         self._reserved = spec.validation or 0
         for trait in self.traits:
             check_evaluation(trait)
@@ -71,7 +72,7 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
         last = None if limit is None else first + limit
         return [(trait, question) for trait in self.traits for question in trait.evaluation[first:last]]
 
-    def validation(self, place: Place, held: Sequence[Mapping[str, Any]]) -> Sequence[Question]:
+    def validation(self, place: Place, held: Sequence[Mapping[str, TruthfulQuestion]]) -> Sequence[Question]:
         """Each trait's first questions."""
         return [(t, question) for t in self.traits for question in t.evaluation[: self._reserved]]
 
@@ -102,7 +103,7 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
 
     def _introduce(self, session: Session) -> None:
         """Give the judge the untouched model, and find out once what it is worth."""
-        if self._about:
+        if self._about is not None:
             return
         self.judge = self.judge.with_model(session.original)
         self._about = about_judge(self.judge, self.traits, session.ledger, session.arms.base)
@@ -124,7 +125,7 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
         ]
         name = f"{trait.name}_responses"
 
-        def do(identity: Mapping[str, object], work: Callable[[], Any]) -> Any:
+        def do(identity: Mapping[str, Json], work: Callable[[], Result]) -> Result:
             whole = {**session.arms.base, **identity}
             was_done = session.ledger.has(whole)
             result = session.ledger.do(whole, work)
@@ -147,7 +148,7 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
                 points=[()] * len(asked) if arm.swept else None,
             )
         if answered.receipt is not None:
-            measured.receipts[name] = answered.receipt
+            measured.receipts[name] = [*answered.receipt]
         return answered
 
     def _projections(
@@ -159,14 +160,14 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
         name = tensor_name(asked.vector.key, "block_output", asked.layer)
         vector = self._vector(name, session, place)
         texts = [response.span for response in answered.responses]
-        unit = {
+        unit: dict[str, Json] = {
             "unit": "condition_projection",
             "vector": tensors_digest({name: vector}),
             "layer": asked.layer,
             "texts": digest([[list(text.ids), text.start, text.end] for text in texts]),
         }
 
-        def work() -> dict[str, Any]:
+        def work() -> Projections:
             told = f"{trait.name}: projections"
             return {
                 "values": mean_projections(session.original, texts, vector, asked.layer, description=told)
@@ -174,7 +175,7 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
 
         whole = session.arms.base | unit
         was_done = session.ledger.has(whole)
-        values: list[float | None] = session.ledger.do(whole, work)["values"]
+        values = session.ledger.do(whole, work)["values"]
         progress(f"{trait.name}: projections", was_done=was_done)
         return values
 
@@ -191,17 +192,17 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
             raise CompileError(f"evaluate trait_scores: projection: {where} gives no {name}")
         return tensors[name]
 
-    def data(self) -> Mapping[str, Any]:
+    def data(self) -> Mapping[str, Json]:
         """The traits' hashes."""
         return {"traits": {trait.name: trait.sha256 for trait in self.traits}}
 
-    def judge_identity(self) -> Mapping[str, Any] | None:
+    def judge_identity(self) -> Identity | None:
         """What scores depend on."""
         return self.judge.identity(scored(self.traits))
 
     def judged_by(self) -> JudgeRecord | None:
         """The judge, what it is worth, and what it has used."""
-        return judge_record(self._about, self.judge.usage()) if self._about else None
+        return None if self._about is None else judge_record(self._about, self.judge.usage())
 
     def questions_asked(self) -> dict[str, QuestionText]:
         """Every trait's evaluation questions."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 from subvene.runner.data.truthfulqa.prompts import Prompts, load_prompts
 from subvene.runner.data.truthfulqa.questions import Question, about_data, data_sha256, load_questions
 from subvene.runner.data.truthfulqa.splits import fold_of, limited
-from subvene.runner.edits.finite_points import marking
 from subvene.runner.experiments.comparison.arms import Arm
 from subvene.runner.experiments.comparison.measures.base import (
     ConditionMeasure,
@@ -18,17 +17,53 @@ from subvene.runner.experiments.comparison.measures.base import (
     Place,
     Progress,
     Session,
+    WithReceipts,
     done,
+    done_of,
     plain,
 )
 from subvene.runner.experiments.results import JudgeRecord, Metric, QuestionText, judge_record
-from subvene.runner.files.ledger import MISSING, Ledger, digest
-from subvene.runner.judges import BOTH, INFO, TRUTH, Answer, Judge, Judgement, Quality, make_judge
+from subvene.runner.files.json_value import Json
+from subvene.runner.files.ledger import Ledger, digest
+from subvene.runner.judges import BOTH, INFO, TRUTH, Answer, Identity, Judge, Judgement, Quality, make_judge
+from subvene.runner.judges.base import Usage
 from subvene.runner.measures.truthfulqa_answers import answer_questions
 from subvene.runner.measures.truthfulqa_scores import score_choices
 from subvene.specs import TruthfulQASpec
 
+_SCORES: tuple[Literal["mc1", "mc2", "mc3"], ...] = ("mc1", "mc2", "mc3")
 _QUALITIES: dict[str, Quality[Judgement]] = {"true": TRUTH, "info": INFO}
+
+
+class _Choices(TypedDict):
+    mc1: float
+    mc2: float
+    mc3: float
+    correct: list[float]
+    incorrect: list[float]
+
+
+class _Scores(WithReceipts):
+    scores: dict[str, _Choices]
+    tokens: int
+    from_scratch: str | None
+
+
+class _Answers(WithReceipts):
+    answers: dict[str, str]
+
+
+class _Verdict(TypedDict):
+    p: float | None
+    verdict: bool | None
+    reason: str | None
+    missing: bool
+
+
+class _Judgements(TypedDict):
+    judgements: dict[str, dict[str, _Verdict]]
+    usage: Usage
+    missing: int
 
 
 class TruthfulQAMeasure(ConditionMeasure[Question]):
@@ -103,7 +138,7 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
             "questions": data_sha256(questions),
         }
 
-        def work() -> dict[str, Any]:
+        def work() -> _Scores:
             with arm.open() as m:
                 scores = score_choices(m, prompts, questions, batch_size=self.spec.batch_size)
             return {
@@ -122,15 +157,14 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
                 "from_scratch": scores.from_scratch,
             }
 
-        result = done("multiple_choice", identity, marking(arm.swept, work), ledger, progress, measured)
-        if measured.not_finite is not None:
+        result = done_of(arm, "multiple_choice", identity, work, ledger, progress, measured)
+        if result is None:
             return
-        for metric in ("mc1", "mc2", "mc3"):
+        for metric in _SCORES:
             measured.mean(metric, (score[metric] for score in result["scores"].values()))
         measured.receipts["multiple_choice"] = result["receipts"]
         for key, score in result["scores"].items():
-            values = {metric: score[metric] for metric in ("mc1", "mc2", "mc3")}
-            measured.questions.setdefault(key, {}).update(values)
+            measured.of(key).scores |= {metric: score[metric] for metric in _SCORES}
 
     def _generation(
         self,
@@ -148,7 +182,7 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
             "max_new_tokens": self.spec.max_new_tokens,
         }
 
-        def work() -> dict[str, Any]:
+        def work() -> _Answers:
             with arm.open() as m:
                 answers, receipts = answer_questions(
                     m,
@@ -160,12 +194,12 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
             by_key = {question.key: answer for question, answer in zip(questions, answers, strict=True)}
             return {"answers": by_key, "receipts": plain(receipts)}
 
-        generated = done("generation", identity, marking(arm.swept, work), ledger, progress, measured)
-        if measured.not_finite is not None:
+        generated = done_of(arm, "generation", identity, work, ledger, progress, measured)
+        if generated is None:
             return
         measured.receipts["generation"] = generated["receipts"]
         for key, answer in generated["answers"].items():
-            measured.questions.setdefault(key, {})["answer"] = answer
+            measured.of(key).text = answer
         measured.mean("empty", (not answer for answer in generated["answers"].values()))
         self._judge(questions, generated["answers"], ledger, progress, measured)
 
@@ -181,16 +215,16 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         if judge is None:
             raise ValueError("answers are judged only where generation is measured")
         about = judge.identity(BOTH)
-        identity = {
+        identity: dict[str, Json] = {
             "unit": "judgement",
             "judge": about,
             "questions": data_sha256(questions),
             "answers": digest(dict(answers)),
         }
 
-        def work() -> dict[str, Any]:
+        def work() -> _Judgements:
             rows = [Answer(q.question, answers[q.key], q.references, q.incorrect) for q in questions]
-            found: dict[str, Any] = {}
+            found: dict[str, dict[str, _Verdict]] = {}
             for metric, quality in _QUALITIES.items():
                 if judge.tells(quality):
                     judged = judge.judge(rows, quality)
@@ -204,27 +238,28 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
                         for q, j in zip(questions, judged, strict=True)
                     }
             missing = sum(j["missing"] for by_key in found.values() for j in by_key.values())
-            return {"judgements": found, "usage": judge.usage(), MISSING: missing}
+            return {"judgements": found, "usage": judge.usage(), "missing": missing}
 
         judged = done("judgement", identity, work, ledger, progress, measured)["judgements"]
         for metric, by_key in judged.items():
-            verdicts = [j["verdict"] for j in by_key.values() if j["verdict"] is not None]
+            verdicts = [verdict for j in by_key.values() if (verdict := j["verdict"]) is not None]
             measured.mean(metric, verdicts)
             measured.counts[f"{metric}_without_verdict"] = len(by_key) - len(verdicts)
             measured.counts[f"{metric}_missing"] = sum(j["missing"] for j in by_key.values())
             for key, j in by_key.items():
-                measured.questions[key][metric] = j["verdict"]
-                measured.questions[key][f"{metric}_p"] = j["p"]
+                marks = measured.of(key)
+                marks.scores |= {metric: j["verdict"], f"{metric}_p": j["p"]}
                 if j["missing"]:
-                    measured.questions[key][f"{metric}_missing"] = j["reason"]
+                    marks.missing[metric] = j["reason"]
         true, info = measured.metrics.get("true"), measured.metrics.get("info")
         if true is not None and info is not None:
             # As published, the product of the means; and beside it the share of answers that are both.
             measured.metrics["true_info"] = Metric(mean=true.mean * info.mean, n=min(true.n, info.n))
             both = [
-                judged["true"][key]["verdict"] and judged["info"][key]["verdict"]
+                is_true and is_informative
                 for key in judged["true"]
-                if judged["true"][key]["verdict"] is not None and judged["info"][key]["verdict"] is not None
+                if (is_true := judged["true"][key]["verdict"]) is not None
+                and (is_informative := judged["info"][key]["verdict"]) is not None
             ]
             measured.mean("true_and_info", both)
 
@@ -275,11 +310,11 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         """As `measure`."""
         return self.measure(arm, items, session.ledger, progress, only=only)
 
-    def data(self) -> Mapping[str, Any]:
+    def data(self) -> Mapping[str, Json]:
         """Of the questions and of what stands before them."""
         return about_data(self.questions) | {"prompts_sha256": self.prompts_sha256}
 
-    def judge_identity(self) -> Mapping[str, Any] | None:
+    def judge_identity(self) -> Identity | None:
         """As records have it."""
         return None if self.judge is None else self.judge.describe(BOTH)
 

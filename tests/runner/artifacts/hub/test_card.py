@@ -58,7 +58,7 @@ def test_the_card_is_complete(m: IntervenedModel, server: Hub) -> None:
         'model = transformers.AutoModelForCausalLM.from_pretrained("meta/llama")\n'
         'm = pyvene.IntervenableModel.load("ann/glad", model)',
         server.content(NAME, "intervention.yaml").decode(),
-        "## Measured\n\n**contrast**\n\n"
+        "## Measured\n\n**contrast: 1 pair**\n\n"
         "| coefficient | mean difference | standard error | positive preferred |\n"
         "| --- | --- | --- | --- |\n| 1.5 | 0.1235 | – | 1 |\n",
         "32 tokens edited\n\n## Receipt",

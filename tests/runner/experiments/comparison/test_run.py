@@ -21,8 +21,9 @@ from subvene.runner.experiments.results import Condition
 from subvene.runner.experiments.rows import METRICS, rows
 from subvene.runner.files.ledger import LedgerWarning
 from subvene.runner.models.identity import AlteredWarning
+from subvene.runner.reports.documents import in_markdown
 from subvene.runner.reports.publish import card_table
-from subvene.runner.reports.tables import markdown
+from subvene.runner.reports.tables import document
 from subvene.specs import SubveneError
 
 
@@ -162,7 +163,7 @@ def test_the_card_of_a_cell_has_its_own_numbers(whole: dict[str, Any]) -> None:
     own, _, table = card_table(results, one.artifact).partition("\n\n")
     assert own.startswith(f"This folder is **{one.label} (seed {one.seed}, fold {one.fold})**")
     assert f"MC2 {one.metrics['mc2'].mean:.4g}" in own
-    assert table.strip() == markdown(results).strip()
+    assert table.strip() == in_markdown(document(results)).strip()
     for one in kept:
         artifact = whole["output"] / str(one.artifact)
         assert (artifact / "intervention.yaml").is_file()

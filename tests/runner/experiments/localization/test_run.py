@@ -16,8 +16,9 @@ from subvene.runner.artifacts.hub import push
 from subvene.runner.experiments.localization.section import section_of
 from subvene.runner.experiments.results import Condition, Results
 from subvene.runner.experiments.rows import METRICS
-from subvene.runner.experiments.study import StudyResult
-from subvene.runner.reports.localization_tables import localization_markdown
+from subvene.runner.experiments.scaffold import StudyResult
+from subvene.runner.reports.documents import in_markdown
+from subvene.runner.reports.localization_tables import document
 from subvene.runner.reports.pushed import measured_of
 from subvene.specs import SubveneError
 
@@ -136,7 +137,7 @@ def test_end_to_end(localization: Path, tmp_path: Path, monkeypatch: pytest.Monk
             )
             for metric, measured in arms["edit_probed"].metrics.items():
                 assert f"{METRICS.get(metric, metric)} {measured.mean:.4g}" in own
-            assert localization_markdown(results) in card
+            assert in_markdown(document(results)) in card
             assert "| edit, random heads × 2 |" in card
             del server.repositories["ann/edit"]
 
@@ -203,7 +204,7 @@ def test_too_few_questions_are_said_before_the_model_is_loaded(
     localization: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_questions(tmp_path / "questions.csv", QUESTIONS[:2])
-    import subvene.runner.experiments.study as module
+    import subvene.runner.experiments.scaffold as module
 
     def unexpected(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("the model was loaded")

@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 
 from subvene.runner.experiments.comparison.measures import Measured
+from subvene.runner.experiments.comparison.measures.base import Marks
 from subvene.runner.experiments.localization.samples import Resamples, Sample
 from subvene.runner.files.statistics import percentile_interval
 
 
 def measured() -> list[Measured]:
     by_question = {
-        "a": {"mc1": 1.0, "mc2": 0.9, "true": 1.0, "info": 1.0, "answer": "x"},
+        "a": {"mc1": 1.0, "mc2": 0.9, "true": 1.0, "info": 1.0},
         "b": {"mc1": 0.0, "mc2": 0.2, "true": 0.0, "info": 1.0},
         "c": {"mc1": 1.0, "mc2": 0.4, "true": None, "info": 0.0},
     }
     texts = {"ce": [2.0, 4.0], "kl": [0.1, 0.4], "tokens": [11, 31]}
-    return [Measured(questions=by_question), Measured(texts=texts)]
+    marks = {key: Marks(scores=scores) for key, scores in by_question.items()}
+    return [Measured(questions=marks), Measured(texts=texts)]
 
 
 def test_values_on_all_questions_are_the_metrics() -> None:

@@ -136,7 +136,7 @@ def test_the_artifact_is_the_condition_of_its_own_strength(several: Path, tmp_pa
     assert table.strip() in card
     three = results.conditions[2].metrics
     assert f"This folder is **+3** of the run below: contrast {three['contrast'].mean:.4g}" in card
-    assert "**contrast 2**" in card
+    assert "**contrast 2: 1 pair**" in card
     assert IntervenedModel.from_pretrained(output / "artifact").spec.interventions[0].strength == 3
 
 

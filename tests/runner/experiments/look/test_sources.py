@@ -45,6 +45,11 @@ def test_columns_reach_sources_positions_and_the_reloaded_artifact(
     assert receipt["source"]["name"] == "other"
     assert (receipt["source"]["rows_fed"], receipt["source"]["rows_equal"]) == (2, 0)
     assert found.sections["look"]["reload_difference"] == 0
+    page = (output / "report.html").read_text()
+    assert "What was read of each source" in page
+    distance = receipt["source"]["mean_distance"]
+    cells = ["other", "block_output[1]", "4 in 4 rows", f"{distance:.3f}", "0 of 2"]
+    assert all(f">{cell}</td>" in page for cell in cells)
     assert json.loads((output / "results.json").read_text())["sections"]["look"]
 
 

@@ -18,7 +18,7 @@ from subvene.runner.experiments.persona.conditions import cap_warning
 from subvene.runner.experiments.persona.section import Edit, SweepPoint, TraitRecord
 from subvene.runner.experiments.persona.sweep import choice_of
 from subvene.runner.experiments.results import Results, metric_of
-from subvene.runner.experiments.study import StudyResult
+from subvene.runner.experiments.scaffold import StudyResult
 from subvene.runner.intervened.scoring import log_probs
 from subvene.runner.reports.persona_tables import section_of
 from subvene.specs import SpecError, SubveneError, TraitSweepSpec
@@ -331,7 +331,9 @@ def test_refused_before_the_model_is_loaded(
     message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("subvene.runner.experiments.study.load_model", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "subvene.runner.experiments.scaffold.load_model", lambda *a, **k: pytest.fail("loaded")
+    )
     edit = fields.pop("edit", None)
     path = persona(**fields)
     if edit is not None:

@@ -167,7 +167,7 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(
     def loaded(*_: Any, **__: Any) -> None:
         pytest.fail("the model was loaded")
 
-    monkeypatch.setattr("subvene.runner.experiments.study.load_model", loaded)
+    monkeypatch.setattr("subvene.runner.experiments.scaffold.load_model", loaded)
     with pytest.raises(SubveneError, match=expected):
         run_experiment(folder / "wrong.yaml", output=folder / "wrong")
 

@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from subvene.runner.cli._wide import print_wide
+from subvene.runner.reports.console import print_wide
 
 HEADS = ["True", "Info", "True×Info", "True∧Info", "MC1", "MC2", "MC3", "CE", "KL"]
 ROWS = [

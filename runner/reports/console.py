@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from subvene.runner.files.printable import on_line
+from subvene.runner.reports.blocks import Over, Table
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -38,6 +41,27 @@ def print_wide(
             table.add_row(Text(name), *(Text(cells[i]) for i in part))
         console.print()
         console.print(table)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a block's table, spreads below their means.
+
+    Args:
+        console: where to.
+        table: whose first column names its rows.
+    """
+    lines = [[_in_lines(said) for said in row] for row in table.parts()]
+    rows = [(first, rest) for first, *rest in lines]
+    heads = [column.head for column in table.columns]
+    if table.title:
+        console.print(table.title, soft_wrap=True, markup=False)
+    print_wide(console, heads[0], heads[1:], rows)
+
+
+def _in_lines(said: Over) -> str:
+    """A cell in narrow lines: what it says, then each bound of what belongs to that."""
+    detail = on_line(said.detail).replace(" to ", "\nto ").replace(", ", ",\n")
+    return "\n".join(filter(None, (on_line(said.main), detail)))
 
 
 def _width(*texts: str) -> int:

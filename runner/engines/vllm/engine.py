@@ -1,0 +1,230 @@
+"""vLLM as an engine for Python: prompts and what is done to them in, answers, scores and receipts out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from subvene.runner.engines.catalogue import Reserve
+from subvene.runner.engines.errors import EngineError
+from subvene.runner.engines.in_process import Answers, Sampling
+from subvene.runner.engines.vllm import versions
+from subvene.runner.engines.vllm.settings import KEY, Settings, digest
+
+_RPC = "subvene_rpc"
+
+Asked = Sequence[Mapping[str, Any] | str]
+"""Artifacts that a request names: see `admission.parse`."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities of a given response.
+
+    Attributes:
+        log_probs: of each of its tokens.
+        receipt: what each intervention did.
+    """
+
+    log_probs: list[float]
+    receipt: list[dict[str, Any]]
+
+
+class VllmEngine:
+    """A model in vLLM, and the artifacts that requests may name.
+
+    Args:
+        model: as vLLM takes it: a folder, or a name on the Hub.
+        artifacts: name → folder.
+        reserve: room for artifacts that come later, and for requests that name several.
+        options: any of `vllm.LLM`'s.
+
+    Raises:
+        EngineError: vLLM is not there, is another version, has not loaded the plugin, or is to be run in a
+            way in which artifacts do not run.
+        SubveneError: an artifact cannot be read, or is of another model.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        artifacts: Mapping[str, Path | str],
+        *,
+        reserve: Reserve | None = None,
+        **options: Any,
+    ) -> None:
+        check_active()
+        import vllm
+
+        held = Settings({name: str(folder) for name, folder in artifacts.items()}, reserve or Reserve())
+        config = {**options.pop("additional_config", {}), KEY: held.to_config()}
+        self.llm = vllm.LLM(model=model, additional_config=config, **options)
+        self.base = model
+        check_workers(self.llm)
+
+    @property
+    def artifacts(self) -> tuple[str, ...]:
+        """Names of what is held."""
+        return tuple(_front(self.llm).catalogue.held)
+
+    def add(self, name: str, folder: Path | str) -> None:
+        """Hold another artifact: see `add`."""
+        add(self.llm, name, folder)
+
+    def remove(self, name: str) -> None:
+        """Hold an artifact no longer: see `remove`."""
+        remove(self.llm, name)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], asked: Sequence[Asked | None], sampling: Sampling
+    ) -> list[Answers]:
+        """Answer prompts, all at once, each with artifacts of its own.
+
+        Args:
+            prompts: tokens.
+            asked: the artifacts of each prompt.
+            sampling: how.
+
+        Raises:
+            vllm.exceptions.VLLMValidationError: one asks for what cannot be done; nothing has run.
+            NotSteeredError: one was not steered as declared.
+        """
+        import vllm
+
+        options = {
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": sampling.seed,
+            "n": sampling.n,
+            "stop": list(sampling.stop),
+        }
+        each = [vllm.SamplingParams(**options, extra_args=_extra(one)) for one in asked]
+        tokens = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        return [_answers(output) for output in self.llm.generate(tokens, each, use_tqdm=False)]
+
+    def score(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], asked: Sequence[Asked | None]
+    ) -> list[Scores]:
+        """Log-probabilities of given responses, by vLLM's log-probabilities of a prompt.
+
+        Args:
+            pairs: tokens of each prompt and of the response to it.
+            asked: the artifacts of each pair.
+
+        Raises:
+            NotSteeredError: one was not steered as declared.
+        """
+        import vllm
+
+        tokens, each = [], []
+        for (prompt, response), wishes in zip(pairs, asked, strict=True):
+            tokens.append({"prompt_token_ids": [*prompt, *response]})
+            extra = _extra(wishes, prompt_tokens=len(prompt))
+            each.append(vllm.SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, extra_args=extra))
+        outputs = self.llm.generate(tokens, each, use_tqdm=False)
+        return [_scores(output, len(prompt)) for output, (prompt, _) in zip(outputs, pairs, strict=True)]
+
+    def close(self) -> None:
+        """End the engine and its processes."""
+        self.llm.llm_engine.engine_core.shutdown()
+
+
+def check_active() -> None:
+    """Refuse to go on where vLLM would pass over artifacts in silence.
+
+    Raises:
+        EngineError: vLLM is not there, is another version, or has not loaded the plugin.
+    """
+    versions.check()
+    from subvene.runner.engines.vllm.plugin import is_active
+
+    if not is_active():
+        raise EngineError(
+            "vLLM has not loaded subvene's plugin, and would pass over artifacts: VLLM_PLUGINS, if set, "
+            "has to name `subvene`; if it does, vLLM's log says why it could not be loaded"
+        )
+
+
+def check_workers(llm: Any) -> None:
+    """Hold what every worker has against what the front end has.
+
+    Raises:
+        EngineError: one has something else, or nothing.
+    """
+    catalogue = _front(llm).catalogue
+    ranks = llm.collective_rpc(_RPC, args=("state",))
+    if any(rank["digest"] != digest(catalogue) for rank in ranks):
+        raise EngineError("a worker of vLLM does not hold the artifacts that its front end holds")
+    sites = {site for rank in ranks for site in rank["sites"]}
+    if missing := sorted(catalogue.rooms.keys() - sites):
+        raise EngineError(f"no worker of vLLM edits {', '.join(missing)}")
+
+
+def add(llm: Any, name: str, folder: Path | str) -> None:
+    """Hold another artifact in a running engine, for requests from now on.
+
+    Raises:
+        SubveneError: it cannot be read or run, or there is no room for it; nothing has changed.
+    """
+    front = _front(llm)
+    front.add(name, str(folder))
+    try:
+        llm.collective_rpc(_RPC, args=("add", name, str(folder)))
+        check_workers(llm)
+    except Exception as error:
+        front.catalogue.remove(name)
+        raise EngineError(
+            f"{name}: not every worker could take it ({error}); start the engine again"
+        ) from error
+
+
+def remove(llm: Any, name: str) -> None:
+    """Hold an artifact no longer; its room is free.
+
+    Raises:
+        RequestError: a request is running with it.
+        EngineError: none of that name is held.
+    """
+    front, states = _front(llm), llm.llm_engine.output_processor.request_states
+    front.check_unused(name, (s.subvene for s in states.values() if s.subvene is not None))
+    front.catalogue.remove(name)
+    llm.collective_rpc(_RPC, args=("remove", name))
+
+
+def _front(llm: Any) -> Any:
+    if (front := llm.llm_engine.input_processor.subvene) is None:
+        raise EngineError("this engine was started without artifacts (additional_config: subvene)")
+    return front
+
+
+def _extra(asked: Asked | None, **more: int) -> dict[str, Any] | None:
+    return None if not asked else {"subvene": {"artifacts": list(asked), **more}}
+
+
+def _receipt(output: Any) -> list[dict[str, Any]]:
+    return [] if output.subvene is None else [asdict(one) for one in output.subvene.receipts]
+
+
+def _answers(output: Any) -> Answers:
+    return Answers(
+        texts=[answer.text for answer in output.outputs],
+        finished=[answer.finish_reason for answer in output.outputs],
+        prompt_tokens=len(output.prompt_token_ids),
+        tokens=sum(len(answer.token_ids) for answer in output.outputs),
+        receipt=_receipt(output),
+        ids=[_without_end(answer) for answer in output.outputs],
+    )
+
+
+def _without_end(answer: Any) -> list[int]:
+    """The tokens of an answer. vLLM keeps the token that ended it; a text that did is in `stop_reason`."""
+    ended = answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str)
+    return list(answer.token_ids)[: -1 if ended else None]
+
+
+def _scores(output: Any, begins: int) -> Scores:
+    ids, found = output.prompt_token_ids, output.prompt_logprobs
+    return Scores([found[i][ids[i]].logprob for i in range(begins, len(ids))], _receipt(output))

@@ -1,0 +1,271 @@
+"""The data plane in vLLM's models: hooks at the edited sites, made of operations on buffers that stay put.
+
+They are installed while the model is built, before anything of it is compiled, so that compilation sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from subvene.interventions import Sizes
+from subvene.runner.engines.catalogue import Room
+from subvene.runner.engines.dense import DenseSite, Reduce
+from subvene.runner.engines.errors import EngineError
+
+NAME = "subvene_site"
+MEASURES = 3
+"""Of each request at each site: tokens with an edit, tokens changed by it, Σ ‖Δ‖/‖h‖."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a model class of vLLM keeps its parts, and what its blocks return.
+
+    Attributes:
+        pair: whether a block returns (hidden, residual), whose sum is the residual stream.
+        attention: the attention module within a block; the input of its `o_proj` are the heads.
+        mlp: the module within a block whose output is what the feed-forward part adds.
+        core: the module within the attention module whose output the heads are; None: the input of `o_proj`.
+        blocks: the list of blocks.
+    """
+
+    pair: bool = True
+    attention: str = "self_attn"
+    mlp: str = "mlp"
+    core: str | None = "attn"
+    blocks: str = "model.layers"
+
+
+_USUAL = Layout()
+_TRANSFORMERS = Layout(pair=False, core=None)
+
+# Each was run against the same weights under transformers (tests/vllm). What a block returns cannot be told
+# from its modules: Cohere's returns a pair whose first part alone is the stream.
+LAYOUTS: dict[str, Layout] = {
+    "LlamaForCausalLM": _USUAL,
+    "MistralForCausalLM": _USUAL,
+    "Qwen2ForCausalLM": _USUAL,
+    "Qwen3ForCausalLM": _USUAL,
+    "Qwen3MoeForCausalLM": _USUAL,
+    "GemmaForCausalLM": _USUAL,
+    "Gemma2ForCausalLM": _USUAL,
+    "Gemma3ForCausalLM": _USUAL,
+    "Phi3ForCausalLM": _USUAL,
+    "MixtralForCausalLM": Layout(mlp="block_sparse_moe"),
+    "GptOssForCausalLM": Layout(attention="attn"),
+}
+# Of vLLM's own wrapper around transformers' models: by the architecture in the config.
+TRANSFORMERS_LAYOUTS: dict[str, Layout] = {"Olmo2ForCausalLM": _TRANSFORMERS}
+
+
+def layout_of(model_class: str, architectures: Collection[str]) -> Layout:
+    """Where a model keeps its parts.
+
+    Raises:
+        EngineError: it is not known; nothing is guessed.
+    """
+    if model_class.startswith("Transformers"):
+        for architecture in architectures:
+            if architecture in TRANSFORMERS_LAYOUTS:
+                return TRANSFORMERS_LAYOUTS[architecture]
+    elif model_class in LAYOUTS:
+        return LAYOUTS[model_class]
+    known = ", ".join([*LAYOUTS, *TRANSFORMERS_LAYOUTS])
+    raise EngineError(
+        f"vLLM runs {', '.join(architectures)} as {model_class}, and what its blocks return has not been "
+        f"checked; there are: {known}"
+    )
+
+
+@dataclass
+class Step:
+    """What all sites of a worker share: buffers that each step fills.
+
+    Attributes:
+        scale: S [tokens, cells].
+        slot: the request's slot of each token, [tokens]; the last slot is nobody's.
+        slots: how many there are beside nobody's.
+        active: the sites that anything of this step is edited at.
+        skips: whether another site is left out; compiled code leaves none out.
+    """
+
+    scale: torch.Tensor
+    slot: torch.Tensor
+    slots: int
+    active: frozenset[str]
+    skips: bool
+
+
+class SiteEdit(nn.Module):
+    """What is done at one site of this rank, and what it measures.
+
+    Args:
+        name: `site[layer]`.
+        dense: what is done.
+        step: the buffers.
+    """
+
+    scale: torch.Tensor
+    slot: torch.Tensor
+    seen: torch.Tensor
+    step: Step
+
+    def __init__(self, name: str, dense: DenseSite, step: Step) -> None:
+        super().__init__()
+        self.name, self.dense = name, dense
+        self.register_buffer("scale", step.scale, persistent=False)
+        self.register_buffer("slot", step.slot, persistent=False)
+        seen = torch.zeros(step.slots + 1, MEASURES, dtype=torch.float32, device=step.scale.device)
+        self.register_buffer("seen", seen, persistent=False)
+        self.__dict__["step"], self.skips = step, step.skips
+
+    def is_idle(self) -> bool:
+        """Whether nothing of this step is edited here."""
+        return self.skips and self.name not in self.step.active
+
+    def forward(self, h: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """Edit `h` [..., width], or the sum of `h` and `residual` by a change to `h`."""
+        flat = h.reshape(-1, h.shape[-1])
+        stream = flat if residual is None else flat + residual.reshape(flat.shape)
+        delta, acts = self.dense.delta(stream, self.scale[: len(flat)])
+        # The smaller of the two summands, where half precision loses least.
+        edited = torch.where(acts, (flat.float() + delta).to(flat.dtype), flat)
+        self._measure(stream, delta, acts, (edited != flat).any(-1, keepdim=True))
+        return edited.view_as(h)
+
+    def _measure(
+        self, stream: torch.Tensor, delta: torch.Tensor, acts: torch.Tensor, changed: torch.Tensor
+    ) -> None:
+        sums = torch.cat(
+            [
+                delta.square().sum(-1, keepdim=True),
+                stream.float().square().sum(-1, keepdim=True),
+                changed.float(),
+            ],
+            dim=-1,
+        )
+        if self.dense.reduce is not None:
+            sums = self.dense.reduce(sums)
+        # As the runner under transformers measures it.
+        ratio = (sums[:, :1] / sums[:, 1:2].clamp_min(1e-24)).sqrt()
+        told = torch.cat([torch.ones_like(ratio), (sums[:, 2:] > 0).float(), ratio], dim=-1)
+        self.seen.index_add_(0, self.slot[: len(stream)], torch.where(acts, told, torch.zeros_like(told)))
+
+
+def install(
+    model: nn.Module,
+    layout: Layout,
+    rooms: dict[str, Room],
+    groups: int,
+    sizes: Sizes,
+    step: Step,
+    split: tuple[int, int, Reduce],
+) -> dict[str, SiteEdit]:
+    """Put the edits of a catalogue's rooms into this rank's part of a model.
+
+    Args:
+        model: as vLLM has built it, without weights.
+        layout: where its parts are.
+        rooms: by site.
+        groups: interventions there may be.
+        sizes: of the whole model.
+        step: shared buffers.
+        split: rank, number of ranks and how they add up, of tensor parallelism.
+
+    Returns:
+        The sites that are here; other pipeline stages have the others.
+    """
+    blocks = cast(nn.ModuleList, model.get_submodule(layout.blocks))
+    made: dict[str, SiteEdit] = {}
+    for name, room in sorted(rooms.items()):
+        site, _, layer = name[:-1].partition("[")
+        block = blocks[int(layer)]
+        if type(block).__name__ == "PPMissingLayer":
+            continue
+        width, part, reduce = sizes.site_width(site), slice(None), None
+        if site == "attention_heads":
+            rank, ranks, reduce_all = split
+            width //= ranks
+            part = slice(rank * width, (rank + 1) * width)
+            reduce = reduce_all if ranks > 1 else None
+            _check_heads(block, layout, width, name)
+        dense = DenseSite(
+            width, len(room.columns), room.depth, groups, reads=room.reads, part=part, reduce=reduce
+        )
+        made[name] = SiteEdit(name, dense, step)
+        _attach(block, layout, site, made[name])
+    return made
+
+
+def _check_heads(block: nn.Module, layout: Layout, width: int, name: str) -> None:
+    projection: Any = block.get_submodule(f"{layout.attention}.o_proj")
+    found = getattr(projection, "input_size_per_partition", None) or projection.input_size
+    if found != width:
+        raise EngineError(f"{name}: expected {width} features of heads on this rank, found {found}")
+
+
+def _attach(block: nn.Module, layout: Layout, site: str, edit: SiteEdit) -> None:
+    where, hook = _place(block, layout, site)
+    # A submodule, so that dynamo finds its buffers where it looks for them.
+    where.add_module(f"{NAME}_{site}", edit)
+    if hook is _before:
+        where.register_forward_pre_hook(_before)
+    else:
+        where.register_forward_hook(hook)
+
+
+def _place(block: nn.Module, layout: Layout, site: str) -> tuple[nn.Module, Callable[..., Any]]:
+    match site:
+        case "block_output":
+            return block, _block if layout.pair else _block_alone
+        case "attention_output":
+            return block.get_submodule(layout.attention), _attention
+        case "mlp_output":
+            return block.get_submodule(layout.mlp), _mlp
+        case "attention_heads" if layout.core is None:
+            return block.get_submodule(f"{layout.attention}.o_proj"), _before
+        case "attention_heads":
+            # Not the projection itself: LoRA puts another module into its place.
+            return block.get_submodule(f"{layout.attention}.{layout.core}"), _heads
+    raise EngineError(f"{site}: this engine does not know this site")
+
+
+def _block(module: Any, _: Any, output: Any) -> Any:
+    edit = module.subvene_site_block_output
+    if edit.is_idle():
+        return None
+    return (edit(output[0], output[1]), *output[1:])
+
+
+def _block_alone(module: Any, _: Any, output: Any) -> Any:
+    edit = module.subvene_site_block_output
+    return None if edit.is_idle() else _first(edit, output)
+
+
+def _attention(module: Any, _: Any, output: Any) -> Any:
+    edit = module.subvene_site_attention_output
+    return None if edit.is_idle() else _first(edit, output)
+
+
+def _mlp(module: Any, _: Any, output: Any) -> Any:
+    edit = module.subvene_site_mlp_output
+    return None if edit.is_idle() else _first(edit, output)
+
+
+def _heads(module: Any, _: Any, output: Any) -> Any:
+    edit = module.subvene_site_attention_heads
+    return None if edit.is_idle() else _first(edit, output)
+
+
+def _before(module: Any, args: Any) -> Any:
+    edit = module.subvene_site_attention_heads
+    return None if edit.is_idle() else (edit(args[0]), *args[1:])
+
+
+def _first(edit: SiteEdit, output: Any) -> Any:
+    return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)

@@ -1,0 +1,44 @@
+"""A cell of a comparison: one condition at one point, for one seed and fold, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from subvene.runner.data.truthfulqa.questions import Question
+from subvene.runner.data.truthfulqa.splits import validation_keys
+from subvene.runner.experiments.results import Point
+from subvene.runner.recipes.localized_edit import held_out_keys
+from subvene.specs import ConditionSpec, ITISpec, LocalizedEditSpec
+from subvene.specs.recipes import BaseRecipe
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One condition at one point of its sweep, for one seed and fold."""
+
+    condition: ConditionSpec
+    seed: int
+    fold: int
+    point: Point
+
+
+def held_out(recipe: BaseRecipe, tuning: Sequence[Question], seed: int) -> Mapping[str, Question]:
+    """By key, the questions that a fit holds out for validation."""
+    keys: frozenset[str] = frozenset()
+    if isinstance(recipe, ITISpec):
+        keys = validation_keys(tuning, recipe.validation, seed)
+    elif isinstance(recipe, LocalizedEditSpec):
+        keys = held_out_keys(recipe, tuning, seed)
+    return {q.key: q for q in tuning if q.key in keys}
+
+
+def in_words(point: Point) -> str:
+    """`strength=5, k=16`: the last part of each path, with its value."""
+    return ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in point.items())
+
+
+def file_name(point: Point) -> str:
+    """The same as a part of a file's name; nothing for a condition without a sweep."""
+    words = in_words(point).replace(", ", "-").replace("=", "")
+    return "".join(c if c.isalnum() or c in "-._" else "_" for c in words)

@@ -1,0 +1,1 @@
+"""Interchange: what the subspaces of a fit do when they are swapped, beside what else would do it."""
