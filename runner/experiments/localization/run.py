@@ -24,6 +24,7 @@ from subvene.runner.experiments.comparison.measures import (
     TruthfulQAMeasure,
     check_complete,
 )
+from subvene.runner.experiments.judged_shares import judged_section
 from subvene.runner.experiments.localization import evidence
 from subvene.runner.experiments.localization.collection import Collection, arm_record
 from subvene.runner.experiments.localization.plan import Candidate, Planned, declared_of, edits_of, plan
@@ -161,7 +162,7 @@ class Localization:
             kept = self._keep(planned, arm, arms, output)
             place = {"group": planned.group, "point": candidate.point, "artifact": kept}
             collection.add(planned.name, measured, arm_record(planned, arm, probed), **place)
-        return self._results(collection, probed)
+        return self._results(collection, probed, ledger)
 
     # Fits --------------------------------------------------------------------------------------------------
 
@@ -304,7 +305,7 @@ class Localization:
 
     # Results -----------------------------------------------------------------------------------------------
 
-    def _results(self, collection: Collection, probed: Probed) -> Results:
+    def _results(self, collection: Collection, probed: Probed, ledger: Ledger) -> Results:
         level, samples, judge = self.asked.level, collection.samples, self.measure.judge
         texts = samples["baseline"].texts.get("tokens", ())
         drawn = Resamples.drawn(self.asked.resamples, len(self.tested), len(texts), self.spec.seed)
@@ -335,7 +336,10 @@ class Localization:
                 q.key: QuestionText(question=q.question, best=q.best, category=q.category)
                 for q in self.tested
             },
-            sections={SECTION: section.model_dump(mode="json")},
+            sections={
+                SECTION: section.model_dump(mode="json"),
+                **judged_section(conditions, judge, self.tested, ledger),
+            },
         )
 
     # Units -------------------------------------------------------------------------------------------------

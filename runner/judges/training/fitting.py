@@ -50,8 +50,8 @@ PARTS = 5
 _COMPONENTS = 32
 _CHUNK = 1024
 _TREES = {
-    "max_iter": 300,
-    "learning_rate": 0.05,
+    "max_iter": 150,
+    "learning_rate": 0.1,
     "max_leaf_nodes": 15,
     "max_features": 0.3,
     "min_samples_leaf": 40,

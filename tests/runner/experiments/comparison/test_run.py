@@ -222,7 +222,7 @@ def test_only_what_changed_is_done_again(comparison: Path, tmp_path: Path) -> No
     comparison.write_text(text.replace("kind: reference", "kind: reference, metric: bleu"))
     run(comparison, output)
     newer = units(output)[len(first) + len(new) :]
-    assert {u["unit"]["unit"] for u in newer} == {"judgement"}
+    assert {u["unit"]["unit"] for u in newer} == {"judgement", "judgement of nulls"}
 
 
 def _with_model(path: Path, **fields: Any) -> None:
