@@ -23,6 +23,8 @@ from subvene.runner.judges.evasions import is_evasive
 from subvene.runner.judges.nulls import null_answers
 
 SECTION = "judged_shares"
+#: What the name of a metric ends with that is a second judge's.
+SECOND = "_second"
 _ASPECTS = {"true": "truth", "info": "info"}
 _QUALITIES: dict[str, Quality[Judgement]] = {"true": TRUTH, "info": INFO}
 Verdicts = Mapping[str, bool | None]
@@ -81,6 +83,21 @@ class Rates(Record):
     n_no: int
 
 
+class Opinions(Record):
+    """How far two judges agree on the answers on which both have a verdict.
+
+    Attributes:
+        share: of answers on which they say the same.
+        kappa: Cohen's (1960): 0 is what their shares of yes alone would give, 1 is always; None where one of
+            them says the same of every answer, and there is nothing to agree on.
+        n: how many answers.
+    """
+
+    share: float
+    kappa: float | None
+    n: int
+
+
 class JudgedShares(Record):
     """What a study's judged shares are worth.
 
@@ -88,11 +105,13 @@ class JudgedShares(Record):
         rows: the conditions.
         nulls: by what the model says that says one thing.
         rates: by `true` and `info`; nothing where the judge states none.
+        agreement: by `true` and `info`, with a second judge; empty without one.
     """
 
     rows: tuple[JudgedRow, ...] = ()
     nulls: dict[str, Shares] = Field(default={})
     rates: dict[str, Rates] = Field(default={})
+    agreement: dict[str, Opinions] = Field(default={})
 
 
 class _Nulls(TypedDict):
@@ -135,6 +154,7 @@ def judged_section(
             )
             for name, one in rates.items()
         },
+        agreement=_agreement(conditions),
     )
     return {SECTION: section.model_dump(mode="json")}
 
@@ -183,6 +203,30 @@ def _row(label: str, cells: Sequence[Condition], rates: Mapping[str, ErrorRates]
         evasive=1 - len(answering) / len(items),
         corrected=found,
     )
+
+
+def _agreement(conditions: Sequence[Condition]) -> dict[str, Opinions]:
+    """Over the answers of all conditions."""
+    from sklearn.metrics import cohen_kappa_score
+
+    found: dict[str, Opinions] = {}
+    for name in _ASPECTS:
+        pairs = [
+            (bool(first), bool(second))
+            for condition in conditions
+            for item in condition.items
+            if (first := item.scores.get(name)) is not None
+            and (second := item.scores.get(f"{name}{SECOND}")) is not None
+        ]
+        if pairs:
+            firsts, seconds = zip(*pairs, strict=True)
+            told = len(set(firsts)) > 1 and len(set(seconds)) > 1
+            found[name] = Opinions(
+                share=sum(first == second for first, second in pairs) / len(pairs),
+                kappa=float(cohen_kappa_score(firsts, seconds)) if told else None,
+                n=len(pairs),
+            )
+    return found
 
 
 def _rates(judge: Judge) -> dict[str, ErrorRates]:

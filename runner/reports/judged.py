@@ -92,6 +92,12 @@ def _said(found: JudgedShares) -> list[str]:
         ]
     else:
         said.append("the judge states no sensitivity and specificity: nothing is corrected")
+    for name, two in found.agreement.items():
+        kappa = "no κ, one of them says the same of all" if two.kappa is None else f"κ = {two.kappa:.2f}"
+        said.append(
+            f"second opinion on {METRICS[name]}: the two judges say the same of {two.share:.3f} of {two.n} "
+            f"answers ({kappa})"
+        )
     return said
 
 

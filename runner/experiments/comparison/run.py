@@ -111,7 +111,7 @@ class Comparison:
         for declared, measure in self.measures:
             data[f"{declared.kind}_{of_kind[declared.kind]}"] = measure.data()
             of_kind[declared.kind] += 1
-        judges = [about for _, measure in self.measures if (about := measure.judge_identity()) is not None]
+        judges = [about for _, measure in self.measures for about in measure.judge_identities()]
         return run_manifest(dump_spec(self.spec), self.folder, data=data, judges=judges)
 
     def check(self) -> None:
@@ -196,7 +196,6 @@ class Comparison:
         for _, measure in self.measures:
             if isinstance(measure, TruthfulQAMeasure):
                 sections |= judged_section(cells, measure.judge, measure.questions, ledger)
-        judges = (measure.judged_by() for _, measure in self.measures)
         asked: dict[str, QuestionText] = {}
         for _, measure in self.measures:
             asked |= measure.questions_asked()
@@ -205,7 +204,7 @@ class Comparison:
             conditions=tuple(cells),
             choices=tuple(self.choices),
             fits=tuple(fits),
-            judges=tuple(judge for judge in judges if judge is not None),
+            judges=tuple(judge for _, measure in self.measures for judge in measure.judged_by()),
             questions=asked,
             sections=sections,
         )

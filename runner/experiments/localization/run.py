@@ -38,12 +38,11 @@ from subvene.runner.experiments.localization.section import (
     Split,
 )
 from subvene.runner.experiments.localization.verdict import verdict
-from subvene.runner.experiments.results import Choice, Point, QuestionText, Results, Tried, judge_record
+from subvene.runner.experiments.results import Choice, Point, QuestionText, Results, Tried
 from subvene.runner.experiments.study import Step
 from subvene.runner.files.json_value import Json, as_read
 from subvene.runner.files.ledger import Ledger, Result
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.judges import BOTH
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.models.identity import Manifest, run_manifest
 from subvene.runner.recipes import RECIPES, Fitted
@@ -120,13 +119,12 @@ class Localization:
 
     def manifest(self) -> Manifest:
         """What there is to know about where the numbers come from."""
-        judge = self.measure.judge
         asked = about_data(self.measure.questions) | {"prompts_sha256": self.measure.prompts_sha256}
         return run_manifest(
             dump_spec(self.spec),
             self.folder,
             data={"fit": about_data(self.fitted_on), "truthfulqa_0": asked},
-            judges=[] if judge is None else [judge.describe(BOTH)],
+            judges=list(self.measure.judge_identities()),
         )
 
     def units(self) -> int:
@@ -306,7 +304,7 @@ class Localization:
     # Results -----------------------------------------------------------------------------------------------
 
     def _results(self, collection: Collection, probed: Probed, ledger: Ledger) -> Results:
-        level, samples, judge = self.asked.level, collection.samples, self.measure.judge
+        level, samples = self.asked.level, collection.samples
         texts = samples["baseline"].texts.get("tokens", ())
         drawn = Resamples.drawn(self.asked.resamples, len(self.tested), len(texts), self.spec.seed)
         conditions = collection.bounded(drawn, level)
@@ -331,14 +329,14 @@ class Localization:
             kind=self.asked.kind,
             conditions=conditions,
             choices=tuple(collection.choices),
-            judges=() if judge is None else (judge_record(judge.describe(BOTH), judge.usage()),),
+            judges=self.measure.judged_by(),
             questions={
                 q.key: QuestionText(question=q.question, best=q.best, category=q.category)
                 for q in self.tested
             },
             sections={
                 SECTION: section.model_dump(mode="json"),
-                **judged_section(conditions, judge, self.tested, ledger),
+                **judged_section(conditions, self.measure.judge, self.tested, ledger),
             },
         )
 

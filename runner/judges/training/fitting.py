@@ -50,6 +50,7 @@ PARTS = 5
 _COMPONENTS = 32
 _CHUNK = 1024
 _TREES = {
+    "max_bins": 63,
     "max_iter": 150,
     "learning_rate": 0.1,
     "max_leaf_nodes": 15,

@@ -88,7 +88,7 @@ def test_a_run_of_a_model_that_says_one_sentence_does_not_win(tmp_path: Path, se
     expected = corrected(found.rows[0].all.true, len(ASKED), rates)
     got = found.rows[0].corrected["true"]
     assert (got.share, got.low, got.high) == (expected.share, expected.low, expected.high)
-    lines = list(csv.DictReader((tmp_path / "run/tables/judged.csv").open(encoding="utf-8")))
+    lines = list(csv.DictReader((tmp_path / "run/tables/judged.csv").read_text("utf-8").splitlines()))
     assert [line["null"] for line in lines] == ["0", "1", "1", "1", "1"]
     assert f"null: {OTHERS}" in (tmp_path / "run/tables/results.md").read_text("utf-8")
 
