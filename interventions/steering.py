@@ -43,7 +43,7 @@ class SteeringIntervention(ActivationIntervention):
     def build(
         cls, spec: SteeringSpec, table: TensorTable, sizes: Sizes
     ) -> list[tuple[str, int | None, Self]]:
-        width, key, length = sizes.site_width(spec.site), spec.vector.key, None
+        width, key, length = sizes.site_width(spec.site, spec.layer), spec.vector.key, None
         vector = table.get(key, spec.site, spec.layer, shape=(width,), nonzero=True)
         if spec.unit == "residual_norm":
             length = table.get(key, spec.site, spec.layer, shape=(), part=RESIDUAL_NORM, nonzero=True)

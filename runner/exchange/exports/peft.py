@@ -28,6 +28,7 @@ from subvene.runner.exchange.exports.base import (
     ExportError,
     Verdict,
     Written,
+    of_no_map,
     positions_in_words,
 )
 from subvene.runner.exchange.exports.cards import CARD, HERE, export_card
@@ -43,6 +44,8 @@ _CHECKPOINT = "the format checkpoint holds it as a bias"
 
 def judge(declared: AnyIntervention, facts: Facts) -> Verdict:
     """Linear edits of attention at all positions are exact; a LoRA has no bias for what is added."""
+    if (verdict := of_no_map(declared)) is not None:
+        return verdict
     if facts.monitored:
         return Verdict("refused", "it adds a vector, and a LoRA has no bias", KEEP)
     if facts.is_constant:
