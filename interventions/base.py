@@ -39,7 +39,7 @@ class ActivationIntervention(
     buffer_names: ClassVar[tuple[str, ...]] = ()
     parameter_names: ClassVar[tuple[str, ...]] = ()
     #: Whether what is added is the strength times Δ(h). None: the kind does not say.
-    linear_in_strength: ClassVar[bool | None] = None
+    linear_in_strength: bool | None = None
     #: Whether stock pyvene, which passes the activation and nothing else, gets the same edit. None: the kind
     #: does not say.
     acts_alone: bool | None = None

@@ -52,6 +52,10 @@ def judge(declared: AnyIntervention, facts: Facts) -> Verdict:
         return Verdict("refused", "it adds a constant, and a LoRA has no bias", _CHECKPOINT)
     if not facts.is_affine:
         return Verdict("refused", "what it does depends on the activation, and a LoRA is linear", KEEP)
+    if facts.adds_constant:
+        return Verdict(
+            "refused", "it adds a constant beside a linear map, and a LoRA has no bias", _CHECKPOINT
+        )
     if declared.site == "block_output":
         return Verdict("refused", "no weight carries the residual stream on, and a LoRA is of weights", KEEP)
     if declared.positions != "all":
