@@ -85,7 +85,7 @@ class SteeringIntervention(ActivationIntervention):
             return moved
         before, after = (torch.linalg.vector_norm(x, dim=-1, keepdim=True) for x in (h, moved))
         # A sum of zero has no direction that could be given a length, and stays.
-        return moved * (before / after.clamp_min(torch.finfo(after.dtype).tiny))
+        return moved / after.clamp_min(torch.finfo(after.dtype).tiny) * before
 
     @property
     def preserves_norm(self) -> bool:
