@@ -42,7 +42,7 @@ def _sites(spec: type[BaseIntervention]) -> str:
             name for option in (field.annotation, *get_args(field.annotation)) for name in get_args(option)
         }
         sites = [site for site in SITES if site in options]
-        words = "all four" if len(sites) == len(SITES) else ", ".join(f"`{site}`" for site in sites)
+        words = "all" if len(sites) == len(SITES) else ", ".join(f"`{site}`" for site in sites)
     else:
         example = spec.model_validate(next(iter(spec.examples.values())))
         words = f"`{example.site}`"

@@ -25,7 +25,7 @@ from subvene.specs.positions import (
     TokenIndices,
 )
 from subvene.specs.questions import QuestionsSpec
-from subvene.specs.sites import SITES, Site
+from subvene.specs.sites import CORE_SITES, SITES, CoreSite, Site
 from subvene.specs.sources import SourceRef, SourceSpec
 from subvene.specs.tensors import TensorName, TensorRef, is_cell_key, parse_tensor_name, tensor_name
 from subvene.specs.variants import intervention_name, points, system_prompt, variant
@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from subvene.specs.traits import SHIPPED_TRAITS, TraitSpec, trait_name
 
 __all__ = [
+    "CORE_SITES",
     "SHIPPED_TRAITS",
     "SITES",
     "AnyEvaluation",
@@ -91,6 +92,7 @@ __all__ = [
     "ContrastSpec",
     "ContrastSystems",
     "ContrastTexts",
+    "CoreSite",
     "DASSpec",
     "DivergenceSpec",
     "ExperimentSpec",
