@@ -49,6 +49,8 @@ class ActivationIntervention(
     needs_tokens: ClassVar[bool] = False
     #: Whether the runner has to hand it the input of the module whose output it edits.
     needs_module_input: bool = False
+    settings: torch.Tensor
+    _index: torch.Tensor | None
 
     def __init__(
         self,
@@ -244,11 +246,11 @@ class ActivationIntervention(
 
     def _read_settings(self) -> None:
         settings = unpack(self.settings)
+        self._index = None
         self.positions: Positions = parse_positions(settings["positions"])
         self.options: dict[str, Any] = settings["options"]
         #: The columns of the module's activation that are the site; None: all of them.
         self.site_columns: list[int] | None = settings.get("columns")
-        self._index: torch.Tensor | None = None
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -52,7 +53,7 @@ def log_probs(
         batch = pad(rows, lengths, pad_id_of(m.tokenizer), "right")
         # Logits only from the first cursor of the batch on: the vocabulary is the largest tensor here.
         first = min(lengths) - 1
-        options: dict[str, object] = {"use_cache": False, "logits_to_keep": batch.input_ids.shape[1] - first}
+        options: dict[str, Any] = {"use_cache": False, "logits_to_keep": batch.input_ids.shape[1] - first}
         if strengths is not None:
             options["strengths"] = {name: [values[i] for i in chosen] for name, values in strengths.items()}
         options["prompt_lengths"] = batch.prompt_lengths

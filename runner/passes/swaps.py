@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from transformers.cache_utils import Cache
@@ -250,7 +250,7 @@ class LayerSwaps:
                 ~seen, torch.finfo(dtype).min
             ),
             "position_ids": position.clamp_max(longest),
-            "past_key_values": Cache(layers=layers),
+            "past_key_values": Cache(layers=cast(Any, layers)),
             "use_cache": True,
         }
 

@@ -94,7 +94,8 @@ def sources(columns: Sequence[str], parts: Sequence[Read]) -> Html | None:
 
 def _source_cells(parts: Sequence[SourceRecord]) -> list[str]:
     """What several runs read of one source at one place, as cells for `SOURCE_COLUMNS` but the first two."""
-    places = [part[end] for part in parts for end in ("first", "last") if part[end] is not None]
+    ends = [(part["first"], part["last"]) for part in parts]
+    places = [place for pair in ends for place in pair if place is not None]
     weights = [part["rows_fed"] for part in parts]
     return [
         f"{sum(part['tokens'] for part in parts):,} in {sum(part['rows'] for part in parts):,} rows",

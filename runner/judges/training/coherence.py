@@ -331,7 +331,7 @@ def _logits(
     batch = pad(rows, [0] * len(rows), pad_id_of(m.tokenizer), "right")
     kept = batch.input_ids.shape[1] - first
     mask = batch.attention_mask
-    options: dict[str, object] = {"use_cache": False, "logits_to_keep": kept}
+    options: dict[str, Any] = {"use_cache": False, "logits_to_keep": kept}
     if prefix is not None:
         mask = torch.cat([mask.new_ones(len(rows), prefix.length), mask], 1)
         options |= {"use_cache": True, "past_key_values": prefix.fork([0] * len(rows))}
