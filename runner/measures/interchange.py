@@ -151,7 +151,7 @@ class CellMeasure:
     def _probed(self, swaps: LayerSwaps, place: str) -> dict[str, Any]:
         """A linear probe of the states at the place, and what it says of held-out ones."""
         judged = self._judged
-        base, source = (vectors.double().cpu().numpy() for vectors in swaps.swaps[place].means())
+        base, source = (vectors.cpu().double().numpy() for vectors in swaps.swaps[place].means())
         own, of_source = judged.own.cpu().numpy(), judged.of_source.cpu().numpy()
 
         def both(rows: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
