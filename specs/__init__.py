@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from subvene.specs.recipes import (
         AnyRecipe,
         DASSpec,
+        ExpertsSpec,
         ITISpec,
         LocalizedEditSpec,
         MeanDifferenceSpec,
@@ -102,6 +103,7 @@ __all__ = [
     "DASSpec",
     "DivergenceSpec",
     "ExperimentSpec",
+    "ExpertsSpec",
     "Fact",
     "FactsFile",
     "FieldTokens",
@@ -208,6 +210,7 @@ _LATER = {
         "recipes": (
             "AnyRecipe",
             "DASSpec",
+            "ExpertsSpec",
             "ITISpec",
             "LocalizedEditSpec",
             "MeanDifferenceSpec",
