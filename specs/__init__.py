@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from subvene.specs.recipes import (
         AnyRecipe,
         DASSpec,
+        ExpertsSpec,
         ITISpec,
         LocalizedEditSpec,
         MeanDifferenceSpec,
@@ -96,6 +97,7 @@ __all__ = [
     "DASSpec",
     "DivergenceSpec",
     "ExperimentSpec",
+    "ExpertsSpec",
     "Fact",
     "FactsFile",
     "FieldTokens",
@@ -206,6 +208,7 @@ _LATER = {
         "recipes": (
             "AnyRecipe",
             "DASSpec",
+            "ExpertsSpec",
             "ITISpec",
             "LocalizedEditSpec",
             "MeanDifferenceSpec",

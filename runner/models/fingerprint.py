@@ -93,7 +93,8 @@ def model_fingerprint(model: Any) -> BlocksFingerprint:
 
 def own_widths(model: Any, places: Iterable[str]) -> dict[str, int]:
     """The widths of those places (`mlp_neurons[3]`) that only the modules of a model tell."""
-    sizes, found = None, {}
+    sizes: PartSizes | None = None
+    found: dict[str, int] = {}
     for place in places:
         site, _, layer = place.rstrip("]").rpartition("[")
         if site in OWN_WIDTHS:
