@@ -7,6 +7,8 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 from one_sentence import write_one_sentence_model
 from tiny_questions import write_questions
 from typer.testing import CliRunner
@@ -39,9 +41,11 @@ ASKED = [
 EXPERIMENT = """\
 subvene: 1
 model: {name: ONE}
-interventions: []
+interventions:
+- {kind: steering, site: block_output, layer: 0, vector: {file: t.safetensors, key: v}, coefficient: 1,
+   positions: response}
 conditions:
-- {name: one sentence, interventions: []}
+- {name: sentence, interventions: []}
 evaluate:
 - {kind: truthfulqa, data: {file: questions.csv}, preset: qa, primer: primer.txt, measure: [generation],
    max_new_tokens: 8}
@@ -53,6 +57,7 @@ evaluate:
 def test_a_run_of_a_model_that_says_one_sentence_does_not_win(tmp_path: Path, sentence: str) -> None:
     write_one_sentence_model(tmp_path / "ONE", sentence)
     write_questions(tmp_path / "questions.csv", [(q, best, [best], [false]) for q, best, false in ASKED])
+    safetensors.torch.save_file({"v.block_output[0]": torch.ones(16)}, tmp_path / "t.safetensors")
     (tmp_path / "primer.txt").write_text("Q: Is it so?\nA: It is.\n")
     (tmp_path / "one.yaml").write_text(EXPERIMENT.replace("ONE", str(tmp_path / "ONE")))
     ran = CliRunner().invoke(app, ["run", str(tmp_path / "one.yaml"), "--output", str(tmp_path / "run")])
