@@ -1,7 +1,5 @@
 """The base of every model of a spec: closed, frozen, and clear about unknown and missing fields."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 

@@ -13,10 +13,16 @@ from subvene.specs._base import SpecModel
 from subvene.specs._fields import Identifier, Seed, Seeds, Text
 from subvene.specs._flaws import Expect, Flaw, Loc, Shaped, refuse
 from subvene.specs.conditions import ConditionSpec
-from subvene.specs.evaluations import AnyEvaluation, TracingEvaluation
+from subvene.specs.evaluations import AnyEvaluation
 from subvene.specs.interventions import AnyIntervention, SteeringSpec
 from subvene.specs.interventions.pyvene import share_flaws
-from subvene.specs.kinds import InterchangeSpec, LocalizationSpec, PersonaSpec, TraitEvaluation
+from subvene.specs.kinds import (
+    InterchangeSpec,
+    LocalizationSpec,
+    PersonaSpec,
+    TracingEvaluation,
+    TraitEvaluation,
+)
 from subvene.specs.model import ModelSpec
 from subvene.specs.recipes import AnyRecipe, BaseRecipe
 from subvene.specs.sources import SourceSpec, source_flaws

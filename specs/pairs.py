@@ -1,7 +1,5 @@
 """Contrast pairs: what should and what should not be, side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Self
 

@@ -29,6 +29,7 @@ class ReceiptRecord(TypedDict):
     """An `InterventionReceipt` as `Receipt.to_dict` writes it, as far as it is told in words."""
 
     name: str
+    kind: str
     sites: list[str]
     strengths: list[float]
     edited: dict[str, int]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -68,7 +68,7 @@ class OwnSampling:
         own["top_k"] = _TOP_K if model.generation_config.top_k is None else model.generation_config.top_k
         if own["top_k"] == 0:
             del own["top_k"]
-        known = _PENALTIES | (_WARPERS if draws else {})
+        known = {**_PENALTIES, **(_WARPERS if draws else {})}
         # Of a checkpoint that does not draw, transformers leaves these out too.
         kept = {name: value for name, value in own.items() if draws or name not in _WARPERS}
         if strange := sorted(kept.keys() - known.keys()):
@@ -93,4 +93,6 @@ class OwnSampling:
             logits: of the model, [vocabulary].
         """
         row = torch.tensor([ids], device=logits.device)
-        return self.processors(row, logits.unsqueeze(0).float())[0]
+        # transformers declares the classes of an older torch (LongTensor, FloatTensor).
+        scores: torch.Tensor = self.processors(cast(Any, row), cast(Any, logits.unsqueeze(0).float()))[0]
+        return scores

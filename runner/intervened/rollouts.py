@@ -365,6 +365,8 @@ def draw(
         top_p: float64 [rows]; the tokens drawn from are the fewest likeliest ones that hold so much.
     """
     device = logits.device
+    if device.type == "mps":  # has no float64
+        return draw(logits.cpu(), u, temperatures=temperatures, top_p=top_p).to(device)
     scaled = logits.double() / temperatures.to(device).unsqueeze(1)
     p = scaled.softmax(-1)
     nucleus = top_p < 1

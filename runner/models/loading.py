@@ -102,8 +102,8 @@ def check_given(model: Any, tokenizer: Any, name: str) -> None:
         name: what the error calls the model.
 
     Raises:
-        ModelError: naming the tokens that it has no row for, the setting of its generation that is none, or an
-            implementation of attention that leaves out what the model's has.
+        ModelError: naming the tokens that it has no row for, the setting of its generation that is none, or
+            an implementation of attention that leaves out what the model's has.
     """
     settings = getattr(model, "generation_config", None)
     flaw = None if settings is None else generation_flaw(vars(settings))

@@ -1,4 +1,4 @@
-"""The softcap of attention logits (Gemma 2, equation in section 2 of arXiv:2408.00118), which some code leaves out."""
+"""The softcap of attention logits (Gemma 2, section 2 of arXiv:2408.00118), which some code leaves out."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def softcap_flaw(config: Any) -> str | None:
     if implementation not in _LEAVE_IT_OUT or not has_softcap(config):
         return None
     return (
-        f"attn_implementation {implementation!r} leaves out the softcap of this model's attention, so its numbers "
-        "would be another model's; load it with attn_implementation: eager (or flash_attention_2)"
+        f"attn_implementation {implementation!r} leaves out the softcap of this model's attention, so its "
+        "numbers would be another model's; load it with attn_implementation: eager (or flash_attention_2)"
     )

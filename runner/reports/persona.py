@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+from subvene.runner.edits.receipt import ReceiptRecord
 from subvene.runner.experiments.persona.section import Edit
 from subvene.runner.experiments.results import Results
 from subvene.runner.reports import markup
@@ -70,7 +71,7 @@ def receipts(results: Results) -> Html | None:
     lines, caps, read = [], [], list[Read]()
     for condition in results.conditions:
         where = [condition.group or "", condition.label]
-        for part in cast("list[dict[str, Any]]", condition.receipts.get("responses", [])):
+        for part in cast("list[ReceiptRecord]", condition.receipts.get("responses", [])):
             lines.append([*where, part["name"], *receipt_cells([part])])
             read.append(((*where, part["name"]), [part]))
         edit = Edit.of(condition)

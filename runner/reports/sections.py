@@ -16,6 +16,7 @@ from subvene.runner.reports.composition import composition
 from subvene.runner.reports.examples import examples
 from subvene.runner.reports.figures import probe_heat_map
 from subvene.runner.reports.intervals import intervals
+from subvene.runner.reports.judged import judged
 from subvene.runner.reports.markup import (
     Html,
     downloads,
@@ -169,6 +170,7 @@ def _downloads(results: Results) -> Html | None:
 SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
     ("Results", results_section),
     ("Intervals", intervals),
+    ("What the judge's word is worth", judged),
     ("Trade-offs", trade_offs),
     ("Composition", composition),
     ("Choice on validation questions", validation),

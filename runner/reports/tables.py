@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from pydantic import JsonValue
+
 from subvene.runner.experiments.comparison.composition import SECTION, CompositionSection, composition_lines
 from subvene.runner.experiments.intervals import intervals_in
 from subvene.runner.experiments.results import Condition, Results, missing_verdicts
@@ -16,6 +18,7 @@ from subvene.runner.measures.missing import missing_in_words
 from subvene.runner.reports.blocks import Column, Document, Items, Mean, Table
 from subvene.runner.reports.documents import document_files
 from subvene.runner.reports.intervals import intervals_csv, intervals_document
+from subvene.runner.reports.judged import judged_document, judged_files
 
 
 def comparison_files(results: Results) -> dict[str, str]:
@@ -31,6 +34,7 @@ def comparison_files(results: Results) -> dict[str, str]:
     if (bounds := intervals_csv(results)) is not None:
         files |= {"intervals.csv": bounds}
         files |= document_files("intervals", intervals_document(results), results.kind)
+    files |= judged_files(results)
     if answers := list(_answer_lines(results)):
         files["answers.csv"] = csv_text(answers)
     return files
@@ -38,7 +42,7 @@ def comparison_files(results: Results) -> dict[str, str]:
 
 def document(results: Results) -> Document:
     """The table with what must be known to read it: spread, judge, chosen points, warnings."""
-    return [results_table(results), Items(tuple(notes(results)))]
+    return [results_table(results), Items(tuple(notes(results))), *judged_document(results)]
 
 
 def results_table(results: Results) -> Table:
@@ -133,7 +137,7 @@ def notes(results: Results) -> list[str]:
     return said
 
 
-def _by_path(point: Mapping[str, Any]) -> str:
+def _by_path(point: Mapping[str, JsonValue]) -> str:
     return ", ".join(f"{path} = {value}" for path, value in point.items())
 
 

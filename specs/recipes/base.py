@@ -1,7 +1,5 @@
 """What recipes have in common: they give tensors under keys that a spec tells before anything runs."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Mean difference: a direction from contrast pairs."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from pydantic import Field

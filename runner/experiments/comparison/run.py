@@ -32,7 +32,9 @@ from subvene.runner.experiments.comparison.measures import (
     check_complete,
     merged,
 )
+from subvene.runner.experiments.comparison.measures.truthfulqa import TruthfulQAMeasure
 from subvene.runner.experiments.intervals import INTERVALS, intervals_of
+from subvene.runner.experiments.judged_shares import judged_section
 from subvene.runner.experiments.results import (
     Choice,
     Condition,
@@ -109,7 +111,7 @@ class Comparison:
         for declared, measure in self.measures:
             data[f"{declared.kind}_{of_kind[declared.kind]}"] = measure.data()
             of_kind[declared.kind] += 1
-        judges = [about for _, measure in self.measures if (about := measure.judge_identity()) is not None]
+        judges = [about for _, measure in self.measures for about in measure.judge_identities()]
         return run_manifest(dump_spec(self.spec), self.folder, data=data, judges=judges)
 
     def check(self) -> None:
@@ -193,7 +195,9 @@ class Comparison:
         }
         if self.composition is not None:
             sections[SECTION] = self.composition.section(rows(cells), cells).model_dump(mode="json")
-        judges = (measure.judged_by() for _, measure in self.measures)
+        for _, measure in self.measures:
+            if isinstance(measure, TruthfulQAMeasure):
+                sections |= judged_section(cells, measure.judge, measure.questions, ledger)
         asked: dict[str, QuestionText] = {}
         for _, measure in self.measures:
             asked |= measure.questions_asked()
@@ -202,7 +206,7 @@ class Comparison:
             conditions=tuple(cells),
             choices=tuple(self.choices),
             fits=tuple(fits),
-            judges=tuple(judge for judge in judges if judge is not None),
+            judges=tuple(judge for _, measure in self.measures for judge in measure.judged_by()),
             questions=asked,
             sections=sections,
         )

@@ -24,6 +24,7 @@ from subvene.runner.experiments.comparison.measures import (
     TruthfulQAMeasure,
     check_complete,
 )
+from subvene.runner.experiments.judged_shares import judged_section
 from subvene.runner.experiments.localization import evidence
 from subvene.runner.experiments.localization.collection import Collection, arm_record
 from subvene.runner.experiments.localization.plan import Candidate, Planned, declared_of, edits_of, plan
@@ -37,12 +38,11 @@ from subvene.runner.experiments.localization.section import (
     Split,
 )
 from subvene.runner.experiments.localization.verdict import verdict
-from subvene.runner.experiments.results import Choice, Point, QuestionText, Results, Tried, judge_record
+from subvene.runner.experiments.results import Choice, Point, QuestionText, Results, Tried
 from subvene.runner.experiments.study import Step
 from subvene.runner.files.json_value import Json, as_read
 from subvene.runner.files.ledger import Ledger, Result
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.judges import BOTH
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.models.identity import Manifest, run_manifest
 from subvene.runner.recipes import RECIPES, Fitted
@@ -119,13 +119,12 @@ class Localization:
 
     def manifest(self) -> Manifest:
         """What there is to know about where the numbers come from."""
-        judge = self.measure.judge
         asked = about_data(self.measure.questions) | {"prompts_sha256": self.measure.prompts_sha256}
         return run_manifest(
             dump_spec(self.spec),
             self.folder,
             data={"fit": about_data(self.fitted_on), "truthfulqa_0": asked},
-            judges=[] if judge is None else [judge.describe(BOTH)],
+            judges=list(self.measure.judge_identities()),
         )
 
     def units(self) -> int:
@@ -161,7 +160,7 @@ class Localization:
             kept = self._keep(planned, arm, arms, output)
             place = {"group": planned.group, "point": candidate.point, "artifact": kept}
             collection.add(planned.name, measured, arm_record(planned, arm, probed), **place)
-        return self._results(collection, probed)
+        return self._results(collection, probed, ledger)
 
     # Fits --------------------------------------------------------------------------------------------------
 
@@ -314,8 +313,8 @@ class Localization:
 
     # Results -----------------------------------------------------------------------------------------------
 
-    def _results(self, collection: Collection, probed: Probed) -> Results:
-        level, samples, judge = self.asked.level, collection.samples, self.measure.judge
+    def _results(self, collection: Collection, probed: Probed, ledger: Ledger) -> Results:
+        level, samples = self.asked.level, collection.samples
         texts = samples["baseline"].texts.get("tokens", ())
         drawn = Resamples.drawn(self.asked.resamples, len(self.tested), len(texts), self.spec.seed)
         conditions = collection.bounded(drawn, level)
@@ -340,12 +339,15 @@ class Localization:
             kind=self.asked.kind,
             conditions=conditions,
             choices=tuple(collection.choices),
-            judges=() if judge is None else (judge_record(judge.describe(BOTH), judge.usage()),),
+            judges=self.measure.judged_by(),
             questions={
                 q.key: QuestionText(question=q.question, best=q.best, category=q.category)
                 for q in self.tested
             },
-            sections={SECTION: section.model_dump(mode="json")},
+            sections={
+                SECTION: section.model_dump(mode="json"),
+                **judged_section(conditions, self.measure.judge, self.tested, ledger),
+            },
         )
 
     # Units -------------------------------------------------------------------------------------------------

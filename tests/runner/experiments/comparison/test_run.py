@@ -249,7 +249,7 @@ def test_only_what_changed_is_done_again(comparison: Path, tmp_path: Path) -> No
     comparison.write_text(text.replace("kind: reference", "kind: reference, metric: bleu"))
     run(comparison, output)
     newer = units(output)[len(first) + len(new) :]
-    assert {u["unit"]["unit"] for u in newer} == {"judgement"}
+    assert {u["unit"]["unit"] for u in newer} == {"judgement", "judgement of nulls"}
 
 
 def _with_model(path: Path, **fields: Any) -> None:
@@ -295,7 +295,7 @@ def test_a_run_that_reads_conversations_otherwise_is_done_again(
     change(comparison, folder)
     again = done_now()
     assert again == [unit for unit in first if unit in set(again)]
-    assert set(first) - set(again) <= {"judgement"}
+    assert set(first) - set(again) <= {"judgement", "judgement of nulls"}
     assert done_now() == []
 
 
