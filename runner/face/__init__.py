@@ -12,8 +12,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from subvene.runner import __all__ as _OF_RUNNER
+
 if TYPE_CHECKING:
     from subvene.runner import ArtifactError as ArtifactError
+    from subvene.runner import CacheError as CacheError
+    from subvene.runner import ConcurrentRunError as ConcurrentRunError
     from subvene.runner import ExportError as ExportError
     from subvene.runner import HubError as HubError
     from subvene.runner import IntervenedModel as IntervenedModel
@@ -36,21 +40,6 @@ if TYPE_CHECKING:
     __version__: str
 
 _OF_SPECS = ("ExperimentSpec", "InterventionSpec", "SpecError", "SubveneError", "json_schema", "load_spec")
-_OF_RUNNER = (
-    "ArtifactError",
-    "ExportError",
-    "HubError",
-    "IntervenedModel",
-    "NotFiniteError",
-    "NotSteeredError",
-    "PositionError",
-    "Receipt",
-    "Results",
-    "export",
-    "fit",
-    "load_model",
-    "run_experiment",
-)
 _PARTS = ("interventions", "runner", "specs")
 
 __all__ = [
