@@ -12,8 +12,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from subvene.runner import __all__ as _OF_RUNNER
-
 if TYPE_CHECKING:
     from subvene.runner import ArtifactError as ArtifactError
     from subvene.runner import CacheError as CacheError
@@ -39,6 +37,24 @@ if TYPE_CHECKING:
 
     __version__: str
 
+# Written out, not taken from `runner.__all__`: who needs specs or classes alone must not load the runner.
+_OF_RUNNER = (
+    "ArtifactError",
+    "CacheError",
+    "ConcurrentRunError",
+    "ExportError",
+    "HubError",
+    "IntervenedModel",
+    "NotFiniteError",
+    "NotSteeredError",
+    "PositionError",
+    "Receipt",
+    "Results",
+    "export",
+    "fit",
+    "load_model",
+    "run_experiment",
+)
 _OF_SPECS = ("ExperimentSpec", "InterventionSpec", "SpecError", "SubveneError", "json_schema", "load_spec")
 _PARTS = ("interventions", "runner", "specs")
 
