@@ -61,6 +61,34 @@ def _is_after_cursor(rule: Positions) -> bool:
     return getattr(rule, "of", "prompt") == "response"
 
 
+def place_turns(tracker: TokenTracker, turns: Sequence[Sequence[int]] | None) -> None:
+    """Tell a run where the assistant's turns begin.
+
+    Args:
+        tracker: of the run.
+        turns: of each row the 0-based positions of the tokens that decide the first token of such a turn;
+            None: nobody says.
+
+    Raises:
+        GateError: not one list for each row, or a position that its row does not have.
+    """
+    if turns is None:
+        return
+    lengths = tracker.length.tolist()
+    if len(turns) != len(lengths):
+        raise GateError(f"turns: expected {len(lengths)} lists of positions, one a row, found {len(turns)}")
+    table = torch.zeros(len(lengths), max(1, *lengths), dtype=torch.bool, device=tracker.index.device)
+    for row, (positions, length) in enumerate(zip(turns, lengths, strict=True)):
+        for position in positions:
+            if not 0 <= position < length:
+                raise GateError(
+                    f"turns: row {row} has {length} tokens, and no position {position}; expected the 0-based "
+                    "position of the token before each of the assistant's turns"
+                )
+            table[row, position] = True
+    tracker.tables[TURNS] = table
+
+
 def refuse_looking_back(entries: Sequence[Entry], interventions: Mapping[str, Any]) -> None:
     """Refuse a beam search under gates that look back: beams trade places, and with them their pasts.
 
