@@ -6,7 +6,7 @@ Who reads, and keeps what earlier calls have read, is the runner's business.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -217,5 +217,5 @@ class Gating(torch.nn.Module):
         return fades or any(reading.rule.ramp for reading in self.read())
 
 
-def _packed(told: dict[str, object]) -> torch.Tensor:
+def _packed(told: Mapping[str, object]) -> torch.Tensor:
     return torch.tensor(list(json.dumps(told, sort_keys=True).encode()), dtype=torch.uint8)

@@ -50,7 +50,7 @@ class Gated:
     """
 
     name: str
-    rule: Positions | Paired
+    rule: Rule
 
 
 Rule = Positions | Paired | Gated

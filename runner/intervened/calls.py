@@ -127,8 +127,7 @@ class Calls(NotPickled):
             return []
         if any(edit.gating is not None and edit.gating.is_by_turn for edit in self._edits):
             kwargs["turns"] = [
-                turn_cursors(self.tokenizer, prompt, ids, **options)
-                for prompt, ids in zip(given, texts, strict=True)
+                turn_cursors(self.tokenizer, *one, **options) for one in zip(given, texts, strict=True)
             ]
         kwargs.setdefault("pad_token_id", pad_id_of(self.tokenizer))
         batch = pad(texts, [len(text) for text in texts], pad_id_of(self.tokenizer), "left")
