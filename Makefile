@@ -120,7 +120,7 @@ env-vllm: .venv-vllm/$(VLLM) ## make .venv-vllm: vLLM for the CPU, subvene, the 
 docs: tables .venv-docs/.installed ## build the site into build/site (the first time installs 30 MB)
 	@rm -rf build/lib build/bdist.* build/docs build/site
 	@$(PIP) install --no-deps --no-build-isolation --no-index --target build/docs .
-	PYTHONPATH=build/docs .venv-docs/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=build/docs .venv-docs/bin/mkdocs build --quiet
 	@echo "docs: build/site/index.html"
 
 tables: env ## write what code gives to the docs: schemas and tables

@@ -1,7 +1,7 @@
-"""What mkdocs does to the pages besides rendering them: pages made of code and of examples, links out of docs/.
+"""What mkdocs does besides rendering pages: it adds those made of code and of examples, and leads links.
 
-The pages are written for a reader of the repository, so they link to files beside docs/. In the site an example is a
-page of its own, and every other such file a link into the repository.
+The pages are written for a reader of the repository, so they link to files beside docs/. In the site an
+example is a page of its own, and every other such file a link into the repository.
 """
 
 from __future__ import annotations

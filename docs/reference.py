@@ -1,7 +1,7 @@
-"""What the site's reference says, made of the code: every field of a spec, every command, every public name.
+"""The site's reference, made of the code: every field of a spec, every command, every public name.
 
-Fields come from the JSON Schema that editors read, commands from the command line itself. `docs/hooks.py` puts the
-pages into the site; nothing of them is kept in the repository.
+Fields come from the JSON Schema that editors read, commands from the command line itself. `docs/hooks.py`
+puts the pages into the site; nothing of them is kept in the repository.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def fields_page() -> str:
     seen: set[str] = set()
     for field, (title, _) in GROUPS.items():
         lines += [f"## {title}", ""]
-        for name in _named_in(schema["properties"][field]):
+        for name in dict.fromkeys(_named_in(schema["properties"][field])):
             seen.add(name)
             lines += _section(name, parts[name])
     lines += ["## Parts of these", ""]
@@ -154,15 +154,19 @@ def _paragraphs(text: str) -> Iterable[str]:
 def api_page() -> str:
     """The public names, each with its signature and docstring, which mkdocstrings reads from the source."""
     lines = ["# The Python interface", ""]
-    lines += [
-        "`from subvene import …` gives what most programs need; importing it loads neither torch nor transformers.",
-        "",
-    ]
-    for module in (subvene.runner, subvene.specs):
-        for name in sorted(set(subvene.__all__) & set(module.__all__)):
-            home = getattr(module, name)
-            lines += [f"## {name}", "", f"::: {home.__module__}.{home.__qualname__}", ""]
+    lines += ["`from subvene import …` gives what most programs need; importing it loads no torch.", ""]
+    parts = {name: part for part in (subvene.specs, subvene.runner) for name in part.__all__}
+    for name in sorted(parts.keys() & set(subvene.__all__), key=_rank):
+        home = getattr(parts[name], name)
+        lines += [f"## {name}", "", f"::: {home.__module__}.{home.__qualname__}"]
+        lines += ["    options: {inherited_members: true}"] * (name == "IntervenedModel")
+        lines.append("")
     return "\n".join(lines)
+
+
+def _rank(name: str) -> tuple[bool, bool, str]:
+    """What a reader looks for first: the model and `fit`, other functions and classes, then errors."""
+    return name.endswith("Error"), name not in ("IntervenedModel", "fit"), name.lower()
 
 
 PAGES: dict[str, Callable[[], str]] = {
