@@ -20,6 +20,7 @@ from subvene.interventions import Tokens
 from subvene.interventions.positions import needs_length, plain_positions
 from subvene.runner.data.text import TextError, pad, pad_id_of
 from subvene.runner.edits.forward_call import ForwardCall
+from subvene.runner.edits.gates import why_gated
 from subvene.runner.edits.not_finite import check_finite
 from subvene.runner.edits.receipt import Receipt, check_together
 from subvene.runner.files.progress import track
@@ -66,6 +67,8 @@ def why_not_shared(m: IntervenedModel, shared: Sequence[int], prompts: Sequence[
     lengths = torch.tensor(sorted({len(prompt) for prompt in prompts}))
     index = torch.arange(len(shared)).expand(len(lengths), -1)
     tokens = Tokens(index=index, real=torch.ones_like(index, dtype=torch.bool), prompt_length=lengths)
+    if (gated := why_gated(m.intervenable)) is not None:
+        return gated
     for entry in m.intervenable.entries:
         rule = m.intervenable.interventions[entry.keys[0]].positions
         if needs_length(rule):
