@@ -60,7 +60,15 @@ if TYPE_CHECKING:
         TrainedJudgeSpec,
         TransformersJudgeSpec,
     )
-    from subvene.specs.pairs import ContrastSystems, ContrastTexts, PairsFile, SystemPair, TextPair
+    from subvene.specs.pairs import (
+        ContrastPrompts,
+        Contrasts,
+        ContrastSystems,
+        ContrastTexts,
+        PairsFile,
+        SystemPair,
+        TextPair,
+    )
     from subvene.specs.preferences import TriplesSpec, TruthfulPairsSpec
     from subvene.specs.recipes import (
         AnyRecipe,
@@ -68,7 +76,9 @@ if TYPE_CHECKING:
         ExpertsSpec,
         ITISpec,
         LocalizedEditSpec,
+        LogisticSpec,
         MeanDifferenceSpec,
+        PCASpec,
         PersonaSpec,
         RandomDirectionSpec,
     )
@@ -90,9 +100,11 @@ __all__ = [
     "CompositionSpec",
     "ConditionEvaluation",
     "ConditionSpec",
+    "ContrastPrompts",
     "ContrastSpec",
     "ContrastSystems",
     "ContrastTexts",
+    "Contrasts",
     "CoreSite",
     "DASSpec",
     "DivergenceSpec",
@@ -110,10 +122,12 @@ __all__ = [
     "LastTokens",
     "LocalizationSpec",
     "LocalizedEditSpec",
+    "LogisticSpec",
     "MeanDifferenceSpec",
     "ModelSpec",
     "MultipleChoiceSpec",
     "OpenAIJudgeSpec",
+    "PCASpec",
     "PairsFile",
     "PatchingSpec",
     "PersonaSpec",
@@ -200,7 +214,15 @@ _LATER = {
             "TrainedJudgeSpec",
             "TransformersJudgeSpec",
         ),
-        "pairs": ("ContrastSystems", "ContrastTexts", "PairsFile", "SystemPair", "TextPair"),
+        "pairs": (
+            "ContrastPrompts",
+            "ContrastSystems",
+            "ContrastTexts",
+            "Contrasts",
+            "PairsFile",
+            "SystemPair",
+            "TextPair",
+        ),
         "preferences": (
             "TriplesSpec",
             "TruthfulPairsSpec",
@@ -211,7 +233,9 @@ _LATER = {
             "ExpertsSpec",
             "ITISpec",
             "LocalizedEditSpec",
+            "LogisticSpec",
             "MeanDifferenceSpec",
+            "PCASpec",
             "PersonaSpec",
             "RandomDirectionSpec",
         ),
