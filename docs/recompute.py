@@ -1,13 +1,18 @@
-"""What the results pages say, made again from the raw results: `python docs/recompute.py [--write]`.
+"""What the results pages say, made again from the raw results beside them.
 
-A page `docs/results/NAME.md` whose `docs/results/NAME/results.json.gz` is the run's `results.json` may hold
+    python docs/recompute.py                  # check every page that has raw results
+    python docs/recompute.py --write          # write their tables anew
+    python docs/recompute.py --keep RUN NAME  # take over a run's results as those of docs/results/NAME.md
+
+A page `NAME.md` whose `NAME/results.json.gz` is the run's `results.json` without the texts of the questions
+(they are other people's) may hold
 
 * tables, between `<!-- FILE.md: from the raw results -->` and `<!-- end -->`: a file of the run's `tables/`;
   with `FILE.md where COLUMN=VALUE` only the rows that have it;
-* claims, in the paragraph that makes them: `<!-- shown: CONDITION/METRIC up -->` (or `down`) stands only where
-  the paired difference from the first condition has that sign and a p below .05 after Holm's correction; the
-  paragraph has to give it as `+42.3 [+23.3, +61.3]`; `<!-- not shown: CONDITION/METRIC -->` only where it has
-  not. In a persona run a condition is `TRAIT/CONDITION`.
+* claims, in the paragraph that makes them: `<!-- shown: CONDITION/METRIC up -->` (or `down`) stands only
+  where the paired difference from the first condition has that sign and, after Holm's correction, a p below
+  .05, and the paragraph has to give it as `+42.3 [+23.3, +61.3]`; `<!-- not shown: CONDITION/METRIC -->`
+  only where it has not. In a persona run a condition is `TRAIT/CONDITION`.
 
 Means, intervals and p-values come from the scores of each question, not from what the run stored.
 """
@@ -19,7 +24,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,13 +143,25 @@ def _rows(document: str, column: str | None, value: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
-    """Check every page that has raw results, or write its tables anew."""
+def keep(run: Path, name: str) -> Path:
+    """Take over a run's results, without the texts of its questions; the same results give the same bytes."""
+    results = Results.load(run).model_copy(update={"questions": {}})
+    path = PAGES / name / RAW
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(gzip.compress(results.to_json().encode(), mtime=0))
+    return path
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Check every page that has raw results, or write its tables anew, or take over a run's results."""
+    if arguments[:1] == ["--keep"]:
+        keep(Path(arguments[1]), arguments[2])
+        return 0
     found = 0
     for page in sorted(PAGES.glob("*.md")):
         if (results := raw(page)) is None:
             continue
-        if "--write" in sys.argv[1:]:
+        if arguments == ["--write"]:
             page.write_text(with_tables(page.read_text("utf-8"), results), "utf-8")
         for problem in problems(page, results):
             found += 1
@@ -153,4 +170,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -27,15 +27,14 @@ def _condition(name: str, *scores: float) -> Condition:
     return Condition(
         name=name,
         label=name,
-        group="kind",
-        metrics={"score": Metric(mean=sum(scores) / len(scores), n=len(scores))},
-        items=tuple(Item(key=str(i), scores={"score": score}) for i, score in enumerate(scores)),
+        metrics={"contrast": Metric(mean=sum(scores) / len(scores), n=len(scores))},
+        items=tuple(Item(key=str(i), scores={"contrast": score}) for i, score in enumerate(scores)),
     )
 
 
 RESULTS = Results(
-    kind="persona",
-    sections={"persona": {"traits": {}}},
+    kind="comparison",
+    manifest={"spec": "subvene: 1"},
     conditions=(
         _condition("baseline", 10.0, 12.0, 11.0, 13.0, 9.0),
         _condition("steered", 50.0, 53.0, 50.0, 54.0, 48.0),
@@ -44,11 +43,11 @@ RESULTS = Results(
 )
 GOOD = """# A page
 
-<!-- differences.md where measure=score: from the raw results -->
+<!-- results.md where condition=steered: from the raw results -->
 <!-- end -->
 
-- **Steered scores more** (+40.0 [+38.8, +41.2]). <!-- shown: kind/steered/score up -->
-- Prompted: nothing is shown. <!-- not shown: kind/prompted/score -->
+- **Steered scores more** (+40.0 [+39.2, +40.8]). <!-- shown: steered/contrast up -->
+- Prompted: nothing is shown. <!-- not shown: prompted/contrast -->
 """
 
 
@@ -57,15 +56,15 @@ GOOD = """# A page
     [
         ("", "", None),
         (
-            "| kind | steered | score | 40.00 |",
-            "| kind | steered | score | 41.00 |",
+            "| steered | 51.000",
+            "| steered | 52.000",
             "a table is not the one",
         ),
-        ("steered/score up", "steered/score down", "is not shown"),
-        ("shown: kind/prompted/score", "shown: kind/steered/score", "is shown"),
-        ("not shown: kind/prompted/score", "shown: kind/prompted/score up", "is not shown"),
-        ("+40.0 [+38.8, +41.2]", "+45.0 [+38.8, +41.2]", "does not give"),
-        ("kind/steered/score up", "kind/steering/score up", "there is no such difference"),
+        ("steered/contrast up", "steered/contrast down", "is not shown"),
+        ("shown: prompted/contrast", "shown: steered/contrast", "is shown"),
+        ("not shown: prompted/contrast", "shown: prompted/contrast up", "is not shown"),
+        ("+40.0 [+39.2, +40.8]", "+45.0 [+39.2, +40.8]", "does not give"),
+        ("steered/contrast up", "steering/contrast up", "there is no such difference"),
     ],
 )
 def test_a_claim_or_a_table_that_is_not_so_is_found(
@@ -81,6 +80,6 @@ def test_a_claim_or_a_table_that_is_not_so_is_found(
 def test_a_stored_mean_that_is_not_of_its_items_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("x")
-    wrong = RESULTS.conditions[1].model_copy(update={"metrics": {"score": Metric(mean=60.0, n=5)}})
+    wrong = RESULTS.conditions[1].model_copy(update={"metrics": {"contrast": Metric(mean=60.0, n=5)}})
     results = RESULTS.model_copy(update={"conditions": (RESULTS.conditions[0], wrong)})
-    assert list(recompute.problems(page, results)) == ["steered: score is not the mean of its items"]
+    assert list(recompute.problems(page, results)) == ["steered: contrast is not the mean of its items"]
