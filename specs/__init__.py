@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from subvene.specs.composition import Composition, composition
 from subvene.specs.conditions import ChooseSpec, ConditionSpec
+from subvene.specs.engine import EngineSpec
 from subvene.specs.errors import Problem, SpecError, SubveneError
 from subvene.specs.experiment import ExperimentSpec, InterventionSpec
 from subvene.specs.facts import Fact, FactsFile, InlineFacts
@@ -99,6 +100,7 @@ __all__ = [
     "ContrastTexts",
     "DASSpec",
     "DivergenceSpec",
+    "EngineSpec",
     "ExperimentSpec",
     "Fact",
     "FactsFile",

@@ -13,6 +13,7 @@ from subvene.specs._base import SpecModel
 from subvene.specs._fields import Identifier, Seed, Seeds, Text
 from subvene.specs._flaws import Expect, Flaw, Loc, Shaped, refuse
 from subvene.specs.conditions import ConditionSpec
+from subvene.specs.engine import EngineSpec
 from subvene.specs.evaluations import AnyEvaluation, TracingEvaluation
 from subvene.specs.interventions import AnyIntervention, SteeringSpec
 from subvene.specs.interventions.pyvene import share_flaws
@@ -110,6 +111,10 @@ class ExperimentFields(InterventionSpec):
         default=None,
         description="Number of folds of the questions: each fold is tested with a fit that saw only the "
         "others. A question's fold depends on its own text alone.",
+    )
+    engine: EngineSpec | None = Field(
+        default=None,
+        description="What generates the responses; left out: transformers, in this process.",
     )
     output: Text | None = Field(
         default=None, description="Folder for the results, relative to the working directory."

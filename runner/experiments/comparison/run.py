@@ -22,6 +22,7 @@ from subvene.runner.experiments.comparison.arms import Arm, Arms
 from subvene.runner.experiments.comparison.cells import Cell, file_name, held_out, in_words
 from subvene.runner.experiments.comparison.composing import CompositionMeasure
 from subvene.runner.experiments.comparison.composition import SECTION
+from subvene.runner.experiments.comparison.engine import engine_of
 from subvene.runner.experiments.comparison.measures import (
     MEASURES,
     ConditionMeasure,
@@ -177,6 +178,7 @@ class Comparison:
             IntervenedModel.plain(arms.model, arms.tokenizer),
             ledger,
             lambda keys, seed, fold: arms.fitted_for(self.spec, keys, seed, self.tuning(fold)),
+            engine_of(self.spec, self.conditions, arms, self.folder),
         )
         baking = partial(self._check_baking, arms)
         places = [partial(self._tested, *place, session) for place in self._places()]
@@ -219,7 +221,7 @@ class Comparison:
 
     def _of_cell(self, cell: Cell, session: Session) -> _Tested:
         transformers.set_seed(cell.seed)
-        arm = self._arm(cell, session.arms)
+        arm = self._arm(cell, session)
         return cell, arm, self._measured(cell, arm, session)
 
     def _check_baking(self, arms: Arms) -> list[_Tested]:
@@ -275,7 +277,7 @@ class Comparison:
         metric, what = choose.by, f"condition {cell.condition.name}"
         words = f"{cell.condition.name} {in_words(cell.point)} on validation"
         measured = self._chooser(metric).run(
-            self._arm(cell, session.arms),
+            self._arm(cell, session),
             validation,
             session,
             self._told(words, cell),
@@ -302,9 +304,9 @@ class Comparison:
                 raise Waiting(f"condition {cell.condition.name}: no point of {link.name} is chosen yet")
         return variant(self.spec, cell.condition, cell.point, inherited)
 
-    def _arm(self, cell: Cell, arms: Arms) -> Arm:
+    def _arm(self, cell: Cell, session: Session) -> Arm:
         declared = self._variant(cell)
-        arm = arms.make(
+        arm = session.arms.make(
             declared,
             cell.seed,
             self.tuning(cell.fold),
@@ -313,7 +315,10 @@ class Comparison:
         )
         # A point that was chosen is no longer one of several.
         key = (cell.condition.name, cell.seed, cell.fold)
-        return replace(arm, swept=len(points(cell.condition)) > 1 and key not in self.chosen)
+        identity = arm.identity | ({} if session.engine is None else session.engine.identity)
+        return replace(
+            arm, identity=identity, swept=len(points(cell.condition)) > 1 and key not in self.chosen
+        )
 
     def _measured(self, cell: Cell, arm: Arm, session: Session) -> list[Measured]:
         name = " ".join(filter(None, (cell.condition.name, in_words(cell.point))))

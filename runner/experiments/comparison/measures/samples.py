@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from subvene.runner.data.text import prompt_ids
 from subvene.runner.experiments.comparison.measures.base import Measured, OneUnit, Place, WithReceipts, plain
 from subvene.runner.experiments.results import Item, QuestionText
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import digest
 from subvene.runner.intervened.measured import measured_options
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.intervened.rollouts import Generate, Row
 from subvene.specs import SamplesSpec
 
 
@@ -41,6 +43,25 @@ class SamplesMeasure(OneUnit[str, _Written]):
         written = m.generate(list(items), system=system, **options)
         told = [] if m.receipt is None or m.is_disabled else [m.receipt]
         return {"written": written, "receipts": plain(told)}
+
+    def work_by(
+        self, generate: Generate, m: IntervenedModel, items: Sequence[str], system: str | None
+    ) -> _Written:
+        """Let an engine write, the likeliest token at each step."""
+        rows = [
+            Row(
+                tuple(prompt_ids(m.tokenizer, prompt, system=system)),
+                temperature=0.0,
+                max_new_tokens=self.spec.max_new_tokens,
+            )
+            for prompt in items
+        ]
+        answers, told = generate(m, rows, description="samples")
+        tokens = [list(answer.tokens) for answer in answers]
+        return {
+            "written": m.tokenizer.batch_decode(tokens, skip_special_tokens=True),
+            "receipts": plain(told),
+        }
 
     def record(self, measured: Measured, result: _Written, items: Sequence[str]) -> None:
         """What it wrote."""
