@@ -18,6 +18,7 @@ from subvene.runner.exchange.exports.table import table as exports_table
 from subvene.specs._pyvene_names import LAYERED, instead_of
 from subvene.specs.interventions import REGISTRY, BaseIntervention, PyveneClass
 from subvene.specs.interventions.pyvene import NEEDS, WITHOUT_SOURCE, WITHOUT_SUBSPACES
+from subvene.specs.recipes.das import DASSpec
 from subvene.specs.sites import SITES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +43,7 @@ def _sites(spec: type[BaseIntervention]) -> str:
             name for option in (field.annotation, *get_args(field.annotation)) for name in get_args(option)
         }
         sites = [site for site in SITES if site in options]
-        words = "all four" if len(sites) == len(SITES) else ", ".join(f"`{site}`" for site in sites)
+        words = "all" if len(sites) == len(SITES) else ", ".join(f"`{site}`" for site in sites)
     else:
         example = spec.model_validate(next(iter(spec.examples.values())))
         words = f"`{example.site}`"
@@ -53,6 +54,7 @@ def _sites(spec: type[BaseIntervention]) -> str:
 def classes_table() -> str:
     """Every intervention class of pyvene, and how it is declared."""
     lines = ["| class | declared as | source | subspaces | needs |", "|---|---|---|---|---|"]
+    rotated = get_args(DASSpec.model_fields["class_name"].annotation)
     others = {
         "NoiseIntervention": "`kind: noise`: seeded, any length (pyvene's holds noise for exactly 4 tokens)",
         "LambdaIntervention": "refused: a function cannot be declared in a file",
@@ -61,7 +63,8 @@ def classes_table() -> str:
         has_source = "–" if name in WITHOUT_SOURCE else "a run, or a constant"
         subspaces = "–" if name in WITHOUT_SUBSPACES else "yes"
         needs = f"`{NEEDS[name][0]}`" if name in NEEDS else ""
-        lines.append(f"| `{name}` | `kind: pyvene` | {has_source} | {subspaces} | {needs} |")
+        declared = "`kind: pyvene`" + "; trained by `recipe: das`" * (name in rotated)
+        lines.append(f"| `{name}` | {declared} | {has_source} | {subspaces} | {needs} |")
     lines += [f"| `{name}` | {words} | – | – | |" for name, words in others.items()]
     return "\n".join(lines) + "\n"
 

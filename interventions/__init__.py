@@ -5,6 +5,7 @@ Each class works alone in a stock `pyvene.IntervenableModel` and is declared by 
 
 from subvene.interventions.ablation import AblationIntervention as AblationIntervention
 from subvene.interventions.affine import Affine
+from subvene.interventions.affine_map import AffineIntervention as AffineIntervention
 from subvene.interventions.base import ActivationIntervention
 from subvene.interventions.capping import CappingIntervention as CappingIntervention
 from subvene.interventions.columns import Columns
@@ -13,8 +14,10 @@ from subvene.interventions.gate import Gates
 from subvene.interventions.head_direction import HeadDirectionIntervention as HeadDirectionIntervention
 from subvene.interventions.low_rank_edit import LowRankEditIntervention as LowRankEditIntervention
 from subvene.interventions.noise import NoiseIntervention as NoiseIntervention
+from subvene.interventions.plane_rotation import RotationIntervention as RotationIntervention
 from subvene.interventions.positions import Tokens
 from subvene.interventions.pyvene_class import PyveneIntervention as PyveneIntervention
+from subvene.interventions.scaling import ScalingIntervention as ScalingIntervention
 from subvene.interventions.steering import SteeringIntervention as SteeringIntervention
 from subvene.interventions.tensors import InventedTable, Sizes, TensorError, TensorTable
 

@@ -35,7 +35,7 @@ class AblationIntervention(ActivationIntervention):
     def build(
         cls, spec: AblationSpec, table: TensorTable, sizes: Sizes
     ) -> list[tuple[str, int | None, Self]]:
-        width = sizes.site_width(spec.site)
+        width = sizes.site_width(spec.site, spec.layer)
         direction = table.get(spec.direction.key, spec.site, spec.layer, shape=(width,), nonzero=True)
         edit = cls(direction, strength=torch.tensor(spec.strength), positions=spec.positions)
         return [(spec.site, spec.layer, edit)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -46,6 +47,14 @@ class Affine:
     def scaled(self, strength: float | torch.Tensor) -> Affine:
         """Strength · Δ."""
         return Affine(self.a, strength * self.b, strength * self.d)
+
+    def at(self, columns: Sequence[int], width: int) -> Affine:
+        """The same on these columns of an activation of another width, of which the rest is left alone."""
+        a, b = self.a.new_zeros(len(self.a), width), self.b.new_zeros(len(self.b), width)
+        d = self.d.new_zeros(width)
+        index = list(columns)
+        a[:, index], b[:, index], d[index] = self.a, self.b, self.d
+        return Affine(a, b, d)
 
     def then(self, second: Affine) -> Affine:
         """What o ↦ o + Δ(o), and after it the second, add together."""

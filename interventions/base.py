@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -38,7 +39,7 @@ class ActivationIntervention(
     buffer_names: ClassVar[tuple[str, ...]] = ()
     parameter_names: ClassVar[tuple[str, ...]] = ()
     #: Whether what is added is the strength times Δ(h). None: the kind does not say.
-    linear_in_strength: ClassVar[bool | None] = None
+    linear_in_strength: bool | None = None
     #: Whether stock pyvene, which passes the activation and nothing else, gets the same edit. None: the kind
     #: does not say.
     acts_alone: bool | None = None
@@ -48,6 +49,8 @@ class ActivationIntervention(
     needs_tokens: ClassVar[bool] = False
     #: Whether the runner has to hand it the input of the module whose output it edits.
     needs_module_input: bool = False
+    settings: torch.Tensor
+    _index: torch.Tensor | None
 
     def __init__(
         self,
@@ -73,6 +76,23 @@ class ActivationIntervention(
             TensorError: a tensor is missing or has another shape than this model needs.
         """
         raise NotImplementedError
+
+    def act_on(self, columns: Sequence[int]) -> None:
+        """Let it edit these columns alone of the activation that it is given: a site that shares a module."""
+        self.settings = _pack(unpack(self.settings) | {"columns": list(columns)})
+        self._read_settings()
+
+    def of_site(self, activation: torch.Tensor) -> torch.Tensor:
+        """The part of a module's activation [..., width] that is the site."""
+        if self.site_columns is None:
+            return activation
+        return activation.index_select(-1, self._site_index(activation.device))
+
+    def _site_index(self, device: torch.device) -> torch.Tensor:
+        # Kept, since making it on a device would wait for that.
+        if self._index is None or self._index.device != device:
+            self._index = torch.tensor(self.site_columns, device=device)
+        return self._index
 
     def stored(self, key: str, site: str, layer: int | None) -> dict[str, torch.Tensor]:
         """What an artifact keeps of this intervention: full tensor name → tensor."""
@@ -188,6 +208,7 @@ class ActivationIntervention(
             # Also where a mask was given: it has to be known where a decoding step stands in it.
             tokens = self._fallback.next(base)
         # One operation precision for every model: half-precision activations are widened, edited, cast once.
+        whole, base = base, self.of_site(base)
         wide = torch.promote_types(base.dtype, torch.float32)
         strength = self.strength if strength is None else strength
 
@@ -211,7 +232,10 @@ class ActivationIntervention(
             kwargs["tokens"] = tokens
         edited = self.edit(base.to(wide), scale, **kwargs).to(base.dtype)
         # Not left to h + 0·Δ(h): where Δ overflows, 0·inf would put NaN into a token that is not selected.
-        return torch.where(where, edited, base)
+        edited = torch.where(where, edited, base)
+        if self.site_columns is None:
+            return edited
+        return whole.index_copy(-1, self._site_index(whole.device), edited)
 
     def edit(self, h: torch.Tensor, scale: torch.Tensor, **context: Any) -> torch.Tensor:
         """Returns h + scale·Δ(h); `scale` [batch, tokens, 1] is the strength, 0 at unselected tokens.
@@ -222,8 +246,11 @@ class ActivationIntervention(
 
     def _read_settings(self) -> None:
         settings = unpack(self.settings)
+        self._index = None
         self.positions: Positions = parse_positions(settings["positions"])
         self.options: dict[str, Any] = settings["options"]
+        #: The columns of the module's activation that are the site; None: all of them.
+        self.site_columns: list[int] | None = settings.get("columns")
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

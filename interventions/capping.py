@@ -43,7 +43,7 @@ class CappingIntervention(ActivationIntervention):
 
     @classmethod
     def build(cls, spec: CappingSpec, table: TensorTable, sizes: Sizes) -> list[tuple[str, int | None, Self]]:
-        width = sizes.site_width(spec.site)
+        width = sizes.site_width(spec.site, spec.layer)
         direction = table.get(spec.direction.key, spec.site, spec.layer, shape=(width,), nonzero=True)
         strength = torch.tensor(spec.strength)
         edit = cls(direction, spec.max, spec.min, strength=strength, positions=spec.positions)

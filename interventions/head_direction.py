@@ -20,10 +20,9 @@ PROBE_WEIGHT, PROBE_BIAS = "probe_weight", "probe_bias"
 class HeadDirectionIntervention(ActivationIntervention):
     """o_h ← o_h + α·σ_h·θ_h for the chosen heads of one layer, at the input of the output projection.
 
-    With probes the strength is self-monitored: α·(1 − p_h) in place of α, where
-    p_h = sigmoid(⟨w_h, o_h⟩ + b_h) is read from the activation before this edit, for each token and head. It
-    falls as the probe says that the activation is on the wanted side already (SMITIN, Koo et al. 2024; ACT,
-    Wang et al. 2024). p_h does not depend on the sign of α.
+    With probes the strength is α·(1 − p_h) in place of α, where p_h = sigmoid(⟨w_h, o_h⟩ + b_h) is read from
+    the activation before this edit, for each token and head. It falls as the probe says that the activation
+    is on the wanted side already. p_h does not depend on the sign of α. No paper's rule.
 
     Args:
         directions: σ_h·θ̂_h by head, shape [n_heads, head_dim]; zero rows are heads that are left alone.
@@ -131,7 +130,7 @@ class HeadDirectionIntervention(ActivationIntervention):
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether the strength is self-monitored."""
+        """Whether the strength is read from the activation."""
         return self.probe_weight.numel() > 0
 
     @property

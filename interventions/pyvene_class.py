@@ -68,7 +68,7 @@ class PyveneIntervention(ActivationIntervention):
         width, source = part.unit_width, None
         if (constant := spec.constant) is not None:
             if spec.site is not None and spec.layer is not None:
-                shape = (part.total(sizes.site_width(spec.site)),)
+                shape = (part.total(sizes.site_width(spec.site, spec.layer)),)
                 source = table.get(constant.key, spec.site, spec.layer, shape=shape)
             else:
                 source = _by_key(table, constant.key)
@@ -328,7 +328,7 @@ def _is_by_row(subspaces: Any) -> bool:
 def _part_of(spec: PyveneSpec, sizes: Sizes) -> Part:
     """The columns that a spec edits, and how wide its class is."""
     if spec.site is not None and spec.layer is not None:
-        width = sizes.site_width(spec.site)
+        width = sizes.site_width(spec.site, spec.layer)
         if spec.heads is None:
             return Part(str(spec.site), width)
         return Part.of_heads(str(spec.site), spec.heads, sizes.head_dim)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import safetensors
@@ -14,6 +14,8 @@ from subvene.specs import Site, SubveneError, parse_tensor_name, tensor_name
 
 # What safetensors raises for a file that is none; KeyError for a type of number that it does not know.
 UNREADABLE = (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError)
+OWN_WIDTHS = ("mlp_neurons", "query", "key", "value")
+"""Sites of a width that only the model's modules tell."""
 _NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -78,10 +80,32 @@ class Sizes:
     width: int
     n_heads: int
     head_dim: int
+    #: `site[layer]` → width, of sites whose width is no count above.
+    widths: Mapping[str, int] = field(default_factory=dict, compare=False, kw_only=True)
 
-    def site_width(self, site: str) -> int:
-        """Width of the activation at `site`: `n_heads * head_dim` for attention heads, else `width`."""
-        return self.n_heads * self.head_dim if site == "attention_heads" else self.width
+    def site_width(self, site: str, layer: int | None = None) -> int:
+        """Width of the activation at `site`: `n_heads * head_dim` for attention heads, else `width`.
+
+        Args:
+            site: of ours.
+            layer: 0-based; asked for at sites whose width layers may differ in (neurons, query, key, value).
+
+        Raises:
+            TensorError: it is not known without the loaded model.
+        """
+        if site == "attention_heads":
+            return self.n_heads * self.head_dim
+        return self.own_width(site, layer) if site in OWN_WIDTHS else self.width
+
+    def own_width(self, site: str, layer: int | None) -> int:
+        """The width of a site that follows from no count of the model.
+
+        Raises:
+            TensorError: it is not known without the loaded model.
+        """
+        if (width := self.widths.get(f"{site}[{layer}]")) is None:
+            raise TensorError(f"how wide {site}[{layer}] is, only the loaded model tells")
+        return width
 
     def part(self, component: str, layer: int, heads: Sequence[int] | None) -> Part:
         """Where pyvene's component of block `layer` is, of which sizes alone tell nothing.

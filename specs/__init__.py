@@ -11,20 +11,11 @@ from subvene.specs.conditions import ChooseSpec, ConditionSpec
 from subvene.specs.engine import EngineSpec
 from subvene.specs.errors import Problem, SpecError, SubveneError
 from subvene.specs.experiment import ExperimentSpec, InterventionSpec
-from subvene.specs.facts import Fact, FactsFile, InlineFacts
 from subvene.specs.interventions import *  # noqa: F403 - the spec of every kind
 from subvene.specs.interventions import REGISTRY as _REGISTRY
 from subvene.specs.interventions import AnyIntervention
-from subvene.specs.loading import (
-    load_facts,
-    load_pairs,
-    load_spec,
-    parse_spec,
-    resolve_facts,
-    resolve_pairs,
-)
+from subvene.specs.loading import load_spec, parse_spec, spec_of
 from subvene.specs.model import ModelSpec
-from subvene.specs.pairs import ContrastSystems, ContrastTexts, PairsFile, SystemPair, TextPair
 from subvene.specs.positions import (
     FieldTokens,
     FirstTokens,
@@ -35,12 +26,13 @@ from subvene.specs.positions import (
     TokenIndices,
 )
 from subvene.specs.questions import QuestionsSpec
-from subvene.specs.sites import SITES, Site
+from subvene.specs.sites import CORE_SITES, SITES, CoreSite, Site
 from subvene.specs.sources import SourceRef, SourceSpec
 from subvene.specs.tensors import TensorName, TensorRef, is_cell_key, parse_tensor_name, tensor_name
 from subvene.specs.variants import intervention_name, points, system_prompt, variant
 
 if TYPE_CHECKING:
+    from subvene.specs.data_files import load_facts, load_pairs, resolve_facts, resolve_pairs
     from subvene.specs.dumping import dump_spec
     from subvene.specs.evaluations import (
         AnyEvaluation,
@@ -61,6 +53,7 @@ if TYPE_CHECKING:
         TraitSweepSpec,
         TruthfulQASpec,
     )
+    from subvene.specs.facts import Fact, FactsFile, InlineFacts
     from subvene.specs.judges import (
         AnyJudge,
         OpenAIJudgeSpec,
@@ -68,10 +61,12 @@ if TYPE_CHECKING:
         TrainedJudgeSpec,
         TransformersJudgeSpec,
     )
+    from subvene.specs.pairs import ContrastSystems, ContrastTexts, PairsFile, SystemPair, TextPair
     from subvene.specs.preferences import TriplesSpec, TruthfulPairsSpec
     from subvene.specs.recipes import (
         AnyRecipe,
         DASSpec,
+        ExpertsSpec,
         ITISpec,
         LocalizedEditSpec,
         MeanDifferenceSpec,
@@ -83,6 +78,7 @@ if TYPE_CHECKING:
     from subvene.specs.traits import SHIPPED_TRAITS, TraitSpec, trait_name
 
 __all__ = [
+    "CORE_SITES",
     "SHIPPED_TRAITS",
     "SITES",
     "AnyEvaluation",
@@ -98,10 +94,12 @@ __all__ = [
     "ContrastSpec",
     "ContrastSystems",
     "ContrastTexts",
+    "CoreSite",
     "DASSpec",
     "DivergenceSpec",
     "EngineSpec",
     "ExperimentSpec",
+    "ExpertsSpec",
     "Fact",
     "FactsFile",
     "FieldTokens",
@@ -163,6 +161,7 @@ __all__ = [
     "points",
     "resolve_facts",
     "resolve_pairs",
+    "spec_of",
     "system_prompt",
     "tensor_name",
     "trait_name",
@@ -174,6 +173,7 @@ __all__ += [cls.__name__ for cls in _REGISTRY.values()]
 _LATER = {
     name: f"{__name__}.{module}"
     for module, names in {
+        "data_files": ("load_facts", "load_pairs", "resolve_facts", "resolve_pairs"),
         "dumping": ("dump_spec",),
         "evaluations": (
             "AnyEvaluation",
@@ -194,6 +194,7 @@ _LATER = {
             "TraitSweepSpec",
             "TruthfulQASpec",
         ),
+        "facts": ("Fact", "FactsFile", "InlineFacts"),
         "judges": (
             "AnyJudge",
             "OpenAIJudgeSpec",
@@ -201,6 +202,7 @@ _LATER = {
             "TrainedJudgeSpec",
             "TransformersJudgeSpec",
         ),
+        "pairs": ("ContrastSystems", "ContrastTexts", "PairsFile", "SystemPair", "TextPair"),
         "preferences": (
             "TriplesSpec",
             "TruthfulPairsSpec",
@@ -208,6 +210,7 @@ _LATER = {
         "recipes": (
             "AnyRecipe",
             "DASSpec",
+            "ExpertsSpec",
             "ITISpec",
             "LocalizedEditSpec",
             "MeanDifferenceSpec",

@@ -1,7 +1,5 @@
 """The base of every model of a spec: closed, frozen, and clear about unknown and missing fields."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -43,6 +41,12 @@ class SpecModel(BaseModel):
             return handler(data)
         except ValidationError as error:
             relay(cls.__name__, cls._explained(error.errors(include_url=False), data))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the fields that were set, as a JSON file would hold them."""
+        from html import escape
+
+        return f"<pre>{escape(self.model_dump_json(exclude_unset=True, by_alias=True, indent=2))}</pre>"
 
     @classmethod
     def of_defaults(cls) -> Self:

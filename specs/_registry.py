@@ -1,7 +1,5 @@
 """Registries of models: what a value is, told by its name when it is read."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar

@@ -25,7 +25,7 @@ from subvene.specs._nodes import (
     ScalarNode,
     SequenceNode,
 )
-from subvene.specs._yaml_scanner import Loader, stand_ins
+from subvene.specs._yaml_scanner import events, stand_ins
 
 _CONSTANTS: dict[str, Scalar] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
@@ -72,7 +72,7 @@ class YamlReader:
     def read(self) -> Node | None:
         """Returns the document's root, None when there is no document."""
         try:
-            return self._document(yaml.parse(self.text, Loader=Loader))
+            return self._document(events(self.text))
         except yaml.reader.ReaderError as error:
             before = self.text[: error.position]
             mark = Mark(before.count("\n") + 1, error.position - (before.rfind("\n") + 1) + 1)
@@ -140,7 +140,7 @@ class YamlReader:
 
     def _scalar(self, event: yaml.ScalarEvent) -> Scalar:
         text = str(event.value).translate(self.replaced)
-        if event.style is not None:
+        if event.style:
             return text
         try:
             return plain_scalar(text)
@@ -161,7 +161,7 @@ class YamlReader:
         merge_seen = False
         while not isinstance(event := next(events), yaml.MappingEndEvent):
             key_mark = _mark(event)
-            merges = isinstance(event, yaml.ScalarEvent) and event.style is None and event.value == "<<"
+            merges = isinstance(event, yaml.ScalarEvent) and not event.style and event.value == "<<"
             key = self._node(event, events, depth + 1)
             value = self._node(next(events), events, depth + 1)
             self.complaints.grow(mapping, key)

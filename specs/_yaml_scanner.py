@@ -2,11 +2,14 @@
 
 Three things: a `?` or a `:` that no space follows is text, and so is a `?` within a text, in flow collections
 too (``{prompt: How was it?, why: a?b}``); U+0085, U+2028 and U+2029 are characters like any other and end no
-line. What a plain scalar means is the reader's business.
+line. What a plain scalar means is the reader's business. Where a text has none of this, libyaml reads it.
 """
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -15,6 +18,14 @@ import yaml
 _BREAKS = "\x85\u2028\u2029"
 _PRIVATE = range(0xE000, 0xF900)
 _ENDS = "\0 \t\r\n"
+_LIBYAML: type[yaml.CSafeLoader] | None = getattr(yaml, "CSafeLoader", None)
+"""libyaml's parser, ten times as fast; PyYAML may have been built without it."""
+_OTHERWISE_IN_C = re.compile(
+    r"[\t\r\x85\u2028\u2029\ufeff\ud800-\udfff]"  # other ends of lines, tabs, what is no UTF-8
+    r"|(?<!\w)[?!]|(?m:^)%"  # keys and text that begin with `?`, tags, directives
+    r"|[\[{,]\s*:|:[\[{]|:\s*[\]},]|[^\n]\Z"  # places of empty values
+)
+"""Where libyaml may read a text otherwise than `Loader`."""
 
 
 class Loader(yaml.SafeLoader):
@@ -48,6 +59,27 @@ class Loader(yaml.SafeLoader):
             return super().scan_plain()
         finally:
             del self.__dict__["peek"]
+
+
+def events(text: str) -> Iterator[yaml.Event]:
+    """The events of a text, by libyaml if it is there and the text has nothing that it reads otherwise.
+
+    Raises:
+        yaml.YAMLError: In the words of PyYAML's own parser, which is asked whatever libyaml refuses.
+    """
+    if _LIBYAML is None or _OTHERWISE_IN_C.search(text):
+        return yaml.parse(text, Loader=Loader)
+    return _by_libyaml(text, _LIBYAML)
+
+
+def _by_libyaml(text: str, libyaml: type[yaml.CSafeLoader]) -> Iterator[yaml.Event]:
+    passed = 0
+    try:
+        for event in yaml.parse(text, Loader=libyaml):
+            yield event
+            passed += 1
+    except yaml.YAMLError:
+        yield from itertools.islice(yaml.parse(text, Loader=Loader), passed, None)
 
 
 def stand_ins(text: str) -> tuple[str, dict[int, str]]:

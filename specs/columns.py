@@ -10,7 +10,7 @@ numbers are wrong by. Columns that nobody knows are left alone, and named.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -40,8 +40,9 @@ _NAMES: dict[Meaning, str] = {
     "response": "response answer completion output reply",
     "reasoning": "reasoning reasoning_content thinking",
     "text": "text",
-    "chosen": "chosen positive",
-    "rejected": "rejected negative",
+    # The last ones are those of CAA's A/B questions (Rimsky et al., 2024).
+    "chosen": "chosen positive answer_matching_behavior",
+    "rejected": "rejected negative answer_not_matching_behavior",
     "score": "score",
     "tools": "tools functions",
     "media": "image images audio video",
@@ -149,6 +150,7 @@ def take(
     wanted: Collection[Meaning],
     *,
     chosen: Mapping[Meaning, str | None] | None = None,
+    saying: Mapping[Meaning, str] | None = None,
     fail: Fail = RowsError,
 ) -> Taken:
     """What a row says, by meaning; empty columns say nothing, but for an empty response.
@@ -158,6 +160,7 @@ def take(
         where: where it stands.
         wanted: the meanings that its reader can use.
         chosen: meaning → the column that the caller says has it; None: the usual names tell.
+        saying: meaning → how a caller says so; left out: by an option of that name.
         fail: makes an error.
 
     Raises:
@@ -166,10 +169,13 @@ def take(
     """
     if not isinstance(row, Mapping):
         raise fail(f"{where}: expected a row with columns, found {short(row)}")
+    how = _options if saying is None else saying.__getitem__
     named = {meaning: name for meaning, name in (chosen or {}).items() if name is not None}
     for meaning, name in named.items():
         if name not in row:
-            raise fail(f"{where}: no column {name!r}; there is: {_listed(row)} (say which with --{meaning})")
+            raise fail(
+                f"{where}: no column {name!r}; there is: {_listed(row)} (say which with {how(meaning)})"
+            )
     excused = {other for meaning in named for other in _INSTEAD.get(meaning, ())}
     taken = Taken()
     found: dict[Meaning, dict[str, Any]] = {}
@@ -184,7 +190,7 @@ def take(
     if "input" in found and not found.keys() & {"prompt", "messages", "text", "chosen"}:
         found["prompt"] = found.pop("input")
     for meaning, columns in found.items():
-        column = _one(columns, meaning, where, taken, fail)
+        column = _one(columns, meaning, where, taken, fail, how)
         if column is None:
             continue
         if meaning not in wanted and meaning == "score":
@@ -276,7 +282,19 @@ def says_again(value: Any, texts: Sequence[str], *, rendered: bool = False) -> b
     return all(says_again(text, texts, rendered=rendered) for text in contents)
 
 
-def _one(columns: Mapping[str, Any], meaning: Meaning, where: str, taken: Taken, fail: Fail) -> str | None:
+def _options(meaning: Meaning) -> str:
+    """How the command line says which column is meant."""
+    return f"--{meaning}"
+
+
+def _one(
+    columns: Mapping[str, Any],
+    meaning: Meaning,
+    where: str,
+    taken: Taken,
+    fail: Fail,
+    how: Callable[[Meaning], str],
+) -> str | None:
     """Which of several columns of one meaning is read: the longest, where the others say the same.
 
     A prompt may also stand inside its rendering, as in the tables of persona vectors. Of anything else a
@@ -295,7 +313,7 @@ def _one(columns: Mapping[str, Any], meaning: Meaning, where: str, taken: Taken,
         if not _same(value, telling[fullest], meaning):
             raise fail(
                 f"{where}: {name} and {fullest} are both {_WORDS[meaning]}, and say different things; say "
-                f"which is meant (--{meaning}), or rename the other"
+                f"which is meant ({how(meaning)}), or rename the other"
             )
         taken.again.append(name)
     taken.unread += [name for name in columns if name not in telling]

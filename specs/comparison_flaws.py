@@ -20,7 +20,7 @@ def comparison_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
         yield from localization_flaws(spec)
         return
     if not spec.compares_conditions:
-        for field in ("conditions", "seeds", "folds"):
+        for field in ("conditions", "seeds", "folds", "repeats"):
             if getattr(spec, field):
                 expected = "nothing, since no entry of `evaluate` compares conditions (truthfulqa, "
                 expected += "divergence, trait_scores, multiple_choice, or contrast and samples without "
@@ -29,6 +29,13 @@ def comparison_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
     yield from _evaluation_flaws(spec)
     if spec.folds is not None and not any(recipe.learns_from is not None for recipe in spec.fits):
         yield Flaw(("folds",), "nothing, since no `fit:` learns from questions", spec.folds)
+    if spec.repeats is not None and spec.folds is None:
+        yield Flaw(
+            ("folds",),
+            "a number of folds, since `repeats` deals questions into them anew",
+            None,
+            "missing_field",
+        )
     for i, condition in enumerate(spec.conditions):
         if condition.choose is not None:
             yield from _choice_flaws(spec, i)

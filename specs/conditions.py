@@ -1,7 +1,5 @@
 """Conditions: the named arms of an experiment."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from annotated_types import MinLen

@@ -1,7 +1,5 @@
 """Counterfactual data: a text, another one whose state is put into it, and what is then to come out."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 from annotated_types import MinLen

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from subvene.specs._json_reader import JsonReader
 from subvene.specs._nodes import (
     MAX_BYTES,
     MAX_DEPTH,
@@ -45,15 +44,15 @@ def parse_document(text: str, file: str = "<string>", format: Format = "yaml") -
     # Characters first, since encoding is what costs for a text that is far too long.
     if len(text) > MAX_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise complaints.fail(None, f"at most {MAX_BYTES} bytes", "more than that")
-    reader: YamlReader | JsonReader
     text = text.removeprefix("\ufeff")
     if format == "yaml":
-        reader = YamlReader(text, complaints)
+        root = YamlReader(text, complaints).read()
     elif format == "json":
-        reader = JsonReader(text, complaints)
+        from subvene.specs._json_reader import JsonReader
+
+        root = JsonReader(text, complaints).read()
     else:
         raise ValueError(f"format is yaml or json, not {format!r}")
-    root = reader.read()
     if root is None:
         raise complaints.fail(Mark(1, 1), "a mapping", "an empty file")
     if not isinstance(root, MappingNode):

@@ -1,7 +1,5 @@
 """The two kinds of file: interventions on a model, and an experiment with them."""
 
-from __future__ import annotations
-
 from typing import Self
 
 from pydantic import model_validator

@@ -14,10 +14,16 @@ from subvene.specs._fields import Identifier, Seed, Seeds, Text
 from subvene.specs._flaws import Expect, Flaw, Loc, Shaped, refuse
 from subvene.specs.conditions import ConditionSpec
 from subvene.specs.engine import EngineSpec
-from subvene.specs.evaluations import AnyEvaluation, TracingEvaluation
+from subvene.specs.evaluations import AnyEvaluation
 from subvene.specs.interventions import AnyIntervention, SteeringSpec
 from subvene.specs.interventions.pyvene import share_flaws
-from subvene.specs.kinds import InterchangeSpec, LocalizationSpec, PersonaSpec, TraitEvaluation
+from subvene.specs.kinds import (
+    InterchangeSpec,
+    LocalizationSpec,
+    PersonaSpec,
+    TracingEvaluation,
+    TraitEvaluation,
+)
 from subvene.specs.model import ModelSpec
 from subvene.specs.recipes import AnyRecipe, BaseRecipe
 from subvene.specs.sources import SourceSpec, source_flaws
@@ -31,6 +37,7 @@ AnyFit = Annotated[
 ]
 """One recipe, or several of which each gives its own keys."""
 Folds = Annotated[int, Strict(), Ge(2), Le(100), Expect("an integer from 2 to 100")]
+Repeats = Annotated[int, Strict(), Ge(2), Le(1000), Expect("an integer from 2 to 1000")]
 
 
 def _integer(value: object) -> object:
@@ -111,6 +118,13 @@ class ExperimentFields(InterventionSpec):
         default=None,
         description="Number of folds of the questions: each fold is tested with a fit that saw only the "
         "others. A question's fold depends on its own text alone.",
+    )
+    repeats: Repeats | None = Field(
+        default=None,
+        description="So often the questions are dealt into folds, each time anew (repeated cross-fitting): "
+        "every question is then tested with so many fits that learnt from other questions, where seeds that "
+        "share folds are fits on the same ones. Results number folds on: fold i is fold i mod `folds` of "
+        "repeat i // `folds`.",
     )
     engine: EngineSpec | None = Field(
         default=None,

@@ -1,7 +1,5 @@
 """Facts: what a model is asked to complete, what the statement is about, and what is true of it."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Self
 
 from annotated_types import MinLen

@@ -13,7 +13,7 @@ from subvene.specs.kinds import DASSpec, InterchangeSpec
 def interchange_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
     """Yields what is wrong with what a file declares beside its interchanges."""
     keys = [recipe.key for recipe in spec.fits if isinstance(recipe, DASSpec)]
-    for field in ("conditions", "seeds", "folds"):
+    for field in ("conditions", "seeds", "folds", "repeats"):
         if getattr(spec, field):
             expected = "nothing, since `interchange` measures the cells of one fit"
             yield Flaw((field,), expected, None, found=f"`{field}`")

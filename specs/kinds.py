@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 STANDS_FOR = {
     "CounterfactualsSpec": "subvene.specs.counterfactuals",
     "DASSpec": "subvene.specs.recipes.das",
+    "FactsFile": "subvene.specs.facts",
     "InterchangeSpec": "subvene.specs.evaluations.interchange",
     "LocalizationSpec": "subvene.specs.evaluations.localization",
     "MultipleChoiceSpec": "subvene.specs.evaluations.multiple_choice",
+    "PairsFile": "subvene.specs.pairs",
     "PersonaSpec": "subvene.specs.recipes.persona",
     "ReferenceJudgeSpec": "subvene.specs.judges.reference",
     "TextsSpec": "subvene.specs.evaluations.divergence",
     "TrainedJudgeSpec": "subvene.specs.judges.trained",
+    "TracingEvaluation": "subvene.specs.evaluations.tracing",
     "TraitEvaluation": "subvene.specs.evaluations.traits",
     "TraitScoresSpec": "subvene.specs.evaluations.trait_scores",
     "TraitSpec": "subvene.specs.traits",
@@ -32,11 +35,14 @@ if TYPE_CHECKING:
     from subvene.specs.evaluations.interchange import InterchangeSpec as InterchangeSpec
     from subvene.specs.evaluations.localization import LocalizationSpec as LocalizationSpec
     from subvene.specs.evaluations.multiple_choice import MultipleChoiceSpec as MultipleChoiceSpec
+    from subvene.specs.evaluations.tracing import TracingEvaluation as TracingEvaluation
     from subvene.specs.evaluations.trait_scores import TraitScoresSpec as TraitScoresSpec
     from subvene.specs.evaluations.traits import TraitEvaluation as TraitEvaluation
     from subvene.specs.evaluations.truthfulqa import TruthfulQASpec as TruthfulQASpec
+    from subvene.specs.facts import FactsFile as FactsFile
     from subvene.specs.judges.reference import ReferenceJudgeSpec as ReferenceJudgeSpec
     from subvene.specs.judges.trained import TrainedJudgeSpec as TrainedJudgeSpec
+    from subvene.specs.pairs import PairsFile as PairsFile
     from subvene.specs.preferences import TriplesSpec as TriplesSpec
     from subvene.specs.recipes.das import DASSpec as DASSpec
     from subvene.specs.recipes.persona import PersonaSpec as PersonaSpec

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from subvene.specs._flaws import Flaw, Loc, nearest, one_of, refuse
@@ -15,12 +16,6 @@ from subvene.specs._nodes import MAX_PROBLEMS
 from subvene.specs.document import Document, Format, parse_document, read_document
 from subvene.specs.errors import Problem, SpecError
 from subvene.specs.experiment import OWN_FIELDS, SOURCE_OF_TENSORS, ExperimentSpec, InterventionSpec
-from subvene.specs.fact_rows import facts_of
-from subvene.specs.facts import FactsFile, InlineFacts
-from subvene.specs.pair_rows import pairs_of
-from subvene.specs.pairs import ContrastSystems, ContrastTexts, InlinePairs, PairsFile
-from subvene.specs.regular_file import open_regular
-from subvene.specs.rows import Row, RowsError, file_rows
 from subvene.specs.tensors import TensorRef
 
 _SHOWN = 60
@@ -77,109 +72,33 @@ def parse_spec(
     return _spec(parse_document(text, file, format), own_tensors)
 
 
-def load_pairs(path: str | Path) -> ContrastTexts | ContrastSystems:
-    """Reads and checks a file of contrast pairs.
+def spec_of(
+    declared: Mapping[str, object], what: str = "<mapping>", *, own_tensors: bool = False
+) -> InterventionSpec | ExperimentSpec:
+    """Checks a spec that is given as a mapping; problems name its fields, and no lines.
 
     Args:
-        path: A ``.yaml``, ``.yml`` or ``.json`` file with ``texts``, or with ``systems`` and ``questions``;
-            or rows: ``.jsonl``, ``.csv`` or a JSON list.
+        declared: What a file would hold; numbers of numpy are numbers.
+        what: What problems call it.
+        own_tensors: As in ``load_spec``.
 
     Raises:
-        SpecError: With every problem of the file.
+        SpecError: With every problem.
     """
-    return _rows_or_document(Path(path), "pairs", pairs_of, _validate_pairs)
-
-
-def load_facts(path: str | Path) -> InlineFacts:
-    """Reads and checks a file of facts.
-
-    Args:
-        path: A ``.yaml``, ``.yml`` or ``.json`` file with ``facts``; or rows: ``.jsonl``, ``.csv`` or a JSON
-            list.
-
-    Raises:
-        SpecError: With every problem of the file.
-    """
-    return _rows_or_document(Path(path), "facts", facts_of, InlineFacts.model_validate)
-
-
-def resolve_facts(facts: FactsFile | InlineFacts, folder: str | Path) -> InlineFacts:
-    """Returns the facts themselves, read from their file if that is how a spec gives them.
-
-    Args:
-        facts: What a spec declares.
-        folder: The folder that a file is relative to.
-
-    Raises:
-        SpecError: With every problem of the file.
-    """
-    return load_facts(Path(folder) / facts.file) if isinstance(facts, FactsFile) else facts
-
-
-def _rows_or_document(
-    path: Path,
-    what: str,
-    of_rows: Callable[[Iterable[Row], str], _T],
-    validate: Callable[[object], _T],
-) -> _T:
-    """What a file holds: as rows, or as a document that says what could stand in a spec.
-
-    Args:
-        path: The file.
-        what: What rows are of.
-        of_rows: Makes it of rows and what to call them.
-        validate: Makes it of a document.
-
-    Raises:
-        SpecError: With every problem of the file.
-    """
-    if path.suffix.lower() in (".jsonl", ".csv") or _is_list(path):
-        try:
-            return of_rows(file_rows(path), str(path))
-        except RowsError as error:
-            expected = f"rows that are {what}"
-            raise SpecError([Problem(str(path), None, None, "", expected, str(error))]) from error
-    return _checked(read_document(path), validate)
-
-
-def _is_list(path: Path) -> bool:
-    """Whether a JSON file is a list of rows; whatever else is wrong with it is said where it is read."""
-    if path.suffix.lower() != ".json":
-        return False
     try:
-        with open_regular(path) as stream:
-            return stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-    except OSError:
-        return False
+        return parse_spec(json.dumps(declared, default=_plain), what, "json", own_tensors=own_tensors)
+    except SpecError as error:
+        raise SpecError(replace(one, line=None, column=None) for one in error.problems) from None
 
 
-def resolve_pairs(
-    pairs: PairsFile | ContrastTexts | ContrastSystems, folder: str | Path
-) -> ContrastTexts | ContrastSystems:
-    """Returns the pairs themselves, read from their file if that is how a spec gives them.
-
-    Args:
-        pairs: What a spec declares.
-        folder: The folder that a file is relative to.
-
-    Raises:
-        SpecError: With every problem of the file.
-    """
-    return load_pairs(Path(folder) / pairs.file) if isinstance(pairs, PairsFile) else pairs
-
-
-@cache
-def _pairs_adapter() -> TypeAdapter[ContrastTexts | ContrastSystems]:
-    return TypeAdapter(InlinePairs)
-
-
-def _validate_pairs(data: object) -> ContrastTexts | ContrastSystems:
-    return _pairs_adapter().validate_python(data)
+def _plain(value: Any) -> Any:
+    """A number of numpy's as Python's; anything else as its text, for the checks."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def _spec(document: Document, own_tensors: bool) -> InterventionSpec | ExperimentSpec:
     kind = ExperimentSpec if _is_experiment(document.data) else InterventionSpec
-    spec = _checked(document, kind.model_validate)
+    spec = checked(document, kind.model_validate)
     flaws = list(_tensor_flaws(spec, own_tensors))
     if flaws:
         try:
@@ -211,7 +130,12 @@ def _leaves_folder(file: str) -> bool:
     return posix.is_absolute() or bool(windows.anchor) or ".." in windows.parts
 
 
-def _checked(document: Document, validate: Callable[[object], _T]) -> _T:
+def checked(document: Document, validate: Callable[[object], _T]) -> _T:
+    """Returns what a document says, as ``validate`` makes it of its data.
+
+    Raises:
+        SpecError: With every problem of the document, each at its place.
+    """
     try:
         return validate(document.data)
     except ValidationError as error:

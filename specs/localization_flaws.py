@@ -18,7 +18,7 @@ _BESIDE = "one truthfulqa entry and at most one divergence entry beside localiza
 
 def localization_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
     """Yields what is wrong with an experiment that asks whether a localization means anything."""
-    for name in ("conditions", "seeds", "folds"):
+    for name in ("conditions", "seeds", "folds", "repeats"):
         if getattr(spec, name):
             yield Flaw((name,), "nothing, since localization has arms of its own", None, found=f"`{name}`")
     counts = {LocalizationSpec: 0, TruthfulQASpec: 0, DivergenceSpec: 0}
@@ -33,6 +33,7 @@ def localization_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
     if not counts[TruthfulQASpec]:
         yield Flaw(("evaluate",), _BESIDE, None, found="no truthfulqa entry")
     yield from _flaws_of_fit(spec)
+    yield from _flaws_of_selection(spec)
     if len(spec.interventions) != 1 or not isinstance(spec.interventions[0], LowRankEditSpec):
         expected = "one intervention, of kind low_rank_edit, with the key that `fit:` gives"
         kinds = ", ".join(declared.kind for declared in spec.interventions)
@@ -50,6 +51,16 @@ def localization_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
             yield Flaw(("interventions", 0, name), expected, found)
     if edit.layer is not None:
         yield Flaw(("interventions", 0, "layer"), "nothing, since arms edit different layers", edit.layer)
+
+
+def _flaws_of_selection(spec: ExperimentFields) -> Iterator[Flaw]:
+    """Yields why strengths and τ cannot be chosen by answers: nothing is to be generated."""
+    for i, asked in enumerate(spec.evaluate):
+        if not isinstance(asked, LocalizationSpec) or asked.selection.by != "true_info":
+            continue
+        if not any("generation" in e.measure for e in spec.evaluate if isinstance(e, TruthfulQASpec)):
+            expected = "a metric of multiple choice, since the truthfulqa entry does not measure generation"
+            yield Flaw(("evaluate", i, "selection", "by"), expected, asked.selection.by)
 
 
 def _flaws_of_fit(spec: ExperimentFields) -> Iterator[Flaw]:

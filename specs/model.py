@@ -1,7 +1,5 @@
 """Which model is meant, and how it is to be loaded."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 

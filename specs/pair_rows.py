@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
 from subvene.specs.columns import Meaning, Taken, Used, asked, messages_of, take, text_of
-from subvene.specs.pairs import ContrastTexts, TextPair
-from subvene.specs.rows import Fail, Row, RowsError
+from subvene.specs.pairs import ContrastTexts, PairColumns, TextPair
+from subvene.specs.rows import Fail, Row, RowsError, given_rows, short
 
 _WANTED: frozenset[Meaning] = frozenset({"prompt", "input", "system", "chosen", "rejected"})
+_SIDES: dict[Meaning, str] = {"chosen": "positive", "rejected": "negative"}
+_TUPLE = tuple(_SIDES.values())
+_SHOWN = 2
+_FORM = (
+    'A pair is a row {"positive": "…", "negative": "…"}, with "prompt": "…" if both texts are answers, and '
+    '"system": "…" before that.'
+)
+_SAYING = {
+    meaning: f"`columns: {{{name}: NAME}}`"
+    for meaning, name in (dict.fromkeys(_WANTED, "prompt") | _SIDES | {"system": "system"}).items()
+}
+"""How a spec says which column has a meaning."""
 
 
 class ReadPairs(ContrastTexts):
@@ -24,17 +36,32 @@ class ReadPairs(ContrastTexts):
         return self._used
 
 
-def pairs_of(rows: Iterable[Row], source: str, fail: Fail = RowsError) -> ReadPairs:
+def pairs_of(
+    rows: Iterable[Row], source: str, fail: Fail = RowsError, *, columns: PairColumns | None = None
+) -> ReadPairs:
     """Pairs of rows, each with where it stands.
 
     A row has `positive` and `negative` (or `chosen` and `rejected`) and, if the texts are replies, `prompt`
     and perhaps `system`.
 
+    Args:
+        rows: the rows.
+        source: what they are called as a whole.
+        fail: makes an error.
+        columns: the columns that are meant, where they have other names.
+
     Raises:
-        RowsError: or what `fail` makes: a row is none, or there are no rows.
+        RowsError: or what `fail` makes: a row is none, or there are no rows; with the first rows as they are.
     """
-    used = Used()
-    texts = tuple(_pair(row, where, used, fail) for where, row in rows)
+    used, rows = Used(), list(rows)
+    named = _named(columns)
+
+    def with_rows(message: str) -> Exception:
+        """The error, with what is wanted beside what is there."""
+        shown = "".join(f"\n  {where}: {short(row)}" for where, row in rows[:_SHOWN])
+        return fail(f"{message}\n{_FORM}\nThe first rows are:{shown}")
+
+    texts = tuple(_pair(row, where, used, with_rows, named) for where, row in rows)
     if not texts:
         raise fail(f"{source}: holds no pair")
     pairs = ReadPairs(texts=texts)
@@ -42,16 +69,43 @@ def pairs_of(rows: Iterable[Row], source: str, fail: Fail = RowsError) -> ReadPa
     return pairs
 
 
-def _pair(row: Any, where: str, used: Used, fail: Fail) -> TextPair:
-    taken = take(row, where, _WANTED, fail=fail)
+def given_pairs(data: Any, fail: Fail = RowsError) -> ReadPairs:
+    """Pairs that somebody hands over: rows, or tuples of a positive and a negative text.
+
+    Raises:
+        RowsError: or what `fail` makes: a row is none, or there are no rows.
+    """
+    if isinstance(data, list | tuple) and data and all(isinstance(one, list | tuple) for one in data):
+        for i, one in enumerate(data):
+            if len(one) != len(_TUPLE):
+                raise fail(f"data: row {i}: expected (positive, negative), found {short(list(one))}")
+        data = [dict(zip(_TUPLE, one, strict=True)) for one in data]
+    return pairs_of(given_rows(data, fail), "data", fail)
+
+
+def _named(columns: PairColumns | None) -> dict[Meaning, str | None]:
+    """Meaning → the column that is said to have it."""
+    if columns is None:
+        return {}
+    return {
+        "chosen": columns.positive,
+        "rejected": columns.negative,
+        "prompt": columns.prompt,
+        "system": columns.system,
+    }
+
+
+def _pair(
+    row: Any, where: str, used: Used, fail: Fail, named: Mapping[Meaning, str | None] | None = None
+) -> TextPair:
+    taken = take(row, where, _WANTED, chosen=named, saying=_SAYING, fail=fail)
     before: list[dict[str, Any]] = []
     sides = []
-    names: dict[Meaning, str] = {"chosen": "positive", "rejected": "negative"}
-    for meaning, name in names.items():
+    for meaning, name in _SIDES.items():
         if meaning not in taken:
             raise fail(
-                f"{where}: expected a column `{name}` (or `{meaning}`); the columns are: "
-                f"{', '.join(map(str, row)) or 'none'}"
+                f"{where}: expected a column `{name}` (or `{meaning}`; another name is said with "
+                f"`columns: {{{name}: NAME}}`); the columns are: {', '.join(map(str, row)) or 'none'}"
             )
         turns, text = _side(taken, meaning, where, fail)
         sides.append((turns, text))

@@ -1,7 +1,5 @@
 """Contrast pairs: what should and what should not be, side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Self
 
@@ -9,7 +7,7 @@ from annotated_types import MinLen
 from pydantic import Field, model_validator
 
 from subvene.specs._base import SpecModel
-from subvene.specs._fields import Text, path_ending
+from subvene.specs._fields import Count, Text, path_ending
 from subvene.specs._flaws import Expect, Flaw, Shaped, nearest, refuse
 
 
@@ -80,6 +78,23 @@ DataPath = Annotated[
 ]
 
 
+class PairColumns(SpecModel):
+    """Which columns of rows hold a pair; those that are left out have one of their usual names."""
+
+    expects: ClassVar[str] = "a mapping from `positive`, `negative`, `prompt` or `system` to a column's name"
+
+    positive: Text | None = Field(default=None, description="The column with the text that shows the trait.")
+    negative: Text | None = Field(default=None, description="The column with the text of its opposite.")
+    prompt: Text | None = Field(default=None, description="The column with the user's turn before both.")
+    system: Text | None = Field(default=None, description="The column with the system prompt before that.")
+
+
+_COLUMNS = (
+    "Where `positive`, `negative`, `prompt` and `system` have other names than their usual ones (`chosen` "
+    "and `rejected`, `question` or `instruction`, `answer_matching_behavior`): the names of the columns."
+)
+
+
 class PairsFile(SpecModel):
     """Pairs that stand in a file of their own."""
 
@@ -88,12 +103,27 @@ class PairsFile(SpecModel):
     file: DataPath = Field(
         description="A file, relative to the folder of this spec: YAML or JSON that holds just what could "
         "stand here (`texts`, or `systems` and `questions`), or rows (.jsonl, .csv, a JSON list) with the "
-        "columns `prompt`, `system`, `positive` and `negative`, or of preferences."
+        "columns `prompt`, `system`, `positive` and `negative`, of preferences, or of CAA's A/B questions."
     )
+    columns: PairColumns | None = Field(default=None, description=_COLUMNS)
+
+
+class PairsDataset(SpecModel):
+    """Pairs that are rows of a Hub dataset."""
+
+    expects: ClassVar[str] = "a mapping with `dataset`"
+
+    dataset: Text = Field(description="A Hub dataset id.")
+    subset: Text | None = Field(default=None, description="The dataset's configuration.")
+    split: Text = Field(default="train", description="The dataset's split.")
+    revision: Text | None = Field(default=None, description="Branch, tag or commit of the Hub dataset.")
+    limit: Count | None = Field(default=None, description="The first so many rows; left out: all.")
+    columns: PairColumns | None = Field(default=None, description=_COLUMNS)
 
 
 _BY_KEY: dict[str, type] = {
     "file": PairsFile,
+    "dataset": PairsDataset,
     "texts": ContrastTexts,
     "systems": ContrastSystems,
     "questions": ContrastSystems,
@@ -130,16 +160,18 @@ InlinePairs = Annotated[
 """What a file of pairs holds."""
 
 ContrastPairs = Annotated[
-    PairsFile | ContrastTexts | ContrastSystems,
+    PairsFile | PairsDataset | ContrastTexts | ContrastSystems,
     Shaped(
-        ByKey(PairsFile, ContrastTexts, ContrastSystems),
-        "a mapping with `file`, with `texts`, or with `systems` and `questions`",
+        ByKey(PairsFile, PairsDataset, ContrastTexts, ContrastSystems),
+        "a mapping with `file`, with `dataset`, with `texts`, or with `systems` and `questions`",
     ),
 ]
-"""Pairs in a file, or written out in one of two forms."""
+"""Pairs in a file or a Hub dataset, or written out in one of two forms."""
 
 ContrastTextPairs = Annotated[
-    PairsFile | ContrastTexts,
-    Shaped(ByKey(PairsFile, ContrastTexts), "a mapping with `file` or with `texts`"),
+    PairsFile | PairsDataset | ContrastTexts,
+    Shaped(
+        ByKey(PairsFile, PairsDataset, ContrastTexts), "a mapping with `file`, with `dataset` or with `texts`"
+    ),
 ]
-"""Pairs of texts, in a file or written out."""
+"""Pairs of texts, in a file or a Hub dataset, or written out."""

@@ -6,8 +6,6 @@ text that they stand for, which each row's prompt holds at a place of its own. H
 the runner's business.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 

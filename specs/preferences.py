@@ -1,7 +1,5 @@
 """Preferences: prompts with an answer that is wanted and one that is not."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """Which TruthfulQA questions are meant."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator

@@ -1,7 +1,5 @@
 """Where rows come from: a file, or a data set of the Hub."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator

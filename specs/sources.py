@@ -4,8 +4,6 @@ A source's run may itself be intervened on, by interventions that read from othe
 mode). What is read becomes the `source` of an intervention's class.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 

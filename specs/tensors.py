@@ -19,8 +19,6 @@ parameters, since its component may be no site of ours. Of a trained cell the ke
 ``das.block_output[16].verb.rotation``, orthonormal columns, ``[width, rank]``.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, ClassVar, NamedTuple
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from subvene.specs._flaws import Flaw
-from subvene.specs.evaluations import TracingEvaluation
 from subvene.specs.experiment_fields import ExperimentFields
+from subvene.specs.kinds import TracingEvaluation
 
 
 def tracing_flaws(spec: ExperimentFields) -> Iterator[Flaw]:

@@ -1,7 +1,5 @@
 """Traits: what a persona vector is fitted for."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal, get_args
 
 from annotated_types import MinLen

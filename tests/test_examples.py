@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from short_examples import short_examples
 from tracing_by_hand import patched_by_hand, states_by_hand
 
 from subvene.runner import fit
@@ -21,9 +22,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.mark.slow
-def test_formal_caps_the_projection_from_below(smollm2: tuple[Any, Any]) -> None:
+def test_formal_caps_the_projection_from_below(smollm2: tuple[Any, Any], tmp_path: Path) -> None:
     model, tokenizer = smollm2
-    m = fit(EXAMPLES / "formal.yaml", model=model, tokenizer=tokenizer)
+    m = fit(short_examples(tmp_path / "examples", 4) / "formal.yaml", model=model, tokenizer=tokenizer)
     prompts = ["How do I cook rice?"] * 2
     baseline, capped = m.generate(prompts, strengths=[0.0, 1.0], max_new_tokens=24, do_sample=False)
     assert capped != baseline

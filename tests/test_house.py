@@ -64,7 +64,8 @@ def test_imports_point_down(name: str) -> None:
     above = FLOORS[: FLOORS.index(room(name))]
     wrong = {other for other in IMPORTS[name] if inside(other) and room(other) in above}
     # The face imports from every room, so a room that imports the face looks up.
-    assert not wrong | (IMPORTS[name] & {"subvene.runner"})
+    faces = {"subvene.runner"} if room(name) != "face" else set()
+    assert not wrong | (IMPORTS[name] & faces)
 
 
 def test_no_file_imports_itself_in_a_circle() -> None:

@@ -13,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("specs", "interventions", "runner")
+FACE = "face"
+"""The folder of runner/ that installs as `subvene` itself."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 # Where a distribution's name is not the name it is imported by.
@@ -53,12 +55,13 @@ def test_packages_in_pyproject_are_the_folders_in_the_checkout() -> None:
         ".".join(("subvene", *path.parent.relative_to(ROOT).parts))
         for folder in FOLDERS
         for path in sources(folder)
-    }
+        if path.parent.name != FACE
+    } | {"subvene", "subvene.examples"}
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == found
 
 
 def test_wheel_holds_every_module_and_no_other_top_level_name(tmp_path: Path) -> None:
-    for folder in FOLDERS:
+    for folder in (*FOLDERS, "examples"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / name)
@@ -72,14 +75,18 @@ def test_wheel_holds_every_module_and_no_other_top_level_name(tmp_path: Path) ->
         "subvene",
         f"subvene-{PROJECT['project']['version']}.dist-info",
     }
-    expected = {f"subvene/{path.relative_to(ROOT)}" for folder in FOLDERS for path in sources(folder)}
+    paths = {str(path.relative_to(ROOT)) for folder in FOLDERS for path in sources(folder)}
+    expected = {f"subvene/{path.replace(f'runner/{FACE}/', '')}" for path in paths}
     expected |= {f"subvene/{folder}/py.typed" for folder in FOLDERS}
     expected |= {f"subvene/runner/reports/page.{kind}" for kind in ("html", "css", "js")}
     expected |= {f"subvene/runner/judges/data/{name}" for name in ("judge.json", "classifier.safetensors")}
     expected |= {f"subvene/runner/data/{name}" for name in ("neutral.txt", "truthfulqa/primer.txt")}
     expected.add("subvene/runner/measures/multiple_choice.json")
+    expected.add("subvene/py.typed")
+    examples = ROOT / "examples"
+    shipped = [*examples.glob("*.yaml"), *(examples / "data").iterdir()]
+    expected |= {f"subvene/{path.relative_to(ROOT)}" for path in shipped}
     assert expected <= names
-    assert "subvene/__init__.py" not in names
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -11,6 +11,7 @@ import torch
 from pydantic import JsonValue
 
 from subvene.interventions import REGISTRY, Sizes, TensorTable
+from subvene.interventions.tensors import OWN_WIDTHS
 from subvene.runner.artifacts import artifact
 from subvene.runner.artifacts.packing import TENSORS
 from subvene.runner.artifacts.vouchers import ArtifactError
@@ -110,7 +111,9 @@ def _why_of_no_use(name: str, tensor: torch.Tensor, sizes: Sizes) -> str | None:
         return f"is of a layer beyond {sizes.n_layers - 1}, the model's last"
     if not tensor.is_floating_point():
         return f"is {tensor.dtype}, expected floating point"
-    width, shape = sizes.site_width(parsed.site), list(tensor.shape)
+    if parsed.site in OWN_WIDTHS and f"{parsed.site}[{parsed.layer}]" not in sizes.widths:
+        return None  # only the loaded model tells
+    width, shape = sizes.site_width(parsed.site, parsed.layer), list(tensor.shape)
     if parsed.part is None and tensor.numel() != width:
         return f"has shape {shape}, expected {width} numbers"
     if parsed.part in ("a", "b") and shape[1:] != [width]:

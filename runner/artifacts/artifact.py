@@ -48,6 +48,7 @@ from subvene.runner.models.fingerprint import (
     config_fingerprint,
     model_fingerprint,
     modules_fingerprint,
+    own_widths,
 )
 from subvene.specs import InterventionSpec, dump_spec, parse_spec
 from subvene.specs.regular_file import open_regular
@@ -92,6 +93,7 @@ class Artifact:
             width=model["width"],
             n_heads=model["n_heads"],
             head_dim=model["head_dim"],
+            widths=model.get("widths", {}),
         )
 
     def check_config(self, config: Any) -> None:
@@ -199,6 +201,9 @@ def write(
         made_for = modules_fingerprint(spec, intervenable.model)
     else:
         made_for = model_fingerprint(intervenable.model)
+        places = [place for entry in intervenable.entries for place in entry.sites]
+        if widths := own_widths(intervenable.model, places):
+            made_for["widths"] = widths
     made_for["name"] = spec.model.name
     fingerprint: Fingerprint = {
         "format": FORMAT,

@@ -44,6 +44,7 @@ class _BlocksRecord(_MadeFor):
     width: _Count
     n_heads: _Count
     head_dim: _Count
+    widths: dict[str, _Count] = {}
 
 
 class _ModulesRecord(_MadeFor):

@@ -53,6 +53,15 @@ def print_check(
         print_line(console, "usage", ", ".join(f"{name} {value}" for name, value in usage.items()))
 
 
+def print_by_hand(console: Console, measured: Mapping[str, Agreement], labels: Path) -> None:
+    from subvene.runner.cli._tables import print_line
+
+    for name, found in measured.items():
+        unjudged = f"; {found.unjudged} without a verdict of the judge" if found.unjudged else ""
+        print_line(console, name, f"{labels}: {found.n} labels by hand{unjudged}")
+        console.print(_overall(found))
+
+
 def _judge_in_words(described: Identity, aspect: str) -> str:
     model = described.get(f"{aspect}_model")
     named = model["name"] if isinstance(model, Mapping) else model

@@ -23,6 +23,15 @@ from subvene.runner.cli._console import (
 from subvene.runner.files.printable import printable_logs
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "init": (
+        "init:init",
+        "Write a commented spec for a task, with data beside it: change both to make it yours.",
+    ),
+    "doctor": (
+        "doctor:doctor",
+        "Look at this installation: versions, devices, caches, token, data, and what optional parts would "
+        "give.",
+    ),
     "validate": ("validate:validate", "Check spec files, and say everything that is wrong with them."),
     "schema": ("validate:schema", "Print the JSON Schema of spec files, for editors."),
     "fit": ("fit:fit", "Fit the tensors that a spec declares, and save them with it as an artifact."),
@@ -43,6 +52,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Say what a spec or an artifact does: sites, tokens, strengths, tensors, and which edits commute.",
     ),
     "run": ("run:run", "Run an experiment: fit, evaluate, save."),
+    "power": ("power:power", "Say what so many random draws and questions can find, before a run."),
     "project": ("project:project", "Project every assistant's turn of a transcript on the stored vectors."),
     "screen": (
         "screen:screen",
@@ -132,7 +142,7 @@ app = typer.Typer(
     cls=_Commands,
     name="subvene",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     epilog=EPILOG,
 )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from subvene.runner.cli._console import EPILOG, out, quiet_libraries, results
-from subvene.runner.cli._judge import cross_validated, print_check
+from subvene.runner.cli._judge import cross_validated, print_by_hand, print_check
 from subvene.runner.cli._judge_options import AspectOption
 from subvene.runner.cli._options import Json
 from subvene.runner.cli.finetune import finetune_app
@@ -149,3 +149,51 @@ def fit(
             emit({"folder": str(output), **shown})
             return
     out().print(cross_validated(record["accuracy"]))
+
+
+@judge_app.command(epilog=EPILOG)
+def label(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="CSV", help="Write a sample to be labelled.", show_default=False
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", metavar="CSV", help="Read the sample, labelled.", show_default=False),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", "--number", min=1, help="So many answers at most.")] = 100,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draw.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Label a run's answers by hand, and see what its judge is worth on them.
+
+    First `--output sample.csv`: answers without the judge's verdicts. Write yes or no into the columns true
+    and info, or leave them empty; then `--labels sample.csv` prints how far the run's judge agrees with you.
+    """
+    from dataclasses import asdict
+
+    if (output is None) == (labels is None):
+        raise typer.BadParameter("expected either --output or --labels", param_hint="--output / --labels")
+    with results(as_json) as emit:
+        from subvene.runner.experiments.hand_labels import HandLabelError, labelled, sample_csv
+        from subvene.runner.experiments.results import Results
+        from subvene.runner.files.storage import write_text
+
+        found = Results.load(run)
+        if labels is not None:
+            measured = labelled(found, labels)
+            if as_json:
+                emit({name: asdict(one) for name, one in measured.items()})
+            else:
+                print_by_hand(out(), measured, labels)
+        elif output is not None:
+            if output.exists():
+                raise HandLabelError(f"{output} exists; name another file, so that no labels are lost")
+            write_text(output, sample_csv(found, n, seed))
+            if as_json:
+                emit({"file": str(output)})
+            else:
+                out().print(f"{output}: write yes or no into the columns true and info")

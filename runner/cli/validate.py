@@ -6,7 +6,7 @@ Imports neither torch nor transformers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -15,21 +15,9 @@ import typer
 
 from subvene.runner.cli._console import EXIT_INVALID, err, results
 from subvene.runner.files.printable import on_line
-from subvene.runner.files.storage import atomic_file
-from subvene.specs import (
-    ExperimentSpec,
-    FactsFile,
-    InterventionSpec,
-    PairsFile,
-    Problem,
-    SpecError,
-    SubveneError,
-    json_schema,
-    load_facts,
-    load_pairs,
-)
+from subvene.specs import ExperimentSpec, InterventionSpec, Problem, SpecError, SubveneError
 from subvene.specs.document import Document
-from subvene.specs.evaluations import TracingEvaluation
+from subvene.specs.kinds import FactsFile, PairsFile, TracingEvaluation
 from subvene.specs.loading import load_placed
 from subvene.specs.local import absent
 
@@ -71,16 +59,22 @@ def _problems(file: Path) -> Iterator[Problem]:
     yield from _absent(file, spec, document)
     if not isinstance(spec, ExperimentSpec):
         return
-    facts = [one.facts for one in spec.evaluate if isinstance(one, TracingEvaluation)]
-    for name in dict.fromkeys(declared.file for declared in facts if isinstance(declared, FactsFile)):
+    traced = [part.facts for part in spec.evaluate if isinstance(part, TracingEvaluation)]
+    paired = [getattr(part, "pairs", None) for part in (*spec.fits, *spec.evaluate)]
+    declared = [part for part in (*traced, *paired) if isinstance(part, FactsFile | PairsFile)]
+    if declared:
+        yield from _misread(dict.fromkeys(declared), file.parent)
+
+
+def _misread(files: Iterable[FactsFile | PairsFile], folder: Path) -> Iterator[Problem]:
+    """Those of files of facts and of pairs."""
+    from subvene.specs.data_files import resolve_facts, resolve_pairs
+
+    for declared in files:
         try:
-            load_facts(file.parent / name)
-        except SpecError as error:
-            yield from error.problems
-    declared = [getattr(part, "pairs", None) for part in (*spec.fits, *spec.evaluate)]
-    for name in dict.fromkeys(pairs.file for pairs in declared if isinstance(pairs, PairsFile)):
-        try:
-            load_pairs(file.parent / name)
+            resolve_facts(declared, folder) if isinstance(declared, FactsFile) else resolve_pairs(
+                declared, folder
+            )
         except SpecError as error:
             yield from error.problems
 
@@ -101,6 +95,8 @@ def schema(
 
     A file that begins with `# yaml-language-server: $schema=PATH` is then checked as you type.
     """
+    from subvene.runner.files.storage import atomic_file
+
     text = results_schema_text() if of_results else schema_text()
     if output is None:
         typer.echo(text, nl=False)
@@ -115,6 +111,8 @@ def schema(
 
 def schema_text() -> str:
     """The schema as `examples/subvene.schema.json` holds it."""
+    from subvene.specs import json_schema
+
     return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 

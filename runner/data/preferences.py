@@ -54,7 +54,7 @@ def preferences_sha256(data: Data) -> str:
     """A hash of what the data say; of triples, of their order too."""
     questions = [one for one in data if isinstance(one, Question)]
     if questions:
-        return data_sha256(questions)
+        return data_sha256(questions, periods=True)
     rows = [asdict(one) for one in data if isinstance(one, Preference)]
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 

@@ -70,7 +70,8 @@ def attach_edit(
             context["positions"], context["source"] = feed.at(tokens, h)
         edited = edit(h, tokens=tokens, strength=run.strengths[key], **context)
         selecting = run.rule(key, rule)
-        run.recorder.record(key, selecting, h, edited, tokens, edit.strength_factors(h))
+        before, after = edit.of_site(h), edit.of_site(edited)
+        run.recorder.record(key, selecting, before, after, tokens, edit.strength_factors(before))
         if feed is not None:
             run.recorder.record_source(key, edit.part(h), context["source"], tokens.start)
         if collects:

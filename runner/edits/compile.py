@@ -74,6 +74,8 @@ def compile_spec(
                 _check_by_index(declared, model)
             built = REGISTRY[declared.kind].build(declared, table, sizes)
             components = [_component(model, anatomy, site, layer) for site, layer, _ in built]
+            if anatomy is not None:
+                _place_columns(anatomy, declared, built)
             if reads(declared) is not None:
                 readings[len(representations)] = _reading(model, anatomy, declared, built[0][2])
         except SubveneError as error:
@@ -98,6 +100,24 @@ def compile_spec(
     return compiled(representations, model, entries, Declared(spec.sources, readings, acts_on))
 
 
+def _place_columns(anatomy: Anatomy, declared: AnyIntervention, built: Sequence[Any]) -> None:
+    """Let edits of a query, key or value that one module computes together edit their own columns.
+
+    Raises:
+        CompileError: pyvene's classes have their own way to columns.
+    """
+    for site, layer, edit in built:
+        columns = anatomy.columns(site, layer) if layer is not None else None
+        if columns is None:
+            continue
+        if isinstance(declared, PyveneSpec):
+            raise CompileError(
+                f"site: this model computes its {site} together with others in one module; name it as "
+                f"`component: {site}_output` (or head_{site}_output)"
+            )
+        edit.act_on(columns)
+
+
 def _reading(model: torch.nn.Module, anatomy: Anatomy | None, declared: Any, edit: Any) -> Reading:
     """What an intervention reads of a source, at a place of this model."""
     ref = declared.source
@@ -110,6 +130,11 @@ def _reading(model: torch.nn.Module, anatomy: Anatomy | None, declared: Any, edi
     site = None if ref.component is not None or component is not None else site
     layer = declared.layer if ref.layer is None else ref.layer
     heads = ref.heads or declared.heads
+    if site is not None and anatomy.columns(site, layer) is not None:
+        raise CompileError(
+            f"source: this model computes its {site} together with others in one module; name it as "
+            f"`component: {site}_output`"
+        )
     if site is not None:
         part = Part(site, None) if heads is None else Part.of_heads(site, heads, sizes.head_dim)
     elif component in LAYERED:

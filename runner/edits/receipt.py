@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from pydantic import JsonValue
 
 from subvene.interventions.positions import plain_positions
 from subvene.runner.edits.source_receipt import SourceReceipt, SourceRecord, joined
 from subvene.specs import Positions, SubveneError
+
+if TYPE_CHECKING:
+    import pandas
 
 ROLES = ("prompt", "cursor", "response")
 
@@ -26,6 +29,7 @@ class ReceiptRecord(TypedDict):
     """An `InterventionReceipt` as `Receipt.to_dict` writes it, as far as it is told in words."""
 
     name: str
+    kind: str
     sites: list[str]
     strengths: list[float]
     edited: dict[str, int]
@@ -141,6 +145,16 @@ class Receipt:
     def __len__(self) -> int:
         return len(self.interventions)
 
+    def to_pandas(self) -> pandas.DataFrame:
+        """A table with a row for each intervention: tokens edited by role, and mean ‖Δ‖/‖h‖ over them."""
+        import pandas
+
+        return pandas.DataFrame([_line(one) for one in self.interventions])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return str(self.to_pandas().to_html(index=False))
+
     def check(self) -> None:
         """Raise `NotSteeredError` if an intervention with a strength did not act."""
         check_together([self])
@@ -148,6 +162,19 @@ class Receipt:
     def to_dict(self) -> list[dict[str, JsonValue]]:
         """Plain values for JSON."""
         return [_plain(receipt) for receipt in self.interventions]
+
+
+def _line(receipt: InterventionReceipt) -> dict[str, object]:
+    return {
+        "intervention": receipt.name,
+        "kind": receipt.kind,
+        "at": " ".join(receipt.sites),
+        "positions": _words(receipt.positions),
+        "strengths": ", ".join(f"{strength:g}" for strength in dict.fromkeys(receipt.strengths)),
+        **{f"{role} tokens": receipt.edited[role] for role in ROLES},
+        "changed": receipt.changed,
+        "mean relative change": receipt.mean_relative,
+    }
 
 
 def _plain(receipt: InterventionReceipt) -> dict[str, JsonValue]:

@@ -113,5 +113,5 @@ def distances(norms: torch.Tensor, mask: torch.Tensor, dtype: torch.dtype | None
     bound = 2 * torch.finfo(dtype).eps if half and dtype is not None else _ROUNDING
     fed = mask.any(1)
     differs = ((relative > bound) & mask).any(1)
-    mean = float(relative[mask].double().mean()) if bool(fed.any()) else 0.0
+    mean = float(relative[mask].cpu().double().mean()) if bool(fed.any()) else 0.0
     return mean, int(fed.sum()), int((fed & ~differs).sum())

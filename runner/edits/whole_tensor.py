@@ -193,7 +193,7 @@ class WholeTensorModel(IntervenableModel):
     ) -> Any:
         module, is_input = component_module(self.model, reading.component)
 
-        def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any = None) -> None:
+        def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, object], output: Any = None) -> None:
             if _RUN.get() is run:
                 found = (take_input(args, kwargs) if is_input else take_output(output))[0]
                 h, tokens = self._placed(run, key, reading.component, found)
@@ -207,7 +207,7 @@ class WholeTensorModel(IntervenableModel):
         edit, register = self.interventions[key], self.intervention_hooks[key]
         is_pre_hook = register.__name__ == "register_forward_pre_hook"
 
-        def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any = None) -> Any:
+        def hook(_module: torch.nn.Module, args: Any, kwargs: dict[str, object], output: Any = None) -> Any:
             if _RUN.get() is not run:
                 return None
             found, put_back = take_input(args, kwargs) if is_pre_hook else take_output(output)

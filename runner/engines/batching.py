@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import transformers
+from pydantic import JsonValue
 
 from subvene.runner.edits.compile import entry_name
 from subvene.runner.edits.receipt import Receipt, check_together, merged
@@ -80,7 +81,7 @@ class Job:
     left: bool = False
     tokens: list[list[int]] = field(default_factory=list)
     ended: list[bool] = field(default_factory=list)
-    receipt: list[dict[str, Any]] = field(default_factory=list)
+    receipt: list[dict[str, JsonValue]] = field(default_factory=list)
     error: BaseException | None = None
     done: threading.Event = field(default_factory=threading.Event)
     told: int = 0
@@ -359,7 +360,7 @@ def _renamed(edit: Edit, prefix: str) -> list[Any]:
     return found
 
 
-def _receipt(receipts: Sequence[Receipt], i: int, job: Job) -> list[dict[str, Any]]:
+def _receipt(receipts: Sequence[Receipt], i: int, job: Job) -> list[dict[str, JsonValue]]:
     """A job's part of the receipts of its batch.
 
     Raises:

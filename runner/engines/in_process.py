@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from subvene.interventions.positions import needs_length, plain_positions
 from subvene.runner.data.limits import refuse_beyond_context
@@ -74,7 +75,7 @@ class Answers:
     finished: list[str]
     prompt_tokens: int
     tokens: int
-    receipt: list[dict[str, Any]]
+    receipt: list[dict[str, JsonValue]]
     ids: list[list[int]]
 
 

@@ -14,7 +14,7 @@ from subvene.interventions.columns import added
 from subvene.runner.artifacts.artifact import Artifact
 from subvene.runner.edits.compile import check_sizes, entry_name, place
 from subvene.runner.engines.errors import EngineError
-from subvene.specs import SITES, InterventionSpec, Positions
+from subvene.specs import CORE_SITES, InterventionSpec, Positions
 from subvene.specs.interventions import BaseIntervention
 
 _DRAWS, _TOLERANCE = 16, 1e-4
@@ -155,7 +155,9 @@ def _intervention(spec: InterventionSpec, i: int, edits: tuple[SiteEdit, ...]) -
 def undeclared(declared: Any) -> str | None:
     """What this intervention declares that no engine carries out; None: nothing."""
     if declared.module_path is not None:
-        return f"it edits {declared.module_path}, and an engine knows the sites {', '.join(SITES)} only"
+        return f"it edits {declared.module_path}, and an engine knows the sites {', '.join(CORE_SITES)} only"
+    if declared.site is not None and declared.site not in CORE_SITES:
+        return f"it edits {declared.site}, and this engine knows the sites {', '.join(CORE_SITES)} only"
     for name, field in BaseIntervention.model_fields.items():
         if name not in _KNOWN_FIELDS and getattr(declared, name) != field.get_default(
             call_default_factory=True

@@ -336,6 +336,10 @@ class Results(Record):
 
         return pandas.DataFrame([dict(_line(condition)) for condition in self.conditions])
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: `to_pandas`, without the columns that say nothing."""
+        return str(self.to_pandas().dropna(axis="columns", how="all").to_html(index=False))
+
 
 def results_schema() -> dict[str, JsonValue]:
     """One JSON Schema (draft 2020-12) of `results.json` in today's format."""

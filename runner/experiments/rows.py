@@ -27,6 +27,8 @@ METRICS: dict[str, str] = _Titles(
         "mc3": "MC3",
         "ce": "CE",
         "kl": "KL",
+        "true_second": "True (2nd judge)",
+        "info_second": "Info (2nd judge)",
     }
 )
 """What is measured, in the order of the table, and what the table calls it; others stand behind these."""

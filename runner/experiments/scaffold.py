@@ -13,6 +13,7 @@ from subvene.runner.experiments.results import Results
 from subvene.runner.experiments.run_folder import check_run_folder, run_folder
 from subvene.runner.experiments.study import Publish, Step, Study
 from subvene.runner.models.anatomy import sizes_from_config
+from subvene.runner.models.identity import hashed_once
 from subvene.runner.models.loading import load_config, load_model, with_overrides
 from subvene.specs import ExperimentSpec, SubveneError, dump_spec
 
@@ -77,7 +78,10 @@ def run_study(
             workers = stack.enter_context(executor.workers(job))
         ledger = stack.enter_context(run_folder(output, manifest, dump_spec(spec)))
         step("planned", study.units())
-        opened = (*load_model(spec.model, **overrides), ledger, output)
+        model, tokenizer = load_model(spec.model, **overrides)
+        # Every study leaves the weights as they are: arms are hooks, adapters beside them, or copies.
+        stack.enter_context(hashed_once(model))
+        opened = (model, tokenizer, ledger, output)
         if workers is None:
             found = study.run(*opened)
         else:

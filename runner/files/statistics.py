@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
@@ -42,6 +43,65 @@ def correlation(values: Sequence[float], scores: Sequence[float]) -> Correlation
         "spearman": float(stats.spearmanr(values, scores).statistic),
         "n": n,
     }
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A mean difference with its 95 % interval and p; p None where all differences are the same."""
+
+    value: float
+    low: float
+    high: float
+    p: float | None
+
+
+def paired_t(values: Sequence[float], others: Sequence[float]) -> Tested | None:
+    """The paired t-test of values against others, two-sided; None with fewer than two pairs."""
+    from scipy import stats
+
+    gaps = [a - b for a, b in zip(values, others, strict=True)]
+    if len(gaps) < 2:
+        return None
+    mean = sum(gaps) / len(gaps)
+    if len(set(gaps)) == 1:
+        return Tested(mean, mean, mean, None)
+    found = stats.ttest_rel(values, others)
+    low, high = found.confidence_interval()
+    return Tested(mean, float(low), float(high), float(found.pvalue))
+
+
+def correlation_within(groups: Iterable[Sequence[tuple[float, float]]]) -> Correlations:
+    """As `correlation`, of how far values and scores are from the means of their own group."""
+    values: list[float] = []
+    scores: list[float] = []
+    for group in groups:
+        for side, given in zip((values, scores), zip(*group, strict=True), strict=False):
+            side += [value - sum(given) / len(given) for value in given]
+    return correlation(values, scores)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values of one family corrected for how many there are (Holm 1979), in their order, at most 1."""
+    order = sorted(range(len(p)), key=p.__getitem__)
+    corrected, largest = [1.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def bootstrap_p(values: NDArray[np.float64]) -> float | None:
+    """Two-sided p that a number is 0, from its bootstrap values, [samples]; None where a sample had no value.
+
+    Twice the share of samples on the rarer side of 0 (Efron and Tibshirani 1993, section 15.4): the largest
+    level at which the percentile interval leaves 0 out, one sample added to each side so that it is never 0.
+    """
+    import numpy as np
+
+    if not np.isfinite(values).all():
+        return None
+    rarer = min(int((values <= 0).sum()), int((values >= 0).sum()))
+    return min(1.0, 2 * (rarer + 1) / (len(values) + 1))
 
 
 def percentile_interval(values: NDArray[np.float64], level: float) -> tuple[float, float] | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+import transformers
 from huggingface_hub import CommitInfo
 
 from subvene.runner.artifacts import artifact, hub
@@ -17,9 +18,9 @@ from subvene.runner.edits.compile import CompileError, check_config, compile_spe
 from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.files.json_value import Json
 from subvene.runner.intervened.calls import Calls
-from subvene.runner.models.chat_settings import CHAT_FIELDS, with_chat
+from subvene.runner.models.chat_settings import refuse_overrides, with_chat
 from subvene.runner.models.loading import check_given, load_config, load_model, with_overrides
-from subvene.specs import InterventionSpec, ModelSpec, load_spec, parse_spec
+from subvene.specs import InterventionSpec, ModelSpec, load_spec, spec_of
 from subvene.specs._nodes import Data
 
 
@@ -90,9 +91,7 @@ class IntervenedModel(Calls):
                 have been loaded.
         """
         if isinstance(spec, Mapping):
-            spec = parse_spec(
-                json.dumps(spec, default=_plain), "<mapping>", "json", own_tensors=tensors is not None
-            )
+            spec = spec_of(spec, own_tensors=tensors is not None)
         elif not isinstance(spec, InterventionSpec):
             folder = Path(folder) if folder is not None else Path(spec).parent
             spec = load_spec(Path(spec))
@@ -105,7 +104,7 @@ class IntervenedModel(Calls):
             check_config(spec, load_config(spec.model, **overrides))
             model, tokenizer = load_model(spec.model, **overrides)
         else:
-            _refuse_overrides(overrides)
+            refuse_overrides(overrides)
             spec = with_overrides(spec, overrides)
             check_given(model, tokenizer, spec.model.name)
         tokenizer = with_chat(tokenizer, spec.model)
@@ -150,7 +149,7 @@ class IntervenedModel(Calls):
             loaded.check_config(load_config(spec.model, **overrides))
             model, tokenizer = load_model(spec.model, **overrides)
         else:
-            _refuse_overrides(overrides)
+            refuse_overrides(overrides)
             check_given(model, tokenizer, spec.model.name)
         tokenizer = with_chat(tokenizer, spec.model)
         loaded.check_model(model)
@@ -193,6 +192,52 @@ class IntervenedModel(Calls):
             f"IntervenedModel({self.spec.model.name}: {entries}; edited by generate, generate_ids, calls and "
             f"`with attached()`; .model is the plain {type(self.model).__name__}, never edited by itself)"
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the interventions, and what each did in the last run."""
+        head = f"<p><b>IntervenedModel</b> {escape(self.spec.model.name)}, {self.device}, {self.dtype}</p>"
+        if self.receipt is not None:
+            return f"{head}{self.receipt._repr_html_()}"
+        return f"{head}<p>{escape(repr(self))}</p>"
+
+    @property
+    def config(self) -> transformers.PretrainedConfig:
+        """The config of the model."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's first parameter is."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's floating-point type."""
+        return self.model.dtype
+
+    def to(self, device: str | int | torch.device) -> Self:
+        """Move the model to a device; what edits it follows its activations.
+
+        Returns:
+            This model.
+
+        Raises:
+            ValueError: a dtype was passed: tensors were fitted, and the artifact is checked, in the one that
+                the model was loaded with.
+        """
+        if isinstance(device, torch.dtype):
+            raise ValueError(f"to: expected a device, found {device}; load the model with dtype= instead")
+        self.model.to(device)
+        return self
+
+    def eval(self) -> Self:
+        """Put the model into evaluation mode, in which it was loaded.
+
+        Returns:
+            This model.
+        """
+        self.model.eval()
+        return self
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write the artifact: spec, tensors, fingerprint, model card, and pyvene's own files; atomically.
@@ -248,17 +293,3 @@ class IntervenedModel(Calls):
                 licence=licence,
                 measured=measured,
             )
-
-
-def _refuse_overrides(overrides: Mapping[str, object]) -> None:
-    """A model that is loaded already stays as it is."""
-    if late := sorted(overrides.keys() - set(CHAT_FIELDS)):
-        raise ValueError(
-            f"{', '.join(late)}: the model that was passed is loaded already, and this would not change it; "
-            "load it so, or leave `model=` out"
-        )
-
-
-def _plain(value: Any) -> Any:
-    """A number of numpy's as Python's; anything else as its text, for the spec's own checks."""
-    return value.item() if hasattr(value, "item") else str(value)

@@ -36,6 +36,7 @@ from subvene.runner.intervened.acting import acting
 from subvene.runner.intervened.decoding import Decoding, decode
 from subvene.runner.intervened.measured import measured_options
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.intervened.own_sampling import OwnSampling
 from subvene.runner.models.forked_cache import continued, empty, why_not_forked
 from subvene.runner.models.generation import Settings, row_ends
 from subvene.specs import Positions
@@ -55,6 +56,7 @@ class Row:
         temperature: divides the logits; 0 takes the likeliest token.
         top_p: only the likeliest tokens that together hold this share of the probability are drawn.
         max_new_tokens: longest response.
+        own: the checkpoint's own settings, in place of `temperature` and `top_p`.
     """
 
     prompt: tuple[int, ...]
@@ -63,6 +65,12 @@ class Row:
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 64
+    own: OwnSampling | None = None
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn, rather than the likeliest taken."""
+        return self.temperature > 0 if self.own is None else self.own.draws
 
 
 @dataclass(frozen=True)
@@ -181,6 +189,8 @@ class Batch:
         ]
         self.strengths = self._strengths()
         self.ended = [False] * len(rows)
+        # Of rows with settings of the checkpoint: tokens so far, which these may look at.
+        self.ids = {i: list(row.prompt) for i, row in enumerate(rows) if row.own is not None}
 
     def forked(self) -> tuple[list[list[int]], list[bool], list[Receipt]]:
         """Tokens, whether each row ended, and receipts; prompts that are alike are passed once."""
@@ -309,20 +319,33 @@ class Batch:
     def _choose(self, logits: torch.Tensor, rows: Sequence[int], step: int) -> torch.Tensor:
         if self.m.is_disabled:  # an edited run is looked at as a whole
             check_finite(logits.amax(-1, keepdim=True), "the logits", acting(self.m))
-        chosen = logits.argmax(-1)
-        drawn = [slot for slot, row in enumerate(rows) if self.rows[row].temperature > 0]
+        # As given where no row has settings of the checkpoint: a copy would round nothing, and cost.
+        scores = self._scores(logits, rows) if self.ids else logits
+        chosen = scores.argmax(-1)
+        drawn = [slot for slot, row in enumerate(rows) if self.rows[row].draws]
         drawn = [slot for slot in drawn if step < self.limits[rows[slot]]]
         if drawn:
             of = [self.rows[rows[slot]] for slot in drawn]
             u = torch.tensor([self.uniform[rows[slot]][step] for slot in drawn], dtype=torch.float64)
             chosen = chosen.clone()
             chosen[drawn] = draw(
-                logits[drawn],
+                scores[drawn],
                 u,
-                temperatures=torch.tensor([row.temperature for row in of], dtype=torch.float64),
-                top_p=torch.tensor([row.top_p for row in of], dtype=torch.float64),
+                temperatures=_of_given([row.temperature for row in of], of),
+                top_p=_of_given([row.top_p for row in of], of),
             )
+        for slot, row in enumerate(rows):
+            if row in self.ids:
+                self.ids[row].append(int(chosen[slot]))
         return chosen
+
+    def _scores(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """The logits, those of rows with settings of the checkpoint as these leave them."""
+        scores = logits.float().clone()
+        for slot, row in enumerate(rows):
+            if (own := self.rows[row].own) is not None:
+                scores[slot] = own.scores(self.ids[row], logits[slot])
+        return scores
 
     def has_ended(self, row: int, tokens: list[int]) -> bool:
         """Whether a row ends with the token that it has just been given, which is then taken away."""
@@ -331,6 +354,12 @@ class Batch:
             self.ended[row] = True
             return True
         return False
+
+
+def _of_given(values: Sequence[float], rows: Sequence[Row]) -> torch.Tensor:
+    """float64 [rows]; 1, which changes nothing, where a row has the checkpoint's own settings."""
+    of = [value if row.own is None else 1.0 for value, row in zip(values, rows, strict=True)]
+    return torch.tensor(of, dtype=torch.float64)
 
 
 def draw(
@@ -345,6 +374,8 @@ def draw(
         top_p: float64 [rows]; the tokens drawn from are the fewest likeliest ones that hold so much.
     """
     device = logits.device
+    if device.type == "mps":  # has no float64
+        return draw(logits.cpu(), u, temperatures=temperatures, top_p=top_p).to(device)
     scaled = logits.double() / temperatures.to(device).unsqueeze(1)
     p = scaled.softmax(-1)
     nucleus = top_p < 1

@@ -141,6 +141,13 @@ class SentenceEncoder:
             del self._known[next(iter(self._known))]  # the oldest
         return rows
 
+    def pieces(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text is, cut ones as many as are read, special ones included."""
+        if not texts:
+            return []
+        rows = self._tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]
+        return [len(row) for row in rows]
+
     def _learn(self, texts: list[str]) -> None:
         if not texts:
             return

@@ -10,13 +10,14 @@ from typing import Literal, NotRequired, TypedDict
 
 import torch
 
+from subvene.runner.data.contrast_pairs import read_pairs
 from subvene.runner.data.text import Messages, prompt_ids, reply_ids
 from subvene.runner.edits.finite_points import over_finite_points
 from subvene.runner.edits.receipt import Receipt
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.scoring import log_probs
 from subvene.runner.measures.base import sweep_strengths
-from subvene.specs import ContrastSpec, ContrastTexts, SubveneError, resolve_pairs
+from subvene.specs import ContrastSpec, ContrastTexts, SubveneError
 
 ContrastText = tuple[str | Messages, str, str]
 """Prompt, consistent answer, opposed answer."""
@@ -29,7 +30,7 @@ def contrast_texts(spec: ContrastSpec, folder: Path) -> list[ContrastText]:
         SpecError: the file of pairs is not valid.
         SubveneError: its pairs are no texts with prompts.
     """
-    pairs = resolve_pairs(spec.pairs, folder)
+    pairs = read_pairs(spec.pairs, folder)
     if not isinstance(pairs, ContrastTexts):
         raise SubveneError(
             "evaluate contrast: its pairs are `systems`; it needs `texts` with answers to score"

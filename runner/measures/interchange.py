@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from subvene.interventions.rotation import ROTATION, parametrized, plain_state, random_rotation, rotation_of
 from subvene.runner.edits.not_finite import check_finite
-from subvene.runner.passes.interchange import Edit, LayerSwaps
+from subvene.runner.passes.swaps import Edit, LayerSwaps
 
 Arm = Literal["das", "whole", "random", "shuffled"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -151,7 +151,7 @@ class CellMeasure:
     def _probed(self, swaps: LayerSwaps, place: str) -> dict[str, Any]:
         """A linear probe of the states at the place, and what it says of held-out ones."""
         judged = self._judged
-        base, source = (vectors.double().cpu().numpy() for vectors in swaps.swaps[place].means())
+        base, source = (vectors.cpu().double().numpy() for vectors in swaps.swaps[place].means())
         own, of_source = judged.own.cpu().numpy(), judged.of_source.cpu().numpy()
 
         def both(rows: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -167,10 +167,9 @@ class CellMeasure:
         }
 
     def _moved(self, swaps: LayerSwaps, place: str, edit: Edit) -> float:
-        swap, rows = swaps.swaps[place], self._judged.test.to(swaps.swaps[place].own.device)
-        mask, source = swap.vectors(rows, rows)
-        own = swap.own[rows][mask].float()
-        change = edit(own, source.float()) - own
+        rows = self._judged.test.to(swaps.swaps[place].states.device)
+        own, source = (vectors.float() for vectors in swaps.swaps[place].vectors(rows, rows))
+        change = edit(own, source) - own
         return float((change.norm(dim=-1) / own.norm(dim=-1).clamp_min(1e-12)).mean())
 
     def _generator(self, layer: int, place: str) -> torch.Generator:

@@ -17,6 +17,7 @@ from subvene.runner.edits.receipt import merged
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Result, digest
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.intervened.own_sampling import OwnSampling
 from subvene.runner.intervened.rollouts import Generate, Row, rollouts, row_seed
 from subvene.runner.judges import COHERENCE, Answer, Judge, scored, shows
 from subvene.specs import SamplingSpec
@@ -172,7 +173,7 @@ def respond(
         **identity,
         "trait": trait.sha256,
         "asked": [[one.question, one.system, one.rollout, one.strengths] for one in asked],
-        "sampling": sampling.model_dump(mode="json", exclude={"batch_size"}),
+        "sampling": _said(sampling, open_model),
         "seed": seed,
     }
 
@@ -209,6 +210,13 @@ def respond(
     return Answered(responses, written["receipt"], by_point(written))
 
 
+def _said(sampling: SamplingSpec, open_model: Callable[[], IntervenedModel]) -> Mapping[str, JsonValue]:
+    """What responses depend on; of a checkpoint's own settings their values, which its hash does not hold."""
+    if sampling.settings == "given":
+        return sampling.said()
+    return {**sampling.said(), **OwnSampling.of(open_model().model).described()}
+
+
 def _response(asked: Asked, written: _Text, judged: _Judged) -> Response:
     return Response(
         asked=asked,
@@ -236,6 +244,7 @@ def _written(
     description: str,
     generate: Generate,
 ) -> _Written:
+    own = OwnSampling.of(m.model) if sampling.settings == "model" else None
     rows = [
         Row(
             prompt=tuple(prompt_ids(m.tokenizer, one.question, system=one.system)),
@@ -244,6 +253,7 @@ def _written(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_new_tokens=sampling.max_new_tokens,
+            own=own,
         )
         for one in asked
     ]

@@ -14,19 +14,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
-import torch
 from torch import nn
 
 from subvene.interventions import Sizes
-from subvene.specs import SubveneError
+from subvene.runner.models.linear import AnatomyError as AnatomyError
+from subvene.runner.models.linear import features_of, is_linear
+from subvene.runner.models.projections import PROJECTIONS, projection_of
 
 # Children of an attention module that are not its output projection, whatever their shapes.
 _INPUT_PROJECTION = re.compile(r"(^|_)(q|k|v|qkv|query|key|value)(_|$)|^W(q|k|v|qkv)$|gate")
+# Children of a feed-forward module that give its neurons, where these are as many as the residual width.
+_UP_PROJECTION = re.compile(r"(^|_)(up|gate|fc1|fc_in|w1|w3|fc|h_to_4h)(_|$)|_h_to_4h")
+_EXPERTS = re.compile(r"experts?(_|$)")
 _FEED_FORWARD = re.compile(r"mlp|ffn|feed_?forward|moe|experts")
-
-
-class AnatomyError(SubveneError):
-    """This model has no such part, or it cannot be told which module it is."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Anatomy:
         blocks = cast(nn.ModuleList, model.get_submodule(blocks_path))
         for block in blocks:
             if attention := _attention_of(block, sizes.width):
-                features = _features(attention.projection)[0]
+                features = features_of(attention.projection)[0]
                 head_dim, rest = divmod(features, sizes.n_heads)
                 stated = [_of_all_layers(text, field) for field in ("head_dim", "v_head_dim")]
                 # Where a config says how wide heads are, another width is something else than heads:
@@ -92,21 +92,31 @@ class Anatomy:
                 f"layer {layer} is out of range: this model has layers 0 to {self.sizes.n_layers - 1}"
             )
         block, path = self.blocks[layer], f"{self.blocks_path}[{layer}]"
-        if site == "block_output":
-            return f"{path}.output"
-        if site == "mlp_output":
-            return f"{path}.{_mlp_of(block, self.sizes.width, path)}.output"
+        if site in ("block_output", "block_input"):
+            return f"{path}.{site.removeprefix('block_')}"
+        if site.startswith("mlp_"):
+            return f"{path}.{_of_mlp(block, self.sizes.width, path, site)}"
         if (attention := _attention_of(block, self.sizes.width)) is None:
             raise AnatomyError(f"{path} has no attention module, so the site {site} does not exist there")
         if site == "attention_output":
             return f"{path}.{_before_residual(attention.path, attention.module, self.sizes.width)}.output"
-        features = _features(attention.projection)[0]
+        if site in PROJECTIONS:
+            found = projection_of(attention.module, site, attention.path, self.sizes)
+            return f"{path}.{attention.path}.{found.name}.output"
+        features = features_of(attention.projection)[0]
         if features != self.sizes.n_heads * self.sizes.head_dim:
             raise AnatomyError(
                 f"{path}.{attention.projection_path} reads {features} features, "
                 f"and other layers have {self.sizes.n_heads} heads of {self.sizes.head_dim}"
             )
         return f"{path}.{attention.projection_path}.input"
+
+    def columns(self, site: str, layer: int) -> tuple[int, ...] | None:
+        """The columns of `component(site, layer)` that are the site; None for all of them."""
+        attention = _attention_of(self.blocks[layer], self.sizes.width) if site in PROJECTIONS else None
+        if attention is None:
+            return None
+        return projection_of(attention.module, site, attention.path, self.sizes).columns
 
     def output_projection(self, layer: int) -> nn.Module:
         """The module whose input is `attention_heads[layer]`: an `nn.Linear`, or GPT-2's `Conv1D`."""
@@ -207,19 +217,6 @@ def _find_blocks(model: nn.Module, count: int) -> str:
     return candidates[0]
 
 
-def _features(module: Any) -> tuple[int, int]:
-    """(in, out) features of a linear map; transformers' Conv1D stores its weight transposed."""
-    if hasattr(module, "in_features"):
-        return module.in_features, module.out_features
-    return tuple(module.weight.shape)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    if hasattr(module, "in_features") and hasattr(module, "out_features"):
-        return True
-    return type(module).__name__ == "Conv1D" and getattr(module, "weight", torch.empty(0)).ndim == 2
-
-
 @dataclass(frozen=True)
 class _Attention:
     """An attention module and its output projection, with their paths within the block."""
@@ -255,12 +252,46 @@ def _projections(children: Iterable[tuple[str, nn.Module]], width: int) -> list[
     return [
         (name, child)
         for name, child in children
-        if _is_linear(child) and _features(child)[1] == width and not _INPUT_PROJECTION.search(name)
+        if is_linear(child) and features_of(child)[1] == width and not _INPUT_PROJECTION.search(name)
     ]
 
 
-def _mlp_of(block: nn.Module, width: int, path: str) -> str:
-    """The child that is neither attention nor norm; or the last bare linear map to the residual width."""
+def _of_mlp(block: nn.Module, width: int, path: str, site: str) -> str:
+    """`mlp_output`, `mlp_input` or `mlp_neurons` as a component below the block."""
+    name, module, first = _mlp_of(block, width, path)
+    if site == "mlp_output":
+        return f"{name if first else _before_residual(name, module, width)}.output"
+    if site == "mlp_input":
+        return f"{first or name}.input"
+    down = name if first else f"{name}.{_down_projection(module, width, f'{path}.{name}')}"
+    return f"{down}.input"
+
+
+def _down_projection(mlp: nn.Module, width: int, path: str) -> str:
+    """The one linear child that maps neurons to the residual width.
+
+    Raises:
+        AnatomyError: experts have a projection each, which sees the tokens that were sent to it only; or it
+            cannot be told.
+    """
+    children = list(mlp.named_children())
+    if experts := [name for name, _ in children if _EXPERTS.search(name)]:
+        raise AnatomyError(
+            f"{path}: {type(mlp).__name__} sends tokens to {', '.join(experts)}, and no one projection reads "
+            "the neurons of all of them; the site mlp_neurons is of layers with one feed-forward part"
+        )
+    found = [name for name, child in _projections(children, width) if not _UP_PROJECTION.search(name)]
+    if len(found) != 1:
+        raise AnatomyError(f"{path}: cannot tell which is the down projection: {', '.join(found) or 'none'}")
+    return found[0]
+
+
+def _mlp_of(block: nn.Module, width: int, path: str) -> tuple[str, nn.Module, str | None]:
+    """The child that is neither attention nor norm; or the last bare linear map to the residual width.
+
+    Returns:
+        Its name, the module, and of bare linear maps the name of the first.
+    """
     attention = _attention_of(block, width)
     holds_attention = attention.path.partition(".")[0] if attention else None
     rest = [
@@ -270,11 +301,11 @@ def _mlp_of(block: nn.Module, width: int, path: str) -> str:
         and any(p.ndim > 1 for p in child.parameters())
         and not _is_recurrent(child)
     ]
-    if len(rest) > 1 and all(_is_linear(child) for _, child in rest):
+    if len(rest) > 1 and all(is_linear(child) for _, child in rest):
         if projections := _projections(rest, width):
-            return projections[-1][0]
+            return *projections[-1], rest[0][0]
     elif len(named := [(name, child) for name, child in rest if _FEED_FORWARD.search(name)] or rest) == 1:
-        return _before_residual(*named[0], width)
+        return *named[0], None
     found = ", ".join(name for name, _ in rest) or "none"
     raise AnatomyError(f"{path}: cannot tell which module is the MLP; candidates: {found}")
 

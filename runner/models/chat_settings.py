@@ -42,6 +42,19 @@ class ChatSettings:
         }
 
 
+def refuse_overrides(overrides: Mapping[str, object]) -> None:
+    """A model that is loaded already stays as it is.
+
+    Raises:
+        ValueError: a field that is not about conversations.
+    """
+    if late := sorted(overrides.keys() - set(CHAT_FIELDS)):
+        raise ValueError(
+            f"{', '.join(late)}: the model that was passed is loaded already, and this would not change it; "
+            "load it so, or leave `model=` out"
+        )
+
+
 def chat_of(tokenizer: Any) -> ChatSettings:
     """The settings that a tokenizer carries; the defaults where nobody gave it any."""
     settings: ChatSettings = getattr(tokenizer, _CARRIED, None) or ChatSettings()

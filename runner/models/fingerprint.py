@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any, NotRequired, TypedDict, final
 
 import torch
 
+from subvene.interventions.tensors import OWN_WIDTHS
 from subvene.runner.models.anatomy import Anatomy, component_module, sizes_from_config, text_config
+from subvene.runner.models.parts import PartSizes
 from subvene.specs import InterventionSpec
 
 
@@ -25,9 +28,13 @@ class ConfigFingerprint(TypedDict):
 
 @final
 class BlocksFingerprint(ConfigFingerprint):
-    """Of a decoder language model; `name` is how the spec calls it."""
+    """Of a decoder language model; `name` is how the spec calls it.
+
+    `widths` are of the places that are edited whose width is no count above: `mlp_neurons[3]` and the like.
+    """
 
     architecture: str
+    widths: NotRequired[dict[str, int]]
     name: NotRequired[str]
 
 
@@ -82,6 +89,18 @@ def model_fingerprint(model: Any) -> BlocksFingerprint:
         "n_heads": sizes.n_heads,
         "head_dim": sizes.head_dim,
     }
+
+
+def own_widths(model: Any, places: Iterable[str]) -> dict[str, int]:
+    """The widths of those places (`mlp_neurons[3]`) that only the modules of a model tell."""
+    sizes: PartSizes | None = None
+    found: dict[str, int] = {}
+    for place in places:
+        site, _, layer = place.rstrip("]").rpartition("[")
+        if site in OWN_WIDTHS:
+            sizes = sizes or PartSizes.of(Anatomy.of(model))
+            found[place] = sizes.site_width(site, int(layer))
+    return found
 
 
 def modules_fingerprint(spec: InterventionSpec, model: torch.nn.Module) -> ModulesFingerprint:

@@ -121,7 +121,13 @@ def model_sha256(model: Any) -> str:
 
 @contextmanager
 def hashed_once(model: Any) -> Iterator[None]:
-    """Let `model_sha256` read the weights of a model once; nothing may change them while the block runs."""
+    """Let `model_sha256` read the weights of a model once; nothing may change them while the block runs.
+
+    Blocks may stand in each other; the outermost ends it.
+    """
+    if model in _KNOWN:
+        yield
+        return
     _KNOWN[model] = model_sha256(model)
     try:
         yield

@@ -27,6 +27,7 @@ from subvene.runner.models.pretrained import (
     read_pretrained,
 )
 from subvene.runner.models.quantization import check_quantization
+from subvene.runner.models.softcap import has_softcap, softcap_flaw
 from subvene.runner.models.vocabulary import beyond
 from subvene.specs import InterventionSpec, ModelSpec, SubveneError
 
@@ -72,9 +73,10 @@ def load_model(
     options: _Options = {"dtype": spec.dtype if spec.dtype == "auto" else getattr(torch, spec.dtype)}
     if spec.device_map is not None:
         options["device_map"] = spec.device_map
-    if spec.attn_implementation is not None:
-        options["attn_implementation"] = spec.attn_implementation
     config = load_config(spec)
+    attention = spec.attn_implementation or ("eager" if has_softcap(config) else None)
+    if attention is not None:
+        options["attn_implementation"] = attention
     try:
         check_quantization(config)
         with status(f"loading {spec.name}", silent=source == spec.name):
@@ -100,13 +102,15 @@ def check_given(model: Any, tokenizer: Any, name: str) -> None:
         name: what the error calls the model.
 
     Raises:
-        ModelError: naming the tokens that it has no row for, or the setting of its generation that is none.
+        ModelError: naming the tokens that it has no row for, the setting of its generation that is none, or
+            an implementation of attention that leaves out what the model's has.
     """
     settings = getattr(model, "generation_config", None)
     flaw = None if settings is None else generation_flaw(vars(settings))
     if flaw is not None:
         raise ModelError(f"model {name!r}: its generation_config cannot be used: {flaw}")
-    wrong = beyond(model, tokenizer)
+    config = getattr(model, "config", None)
+    wrong = (None if config is None else softcap_flaw(config)) or beyond(model, tokenizer)
     if wrong is not None:
         raise ModelError(f"model {name!r}: {wrong}")
 

@@ -6,28 +6,17 @@ together are told apart for the attention modules whose order is known; others a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
 from torch import nn
 
 from subvene.interventions import Sizes
 from subvene.interventions.tensors import Part
 from subvene.runner.models.anatomy import Anatomy, AnatomyError, component_module
+from subvene.runner.models.projections import projection_of
 
-# Names of the linear map that gives each of the three, where each has one of its own.
-_OWN = {
-    "query": re.compile(r"(^|_)(q|query)(_|$)"),
-    "key": re.compile(r"(^|_)(k|key)(_|$)"),
-    "value": re.compile(r"(^|_)(v|value)(_|$)"),
-}
-_ORDER = ("query", "key", "value")
-# Class of an attention module → name of its fused map, and whether its columns go head by head (query, key
-# and value of one head, then those of the next) or by kind (queries of all heads, then keys, then values).
-_FUSED = {"GPT2Attention": ("c_attn", False), "GPTNeoXAttention": ("query_key_value", True)}
 _SITES = {
     "block_output": "block_output",
     "mlp_output": "mlp_output",
@@ -91,6 +80,14 @@ class PartSizes(Sizes):
         sizes = {field.name: getattr(anatomy.sizes, field.name) for field in fields(Sizes)}
         return cls(**sizes, anatomy=anatomy)
 
+    def own_width(self, site: str, layer: int | None) -> int:
+        """The width of a site that follows from no count of the model."""
+        if layer is None:
+            raise AnatomyError(f"{site} of which layer?")
+        component = self.anatomy.component(site, layer)
+        columns = self.anatomy.columns(site, layer)
+        return _width_of(self.anatomy.model, component) if columns is None else len(columns)
+
     def module_width(self, component: str) -> int:
         """How wide a module's input or output is."""
         return _width_of(self.anatomy.model, component)
@@ -129,12 +126,9 @@ def _place(anatomy: Anatomy, component: str, layer: int) -> tuple[str, tuple[int
     """The module's input or output, its columns (None: all of them), and how many these are."""
     if (site := _SITES.get(component)) is not None:
         return anatomy.component(site, layer), None, anatomy.sizes.site_width(site)
-    block = anatomy.component("block_output", layer).removesuffix(".output")
     width = anatomy.sizes.width
-    if component == "block_input":
-        return f"{block}.input", None, width
-    if component == "mlp_input":
-        return anatomy.component("mlp_output", layer).removesuffix(".output") + ".input", None, width
+    if component in ("block_input", "mlp_input"):
+        return anatomy.component(component, layer), None, width
     if component == "mlp_activation":
         path, features = _activation(anatomy, layer)
         return path, None, features
@@ -143,7 +137,9 @@ def _place(anatomy: Anatomy, component: str, layer: int) -> tuple[str, tuple[int
     if component == "attention_input":
         return f"{attention}.input", None, width
     which = component.removeprefix("head_").removesuffix("_output")
-    return _projected(anatomy, attention, which)
+    module = component_module(anatomy.model, f"{attention}.output")[0]
+    found = projection_of(module, which, attention, anatomy.sizes)
+    return f"{attention}.{found.name}.output", found.columns, found.width
 
 
 def _activation(anatomy: Anatomy, layer: int) -> tuple[str, int]:
@@ -173,26 +169,3 @@ def _shape(linear: Any) -> tuple[int, ...]:
     if hasattr(linear, "in_features"):
         return int(linear.in_features), int(linear.out_features)
     return tuple(next(p for p in linear.parameters() if p.ndim == 2).shape)
-
-
-def _projected(anatomy: Anatomy, attention: str, which: str) -> tuple[str, tuple[int, ...] | None, int]:
-    """Where an attention module computes its queries, keys or values."""
-    module = component_module(anatomy.model, f"{attention}.output")[0]
-    named = [(n, c) for n, c in module.named_children() if any(p.ndim == 2 for p in c.parameters())]
-    found = [(name, child) for name, child in named if _OWN[which].search(name)]
-    name = type(module).__name__
-    if name in _FUSED:
-        fused, by_head = _FUSED[name]
-        heads, head_dim = anatomy.sizes.n_heads, anatomy.sizes.head_dim
-        grid = torch.arange(3 * heads * head_dim)
-        grid = grid.view(heads, 3, head_dim) if by_head else grid.view(3, heads, head_dim).transpose(0, 1)
-        columns = tuple(grid[:, _ORDER.index(which)].reshape(-1).tolist())
-        return f"{attention}.{fused}.output", columns, len(columns)
-    if len(found) != 1:
-        there = ", ".join(child for child, _ in named)
-        raise AnatomyError(
-            f"{attention}: {name} has no one map for its {which} ({there}), and how it lays out a common one "
-            "is not known here; name a module by its path, and columns by `subspaces`"
-        )
-    path, linear = found[0]
-    return f"{attention}.{path}.output", None, _shape(linear)[1]

@@ -144,9 +144,10 @@ def forward_reading(
 
     def attach(layer: int) -> None:
         module, is_input = component_module(model, anatomy.component(site, layer))
+        columns = anatomy.columns(site, layer)
 
         def see(activation: torch.Tensor) -> None:
-            read(layer, activation)
+            read(layer, activation if columns is None else activation[..., list(columns)])
             if layer == max(layers):
                 raise _LastLayerRead
 

@@ -28,9 +28,10 @@ from transformers.cache_utils import DynamicCache
 from subvene.runner.data.limits import refuse_beyond_context
 from subvene.runner.data.text import TextError, pad
 from subvene.runner.files.progress import track
-from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.models.anatomy import Anatomy, AnatomyError
 from subvene.runner.models.forked_cache import FORKABLE
 from subvene.runner.models.identity import model_sha256
+from subvene.runner.models.parts import PartSizes
 from subvene.runner.passes.activations import forward_reading
 from subvene.runner.passes.passages import Passage, every_token
 from subvene.runner.passes.passes import (
@@ -136,7 +137,7 @@ def collect(
     )
     passages = [passages[i] for i in given]
     layers = tuple(sorted(set(layers)))
-    width = anatomy.sizes.site_width(site)
+    width = _width(PartSizes.of(anatomy), site, layers)
     content = _content(
         identity or model_sha256(anatomy.model), site, layers, passages, batch_size, shard_bytes
     )
@@ -314,6 +315,18 @@ class _Reader:
                 sums[layer].index_add_(0, to, found)
 
         forward_reading(self._anatomy, self._site, self._layers, batch, read, cache=cache, **inputs)
+
+
+def _width(sizes: PartSizes, site: Site, layers: Sequence[int]) -> int:
+    """The one width that the layers have at a site.
+
+    Raises:
+        AnatomyError: they differ in it, or a layer has no such site.
+    """
+    widths = {layer: sizes.site_width(site, layer) for layer in layers}
+    if len(set(widths.values())) > 1:
+        raise AnatomyError(f"{site}: expected layers of one width, found {widths}; read them one by one")
+    return next(iter(widths.values()))
 
 
 def _check(passages: Sequence[Passage], anatomy: Anatomy) -> None:

@@ -84,7 +84,7 @@ def keep(
 
         return keep
 
-    cache = _cache_of(model)
+    cache = cache_of(model)
     with contextlib.ExitStack() as stack:
         stack.enter_context(adding(model, noise))
         for layer, block in enumerate(anatomy.blocks):
@@ -151,7 +151,7 @@ def _taking(states: States, place: Place, shape: torch.Size) -> Callable[[torch.
     return take
 
 
-def _cache_of(model: Any) -> DynamicCache | None:
+def cache_of(model: Any) -> DynamicCache | None:
     """An empty cache for a model that keeps keys and values and nothing else; None for others."""
     try:
         cache = DynamicCache(config=model.config)

@@ -2,6 +2,7 @@
 
 from subvene.runner.recipes.base import Fitted, Reach, Recipe
 from subvene.runner.recipes.das import DAS
+from subvene.runner.recipes.experts import EXPERTS
 from subvene.runner.recipes.iti import ITI
 from subvene.runner.recipes.localized_edit import LOCALIZED_EDIT
 from subvene.runner.recipes.mean_difference import MEAN_DIFFERENCE
@@ -10,6 +11,7 @@ from subvene.runner.recipes.random_direction import RANDOM_DIRECTION
 
 RECIPES: dict[str, Recipe] = {
     "das": DAS,
+    "experts": EXPERTS,
     "iti": ITI,
     "localized_edit": LOCALIZED_EDIT,
     "mean_difference": MEAN_DIFFERENCE,

@@ -37,6 +37,7 @@ from subvene.runner.files.json_value import Json
 from subvene.runner.files.progress import track
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.passes.interchange import Interchanges
+from subvene.runner.passes.swaps import LayerSwaps
 from subvene.runner.recipes.base import Fitted, Reach, Recipe
 from subvene.runner.training.passes import frozen
 from subvene.runner.training.rotations import TrainedCell, train_cells
@@ -76,11 +77,7 @@ class Prepared:
     @property
     def best(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Long[rows] each: the likeliest answer behind each base, and behind each source."""
-        own, other = (
-            self.answers[logits[:, self.answers].argmax(-1)]
-            for logits in (self.runs.own, self.runs.of_source)
-        )
-        return own, other
+        return self.runs.said("base"), self.runs.said("source")
 
     def used(self, spec: DASSpec) -> tuple[torch.Tensor, torch.Tensor]:
         """Long[n] each: the rows that are trained on, and those that are held out.
@@ -110,7 +107,14 @@ class Prepared:
 def prepared(
     spec: DASSpec, data: Sequence[Counterfactual], anatomy: Anatomy, tokenizer: Any, seed: int
 ) -> Prepared:
-    """The rows as tokens, split, with the places of every cell found in them.
+    """The rows as tokens, split, with the places of every cell found in them; nothing has run yet.
+
+    Args:
+        spec: the recipe.
+        data: all rows.
+        anatomy: of the model.
+        tokenizer: the model's.
+        seed: the experiment's.
 
     Raises:
         TextError: a text is too long, or an answer has no token of its own.
@@ -121,6 +125,8 @@ def prepared(
     for name in ("base", "source"):
         lengths = [len(getattr(one, name)) for one in tokens]
         refuse_beyond_context(model, lengths, partial(_where, tokens, name))
+    said = {answer for one in tokens for answer in (one.label, one.base_label, one.source_label)}
+    answers = torch.tensor(sorted(answer for answer in said if answer is not None), device=model.device)
     runs = Interchanges(
         anatomy,
         tokenizer,
@@ -131,9 +137,8 @@ def prepared(
         places=spec.places,
         pad_id=pad_id_of(tokenizer),
         pass_tokens=pass_tokens_of(spec, model),
+        answers=answers,
     )
-    said = {answer for one in tokens for answer in (one.label, one.base_label, one.source_label)}
-    answers = torch.tensor(sorted(answer for answer in said if answer is not None), device=model.device)
     return Prepared(tokens, runs, sides_of(data, spec.split, spec.own_seed(seed)), answers)
 
 
@@ -167,36 +172,66 @@ def fit_das(
         Of each cell its state, `{key}.{site}[{layer}].{place}.rotation` and what else its class has, and how
         they came about.
     """
-    own_seed = spec.own_seed(seed)
-    tensors: dict[str, torch.Tensor] = {}
-    cells: dict[str, Json] = {}
+    layers = layers_of(spec, anatomy.sizes)
     with frozen(cast(Any, anatomy.model)):
         # 1. Bases and sources, run once; what reaches each layer is kept.
         made = prepared(spec, data, anatomy, tokenizer, seed)
-        layers, computed = layers_of(spec, anatomy.sizes), 0
-        # 2. The rows that the model itself goes on with as the data say.
-        train, test = made.used(spec)
+        made.runs.plan(layers)
+        # 2. The cells of a layer together.
         bar = track(layers, f"training {spec.key}")
-        for _, swaps in zip(bar, made.runs.at(layers), strict=True):
-            # 3. The cells of a layer together.
-            trained = train_cells(
-                swaps,
-                spec,
-                made.labels,
-                train,
-                seed=own_seed,
-                pass_tokens=made.runs.pass_tokens,
-                width=anatomy.sizes.site_width(spec.site),
-            )
-            computed += swaps.computed
-            for place, cell in trained.items():
-                key = spec.cell_key(swaps.layer, place)
-                tensors |= {
-                    f"{key}.{name}": value.detach().cpu().contiguous()
-                    for name, value in stored_state(cell.inner).items()
-                }
-                cells[key] = _about(spec, cell, swaps.swaps[place].equal)
+        return together(
+            [
+                fit_layer(spec, data, made, swaps, seed)
+                for _, swaps in zip(bar, made.runs.at(layers), strict=True)
+            ]
+        )
+
+
+def fit_layer(
+    spec: DASSpec, data: Sequence[Counterfactual], made: Prepared, swaps: LayerSwaps, seed: int
+) -> Fitted:
+    """Train the cells of one layer, on the rows that the model itself goes on with as the data say.
+
+    Args:
+        spec: the recipe.
+        data: all rows.
+        made: of them.
+        swaps: the layer's.
+        seed: the experiment's.
+    """
+    train, test = made.used(spec)
+    before = swaps.computed
+    trained = train_cells(
+        swaps,
+        spec,
+        made.labels,
+        train,
+        seed=spec.own_seed(seed),
+        pass_tokens=made.runs.pass_tokens,
+        width=made.runs.anatomy.sizes.site_width(spec.site),
+    )
+    tensors = {
+        f"{spec.cell_key(swaps.layer, place)}.{name}": value.detach().cpu().contiguous()
+        for place, cell in trained.items()
+        for name, value in stored_state(cell.inner).items()
+    }
+    cells: dict[str, Json] = {
+        spec.cell_key(swaps.layer, place): _about(spec, cell, swaps.swaps[place].equal)
+        for place, cell in trained.items()
+    }
+    own_seed, computed = spec.own_seed(seed), swaps.computed - before
     return Fitted(tensors, _provenance(spec, made, data, own_seed, train, test, cells, computed))
+
+
+def together(layers: Sequence[Fitted]) -> Fitted:
+    """The fit of a grid, of those of its layers."""
+    tensors: dict[str, torch.Tensor] = {}
+    cells: dict[str, Json] = {}
+    for one in layers:
+        tensors |= one.tensors
+        cells |= cast(dict[str, Json], one.provenance["cells"])
+    computed = sum(cast(int, one.provenance["computed"]) for one in layers)
+    return Fitted(tensors, layers[-1].provenance | {"cells": cells, "computed": computed})
 
 
 def _about(spec: DASSpec, cell: TrainedCell, equal: float) -> dict[str, Json]:

@@ -14,9 +14,10 @@ from subvene.runner.edits.compile import CompileError, check_sizes
 from subvene.runner.files.json_value import Json
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.anatomy import Anatomy, sizes_from_config
-from subvene.runner.models.chat_settings import CHAT_FIELDS, with_chat
+from subvene.runner.models.chat_settings import refuse_overrides, with_chat
 from subvene.runner.models.loading import check_given, load_config, load_model, with_overrides
 from subvene.runner.recipes import RECIPES, Fitted, Reach
+from subvene.runner.recipes.by_name import asked, is_recipe, name_of
 from subvene.specs import ExperimentSpec, InterventionSpec, SubveneError, load_spec, parse_tensor_name
 from subvene.specs.interventions.base import BaseIntervention
 from subvene.specs.recipes.base import BaseRecipe
@@ -24,20 +25,24 @@ from subvene.specs.recipes.base import BaseRecipe
 
 def fit(
     spec: ExperimentSpec | str | os.PathLike[str],
-    *,
-    model: torch.nn.Module | None = None,
+    model: torch.nn.Module | IntervenedModel | str | os.PathLike[str] | None = None,
     tokenizer: Any = None,
+    *,
     folder: str | os.PathLike[str] | None = None,
     seed: int | None = None,
     work: str | os.PathLike[str] | None = None,
     data: Any = None,
     **overrides: Any,
 ) -> IntervenedModel:
-    """Run the `fit:` block of a spec.
+    """Run the `fit:` block of a spec, or a recipe by its name.
+
+        fit("mean_difference", "Qwen/Qwen2.5-0.5B", pairs=[("Joy!", "Woe.")], layer=14, coefficient=2.0)
 
     Args:
-        spec: an experiment spec with a `fit:` block, or its path.
-        model: an already loaded model to fit on, with its `tokenizer`.
+        spec: an experiment spec with a `fit:` block, or its path; or a recipe's name, with fields of the
+            recipe and of the intervention that uses what it gives as keywords.
+        model: an already loaded model to fit on, with its `tokenizer`, or an `IntervenedModel`, which has
+            both and whose own interventions are left out; or what the spec's `model:` would name.
         tokenizer: the model's.
         folder: where relative files are looked for; default: the spec's folder.
         seed: of what the recipe draws at random; default: the spec's.
@@ -47,7 +52,10 @@ def fit(
             a list of rows, whose columns are those of a file (pairs for `mean_difference`, preferences or
             TruthfulQA's questions for `localized_edit`, TruthfulQA's questions for `iti`); or what those are
             read into.
-        **overrides: fields of the spec's `model:` to replace.
+        **overrides: fields of the spec's `model:` to replace; of a recipe that is named also its own fields
+            (`pairs=`, `data=`, `traits=` take rows, a path, a Hub dataset's id, or what a spec says there),
+            those of its usual intervention (`layer=`, `coefficient=`, `positions=`, `kind=` for another), or
+            `interventions=`, a list of mappings as a file has them.
 
     Returns:
         The model with its interventions, whose `save_pretrained` writes every fitted layer.
@@ -59,45 +67,69 @@ def fit(
         NotFiniteError: the model's own activations are not finite.
         CompileError: a layer is out of the model's range; nothing has been fitted, no weights loaded.
     """
-    declared: InterventionSpec
-    if isinstance(spec, InterventionSpec):
-        what, declared = "this spec", spec
-    else:
-        what, declared = str(spec), load_spec(Path(spec))
+    own: Any = model
+    if isinstance(model, IntervenedModel):
+        own, tokenizer = model.model, tokenizer or model.tokenizer
+    if is_recipe(spec):
+        ask = asked(str(spec), name_of(own), data, overrides)
+        spec, data, overrides = ask.spec, ask.data, ask.overrides
+    elif not isinstance(spec, InterventionSpec):
         folder = Path(spec).parent if folder is None else folder
-    if not isinstance(declared, ExperimentSpec) or not declared.fits:
-        raise SubveneError(f"{what}: there is no `fit:` block, so there is nothing to fit")
-    spec = declared
+    spec = _with_fits(spec)
     folder = Path() if folder is None else Path(folder)
+    if isinstance(model, str | os.PathLike):
+        own, overrides = None, overrides | {"name": os.fspath(model)}
     seed = spec.seed if seed is None else seed
     read = _read(spec.fits, folder, data, seed)
-    if model is None:
+    if own is None:
         spec = with_overrides(spec, overrides)
         check_reach(spec, sizes_from_config(load_config(spec.model, **overrides)))
-        model, tokenizer = load_model(spec.model, **overrides)
+        own, tokenizer = load_model(spec.model, **overrides)
     elif tokenizer is None:
         raise SubveneError("fitting on an already loaded model needs its tokenizer too; pass tokenizer=")
     else:
-        spec = with_overrides(spec, {n: v for n, v in overrides.items() if n in CHAT_FIELDS})
+        refuse_overrides(overrides)
+        spec = with_overrides(spec, overrides)
         tokenizer = with_chat(tokenizer, spec.model)
-        check_reach(spec, Anatomy.of(model).sizes)
-        check_given(model, tokenizer, spec.model.name)
-    kept = None if work is None else Path(work)
-    tensors: dict[str, torch.Tensor] = {}
-    told: list[Mapping[str, Json]] = []
-    for recipe in spec.fits:
-        on = read[recipe.keys[0]] if recipe.made_from is None else of_key(tensors, recipe.made_from)
-        fitted = fit_one(spec, recipe, on, model, tokenizer, seed=seed, work=kept)
-        tensors |= fitted.tensors
-        told.append(fitted.provenance)
+        check_reach(spec, Anatomy.of(own).sizes)
+        check_given(own, tokenizer, spec.model.name)
+    tensors, told = _fit_all(spec, read, own, tokenizer, seed, None if work is None else Path(work))
     return IntervenedModel.from_spec(
         spec,
-        model=model,
+        model=own,
         tokenizer=tokenizer,
         tensors=tensors,
         folder=folder,
         provenance={"model": spec.model.name, **provenance_of_all(told)},
     )
+
+
+def _with_fits(spec: InterventionSpec | str | os.PathLike[str]) -> ExperimentSpec:
+    """A spec, or that of a path, once it is seen that it says how to fit."""
+    declared = spec if isinstance(spec, InterventionSpec) else load_spec(Path(spec))
+    if not isinstance(declared, ExperimentSpec) or not declared.fits:
+        what = "this spec" if isinstance(spec, InterventionSpec) else str(spec)
+        raise SubveneError(f"{what}: there is no `fit:` block, so there is nothing to fit")
+    return declared
+
+
+def _fit_all(
+    spec: ExperimentSpec,
+    read: Mapping[str, object],
+    model: torch.nn.Module,
+    tokenizer: Any,
+    seed: int,
+    work: Path | None,
+) -> tuple[dict[str, torch.Tensor], list[Mapping[str, Json]]]:
+    """Every fit of a spec, in its order: their tensors, and how each came about."""
+    tensors: dict[str, torch.Tensor] = {}
+    told: list[Mapping[str, Json]] = []
+    for recipe in spec.fits:
+        on = read[recipe.keys[0]] if recipe.made_from is None else of_key(tensors, recipe.made_from)
+        fitted = fit_one(spec, recipe, on, model, tokenizer, seed=seed, work=work)
+        tensors |= fitted.tensors
+        told.append(fitted.provenance)
+    return tensors, told
 
 
 def fit_one(

@@ -4,16 +4,16 @@ A head's probe tells true from false answers by its activation at the end of `Q:
 probes are best on questions held out are shifted along θ̂, the unit difference of the mean activations of true
 and false answers, by α·σ, σ being how far activations spread along θ̂ where a text goes on after an answer.
 
-Of the published code this differs in three things. σ comes from the tuning questions alone, where that takes
-all questions, those of the test fold among them. Equally good probes are ranked by layer and head, where
-that leaves them to a sort. And which question follows an answer for σ is settled by what the two say, so
-that every seed reads the same texts.
+Of the published code this differs in four things. Heads are ranked by cross-validation, where that has one
+split (`ranking: split`). σ comes from the tuning questions alone, where that takes all questions, those of
+the test fold among them. Equally good probes are ranked by layer and head, where that leaves them to a sort.
+And which question follows an answer for σ is settled by what the two say, so that every seed reads the same
+texts.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -25,16 +25,16 @@ import numpy as np
 import torch
 
 from subvene.interventions import Sizes
-from subvene.runner.data.text import pad_id_of, plain
+from subvene.runner.data.text import pad_id_of
 from subvene.runner.data.truthfulqa.questions import Question, data_sha256, given_questions, load_questions
-from subvene.runner.data.truthfulqa.splits import validation_keys
+from subvene.runner.data.truthfulqa.splits import ranking_folds, validation_keys
 from subvene.runner.edits.not_finite import ADVICE_OF_MODEL, NotFiniteError
 from subvene.runner.files.json_value import Json
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.passes.collector import Collected, collect
-from subvene.runner.passes.passages import Passage, common_prefix, last, shared_prefix
 from subvene.runner.recipes.base import Fitted, Reach, Recipe, listed_heads
-from subvene.runner.recipes.probes import Probes, fit_probes
+from subvene.runner.recipes.iti_passages import TuningAnswer, passages
+from subvene.runner.recipes.probes import Kind, Probes, fit_probes
 from subvene.specs import ITISpec, SubveneError, tensor_name
 from subvene.specs.recipes.iti import ListedHeads, RandomHeads, SoftHeads, TopHeads
 
@@ -45,16 +45,6 @@ _HEADS, _DIRECTIONS = 0, 1
 
 class ITIError(SubveneError, ValueError):
     """These questions, or what was found with them, give no directions."""
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """One answer to a tuning question."""
-
-    question: Question
-    text: str
-    is_true: bool
-    is_validation: bool
 
 
 def fit_iti(
@@ -80,8 +70,8 @@ def fit_iti(
         ITIError: the questions, or what was found with them, give no directions.
     """
     _reach(spec, anatomy.sizes)
-    # 1. Every answer, true and false; a share of the questions, with all their answers, ranks the heads.
-    answers = _answers(spec, questions, seed)
+    # 1. Every answer, true and false.
+    answers = _answers(questions)
     with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
         # 2. The heads' activations at the end of each answer, and once more after another question.
         sizes = anatomy.sizes
@@ -89,20 +79,22 @@ def fit_iti(
             anatomy,
             SITE,
             range(sizes.n_layers),
-            _passages(answers, tokenizer, spec.last_n),
+            passages(answers, tokenizer, spec),
             Path(folder) / "activations",
             pad_id=pad_id_of(tokenizer),
             batch_size=spec.batch_size,
             description=f"fitting {spec.key}: activations",
         )
         # 3. A probe for every head; linear ones in any case, for strengths that watch themselves.
-        probes = _probes(activations, answers, sizes.n_heads, "linear", seed, Path(folder) / "probes")
+        folds = _folds(spec, answers, seed)
+        kept = Path(folder) / "probes"
+        probes = _probes(activations, answers, folds, sizes.n_heads, "linear", seed, kept)
         ranking = probes
         if spec.probe != "linear":
-            ranking = _probes(activations, answers, sizes.n_heads, spec.probe, seed, Path(folder) / "probes")
+            ranking = _probes(activations, answers, folds, sizes.n_heads, spec.probe, seed, kept)
         # 4. The heads, each with the weight of its direction.
-        validation = [answer.is_true for answer in answers if answer.is_validation]
-        chance = max(validation.count(True), validation.count(False)) / len(validation)
+        asked = [answer.is_true for answer, fold in zip(answers, folds, strict=True) if fold >= 0]
+        chance = max(asked.count(True), asked.count(False)) / len(asked)
         weights = _select(spec, ranking.accuracy, chance, seed)
         # 5. Their directions and how far activations spread along them.
         is_true = torch.tensor([answer.is_true for answer in answers])
@@ -113,27 +105,35 @@ def fit_iti(
         }
     tensors = _tensors(spec, by_layer)
     way = activations.way if activations.note is None else f"{activations.way} ({activations.note})"
-    return Fitted(
-        tensors,
-        {
-            "recipe": spec.recipe,
-            "key": spec.key,
-            "site": SITE,
-            "data_sha256": data_sha256(questions),
-            **_counts(answers),
-            "seed": seed,
-            "select": spec.select.model_dump(mode="json"),
-            "direction": spec.direction,
-            "probe": spec.probe,
-            "last_n": spec.last_n,
-            "chance": round(chance, 6),
-            "validation_accuracy": [[round(a, 6) for a in row] for row in ranking.accuracy.tolist()],
-            "heads": {str(layer): found.heads for layer, found in by_layer.items() if found.heads},
-            "sigma": {str(layer): found.of_heads(found.parts["sigma"]) for layer, found in by_layer.items()},
-            "norms": {str(layer): found.of_heads(found.norms) for layer, found in by_layer.items()},
-            "shared_prefixes": way,
-        },
-    )
+    about = {
+        "recipe": spec.recipe,
+        "key": spec.key,
+        "site": SITE,
+        "data_sha256": data_sha256(questions),
+        **_counts(answers, folds),
+        "seed": seed,
+        **_settings(spec),
+        "chance": round(chance, 6),
+        "validation_accuracy": [[round(a, 6) for a in row] for row in ranking.accuracy.tolist()],
+        "heads": {str(layer): found.heads for layer, found in by_layer.items() if found.heads},
+        "sigma": {str(layer): found.of_heads(found.parts["sigma"]) for layer, found in by_layer.items()},
+        "norms": {str(layer): found.of_heads(found.norms) for layer, found in by_layer.items()},
+        "shared_prefixes": way,
+    }
+    return Fitted(tensors, about)
+
+
+def _settings(spec: ITISpec) -> dict[str, Json]:
+    """How it was fitted, for a provenance."""
+    return {
+        "select": spec.select.model_dump(mode="json"),
+        "direction": spec.direction,
+        "probe": spec.probe,
+        "last_n": spec.last_n,
+        "direction_last_n": spec.direction_last_n or spec.last_n,
+        "periods": spec.periods,
+        "ranking": spec.ranking,
+    }
 
 
 def _tensors(spec: ITISpec, by_layer: Mapping[int, _Shifted]) -> dict[str, torch.Tensor]:
@@ -147,109 +147,83 @@ def _tensors(spec: ITISpec, by_layer: Mapping[int, _Shifted]) -> dict[str, torch
     return tensors
 
 
-def _counts(answers: Sequence[_Answer]) -> dict[str, Json]:
+def _counts(answers: Sequence[TuningAnswer], folds: Sequence[int]) -> dict[str, Json]:
     """Which questions the fit saw, and how many."""
+    ranked = {answer.question.key for answer, fold in zip(answers, folds, strict=True) if fold >= 0}
     keys = sorted({answer.question.key for answer in answers})
     return {
         "tuning_keys_sha256": hashlib.sha256("\n".join(keys).encode()).hexdigest(),
         "questions": len(keys),
-        "validation_questions": len({a.question.key for a in answers if a.is_validation}),
+        "validation_questions": len(ranked),
+        "ranking_folds": max(folds) + 1,
         "pairs": len(answers),
         "true_pairs": sum(answer.is_true for answer in answers),
     }
 
 
-def _answers(spec: ITISpec, questions: Sequence[Question], seed: int) -> list[_Answer]:
+def _answers(questions: Sequence[Question]) -> list[TuningAnswer]:
     """Every answer to every question, in an order that their content alone gives."""
     ordered = sorted(questions, key=lambda question: question.key)
     if len({question.key for question in ordered}) < len(ordered):
         raise ITIError("fit.data: expected every question once, found some twice")
     if len(ordered) < 2:
         raise ITIError(f"fit.data: expected at least 2 questions to fit on, found {len(ordered)}")
-    held_out = validation_keys(ordered, spec.validation, seed)
-    answers = [
-        _Answer(question, text, is_true, question.key in held_out)
+    return [
+        TuningAnswer(question, text, is_true)
         for question in ordered
         for texts, is_true in ((question.correct, True), (question.incorrect, False))
         for text in texts
     ]
-    for part, chosen in (
-        ("train the probes", [answer for answer in answers if not answer.is_validation]),
-        ("rank the heads (fit.validation)", [answer for answer in answers if answer.is_validation]),
-    ):
-        n_true = sum(answer.is_true for answer in chosen)
-        if not 0 < n_true < len(chosen):
+
+
+def _folds(spec: ITISpec, answers: Sequence[TuningAnswer], seed: int) -> list[int]:
+    """The fold of each answer in which probes that have not learnt from it are asked about it; -1 for none.
+
+    Raises:
+        ITIError: some probes would learn from true answers alone, or from false ones.
+    """
+    questions = list({answer.question.key: answer.question for answer in answers}.values())
+    if spec.ranking == "split":
+        held_out = validation_keys(questions, spec.validation, seed)
+        of_question = {q.key: 0 if q.key in held_out else -1 for q in questions}
+        share = "another share of them in fit.validation"
+        ranks = "rank the heads (fit.validation)"
+    else:
+        if len(questions) < spec.ranking_folds:
             raise ITIError(
-                f"fit.data: the questions that {part} need true and false answers, "
-                f"found {n_true} true and {len(chosen) - n_true} false; give more questions, or another "
-                "share of them in fit.validation"
+                f"fit.ranking_folds: expected at most as many folds as questions, {len(questions)}, found "
+                f"{spec.ranking_folds}"
             )
-    return answers
-
-
-def _passages(answers: Sequence[_Answer], tokenizer: Any, last_n: int) -> list[Passage]:
-    """Each `Q: q A: a Q: r`, read at the end of the answer and at the end of the text."""
-    questions = {answer.question.key: answer.question for answer in answers}
-    listed, place = list(questions.values()), {key: i for i, key in enumerate(questions)}
-    starts, texts, tails = [], [], []
-    for answer in answers:
-        start = f"Q: {plain(tokenizer, answer.question.question, 'a question')} A:"
-        plain(tokenizer, answer.text, "an answer")
-        starts.append(start)
-        texts.append(f"{start} {_as_published(answer.text)}")
-        tails.append(f" Q: {_other(answer, listed, place[answer.question.key]).question}")
-    alone = _tokenized(tokenizer, texts)
-    whole = _tokenized(tokenizer, [text + tail for text, tail in zip(texts, tails, strict=True)])
-    rows = []
-    for ids, longer, tail in zip(alone, whole, tails, strict=True):
-        if longer[: len(ids)] != ids:
-            # The boundary is no boundary of tokens; what is read at the end of the answer must be the answer.
-            longer = ids + _tokenized(tokenizer, [tail], add_special_tokens=False)[0]
-        rows.append(longer)
-    groups: dict[str, list[int]] = {}
-    for i, answer in enumerate(answers):
-        groups.setdefault(answer.question.key, []).append(i)
-    passages: dict[int, Passage] = {}
-    first = dict(zip(starts, _tokenized(tokenizer, starts), strict=True))
-    for group in groups.values():
-        shared = shared_prefix([rows[i] for i in group])
-        for i in group:
-            # An answer of fewer tokens is read whole, and nothing of its question.
-            answer_start = min(common_prefix([first[starts[i]], alone[i]]), len(alone[i]) - 1)
-            spans = (last(len(alone[i]), last_n, answer_start), last(len(rows[i])))
-            passages[i] = Passage(rows[i], spans, shared)
-    return [passages[i] for i in range(len(answers))]
-
-
-def _tokenized(tokenizer: Any, texts: Sequence[str], **options: Any) -> list[tuple[int, ...]]:
-    return [tuple(ids) for ids in tokenizer(list(texts), **options)["input_ids"]] if texts else []
-
-
-def _as_published(answer: str) -> str:
-    """An answer as it is read: without the period that multiple choice closes it with."""
-    return answer.removesuffix(".") or answer
-
-
-def _other(answer: _Answer, questions: Sequence[Question], own: int) -> Question:
-    """Another tuning question than the `own`-th, drawn by the content of question and answer."""
-    text = json.dumps([answer.question.question, answer.text, answer.is_true])
-    drawn = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % (len(questions) - 1)
-    return questions[drawn + (drawn >= own)]  # among the questions before its own and those after it
+        of_question = ranking_folds([q.key for q in questions], spec.ranking_folds, seed)
+        share, ranks = "another number of folds in fit.ranking_folds", "rank the heads"
+    folds = [of_question[answer.question.key] for answer in answers]
+    parts = [(ranks, [a.is_true for a, fold in zip(answers, folds, strict=True) if fold >= 0])]
+    parts += [
+        ("train the probes", [a.is_true for a, own in zip(answers, folds, strict=True) if own != fold])
+        for fold in range(max(folds, default=-1) + 1)
+    ]
+    for part, labels in reversed(parts):
+        n_true = sum(labels)
+        if not 0 < n_true < len(labels):
+            raise ITIError(
+                f"fit.data: the questions that {part} need true and false answers, found {n_true} true and "
+                f"{len(labels) - n_true} false; give more questions, or {share}"
+            )
+    return folds
 
 
 def _probes(
-    activations: Collected, answers: Sequence[_Answer], n_heads: int, kind: Any, seed: int, folder: Path
+    activations: Collected,
+    answers: Sequence[TuningAnswer],
+    folds: Sequence[int],
+    n_heads: int,
+    kind: Kind,
+    seed: int,
+    folder: Path,
 ) -> Probes:
-    return fit_probes(
-        activations,
-        activations.first_rows,
-        [answer.is_true for answer in answers],
-        [answer.is_validation for answer in answers],
-        n_heads,
-        kind=kind,
-        seed=seed,
-        folder=folder,
-    )
+    labels = [answer.is_true for answer in answers]
+    rows = activations.first_rows
+    return fit_probes(activations, rows, labels, folds, n_heads, kind=kind, seed=seed, folder=folder)
 
 
 def _select(spec: ITISpec, accuracy: torch.Tensor, chance: float, seed: int) -> torch.Tensor:
@@ -272,7 +246,7 @@ def _select(spec: ITISpec, accuracy: torch.Tensor, chance: float, seed: int) -> 
         if best <= chance:
             raise ITIError(
                 f"fit.select: no head's probe is better than chance ({chance:.3f}); the best one is right in "
-                f"{best:.3f} of the validation answers"
+                f"{best:.3f} of the answers that it was not fitted on"
             )
         weights = ((accuracy.flatten() - chance) / (best - chance)).clamp_min(0) ** select.power
     else:
@@ -313,9 +287,11 @@ def _shifted(
     """Directions, σ and probes of the heads of a layer that have a weight."""
     n_heads, head_dim = probes.weight.shape[1:]
     rows, h = torch.tensor(activations.first_rows), activations.read(layer).double()
-    at_end, after_question = (h[some].view(-1, n_heads, head_dim) for some in (rows, rows + 1))
+    # The rows of an answer: what probes read, what directions read where it is another, and after a question.
+    own = int(spec.direction_last_n is not None)
+    at_end, after_question = (h[some].view(-1, n_heads, head_dim) for some in (rows + own, rows + own + 1))
     if spec.direction == "mass_mean":
-        # As in the published code, over all tuning questions: those that rank the heads among them.
+        # Over all tuning questions, as in the published code: those that rank the heads among them.
         directions = at_end[is_true].mean(0) - at_end[~is_true].mean(0)
     elif spec.direction == "probe_weight":
         directions = probes.weight[layer].double()
@@ -366,7 +342,7 @@ def _given(spec: ITISpec, data: Any) -> list[Question]:
 
 
 def _check(spec: ITISpec, questions: Sequence[Question], seed: int) -> None:
-    _answers(spec, questions, seed)
+    _folds(spec, _answers(questions), seed)
 
 
 def _reach(spec: ITISpec, sizes: Sizes) -> Reach:
@@ -377,4 +353,8 @@ def _reach(spec: ITISpec, sizes: Sizes) -> Reach:
     return Reach(SITE, frozenset(heads) if heads is not None else None, heads, frozenset({"head_direction"}))
 
 
-ITI = Recipe(_read, _given, _check, _reach, data_sha256, fit_iti)
+def _sha256(questions: Sequence[Question]) -> str:
+    return data_sha256(questions, periods=True)
+
+
+ITI = Recipe(_read, _given, _check, _reach, _sha256, fit_iti)

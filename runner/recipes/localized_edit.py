@@ -92,12 +92,12 @@ def fit_localized_edits(
     # 1. Every pair as token ids.
     examples = encode(requests[0].spec.data, data, tokenizer)
     # 2. The heads of each edit; probes are fitted once for each way of holding questions out.
-    found: dict[tuple[float, int], Probed] = {}
+    found: dict[tuple[str, int], Probed] = {}
     experiments = []
     for request in requests:
         spec, seed, by = request.spec, request.own_seed, None
         if isinstance(spec.heads, ProbedHeads):
-            way = (spec.heads.validation, request.seed)
+            way = _way(spec.heads, request.seed)
             if way not in found:
                 found[way] = probed or probe_heads(
                     spec.heads, data, examples, anatomy, tokenizer, seed=request.seed, work=work
@@ -154,9 +154,14 @@ def lora_experiment(request: Request, examples: Sequence[Example], sizes: Sizes)
     return Experiment(request.name, spec, shape, seed, train, validation)
 
 
-def _used(request: Request, found: dict[tuple[float, int], Probed]) -> Probed | None:
+def _way(rule: ProbedHeads, seed: int) -> tuple[str, int]:
+    """What probes depend on, beside the data."""
+    return rule.model_dump_json(exclude={"k", "batch_size"}), seed
+
+
+def _used(request: Request, found: dict[tuple[str, int], Probed]) -> Probed | None:
     rule = request.spec.heads
-    return found[rule.validation, request.seed] if isinstance(rule, ProbedHeads) else None
+    return found[_way(rule, request.seed)] if isinstance(rule, ProbedHeads) else None
 
 
 def _tensors(spec: LocalizedEditSpec, trained: Trained, sizes: Sizes) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from subvene.runner.data.examples import Answers, Example, split
 from subvene.runner.data.preferences import Data
 from subvene.runner.data.text import pad_id_of
 from subvene.runner.data.truthfulqa.questions import Question
+from subvene.runner.data.truthfulqa.splits import ranking_folds
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.passes.collector import collect
 from subvene.runner.passes.passages import Passage, last
@@ -74,6 +75,8 @@ def probe_heads(
             how = ITISpec(
                 key="probes",
                 select=AllHeads(),
+                ranking=heads.ranking,
+                ranking_folds=heads.ranking_folds,
                 validation=heads.validation,
                 batch_size=heads.batch_size,
             )
@@ -93,28 +96,22 @@ def _probe_answers(
     folder: Path,
 ) -> Probed:
     answers = Answers.of(examples)
-    held_out = set(split(examples, heads.validation, seed)[1])
+    of_example = _folds(heads, examples, seed)
     # An answer that is wanted in one example and unwanted in another says nothing about either.
     labels: dict[int, set[bool]] = {}
-    validates: dict[int, bool] = {}
+    fold_of_row: dict[int, int] = {}
     for rows, wanted in ((answers.chosen, True), (answers.rejected, False)):
         for i, row in enumerate(rows):
             labels.setdefault(row, set()).add(wanted)
-            validates[row] = i in held_out
+            fold_of_row[row] = of_example[i]
     chosen = [row for row in sorted(labels) if len(labels[row]) == 1]
     passages = [
         Passage(prompt + answer, (last(len(prompt) + len(answer)),), len(prompt))
         for prompt, answer in (answers.rows[row] for row in chosen)
     ]
     is_wanted = [True in labels[row] for row in chosen]
-    is_validation = [validates[row] for row in chosen]
-    for what, side in (("train the probes", False), ("rank the heads (fit.heads.validation)", True)):
-        those = [wanted for wanted, own in zip(is_wanted, is_validation, strict=True) if own == side]
-        if not 0 < sum(those) < len(those):
-            raise LocalizedEditError(
-                f"fit.data: the questions that {what} need wanted and unwanted answers, found {sum(those)} "
-                f"wanted and {len(those) - sum(those)} unwanted; give more questions, or another share"
-            )
+    folds = [fold_of_row[row] for row in chosen]
+    _check_labels(is_wanted, folds)
     activations = collect(
         anatomy,
         SITE,
@@ -129,14 +126,42 @@ def _probe_answers(
         activations,
         activations.first_rows,
         is_wanted,
-        is_validation,
+        folds,
         anatomy.sizes.n_heads,
         kind="linear",
         seed=seed,
         folder=folder / "probes",
     )
-    ranks = [wanted for wanted, own in zip(is_wanted, is_validation, strict=True) if own]
+    ranks = [wanted for wanted, fold in zip(is_wanted, folds, strict=True) if fold >= 0]
     return Probed(probes.accuracy, max(sum(ranks), len(ranks) - sum(ranks)) / len(ranks))
+
+
+def _folds(heads: ProbedHeads, examples: Sequence[Example], seed: int) -> list[int]:
+    """The fold of each example in which probes that have not learnt from its question are asked; -1: none."""
+    if heads.ranking == "split":
+        held_out = set(split(examples, heads.validation, seed)[1])
+        return [0 if i in held_out else -1 for i in range(len(examples))]
+    keys = {example.key for example in examples}
+    if len(keys) < heads.ranking_folds:
+        raise LocalizedEditError(
+            f"fit.heads.ranking_folds: expected at most as many folds as questions, {len(keys)}, found "
+            f"{heads.ranking_folds}"
+        )
+    folds = ranking_folds(keys, heads.ranking_folds, seed)
+    return [folds[example.key] for example in examples]
+
+
+def _check_labels(is_wanted: Sequence[bool], folds: Sequence[int]) -> None:
+    """Check that probes learn from both kinds of answers, and are asked about both."""
+    rows = list(zip(is_wanted, folds, strict=True))
+    parts = [("train the probes", [w for w, own in rows if own != fold]) for fold in range(max(folds) + 1)]
+    parts.append(("rank the heads (fit.heads)", [wanted for wanted, fold in rows if fold >= 0]))
+    for what, those in parts:
+        if not 0 < sum(those) < len(those):
+            raise LocalizedEditError(
+                f"fit.data: the questions that {what} need wanted and unwanted answers, found {sum(those)} "
+                f"wanted and {len(those) - sum(those)} unwanted; give more questions, or another share"
+            )
 
 
 def choose_heads(

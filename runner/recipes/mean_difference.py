@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from subvene.interventions import Sizes
+from subvene.runner.data.contrast_pairs import read_pairs
 from subvene.runner.data.limits import refuse_beyond_context
 from subvene.runner.data.span import Text
 from subvene.runner.data.text import pad_id_of, prompt_ids, raw_ids, reply_ids
@@ -26,13 +27,12 @@ from subvene.runner.recipes.base import Fitted, Reach, Recipe
 from subvene.specs import (
     ContrastSystems,
     ContrastTexts,
+    ExpertsSpec,
     MeanDifferenceSpec,
     SubveneError,
-    resolve_pairs,
     tensor_name,
 )
-from subvene.specs.pair_rows import ReadPairs, pairs_of
-from subvene.specs.rows import given_rows
+from subvene.specs.pair_rows import ReadPairs, given_pairs
 
 
 def fit_mean_difference(
@@ -51,8 +51,8 @@ def fit_mean_difference(
         TooLongError: a text is longer than the model's context.
     """
     # 1. Both sides of every pair, tokenised with the contrasted tokens marked.
-    whole = list(_sides(pairs, tokenizer))
-    sides = [_text(*side, spec) for side in whole]
+    whole = list(sides_of(pairs, tokenizer))
+    sides = [text_of(*side, spec) for side in whole]
     cut = sum(len(side.ids) < len(ids) for side, (ids, _, _) in zip(sides, whole, strict=True))
     refuse_beyond_context(anatomy.model, [len(side.ids) for side in sides], lambda i: repr(whole[i][2][:60]))
     _refuse_same(sides, spec)
@@ -89,7 +89,7 @@ def fit_mean_difference(
             "tokens": spec.tokens,
             "form": "texts" if isinstance(pairs, ContrastTexts) else "systems",
             "pairs": n_pairs,
-            "pairs_sha256": _sha256(pairs),
+            "pairs_sha256": pairs_sha256(pairs),
             **({"columns": pairs.used.to_dict()} if isinstance(pairs, ReadPairs) else {}),
             "tokens_read": sum(side.end - side.start for side in sides),
             "max_tokens": spec.max_tokens,
@@ -101,7 +101,7 @@ def fit_mean_difference(
     )
 
 
-def _sides(pairs: ContrastTexts | ContrastSystems, tokenizer: Any) -> Iterator[tuple[list[int], int, str]]:
+def sides_of(pairs: ContrastTexts | ContrastSystems, tokenizer: Any) -> Iterator[tuple[list[int], int, str]]:
     """Positive and negative texts in turn: ids, first contrasted token, and what to call it."""
     if isinstance(pairs, ContrastSystems):
         for system in pairs.systems:
@@ -118,7 +118,8 @@ def _sides(pairs: ContrastTexts | ContrastSystems, tokenizer: Any) -> Iterator[t
             yield [*prompt, *reply], len(prompt), side
 
 
-def _text(ids: list[int], start: int, what: str, spec: MeanDifferenceSpec) -> Text:
+def text_of(ids: list[int], start: int, what: str, spec: MeanDifferenceSpec | ExpertsSpec) -> Text:
+    """The tokens of a side that are read: the contrasted ones, without an attention sink."""
     limit = spec.max_tokens
     if limit is not None and len(ids) > limit and spec.tokens == "last":
         raise SubveneError(
@@ -154,17 +155,20 @@ def _refuse_same(sides: Sequence[Text], spec: MeanDifferenceSpec) -> None:
         )
 
 
-def _read(spec: MeanDifferenceSpec, folder: Path) -> ContrastTexts | ContrastSystems:
-    return resolve_pairs(spec.pairs, folder)
+def read_declared(spec: MeanDifferenceSpec | ExpertsSpec, folder: Path) -> ContrastTexts | ContrastSystems:
+    """The pairs that a recipe names, relative to its file's folder."""
+    return read_pairs(spec.pairs, folder)
 
 
-def _given(spec: MeanDifferenceSpec, data: Any) -> ContrastTexts | ContrastSystems:
+def read_given(spec: MeanDifferenceSpec | ExpertsSpec, data: Any) -> ContrastTexts | ContrastSystems:
+    """The pairs that a caller hands in, as they are or as rows."""
     if isinstance(data, ContrastTexts | ContrastSystems):
         return data
-    return pairs_of(given_rows(data), "data")
+    return given_pairs(data)
 
 
-def _sha256(pairs: ContrastTexts | ContrastSystems) -> str:
+def pairs_sha256(pairs: ContrastTexts | ContrastSystems) -> str:
+    """A hash of all that they say."""
     # A pair without a system prompt says what it said before there were any.
     alone = isinstance(pairs, ContrastTexts) and all(pair.system is None for pair in pairs.texts)
     exclude = {"texts": {"__all__": {"system"}}} if alone else None
@@ -199,4 +203,4 @@ def _fit(
     return fit_mean_difference(spec, pairs, anatomy, tokenizer)
 
 
-MEAN_DIFFERENCE = Recipe(_read, _given, _check, _reach, _sha256, _fit)
+MEAN_DIFFERENCE = Recipe(read_declared, read_given, _check, _reach, pairs_sha256, _fit)

@@ -251,7 +251,8 @@ def _span(tokens: str, side: Response) -> tuple[int, int]:
     if tokens == "response_avg":
         return length + side.start, length + len(side.tokens)
     # The first token of a sequence is an attention sink, whose activation says nothing and drowns a mean.
-    return (min(1, length - 1), length) if tokens == "prompt_avg" else (length - 1, length)
+    starts = {"prompt_avg": min(1, length - 1), "prompt_avg_all": 0, "prompt_last": length - 1}
+    return starts[tokens], length
 
 
 def without_direction(found: Vectors) -> dict[int, str]:
@@ -285,7 +286,7 @@ def provenance_of(
         "recipe": spec.recipe,
         "site": SITE,
         "tokens": spec.tokens,
-        "sampling": spec.sampling.model_dump(mode="json", exclude={"batch_size"}),
+        "sampling": spec.sampling.said(),
         "keep": spec.keep.model_dump(mode="json"),
         "judge": judge,
         "seed": seed,

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from subvene.runner.files.progress import status
 from subvene.runner.files.storage import atomic_folder
 from subvene.runner.passes.collector import Collected
+from subvene.runner.recipes.nl_iti import nl_iti_right
 from subvene.specs import SubveneError
 
 _FILE = "probes.safetensors"
@@ -33,7 +34,7 @@ class Probes:
     """What the probes of all heads found.
 
     Attributes:
-        accuracy: float64 [n_layers, n_heads], on the validation rows.
+        accuracy: float64 [n_layers, n_heads], on rows that the probe which is asked has not learnt from.
         weight: float32 [n_layers, n_heads, head_dim] of linear probes, on raw activations, positive is true;
             empty for others, as `bias` is.
         bias: float32 [n_layers, n_heads].
@@ -44,37 +45,44 @@ class Probes:
     bias: torch.Tensor
 
 
+Kind = Literal["linear", "mlp", "nl_iti"]
+
+
 def fit_probes(
     activations: Collected,
     rows: Sequence[int],
     labels: Sequence[bool],
-    is_validation: Sequence[bool],
+    folds: Sequence[int],
     n_heads: int,
     *,
-    kind: Literal["linear", "mlp"],
+    kind: Kind,
     seed: int,
     folder: Path,
 ) -> Probes:
-    """Fit a probe for every head on the rows that are not for validation, and measure it on those that are.
+    """Fit probes for every head, and measure them on rows that they have not learnt from.
+
+    Of each fold one is fitted on all rows that are not of it, and asked about those that are. The probe that
+    is kept is fitted on all rows that are to be learnt from: with one fold (a split) those outside of it,
+    with several (cross-validation) all.
 
     Args:
         activations: at `attention_heads`.
         rows: the rows of `activations` that are probed.
         labels: of each row: whether the answer is true.
-        is_validation: of each row.
+        folds: of each row, from 0; -1 for rows that are only learnt from.
         n_heads: query heads in a layer.
-        kind: logistic regression, or a perceptron with one hidden layer as wide as a head.
-        seed: of the perceptron's first weights and batches; a logistic regression needs none.
+        kind: logistic regression; a perceptron with one hidden layer as wide as a head; or NL-ITI's.
+        seed: of a perceptron's first weights and batches; a logistic regression needs none.
         folder: where probes are kept by content, and found again.
     """
     about = [
         activations.content,
         list(rows),
         [int(label) for label in labels],
-        [int(v) for v in is_validation],
+        list(folds),
         n_heads,
         kind,
-        seed if kind == "mlp" else None,
+        None if kind == "linear" else seed,
         version("scikit-learn"),
     ]
     target = folder / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
@@ -82,7 +90,7 @@ def fit_probes(
     with FileLock(folder / ".lock"):
         if not (target / _FILE).is_file():
             with atomic_folder(target) as temporary:
-                found = _fit_all(activations, rows, labels, is_validation, n_heads, kind, seed)
+                found = _fit_all(activations, rows, labels, folds, n_heads, kind, seed)
                 safetensors.torch.save_file(found, temporary / _FILE)
         stored = safetensors.torch.load_file(target / _FILE)
     return Probes(stored["accuracy"], stored["weight"], stored["bias"])
@@ -92,18 +100,18 @@ def _fit_all(
     activations: Collected,
     rows: Sequence[int],
     labels: Sequence[bool],
-    is_validation: Sequence[bool],
+    folds: Sequence[int],
     n_heads: int,
-    kind: str,
+    kind: Kind,
     seed: int,
 ) -> dict[str, torch.Tensor]:
-    y, held_out = np.array(labels, dtype=np.int64), np.array(is_validation, dtype=bool)
+    y, of_fold = np.array(labels, dtype=np.int64), np.array(folds, dtype=np.int64)
     layers, chosen = activations.store.index.layers, torch.tensor(list(rows), dtype=torch.long)
     width = activations.store.index.width
-    work = len(rows) * width * len(layers) * (100 if kind == "mlp" else 1)
+    work = len(rows) * width * len(layers) * (100 if kind == "mlp" else 1) * (max(folds) + 1)
     # One task a layer: a process reads its layer from the mapped shards, so that nothing large is sent to it.
     tasks = (
-        joblib.delayed(_fit_layer)(activations, layer, chosen, y, held_out, n_heads, kind, seed)
+        joblib.delayed(_fit_layer)(activations, layer, chosen, y, of_fold, n_heads, kind, seed)
         for layer in layers
     )
     with status(f"fitting {len(layers) * n_heads} probes"):
@@ -116,18 +124,14 @@ def _fit_layer(
     layer: int,
     rows: torch.Tensor,
     y: NDArray[np.int64],
-    held_out: NDArray[np.bool_],
+    folds: NDArray[np.int64],
     n_heads: int,
-    kind: str,
+    kind: Kind,
     seed: int,
 ) -> dict[str, NDArray[Any]]:
     """Of one layer's probes: accuracy [n_heads] and, of linear ones, weight [n_heads, head_dim] and bias."""
     # Imported here: scikit-learn takes a second to import, and whatever else a recipe does needs none of it.
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.neural_network import MLPClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
     x = activations.read(layer, rows).double().numpy().reshape(len(rows), n_heads, -1)
@@ -135,24 +139,39 @@ def _fit_layer(
         raise SubveneError(
             f"{activations.store.index.site}[{layer}]: the activations are not finite; try dtype: float32"
         )
-    head_dim = x.shape[2]
-    accuracy, weight, bias = [], [], []
+    right = np.zeros(n_heads)
+    weight, bias = np.zeros((0, x.shape[2]), np.float32), np.zeros(0, np.float32)
     # One thread: the matrices are small, and the sums in them must not depend on how many there are.
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # as published: whatever it has come to by then
-        for head in range(n_heads):
-            own = np.ascontiguousarray(x[:, head])
-            probe: Any
-            if kind == "linear":
-                probe = LogisticRegression(max_iter=1000).fit(own[~held_out], y[~held_out])
-                weight.append(probe.coef_[0])
-                bias.append(probe.intercept_[0])
-            else:
-                perceptron = MLPClassifier((head_dim,), random_state=seed % 2**32)
-                probe = make_pipeline(StandardScaler(), perceptron).fit(own[~held_out], y[~held_out])
-            accuracy.append(probe.score(own[held_out], y[held_out]))
-    return {
-        "accuracy": np.array(accuracy),
-        "weight": np.array(weight, dtype=np.float32),
-        "bias": np.array(bias, dtype=np.float32),
-    }
+        n_folds = int(folds.max()) + 1
+        for fold in range(n_folds):
+            held_out = folds == fold
+            if kind == "nl_iti":
+                right += nl_iti_right(x[~held_out], y[~held_out], x[held_out], y[held_out], seed)
+                continue
+            probes = [_fitted(x[~held_out, head], y[~held_out], kind, seed) for head in range(n_heads)]
+            right += [
+                (probe.predict(np.ascontiguousarray(x[held_out, head])) == y[held_out]).sum()
+                for head, probe in enumerate(probes)
+            ]
+        if kind == "linear":
+            if n_folds > 1:
+                probes = [_fitted(x[:, head], y, kind, seed) for head in range(n_heads)]
+            weight = np.array([probe.coef_[0] for probe in probes], dtype=np.float32)
+            bias = np.array([probe.intercept_[0] for probe in probes], dtype=np.float32)
+    return {"accuracy": right / (folds >= 0).sum(), "weight": weight, "bias": bias}
+
+
+def _fitted(x: NDArray[np.float64], y: NDArray[np.int64], kind: Kind, seed: int) -> Any:
+    """A probe of one head, from its activations [texts, head_dim]."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    own = np.ascontiguousarray(x)
+    if kind == "linear":
+        return LogisticRegression(max_iter=1000).fit(own, y)
+    perceptron = MLPClassifier((own.shape[1],), random_state=seed % 2**32)
+    return make_pipeline(StandardScaler(), perceptron).fit(own, y)

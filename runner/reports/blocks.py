@@ -67,8 +67,14 @@ class Column:
                 return said
             return Over(said.main, f"{said.detail} n={metric.n}".lstrip())
         if isinstance(cell, Metric):
-            return Over(self._word(cell.mean), "" if cell.sd is None else f"± {self._word(cell.sd)}")
+            return Over(self._word(cell.mean), self._spread(cell))
         return Over(self._word(cell))
+
+    def _spread(self, metric: Metric) -> str:
+        """Its interval, or the deviation of what it is a mean of where there is none."""
+        if metric.low is not None and metric.high is not None:
+            return f"[{self._word(metric.low)}, {self._word(metric.high)}]"
+        return "" if metric.sd is None else f"± {self._word(metric.sd)}"
 
     def _word(self, cell: str | int | float | None) -> str:
         if isinstance(cell, float):

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import plotly.graph_objects as go
+from pydantic import JsonValue
 
 from subvene.runner.experiments.results import Choice, Point
 from subvene.runner.experiments.rows import METRICS, Row
@@ -185,7 +186,7 @@ def _points(choices: Sequence[Choice]) -> list[Point]:
     return [tried.point for choice in choices for tried in choice.tried]
 
 
-def point_in_words(point: Mapping[str, Any]) -> str:
+def point_in_words(point: Mapping[str, JsonValue]) -> str:
     """`strength=5, k=16`: the last part of each path, with its value."""
     return ", ".join(f"{_last(path)}={_shown(value)}" for path, value in point.items())
 
@@ -284,12 +285,12 @@ def _reference(made: go.Figure, rows: Sequence[Row], metric: str, baselines: Col
             )
 
 
-def _values(rows: Sequence[Row], metric: str, axis: str) -> dict[str, Any]:
+def _values(rows: Sequence[Row], metric: str, axis: str) -> dict[str, object]:
     summaries = [row.metrics[metric] for row in rows]
     return {axis: [s.mean for s in summaries], f"error_{axis}": bars([s.sd for s in summaries])}
 
 
-def bars(deviations: Sequence[float | None]) -> dict[str, Any] | None:
+def bars(deviations: Sequence[float | None]) -> dict[str, object] | None:
     """Error bars of these lengths; None where there are none."""
     if all(deviation is None for deviation in deviations):
         return None
@@ -310,7 +311,7 @@ def _colors(rows: Iterable[Row], baselines: Collection[str]) -> dict[str, str]:
     return colors | dict.fromkeys(baselines, REFERENCE)
 
 
-def _axis(points: Sequence[Mapping[str, Any]]) -> str | None:
+def _axis(points: Sequence[Mapping[str, JsonValue]]) -> str | None:
     """The field to draw a sweep over: a number with several values, the strength if there is one."""
     candidates = [
         path

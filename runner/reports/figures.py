@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import plotly.graph_objects as go
 
@@ -25,7 +24,7 @@ def layer_heat_map(
         of: what the numbers are, beside the scale.
         around_zero: give effects of either sign colours of their own.
     """
-    colours: dict[str, Any] = {"colorscale": "Viridis"}
+    colours: dict[str, object] = {"colorscale": "Viridis"}
     if around_zero:
         largest = max((abs(value) for row in z for value in row if value is not None), default=1.0)
         colours = {"colorscale": "RdBu", "zmin": -largest, "zmax": largest}

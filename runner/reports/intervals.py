@@ -26,6 +26,10 @@ def intervals_csv(results: Results) -> str | None:
                 f"difference{suffix}": getattr(gap, part) if gap is not None else ""
                 for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high"))
             }
+            | {
+                part: "" if gap is None or (p := getattr(gap, part)) is None else p
+                for part in ("p", "p_holm")
+            }
             for label, metrics in found.rows.items()
             for metric, own in metrics.items()
             for gap in [found.differences.get(label, {}).get(metric)]
@@ -51,7 +55,7 @@ def intervals(results: Results) -> Html | None:
     return join([element("p", _said(found)), *parts])
 
 
-_HEADS = ["metric", "condition", "interval", "Δ", "interval of Δ"]
+_HEADS = ["metric", "condition", "interval", "Δ", "interval of Δ", "p", "p (Holm)"]
 
 
 def _lines(found: Intervals) -> Iterator[list[str]]:
@@ -61,18 +65,18 @@ def _lines(found: Intervals) -> Iterator[list[str]]:
             own, gap = metrics.get(metric), found.differences.get(label, {}).get(metric)
             if own is None:
                 continue
-            cells = [f"{own.low:.3f} to {own.high:.3f}", "", ""]
+            cells = [f"{own.low:.3f} to {own.high:.3f}", "", "", "", ""]
             if gap is not None:
-                # A mark where the interval of the paired difference leaves 0 out.
-                mark = " *" if gap.low > 0 or gap.high < 0 else ""
-                cells[1:] = [f"{gap.value:+.3f}", f"{gap.low:+.3f} to {gap.high:+.3f}{mark}"]
+                p, corrected = ("" if p is None else f"{p:.4f}" for p in (gap.p, gap.p_holm))
+                mark = " *" if gap.p_holm is not None and gap.p_holm < 1 - found.level else ""
+                cells[1:] = [f"{gap.value:+.3f}", f"{gap.low:+.3f} to {gap.high:+.3f}", p, corrected + mark]
             yield [METRICS[metric], label, *cells]
 
 
 def _said(found: Intervals) -> str:
     return (
         f"{found.level:.0%} percentile bootstrap intervals over questions, texts and pairs "
-        f"({found.samples:,} samples; seeds and folds are not drawn). Δ is the paired difference from "
-        f"{found.against!r}; * marks those whose interval leaves 0 out, without a correction for how many "
-        "there are."
+        f"({found.samples:,} samples), crossed with repeats and seeds where there are several. Δ is the "
+        f"paired difference from {found.against!r}, p that it is 0, two-sided, and beside it p corrected for "
+        f"the number of conditions that have the metric (Holm); * marks those below {1 - found.level:.2g}."
     )

@@ -14,6 +14,7 @@ from subvene.runner.experiments.rows import METRICS
 from subvene.runner.reports import localization_figures as figures
 from subvene.runner.reports import markup
 from subvene.runner.reports.examples import verdict_mark, verdicts_differ
+from subvene.runner.reports.judged import judged
 from subvene.runner.reports.localization_arms import (
     GROUPS,
     Arm,
@@ -171,6 +172,7 @@ SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
     ("Arms", arms),
     ("Is the probed set special?", evidence),
     ("Truth and information", truth_and_information),
+    ("What the judge's word is worth", judged),
     ("Divergence and multiple choice", divergence),
     ("Single heads", singles),
     ("Probes", probes),

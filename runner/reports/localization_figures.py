@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import plotly.graph_objects as go
@@ -283,7 +283,7 @@ def _range(
     return [low - room, high + room]
 
 
-def _error(arm: Arm, metric: str | None) -> dict[str, Any] | None:
+def _error(arm: Arm, metric: str | None) -> dict[str, object] | None:
     interval = None if metric is None else arm.interval(metric)
     value = None if metric is None else arm.value(metric)
     if interval is None or value is None:

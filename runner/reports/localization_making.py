@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
+from subvene.runner.edits.receipt import ReceiptRecord
 from subvene.runner.experiments.localization.section import section_of
 from subvene.runner.experiments.results import Results
 from subvene.runner.experiments.rows import METRICS
@@ -103,10 +104,10 @@ def receipts(results: Results) -> Html | None:
     """What the interventions did, the arms of a group together."""
     lines, nothing = [], []
     for group, members in by_group(results).items():
-        label, by_kind = group_label(group, len(members)), dict[tuple[str, str], list[dict[str, Any]]]()
+        label, by_kind = group_label(group, len(members)), dict[tuple[str, str], list[ReceiptRecord]]()
         for arm in members:
             for measurement, receipt in arm.condition.receipts.items():
-                for part in cast(list[dict[str, Any]], receipt):
+                for part in cast(list[ReceiptRecord], receipt):
                     by_kind.setdefault((measurement, part["kind"]), []).append(part)
         for (measurement, kind), parts in by_kind.items():
             lines.append([label, measurement.replace("_", " "), kind, *receipt_cells(parts)])

@@ -11,6 +11,7 @@ from subvene.runner.experiments.rows import METRICS
 from subvene.runner.files.csv_file import csv_text
 from subvene.runner.reports.blocks import Cell, Document, Items, Over, Table
 from subvene.runner.reports.documents import document_files
+from subvene.runner.reports.judged import judged_document, judged_files
 from subvene.runner.reports.localization_arms import (
     FAMILIES,
     Arm,
@@ -53,6 +54,7 @@ def localization_files(results: Results) -> dict[str, str]:
     ):
         if lines:
             files[name] = csv_text(lines)
+    files |= judged_files(results)
     return files | document_files("results", document(results), results.kind)
 
 
@@ -70,7 +72,8 @@ def document(results: Results) -> Document:
     blocks += [evidence_table(results, family) for family in families]
     said = ["[low, high]: bootstrap interval over test questions (texts for CE and KL)"]
     said += ["(lowest to highest): over the arms of a group, after their mean"]
-    return [*blocks, Items((*said, *(judge_in_words(judge.about) for judge in results.judges)))]
+    notes = Items((*said, *(judge_in_words(judge.about) for judge in results.judges)))
+    return [*blocks, notes, *judged_document(results)]
 
 
 def arms_table(

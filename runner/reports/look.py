@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import plotly.graph_objects as go
 
+from subvene.runner.edits.receipt import ReceiptRecord
 from subvene.runner.experiments.look.section import (
     Evaluation,
     coefficient_of,
@@ -221,12 +223,16 @@ def _answers(results: Results, evaluation: Evaluation, key: str) -> Html:
     return element("article", element("h3", prompt), element("div", *cards, class_="answers"))
 
 
+def _records(evaluation: Evaluation) -> tuple[ReceiptRecord, ...]:
+    return cast("tuple[ReceiptRecord, ...]", evaluation.receipt)
+
+
 def receipts(results: Results) -> Html | None:
     """What the interventions did."""
     lines = [
         [evaluation.name.replace("_", " "), str(part["name"]), *receipt_cells([part])]
         for evaluation in look_of(results).evaluations
-        for part in evaluation.receipt
+        for part in _records(evaluation)
     ]
     scored = [
         f"{evaluation.name.replace('_', ' ')}: {count(evaluation.tokens_edited, 'token')} edited"
@@ -246,7 +252,7 @@ def receipts(results: Results) -> Html | None:
         read = [
             ((evaluation.name.replace("_", " "), str(part["name"])), [part])
             for evaluation in look_of(results).evaluations
-            for part in evaluation.receipt
+            for part in _records(evaluation)
         ]
         if (from_sources := sources(("Evaluation",), read)) is not None:
             parts.append(from_sources)

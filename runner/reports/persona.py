@@ -9,11 +9,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+from subvene.runner.edits.receipt import ReceiptRecord
 from subvene.runner.experiments.persona.section import Edit
 from subvene.runner.experiments.results import Results
 from subvene.runner.reports import markup
 from subvene.runner.reports.markup import Html, element, facts, folded, items, join, shown, table
 from subvene.runner.reports.page import count, page
+from subvene.runner.reports.persona_differences import differences
 from subvene.runner.reports.persona_examples import examples
 from subvene.runner.reports.persona_figures import signed
 from subvene.runner.reports.persona_sweep import contrast, cost, sweep
@@ -69,7 +71,7 @@ def receipts(results: Results) -> Html | None:
     lines, caps, read = [], [], list[Read]()
     for condition in results.conditions:
         where = [condition.group or "", condition.label]
-        for part in cast("list[dict[str, Any]]", condition.receipts.get("responses", [])):
+        for part in cast("list[ReceiptRecord]", condition.receipts.get("responses", [])):
             lines.append([*where, part["name"], *receipt_cells([part])])
             read.append(((*where, part["name"]), [part]))
         edit = Edit.of(condition)
@@ -166,6 +168,7 @@ def downloads(results: Results) -> Html | None:
 
 SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
     ("Results", results_table),
+    ("Differences", differences),
     ("Sweep", sweep),
     ("Judge-free contrast", contrast),
     ("Cost", cost),

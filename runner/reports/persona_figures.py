@@ -268,7 +268,7 @@ def _in_words(point: SweepPoint) -> str:
     return "<br>".join(said)
 
 
-def layer_ticks(layers: Sequence[int]) -> dict[str, Any]:
+def layer_ticks(layers: Sequence[int]) -> dict[str, object]:
     """Ticks at layers only."""
     if len(layers) <= 12:
         return {"tickmode": "array", "tickvals": list(layers)}

@@ -18,6 +18,7 @@ from subvene.runner.experiments.results import Choice, Condition, Item, Metric, 
 from subvene.runner.files.csv_file import csv_text
 from subvene.runner.reports.blocks import Cell, Column, Document, Items, Table
 from subvene.runner.reports.documents import document_files, in_markdown
+from subvene.runner.reports.persona_differences import differences_files
 
 Line = dict[str, object]
 
@@ -36,7 +37,7 @@ DROPPED = ("positive_low", "negative_high", "incoherent", "refused", "empty", "n
 
 
 def persona_files(results: Results) -> dict[str, str]:
-    """The tables by file name: five CSV files, and the table of conditions in Markdown and LaTeX.
+    """The tables by file name: CSV files, and the tables of conditions and differences for readers.
 
     Args:
         results: of a persona run.
@@ -63,6 +64,7 @@ def persona_files(results: Results) -> dict[str, str]:
                 "warning",
             ],
         ),
+        **differences_files(results),
     } | document_files("conditions", document(results), results.kind)
 
 

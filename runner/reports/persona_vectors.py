@@ -98,9 +98,13 @@ def geometry(results: Results) -> Html | None:
 
 
 def _correlation(trait: TraitRecord) -> str:
-    found = trait.correlation
+    found, within = trait.correlation, trait.within
     pearson, spearman = (number(value, ".2f") for value in (found.pearson, found.spearman))
-    return f"Correlation: Pearson {pearson}, Spearman {spearman}, over {found.n} responses."
+    said = f"Correlation: Pearson {pearson}, Spearman {spearman}, over {found.n} responses"
+    if not within.n:
+        return f"{said}."
+    pearson, spearman = (number(value, ".2f") for value in (within.pearson, within.spearman))
+    return f"{said}; within conditions {pearson} and {spearman}."
 
 
 def _per_layer(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
+from subvene.runner.edits.receipt import ReceiptRecord
+from subvene.runner.edits.source_receipt import SourceRecord
 from subvene.runner.experiments.results import Results
 from subvene.runner.experiments.rows import by_label
 from subvene.runner.reports.markup import Html, element, folded, join, table
@@ -27,7 +29,7 @@ SOURCE_COLUMNS = (
     "Mean ‖source − base‖/‖base‖",
     "Rows equal to the base",
 )
-Read = tuple[tuple[str, ...], Sequence[Mapping[str, Any]]]
+Read = tuple[tuple[str, ...], Sequence[ReceiptRecord]]
 """Where an intervention acted, its name the last, and its receipts there."""
 
 
@@ -37,10 +39,10 @@ def receipts(results: Results) -> Html | None:
     read: list[Read] = []
     nothing = []
     for label, cells in by_label(results.conditions).items():
-        found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        found: dict[tuple[str, str], list[ReceiptRecord]] = {}
         for cell in cells:
             for measurement, parts in cell.receipts.items():
-                for part in cast(list[dict[str, Any]], parts):
+                for part in cast(list[ReceiptRecord], parts):
                     found.setdefault((measurement, part["name"]), []).append(part)
         if not found:
             nothing.append(label)
@@ -90,9 +92,10 @@ def sources(columns: Sequence[str], parts: Sequence[Read]) -> Html | None:
     return join([element("p", about), table("What was read of each source", heads, lines, class_="numbers")])
 
 
-def _source_cells(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+def _source_cells(parts: Sequence[SourceRecord]) -> list[str]:
     """What several runs read of one source at one place, as cells for `SOURCE_COLUMNS` but the first two."""
-    places = [part[end] for part in parts for end in ("first", "last") if part[end] is not None]
+    ends = [(part["first"], part["last"]) for part in parts]
+    places = [place for pair in ends for place in pair if place is not None]
     weights = [part["rows_fed"] for part in parts]
     return [
         f"{sum(part['tokens'] for part in parts):,} in {sum(part['rows'] for part in parts):,} rows",
@@ -102,7 +105,7 @@ def _source_cells(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def receipt_cells(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+def receipt_cells(parts: Sequence[ReceiptRecord]) -> list[str]:
     """What one intervention did in several runs, as cells for `RECEIPT_COLUMNS` but the first."""
     edited = {role: sum(part["edited"].get(role, 0) for part in parts) for role in _ROLES}
     weights = [sum(part["edited"].values()) for part in parts]
@@ -120,7 +123,7 @@ def receipt_cells(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _strength(parts: Sequence[Mapping[str, Any]], weights: Sequence[int]) -> str:
+def _strength(parts: Sequence[ReceiptRecord], weights: Sequence[int]) -> str:
     if all(part.get("mean_strength") is not None for part in parts):
         return _weighed([part["mean_strength"] for part in parts], weights) + " on average"
     used = sorted({strength for part in parts for strength in part.get("strengths") or ()})

@@ -16,6 +16,7 @@ from subvene.runner.reports.composition import composition
 from subvene.runner.reports.examples import examples
 from subvene.runner.reports.figures import probe_heat_map
 from subvene.runner.reports.intervals import intervals
+from subvene.runner.reports.judged import judged
 from subvene.runner.reports.markup import (
     Html,
     downloads,
@@ -30,7 +31,7 @@ from subvene.runner.reports.markup import (
     table,
 )
 from subvene.runner.reports.receipts import receipts
-from subvene.runner.reports.tables import comparison_files, judge_in_words, results_table
+from subvene.runner.reports.tables import comparison_files, judge_in_words, results_table, spread_in_words
 from subvene.specs.document import parse_document
 
 
@@ -38,10 +39,8 @@ def results_section(results: Results) -> Html | None:
     """The table, and what must be known to read it."""
     if not results.conditions:
         return None
-    caption = (
-        "Mean ± standard deviation over n cells, one for each seed and fold; "
-        "↑ higher is better, ↓ lower is better"
-    )
+    said = spread_in_words(results)
+    caption = f"{said[0].upper()}{said[1:]}; ↑ higher is better, ↓ lower is better"
     return join([*_warnings(results), shown(results_table(results), caption), _notes(results)])
 
 
@@ -171,6 +170,7 @@ def _downloads(results: Results) -> Html | None:
 SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
     ("Results", results_section),
     ("Intervals", intervals),
+    ("What the judge's word is worth", judged),
     ("Trade-offs", trade_offs),
     ("Composition", composition),
     ("Choice on validation questions", validation),

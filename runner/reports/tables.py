@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+from pydantic import JsonValue
+
 from subvene.runner.experiments.comparison.composition import SECTION, CompositionSection, composition_lines
+from subvene.runner.experiments.intervals import intervals_in
 from subvene.runner.experiments.results import Condition, Results, missing_verdicts
 from subvene.runner.experiments.rows import LOWER_IS_BETTER, METRICS, Row, metrics_used, rows
 from subvene.runner.files.csv_file import csv_text
@@ -15,6 +18,7 @@ from subvene.runner.measures.missing import missing_in_words
 from subvene.runner.reports.blocks import Column, Document, Items, Mean, Table
 from subvene.runner.reports.documents import document_files
 from subvene.runner.reports.intervals import intervals_csv, intervals_document
+from subvene.runner.reports.judged import judged_document, judged_files
 
 
 def comparison_files(results: Results) -> dict[str, str]:
@@ -30,6 +34,7 @@ def comparison_files(results: Results) -> dict[str, str]:
     if (bounds := intervals_csv(results)) is not None:
         files |= {"intervals.csv": bounds}
         files |= document_files("intervals", intervals_document(results), results.kind)
+    files |= judged_files(results)
     if answers := list(_answer_lines(results)):
         files["answers.csv"] = csv_text(answers)
     return files
@@ -37,12 +42,12 @@ def comparison_files(results: Results) -> dict[str, str]:
 
 def document(results: Results) -> Document:
     """The table with what must be known to read it: spread, judge, chosen points, warnings."""
-    return [results_table(results), Items(tuple(notes(results)))]
+    return [results_table(results), Items(tuple(notes(results))), *judged_document(results)]
 
 
 def results_table(results: Results) -> Table:
     """A row for each condition and point."""
-    table = rows(results.conditions)
+    table = bounded(results)
     used = metrics_used(table)
     owed = any(row.missing for row in table)
     return Table.of(
@@ -62,6 +67,32 @@ def results_table(results: Results) -> Table:
     )
 
 
+def bounded(results: Results) -> list[Row]:
+    """The rows of the table, each number with its interval over questions where the results have one."""
+    found = intervals_in(results).rows
+    return [
+        replace(
+            row,
+            metrics={
+                name: metric.model_copy(update={"low": own.low, "high": own.high})
+                if (own := found.get(row.label, {}).get(name)) is not None
+                else metric
+                for name, metric in row.metrics.items()
+            },
+        )
+        for row in rows(results.conditions)
+    ]
+
+
+def spread_in_words(results: Results) -> str:
+    """What stands beside the means, and what n is."""
+    found = intervals_in(results)
+    cells = "n (seed, fold) cells; a fold's weight is its number of questions"
+    if not found.rows:
+        return f"mean ± standard deviation over {cells}"
+    return f"mean over {cells}; in brackets the {found.level:.0%} interval over questions, texts and pairs"
+
+
 def metric_column(metric: str) -> Column:
     """The column of a metric, by its name in tables."""
     return Column(METRICS[metric], better="↓" if metric in LOWER_IS_BETTER else "↑")
@@ -71,7 +102,7 @@ def notes(results: Results) -> list[str]:
     """What must stand beside the table."""
     table = rows(results.conditions)
     used = metrics_used(table)
-    said = ["mean ± standard deviation over n (seed, fold) cells; a fold's weight is its number of questions"]
+    said = [spread_in_words(results)]
     if missing := missing_verdicts(results.conditions):
         said.insert(0, f"WARNING: {missing_in_words(missing)}")
     if "kl" in used:
@@ -106,7 +137,7 @@ def notes(results: Results) -> list[str]:
     return said
 
 
-def _by_path(point: Mapping[str, Any]) -> str:
+def _by_path(point: Mapping[str, JsonValue]) -> str:
     return ", ".join(f"{path} = {value}" for path, value in point.items())
 
 

@@ -185,8 +185,13 @@ def check(experiments: Sequence[Experiment], *, need_heads: bool = True) -> None
             raise TrainingError(f"{experiment.name}: there is no head to write to")
 
 
-def job_sha256(anatomy: Anatomy, examples: Sequence[Example], experiments: Sequence[Experiment]) -> str:
-    """A hash of all that a training depends on; how often it writes checkpoints is not part of that."""
+def job_sha256(
+    anatomy: Anatomy, examples: Sequence[Example], experiments: Sequence[Experiment], of: str = ""
+) -> str:
+    """A hash of all that a training depends on; how often it writes checkpoints is not part of that.
+
+    `of` names what is trained where that is not the edits of the shapes.
+    """
     about = [
         {
             "name": experiment.name,
@@ -207,4 +212,6 @@ def job_sha256(anatomy: Anatomy, examples: Sequence[Example], experiments: Seque
         }
         for experiment in experiments
     ]
-    return digest([_VERSION, model_sha256(anatomy.model), examples_sha256(examples), about])
+    return digest(
+        [_VERSION, model_sha256(anatomy.model), examples_sha256(examples), about, *([of] if of else [])]
+    )

@@ -20,6 +20,7 @@ from subvene.runner.models.forked_cache import why_not_forked, why_not_in_one_ro
 from subvene.runner.passes.restart import beginning_at, logits_at
 from subvene.runner.training.layout import lay_out, starts_of, tokens_of
 from subvene.runner.training.losses import token_log_probs
+from subvene.runner.training.memory import is_out_of_memory
 from subvene.runner.training.units import Extent, planned
 
 CACHE_BYTES = 2 * 2**30
@@ -98,10 +99,13 @@ class Passes:
             wanted: layers at which passes would like to begin, one for each that would.
             cache_bytes: at most so much of their inputs is kept; the layers that save most are kept first.
         """
+        self._notes, self.side_by_side = [], False
         self._look_side_by_side(rows)
         entries = self._affordable(rows, wanted, cache_bytes)
         groups = [[rows[i] for i in one] for one in self.together([(row,) for row in rows])]
-        passes = planned([self.extent(group) for group in groups], self.pass_tokens, self._full)
+        passes = planned(
+            [self.extent(group) for group in groups], self.pass_tokens, min(self._full, self.pass_tokens)
+        )
         for chosen in track(list(passes), "reference"):
             some = [groups[g] for g in chosen]
             with self._keeping(entries, self._sequences(some)):
@@ -267,6 +271,8 @@ class Passes:
         try:
             off = (self.log_probs([rows], entry) - expected).abs()
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
             return f"fails ({error})"
         if bool((off <= tolerance * counts).all()):
             return None

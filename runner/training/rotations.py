@@ -17,7 +17,7 @@ import torch
 
 from subvene.interventions.pyvene_inner import make_inner
 from subvene.interventions.rotation import swapped
-from subvene.runner.passes.interchange import LayerSwaps
+from subvene.runner.passes.swaps import LayerSwaps
 from subvene.specs import SubveneError
 from subvene.specs.recipes.das import MASKED, DASSpec, TemperatureSpec
 
@@ -103,7 +103,7 @@ def train_cells(
     batches = _batches(rows, spec, seed)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, spec.warmup, len(batches)))
     # So many rows of texts are in a pass that it has no more tokens than it may.
-    at_a_time = max(1, pass_tokens // (spec.batch_size * swaps.runs.base.input_ids.shape[1]))
+    at_a_time = max(1, pass_tokens // (spec.batch_size * swaps.texts.ids.shape[1]))
     losses: dict[str, list[float]] = {place: [] for place in places}
     for step, batch in enumerate(batches):
         _set_temperature(spec, list(inners.values()), step, len(batches))

@@ -7,7 +7,7 @@ gradient clipping, learning rate, order of pairs and best step; in a pass they o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from subvene.runner.training.experiments import (
     job_sha256,
 )
 from subvene.runner.training.losses import margin, pair_losses
+from subvene.runner.training.memory import default_pass_tokens, full_pass_tokens, halving
 from subvene.runner.training.multiplex import Edits, StackedEdits
 from subvene.runner.training.passes import CACHE_BYTES, Passes, frozen
 from subvene.runner.training.units import Unit, planned
@@ -38,9 +39,6 @@ _LogP = dict[tuple[int, int], torch.Tensor]
 
 _ORDER = 1
 _BETAS, _EPS = (0.9, 0.999), 1e-8
-# Fewer tokens than these in a pass, and it is worth more to fill it than to begin at the highest layer.
-_FULL_ON_CPU, _FULL = 256, 4096
-_PASS_ON_CPU, _PASS = 2048, 16384
 # A margin below this, in nats, is rounding: an edit that does nothing prefers nothing.
 _TIE = 1e-3
 
@@ -91,7 +89,6 @@ class _Training:
     ) -> None:
         check(experiments, need_heads=edits is None)
         model: Any = anatomy.model
-        on_cpu = model.device.type == "cpu"
         asked = [e.spec.pass_tokens for e in experiments if e.spec.pass_tokens is not None]
         self.experiments = experiments
         self.answers = Answers.of(examples)
@@ -103,8 +100,8 @@ class _Training:
                     "nothing to train; look at `fit.data`"
                 )
         self.edits: Edits = edits or StackedEdits([one.shape for one in experiments], anatomy)
-        most = min(asked, default=_PASS_ON_CPU if on_cpu else _PASS)
-        self.full = min(_FULL_ON_CPU if on_cpu else _FULL, most)
+        most = min(asked) if asked else default_pass_tokens(model)
+        self.full = min(full_pass_tokens(model), most)
         self.passes = Passes(anatomy, self.answers, pad_id, most, self.full)
         self.parameters = [self.edits.parameters_of(e) for e in range(len(experiments))]
         self.optimizer = torch.optim.AdamW(
@@ -120,10 +117,12 @@ class _Training:
         self.best = [_copied(parameters) for parameters in self.parameters]
         self.step = self.start = 0
         self.saved: int | None = None
-        self.identity = "" if folder is None else job_sha256(anatomy, examples, experiments)
+        self.identity = (
+            ""
+            if folder is None
+            else job_sha256(anatomy, examples, experiments, "" if edits is None else type(edits).__name__)
+        )
         self.folder = None if folder is None else folder / f"training-{self.identity[:24]}"
-
-    # Before ------------------------------------------------------------------------------------------------
 
     def prepare(self, cache_bytes: int) -> None:
         """Take up what is there, and score every answer under the original model."""
@@ -139,7 +138,7 @@ class _Training:
         refuse_beyond_context(
             self.passes.model, [self.answers.length(row) for row in sorted(rows)], "fit.data: answer"
         )
-        self.passes.prepare(sorted(rows), wanted, cache_bytes)
+        halving(self.passes, lambda: self.passes.prepare(sorted(rows), wanted, cache_bytes))
         check_finite(self.passes.reference.cpu(), "fit.data: Σ log p of the answers")
         for e, progress in enumerate(self.progress):
             # A finished training that is taken up again prepares nothing, and must say the same.
@@ -148,8 +147,6 @@ class _Training:
                 "answers_side_by_side": self.passes.side_by_side,
                 "passes_note": self.passes.note,
             }
-
-    # The loop ----------------------------------------------------------------------------------------------
 
     def run(self, description: str) -> list[Trained]:
         """Train until every experiment has done its steps or stopped."""
@@ -174,6 +171,28 @@ class _Training:
         """One step of every active experiment."""
         batches = {e: self._batch(e) for e in active}
         pairs = [(e, i) for e, batch in batches.items() for i in batch]
+        losses, margins = halving(self.passes, lambda: self._gradients(batches, pairs))
+        self._check_finite(pairs, losses, "loss")
+        for e in active:
+            experiment, progress = self.experiments[e], self.progress[e]
+            mine = [place for place, (owner, _) in enumerate(pairs) if owner == e]
+            limit = experiment.spec.max_grad_norm
+            norm = torch.nn.utils.clip_grad_norm_(
+                self.parameters[e].values(), math.inf if limit is None else limit
+            )
+            self._check_finite([pairs[place] for place in mine], norm.cpu().expand(len(mine)), "gradient")
+            progress.losses.append(float(losses[mine].mean()))
+            if experiment.spec.objective.kind != "sft":
+                progress.accuracies.append(float((margins[mine] > _TIE).double().mean()))
+            progress.grad_norms.append(float(norm))
+            self.optimizer.param_groups[e]["lr"] = experiment.rate(self.step)
+        # Experiments that are done have no gradient, and AdamW leaves them alone.
+        self.optimizer.step()
+
+    def _gradients(
+        self, batches: Mapping[int, Sequence[int]], pairs: Sequence[tuple[int, int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and margin of each pair, [pairs], whose gradient the parameters then have."""
         units: list[Unit] = []
         pairs_of: list[list[int]] = []
         for e in batches:
@@ -197,40 +216,28 @@ class _Training:
                 if delta is not None:
                     margins[which] = delta.detach().cpu()
             total.backward()  # type: ignore[no-untyped-call]
-        self._check_finite(pairs, losses, "loss")
-        for e in active:
-            experiment, progress = self.experiments[e], self.progress[e]
-            mine = [place for place, (owner, _) in enumerate(pairs) if owner == e]
-            limit = experiment.spec.max_grad_norm
-            norm = torch.nn.utils.clip_grad_norm_(
-                self.parameters[e].values(), math.inf if limit is None else limit
-            )
-            self._check_finite([pairs[place] for place in mine], norm.cpu().expand(len(mine)), "gradient")
-            progress.losses.append(float(losses[mine].mean()))
-            if experiment.spec.objective.kind != "sft":
-                progress.accuracies.append(float((margins[mine] > _TIE).double().mean()))
-            progress.grad_norms.append(float(norm))
-            self.optimizer.param_groups[e]["lr"] = experiment.rate(self.step)
-        # Experiments that are done have no gradient, and AdamW leaves them alone.
-        self.optimizer.step()
+        return losses, margins
 
     @torch.no_grad()
     def _evaluate(self, chosen: Sequence[int]) -> None:
         """The validation loss of these experiments; the best factors so far are kept."""
         if not chosen:
             return
-        log_p = self._reference(chosen) if self.step == 0 else self._validation(chosen)
+        if self.step == 0:
+            log_p = self._reference(chosen)
+        else:
+            log_p = halving(self.passes, lambda: self._validation(chosen))
         for e in chosen:
             experiment, progress = self.experiments[e], self.progress[e]
             loss, delta = self._loss(e, experiment.validation, self._by_pair(e, experiment.validation, log_p))
-            found: dict[str, float] = {"step": self.step, "loss": float(loss.double().mean())}
+            found: dict[str, float] = {"step": self.step, "loss": float(loss.cpu().double().mean())}
             if not math.isfinite(found["loss"]):
                 raise TrainingError(
                     f"{experiment.name}: the validation loss is {found['loss']} after step {self.step}; "
                     f"{self._advice()}"
                 )
             if delta is not None:
-                found["accuracy"] = float((delta > _TIE).double().mean())
+                found["accuracy"] = float((delta > _TIE).cpu().double().mean())
             if progress.look(found, experiment.spec.patience):
                 self.best[e] = _copied(self.parameters[e])
 
@@ -248,8 +255,6 @@ class _Training:
         for which in self._planned(units):
             found |= self._log_probs([units[u] for u in which])
         return found
-
-    # Pairs, rows and passes --------------------------------------------------------------------------------
 
     def _active(self) -> list[int]:
         return [e for e, one in enumerate(self.experiments) if self.progress[e].is_active(one)]
@@ -278,7 +283,9 @@ class _Training:
         return Unit(e, once, self.passes.extent(once, self.passes.entry_for(self.edits.first_layer(e))))
 
     def _planned(self, units: Sequence[Unit]) -> Iterator[list[int]]:
-        return planned([unit.extent for unit in units], self.passes.pass_tokens, self.full)
+        return planned(
+            [unit.extent for unit in units], self.passes.pass_tokens, min(self.full, self.passes.pass_tokens)
+        )
 
     def _log_probs(self, units: Sequence[Unit]) -> _LogP:
         """The log-probability of each row, under the edit of its experiment, in one pass."""
@@ -309,8 +316,6 @@ class _Training:
         if objective.kind != "sft":
             delta = margin(log_p[:, 0], log_p[:, 1], base[:, 0], base[:, 1])
         return pair_losses(objective, log_p[:, 0], delta), delta
-
-    # Around it ---------------------------------------------------------------------------------------------
 
     def _check_finite(self, pairs: Sequence[tuple[int, int]], values: torch.Tensor, what: str) -> None:
         bad = (~torch.isfinite(values)).nonzero().flatten().tolist()

@@ -10,7 +10,6 @@ from subvene.specs.evaluations.base import (
     ChoosingEvaluation,
     CoefficientEvaluation,
     ConditionEvaluation,
-    TracingEvaluation,
 )
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from subvene.specs.evaluations.multiple_choice import MultipleChoiceSpec
     from subvene.specs.evaluations.patching import PatchingSpec
     from subvene.specs.evaluations.samples import SamplesSpec
+    from subvene.specs.evaluations.tracing import TracingEvaluation
     from subvene.specs.evaluations.trait_scores import ProjectionSpec, TraitScoresSpec
     from subvene.specs.evaluations.traits import TraitConditionsSpec, TraitEvaluation, TraitSweepSpec
     from subvene.specs.evaluations.truthfulqa import TruthfulQASpec
@@ -90,7 +90,8 @@ __all__ = [
 ]
 
 _LATER = {cls: module for module, _, cls in (place.partition(":") for place in _KINDS.values())}
-_LATER |= {"ProjectionSpec": "trait_scores", "TextsSpec": "divergence", "TraitEvaluation": "traits"}
+_LATER |= {"ProjectionSpec": "trait_scores", "TextsSpec": "divergence", "TracingEvaluation": "tracing"}
+_LATER |= {"TraitEvaluation": "traits"}
 
 
 def __getattr__(name: str) -> Any:

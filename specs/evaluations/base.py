@@ -1,7 +1,5 @@
 """What evaluations have in common."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -9,7 +7,6 @@ from pydantic import Field, model_validator
 from subvene.specs._base import SpecModel
 from subvene.specs._fields import Count, FiniteList, Seeds
 from subvene.specs._flaws import Flaw, refuse
-from subvene.specs.facts import Facts
 
 
 class BaseEvaluation(SpecModel):
@@ -93,9 +90,3 @@ class CoefficientEvaluation(ChoosingEvaluation):
             expected = "nothing beside `coefficients`, since conditions have it"
             refuse(type(self).__name__, [Flaw((name,), expected, getattr(self, name)) for name in stray])
         return self
-
-
-class TracingEvaluation(BaseEvaluation):
-    """An evaluation of the model as it is, whose own states are put into other runs of it."""
-
-    facts: Facts = Field(description="The facts: a `file` of them, or `facts` written out.")

@@ -1,7 +1,5 @@
 """Causal tracing: where in a model, and at which token, a fact comes from."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal, get_args
 
 from annotated_types import Gt, MinLen
@@ -10,7 +8,7 @@ from pydantic import AfterValidator, AllowInfNan, Field, Strict
 from subvene.specs._base import SpecModel
 from subvene.specs._fields import AllOrIndices, Count, different
 from subvene.specs._flaws import Expect, Named
-from subvene.specs.evaluations.base import TracingEvaluation
+from subvene.specs.evaluations.tracing import TracingEvaluation
 
 TracedSiteName = Literal["block_output", "mlp_output", "attention_output"]
 TraceMetric = Literal["probability", "log_probability", "logit_difference"]

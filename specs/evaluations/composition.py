@@ -1,7 +1,5 @@
 """Composition: several interventions together, in every order."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from annotated_types import MaxLen, MinLen

@@ -1,7 +1,5 @@
 """Contrast: how the model's preference between two answers moves with the coefficient, without a judge."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Divergence: what the interventions cost on ordinary text."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Interchange intervention accuracy: whether a swapped subspace makes the model answer as the source says."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Localization: whether the heads that a heuristic finds are better places for an edit than any others."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal, get_args
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
@@ -46,8 +44,10 @@ class SelectionSpec(SpecModel):
 
     expects: ClassVar[str] = "a mapping with `by`"
 
-    by: Literal["mc1", "mc2", "mc3"] = Field(
-        default="mc2", description="The metric that is to be largest on validation questions."
+    by: Literal["mc1", "mc2", "mc3", "true_info"] = Field(
+        default="mc2",
+        description="The metric that is to be largest on validation questions; `true_info`, as in the paper, "
+        "has every arm answer them, and a judge read the answers.",
     )
     limit: Count | None = Field(
         default=None, description="At most so many validation questions, chosen by content; left out: all."

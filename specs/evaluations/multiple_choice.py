@@ -1,7 +1,5 @@
 """Multiple choice: what an edit costs in everyday knowledge."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

@@ -10,9 +10,9 @@ from pydantic import AfterValidator, Field, Strict, model_validator
 from subvene.specs._base import SpecModel
 from subvene.specs._fields import AllOrIndices, Count, different
 from subvene.specs._flaws import Expect, Flaw, refuse
-from subvene.specs.evaluations.base import TracingEvaluation
 from subvene.specs.evaluations.causal_tracing import TraceMetric
-from subvene.specs.sites import Site
+from subvene.specs.evaluations.tracing import TracingEvaluation
+from subvene.specs.sites import CoreSite
 
 Direction = Literal["denoising", "noising"]
 
@@ -24,7 +24,7 @@ class PatchedSite(SpecModel):
 
     expects: ClassVar[str] = "a mapping with `site` and perhaps `heads` and `positions`"
 
-    site: Site = Field(description="The site whose state is put into the other run.")
+    site: CoreSite = Field(description="The site whose state is put into the other run.")
     heads: AllOrIndices | None = Field(
         default=None,
         description="Of `attention_heads`: 0-based query heads that are patched one by one (`all`, or a "

@@ -1,7 +1,5 @@
 """Samples: what the model writes, coefficient by coefficient."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, Self
 
 from annotated_types import MinLen

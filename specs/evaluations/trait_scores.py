@@ -10,7 +10,7 @@ from subvene.specs._base import SpecModel
 from subvene.specs._fields import Count, Index
 from subvene.specs.evaluations.base import ChoosingEvaluation
 from subvene.specs.judges import AnyJudge, TrainedJudgeSpec
-from subvene.specs.sampling import SamplingSpec
+from subvene.specs.sampling import Sampling, SamplingSpec
 from subvene.specs.tensors import TensorRef
 from subvene.specs.traits import Traits, trait_name
 
@@ -41,7 +41,7 @@ class TraitScoresSpec(ChoosingEvaluation):
         description="At most so many questions per trait that conditions are tested on; left out: all there "
         "are.",
     )
-    sampling: SamplingSpec = Field(default=SamplingSpec.of_defaults(), description="How it generates.")
+    sampling: Sampling = Field(default=SamplingSpec.of_defaults(), description="How it generates.")
     judge: AnyJudge = Field(
         default=TrainedJudgeSpec.of_defaults(),
         description="Who scores for the trait and for coherence.",

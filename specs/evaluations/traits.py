@@ -12,15 +12,13 @@ from subvene.specs._fields import Count, FiniteList, Identifier, Index, Indices
 from subvene.specs._flaws import Expect, Flaw, Named, refuse
 from subvene.specs.evaluations.base import BaseEvaluation
 from subvene.specs.recipes.persona import Score
-from subvene.specs.sampling import SamplingSpec
+from subvene.specs.sampling import Sampling, SamplingSpec
 
 
 class TraitEvaluation(BaseEvaluation):
     """An evaluation of every trait of `fit: {recipe: persona}` that a steering intervention names."""
 
-    sampling: SamplingSpec = Field(
-        default=SamplingSpec.of_defaults(), description="How responses are generated."
-    )
+    sampling: Sampling = Field(default=SamplingSpec.of_defaults(), description="How responses are generated.")
     questions: Count | None = Field(
         default=None, description="At most so many questions per trait; left out: all there are."
     )

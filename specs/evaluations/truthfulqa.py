@@ -1,7 +1,5 @@
 """TruthfulQA: multiple choice, and generated answers before a judge."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from annotated_types import MinLen
@@ -10,7 +8,7 @@ from pydantic import AfterValidator, Field
 from subvene.specs._fields import Count, Text, different
 from subvene.specs._flaws import Expect
 from subvene.specs.evaluations.base import ChoosingEvaluation
-from subvene.specs.judges import AnyJudge, TrainedJudgeSpec
+from subvene.specs.judges import JudgeOrTwo, TrainedJudgeSpec
 from subvene.specs.questions import QuestionsSpec
 
 METRICS = ("mc1", "mc2", "mc3", "true", "info", "true_info")
@@ -48,8 +46,10 @@ class TruthfulQASpec(ChoosingEvaluation):
     instruction: Text | None = Field(
         default=None, description="A text file with the instruction; left out: the one that subvene ships."
     )
-    judge: AnyJudge = Field(
-        default=TrainedJudgeSpec.of_defaults(), description="Who judges the generated answers."
+    judge: JudgeOrTwo = Field(
+        default=TrainedJudgeSpec.of_defaults(),
+        description="Who judges the generated answers; of a list of two the second gives a second opinion, "
+        "and the tables state how far the two agree (Cohen's kappa).",
     )
     max_new_tokens: Count = Field(default=50, description="Longest answer, in tokens.")
     limit: Count | None = Field(

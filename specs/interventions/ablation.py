@@ -1,7 +1,5 @@
 """Ablation: remove a direction."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 

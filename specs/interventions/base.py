@@ -1,7 +1,5 @@
 """What every kind of intervention has: a name and the tokens it edits."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Capping: keep the projection on a direction within bounds."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 

@@ -20,7 +20,7 @@ _EXAMPLE: dict[str, Any] = {"directions": {"key": "heads"}, "heads": {"1": [0, 1
 class HeadDirectionSpec(BaseIntervention):
     """Inference-time intervention: o_h ← o_h + α·σ_h·θ̂_h at chosen heads (Li et al., 2023).
 
-    With self-monitored strength (SMITIN, Koo et al., 2024; ACT, Wang et al., 2024) α becomes α·(1 − p).
+    With `adaptive: one_minus_p` α becomes α·(1 − p), p being what the head's own probe says.
     """
 
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -37,7 +37,7 @@ class HeadDirectionSpec(BaseIntervention):
     strength: Strength = Field(description=f"α. {STRENGTH}")
     adaptive: Literal["none", "one_minus_p"] = Field(
         default="none",
-        description="`one_minus_p`: self-monitored strength, α·(1 - p) for each token and head, where p = "
+        description="`one_minus_p`: α·(1 - p) in place of α, for each token and head, where p = "
         "sigmoid(⟨w_h, o_h⟩ + b_h) is the probability that the head's probe gives the activation before the "
         "edit. The probes are stored beside the directions, as `….probe_weight` of shape [n_heads, head_dim] "
         "and `….probe_bias` of shape [n_heads]. `none`: α everywhere.",

@@ -1,7 +1,5 @@
 """Low-rank edits: a trainable change that reads some heads and writes to chosen ones."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 

@@ -1,7 +1,5 @@
 """Noise: add random vectors, as causal tracing corrupts the embeddings of a subject."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 

@@ -1,7 +1,5 @@
 """pyvene's own interventions, from an allow-list: nothing is imported by a path that a file names."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
 

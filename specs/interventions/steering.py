@@ -1,7 +1,5 @@
 """Steering: add a vector, as persona vectors and contrastive activation addition do."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
@@ -31,6 +29,7 @@ class SteeringSpec(BaseIntervention):
         " at `block_output`, layer 0": _EXAMPLE | {"layer": 0},
         " at another site": _EXAMPLE | {"site": "attention_output"},
         ", other positions": _EXAMPLE | {"positions": "response"},
+        ", `preserve_norm: true`": _EXAMPLE | {"preserve_norm": True},
         ", positions from the response's end": _EXAMPLE | {"positions": {"last": 1, "of": "response"}},
     }
 
@@ -46,6 +45,12 @@ class SteeringSpec(BaseIntervention):
         description="`unit` divides v by its norm first; `none` keeps the norm it is stored with.",
     )
 
+    preserve_norm: bool = Field(
+        default=False,
+        strict=True,
+        description="Give the sum the norm that h had: h ← (h + c·v)·‖h‖/‖h + c·v‖. Other activations then "
+        "move by other amounts, so that no bias can stand for it.",
+    )
     unit: Literal["vector", "residual_norm"] = Field(
         default="vector",
         description="What c counts: `vector` the stored vector itself; `residual_norm` the typical norm of "

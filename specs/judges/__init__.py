@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from subvene.specs._flaws import Named
+from subvene.specs._flaws import Named, Shaped
 from subvene.specs.judges.base import BaseJudge
 from subvene.specs.judges.openai import OpenAIJudgeSpec
 from subvene.specs.judges.reference import ReferenceJudgeSpec
@@ -14,9 +14,21 @@ AnyJudge = Annotated[
     Named("kind"),
 ]
 
+
+def _one_or_two(value: object) -> int:
+    return int(isinstance(value, list | tuple))
+
+
+JudgeOrTwo = Annotated[
+    AnyJudge | tuple[AnyJudge, AnyJudge],
+    Shaped(_one_or_two, "a judge, or a list of two of which the second is a second opinion"),
+]
+"""Who judges; the second of two is asked for a second opinion, and nothing is chosen by it."""
+
 __all__ = [
     "AnyJudge",
     "BaseJudge",
+    "JudgeOrTwo",
     "OpenAIJudgeSpec",
     "ReferenceJudgeSpec",
     "TrainedJudgeSpec",

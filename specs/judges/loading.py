@@ -12,7 +12,7 @@ from subvene.specs._flaws import literal_options, nearest
 from subvene.specs.document import read_document
 from subvene.specs.errors import SubveneError
 from subvene.specs.judges import AnyJudge
-from subvene.specs.loading import _checked
+from subvene.specs.loading import checked
 
 
 def load_judge(named: str | Path) -> Any:
@@ -25,7 +25,7 @@ def load_judge(named: str | Path) -> Any:
     text = str(named)
     kinds = judge_kinds()
     if Path(text).suffix.lower() in (".yaml", ".yml", ".json"):
-        return _checked(read_document(text), _adapter().validate_python)
+        return checked(read_document(text), _adapter().validate_python)
     if text not in kinds:
         near = nearest(text, kinds)
         hint = f"; did you mean '{near}'?" if near else ""

@@ -1,7 +1,5 @@
 """The OpenAI judge: any server that speaks that protocol."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, Self, cast
 
 from annotated_types import Ge, Gt, Le

@@ -1,7 +1,5 @@
 """The reference judge: similarity to true references against similarity to false ones."""
 
-from __future__ import annotations
-
 from typing import Literal, Self
 
 from pydantic import Field, model_validator

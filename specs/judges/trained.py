@@ -1,7 +1,5 @@
 """The trained judge: a classifier that ships with the package."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """The transformers judge: a local causal language model."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, cast
 
 from pydantic import Field

@@ -9,6 +9,7 @@ from subvene.specs.recipes.base import BaseRecipe, OneKeyRecipe
 
 if TYPE_CHECKING:
     from subvene.specs.recipes.das import DASSpec
+    from subvene.specs.recipes.experts import ExpertsSpec
     from subvene.specs.recipes.iti import ITISpec
     from subvene.specs.recipes.localized_edit import LocalizedEditSpec
     from subvene.specs.recipes.mean_difference import MeanDifferenceSpec
@@ -22,12 +23,21 @@ _KINDS = {
     "localized_edit": "localized_edit:LocalizedEditSpec",
     "random_direction": "random_direction:RandomDirectionSpec",
     "das": "das:DASSpec",
+    "experts": "experts:ExpertsSpec",
 }
 REGISTRY = Kinds(__name__, _KINDS)
 """By `recipe`; each is imported when a file has one."""
 
 if TYPE_CHECKING:
-    AnyRecipe = MeanDifferenceSpec | ITISpec | PersonaSpec | LocalizedEditSpec | RandomDirectionSpec | DASSpec
+    AnyRecipe = (
+        MeanDifferenceSpec
+        | ITISpec
+        | PersonaSpec
+        | LocalizedEditSpec
+        | RandomDirectionSpec
+        | DASSpec
+        | ExpertsSpec
+    )
 else:
     AnyRecipe = Annotated[BaseRecipe, Registered("recipe", REGISTRY)]
 
@@ -35,6 +45,7 @@ __all__ = [
     "AnyRecipe",
     "BaseRecipe",
     "DASSpec",
+    "ExpertsSpec",
     "ITISpec",
     "LocalizedEditSpec",
     "MeanDifferenceSpec",

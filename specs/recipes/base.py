@@ -1,7 +1,5 @@
 """What recipes have in common: they give tensors under keys that a spec tells before anything runs."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -17,6 +15,12 @@ class BaseRecipe(SpecModel):
     expects: ClassVar[str] = "a mapping with `recipe`"
     immaterial: ClassVar[frozenset[str]] = frozenset()
     """Fields that no result depends on, and what the data's hash says in their place."""
+    usual_intervention: ClassVar[str | None] = None
+    """The kind that is mostly made of what this gives."""
+    data_field: ClassVar[str | None] = None
+    """The field that says what is fitted on."""
+    dataset_field: ClassVar[str | None] = "dataset"
+    """Where that field names a Hub dataset; None: rows cannot stand in for what it declares."""
 
     if TYPE_CHECKING:
 

@@ -16,7 +16,7 @@ from subvene.specs.counterfactuals import CounterfactualsSpec, GroupSplitSpec
 from subvene.specs.positions import Positions
 from subvene.specs.recipes.base import OneKeyRecipe
 from subvene.specs.recipes.localized_edit import NotNegative, Positive, Share
-from subvene.specs.sites import Site
+from subvene.specs.sites import CoreSite
 from subvene.specs.sources import Pair, is_of_prompt
 
 RotatedClass = Literal[
@@ -88,6 +88,8 @@ class DASSpec(OneKeyRecipe):
     }
     immaterial: ClassVar[frozenset[str]] = frozenset({"pass_tokens"})
 
+    data_field: ClassVar[str | None] = "data"
+
     recipe: Literal["das"] = Field(default="das", description="Distributed alignment search.")
     data: CounterfactualsSpec = Field(description="Bases, sources and labels.")
     split: GroupSplitSpec = Field(description="Which rows are held out of training.")
@@ -109,7 +111,7 @@ class DASSpec(OneKeyRecipe):
         "the first so many `subspaces` of the whole rotation. Left out: 1. The classes with a mask learn "
         "which ones.",
     )
-    site: Site = Field(default="block_output", description="Where states are swapped.")
+    site: CoreSite = Field(default="block_output", description="Where states are swapped.")
     layers: AllOrIndices = Field(default="all", description="0-based layers: `all`, or a list.")
     positions: Annotated[
         dict[Identifier, Place], MinLen(1), Expect("a non-empty mapping from names to rules for positions")

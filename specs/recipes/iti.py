@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Gt, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AllowInfNan, Field, Strict
 
 from subvene.specs._base import SpecModel
@@ -61,6 +61,18 @@ class SoftHeads(_Selection):
     )
 
 
+Ranking = Annotated[
+    Literal["cross_validation", "split"],
+    Field(
+        description="How probes are held against answers that they were not fitted on: `cross_validation`, "
+        "every question once, in folds of whole questions; `split`: one share of them, `validation`, as "
+        "published."
+    ),
+]
+RankingFolds = Annotated[
+    Annotated[int, Strict(), Ge(2), Le(100), Expect("an integer from 2 to 100")],
+    Field(description="Folds of the cross-validation that ranks the heads."),
+]
 Selection = Annotated[TopHeads | RandomHeads | ListedHeads | AllHeads | SoftHeads, Named("rule")]
 
 
@@ -68,6 +80,10 @@ class ITISpec(OneKeyRecipe):
     """Inference-time intervention (Li et al., 2023): probe every head, shift the best along its direction."""
 
     immaterial: ClassVar[frozenset[str]] = frozenset({"data", "batch_size"})
+
+    usual_intervention: ClassVar[str | None] = "head_direction"
+    data_field: ClassVar[str | None] = "data"
+    dataset_field: ClassVar[str | None] = "name"
 
     recipe: Literal["iti"] = Field(default="iti", description="Inference-time intervention.")
     data: QuestionsSpec = Field(
@@ -79,17 +95,34 @@ class ITISpec(OneKeyRecipe):
         description="`mass_mean`: mean of true minus mean of false activations; `probe_weight`: the linear "
         "probe's weights; `random`: drawn at random, as a control. Always of unit length.",
     )
-    probe: Literal["linear", "mlp"] = Field(
+    probe: Literal["linear", "mlp", "nl_iti"] = Field(
         default="linear",
-        description="What ranks the heads: logistic regression, or a perceptron with one hidden layer "
-        "(NL-ITI).",
+        description="What ranks the heads: logistic regression; a perceptron with one hidden layer as wide "
+        "as a head, on standardised activations; or the perceptron of NL-ITI (Hoscilowicz et al., 2024): 16 "
+        "hidden units, batch normalisation, 10 epochs of Adam, of which the one that is best on the held-out "
+        "answers counts.",
     )
     last_n: Count = Field(
         default=1,
-        description="Tokens at the end of the answer whose mean activation is probed; 1: the last token.",
+        description="Tokens at the end of the answer, and for σ at the end of the question after it, whose "
+        "mean activation is read; 1: the last token.",
     )
+    direction_last_n: Count | None = Field(
+        default=None,
+        description="As `last_n`, for directions and σ alone, where the probes read other tokens (NL-ITI: 4 "
+        "for the probes, 6 for these); left out: `last_n`.",
+    )
+    periods: Literal["as_written", "stripped"] = Field(
+        default="as_written",
+        description="`as_written`: answers end as they do in the data, with a period or without; `stripped`: "
+        "without, as earlier versions read them.",
+    )
+    ranking: Ranking = "cross_validation"
+    ranking_folds: RankingFolds = 5
     validation: Fraction = Field(
-        default=0.2, description="Share of the tuning questions, whole questions, that ranks the heads."
+        default=0.2,
+        description="Share of the tuning questions, whole questions, by which `choose` picks a point of a "
+        "sweep, with fits that have not seen them; and by which `ranking: split` ranks the heads.",
     )
     batch_size: Count = Field(default=64, description="Texts per forward pass.")
 

@@ -13,7 +13,7 @@ from subvene.specs._flaws import Expect, Flaw, Named, refuse
 from subvene.specs.preferences import PreferenceData, TruthfulPairsSpec
 from subvene.specs.questions import QuestionsSpec
 from subvene.specs.recipes.base import OneKeyRecipe
-from subvene.specs.recipes.iti import AllHeads, ListedHeads
+from subvene.specs.recipes.iti import AllHeads, ListedHeads, Ranking, RankingFolds
 
 Positive = Annotated[float, Strict(), Gt(0), AllowInfNan(False), Expect("a number above 0")]
 NotNegative = Annotated[float, Strict(), Ge(0), AllowInfNan(False), Expect("a number >= 0")]
@@ -68,8 +68,11 @@ class ProbedHeads(_Heads):
 
     rule: Literal["probed"] = Field(default="probed", description="The best by probing accuracy.")
     k: Count = Field(default=16, description="How many heads, over all layers.")
+    ranking: Ranking = "cross_validation"
+    ranking_folds: RankingFolds = 5
     validation: Fraction = Field(
-        default=0.2, description="Share of the questions, whole questions, that ranks the heads."
+        default=0.2,
+        description="Share of the questions, whole questions, that ranks the heads under `ranking: split`.",
     )
     batch_size: Count = Field(default=64, description="Texts per forward pass when heads are probed.")
 
@@ -96,6 +99,9 @@ class LocalizedEditSpec(OneKeyRecipe):
         "clip": "max_grad_norm",
     }
     immaterial: ClassVar[frozenset[str]] = frozenset({"pass_tokens", "checkpoint_every"})
+
+    usual_intervention: ClassVar[str | None] = "low_rank_edit"
+    data_field: ClassVar[str | None] = "data"
 
     recipe: Literal["localized_edit"] = Field(
         default="localized_edit", description="A low-rank edit trained on preferences."

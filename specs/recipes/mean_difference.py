@@ -1,8 +1,6 @@
 """Mean difference: a direction from contrast pairs."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,6 +12,9 @@ from subvene.specs.sites import Site
 
 class MeanDifferenceSpec(OneKeyRecipe):
     """Mean activation over the positive texts minus the mean over the negative ones, layer by layer."""
+
+    usual_intervention: ClassVar[str | None] = "steering"
+    data_field: ClassVar[str | None] = "pairs"
 
     recipe: Literal["mean_difference"] = Field(
         default="mean_difference", description="The difference of mean activations."

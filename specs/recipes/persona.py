@@ -12,7 +12,7 @@ from subvene.specs._fields import Count
 from subvene.specs._flaws import Expect
 from subvene.specs.judges import AnyJudge, TrainedJudgeSpec
 from subvene.specs.recipes.base import BaseRecipe
-from subvene.specs.sampling import SamplingSpec
+from subvene.specs.sampling import Sampling, SamplingSpec
 from subvene.specs.traits import Traits, trait_name
 
 Score = Annotated[float, Strict(), Ge(0), Le(100), AllowInfNan(False), Expect("a number from 0 to 100")]
@@ -38,14 +38,19 @@ class KeepSpec(SpecModel):
 class PersonaSpec(BaseRecipe):
     """Persona vectors (Chen et al., 2025, arXiv:2507.21509): contrasting system prompts, a judge, a mean."""
 
+    usual_intervention: ClassVar[str | None] = "steering"
+    data_field: ClassVar[str | None] = "traits"
+    dataset_field: ClassVar[str | None] = None
+
     recipe: Literal["persona"] = Field(default="persona", description="Persona vectors.")
     traits: Traits = Field(
         description="The traits; each gives a vector for every layer, under the trait's name."
     )
-    tokens: Literal["response_avg", "prompt_avg", "prompt_last"] = Field(
+    tokens: Literal["response_avg", "prompt_avg", "prompt_avg_all", "prompt_last"] = Field(
         default="response_avg",
-        description="The tokens whose mean activation is compared: those of the response, those of the "
-        "prompt, or the last one of the prompt.",
+        description="The tokens whose mean activation is compared: those of the response; those of the "
+        "prompt but token 0, an attention sink whose activation drowns a mean (`prompt_avg`), or with it, as "
+        "the published code has them (`prompt_avg_all`); or the last one of the prompt.",
     )
     instructions: Count | None = Field(
         default=None, description="At most so many pairs of instructions, the first ones; left out: all."
@@ -53,9 +58,7 @@ class PersonaSpec(BaseRecipe):
     questions: Count | None = Field(
         default=None, description="At most so many questions, the first ones; left out: all."
     )
-    sampling: SamplingSpec = Field(
-        default=SamplingSpec.of_defaults(), description="How responses are generated."
-    )
+    sampling: Sampling = Field(default=SamplingSpec.of_defaults(), description="How responses are generated.")
     judge: AnyJudge = Field(
         default=TrainedJudgeSpec.of_defaults(),
         description="Who scores responses for the trait and for coherence.",

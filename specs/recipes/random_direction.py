@@ -1,7 +1,5 @@
 """Random directions: what a direction that was found is to be compared with."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from pydantic import Field

@@ -98,3 +98,36 @@ def test_in_units_of_the_residual_norm(table: Callable[..., Any], sizes: Sizes) 
 def test_is_additive() -> None:
     assert SteeringIntervention(V).is_additive
     assert SteeringIntervention(V).expects_change
+
+
+@pytest.mark.parametrize("coefficient", [2.0, -0.5])
+def test_the_norm_is_kept_where_it_is_asked_for(
+    table: Callable[..., Any], sizes: Sizes, coefficient: float
+) -> None:
+    tensors = table(**{"v.block_output[1]": V})
+    declared = spec(preserve_norm=True, coefficient=coefficient)
+    ((_, _, edit),) = SteeringIntervention.build(declared, tensors, sizes)
+    h = torch.randn(2, 3, 24, dtype=torch.float64)
+    rows = []
+    for row in h.flatten(0, 1):
+        moved = row + coefficient * V.double()
+        rows.append(moved / moved.norm() * row.norm())
+    torch.testing.assert_close(edit(h), torch.stack(rows).view_as(h), rtol=1e-6, atol=1e-6)
+    # Nothing to turn, and a sum of zero: no NaN.
+    assert torch.equal(edit(torch.zeros(1, 1, 24)), torch.zeros(1, 1, 24))
+    against = SteeringIntervention(V, preserve_norm=True, strength=-1.0)
+    assert torch.equal(against(V.view(1, 1, 24)), torch.zeros(1, 1, 24))
+    mask = torch.tensor([[True, False, False], [False, False, True]])
+    assert torch.equal(edit(h, positions=mask)[~mask], h[~mask])
+
+
+def test_what_keeps_the_norm_is_no_constant() -> None:
+    edit = SteeringIntervention(V, preserve_norm=True)
+    assert (edit.affine(), edit.direction_formula(), edit.columns()) == (None, None, None)
+    assert edit.depends_on_activation
+    assert not edit.linear_in_strength
+    again = SteeringIntervention()
+    again.load_state_dict(edit.state_dict())
+    assert again.preserves_norm
+    assert not again.linear_in_strength
+    assert SteeringIntervention(V).is_additive

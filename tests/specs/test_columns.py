@@ -9,6 +9,7 @@ import pytest
 
 from subvene.specs.columns import _NAMES, _WORDS, KNOWN, Meaning, Used, asked, messages_of, take
 from subvene.specs.pair_rows import pairs_of
+from subvene.specs.pairs import PairColumns
 from subvene.specs.rows import RowsError, file_rows, given_rows
 
 EVERY = frozenset(get_args(Meaning)) - {"tools", "media"}
@@ -202,3 +203,33 @@ def test_rows_that_are_handed_over() -> None:
     assert given_rows({"a": [1, 2]})[1] == ("data: row 1", {"a": 2})
     with pytest.raises(RowsError, match="columns of equal length"):
         given_rows({"a": [1], "b": [1, 2]})
+
+
+def test_caa_questions_are_pairs() -> None:
+    row = {
+        "question": "Is it so?\n (A) Yes\n (B) No",
+        "answer_matching_behavior": "(A)",
+        "answer_not_matching_behavior": "(B)",
+    }
+    (pair,) = pairs_of([("a:1", row)], "a").texts
+    assert (pair.prompt, pair.positive, pair.negative) == (row["question"], "(A)", "(B)")
+
+
+def test_columns_of_other_names_are_said_by_the_spec() -> None:
+    rows = [("a:1", {"x": "a", "y": "b", "q": "c", "positive": "not this"})]
+    columns = PairColumns(positive="x", negative="y", prompt="q")
+    (pair,) = pairs_of(rows, "a", columns=columns).texts
+    assert (pair.prompt, pair.positive, pair.negative) == ("c", "a", "b")
+    with pytest.raises(RowsError, match=r"no column 'z'.*`columns: \{positive: NAME\}`"):
+        pairs_of(rows, "a", columns=PairColumns(positive="z", negative="y"))
+
+
+def test_the_error_shows_the_wanted_form_and_two_rows() -> None:
+    rows = [(f"a:{i}", {"text": f"t{i}", "label": i}) for i in range(1, 4)]
+    with pytest.raises(RowsError) as caught:
+        pairs_of(rows, "a")
+    said = str(caught.value)
+    assert 'a row {"positive": "…", "negative": "…"}' in said
+    assert 'a:1: {"text": "t1", "label": 1}' in said
+    assert "a:2: " in said
+    assert "t3" not in said

@@ -380,4 +380,4 @@ def test_there_is_one_reader_of_yaml() -> None:
         for path in sorted((root / folder).rglob("*.py"))
         if calls.search(path.read_text())
     ]
-    assert found == ["specs/_yaml_reader.py", "specs/_yaml_scanner.py"]
+    assert found == ["specs/_yaml_scanner.py"]

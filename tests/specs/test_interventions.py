@@ -138,7 +138,8 @@ INDEX, COUNT = "an integer >= 0", "an integer >= 1"
         (
             f"{S}, coefficient: 1, layer: 1, site: 3",
             "site",
-            "one of: block_output, attention_heads, attention_output, mlp_output",
+            "one of: block_output, attention_heads, attention_output, mlp_output, block_input, mlp_input, "
+            "mlp_neurons, query, key, value",
         ),
         (f"{L}, write_heads: some", "write_heads", f"`all`, or {HEADS}"),
         (f"{L}, write_heads: 3", "write_heads", f"`all`, or {HEADS}"),

@@ -29,6 +29,9 @@ def test_the_papers_numbers_are_the_defaults() -> None:
     assert (asked.random, asked.single, asked.test) == (16, 24, 0.2)
     assert (asked.learning_rate_single, asked.learning_rate_all) == (2e-3, 1e-4)
     assert len(asked.arms) == 7
+    by_answers = copy.deepcopy(VALID)
+    by_answers["evaluate"][0] = {"kind": "localization", "selection": {"by": "true_info"}}
+    ExperimentSpec.model_validate(by_answers)
 
 
 def change(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
@@ -59,6 +62,16 @@ def change(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
         (change("evaluate", 0, "random", to=1), "evaluate.0.random"),
         (change("evaluate", 0, "arms", to=["edit_probed", "edit_probed"]), "evaluate.0.arms"),
         (change("evaluate", 0, "tau", to=[0]), "evaluate.0.tau.0"),
+        (
+            change(
+                "evaluate",
+                to=[
+                    {"kind": "localization", "selection": {"by": "true_info"}},
+                    {"kind": "truthfulqa", "measure": ["multiple_choice"]},
+                ],
+            ),
+            "evaluate.0.selection.by",
+        ),
         (change("interventions", 0, "layer", to=3), "interventions.0.layer"),
         (change("interventions", 0, "factors", "file", to="t.safetensors"), "interventions.0.factors.file"),
         (

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subvene.specs import InterventionSpec, SpecError, dump_spec, parse_spec
+from subvene.specs import InterventionSpec, SpecError, _yaml_scanner, dump_spec, parse_spec
 
 _EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.yaml"))
 _EVERY_KIND = """\
@@ -150,3 +150,39 @@ def test_a_spoilt_text_is_read_or_its_problems_have_a_place(
         at = int(where * len(text))
         text = text[:at] + snippet + text[at + cut :]
     outcome(text, "yaml")
+
+
+_PIECES = [
+    *("a ", "b: ", "c:", " ", "\n", "  ", "- ", "[", "]", "{", "}", ", ", ",", "'x'", '"y"', "# z\n", ": "),
+    *(":", "> q", "&a ", "*a", "-", "---\n", "...\n", "é", "@", "`", "''", "'", "x:y", "?", "a?", "!", "b!"),
+    *("%", "\t", "\n  |\nk: |", "😀: ", "<<: ", '"\\n"', "[a?, {b: ?c}]\n", "is it? ", "1e-4", "{k: }"),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from(_PIECES), min_size=1, max_size=14).map("".join)
+    | st.tuples(st.sampled_from(TEXTS), st.integers(0, 900), st.sampled_from(_PIECES)).map(
+        lambda change: change[0][: change[1]] + change[2] + change[0][change[1] :]
+    )
+)
+def test_libyaml_is_asked_only_for_what_it_reads_as_the_scanner_of_yaml_1_2_does(text: str) -> None:
+    def told(events: Any) -> list[Any] | str:
+        try:
+            return [
+                [event.start_mark.line, event.start_mark.column]
+                + [
+                    getattr(event, name, None) or None
+                    for name in ("__class__", "value", "anchor", "tag", "style")
+                ]
+                for event in events
+                if not isinstance(
+                    event, yaml.CollectionEndEvent | yaml.DocumentEndEvent | yaml.StreamEndEvent
+                )
+            ]
+        except yaml.YAMLError as error:
+            return str(error)
+
+    text += "\n"
+    expected = told(yaml.parse(text, Loader=_yaml_scanner.Loader))
+    assert told(_yaml_scanner.events(text)) == expected

@@ -64,6 +64,7 @@ def test_every_kind_is_in_the_schema() -> None:
         "patching",
         "interchange",
         "das",
+        "experts",
         "composition",
         "localization",
         "trained",

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from subvene.runner.data.truthfulqa.questions import Question
-from subvene.runner.data.truthfulqa.splits import validation_keys
+from subvene.runner.data.truthfulqa.splits import ranking_folds, validation_keys
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.recipes.base import Fitted
 from subvene.runner.recipes.iti import fit_iti
@@ -51,7 +51,8 @@ QUESTIONS = [question_of(number) for number in range(24)]
 def fitted(loaded: Any, questions: Sequence[Question] = QUESTIONS, seed: int = 1, **fields: Any) -> Fitted:
     model, tokenizer = loaded
     work = fields.pop("work", None)
-    spec = ITISpec.model_validate({"key": "iti", "select": {"rule": "top_k", "k": 5}} | fields)
+    known = {"key": "iti", "select": {"rule": "top_k", "k": 5}, "ranking": "split"}
+    spec = ITISpec.model_validate(known | fields)
     return fit_iti(spec, questions, Anatomy.of(model), tokenizer, seed=seed, work=work)
 
 
@@ -74,7 +75,9 @@ class ByHand:
                     content = json.dumps([question.question, answer, is_true]).encode()
                     number = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") % (len(ordered) - 1)
                     others = ordered[:own] + ordered[own + 1 :]
-                    tails.append(self.read(f"{text} Q: {others[number].question}")[-1])
+                    after = others[number].question
+                    window = min(last_n, len(after.split()))
+                    tails.append(self.read(f"{text} Q: {after}")[-window:].mean(0))
         self.labels = np.array(labels)
         self.ends, self.tails = np.stack(ends), np.stack(tails)  # [texts, layers, heads, head_dim]
 
@@ -106,11 +109,22 @@ class ByHand:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 probe.fit(x[~validation], self.labels[~validation])
-            right = probe.predict(x[validation]) == self.labels[validation]
-            accuracy[layer, head] = right.mean()
+            if validation.any():
+                right = probe.predict(x[validation]) == self.labels[validation]
+                accuracy[layer, head] = right.mean()
             if kind == "linear":
                 weight[layer, head], bias[layer, head] = probe.coef_[0], probe.intercept_[0]
         return accuracy, weight, bias
+
+    def cross_validated(self, folds: int = 5, seed: int = 1) -> Any:
+        """Accuracies over all answers, each by a probe of other questions; weights and biases of all."""
+        of_key = ranking_folds(self.keys, folds, seed)
+        right = np.zeros(self.ends.shape[1:3])
+        for fold in range(folds):
+            held_out = frozenset(key for key, own in of_key.items() if own == fold)
+            asked = sum(key in held_out for key in self.keys)
+            right += self.probes(held_out)[0] * asked
+        return (right / len(self.keys), *self.probes(frozenset())[1:])
 
     def mass_mean(self, layer: int, head: int) -> np.ndarray:
         x = self.ends[:, layer, head]

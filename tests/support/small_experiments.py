@@ -28,7 +28,8 @@ evaluate:
 - {kind: samples, coefficients: [-2, 0, 2], prompts: [hello world], max_new_tokens: 6}
 """
 COMPARISON = """\
-fit: {recipe: iti, key: t, data: {file: questions.csv}, select: {rule: top_k, k: 3}, validation: 0.34}
+fit: {recipe: iti, key: t, data: {file: questions.csv}, select: {rule: top_k, k: 3},
+  ranking_folds: 2, validation: 0.34}
 interventions:
 - {kind: head_direction, name: iti, directions: {key: t}, strength: 3, positions: response}
 conditions:
@@ -118,7 +119,8 @@ fit:
 - {recipe: random_direction, key: chance, like: glad}
 - {recipe: persona, traits: [{name: early, file: early.json}], sampling: {max_new_tokens: 4},
    judge: JUDGE, keep: {positive: 0, negative: 100, coherence: 0}}
-- {recipe: iti, key: t, data: {file: questions.csv}, select: {rule: top_k, k: 3}, validation: 0.34}
+- {recipe: iti, key: t, data: {file: questions.csv}, select: {rule: top_k, k: 3},
+  ranking_folds: 2, validation: 0.34}
 interventions:
 - {kind: steering, name: mean, layer: 1, vector: {key: glad}, coefficient: 2, positions: response}
 - {kind: steering, name: chance, layer: 1, vector: {key: chance}, coefficient: 2, positions: response}
@@ -153,6 +155,33 @@ evaluate:
 - {kind: multiple_choice, limit: 3}
 - {kind: samples, prompts: [hello], max_new_tokens: 3}
 """
+INTERCHANGE = """\
+sources: {other: {column: source, chat: false}}
+fit:
+- {recipe: das, key: das, data: {file: swaps.jsonl}, split: {by: [group]}, layers: [0, 2], known: false,
+   learning_rate: 0.05, positions: {word: {base: {field: word}, source: {field: other}}, last: {last: 1}}}
+- {recipe: das, key: mask, class: BoundlessRotatedSpaceIntervention, data: {file: swaps.jsonl},
+   split: {by: [group]}, layers: [1], known: false, positions: {last: {last: 1}}}
+interventions:
+- {kind: pyvene, name: das, class: LowRankRotatedSpaceIntervention, low_rank_dimension: 1, site: block_output,
+   layer: 0, positions: {field: word}, source: {from: other, positions: {field: other}},
+   state: {key: "das.block_output[0].word"}}
+evaluate:
+- {kind: interchange, key: das, random: 2, resamples: 200}
+- {kind: interchange, key: mask, among: vocabulary, random: 2, resamples: 200}
+"""
+SWAPS = tuple(
+    {
+        "base": f"the {word} is",
+        "source": f"the {other} is",
+        "label": "good" if other in ("sun", "day") else "bad",
+        "base_label": "good" if word in ("sun", "day") else "bad",
+        "word": word,
+        "other": other,
+        "group": "first" if {word, other} & {"sun", "rain"} else "second",
+    }
+    for word, other in (("sun", "rain"), ("rain", "sun"), ("day", "train"), ("train", "day"))
+)
 KINDS = {
     "plain": PLAIN,
     "comparison": COMPARISON,
@@ -160,6 +189,7 @@ KINDS = {
     "localization": LOCALIZATION,
     "tracing": TRACING,
     "mixed": MIXED,
+    "interchange": INTERCHANGE,
 }
 CHOSEN = (
     PLAIN[: PLAIN.index("evaluate:")]
@@ -208,6 +238,7 @@ def write_experiments(folder: Path, url: str, kinds: list[str]) -> dict[str, Pat
     (folder / "texts.txt").write_text(TEXTS)
     (folder / "early.json").write_text(json.dumps(TRAIT))
     (folder / "facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in FACTS))
+    (folder / "swaps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in SWAPS))
     write_questions(folder / "questions.csv", QUESTIONS)
     paths = {kind: folder / f"{kind}.yaml" for kind in kinds}
     for kind, path in paths.items():

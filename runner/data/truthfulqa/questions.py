@@ -47,6 +47,7 @@ class Question:
         correct: the true answers, in the file's order.
         incorrect: the false answers, in the file's order.
         category: the category that its authors gave it.
+        with_period: the answers that the data itself closes with a period.
     """
 
     question: str
@@ -54,6 +55,11 @@ class Question:
     correct: tuple[str, ...]
     incorrect: tuple[str, ...]
     category: str
+    with_period: tuple[str, ...] = ()
+
+    def as_written(self, answer: str) -> str:
+        """One of its answers as the data has it, with a period at its end or without."""
+        return answer if answer in self.with_period else answer.removesuffix(".") or answer
 
     @property
     def key(self) -> str:
@@ -135,9 +141,18 @@ def about_data(questions: Sequence[Question]) -> dict[str, Json]:
     }
 
 
-def data_sha256(questions: Iterable[Question]) -> str:
-    """A hash of everything that the questions say, whatever their order."""
+def data_sha256(questions: Iterable[Question], *, periods: bool = False) -> str:
+    """A hash of everything that the questions say, whatever their order.
+
+    Args:
+        questions: which.
+        periods: also which answers the data closes with a period: what is written to a prompt depends on it.
+    """
     rows = sorted((asdict(question) for question in questions), key=lambda row: question_key(row["question"]))
+    for row in rows:
+        ends = row.pop("with_period")
+        if periods and ends:
+            row["with_period"] = ends
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
@@ -225,12 +240,15 @@ def _questions(rows: Sequence[Mapping[str, JsonValue]], name: str) -> list[Quest
     questions = []
     for number, row in enumerate(rows, 1):
         where = f"{name}: row {number}"
+        text, best = _text(row, "question", where), _text(row, "best_answer", where)
+        correct, incorrect = (_answers(row, f"{side}_answers", where) for side in ("correct", "incorrect"))
         question = Question(
-            question=_text(row, "question", where),
-            best=_closed(_text(row, "best_answer", where)),
-            correct=_answers(row, "correct_answers", where),
-            incorrect=_answers(row, "incorrect_answers", where),
+            question=text,
+            best=_closed(best),
+            correct=tuple(map(_closed, correct)),
+            incorrect=tuple(map(_closed, incorrect)),
             category=_text(row, "category", where),
+            with_period=tuple(dict.fromkeys(a for a in (*correct, *incorrect) if a.endswith("."))),
         )
         first = seen.setdefault(question.key, number)
         if first != number:
@@ -251,7 +269,7 @@ def _text(row: Mapping[str, JsonValue], column: str, where: str) -> str:
 
 
 def _answers(row: Mapping[str, JsonValue], column: str, where: str) -> tuple[str, ...]:
-    """The answers of a cell: a list on the Hub, `;` between them in the CSV."""
+    """The answers of a cell as they are written: a list on the Hub, `;` between them in the CSV."""
     value = row[column]
     if isinstance(value, str) and value.lstrip().startswith(("['", '["')):
         raise DataError(
@@ -260,7 +278,7 @@ def _answers(row: Mapping[str, JsonValue], column: str, where: str) -> tuple[str
     given: object = value.split(";") if isinstance(value, str) else value
     if not isinstance(given, Sequence) or not all(isinstance(answer, str) for answer in given):
         raise DataError(f"{where}: {column}: expected answers, found {given!r}")
-    answers = tuple(_closed(answer.strip()) for answer in given if answer.strip())
+    answers = tuple(answer.strip() for answer in given if answer.strip())
     if not answers:
         raise DataError(f"{where}: {column}: expected at least one answer, found {row[column]!r}")
     return answers

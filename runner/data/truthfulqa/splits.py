@@ -12,11 +12,23 @@ from collections.abc import Iterable, Sequence
 from subvene.runner.data.truthfulqa.questions import Question
 
 
-def fold_of(question: Question, folds: int) -> int:
-    """The fold, 0 to `folds` - 1, in which a question is tested."""
+def fold_of(question: Question, folds: int, repeat: int = 0) -> int:
+    """The fold, 0 to `folds` - 1, in which a question is tested; drawn anew for every repeat."""
     if folds < 1:
         raise ValueError(f"folds: expected a positive number, found {folds}")
-    return _draw("fold", question) % folds
+    return _draw(f"fold of repeat {repeat}" if repeat else "fold", question) % folds
+
+
+def is_of_split(question: Question, split: int, folds: int) -> bool:
+    """Whether a split tests a question; split i is fold i mod `folds` of repeat i // `folds`."""
+    repeat, fold = divmod(split, folds)
+    return folds == 1 or fold_of(question, folds, repeat) == fold
+
+
+def ranking_folds(keys: Iterable[str], folds: int, seed: int) -> dict[str, int]:
+    """The fold, 0 to `folds` - 1, of each key, as many in one as in another; a seed draws them."""
+    drawn = sorted(set(keys), key=lambda key: _draw_of(f"ranking {seed}", key))
+    return {key: i % folds for i, key in enumerate(drawn)}
 
 
 def validation_keys(questions: Sequence[Question], fraction: float, seed: int) -> frozenset[str]:

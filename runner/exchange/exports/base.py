@@ -106,6 +106,15 @@ class Export:
     judges_unknown: bool = False
 
 
+def of_no_map(declared: AnyIntervention) -> Verdict | None:
+    """What formats made of weights say of sites that several maps read and none gives; None of others."""
+    if declared.site not in ("block_input", "mlp_input"):
+        return None
+    nearest = "`site: block_output` of the layer before, " if declared.site == "block_input" else ""
+    reason = f"{declared.site} is what several linear maps read, after norms, and no weight alone holds it"
+    return Verdict("refused", reason, f"{nearest}{'or ' if nearest else ''}{KEEP}")
+
+
 def positions_in_words(declared: AnyIntervention) -> str:
     """The position rule as JSON: `"response"`, `{"first": 2, "of": "prompt"}`."""
     return json.dumps(declared.model_dump(mode="json")["positions"])

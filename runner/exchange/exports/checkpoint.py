@@ -27,6 +27,7 @@ from subvene.runner.exchange.exports.base import (
     Verdict,
     Written,
     judge_all,
+    of_no_map,
     positions_in_words,
 )
 from subvene.runner.exchange.exports.cards import CARD, HERE, export_card, own_spec
@@ -46,6 +47,8 @@ FORMAT = "1"
 def judge(declared: AnyIntervention, facts: Facts) -> Verdict:
     """An affine edit at all positions is exact; of others the mean of what they add can be written."""
     mean = f"as an approximation {MEAN_SHIFT} is added to a bias"
+    if (verdict := of_no_map(declared)) is not None:
+        return verdict
     if facts.monitored:
         return Verdict(
             "approximate",

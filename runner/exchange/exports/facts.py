@@ -19,6 +19,7 @@ class Facts:
         is_declared: it is known whether what is added depends on the activation.
         is_constant: what is added is a constant.
         is_affine: what is added is a linear map of the activation, and a constant.
+        adds_constant: what is added is affine, with a constant that is not zero.
         formula: the form of what is added along one direction (`DirectionFormula`); None: it has none.
         is_fixed: the bounds of its formula are one value, so that the projection is set to it.
         acts_alone: stock pyvene gets the same edit.
@@ -29,6 +30,7 @@ class Facts:
     is_declared: bool
     is_constant: bool
     is_affine: bool
+    adds_constant: bool
     formula: str | None
     is_fixed: bool
     acts_alone: bool
@@ -56,6 +58,7 @@ class Facts:
             is_declared=bool(edits) and all(edit.depends_on_activation is not None for edit in edits),
             is_constant=bool(edits) and all(affine is not None and affine.is_constant for affine in affines),
             is_affine=bool(edits) and None not in affines,
+            adds_constant=any(affine is not None and bool(affine.d.any()) for affine in affines),
             formula=forms.pop() if len(forms) == 1 else None,
             is_fixed=bool(edits)
             and all(f is not None and (f.form == "remove" or f.floor == f.ceiling) for f in formulas),

@@ -1,8 +1,9 @@
 """What interventions amount to in the linear maps of a model: W ← W + L·R, b ← b + β.
 
-An affine edit of the input of a map (`attention_heads`), o ↦ o + B·A·o + d, is the change (W·B)·A of its
-weight and W·d of its bias; one of its output, y ↦ y + B·A·y + d, is B·(A·W) and B·A·b + d. What is added to
-the output of a whole block is added to the bias of a map whose output arrives there as it is.
+An affine edit of the input of a map (`attention_heads`, `mlp_neurons`), o ↦ o + B·A·o + d, is the change
+(W·B)·A of its weight and W·d of its bias; one of its output, y ↦ y + B·A·y + d, is B·(A·W) and B·A·b + d.
+What is added to the output of a whole block is added to the bias of a map whose output arrives there as it
+is.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from subvene.runner.exchange.exports.approximation import mean_shifts
 from subvene.runner.exchange.exports.base import KEEP, ExportError
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.anatomy import Anatomy, component_module
+from subvene.runner.models.projections import PROJECTIONS
 
+INPUTS = ("attention_heads", "mlp_neurons")
+"""Sites that are the input of a linear map."""
 # The order in which a block computes its sites, as far as two of them can share a map.
-_ORDER = ("attention_heads", "attention_output", "mlp_output", "block_output")
+_ORDER = ("query", "key", "value", *INPUTS, "attention_output", "mlp_output", "block_output")
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,17 @@ def changes(m: IntervenedModel, *, approximate: bool = False) -> list[Change]:
         if declared.strength == 0:
             continue
         for place, key in zip(entry.sites, entry.keys, strict=True):
-            affine = affine_of(m.intervenable.interventions[key])
+            edit = m.intervenable.interventions[key]
+            affine = affine_of(edit)
             site, _, layer = place.rstrip("]").rpartition("[")
             if affine is None or (site == "block_output" and len(affine.a)):
                 if not approximate:
                     raise ExportError(f"{entry.name} ({declared.kind}) at {place}: no affine map; {KEEP}")
                 means = mean_shifts(m) if means is None else means
                 affine = Affine.constant(means[key])
+            elif edit.site_columns is not None:
+                module: Any = anatomy.model.get_submodule(module_path(anatomy.component(site, int(layer))))
+                affine = affine.at(edit.site_columns, weight_of(module).shape[0])
             where = (int(layer), site)
             composed[where] = composed[where].then(affine) if where in composed else affine
             names.setdefault(where, []).append(f"{entry.name} ({declared.kind})")
@@ -124,7 +132,7 @@ def _changed(model: nn.Module, change: Change, site: str, affine: Affine) -> Cha
     """A change followed by an affine edit of the map's input (the first) or output."""
     module: Any = model.get_submodule(change.path)
     weight = weight_of(module)
-    if site == "attention_heads":
+    if site in INPUTS:
         return Change(change.path, weight @ affine.b.T, affine.a, weight @ affine.d)
     bias = change.bias if module.bias is None else change.bias + module.bias.detach().cpu().double()
     return Change(
@@ -138,7 +146,7 @@ def _changed(model: nn.Module, change: Change, site: str, affine: Affine) -> Cha
 def _path_for(anatomy: Anatomy, site: str, layer: int, *, is_constant: bool) -> str:
     """The path of the linear map that holds an edit of `site[layer]`."""
     component = anatomy.component(site, layer)
-    if site == "attention_heads":
+    if site in INPUTS or site in PROJECTIONS:
         return module_path(component)
     for path in _candidates(anatomy, layer):
         if _arrives(anatomy, path, component, alone=not is_constant):

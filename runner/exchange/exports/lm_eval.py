@@ -26,7 +26,7 @@ from subvene.runner.exchange.exports.facts import Facts
 from subvene.runner.exchange.exports.linear_maps import weight_of
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.anatomy import Anatomy
-from subvene.specs import AnyIntervention
+from subvene.specs import CORE_SITES, AnyIntervention
 
 NAME, FILE = "lm-eval", "steering.pt"
 HEADS = "attention_heads"
@@ -35,6 +35,9 @@ _CONSUMER = "the harness"
 
 def judge(declared: AnyIntervention, facts: Facts) -> Verdict:
     """What is added at every token is exact at every site; so is a whole ablation, other than of heads."""
+    if declared.site not in CORE_SITES:
+        reason = f"it acts at {declared.site}, and this format is written for {', '.join(CORE_SITES)}"
+        return Verdict("refused", reason, f"`--to checkpoint`, or {KEEP}")
     if _is_clamp(declared, facts):
         return EXACT
     return judge_added(declared, facts, _CONSUMER)

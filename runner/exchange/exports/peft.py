@@ -28,6 +28,7 @@ from subvene.runner.exchange.exports.base import (
     ExportError,
     Verdict,
     Written,
+    of_no_map,
     positions_in_words,
 )
 from subvene.runner.exchange.exports.cards import CARD, HERE, export_card
@@ -43,12 +44,18 @@ _CHECKPOINT = "the format checkpoint holds it as a bias"
 
 def judge(declared: AnyIntervention, facts: Facts) -> Verdict:
     """Linear edits of attention at all positions are exact; a LoRA has no bias for what is added."""
+    if (verdict := of_no_map(declared)) is not None:
+        return verdict
     if facts.monitored:
         return Verdict("refused", "it adds a vector, and a LoRA has no bias", KEEP)
     if facts.is_constant:
         return Verdict("refused", "it adds a constant, and a LoRA has no bias", _CHECKPOINT)
     if not facts.is_affine:
         return Verdict("refused", "what it does depends on the activation, and a LoRA is linear", KEEP)
+    if facts.adds_constant:
+        return Verdict(
+            "refused", "it adds a constant beside a linear map, and a LoRA has no bias", _CHECKPOINT
+        )
     if declared.site == "block_output":
         return Verdict("refused", "no weight carries the residual stream on, and a LoRA is of weights", KEEP)
     if declared.positions != "all":

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from subvene.interventions import REGISTRY, ActivationIntervention, InventedTable, Sizes
+from subvene.interventions.tensors import OWN_WIDTHS
 from subvene.runner.exchange.exports import FORMATS, load_format
 from subvene.runner.exchange.exports.base import judged
 from subvene.specs import AnyIntervention, SteeringSpec, TensorRef
 from subvene.specs.interventions import REGISTRY as SPECS
 
-_SIZES = Sizes(n_layers=2, width=4, n_heads=2, head_dim=2)
+_WIDTHS = {f"{site}[{layer}]": 4 for site in OWN_WIDTHS for layer in range(2)}
+_SIZES = Sizes(n_layers=2, width=4, n_heads=2, head_dim=2, widths=_WIDTHS)
 
 
 def examples() -> Iterator[tuple[str, AnyIntervention]]:

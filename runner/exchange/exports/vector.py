@@ -36,7 +36,10 @@ CONVENTION = (
     "(transformers' hidden_states[l + 1], except for the last block, where that is after the final norm); "
     "attention_heads[l] is the input of the attention's output "
     "projection, all heads concatenated, head h at h*head_dim to (h+1)*head_dim; attention_output and "
-    "mlp_output are what those parts of the block give, before they are added to the residual stream"
+    "mlp_output are what those parts of the block give, before they are added to the residual stream; "
+    "block_input is the stream as the block receives it, mlp_input what the feed-forward part reads, after "
+    "the norm before it, mlp_neurons the input of its down projection; query, key and value are what these "
+    "projections give, before norms and rotary embeddings"
 )
 ADD, REMOVE = "h + strength * v", "h - strength * <h, v> * v"
 CAP = "h + strength * (min(max(<h, v>, floor), ceiling) - <h, v>) * v"
@@ -163,21 +166,36 @@ def _applied(model: Any, path: Path, length: int, prompt_length: int) -> Iterato
             one = told[name]
             mask = tokens.mask(parse_positions(one["positions"])).unsqueeze(-1)
             module, is_input = component_module(model, anatomy.component(one["site"], one["layer"]))
-            handles.append(_hooked(module, tensors[name], one, mask, is_input=is_input))
+            columns = anatomy.columns(one["site"], one["layer"])
+            handles.append(_hooked(module, tensors[name], one, mask, columns, is_input=is_input))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _hooked(module: Any, vector: torch.Tensor, one: Told, mask: torch.Tensor, *, is_input: bool) -> Any:
+def _hooked(
+    module: Any,
+    vector: torch.Tensor,
+    one: Told,
+    mask: torch.Tensor,
+    columns: tuple[int, ...] | None,
+    *,
+    is_input: bool,
+) -> Any:
+    def of_site(whole: torch.Tensor) -> torch.Tensor:
+        if columns is None:
+            return edited(whole)
+        index = torch.tensor(columns, device=whole.device)
+        return whole.index_copy(-1, index, edited(whole.index_select(-1, index)))
+
     def edited(h: torch.Tensor) -> torch.Tensor:
         wide = torch.promote_types(h.dtype, torch.float32)
         rows = h.to(wide).view(1, -1, h.shape[-1])
         delta = _FORMULAS[one["formula"]](rows, vector.to(rows), one)
         return (rows + one["strength"] * delta * mask.to(rows)).to(h.dtype).view_as(h)
 
-    return (on_input if is_input else on_output)(module, edited)
+    return (on_input if is_input else on_output)(module, of_site)
 
 
 def _card(m: IntervenedModel) -> str:

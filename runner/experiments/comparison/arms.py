@@ -268,6 +268,15 @@ class Arms:
         """
         self._kept(identity, lambda: self._stored(identity, fitted.tensors, fitted.provenance))
 
+    def kept_fit(self, identity: Mapping[str, Json]) -> tuple[Fitted, str] | None:
+        """A fit that is recorded, and the digest of its tensors; None where there is none."""
+        recorded = self._ledger.recorded(identity, Stored)
+        if recorded is None or not self.is_fitted(identity):
+            return None
+        provenance = dict[str, Json](recorded["provenance"])
+        tensors = load_tensors(self._output / "fits" / recorded["folder"] / _TENSORS)
+        return Fitted(tensors, provenance), recorded["tensors"]
+
     def _kept(self, identity: Mapping[str, Json], work: Callable[[], Stored]) -> Stored:
         if self._ledger.has(identity) and not self.is_fitted(identity):
             self._ledger.forget(identity)

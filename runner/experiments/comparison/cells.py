@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from subvene.runner.data.truthfulqa.questions import Question
@@ -21,6 +21,20 @@ class Cell:
     seed: int
     fold: int
     point: Point
+
+
+def without(
+    tuning: Mapping[str, Sequence[Question]], fits: Iterable[BaseRecipe], unseen: frozenset[str]
+) -> dict[str, list[Question]]:
+    """What each fit may learn from while a point is chosen by the questions `unseen`.
+
+    Trained edits hold their validation questions out by themselves.
+    """
+    shown = {recipe.keys[0] for recipe in fits if isinstance(recipe, ITISpec)}
+    return {
+        key: [q for q in questions if key not in shown or q.key not in unseen]
+        for key, questions in tuning.items()
+    }
 
 
 def held_out(recipe: BaseRecipe, tuning: Sequence[Question], seed: int) -> Mapping[str, Question]:

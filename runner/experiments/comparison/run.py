@@ -15,11 +15,11 @@ from pydantic import JsonValue
 
 from subvene.interventions import Sizes
 from subvene.runner.data.truthfulqa.questions import Question, about_data, load_questions
-from subvene.runner.data.truthfulqa.splits import fold_of
+from subvene.runner.data.truthfulqa.splits import is_of_split
 from subvene.runner.exchange.exports.checkpoint import check_bakeable
 from subvene.runner.experiments.choose import best_of, no_choice
 from subvene.runner.experiments.comparison.arms import Arm, Arms
-from subvene.runner.experiments.comparison.cells import Cell, file_name, held_out, in_words
+from subvene.runner.experiments.comparison.cells import Cell, file_name, held_out, in_words, without
 from subvene.runner.experiments.comparison.composing import CompositionMeasure
 from subvene.runner.experiments.comparison.composition import SECTION
 from subvene.runner.experiments.comparison.engine import engine_of
@@ -33,7 +33,9 @@ from subvene.runner.experiments.comparison.measures import (
     check_complete,
     merged,
 )
+from subvene.runner.experiments.comparison.measures.truthfulqa import TruthfulQAMeasure
 from subvene.runner.experiments.intervals import INTERVALS, intervals_of
+from subvene.runner.experiments.judged_shares import judged_section
 from subvene.runner.experiments.results import (
     Choice,
     Condition,
@@ -110,7 +112,7 @@ class Comparison:
         for declared, measure in self.measures:
             data[f"{declared.kind}_{of_kind[declared.kind]}"] = measure.data()
             of_kind[declared.kind] += 1
-        judges = [about for _, measure in self.measures if (about := measure.judge_identity()) is not None]
+        judges = [about for _, measure in self.measures for about in measure.judge_identities()]
         return run_manifest(dump_spec(self.spec), self.folder, data=data, judges=judges)
 
     def check(self) -> None:
@@ -136,14 +138,14 @@ class Comparison:
         if self.spec.folds is None:
             return self.fit_questions
         return {
-            key: [q for q in questions if fold_of(q, self.n_folds) != fold]
+            key: [q for q in questions if not is_of_split(q, fold, self.n_folds)]
             for key, questions in self.fit_questions.items()
         }
 
     def cells(self, condition: ConditionSpec) -> Iterator[tuple[int, int]]:
         """The seeds and folds of one condition."""
         for seed in condition.seeds or self.spec.all_seeds:
-            for fold in range(self.n_folds):
+            for fold in range(self.n_folds * (self.spec.repeats or 1)):
                 yield seed, fold
 
     def units(self) -> int:
@@ -190,10 +192,14 @@ class Comparison:
             cells.append(self._record(cell, arm, measured, kept))
             if self.composition is not None:
                 self.composition.look(cell.condition.name, arm, arms)
-        sections: dict[str, JsonValue] = {INTERVALS: intervals_of(cells).model_dump(mode="json")}
+        sections: dict[str, JsonValue] = {
+            INTERVALS: intervals_of(cells, self.n_folds).model_dump(mode="json")
+        }
         if self.composition is not None:
             sections[SECTION] = self.composition.section(rows(cells), cells).model_dump(mode="json")
-        judges = (measure.judged_by() for _, measure in self.measures)
+        for _, measure in self.measures:
+            if isinstance(measure, TruthfulQAMeasure):
+                sections |= judged_section(cells, measure.judge, measure.questions, ledger)
         asked: dict[str, QuestionText] = {}
         for _, measure in self.measures:
             asked |= measure.questions_asked()
@@ -202,7 +208,7 @@ class Comparison:
             conditions=tuple(cells),
             choices=tuple(self.choices),
             fits=tuple(fits),
-            judges=tuple(judge for judge in judges if judge is not None),
+            judges=tuple(judge for _, measure in self.measures for judge in measure.judged_by()),
             questions=asked,
             sections=sections,
         )
@@ -252,7 +258,11 @@ class Comparison:
                 "that all points of the sweep hold out (`fit.validation`, `fit.seed`, `fit.data.limit`), or "
                 "`validation` in the evaluation that gives the metric"
             )
-        tried = session.ledger.each(partial(self._tried, cell, choose, validation, session) for cell in cells)
+        # Directions see all that an ITI fit is given: here the others, and once it is chosen all.
+        unseen = frozenset(item.key for item in validation if isinstance(item, Question))
+        tried = session.ledger.each(
+            partial(self._tried, cell, choose, validation, session, unseen) for cell in cells
+        )
         best = best_of(tried)
         if best is None:
             raise no_choice(condition.name, choose, tried)
@@ -272,12 +282,19 @@ class Comparison:
     def _place(self, cell: Cell) -> Place:
         return Place(cell.seed, cell.fold, self.n_folds)
 
-    def _tried(self, cell: Cell, choose: ChooseSpec, validation: Sequence[Any], session: Session) -> Tried:
-        """What one point of a sweep gives on the validation items."""
+    def _tried(
+        self,
+        cell: Cell,
+        choose: ChooseSpec,
+        validation: Sequence[Any],
+        session: Session,
+        unseen: frozenset[str],
+    ) -> Tried:
+        """What one point of a sweep gives on the validation items, whose questions `unseen` names."""
         metric, what = choose.by, f"condition {cell.condition.name}"
         words = f"{cell.condition.name} {in_words(cell.point)} on validation"
         measured = self._chooser(metric).run(
-            self._arm(cell, session),
+            self._arm(cell, session, unseen),
             validation,
             session,
             self._told(words, cell),
@@ -304,12 +321,14 @@ class Comparison:
                 raise Waiting(f"condition {cell.condition.name}: no point of {link.name} is chosen yet")
         return variant(self.spec, cell.condition, cell.point, inherited)
 
-    def _arm(self, cell: Cell, session: Session) -> Arm:
-        declared = self._variant(cell)
+    def _arm(self, cell: Cell, session: Session, unseen: frozenset[str] = frozenset()) -> Arm:
+        declared, tuning = self._variant(cell), self.tuning(cell.fold)
+        if declared is not None:
+            tuning = without(tuning, declared.fits, unseen)
         arm = session.arms.make(
             declared,
             cell.seed,
-            self.tuning(cell.fold),
+            tuning,
             bake=cell.condition.bake,
             system=system_prompt(self.spec, cell.condition),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
@@ -17,6 +17,7 @@ from subvene.interventions.rotation import parametrized
 from subvene.runner.data.counterfactuals import Counterfactual
 from subvene.runner.experiments.comparison.arms import Arms, Fits
 from subvene.runner.experiments.interchange.cells import cell_of, proportion
+from subvene.runner.experiments.interchange.fits import GridFits
 from subvene.runner.experiments.interchange.section import SECTION, Cell, Grid, InterchangeSection
 from subvene.runner.experiments.results import Condition, FitRecord, Item, Metric, QuestionText, Results
 from subvene.runner.experiments.study import Step
@@ -25,7 +26,7 @@ from subvene.runner.files.ledger import Ledger, digest
 from subvene.runner.measures.interchange import CellMeasure, CellMeasured, Judged
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.models.identity import Manifest, run_manifest
-from subvene.runner.passes.interchange import LayerSwaps
+from subvene.runner.passes.swaps import LayerSwaps
 from subvene.runner.recipes import RECIPES
 from subvene.runner.recipes.das import Prepared, layers_of, prepared
 from subvene.runner.recipes.fitting import check_reach
@@ -35,7 +36,7 @@ from subvene.specs import DASSpec, ExperimentSpec, InterchangeSpec, PyveneSpec, 
 from subvene.specs.recipes import BaseRecipe
 
 # How a result is computed; whoever changes that changes this number, and old units are done again.
-UNITS = 1
+UNITS = 2
 ARTIFACT = "artifact"
 CONDITION = "swapped"
 
@@ -86,30 +87,30 @@ class Interchange:
     ) -> Results:
         """Fit, measure every layer that is not measured, and save what is declared."""
         arms = Arms(model, tokenizer, ledger, output, self.folder)
-        keys = [*self.spec.fitted_keys, *(recipe.key for recipe in self.measured)]
-        fits = arms.fitted_for(self.spec, keys, self.spec.seed, {})
-        if fits is None:
-            raise TypeError("a run of interchanges has a fit")
-        tensors = arms.tensors(fits)
         grids: list[Grid] = []
         questions: dict[str, QuestionText] = {}
         with frozen(model):
+            made: dict[str, Prepared] = {}
             for name, declared, recipe in zip(self.names, self.declared, self.measured, strict=True):
                 rows: list[Counterfactual] = self.data[recipe.key]
-                made = prepared(recipe, rows, Anatomy.of(model), tokenizer, self.spec.seed)
-                identity = arms.base | {"tensors": fits.identity, "interchange_units": UNITS}
-                entry = _Entry(name, declared, recipe, made, tokenizer, self.spec.seed)
-                grid = entry.grid(tensors, ledger, identity, self.step)
-                grids.append(grid)
+                if recipe.key not in made:
+                    made[recipe.key] = prepared(recipe, rows, Anatomy.of(model), tokenizer, self.spec.seed)
+                fits = GridFits(recipe, rows, arms, self.spec.model.name, self.spec.seed)
+                entry = _Entry(name, declared, fits, made[recipe.key], tokenizer)
+                grids.append(entry.grid(ledger, self.step))
                 questions |= {
                     row.key: QuestionText(question=f"{row.base} ← {row.source}", best=row.label)
                     for row in rows
-                    if row.key in set(grid.rows)
+                    if row.key in set(grids[-1].rows)
                 }
+        keys = [*self.spec.fitted_keys, *(recipe.key for recipe in self.measured)]
+        fitted = arms.fitted_for(self.spec, keys, self.spec.seed, {})
+        if fitted is None:
+            raise TypeError("a run of interchanges has a fit")
         if self.spec.interventions:
-            arms.compiled(self.spec, fits).save_pretrained(output / ARTIFACT)
+            arms.compiled(self.spec, fitted).save_pretrained(output / ARTIFACT)
             self.step("saved", output)
-        return self._results(grids, questions, fits)
+        return self._results(grids, questions, fitted)
 
     def _read(self) -> list[BaseRecipe]:
         return [recipe for recipe in self.spec.fits if recipe.made_from is None]
@@ -143,60 +144,62 @@ class _Entry:
     """One entry of `evaluate:` on a loaded model."""
 
     def __init__(
-        self,
-        name: str,
-        declared: InterchangeSpec,
-        recipe: DASSpec,
-        made: Prepared,
-        tokenizer: Any,
-        seed: int,
+        self, name: str, declared: InterchangeSpec, fits: GridFits, made: Prepared, tokenizer: Any
     ) -> None:
-        self.name, self.declared, self.recipe, self.made = name, declared, recipe, made
-        self.tokenizer, self.seed = tokenizer, seed
-        train, test = made.used(recipe)
+        self.name, self.declared, self.fits, self.made = name, declared, fits, made
+        self.recipe, self.seed, self.tokenizer = fits.recipe, fits.seed, tokenizer
+
+    @cached_property
+    def judged(self) -> Judged:
+        """By what rows are judged; the texts have run then."""
+        made = self.made
+        train, test = made.used(self.recipe)
         own, of_source = made.best
-        self.judged = Judged(
+        return Judged(
             labels=made.labels,
-            answers=made.answers if declared.among == "answers" else None,
+            answers=made.answers if self.declared.among == "answers" else None,
             train=train,
             test=test,
             own=_said(own, [one.base_label for one in made.tokens]),
             of_source=_said(of_source, [one.source_label for one in made.tokens]),
         )
 
-    def grid(
-        self,
-        tensors: Mapping[str, torch.Tensor],
-        ledger: Ledger,
-        base: Mapping[str, Json],
-        step: Step,
-    ) -> Grid:
-        """Every layer, measured now or before."""
-        made, recipe = self.made, self.recipe
-        layers = layers_of(recipe, made.runs.anatomy.sizes)
-        said = [[one.base, one.source, one.label, dict(one.row.columns)] for one in made.tokens]
-        asked = dict(base) | {
-            "unit": "interchange",
-            "recipe": recipe.model_dump(mode="json", exclude={"layers"} | recipe.immaterial),
-            "evaluation": self.declared.model_dump(mode="json", exclude={"resamples", "key"}),
-            "rows": digest(said),
-            "seed": self.seed,
-        }
-        units = {layer: asked | {"layer": layer} for layer in layers}
-        missing = [layer for layer in layers if not ledger.has(units[layer])]
+    def grid(self, ledger: Ledger, step: Step) -> Grid:
+        """Every layer, trained and measured now or before."""
+        layers = layers_of(self.recipe, self.made.runs.anatomy.sizes)
+        kept = {layer: self.fits.kept(layer) for layer in layers}
+        units = {layer: self._unit(layer, one[1]) for layer, one in kept.items() if one is not None}
+        missing = [layer for layer in layers if layer not in units or not ledger.has(units[layer])]
         for layer in layers:
             if layer not in missing:
                 step("unit", {"what": f"{self.name}: layer {layer}", "was_done": True})
-        for swaps in made.runs.at(missing):
-            inners = {place: self._inner(tensors, swaps.layer, place) for place in swaps.swaps}
+        self.made.runs.plan(missing)
+        for swaps in self.made.runs.at(missing):
+            fitted, digest_of_fit = self.fits.fitted(self.made, swaps)
+            units[swaps.layer] = self._unit(swaps.layer, digest_of_fit)
+            inners = {place: self._inner(fitted.tensors, swaps.layer, place) for place in swaps.swaps}
             ledger.do(units[swaps.layer], partial(self._layer, swaps, inners))
             step("unit", {"what": f"{self.name}: layer {swaps.layer}", "was_done": False})
+        self.fits.join(layers)
         cells = [
             cell_of(CellMeasured.model_validate(one), self.declared.resamples, self.seed)
             for layer in layers
             for one in _recorded(ledger, units[layer])["cells"]
         ]
         return self._grid(layers, cells)
+
+    def _unit(self, layer: int, fit: str) -> dict[str, Json]:
+        said = [[one.base, one.source, one.label, dict(one.row.columns)] for one in self.made.tokens]
+        return self.fits.arms.base | {
+            "unit": "interchange",
+            "interchange_units": UNITS,
+            "tensors": fit,
+            "recipe": self.recipe.model_dump(mode="json", exclude={"layers"} | self.recipe.immaterial),
+            "evaluation": self.declared.model_dump(mode="json", exclude={"resamples", "key"}),
+            "rows": digest(said),
+            "seed": self.seed,
+            "layer": layer,
+        }
 
     def _layer(self, swaps: LayerSwaps, inners: Mapping[str, torch.nn.Module]) -> _LayerResult:
         measure = CellMeasure(
@@ -221,7 +224,8 @@ class _Entry:
 
     def _grid(self, layers: Sequence[int], cells: Sequence[Cell]) -> Grid:
         made, recipe, judged = self.made, self.recipe, self.judged
-        untouched = judged.right(made.runs.own[judged.test.to(judged.labels.device)], judged.test)
+        said = made.runs.likeliest() if judged.answers is None else made.runs.said("base")
+        untouched = (said == judged.labels)[judged.test.to(said.device)]
         sides = made.sides
         return Grid(
             name=self.name,

@@ -137,6 +137,8 @@ def _iti(spec: ExperimentSpec, name: str, group: str, select: TopHeads | RandomH
         data=source,
         select=select,
         direction=asked.iti.direction,
+        ranking=probed.ranking,
+        ranking_folds=probed.ranking_folds,
         validation=probed.validation,
         batch_size=probed.batch_size,
     )

@@ -24,6 +24,7 @@ from subvene.runner.experiments.comparison.measures import (
     TruthfulQAMeasure,
     check_complete,
 )
+from subvene.runner.experiments.judged_shares import judged_section
 from subvene.runner.experiments.localization import evidence
 from subvene.runner.experiments.localization.collection import Collection, arm_record
 from subvene.runner.experiments.localization.plan import Candidate, Planned, declared_of, edits_of, plan
@@ -37,12 +38,11 @@ from subvene.runner.experiments.localization.section import (
     Split,
 )
 from subvene.runner.experiments.localization.verdict import verdict
-from subvene.runner.experiments.results import Choice, Point, QuestionText, Results, Tried, judge_record
+from subvene.runner.experiments.results import Choice, Point, QuestionText, Results, Tried
 from subvene.runner.experiments.study import Step
 from subvene.runner.files.json_value import Json, as_read
 from subvene.runner.files.ledger import Ledger, Result
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.judges import BOTH
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.models.identity import Manifest, run_manifest
 from subvene.runner.recipes import RECIPES, Fitted
@@ -119,13 +119,12 @@ class Localization:
 
     def manifest(self) -> Manifest:
         """What there is to know about where the numbers come from."""
-        judge = self.measure.judge
         asked = about_data(self.measure.questions) | {"prompts_sha256": self.measure.prompts_sha256}
         return run_manifest(
             dump_spec(self.spec),
             self.folder,
             data={"fit": about_data(self.fitted_on), "truthfulqa_0": asked},
-            judges=[] if judge is None else [judge.describe(BOTH)],
+            judges=list(self.measure.judge_identities()),
         )
 
     def units(self) -> int:
@@ -161,7 +160,7 @@ class Localization:
             kept = self._keep(planned, arm, arms, output)
             place = {"group": planned.group, "point": candidate.point, "artifact": kept}
             collection.add(planned.name, measured, arm_record(planned, arm, probed), **place)
-        return self._results(collection, probed)
+        return self._results(collection, probed, ledger)
 
     # Fits --------------------------------------------------------------------------------------------------
 
@@ -170,7 +169,7 @@ class Localization:
         identity = arms.base | {
             "unit": "probes",
             "heads": self.probed.model_dump(mode="json", exclude={"k", "batch_size"}),
-            "data": data_sha256(self.tuning),
+            "data": data_sha256(self.tuning, periods=True),
             "seed": self.spec.seed,
         }
 
@@ -220,10 +219,20 @@ class Localization:
             arms.keep_fit(key, Fitted(fitted.tensors, about))
             self._told(f"{request.name}: training", was_done=False)
 
-    def _arm(self, planned: Planned, candidate: Candidate, arms: Arms, ledger: Ledger) -> Arm:
+    def _arm(
+        self,
+        planned: Planned,
+        candidate: Candidate,
+        arms: Arms,
+        ledger: Ledger,
+        kept_back: frozenset[str] = frozenset(),
+    ) -> Arm:
+        """An arm; of ITI with directions that have not seen the questions kept back, to be chosen on."""
         if planned.family == "lora":
             return self._lora(candidate, arms, ledger)
-        tuning = {self.recipe.key: self.tuning}
+        # Trained edits hold out their validation questions by themselves.
+        unseen = kept_back if planned.family == "iti" else frozenset()
+        tuning = {self.recipe.key: [q for q in self.tuning if q.key not in unseen]}
         return arms.make(candidate.variant, self.spec.seed, tuning, bake=False)
 
     def _lora(self, candidate: Candidate, arms: Arms, ledger: Ledger) -> Arm:
@@ -266,7 +275,7 @@ class Localization:
             return planned.candidates[0]
         metric, tried = self.asked.selection.by, []
         for candidate in planned.candidates:
-            arm = self._arm(planned, candidate, arms, ledger)
+            arm = self._arm(planned, candidate, arms, ledger, self.held_out)
             name = f"{_named(planned.name, candidate.point)} on validation"
             arm = replace(arm, swept=True)
             measured = self.measure.measure(arm, self.validation, ledger, self._progress(name), only=metric)
@@ -304,8 +313,8 @@ class Localization:
 
     # Results -----------------------------------------------------------------------------------------------
 
-    def _results(self, collection: Collection, probed: Probed) -> Results:
-        level, samples, judge = self.asked.level, collection.samples, self.measure.judge
+    def _results(self, collection: Collection, probed: Probed, ledger: Ledger) -> Results:
+        level, samples = self.asked.level, collection.samples
         texts = samples["baseline"].texts.get("tokens", ())
         drawn = Resamples.drawn(self.asked.resamples, len(self.tested), len(texts), self.spec.seed)
         conditions = collection.bounded(drawn, level)
@@ -330,12 +339,15 @@ class Localization:
             kind=self.asked.kind,
             conditions=conditions,
             choices=tuple(collection.choices),
-            judges=() if judge is None else (judge_record(judge.describe(BOTH), judge.usage()),),
+            judges=self.measure.judged_by(),
             questions={
                 q.key: QuestionText(question=q.question, best=q.best, category=q.category)
                 for q in self.tested
             },
-            sections={SECTION: section.model_dump(mode="json")},
+            sections={
+                SECTION: section.model_dump(mode="json"),
+                **judged_section(conditions, self.measure.judge, self.tested, ledger),
+            },
         )
 
     # Units -------------------------------------------------------------------------------------------------

@@ -55,7 +55,8 @@ def _tested(arms: Sequence[Condition], section: LocalizationSection) -> list[str
         f"were trained on {split.pairs} pairs of {split.train} questions, their best step chosen on "
         f"{split.validation} others; ITI's directions and the probes come from all answers to "
         f"{split.tuning} questions. Where several strengths or τ were tried, the best on "
-        f"{section.selection.questions} of the questions that no edit was trained on was taken."
+        f"{section.selection.questions} of the questions that no edit was trained on was taken, ITI's "
+        "strength with directions that had not seen these."
     ]
 
 

@@ -25,7 +25,7 @@ from subvene.runner.experiments.persona.section import (
 from subvene.runner.experiments.projections import Projections, mean_projections
 from subvene.runner.experiments.results import Condition, Metric, metric_of, metrics_of
 from subvene.runner.files.json_value import Json
-from subvene.runner.files.statistics import correlation
+from subvene.runner.files.statistics import correlation, correlation_within
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.judges import Judge
 from subvene.runner.measures.missing import missing_in_words
@@ -80,11 +80,13 @@ class Compared:
     Attributes:
         conditions: in the file's order.
         correlation: of scores with projections, over all their responses.
+        within: the same within conditions.
         notes: what must be known to read them.
     """
 
     conditions: tuple[Condition, ...]
     correlation: Correlation
+    within: Correlation
     notes: list[str]
 
 
@@ -147,7 +149,14 @@ def run_conditions(
     notes = [warning for warning in warned if warning is not None]
     notes += [f"{one.label}: not finite: {one.not_finite}" for one in table if one.not_finite is not None]
     notes += owed
-    return Compared(tuple(table), _correlation(table), [f"{subject.trait.name}: {note}" for note in notes])
+    known = [_known(condition) for condition in table]
+    pooled = [pair for group in known for pair in group]
+    return Compared(
+        tuple(table),
+        Correlation(**correlation([p for p, _ in pooled], [s for _, s in pooled])),
+        Correlation(**correlation_within(known)),
+        [f"{subject.trait.name}: {note}" for note in notes],
+    )
 
 
 def _condition(
@@ -195,16 +204,14 @@ def _edit(arm: Arm, cap: _Cap | None) -> Edit:
     return Edit(kind=kind, layers=layers) if cap is None else Edit(kind=kind, layers=layers, **cap)
 
 
-def _correlation(table: Sequence[Condition]) -> Correlation:
-    """Of scores with projections, over the responses that have both."""
-    known = [
+def _known(condition: Condition) -> list[tuple[float, float]]:
+    """Projection and score of the responses that have both."""
+    return [
         (projection, score)
-        for condition in table
         for item in condition.items
         if (projection := item.scores["projection"]) is not None
         and (score := item.scores["score"]) is not None
     ]
-    return Correlation(**correlation([p for p, _ in known], [s for _, s in known]))
 
 
 def _measure(

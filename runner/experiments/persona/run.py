@@ -295,7 +295,7 @@ class Persona:
             compared = run_conditions(
                 self.conditions, subject, self._cost(plain, gathered), seed=self.seed, do=do
             )
-            fields["correlation"] = compared.correlation
+            fields |= {"correlation": compared.correlation, "within": compared.within}
             gathered.conditions += compared.conditions
             gathered.notes += compared.notes
             gathered.ask(subject.questions)

@@ -167,7 +167,8 @@ class TraitRecord(Record):
         vectors: one a layer.
         steering: where it is steered; None where its vectors are made and not steered by.
         sweep: None where it was not swept.
-        correlation: over the responses of its conditions.
+        correlation: over the responses of all its conditions.
+        within: the same within conditions, of how far both are from their means.
     """
 
     extraction: ExtractionCounts
@@ -175,6 +176,7 @@ class TraitRecord(Record):
     steering: Place | None = None
     sweep: Sweep | None = None
     correlation: Correlation = Correlation()
+    within: Correlation = Correlation()
 
 
 class Geometry(Record):

@@ -117,7 +117,7 @@ def last_logits(
         prompts = [rows[i] for i in chosen]
         # Padded on the left, so that the last slot is every row's last token.
         batch = pad(prompts, [len(ids) for ids in prompts], pad_id_of(tokenizer), "left").to(model.device)
-        options: dict[str, Any] = {"use_cache": False, "logits_to_keep": 1}
+        options: dict[str, object] = {"use_cache": False, "logits_to_keep": 1}
         # Given, because transformers counts slots, not tokens, where nobody says otherwise.
         options["position_ids"] = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
         options = {name: value for name, value in options.items() if name in takes}

@@ -13,8 +13,8 @@ from subvene.runner.files.json_value import Json
 from subvene.runner.judges.base import Answer, Aspect, Judge, JudgeError
 from subvene.runner.judges.scales.yes_no import ASPECTS, BOTH
 from subvene.runner.judges.training.agreement import Agreement, agreement
-from subvene.runner.judges.training.features import normalise
 from subvene.runner.judges.training.labels import Label
+from subvene.runner.judges.training.wording import normalise
 
 if TYPE_CHECKING:
     from subvene.runner.data.truthfulqa.questions import Question

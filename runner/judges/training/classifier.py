@@ -43,6 +43,7 @@ class Fitted(TypedDict):
     """What a judge was fitted on, and how."""
 
     labels: dict[str, dict[str, Json]]
+    made_by_rule: dict[str, int]
     references: dict[str, str] | None
     scikit_learn: str
     settings: Mapping[str, Json]
@@ -55,6 +56,7 @@ class JudgeRecord(TypedDict):
     encoder: NamedModel
     fitted: Fitted
     accuracy: dict[Aspect, dict[str, Json]]
+    report: dict[str, Json]
 
 
 class JudgeFile(JudgeRecord):
@@ -247,7 +249,7 @@ def load_record(folder: Path) -> JudgeFile:
         raise JudgeError(
             f"{path}: expected a judge as `subvene judge fit` writes it; cannot be read: {error}"
         ) from error
-    expected: dict[str, type] = dict.fromkeys(("encoder", "fitted", "accuracy"), dict)
+    expected: dict[str, type] = dict.fromkeys(("encoder", "fitted", "accuracy", "report"), dict)
     expected |= {"format": int, "features_version": int, "sha256": str}
     for name, kind in expected.items():
         if not isinstance(record, dict) or not isinstance(record.get(name), kind):

@@ -7,17 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import BY_NAME, HEAD_DIM, HEADS, LAYERS, WIDTH
+from architectures import BY_NAME
 from tiny_exports import IDS
 
-from subvene.interventions import REGISTRY, InventedTable, Sizes
+from subvene.interventions import REGISTRY, InventedTable
 from subvene.runner.edits.statements import contradictions
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.models.parts import PartSizes
 from subvene.specs import AnyIntervention, InterventionSpec, json_schema
 from subvene.specs.interventions import REGISTRY as SPECS
 
 LLAMA = BY_NAME["llama"]
-SIZES = Sizes(n_layers=LAYERS, width=WIDTH, n_heads=HEADS, head_dim=HEAD_DIM)
+SIZES = PartSizes.of(Anatomy.of(LLAMA.shared()))
 EXAMPLES = [(kind, words) for kind, spec in SPECS.items() for words in spec.examples]
 every_example = pytest.mark.parametrize(("kind", "words"), EXAMPLES)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkout import ROOT
+from short_examples import short_examples
 
 from subvene.runner import Results
 from subvene.runner.cli import _tables
@@ -128,13 +128,9 @@ def test_answers_stand_below_each_other_where_columns_would_be_too_narrow() -> N
 @pytest.mark.slow
 def test_the_quickstart_steers_the_real_model(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [
-        Path(sys.executable).with_name("subvene"),
-        "run",
-        ROOT / "examples" / "quickstart.yaml",
-        "-o",
-        out,
-    ]
+    spec = short_examples(tmp_path / "examples", 6) / "quickstart.yaml"
+    spec.write_text(spec.read_text("utf-8").replace("max_new_tokens: 40", "max_new_tokens: 16"), "utf-8")
+    command = [Path(sys.executable).with_name("subvene"), "run", spec, "-o", out]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
     )

@@ -56,8 +56,8 @@ CASES = {
         "rows.csv",
     ),
     "iti": (
-        "fit: {recipe: iti, key: k, data: {file: rows.csv}, select: {rule: top_k, k: 2}, validation: 0.4}\n"
-        + HEADS,
+        "fit: {recipe: iti, key: k, data: {file: rows.csv}, select: {rule: top_k, k: 2},"
+        " ranking_folds: 2, validation: 0.4}\n" + HEADS,
         QUESTIONS,
         "rows.csv",
     ),

@@ -21,7 +21,7 @@ from subvene.interventions._pyvene import pyvene
 from subvene.runner.edits.compile import CompileError
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.anatomy import Anatomy, AnatomyError, sizes_from_config
-from subvene.specs import SITES, InterventionSpec
+from subvene.specs import CORE_SITES, InterventionSpec
 
 LAYER = LAYERS - 1
 STOCK = [a for a in ARCHITECTURES if a.stock]
@@ -117,7 +117,7 @@ KINDS = (
             ("",),
             lambda v, h: h + 2.0 * v,
         )
-        for site in SITES
+        for site in CORE_SITES
     ),
     Kind(
         "low_rank_edit",
@@ -244,7 +244,7 @@ def quiet() -> Iterator[None]:
 @pytest.mark.parametrize("layer", range(LAYERS))
 def test_sites_are_the_modules_of_the_source_code(arch: Architecture, layer: int) -> None:
     anatomy = Anatomy.of(arch.shared())
-    for site in SITES:
+    for site in CORE_SITES:
         end = ".input" if site == "attention_heads" else ".output"
         found = anatomy.component(site, layer)
         assert found.replace("[", ".").replace("]", "") == arch.path(site, layer) + end
@@ -289,8 +289,8 @@ def test_output_projection_runs_last_in_attention_and_gives_its_output(arch: Arc
 @every_architecture
 def test_head_edit_is_its_image_at_attention_output(arch: Architecture) -> None:
     model = arch.shared()
-    heads = KINDS[1 + SITES.index("attention_heads")]
-    output = KINDS[1 + SITES.index("attention_output")]
+    heads = KINDS[1 + CORE_SITES.index("attention_heads")]
+    output = KINDS[1 + CORE_SITES.index("attention_output")]
     projection = model.get_submodule(arch.path("attention_heads", LAYER))
     (d,) = heads.tensors(arch).values()
     image = d @ projection.weight if type(projection).__name__ == "Conv1D" else projection.weight @ d
@@ -508,7 +508,7 @@ def test_block_without_attention_has_no_heads_and_keeps_its_other_sites(name: st
     model, llama = HYBRIDS[name](), BY_NAME["llama"]
 
     def steer(site: str, layer: int) -> IntervenedModel:
-        kind = KINDS[1 + SITES.index(site)]
+        kind = KINDS[1 + CORE_SITES.index(site)]
         spec = kind.spec(llama)
         declared = spec.interventions[0].model_copy(update={"layer": layer})
         spec = spec.model_copy(update={"interventions": (declared,)})

@@ -161,7 +161,8 @@ def test_compare_of_several_strengths_goes_on(subvene: Run, write: Run) -> None:
 # Comparisons ----------------------------------------------------------------------------------------------
 
 COMPARISON = """\
-fit: {recipe: iti, key: t, data: {file: questions.csv}, select: {rule: top_k, k: 3}, validation: 0.34}
+fit: {recipe: iti, key: t, data: {file: questions.csv}, select: {rule: top_k, k: 3},
+  ranking_folds: 2, validation: 0.34}
 interventions:
 - {kind: head_direction, name: iti, directions: {key: t}, strength: 3, positions: response}
 conditions: CONDITIONS

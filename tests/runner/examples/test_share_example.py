@@ -8,18 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkout import EXAMPLES
 from hub_server import environment, serve_hub
-
-SHARE = EXAMPLES / "share" / "share.py"
+from short_examples import short_examples
 
 
 @pytest.mark.slow
 def test_share(tmp_path: Path) -> None:
+    script = short_examples(tmp_path / "examples", 6) / "share" / "share.py"
     with serve_hub(tmp_path / "server") as server:
         env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
         done = subprocess.run(
-            [sys.executable, SHARE, "ann/cheerful"],
+            [sys.executable, script, "ann/cheerful"],
             env=env | environment(server, tmp_path / "home"),
             capture_output=True,
             text=True,

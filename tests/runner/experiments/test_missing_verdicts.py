@@ -102,7 +102,7 @@ def test_a_comparison_takes_up_what_is_missing(comparison: Path, server: Faulty,
 
 def test_nothing_is_chosen_by_what_is_missing(comparison: Path, server: Faulty, tmp_path: Path) -> None:
     fit = "fit: {recipe: iti, key: t, data: {file: questions.csv}, select: {rule: top_k, k: 3}, VALID}\n"
-    fit = fit.replace("VALID", "validation: 0.34")
+    fit = fit.replace("VALID", "ranking_folds: 2, validation: 0.34")
     text = comparison.read_text().replace("interventions:\n", f"{fit}interventions:\n", 1)
     head = "- {kind: head_direction, name: v, directions: {key: t}, strength: 3, positions: response}\n"
     lines = [head if line.startswith("- {kind: steering") else line for line in text.splitlines(True)]

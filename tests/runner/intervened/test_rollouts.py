@@ -13,8 +13,10 @@ from oracle import batch, hooks
 from subvene.runner.edits.positions import PositionError
 from subvene.runner.edits.receipt import NotSteeredError
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.intervened.own_sampling import OwnSampling
 from subvene.runner.intervened.prefix import counting_tokens
 from subvene.runner.intervened.rollouts import Row, answer_of, draw, rollouts, row_seed
+from subvene.runner.models.loading import ModelError
 from subvene.specs import InterventionSpec
 
 PROMPTS = [(5, 6, 7, 8), (9,), (5, 6, 7, 8), (10, 11, 12)]
@@ -202,3 +204,50 @@ class TestReasoning:
         assert answer_of(tokenizer, [5], [*mark, 7, 8]) == (3, "")
         assert answer_of(tokenizer, [5, *mark], [7, 8]) == (2, "")
         assert answer_of(tokenizer, [5], [7, 8]) == (0, tokenizer.decode([7, 8]))
+
+
+OWN = {
+    "plain": {},
+    "all": {"temperature": 0.7, "top_k": 5, "top_p": 0.8, "repetition_penalty": 1.3},
+    "rare": {"top_k": 0, "min_p": 0.02, "typical_p": 0.9, "epsilon_cutoff": 0.01, "eta_cutoff": 0.005},
+}
+
+
+@pytest.mark.parametrize("settings", OWN.values(), ids=OWN)
+def test_the_checkpoint_s_own_sampling(loaded: tuple[Any, Any], settings: dict[str, Any]) -> None:
+    """What is drawn from is what transformers' `generate` draws from, step by step."""
+    model, tokenizer = loaded
+    model.generation_config.update(do_sample=True, **settings)
+    m = IntervenedModel.plain(model, tokenizer)
+    own = OwnSampling.of(model)
+    assert own.draws
+    prompts = [(5, 6, 7, 8), (9, 9, 3)]
+    for prompt in prompts:
+        told = model.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=NEW,
+            output_scores=True,
+            output_logits=True,
+            return_dict_in_generate=True,
+            eos_token_id=None,
+        )
+        ids = told.sequences[0].tolist()
+        for step, (logits, scores) in enumerate(zip(told.logits, told.scores, strict=True)):
+            torch.testing.assert_close(own.scores(ids[: len(prompt) + step], logits[0]), scores[0])
+    rows = [Row(prompt, seed, own=own, max_new_tokens=NEW) for prompt in prompts for seed in range(2)]
+    mixed = [*rows, Row(prompts[0], 1, max_new_tokens=NEW)]
+    together, _ = rollouts(m, mixed)
+    assert together == [rollouts(m, [row])[0][0] for row in mixed]
+
+
+def test_a_checkpoint_that_does_not_draw(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    model.generation_config.update(do_sample=False, temperature=0.3, repetition_penalty=1.4)
+    own = OwnSampling.of(model)
+    assert own.described() == {"do_sample": False, "repetition_penalty": 1.4}
+    m = IntervenedModel.plain(model, tokenizer)
+    found, _ = rollouts(m, [Row(prompt, own=own, max_new_tokens=NEW) for prompt in PROMPTS])
+    assert [list(one.tokens) for one in found] == [generated(m, prompt) for prompt in PROMPTS]
+    model.generation_config.update(no_repeat_ngram_size=2)
+    with pytest.raises(ModelError, match=r"sampling: model: .* sets no_repeat_ngram_size"):
+        OwnSampling.of(model)

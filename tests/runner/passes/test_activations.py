@@ -14,7 +14,7 @@ from subvene.runner.data.span import Text
 from subvene.runner.data.text import pad
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.passes.activations import forward_reading, weighted_sums
-from subvene.specs import SITES
+from subvene.specs import CORE_SITES
 
 TEXTS = [
     Text((11, 12, 13, 14, 15, 16, 17), 0, 7),
@@ -86,7 +86,7 @@ def sums(model: nn.Module, site: str = "block_output", layers: Any = (0, 2), **o
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", CORE_SITES)
 def test_sums_equal_those_of_one_text_at_a_time(name: str, site: str) -> None:
     model = model_of(name)
     found = sums(model, site, range(LAYERS))
@@ -119,7 +119,7 @@ def test_layers_in_any_order() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", CORE_SITES)
 def test_the_pass_ends_at_the_last_layer_needed(name: str, site: str) -> None:
     model = tiny(name)
     ran: list[Any] = []

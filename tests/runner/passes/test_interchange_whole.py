@@ -52,4 +52,4 @@ def test_passes_are_whole_where_a_restart_gives_something_else(tmp_path: Path) -
     runs = runs_of()
     torch.testing.assert_close(swapped(runs), known)
     assert runs.note is not None
-    assert "not restarted" in runs.note
+    assert "not from the edited layer on" in runs.note

@@ -12,7 +12,7 @@ from tracing_by_hand import patched_by_hand, states_by_hand
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.passes.kept import keep
 from subvene.runner.passes.patches import WAYS, Patch, Patcher, PatchWay, why_not_packed
-from subvene.specs import SITES
+from subvene.specs import CORE_SITES
 
 CLEAN, OTHER = (11, 12, 13, 14, 15, 16, 17), (11, 22, 23, 14, 15, 16, 17)
 ROWS = 2
@@ -50,12 +50,12 @@ def test_equal_to_whole_passes_with_plain_hooks(name: str, way: PatchWay) -> Non
     model = model_of(name)
     anatomy = Anatomy.of(model)
     added = noise(model)
-    base = keep(anatomy, torch.tensor([CLEAN] * ROWS), SITES, added)
-    clean = keep(anatomy, torch.tensor([CLEAN]), SITES)
+    base = keep(anatomy, torch.tensor([CLEAN] * ROWS), CORE_SITES, added)
+    clean = keep(anatomy, torch.tensor([CLEAN]), CORE_SITES)
     assert why_not_packed(model, base) is None
     patcher = Patcher(anatomy, base, clean.states, lambda logits: logits.double().log_softmax(-1), way)
     found = patcher.values(PATCHES)
-    by_hand = states_by_hand(model, CLEAN, SITES)
+    by_hand = states_by_hand(model, CLEAN, CORE_SITES)
     width = anatomy.sizes.head_dim
     for i, patch in enumerate(PATCHES):
         for row in range(ROWS):
@@ -63,7 +63,7 @@ def test_equal_to_whole_passes_with_plain_hooks(name: str, way: PatchWay) -> Non
             columns = slice(None)
             source = by_hand
             if patch.heads is not None:
-                own = states_by_hand(model, CLEAN, SITES, added[row : row + 1])
+                own = states_by_hand(model, CLEAN, CORE_SITES, added[row : row + 1])
                 source = {key: own[key].clone() for key in by_hand}
                 for head in patch.heads:
                     part = slice(head * width, (head + 1) * width)
@@ -87,7 +87,7 @@ def test_equal_to_whole_passes_with_plain_hooks(name: str, way: PatchWay) -> Non
 def test_states_that_are_there_change_nothing() -> None:
     model = model_of("llama")
     anatomy = Anatomy.of(model)
-    base = keep(anatomy, torch.tensor([OTHER]), SITES)
+    base = keep(anatomy, torch.tensor([OTHER]), CORE_SITES)
     for way in WAYS:
         patcher = Patcher(anatomy, base, base.states, lambda logits: logits, way)
         assert torch.equal(patcher.values(PATCHES), patcher.base_values.expand(len(PATCHES), 1, -1))
@@ -97,8 +97,8 @@ def test_states_that_are_there_change_nothing() -> None:
 def test_only_what_a_patch_changes_is_computed() -> None:
     model = model_of("llama")
     anatomy = Anatomy.of(model)
-    base = keep(anatomy, torch.tensor([OTHER]), SITES)
-    clean = keep(anatomy, torch.tensor([CLEAN]), SITES)
+    base = keep(anatomy, torch.tensor([OTHER]), CORE_SITES)
+    clean = keep(anatomy, torch.tensor([CLEAN]), CORE_SITES)
     patches = [Patch("block_output", (0,), (token,)) for token in range(1, 7)]
     computed: dict[str, int] = {}
     for way in WAYS:
@@ -116,8 +116,8 @@ def test_nothing_is_left_on_the_model() -> None:
     def failing(logits: torch.Tensor) -> torch.Tensor:
         raise ValueError("no score")
 
-    base = keep(anatomy, torch.tensor([OTHER]), SITES)
-    clean = keep(anatomy, torch.tensor([CLEAN]), SITES)
+    base = keep(anatomy, torch.tensor([OTHER]), CORE_SITES)
+    clean = keep(anatomy, torch.tensor([CLEAN]), CORE_SITES)
     for way in WAYS:
         with pytest.raises(ValueError, match="no score"):
             Patcher(anatomy, base, clean.states, failing, way).values(PATCHES[:1])

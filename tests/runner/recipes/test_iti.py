@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from iti_by_hand import HEAD_DIM, HEADS, LAYERS, QUESTIONS, ByHand, assert_tenso
 from subvene.runner.data.truthfulqa.questions import Question
 from subvene.runner.data.truthfulqa.splits import validation_keys
 from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.recipes import iti
 from subvene.runner.recipes.base import Fitted
-from subvene.runner.recipes.iti import fit_iti
+from subvene.runner.recipes.iti import ITIError, fit_iti
+from subvene.runner.recipes.iti_passages import passages
 from subvene.specs import ITISpec
 
 
@@ -174,19 +177,65 @@ def test_mlp_probes_rank_and_linear_ones_are_stored(loaded: Any, by_hand: Callab
 
 @pytest.mark.parametrize("last_n", [2, 40])
 def test_mean_of_the_last_tokens(loaded: Any, by_hand: Callable[..., ByHand], last_n: int) -> None:
-    """40: of a shorter answer, all of it and nothing of the question; σ is of the last token still."""
+    """40: of a shorter answer, all of it and nothing of its question; of the question after it likewise."""
     known = by_hand(last_n)
     assert not np.allclose(known.ends, by_hand().ends)
-    np.testing.assert_array_equal(known.tails, by_hand().tails)
+    assert not np.allclose(known.tails, by_hand().tails)
     accuracy, *_ = known.probes(validation_keys(QUESTIONS, 0.2, 1))
     found = fitted(loaded, last_n=last_n)
     np.testing.assert_allclose(found.provenance["validation_accuracy"], accuracy, atol=1e-6)
     assert_tensors(found, known, best(accuracy, 5), known.mass_mean)
 
 
+def test_directions_of_another_window_than_the_probes(loaded: Any, by_hand: Callable[..., ByHand]) -> None:
+    known = by_hand(3)
+    accuracy, *probes = by_hand().probes(validation_keys(QUESTIONS, 0.2, 1))
+    found = fitted(loaded, direction_last_n=3)
+    np.testing.assert_allclose(found.provenance["validation_accuracy"], accuracy, atol=1e-6)
+    probes = (accuracy, *probes)
+    assert_tensors(found, known, best(accuracy, 5), known.mass_mean, probes=probes)
+
+
+@pytest.mark.parametrize("folds", [3, 5])
+def test_ranked_by_cross_validation(loaded: Any, by_hand: Callable[..., ByHand], folds: int) -> None:
+    known = by_hand()
+    found = fitted(loaded, ranking="cross_validation", ranking_folds=folds)
+    whole = known.cross_validated(folds)
+    np.testing.assert_allclose(found.provenance["validation_accuracy"], whole[0], atol=1e-6)
+    assert found.provenance["validation_questions"] == 24
+    assert found.provenance["ranking_folds"] == folds
+    assert_tensors(found, known, best(whole[0], 5), known.mass_mean, probes=whole)
+    assert not np.allclose(whole[0], known.probes(validation_keys(QUESTIONS, 0.2, 1))[0])
+
+
+def test_more_folds_than_questions(loaded: Any) -> None:
+    with pytest.raises(ITIError, match=r"fit\.ranking_folds: expected at most as many .* 4, found 5"):
+        fitted(loaded, QUESTIONS[:4], ranking="cross_validation")
+
+
+def test_periods_as_the_data_has_them(loaded: Any) -> None:
+    """An answer that is written with a period is read with it, and none that is written without."""
+    written = [replace(QUESTIONS[0], with_period=QUESTIONS[0].correct[:1]), *QUESTIONS[1:]]
+    texts: list[str] = []
+
+    def tokenizer(some: list[str], **options: Any) -> Any:
+        texts.extend(some)
+        return loaded[1](some, **options)
+
+    answers = iti._answers(written)
+    passages(answers, tokenizer, ITISpec(key="iti"))
+    assert sum(text.endswith(".") for text in texts) == 1
+    answer = f"Q: {QUESTIONS[0].question} A: {QUESTIONS[0].correct[0]}"
+    assert answer in texts
+    assert answer.endswith(".")
+    as_written = fitted(loaded, written)
+    assert_same(fitted(loaded, written, periods="stripped"), fitted(loaded, periods="stripped"))
+    stripped = fitted(loaded).tensors
+    assert any(not torch.equal(as_written.tensors[name], stripped[name]) for name in stripped)
+
+
 def test_a_boundary_within_a_token(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where tokens of the whole text are not those of the answer and then some, the answer's are read."""
-    from subvene.runner.recipes import iti
 
     class Merging:
         """Merges the last word of an answer with the `Q:` that follows it."""
@@ -201,8 +250,8 @@ def test_a_boundary_within_a_token(loaded: Any, monkeypatch: pytest.MonkeyPatch)
     def hash_of(word: str) -> int:
         return int.from_bytes(hashlib.sha256(word.encode()).digest()[:4])
 
-    answers = iti._answers(ITISpec(key="iti"), QUESTIONS, 1)
-    for answer, passage in zip(answers, iti._passages(answers, Merging(), 1), strict=True):
+    answers = iti._answers(QUESTIONS)
+    for answer, passage in zip(answers, passages(answers, Merging(), ITISpec(key="iti")), strict=True):
         alone = f"Q: {answer.question.question} A: {answer.text.removesuffix('.')}"
         expected = [hash_of(word) for word in alone.split()]
         (start, end), after = passage.spans
@@ -296,7 +345,9 @@ REAL = [
 def test_on_smollm2(smollm2: Any) -> None:
     """Directions, σ and accuracies of a few heads of the real model, against texts that are read alone."""
     model, tokenizer = smollm2
-    spec = ITISpec.model_validate({"key": "iti", "select": {"rule": "top_k", "k": 6}, "validation": 0.25})
+    spec = ITISpec.model_validate(
+        {"key": "iti", "select": {"rule": "top_k", "k": 6}, "validation": 0.25, "ranking": "split"}
+    )
     found = fit_iti(spec, REAL, Anatomy.of(model), tokenizer, seed=0)
     assert found.provenance["shared_prefixes"] == "tree"
     ordered = sorted(REAL, key=lambda question: question.key)

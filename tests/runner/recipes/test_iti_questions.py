@@ -18,7 +18,9 @@ from subvene.runner.data.truthfulqa.splits import fold_of, validation_keys
 from subvene.runner.edits.compile import CompileError
 from subvene.runner.passes.collector import Collected
 from subvene.runner.passes.shards import Index, Store
+from subvene.runner.recipes import iti
 from subvene.runner.recipes.iti import ITIError, _shifted
+from subvene.runner.recipes.iti_passages import passages
 from subvene.runner.recipes.probes import Probes
 from subvene.specs import ExperimentSpec, ITISpec, SubveneError, load_spec
 
@@ -28,6 +30,7 @@ fit:
   key: iti
   data: {file: questions.csv}
   select: {rule: top_k, k: 5}
+  ranking: split
 interventions:
 - kind: head_direction
   name: truthful
@@ -44,9 +47,11 @@ def write_csv(path: Path, questions: Sequence[Question]) -> None:
             ["Type", "Category", "Question", "Best Answer", "Correct Answers", "Incorrect Answers", "Source"]
         )
         for q in questions:
-            rows.writerow(
-                ["", q.category, q.question, q.best, "; ".join(q.correct), "; ".join(q.incorrect), ""]
-            )
+            rows.writerow(["", q.category, q.question, q.best, *map(_cell, (q.correct, q.incorrect)), ""])
+
+
+def _cell(answers: Sequence[str]) -> str:
+    return "; ".join(answer.removesuffix(".") for answer in answers)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -81,8 +86,6 @@ def test_a_test_question_changes_nothing(write: Callable[..., Path], tmp_path: P
 
 
 def test_sigma_reads_tuning_questions_alone(loaded: Any) -> None:
-    from subvene.runner.recipes import iti
-
     tuning = QUESTIONS[:10]
     seen: list[list[str]] = []
 
@@ -91,12 +94,12 @@ def test_sigma_reads_tuning_questions_alone(loaded: Any) -> None:
             seen.append(texts)
             return loaded[1](texts, **options)
 
-    answers = iti._answers(ITISpec(key="iti"), tuning, 1)
-    iti._passages(answers, Recording(), 1)
+    answers = iti._answers(tuning)
+    passages(answers, Recording(), ITISpec(key="iti"))
     texts = " ".join(itertools.chain(*seen))
     assert all(question.question in texts for question in tuning)
     assert not any(question.question in texts for question in QUESTIONS[10:])
-    for answer, whole in zip(answers, seen[1], strict=True):
+    for answer, whole in zip(answers, seen[2], strict=True):
         own, other = whole.removeprefix("Q: ").split(" A: ")[0], whole.split(" Q: ")[1]
         assert own == answer.question.question
         assert other != own

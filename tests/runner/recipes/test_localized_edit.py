@@ -112,7 +112,7 @@ def test_a_draw_is_that_of_iti(loaded: Any) -> None:
 
 def test_triples_are_probed_at_the_last_token_of_every_answer(loaded: Any, folder: Path) -> None:
     model, tokenizer = loaded
-    spec = spec_of(heads={"rule": "probed", "k": 3})
+    spec = spec_of(heads={"rule": "probed", "k": 3, "ranking": "split"})
     examples = encode(spec.data, read_data(spec.data, folder), tokenizer)
     held_out = set(split(examples, 0.2, 1)[1])
     features, labels, validation = [], [], []

@@ -43,6 +43,13 @@ SECTIONS = {
         "Environment",
         "Downloads",
     },
+    "interchange": {
+        "Best layer of each place",
+        "Cells by layer",
+        "Every cell",
+        "Provenance",
+        "Downloads",
+    },
     "tracing": {"Largest effects", "Effects by layer", "Facts", "Patching", "Provenance", "Downloads"},
     "localization": {
         "Verdict",

@@ -40,6 +40,9 @@ FILES = {
     "responses.csv",
     "geometry.csv",
     "extraction.csv",
+    "differences.csv",
+    "differences.md",
+    "differences.tex",
     "conditions.md",
     "conditions.tex",
 }

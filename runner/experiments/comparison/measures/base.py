@@ -230,13 +230,13 @@ class ConditionMeasure(ABC, Generic[One]):
     def data(self) -> Mapping[str, Json]:
         """What it is measured on, for the manifest: hashes."""
 
-    def judge_identity(self) -> Identity | None:
-        """Who judges, as far as it is known before a model is loaded; None without a judge."""
-        return None
+    def judge_identities(self) -> tuple[Identity, ...]:
+        """Who judges, as far as it is known before a model is loaded; none without a judge."""
+        return ()
 
-    def judged_by(self) -> JudgeRecord | None:
-        """Who has judged, after the run; None without a judge."""
-        return None
+    def judged_by(self) -> tuple[JudgeRecord, ...]:
+        """Who has judged, after the run; none without a judge."""
+        return ()
 
     def questions_asked(self) -> dict[str, QuestionText]:
         """By key, what items are of."""

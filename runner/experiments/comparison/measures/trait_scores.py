@@ -198,13 +198,13 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
         """The traits' hashes."""
         return {"traits": {trait.name: trait.sha256 for trait in self.traits}}
 
-    def judge_identity(self) -> Identity | None:
+    def judge_identities(self) -> tuple[Identity, ...]:
         """What scores depend on."""
-        return self.judge.identity(scored(self.traits))
+        return (self.judge.identity(scored(self.traits)),)
 
-    def judged_by(self) -> JudgeRecord | None:
+    def judged_by(self) -> tuple[JudgeRecord, ...]:
         """The judge, what it is worth, and what it has used."""
-        return None if self._about is None else judge_record(self._about, self.judge.usage())
+        return () if self._about is None else (judge_record(self._about, self.judge.usage()),)
 
     def questions_asked(self) -> dict[str, QuestionText]:
         """Every trait's evaluation questions."""

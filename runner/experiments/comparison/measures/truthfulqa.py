@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 
 from subvene.runner.data.truthfulqa.prompts import Prompts, load_prompts
 from subvene.runner.data.truthfulqa.questions import Question, about_data, data_sha256, load_questions
-from subvene.runner.data.truthfulqa.splits import fold_of, limited
+from subvene.runner.data.truthfulqa.splits import is_of_split, limited
 from subvene.runner.experiments.comparison.arms import Arm
 from subvene.runner.experiments.comparison.measures.base import (
     ConditionMeasure,
@@ -22,6 +22,7 @@ from subvene.runner.experiments.comparison.measures.base import (
     done_of,
     plain,
 )
+from subvene.runner.experiments.judged_shares import SECOND
 from subvene.runner.experiments.results import JudgeRecord, Metric, QuestionText, judge_record
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Ledger, digest
@@ -81,14 +82,22 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         self.questions = load_questions(spec.data, folder)
         self.prompts = load_prompts(spec.preset, spec.primer, spec.instruction, folder)
         self.prompts_sha256 = digest(asdict(self.prompts))
-        self.judge: Judge | None = None
+        declared = spec.judge if isinstance(spec.judge, tuple) else (spec.judge,)
+        self.judges: tuple[Judge, ...] = ()
         if "generation" in spec.measure:
-            self.judge = make_judge(spec.judge, folder)
-            self.judge.check(BOTH)
+            self.judges = tuple(make_judge(one, folder) for one in declared)
+            for judge in self.judges:
+                judge.check(BOTH)
+
+    @property
+    def judge(self) -> Judge | None:
+        """Whose word counts; None where nothing is generated."""
+        return self.judges[0] if self.judges else None
 
     def steps(self, *, only: str | None = None) -> int:
         """Units of work for one arm."""
-        return sum(1 if measure == "multiple_choice" else 2 for measure in self._measures(only))
+        units = {"multiple_choice": 1, "generation": 1 + len(self._asked(only))}
+        return sum(units[measure] for measure in self._measures(only))
 
     def measure(
         self,
@@ -115,13 +124,17 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
             if measure == "multiple_choice":
                 self._multiple_choice(arm, questions, ledger, progress, measured)
             else:
-                self._generation(arm, questions, ledger, progress, measured)
+                self._generation(arm, questions, ledger, progress, measured, self._asked(only))
         return measured
 
     def _measures(self, only: str | None) -> Sequence[str]:
         if only is None:
             return self.spec.measure
         return ("multiple_choice",) if only.startswith("mc") else ("generation",)
+
+    def _asked(self, only: str | None) -> Sequence[Judge]:
+        """Nothing is chosen by a second opinion."""
+        return self.judges if only is None else self.judges[:1]
 
     def _multiple_choice(
         self,
@@ -173,6 +186,7 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         ledger: Ledger,
         progress: Progress,
         measured: Measured,
+        judges: Sequence[Judge],
     ) -> None:
         prompts = self._prompts(arm)
         identity = arm.identity | {
@@ -201,23 +215,24 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         for key, answer in generated["answers"].items():
             measured.of(key).text = answer
         measured.mean("empty", (not answer for answer in generated["answers"].values()))
-        self._judge(questions, generated["answers"], ledger, progress, measured)
+        for judge, ending in zip(judges, ("", SECOND), strict=False):
+            judged = self._judgements(judge, questions, generated["answers"], ledger, progress, measured)
+            _record(judged, ending, measured)
+            if not ending:
+                _together(judged, measured)
 
-    def _judge(
+    def _judgements(
         self,
+        judge: Judge,
         questions: Sequence[Question],
         answers: Mapping[str, str],
         ledger: Ledger,
         progress: Progress,
         measured: Measured,
-    ) -> None:
-        judge = self.judge
-        if judge is None:
-            raise ValueError("answers are judged only where generation is measured")
-        about = judge.identity(BOTH)
+    ) -> dict[str, dict[str, _Verdict]]:
         identity: dict[str, Json] = {
             "unit": "judgement",
-            "judge": about,
+            "judge": judge.identity(BOTH),
             "questions": data_sha256(questions),
             "answers": digest(dict(answers)),
         }
@@ -240,28 +255,7 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
             missing = sum(j["missing"] for by_key in found.values() for j in by_key.values())
             return {"judgements": found, "usage": judge.usage(), "missing": missing}
 
-        judged = done("judgement", identity, work, ledger, progress, measured)["judgements"]
-        for metric, by_key in judged.items():
-            verdicts = [verdict for j in by_key.values() if (verdict := j["verdict"]) is not None]
-            measured.mean(metric, verdicts)
-            measured.counts[f"{metric}_without_verdict"] = len(by_key) - len(verdicts)
-            measured.counts[f"{metric}_missing"] = sum(j["missing"] for j in by_key.values())
-            for key, j in by_key.items():
-                marks = measured.of(key)
-                marks.scores |= {metric: j["verdict"], f"{metric}_p": j["p"]}
-                if j["missing"]:
-                    marks.missing[metric] = j["reason"]
-        true, info = measured.metrics.get("true"), measured.metrics.get("info")
-        if true is not None and info is not None:
-            # As published, the product of the means; and beside it the share of answers that are both.
-            measured.metrics["true_info"] = Metric(mean=true.mean * info.mean, n=min(true.n, info.n))
-            both = [
-                is_true and is_informative
-                for key in judged["true"]
-                if (is_true := judged["true"][key]["verdict"]) is not None
-                and (is_informative := judged["info"][key]["verdict"]) is not None
-            ]
-            measured.mean("true_and_info", both)
+        return done("judgement", identity, work, ledger, progress, measured)["judgements"]
 
     def _prompts(self, arm: Arm) -> Prompts:
         return self.prompts if arm.system is None else self.prompts.under(arm.system)
@@ -273,9 +267,7 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         """The fold's questions, without those for choosing."""
         reserved = self._reserved()
         chosen = [
-            q
-            for q in self.questions
-            if q.key not in reserved and (place.n_folds == 1 or fold_of(q, place.n_folds) == place.fold)
+            q for q in self.questions if q.key not in reserved and is_of_split(q, place.fold, place.n_folds)
         ]
         return limited(chosen, self.spec.limit)
 
@@ -286,7 +278,9 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
             pool = [q for q in held[0].values() if all(q.key in questions for questions in held)]
         elif reserved or place.n_folds > 1:
             pool = [
-                q for q in self.questions if place.n_folds == 1 or fold_of(q, place.n_folds) != place.fold
+                q
+                for q in self.questions
+                if place.n_folds == 1 or not is_of_split(q, place.fold, place.n_folds)
             ]
         else:
             return ()
@@ -314,18 +308,44 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         """Of the questions and of what stands before them."""
         return about_data(self.questions) | {"prompts_sha256": self.prompts_sha256}
 
-    def judge_identity(self) -> Identity | None:
-        """As records have it."""
-        return None if self.judge is None else self.judge.describe(BOTH)
+    def judge_identities(self) -> tuple[Identity, ...]:
+        """As records have them."""
+        return tuple(judge.describe(BOTH) for judge in self.judges)
 
-    def judged_by(self) -> JudgeRecord | None:
-        """The judge and what it has used."""
-        if self.judge is None:
-            return None
-        return judge_record(self.judge.describe(BOTH), self.judge.usage())
+    def judged_by(self) -> tuple[JudgeRecord, ...]:
+        """The judges and what they have used."""
+        return tuple(judge_record(judge.describe(BOTH), judge.usage()) for judge in self.judges)
 
     def questions_asked(self) -> dict[str, QuestionText]:
         """All questions of the data."""
         return {
             q.key: QuestionText(question=q.question, best=q.best, category=q.category) for q in self.questions
         }
+
+
+def _record(judged: Mapping[str, Mapping[str, _Verdict]], ending: str, measured: Measured) -> None:
+    for aspect, by_key in judged.items():
+        metric = f"{aspect}{ending}"
+        verdicts = [verdict for j in by_key.values() if (verdict := j["verdict"]) is not None]
+        measured.mean(metric, verdicts)
+        measured.counts[f"{metric}_without_verdict"] = len(by_key) - len(verdicts)
+        measured.counts[f"{metric}_missing"] = sum(j["missing"] for j in by_key.values())
+        for key, j in by_key.items():
+            marks = measured.of(key)
+            marks.scores |= {metric: j["verdict"], f"{metric}_p": j["p"]}
+            if j["missing"]:
+                marks.missing[metric] = j["reason"]
+
+
+def _together(judged: Mapping[str, Mapping[str, _Verdict]], measured: Measured) -> None:
+    true, info = measured.metrics.get("true"), measured.metrics.get("info")
+    if true is not None and info is not None:
+        # As published, the product of the means; and beside it the share of answers that are both.
+        measured.metrics["true_info"] = Metric(mean=true.mean * info.mean, n=min(true.n, info.n))
+        both = [
+            is_true and is_informative
+            for key in judged["true"]
+            if (is_true := judged["true"][key]["verdict"]) is not None
+            and (is_informative := judged["info"][key]["verdict"]) is not None
+        ]
+        measured.mean("true_and_info", both)

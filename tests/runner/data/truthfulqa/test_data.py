@@ -26,7 +26,9 @@ ROWS = [
     ["Non-Adversarial", "Dogs", 'Who said, "woof"?', "A dog", "A dog; Dogs, mostly", "A cat", ""],
 ]
 EXPECTED = [
-    Question("Do cats  fly?", "No.", ("No.", "They do not."), ("Yes.", "At night."), "Cats"),
+    Question(
+        "Do cats  fly?", "No.", ("No.", "They do not."), ("Yes.", "At night."), "Cats", ("They do not.",)
+    ),
     Question('Who said, "woof"?', "A dog.", ("A dog.", "Dogs, mostly."), ("A cat.",), "Dogs"),
 ]
 
@@ -72,6 +74,16 @@ def test_the_key_is_blind_to_whitespace_alone() -> None:
 def test_the_hash_sees_every_answer(write: Callable[..., Path]) -> None:
     other = [ROWS[0], [*ROWS[1][:5], "A cow", ""]]
     assert data_sha256(load(write(ROWS))) != data_sha256(load(write(other)))
+    closed = [ROWS[0], [*ROWS[1][:5], "A cat.", ""]]
+    first, second = load(write(ROWS)), load(write(closed))
+    assert data_sha256(first) == data_sha256(second)
+    assert data_sha256(first, periods=True) != data_sha256(second, periods=True)
+
+
+def test_answers_as_they_are_written(write: Callable[..., Path]) -> None:
+    cats = in_any_order(load(write(ROWS)))[0]
+    written = ["No", "They do not.", "Yes", "At night"]
+    assert [cats.as_written(answer) for answer in (*cats.correct, *cats.incorrect)] == written
 
 
 def test_references_hold_no_comment_once() -> None:
@@ -105,8 +117,8 @@ def test_from_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             "category": question.category,
             "question": question.question,
             "best_answer": question.best.rstrip("."),
-            "correct_answers": [*question.correct, ""],
-            "incorrect_answers": list(question.incorrect),
+            "correct_answers": [*map(question.as_written, question.correct), ""],
+            "incorrect_answers": list(map(question.as_written, question.incorrect)),
             "source": "",
         }
         for question in EXPECTED

@@ -9,7 +9,8 @@ import pytest
 from tiny_questions import PRIMER, QUESTIONS, TEXTS, write_questions
 
 COMPARISON = """\
-fit: {recipe: iti, key: t, data: {file: questions.csv}, select: {rule: top_k, k: 3}, validation: 0.34}
+fit: {recipe: iti, key: t, data: {file: questions.csv}, select: {rule: top_k, k: 3},
+  ranking_folds: 2, validation: 0.34}
 interventions:
 - {kind: head_direction, name: iti, directions: {key: t}, strength: 3, positions: response}
 conditions:

@@ -231,7 +231,7 @@ def test_seeds_and_folds_are_scored_each_and_together(
 ) -> None:
     text = (
         "fit: {recipe: iti, key: t, data: {file: questions.csv}, select: {rule: top_k, k: 3},"
-        " validation: 0.34}\n"
+        " ranking_folds: 2, validation: 0.34}\n"
         "interventions:\n"
         "- {kind: head_direction, name: iti, directions: {key: t}, strength: 3}\n"
         "- {kind: ablation, layer: 1, direction: {file: t.safetensors, key: u}}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from typing import Any
 import pytest
 
 from subvene.runner import IntervenedModel, Results, run_experiment
+from subvene.runner.data.truthfulqa.questions import load_questions
+from subvene.runner.data.truthfulqa.splits import fold_of, validation_keys
 from subvene.runner.experiments.results import Condition
 from subvene.runner.experiments.rows import METRICS, rows
 from subvene.runner.files.ledger import LedgerWarning
@@ -24,7 +27,7 @@ from subvene.runner.models.identity import AlteredWarning
 from subvene.runner.reports.documents import in_markdown
 from subvene.runner.reports.publish import card_table
 from subvene.runner.reports.tables import document
-from subvene.specs import SubveneError
+from subvene.specs import QuestionsSpec, SubveneError
 
 
 def run(path: Path, output: Path, **kwargs: Any) -> Results:
@@ -99,6 +102,30 @@ def test_rows_are_means_and_deviations_of_cells(whole: dict[str, Any]) -> None:
             assert row.metrics[name].mean == pytest.approx(mean)
             assert row.metrics[name].sd == pytest.approx(statistics.stdev(values))
             assert row.metrics[name].n == len(known)
+
+
+def test_points_are_tried_with_directions_that_have_not_seen_what_they_are_chosen_by(
+    whole: dict[str, Any],
+) -> None:
+    questions = load_questions(QuestionsSpec(file="questions.csv"), whole["path"].parent)
+    made = {
+        (about["seed"], about["tuning_keys_sha256"], about["select"]["k"])
+        for path in (whole["output"] / "fits").glob("*/provenance.json")
+        for about in [json.loads(path.read_text())]
+    }
+    for choice in whole["results"].choices:
+        tuning = {q.key for q in questions if fold_of(q, 2) != choice.fold}
+        unseen = validation_keys([q for q in questions if q.key in tuning], 0.34, choice.seed)
+        assert [tried.n for tried in choice.tried] == [len(unseen)] * 4
+        every, seen = (
+            hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest() for keys in (tuning, tuning - unseen)
+        )
+        assert {k for seed, keys, k in made if (seed, keys) == (choice.seed, seen)} == {2, 4}
+        # On all of them only `iti`, which chooses nothing, and the point that was chosen are fitted.
+        assert {k for seed, keys, k in made if (seed, keys) == (choice.seed, every)} == {
+            3,
+            choice.chosen["fit.select.k"],
+        }
 
 
 def test_strength_zero_is_the_baseline_and_has_no_divergence(whole: dict[str, Any]) -> None:
@@ -222,7 +249,7 @@ def test_only_what_changed_is_done_again(comparison: Path, tmp_path: Path) -> No
     comparison.write_text(text.replace("kind: reference", "kind: reference, metric: bleu"))
     run(comparison, output)
     newer = units(output)[len(first) + len(new) :]
-    assert {u["unit"]["unit"] for u in newer} == {"judgement"}
+    assert {u["unit"]["unit"] for u in newer} == {"judgement", "judgement of nulls"}
 
 
 def _with_model(path: Path, **fields: Any) -> None:
@@ -268,7 +295,7 @@ def test_a_run_that_reads_conversations_otherwise_is_done_again(
     change(comparison, folder)
     again = done_now()
     assert again == [unit for unit in first if unit in set(again)]
-    assert set(first) - set(again) <= {"judgement"}
+    assert set(first) - set(again) <= {"judgement", "judgement of nulls"}
     assert done_now() == []
 
 

@@ -65,7 +65,7 @@ def test_units_of_runs_that_counted_missing_verdicts_are_read(loaded: Any, trait
     assert read == extracted(loaded, trait)
 
 
-@pytest.mark.parametrize("tokens", ["response_avg", "prompt_avg", "prompt_last"])
+@pytest.mark.parametrize("tokens", ["response_avg", "prompt_avg", "prompt_avg_all", "prompt_last"])
 @torch.no_grad()
 def test_vectors_against_hidden_states(loaded: Any, trait: Trait, tokens: str) -> None:
     """Row by row, without padding, from what transformers calls hidden states (block l's is row l + 1)."""
@@ -86,6 +86,7 @@ def test_vectors_against_hidden_states(loaded: Any, trait: Trait, tokens: str) -
             span = {
                 "response_avg": slice(prompt, None),
                 "prompt_avg": slice(1, prompt),
+                "prompt_avg_all": slice(0, prompt),
                 "prompt_last": slice(prompt - 1, prompt),
             }
             sums[sign] += states[:, span[tokens]].mean(1) / 4

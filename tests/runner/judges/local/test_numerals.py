@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,9 @@ def by_hand(name: str, prompt: str) -> dict[int, float]:
     text = f"<s> {prompt} <s> is" if tokenizer.chat_template else as_completion(prompt)
     ids = tokenizer(text)["input_ids"]
 
-    def following(tokens: list[int]) -> Any:
-        return model(torch.tensor([ids + tokens]), use_cache=False).logits[0, -1].double().softmax(0)
+    @cache  # 111 beginnings for 101 strings
+    def following(*tokens: int) -> Any:
+        return model(torch.tensor([[*ids, *tokens]]), use_cache=False).logits[0, -1].double().softmax(0)
 
     digits = tokenizer.convert_tokens_to_ids(DIGITS)
     found = {}
@@ -102,8 +104,8 @@ def by_hand(name: str, prompt: str) -> dict[int, float]:
         tokens = [digits[int(c)] for c in str(k)]
         p = 1.0
         for i, token in enumerate(tokens):
-            p *= float(following(tokens[:i])[token])
-        found[k] = p * (1 - float(following(tokens)[digits].sum()))
+            p *= float(following(*tokens[:i])[token])
+        found[k] = p * (1 - float(following(*tokens)[digits].sum()))
     return found
 
 
@@ -118,9 +120,9 @@ def test_digits_are_followed_exactly(
     judge = judge_of(name)
     judge.check(scored([TRAIT]))
     found = judge.judge(EXCHANGES, shows(TRAIT))
-    distributions = judge.distributions(EXCHANGES, shows(TRAIT))
+    distributions = judge.distributions(EXCHANGES[:3], shows(TRAIT))
     assert len({one.value for one in found}) >= 3
-    for exchange, score, got in list(zip(EXCHANGES, found, distributions, strict=True))[:3]:
+    for exchange, score, got in zip(EXCHANGES[:3], found[:3], distributions, strict=True):
         p = by_hand(name, TRAIT.eval_prompt.format(question=exchange.question, answer=exchange.answer))
         mass = sum(p.values())
         assert [got.numbers.get(k, 0.0) for k in range(101)] == pytest.approx(list(p.values()), abs=1e-6)
@@ -150,7 +152,8 @@ def test_whole_numbers_are_read_from_the_first_token(tmp_path: Path) -> None:
 def test_a_batch_does_not_matter(tmp_path: Path) -> None:
     for numbers in (DIGITS, WHOLE):
         name = save(tmp_path / str(len(numbers)), numbers, absolute=True)
-        expected = [judge_of(name).judge([one], shows(TRAIT))[0].value for one in EXCHANGES]
+        alone = judge_of(name)
+        expected = [alone.judge([one], shows(TRAIT))[0].value for one in EXCHANGES]
         for size in (1, 2, 16):
             found = [one.value for one in judge_of(name, batch_size=size).judge(EXCHANGES, shows(TRAIT))]
             assert found == pytest.approx(expected, abs=1e-3)
