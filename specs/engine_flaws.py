@@ -28,6 +28,9 @@ def engine_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
         elif isinstance(one, TraitScoresSpec) and one.projection is not None:
             expected = "nothing: `engine: {url: …}` gives no activations"
             yield Flaw(("evaluate", i, "projection"), expected, None, found="`projection`")
+        if isinstance(one, TraitScoresSpec) and one.sampling.settings == "model":
+            expected = "temperature and top_p: `engine: {url: …}` asks for no settings of the checkpoint"
+            yield Flaw(("evaluate", i, "sampling"), expected, None, found="`settings: model`")
     for i, condition in enumerate(spec.conditions):
         if condition.bake:
             expected = "false: a baked checkpoint is not what the server of `engine` holds"

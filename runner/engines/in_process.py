@@ -37,6 +37,7 @@ class Sampling:
         seed: of the sampling.
         n: answers.
         stop: texts that end an answer.
+        stop_token_ids: token ids that do, beside the model's own.
     """
 
     max_tokens: int
@@ -45,6 +46,7 @@ class Sampling:
     seed: int | None
     n: int
     stop: tuple[str, ...]
+    stop_token_ids: tuple[int, ...] = ()
 
     def options(self) -> dict[str, Any]:
         """As keywords of transformers' `generate`."""
@@ -160,6 +162,7 @@ class InProcess:
             sampling.top_p,
             sampling.max_tokens,
             sampling.stop,
+            frozenset(sampling.stop_token_ids),
         )
         if (reason := why_not_batched(self.plain, [edit.m for edit in edits])) is None:
             self.batcher.answer(job, write)
@@ -174,7 +177,7 @@ class InProcess:
                 f"subvene: one artifact a request here, since it cannot be batched ({reason}); put the edits "
                 "into one file"
             )
-        m, strengths = self.plain, None
+        m, strengths, ends = self.plain, None, self._ends | job.stop_token_ids
         for edit in job.edits:
             m, strengths = self._at(edit), edit.strengths
 
@@ -184,6 +187,7 @@ class InProcess:
                     torch.tensor([job.ids]),
                     strengths=strengths,
                     seed=sampling.seed,
+                    eos_token_id=sorted(ends) or None,
                     pad_token_id=pad_id_of(self.tokenizer),
                     tokenizer=self.tokenizer if sampling.stop else None,
                     streamer=None if write is None else Streamer(self.tokenizer, write, skip_prompt=True),
@@ -194,7 +198,7 @@ class InProcess:
                 job.error = error
                 return
             for row in output[:, len(job.ids) :].tolist():
-                length = next((i for i, token in enumerate(row) if token in self._ends), len(row))
+                length = next((i for i, token in enumerate(row) if token in ends), len(row))
                 job.tokens.append(row[:length])
                 job.ended.append(length < len(row))
 

@@ -27,6 +27,7 @@ class Request(BaseModel):
     seed: Annotated[int, Field(ge=0)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     stop: str | list[str] | None = None
+    stop_token_ids: list[TokenId] | None = None
     stream: bool | None = None
     subvene: Any = None
     user: str | None = None
@@ -42,6 +43,7 @@ class Request(BaseModel):
             seed=self.seed,
             n=self.n or 1,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
         )
 
     def wishes(self, engine: InProcess) -> Wishes:

@@ -21,7 +21,7 @@ from subvene.runner.files.json_value import Json
 from subvene.runner.files.progress import track
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.rollouts import Rollout, Row
-from subvene.runner.models.generation import Settings, row_ends
+from subvene.runner.models.generation import answer_ends
 from subvene.specs import EngineSpec
 
 _AT_A_TIME = 32
@@ -87,12 +87,6 @@ class Remote:
             raise EngineError(
                 f"engine: {self.url}: its answers would not be those of an experiment: {reason}"
             )
-        end = plain.tokenizer.eos_token_id
-        if end is not None and end not in row_ends(Settings(plain.model)):
-            raise EngineError(
-                f"engine: {self.url}: the tokenizer's end token {end} does not end what the server writes, "
-                "since the model's generation_config does not name it (`eos_token_id`)"
-            )
 
     def _listed(self) -> dict[str, dict[str, Any]]:
         try:
@@ -156,7 +150,11 @@ class Remote:
                 temperature=row.temperature,
                 top_p=row.top_p,
                 seed=row.seed,
-                extra_body={"return_token_ids": True, "subvene": wishes},
+                extra_body={
+                    "return_token_ids": True,
+                    "stop_token_ids": sorted(answer_ends(m.model, m.tokenizer)),
+                    "subvene": wishes,
+                },
             )
         except openai.APIStatusError as error:
             raise self._meant(error, i) from error

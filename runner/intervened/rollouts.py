@@ -38,7 +38,7 @@ from subvene.runner.intervened.measured import measured_options
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.own_sampling import OwnSampling
 from subvene.runner.models.forked_cache import continued, empty, why_not_forked
-from subvene.runner.models.generation import Settings, row_ends
+from subvene.runner.models.generation import answer_ends
 from subvene.specs import Positions
 
 log = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ class Batch:
         self.m = m
         self.rows = rows
         self.pad_id = pad_id_of(m.tokenizer)
-        self.ends = {*row_ends(Settings(m.model)), m.tokenizer.eos_token_id} - {None}
+        self.ends = answer_ends(m.model, m.tokenizer)
         self.lengths = torch.tensor([len(row.prompt) for row in rows])
         self.batch = pad([row.prompt for row in rows], self.lengths.tolist(), self.pad_id, "left")
         self.limits = [row.max_new_tokens for row in rows]

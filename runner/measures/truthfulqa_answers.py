@@ -19,7 +19,7 @@ from subvene.runner.intervened.decoding import Decoding, decode
 from subvene.runner.intervened.measured import measured_options
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.prefix import SharedPrefix, Strengths, why_not_shared
-from subvene.runner.models.generation import Settings, row_ends
+from subvene.runner.models.generation import answer_ends
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class _Writer:
         self.max_new_tokens = max_new_tokens
         self.strengths = strengths
         self.pad_id = pad_id_of(m.tokenizer)
-        self.ends = {*row_ends(Settings(m.model)), m.tokenizer.eos_token_id} - {None}
+        self.ends = answer_ends(m.model, m.tokenizer)
 
     def text(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
         """What a row answers before the next `Q:`, without the spaces around it."""

@@ -13,6 +13,7 @@ from subvene.runner.files.ledger import digest
 from subvene.runner.intervened.measured import measured_options
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.rollouts import Generate, Row
+from subvene.runner.models.generation import answer_ends
 from subvene.specs import SamplesSpec
 
 
@@ -39,7 +40,11 @@ class SamplesMeasure(OneUnit[str, _Written]):
 
     def work(self, m: IntervenedModel, items: Sequence[str], system: str | None) -> _Written:
         """Let the model write."""
-        options = measured_options(m.model, max_new_tokens=self.spec.max_new_tokens)
+        options = measured_options(
+            m.model,
+            max_new_tokens=self.spec.max_new_tokens,
+            eos_token_id=sorted(answer_ends(m.model, m.tokenizer)) or None,
+        )
         written = m.generate(list(items), system=system, **options)
         told = [] if m.receipt is None or m.is_disabled else [m.receipt]
         return {"written": written, "receipts": plain(told)}
