@@ -12,6 +12,7 @@ from subvene.runner.engines.admission import Wishes, parse
 from subvene.runner.engines.errors import RequestError
 from subvene.runner.engines.fingerprints import does
 from subvene.runner.engines.in_process import Answers, InProcess, Sampling
+from subvene.runner.models.identity import versions
 
 TokenId = Annotated[int, Field(ge=0, strict=True)]
 
@@ -104,7 +105,9 @@ class Completion(Request):
 
 def models(engine: InProcess) -> dict[str, Any]:
     """`GET /v1/models`: the model itself, and every artifact as one, with the hashes of what they are."""
-    about: dict[str, dict[str, Any]] = {engine.base: {"engine": "transformers", **engine.fingerprint}}
+    about: dict[str, dict[str, Any]] = {
+        engine.base: {"engine": "transformers", "versions": versions(), **engine.fingerprint}
+    }
     about |= {name: does(m) for name, m in engine.artifacts.items()}
     rows = [
         {

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from subvene.runner.edits.receipt import InterventionReceipt, NotSteeredError, R
 from subvene.runner.engines.batching import why_not_batched
 from subvene.runner.engines.errors import EngineError
 from subvene.runner.engines.fingerprints import does
+from subvene.runner.engines.holdings import Held, client_of, holdings
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.progress import track
 from subvene.runner.intervened.model import IntervenedModel
@@ -25,16 +25,7 @@ from subvene.runner.models.generation import answer_ends
 from subvene.specs import EngineSpec
 
 _AT_A_TIME = 32
-_SECONDS = 600.0
 _ERRORS = {error.__name__: error for error in (NotSteeredError, NotFiniteError)}
-
-
-@dataclass(frozen=True)
-class _Held:
-    """An artifact of the server: its name there, and those of its interventions, in their order."""
-
-    name: str
-    interventions: tuple[str, ...]
 
 
 class Remote:
@@ -53,47 +44,25 @@ class Remote:
     def __init__(
         self, spec: EngineSpec, plain: IntervenedModel, hashes: Mapping[str, Json], folder: Path
     ) -> None:
-        self._folder = folder
-        self.url = spec.url
-        key = os.environ.get(spec.api_key_env, "none")
-        self._client = openai.OpenAI(base_url=spec.url, api_key=key, timeout=_SECONDS, max_retries=2)
-        self._refuse_settings(plain)
-        listed = self._listed()
-        bases = {name: about for name, about in listed.items() if "engine" in about}
-        if len(bases) != 1:
+        self._folder, self.url = folder, spec.url
+        self._client = client_of(spec)
+        if (reason := why_not_batched(plain, [])) is not None:
             raise EngineError(
-                f"{self.url} does not say by hashes which model it holds: expected `subvene serve --engine "
-                "transformers`; by another engine, experiments are not generated"
+                f"engine: {self.url}: its answers would not be those of an experiment: {reason}; "
+                "leave `engine` out"
             )
-        ((self.base, self.about),) = bases.items()
-        if differ := [name for name in ("model", "text") if self.about.get(name) != hashes[name]]:
+        self.held = holdings(spec)
+        about = self.held.about
+        if differ := [name for name in ("model", "text") if about.get(name) != hashes[name]]:
             raise EngineError(
-                f"{self.url} holds another model than `model:` declares (of other {' and '.join(differ)}: "
-                "weights, dtype, tokenizer or chat template); serve this one"
+                f"engine: {self.url} holds another model than `model:` declares (of other "
+                f"{' and '.join(differ)}: weights, dtype, tokenizer or chat template); serve this one"
             )
-        self._artifacts = {
-            about["sha256"]: _Held(name, tuple(about["interventions"]))
-            for name, about in listed.items()
-            if name != self.base
-        }
 
     @property
     def identity(self) -> dict[str, Json]:
-        """What units depend on: which engine it is, wherever it runs."""
-        return {"engine": {"server": self.about["engine"]}}
-
-    def _refuse_settings(self, plain: IntervenedModel) -> None:
-        if (reason := why_not_batched(plain, [])) is not None:
-            raise EngineError(
-                f"engine: {self.url}: its answers would not be those of an experiment: {reason}"
-            )
-
-    def _listed(self) -> dict[str, dict[str, Any]]:
-        try:
-            models = self._client.models.list().data
-        except openai.OpenAIError as error:
-            raise EngineError(f"engine: {self.url}: {error}; is `subvene serve` running there?") from error
-        return {model.id: (model.model_extra or {}).get("subvene") or {} for model in models}
+        """What units depend on: which engine it is, of which versions, wherever it runs."""
+        return {"engine": {"server": self.held.about["engine"], "versions": self.held.about["versions"]}}
 
     def check(self, m: IntervenedModel) -> None:
         """Find out whether the server holds what a model's interventions do.
@@ -104,12 +73,12 @@ class Remote:
         if not m.is_disabled:
             self._held(m)
 
-    def _held(self, m: IntervenedModel) -> _Held:
+    def _held(self, m: IntervenedModel) -> Held:
         if any(isinstance(one.strength, tuple) for one in m.spec.interventions):
             raise EngineError(f"engine: {self.url}: one strength a row is declared; a request has one")
         what = does(m, self._folder)
-        if (held := self._artifacts.get(what["sha256"])) is None:
-            names = ", ".join(one.name for one in self._artifacts.values()) or "none"
+        if (held := self.held.artifacts.get(what["sha256"])) is None:
+            names = ", ".join(one.name for one in self.held.artifacts.values()) or "none"
             raise EngineError(
                 f"engine: {self.url} holds no artifact that does what {', '.join(what['interventions'])} "
                 f"here does (all but names and strengths has to be alike); "
@@ -138,13 +107,11 @@ class Remote:
         told = [receipt for _, receipt in found if receipt is not None]
         return [rollout for rollout, _ in found], _together(told)
 
-    def _ask(
-        self, m: IntervenedModel, held: _Held | None, i: int, row: Row
-    ) -> tuple[Rollout, Receipt | None]:
+    def _ask(self, m: IntervenedModel, held: Held | None, i: int, row: Row) -> tuple[Rollout, Receipt | None]:
         wishes = None if held is None else [{"artifact": held.name, "strengths": _strengths(m, held, row)}]
         try:
             answer = self._client.completions.create(
-                model=self.base,
+                model=self.held.base,
                 prompt=list(row.prompt),
                 max_tokens=row.max_new_tokens,
                 temperature=row.temperature,
@@ -177,7 +144,7 @@ class Remote:
         return EngineError(f"engine: {self.url}: {said}") if kind is None else kind(said)
 
 
-def _strengths(m: IntervenedModel, held: _Held, row: Row) -> dict[str, float]:
+def _strengths(m: IntervenedModel, held: Held, row: Row) -> dict[str, float]:
     """By the server's names, what each intervention's strength is in a row."""
     found = {}
     for entry, theirs in zip(m.intervenable.entries, held.interventions, strict=True):

@@ -16,7 +16,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,15 +89,6 @@ class Rollout:
     ended: bool
     start: int
     text: str
-
-
-class Generate(Protocol):
-    """Generates rows' responses, as `rollouts` does, in this process or elsewhere."""
-
-    def __call__(
-        self, m: IntervenedModel, rows: Sequence[Row], *, batch_size: int = 64, description: str = "responses"
-    ) -> tuple[list[Rollout], list[Receipt]]:
-        """As `rollouts`."""
 
 
 def row_seed(*identity: Any) -> int:

@@ -16,9 +16,10 @@ from subvene.runner.edits.finite_points import SomeNotFinite, by_point, listed, 
 from subvene.runner.edits.receipt import merged
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Result, digest
+from subvene.runner.intervened.generate import Generate
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.own_sampling import OwnSampling
-from subvene.runner.intervened.rollouts import Generate, Row, rollouts, row_seed
+from subvene.runner.intervened.rollouts import Row, rollouts, row_seed
 from subvene.runner.judges import COHERENCE, Answer, Judge, scored, shows
 from subvene.specs import SamplingSpec
 

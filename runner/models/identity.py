@@ -214,6 +214,17 @@ class ExecutorManifest(TypedDict):
     gpus: NotRequired[float]
 
 
+class EngineManifest(TypedDict):
+    """The server that generated what a run measured, and what it said that it held, by hashes."""
+
+    url: str
+    engine: str
+    versions: dict[str, str]
+    model: str
+    text: str
+    artifacts: dict[str, str]
+
+
 class Manifest(TypedDict):
     """What there is to know about where the numbers of a run come from."""
 
@@ -222,6 +233,7 @@ class Manifest(TypedDict):
     environment: Environment
     git: GitState | None
     executor: NotRequired[ExecutorManifest]
+    engine: NotRequired[EngineManifest]
 
 
 class RunManifest(Manifest):

@@ -8,10 +8,22 @@ from typing import TYPE_CHECKING
 
 from subvene.runner.experiments.comparison.arms import Arms
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.specs import ConditionSpec, ExperimentSpec, points, variant
+from subvene.runner.models.identity import EngineManifest
+from subvene.specs import ConditionSpec, EngineSpec, ExperimentSpec, points, variant
 
 if TYPE_CHECKING:
     from subvene.runner.engines.remote import Remote
+
+
+def engine_manifest(spec: EngineSpec) -> EngineManifest:
+    """What the manifest says of the server; asked for before a model is loaded.
+
+    Raises:
+        EngineError: it does not answer, or does not say what it holds.
+    """
+    from subvene.runner.engines.holdings import holdings
+
+    return holdings(spec).manifest(spec.url)
 
 
 def engine_of(

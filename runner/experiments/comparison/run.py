@@ -19,10 +19,11 @@ from subvene.runner.data.truthfulqa.splits import is_of_split
 from subvene.runner.exchange.exports.checkpoint import check_bakeable
 from subvene.runner.experiments.choose import best_of, no_choice
 from subvene.runner.experiments.comparison.arms import Arm, Arms
-from subvene.runner.experiments.comparison.cells import Cell, file_name, held_out, in_words, without
+from subvene.runner.experiments.comparison.cells import Cell, held_out, in_words, without
 from subvene.runner.experiments.comparison.composing import CompositionMeasure
 from subvene.runner.experiments.comparison.composition import SECTION
-from subvene.runner.experiments.comparison.engine import engine_of
+from subvene.runner.experiments.comparison.engine import engine_manifest, engine_of
+from subvene.runner.experiments.comparison.keep import keep
 from subvene.runner.experiments.comparison.measures import (
     MEASURES,
     ConditionMeasure,
@@ -113,7 +114,10 @@ class Comparison:
             data[f"{declared.kind}_{of_kind[declared.kind]}"] = measure.data()
             of_kind[declared.kind] += 1
         judges = [about for _, measure in self.measures for about in measure.judge_identities()]
-        return run_manifest(dump_spec(self.spec), self.folder, data=data, judges=judges)
+        manifest = run_manifest(dump_spec(self.spec), self.folder, data=data, judges=judges)
+        if self.spec.engine is not None:
+            manifest["engine"] = engine_manifest(self.spec.engine)
+        return manifest
 
     def check(self) -> None:
         """Check every point of every condition against the model's sizes, and the data against the fits.
@@ -188,7 +192,7 @@ class Comparison:
         cells: list[Condition] = []
         fits: list[FitRecord] = []
         for cell, arm, measured in itertools.chain.from_iterable(tested):
-            kept = self._keep(cell, arm, arms, output, fits)
+            kept = keep(cell, arm, arms, output, fits)
             cells.append(self._record(cell, arm, measured, kept))
             if self.composition is not None:
                 self.composition.look(cell.condition.name, arm, arms)
@@ -387,23 +391,3 @@ class Comparison:
             counts={"questions": len(tested), "questions_seen_in_fit": len(tested & seen)},
             artifact=kept,
         )
-
-    def _keep(self, cell: Cell, arm: Arm, arms: Arms, output: Path, fits: list[FitRecord]) -> str | None:
-        """Save the arm as an artifact that can be loaded and shared, and keep what its fit found."""
-        if arm.variant is None or arm.bake:
-            return None
-        parts = (cell.condition.name, file_name(cell.point), f"seed{cell.seed}", f"fold{cell.fold}")
-        kept = f"artifacts/{'-'.join(filter(None, parts))}"
-        arms.compiled(arm.variant, arm.fitted).save_pretrained(output / kept)
-        if arm.fitted is not None:
-            fits.append(
-                FitRecord(
-                    condition=cell.condition.name,
-                    point=cell.point,
-                    seed=cell.seed,
-                    fold=cell.fold,
-                    artifact=kept,
-                    provenance=arm.fitted.provenance,
-                )
-            )
-        return kept

@@ -22,7 +22,7 @@ from subvene.runner.engines.fingerprints import does
 from subvene.runner.engines.http import server
 from subvene.runner.engines.in_process import InProcess, Sampling
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.models.identity import model_sha256, reading_sha256
+from subvene.runner.models.identity import model_sha256, reading_sha256, versions
 
 ASK: dict[str, Any] = {
     "messages": [{"role": "user", "content": "how are you ?"}],
@@ -123,6 +123,7 @@ def test_the_list_of_models_says_what_they_are(client: openai.OpenAI, cheerful: 
     base, glad, heads = (model.model_extra["subvene"] for model in client.models.list())
     assert base == {
         "engine": "transformers",
+        "versions": versions(),
         "model": model_sha256(cheerful.model),
         "text": reading_sha256(cheerful.model, cheerful.tokenizer),
     }

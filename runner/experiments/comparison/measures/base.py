@@ -19,8 +19,8 @@ from subvene.runner.experiments.comparison.arms import Arm, Arms, Fits
 from subvene.runner.experiments.results import Condition, Item, JudgeRecord, Metric, QuestionText
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Ledger, Result, digest
+from subvene.runner.intervened.generate import Generate
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.intervened.rollouts import Generate
 from subvene.runner.judges import Identity, JudgeError
 from subvene.runner.measures.missing import missing_in_words
 from subvene.specs import SubveneError

@@ -10,9 +10,10 @@ from subvene.runner.experiments.comparison.measures.base import Measured, OneUni
 from subvene.runner.experiments.results import Item, QuestionText
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import digest
+from subvene.runner.intervened.generate import Generate
 from subvene.runner.intervened.measured import measured_options
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.intervened.rollouts import Generate, Row
+from subvene.runner.intervened.rollouts import Row
 from subvene.runner.models.generation import answer_ends
 from subvene.specs import SamplesSpec
 

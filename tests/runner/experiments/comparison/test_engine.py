@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,13 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from counting_judge import Counting, install
+from small_experiments import TRAIT
 from tiny_model import WIDTH, write_tiny_model
+from typer.testing import CliRunner
 
 from subvene.runner import IntervenedModel, Results, run_experiment
+from subvene.runner.cli.app import app
+from subvene.runner.edits.receipt import NotSteeredError
 from subvene.runner.engines.errors import EngineError
 from subvene.runner.engines.http import server
 from subvene.runner.engines.in_process import InProcess
-from subvene.specs import SpecError, load_spec
+from subvene.runner.experiments.on_ray import RayExecutor
+from subvene.specs import SpecError, SubveneError, load_spec
 
 KEY = "secret"
 EXPERIMENT = """\
@@ -24,14 +31,15 @@ model: {{name: {model}, dtype: float32}}
 {engine}
 interventions:
 - {{kind: steering, name: other, layer: {layer}, vector: {{key: v, file: {tensors}}}, coefficient: 3,
-   positions: response}}
+   positions: {positions}}}
 conditions:
 - {{name: baseline, interventions: []}}
 - {{name: steered, sweep: {{other.coefficient: [-4, 4]}}}}
-evaluate:
+{chosen}evaluate:
 - {{kind: samples, prompts: [how are you, hello world], max_new_tokens: 6}}
 {more}
 """
+DEFAULTS = {"layer": 1, "more": "", "chosen": "", "positions": "response"}
 Write = Callable[..., Path]
 
 
@@ -39,7 +47,7 @@ Write = Callable[..., Path]
 def held(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("engine")
     base = write_tiny_model(folder / "model", eos_token_id=2)
-    spec = {
+    spec: dict[str, Any] = {
         "subvene": 1,
         "model": {"name": str(base), "dtype": "float32"},
         "interventions": [
@@ -50,13 +58,20 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     vector = torch.randn(WIDTH, generator=torch.Generator().manual_seed(0))
     m = IntervenedModel.from_spec(spec, tensors={"v.block_output[1]": vector, "v.block_output[0]": vector})
     m.save_pretrained(folder / "cheerful")
+    spec["interventions"][0]["positions"] = {"indices": [40], "of": "response"}
+    late = IntervenedModel.from_spec(spec, tensors={"v.block_output[1]": vector, "v.block_output[0]": vector})
+    late.save_pretrained(folder / "late")
     (tensors,) = (folder / "cheerful").glob("*.safetensors")
-    return {"model": base, "tensors": tensors, "artifact": folder / "cheerful"}
+    return {
+        "model": base,
+        "tensors": tensors,
+        "artifacts": {name: folder / name for name in ("cheerful", "late")},
+    }
 
 
 @pytest.fixture(scope="module")
 def url(held: dict[str, Any]) -> Iterator[str]:
-    listening = server(InProcess.load({"cheerful": held["artifact"]}), "127.0.0.1", 0, KEY)
+    listening = server(InProcess.load(held["artifacts"]), "127.0.0.1", 0, KEY)
     thread = threading.Thread(target=listening.serve_forever, args=(0.05,))
     thread.start()
     yield f"http://127.0.0.1:{listening.server_address[1]}/v1"
@@ -69,33 +84,82 @@ def url(held: dict[str, Any]) -> Iterator[str]:
 def made(held: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     monkeypatch.setenv("SUBVENE_API_KEY", KEY)
 
-    def make(engine: str = "", *, layer: int = 1, more: str = "", **fields: Any) -> Path:
+    def make(engine: str = "", **fields: Any) -> Path:
         path = tmp_path / f"{'served' if engine else 'here'}.yaml"
-        path.write_text(EXPERIMENT.format(**{**held, **fields}, engine=engine, layer=layer, more=more))
+        path.write_text(EXPERIMENT.format(**{**held, **DEFAULTS, **fields}, engine=engine))
         return path
 
     return make
 
 
+SCORES = """\
+- {kind: trait_scores, traits: [{name: early, file: early.json}], validation: 2,
+   sampling: {max_new_tokens: 6, temperature: 0}}
+"""
+CHOSEN = "- {name: chosen, sweep: {other.coefficient: [-4, 4]}, choose: {by: early_score}}\n"
+
+
 def measured(results: Results) -> list[Any]:
     return [
-        (cell.name, cell.point, [(item.key, item.text) for item in cell.items]) for cell in results.conditions
+        (cell.name, cell.point, cell.metrics, [(item.key, item.text, item.tokens) for item in cell.items])
+        for cell in results.conditions
     ]
 
 
-def test_a_server_gives_what_this_process_gives(made: Write, url: str, tmp_path: Path) -> None:
-    here = run_experiment(made(), output=tmp_path / "here").results
-    served = run_experiment(made(f"engine: {{url: '{url}'}}"), output=tmp_path / "served").results
+def same_receipts(served: list[Any], here: list[Any]) -> None:
+    """Alike but for the number of calls, which is that of batches, and for rounding by their shapes."""
+    assert len(served) == len(here)
+    for theirs, own in zip(served, here, strict=True):
+        assert theirs.pop("calls") >= own.pop("calls")
+        for name in ("mean_relative", "max_relative"):
+            assert theirs.pop(name) == pytest.approx(own.pop(name), rel=1e-5)
+        assert theirs == own
+
+
+def test_a_server_gives_what_this_process_gives(
+    made: Write, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(Counting(), monkeypatch)
+    (tmp_path / "early.json").write_text(json.dumps(TRAIT))
+    here = run_experiment(made(more=SCORES, chosen=CHOSEN), output=tmp_path / "here").results
+    path = made(f"engine: {{url: '{url}'}}", more=SCORES, chosen=CHOSEN)
+    result = run_experiment(path, output=tmp_path / "served")
+    served = result.results
     assert measured(served) == measured(here)
-    assert len({str(texts) for _, _, texts in measured(served)}) == 3
+    assert [choice.chosen for choice in served.choices] == [choice.chosen for choice in here.choices]
+    assert len({str(items) for *_, items in measured(served)}) == 3
     for mine, theirs in zip(here.conditions, served.conditions, strict=True):
-        assert theirs.units != mine.units
-        for one, other in zip(mine.receipts["samples"], theirs.receipts["samples"], strict=True):
-            same = ("name", "edited", "changed", "rows", "rows_edited", "strengths", "first", "last")
-            assert {k: list(v) if isinstance(v, tuple) else v for k, v in other.items() if k in same} == {
-                k: one[k] for k in same
-            }
-            assert other["mean_relative"] == pytest.approx(one["mean_relative"], rel=1e-5)
+        assert all(mine.units[name] != theirs.units[name] for name in ("samples", "early_responses"))
+        assert mine.receipts.keys() == theirs.receipts.keys()
+        for name, receipts in mine.receipts.items():
+            same_receipts(theirs.receipts[name], receipts)
+    said = served.manifest["engine"]
+    assert (said["url"], said["engine"], list(said["artifacts"])) == (
+        url,
+        "transformers",
+        ["cheerful", "late"],
+    )
+    assert url in (result.output / "report.html").read_text()
+    assert "engine" not in here.manifest
+
+
+def test_run_takes_the_engine_as_an_option(made: Write, url: str, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    result = CliRunner().invoke(app, ["run", str(made()), "-o", str(output), "--engine", url])
+    assert result.exit_code == 0, result.output
+    assert Results.load(output).manifest["engine"]["url"] == url
+    assert f"url: {url}" in (output / "experiment.yaml").read_text().replace("'", "").replace('"', "")
+    refused = CliRunner().invoke(app, ["run", str(made()), "-o", str(tmp_path / "x"), "--engine", "here"])
+    assert refused.exit_code != 0
+    assert "engine.url: expected the URL of a running `subvene serve`" in refused.output
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_request_that_was_not_steered_fails_its_unit(made: Write, url: str, tmp_path: Path) -> None:
+    path = made(f"engine: {{url: '{url}'}}", positions="{indices: [40], of: response}")
+    with pytest.raises(NotSteeredError, match="no position of this run matches"):
+        run_experiment(path, output=tmp_path / "run")
+    assert not (tmp_path / "run" / "results.json").exists()
 
 
 def test_what_the_server_does_not_hold_is_refused(
@@ -105,6 +169,10 @@ def test_what_the_server_does_not_hold_is_refused(
     with pytest.raises(EngineError, match="holds no artifact that does what other here does"):
         run_experiment(made(engine, layer=0), output=tmp_path / "layer")
     other = write_tiny_model(tmp_path / "other", intermediate_size=24, eos_token_id=2)
+    with pytest.raises(SubveneError, match="does the units of work; run it without --executor"):
+        run_experiment(made(engine), output=tmp_path / "ray", executor=RayExecutor(None, 1, 0))
+    with pytest.raises(EngineError, match="is `subvene serve` running there"):
+        run_experiment(made("engine: {url: 'http://127.0.0.1:9/v1'}"), output=tmp_path / "nobody")
     with pytest.raises(EngineError, match="holds another model"):
         run_experiment(made(engine, model=other), output=tmp_path / "model")
     monkeypatch.delenv("SUBVENE_API_KEY")
@@ -115,6 +183,10 @@ def test_what_the_server_does_not_hold_is_refused(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        ("- {kind: trait_scores, traits: [{name: a, file: a.json}], sampling: model}",
+         "asks for no settings"),
+        ("- {kind: trait_scores, traits: [{name: a, file: a.json}], "
+         "projection: {vector: {key: v, file: t.safetensors}, layer: 1}}", "gives no activations"),
         ("- {kind: divergence, texts: {file: t.txt}}", "does nothing else"),
         ("fit: {recipe: mean_difference, key: w, pairs: {texts: [{prompt: a, positive: b, negative: c}]}}",
          "serve its artifact"),
