@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from counting_judge import Counting, install
-from small_experiments import TRAIT
+from small_experiments import TRAIT, Scripted
 from tiny_model import WIDTH, write_tiny_model
 from typer.testing import CliRunner
 
@@ -71,10 +73,15 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def url(held: dict[str, Any]) -> Iterator[str]:
-    listening = server(InProcess.load(held["artifacts"]), "127.0.0.1", 0, KEY)
+    with running(server(InProcess.load(held["artifacts"]), "127.0.0.1", 0, KEY)) as address:
+        yield f"{address}/v1"
+
+
+@contextmanager
+def running(listening: ThreadingHTTPServer) -> Iterator[str]:
     thread = threading.Thread(target=listening.serve_forever, args=(0.05,))
     thread.start()
-    yield f"http://127.0.0.1:{listening.server_address[1]}/v1"
+    yield f"http://127.0.0.1:{listening.server_address[1]}"
     listening.shutdown()
     listening.server_close()
     thread.join()
@@ -173,6 +180,9 @@ def test_what_the_server_does_not_hold_is_refused(
         run_experiment(made(engine), output=tmp_path / "ray", executor=RayExecutor(None, 1, 0))
     with pytest.raises(EngineError, match="is `subvene serve` running there"):
         run_experiment(made("engine: {url: 'http://127.0.0.1:9/v1'}"), output=tmp_path / "nobody")
+    silent = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
+    with running(silent) as address, pytest.raises(EngineError, match="does not say by hashes"):
+        run_experiment(made(f"engine: {{url: '{address}/v1'}}"), output=tmp_path / "kind")
     with pytest.raises(EngineError, match="holds another model"):
         run_experiment(made(engine, model=other), output=tmp_path / "model")
     monkeypatch.delenv("SUBVENE_API_KEY")
