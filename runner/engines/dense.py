@@ -111,7 +111,7 @@ class DenseSite(nn.Module):
         chosen = scale.index_select(1, self.cell.flatten()).view(len(h), self.depth, -1)
         acts = (chosen != 0).flatten(1).any(-1, keepdim=True)
         if not self.reads:  # what is constant commutes
-            return chosen.sum(1) @ self.b, acts
+            return (chosen.sum(1) if self.depth > 1 else chosen[:, 0]) @ self.b, acts
         wide = h.float()
         total = (chosen[:, 0] * self._factors(wide)) @ self.b
         for stage in range(1, self.depth):

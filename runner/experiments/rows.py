@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 
 from subvene.runner.experiments.results import Condition, Metric, Point
 
+_ONLY_WHERE_ASKED = {"true_second": "True (2nd judge)", "info_second": "Info (2nd judge)"}
+
 
 class _Titles(dict[str, str]):
     """What tables call metrics; one that is not listed, such as a trait's score, by its name."""
 
     def __missing__(self, metric: str) -> str:
-        return metric.replace("_", " ")
+        return _ONLY_WHERE_ASKED.get(metric, metric.replace("_", " "))
 
 
 METRICS: dict[str, str] = _Titles(
@@ -27,8 +29,6 @@ METRICS: dict[str, str] = _Titles(
         "mc3": "MC3",
         "ce": "CE",
         "kl": "KL",
-        "true_second": "True (2nd judge)",
-        "info_second": "Info (2nd judge)",
     }
 )
 """What is measured, in the order of the table, and what the table calls it; others stand behind these."""

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from subvene.runner import ArtifactError as ArtifactError
+    from subvene.runner import CacheError as CacheError
+    from subvene.runner import ConcurrentRunError as ConcurrentRunError
     from subvene.runner import ExportError as ExportError
     from subvene.runner import HubError as HubError
     from subvene.runner import IntervenedModel as IntervenedModel
@@ -35,9 +37,11 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_OF_SPECS = ("ExperimentSpec", "InterventionSpec", "SpecError", "SubveneError", "json_schema", "load_spec")
+# Written out, not taken from `runner.__all__`: who needs specs or classes alone must not load the runner.
 _OF_RUNNER = (
     "ArtifactError",
+    "CacheError",
+    "ConcurrentRunError",
     "ExportError",
     "HubError",
     "IntervenedModel",
@@ -51,6 +55,7 @@ _OF_RUNNER = (
     "load_model",
     "run_experiment",
 )
+_OF_SPECS = ("ExperimentSpec", "InterventionSpec", "SpecError", "SubveneError", "json_schema", "load_spec")
 _PARTS = ("interventions", "runner", "specs")
 
 __all__ = [

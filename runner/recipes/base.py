@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -46,6 +46,21 @@ class Reach:
     layers: frozenset[int] | None = None
     heads: Mapping[int, frozenset[int]] | None = None
     kinds: frozenset[str] | None = None
+
+
+def layers_of(layers: Literal["all"] | Sequence[int], sizes: Sizes) -> tuple[int, ...]:
+    """The layers that a recipe reads, in order.
+
+    Raises:
+        CompileError: the model has no such layer.
+    """
+    if layers == "all":
+        return tuple(range(sizes.n_layers))
+    if max(layers) >= sizes.n_layers:
+        raise CompileError(
+            f"fit.layers: expected layers from 0 to {sizes.n_layers - 1} for this model, found {max(layers)}"
+        )
+    return tuple(sorted(layers))
 
 
 def listed_heads(

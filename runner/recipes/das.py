@@ -38,7 +38,7 @@ from subvene.runner.files.progress import track
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.passes.interchange import Interchanges
 from subvene.runner.passes.swaps import LayerSwaps
-from subvene.runner.recipes.base import Fitted, Reach, Recipe
+from subvene.runner.recipes.base import Fitted, Reach, Recipe, layers_of
 from subvene.runner.training.passes import frozen
 from subvene.runner.training.rotations import TrainedCell, train_cells
 from subvene.specs.recipes.das import DASSpec
@@ -146,11 +146,6 @@ def _where(tokens: Sequence[CounterfactualTokens], name: str, i: int) -> str:
     return f"{tokens[i].row.where}: {name}"
 
 
-def layers_of(spec: DASSpec, sizes: Sizes) -> tuple[int, ...]:
-    """The layers of the grid."""
-    return tuple(range(sizes.n_layers)) if spec.layers == "all" else tuple(sorted(spec.layers))
-
-
 def pass_tokens_of(spec: DASSpec, model: Any) -> int:
     """Most tokens of a pass."""
     return spec.pass_tokens or _PASS_TOKENS.get(model.device.type, _PASS_TOKENS_ELSEWHERE)
@@ -172,7 +167,7 @@ def fit_das(
         Of each cell its state, `{key}.{site}[{layer}].{place}.rotation` and what else its class has, and how
         they came about.
     """
-    layers = layers_of(spec, anatomy.sizes)
+    layers = layers_of(spec.layers, anatomy.sizes)
     with frozen(cast(Any, anatomy.model)):
         # 1. Bases and sources, run once; what reaches each layer is kept.
         made = prepared(spec, data, anatomy, tokenizer, seed)
@@ -295,11 +290,7 @@ def _check(spec: DASSpec, data: Sequence[Counterfactual], seed: int) -> None:
 
 
 def _reach(spec: DASSpec, sizes: Sizes) -> Reach:
-    layers = layers_of(spec, sizes)
-    if layers[-1] >= sizes.n_layers:
-        raise CompileError(
-            f"fit.layers: expected layers from 0 to {sizes.n_layers - 1} for this model, found {layers[-1]}"
-        )
+    layers = layers_of(spec.layers, sizes)
     width = sizes.site_width(spec.site)
     if spec.swapped > width:
         raise CompileError(

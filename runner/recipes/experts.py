@@ -22,11 +22,10 @@ from subvene.interventions import Sizes
 from subvene.runner.data.limits import refuse_beyond_context
 from subvene.runner.data.span import Text
 from subvene.runner.data.text import by_length, pad, pad_id_of
-from subvene.runner.edits.compile import CompileError
 from subvene.runner.files.progress import track
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.passes.activations import forward_reading
-from subvene.runner.recipes.base import Fitted, Reach, Recipe
+from subvene.runner.recipes.base import Fitted, Reach, Recipe, layers_of
 from subvene.runner.recipes.mean_difference import pairs_sha256, read_declared, read_given, sides_of, text_of
 from subvene.specs import ContrastSystems, ContrastTexts, ExpertsSpec, SubveneError, tensor_name
 
@@ -99,7 +98,7 @@ def fit_experts(
     whole = list(sides_of(pairs, tokenizer))
     texts = [text_of(*side, spec) for side in whole]
     refuse_beyond_context(anatomy.model, [len(text.ids) for text in texts], lambda i: repr(whole[i][2][:60]))
-    layers = list(range(anatomy.sizes.n_layers)) if spec.layers == "all" else sorted(spec.layers)
+    layers = layers_of(spec.layers, anatomy.sizes)
     pooled = max_pooled(anatomy, spec, layers, texts, pad_id_of(tokenizer))
     # Positive and negative texts stand in turn.
     aurocs = {layer: auroc(pooled[layer][::2], pooled[layer][1::2]) for layer in layers}
@@ -134,12 +133,7 @@ def _check(spec: ExpertsSpec, pairs: ContrastTexts | ContrastSystems, seed: int)
 
 
 def _reach(spec: ExpertsSpec, sizes: Sizes) -> Reach:
-    layers = range(sizes.n_layers) if spec.layers == "all" else spec.layers
-    if max(layers) >= sizes.n_layers:
-        raise CompileError(
-            f"fit.layers: expected layers from 0 to {sizes.n_layers - 1} for this model, found {max(layers)}"
-        )
-    return Reach(spec.site, frozenset(layers), kinds=frozenset({"scaling"}))
+    return Reach(spec.site, frozenset(layers_of(spec.layers, sizes)), kinds=frozenset({"scaling"}))
 
 
 def _fit(

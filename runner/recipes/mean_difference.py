@@ -20,10 +20,9 @@ from subvene.runner.data.contrast_pairs import read_pairs
 from subvene.runner.data.limits import refuse_beyond_context
 from subvene.runner.data.span import Text
 from subvene.runner.data.text import pad_id_of, prompt_ids, raw_ids, reply_ids
-from subvene.runner.edits.compile import CompileError
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.passes.activations import weighted_sums
-from subvene.runner.recipes.base import Fitted, Reach, Recipe
+from subvene.runner.recipes.base import Fitted, Reach, Recipe, layers_of
 from subvene.specs import (
     ContrastSystems,
     ContrastTexts,
@@ -59,7 +58,7 @@ def fit_mean_difference(
     # 2. One forward pass over all of them; a positive text adds to the sum, a negative one subtracts.
     n_pairs = len(sides) // 2
     weights = [sign / n_pairs for _ in range(n_pairs) for sign in (1.0, -1.0)]
-    layers = list(range(anatomy.sizes.n_layers)) if spec.layers == "all" else sorted(spec.layers)
+    layers = layers_of(spec.layers, anatomy.sizes)
     sums = weighted_sums(
         anatomy,
         spec.site,
@@ -180,14 +179,7 @@ def _check(spec: MeanDifferenceSpec, pairs: ContrastTexts | ContrastSystems, see
 
 
 def _reach(spec: MeanDifferenceSpec, sizes: Sizes) -> Reach:
-    if spec.layers == "all":
-        return Reach(spec.site, frozenset(range(sizes.n_layers)))
-    if max(spec.layers) >= sizes.n_layers:
-        raise CompileError(
-            f"fit.layers: expected layers from 0 to {sizes.n_layers - 1} for this model, "
-            f"found {max(spec.layers)}"
-        )
-    return Reach(spec.site, frozenset(spec.layers))
+    return Reach(spec.site, frozenset(layers_of(spec.layers, sizes)))
 
 
 def _fit(

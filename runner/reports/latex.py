@@ -35,6 +35,7 @@ _MATHS = {
     "Σ": r"\Sigma",
     "α": r"\alpha",
     "β": r"\beta",
+    "κ": r"\kappa",
     "π": r"\pi",
     "ρ": r"\rho",
     "σ": r"\sigma",

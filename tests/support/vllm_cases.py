@@ -49,7 +49,7 @@ def ref(key: str) -> dict[str, str]:
 
 def kinds(width: int = WIDTH, heads: int = HEADS, head_dim: int = HEAD_DIM) -> dict[str, Any]:
     """Every kind, and every site, that columns can say."""
-    steering = {"kind": "steering", "vector": ref("v")}
+    steering, affine = {"kind": "steering", "vector": ref("v")}, {"kind": "affine", "map": ref("map")}
     return {
         "steering": steering | {"layer": 1, "coefficient": 1.5},
         "mlp": steering | {"layer": 0, "coefficient": 0.5, "site": "mlp_output"},
@@ -76,6 +76,17 @@ def kinds(width: int = WIDTH, heads: int = HEADS, head_dim: int = HEAD_DIM) -> d
         },
         "ablation": {"kind": "ablation", "layer": 2, "direction": ref("v")},
         "capping": {"kind": "capping", "layer": 1, "direction": ref("v"), "max": 0.2, "min": -0.2},
+        "scaling": {
+            "kind": "scaling",
+            "layer": 2,
+            "site": "attention_heads",
+            "heads": [1, heads - 1],
+            "gain": 0.25,
+        },
+        "gains": {"kind": "scaling", "layer": 0, "site": "block_output", "gains": ref("gains")},
+        "low_rank_map": affine | {"layer": 2, "form": "low_rank", "rank": 2},
+        "diagonal_map": affine | {"layer": 1, "site": "mlp_output", "form": "diagonal"},
+        "dense_map": affine | {"layer": 0, "site": "attention_output", "strength": 0.5},
     }
 
 
@@ -89,6 +100,14 @@ def tensors(width: int = WIDTH, heads: int = HEADS, head_dim: int = HEAD_DIM) ->
         "sure.attention_heads[1].probe_bias": draw(heads, seed=6),
         "edit.attention_heads[1].a": 0.2 * draw(2, heads * head_dim, seed=7),
         "edit.attention_heads[1].b": 0.2 * draw(2, heads * head_dim, seed=8),
+        "gains.block_output[0]": 1 + 0.2 * draw(width, seed=20),
+        "map.block_output[2].a": 0.2 * draw(2, width, seed=21),
+        "map.block_output[2].b": 0.2 * draw(2, width, seed=22),
+        "map.block_output[2].bias": 0.2 * draw(width, seed=23),
+        "map.mlp_output[1].weight": 1 + 0.2 * draw(width, seed=24),
+        "map.mlp_output[1].bias": 0.2 * draw(width, seed=25),
+        "map.attention_output[0].weight": 0.1 * draw(width, width, seed=26),
+        "map.attention_output[0].bias": 0.2 * draw(width, seed=27),
     }
     written = torch.tensor([h in (0, heads - 1) for h in range(heads)]).repeat_interleave(head_dim)
     made["edit.attention_heads[1].b"] *= written

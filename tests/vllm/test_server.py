@@ -12,10 +12,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
+from serve_examples import check_examples
 from vllm_cases import TOKENS, Job, prompt
 
 KEY = "secret"
@@ -193,11 +193,5 @@ def test_counters_stand_beside_vllms_own(url: str, client: Any) -> None:
     assert "vllm:" in text
 
 
-def test_the_example_runs(url: str, reference: Any) -> None:
-    script = Path(__file__).parents[2] / "examples/serve/sweep.py"
-    environment = os.environ | {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": KEY}
-    done = subprocess.run(
-        [sys.executable, script, "steering"], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("edited {'prompt'") == 3
+def test_the_examples_run(url: str) -> None:
+    check_examples(url, KEY, "steering")

@@ -141,20 +141,24 @@ class SiteEdit(nn.Module):
     def _measure(
         self, stream: torch.Tensor, delta: torch.Tensor, acts: torch.Tensor, changed: torch.Tensor
     ) -> None:
-        sums = torch.cat(
-            [
-                delta.square().sum(-1, keepdim=True),
-                stream.float().square().sum(-1, keepdim=True),
-                changed.float(),
-            ],
-            dim=-1,
-        )
-        if self.dense.reduce is not None:
-            sums = self.dense.reduce(sums)
-        # As the runner under transformers measures it.
-        ratio = (sums[:, :1] / sums[:, 1:2].clamp_min(1e-24)).sqrt()
-        told = torch.cat([torch.ones_like(ratio), (sums[:, 2:] > 0).float(), ratio], dim=-1)
-        self.seen.index_add_(0, self.slot[: len(stream)], torch.where(acts, told, torch.zeros_like(told)))
+        if self.dense.reduce is None:
+            sizes = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
+            # As the runner under transformers measures it.
+            ratio = sizes / torch.linalg.vector_norm(
+                stream, dim=-1, keepdim=True, dtype=torch.float32
+            ).clamp_min_(1e-12)
+        else:
+            ratio, changed = self._over_ranks(stream, delta, changed, self.dense.reduce)
+        told = torch.cat([acts, changed, ratio], dim=-1)
+        self.seen.index_add_(0, self.slot[: len(stream)], torch.where(acts, told, 0.0))
+
+    @staticmethod
+    def _over_ranks(
+        stream: torch.Tensor, delta: torch.Tensor, changed: torch.Tensor, reduce: Reduce
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        squares = [part.float().square().sum(-1, keepdim=True) for part in (delta, stream)]
+        sums = reduce(torch.cat([*squares, changed.float()], dim=-1))
+        return (sums[:, :1] / sums[:, 1:2].clamp_min(1e-24)).sqrt(), sums[:, 2:] > 0
 
 
 def install(
@@ -211,8 +215,8 @@ def _check_heads(block: nn.Module, layout: Layout, width: int, name: str) -> Non
 
 def _attach(block: nn.Module, layout: Layout, site: str, edit: SiteEdit) -> None:
     where, hook = _place(block, layout, site)
-    # A submodule, so that dynamo finds its buffers where it looks for them.
-    where.add_module(f"{NAME}_{site}", edit)
+    # A submodule, so that dynamo finds its buffers where it looks for them. No module has two sites.
+    where.add_module(NAME, edit)
     if hook is _before:
         where.register_forward_pre_hook(_before)
     else:
@@ -222,50 +226,31 @@ def _attach(block: nn.Module, layout: Layout, site: str, edit: SiteEdit) -> None
 def _place(block: nn.Module, layout: Layout, site: str) -> tuple[nn.Module, Callable[..., Any]]:
     match site:
         case "block_output":
-            return block, _block if layout.pair else _block_alone
+            return block, _after_pair if layout.pair else _after
         case "attention_output":
-            return block.get_submodule(layout.attention), _attention
+            return block.get_submodule(layout.attention), _after
         case "mlp_output":
-            return block.get_submodule(layout.mlp), _mlp
+            return block.get_submodule(layout.mlp), _after
         case "attention_heads" if layout.core is None:
             return block.get_submodule(f"{layout.attention}.o_proj"), _before
         case "attention_heads":
             # Not the projection itself: LoRA puts another module into its place.
-            return block.get_submodule(f"{layout.attention}.{layout.core}"), _heads
+            return block.get_submodule(f"{layout.attention}.{layout.core}"), _after
     raise EngineError(f"{site}: this engine does not know this site")
 
 
-def _block(module: Any, _: Any, output: Any) -> Any:
-    edit = module.subvene_site_block_output
-    if edit.is_idle():
-        return None
-    return (edit(output[0], output[1]), *output[1:])
-
-
-def _block_alone(module: Any, _: Any, output: Any) -> Any:
-    edit = module.subvene_site_block_output
-    return None if edit.is_idle() else _first(edit, output)
-
-
-def _attention(module: Any, _: Any, output: Any) -> Any:
-    edit = module.subvene_site_attention_output
-    return None if edit.is_idle() else _first(edit, output)
-
-
-def _mlp(module: Any, _: Any, output: Any) -> Any:
-    edit = module.subvene_site_mlp_output
-    return None if edit.is_idle() else _first(edit, output)
-
-
-def _heads(module: Any, _: Any, output: Any) -> Any:
-    edit = module.subvene_site_attention_heads
-    return None if edit.is_idle() else _first(edit, output)
-
-
 def _before(module: Any, args: Any) -> Any:
-    edit = module.subvene_site_attention_heads
+    edit = module.subvene_site
     return None if edit.is_idle() else (edit(args[0]), *args[1:])
 
 
-def _first(edit: SiteEdit, output: Any) -> Any:
+def _after(module: Any, _: Any, output: Any) -> Any:
+    edit = module.subvene_site
+    if edit.is_idle():
+        return None
     return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+
+
+def _after_pair(module: Any, _: Any, output: Any) -> Any:
+    edit = module.subvene_site
+    return None if edit.is_idle() else (edit(output[0], output[1]), *output[1:])

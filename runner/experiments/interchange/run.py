@@ -28,7 +28,8 @@ from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.models.identity import Manifest, run_manifest
 from subvene.runner.passes.swaps import LayerSwaps
 from subvene.runner.recipes import RECIPES
-from subvene.runner.recipes.das import Prepared, layers_of, prepared
+from subvene.runner.recipes.base import layers_of
+from subvene.runner.recipes.das import Prepared, prepared
 from subvene.runner.recipes.fitting import check_reach
 from subvene.runner.training.passes import frozen
 from subvene.runner.training.rotations import edit_of, options_of
@@ -80,7 +81,7 @@ class Interchange:
 
     def units(self) -> int:
         """Layers of all grids."""
-        return sum(len(layers_of(recipe, self.sizes)) for recipe in self.measured)
+        return sum(len(layers_of(recipe.layers, self.sizes)) for recipe in self.measured)
 
     def run(
         self, model: transformers.PreTrainedModel, tokenizer: Any, ledger: Ledger, output: Path
@@ -166,7 +167,7 @@ class _Entry:
 
     def grid(self, ledger: Ledger, step: Step) -> Grid:
         """Every layer, trained and measured now or before."""
-        layers = layers_of(self.recipe, self.made.runs.anatomy.sizes)
+        layers = layers_of(self.recipe.layers, self.made.runs.anatomy.sizes)
         kept = {layer: self.fits.kept(layer) for layer in layers}
         units = {layer: self._unit(layer, one[1]) for layer, one in kept.items() if one is not None}
         missing = [layer for layer in layers if layer not in units or not ledger.has(units[layer])]

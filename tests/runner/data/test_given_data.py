@@ -49,6 +49,12 @@ CASES = {
         PREFERENCES,
         "rows.jsonl",
     ),
+    "experts": (
+        "fit: {recipe: experts, key: k, pairs: {file: rows.jsonl}}\n"
+        "interventions: [{kind: scaling, gains: {key: k}}]\n",
+        PAIRS,
+        "rows.jsonl",
+    ),
     "localized_edit of TruthfulQA": (
         "fit: {recipe: localized_edit, key: k, data: {truthfulqa: {file: rows.csv}}, heads: {rule: random, "
         "k: 2}, epochs: 1}\n" + EDIT,

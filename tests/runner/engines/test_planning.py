@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_artifacts import EVERY_KIND, STEERING, TENSORS, llama, ref, spec_of
+from tiny_artifacts import EVERY_KIND, STEERING, TENSORS, WIDTH, llama, ref, spec_of
 
 from subvene.interventions import Sizes, Tokens
 from subvene.interventions.positions import parse_positions
@@ -25,6 +25,7 @@ from subvene.runner.intervened.model import IntervenedModel
 
 CAP = {"kind": "capping", "layer": 1, "direction": ref("v"), "max": 0.1, "min": -0.1}
 ABLATION = {"kind": "ablation", "layer": 1, "direction": ref("v")}
+PLANE = {f"plane.block_output[1].{part}": torch.eye(WIDTH)[i] for i, part in enumerate(("first", "second"))}
 
 
 def served(folder: Path, name: str, *interventions: dict[str, Any]) -> ServedArtifact:
@@ -32,7 +33,7 @@ def served(folder: Path, name: str, *interventions: dict[str, Any]) -> ServedArt
         {k: {"key": v["key"]} if isinstance(v, dict) and "file" in v else v for k, v in i.items()}
         for i in interventions
     ]
-    m = IntervenedModel.from_spec(spec_of(*own), model=llama(), tensors=TENSORS)
+    m = IntervenedModel.from_spec(spec_of(*own), model=llama(), tensors=TENSORS | PLANE)
     read = artifact.read(m.save_pretrained(folder / name))
     sizes = read.sizes
     assert isinstance(sizes, Sizes)
@@ -88,6 +89,21 @@ def test_what_is_no_column_is_refused_with_the_reason(tmp_path: Path) -> None:
     assert "interventions[0] (pyvene)" in str(refused.value)
     assert "does not say what it adds as columns" in str(refused.value)
     assert "an engine knows the sites" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        ({"kind": "rotation", "layer": 1, "plane": ref("plane"), "angle": 90}, "columns"),
+        ({**STEERING, "preserve_norm": True}, "columns"),
+        ({"kind": "scaling", "layer": 1, "neurons": [0], "gain": 0.5}, "mlp_neurons"),
+    ],
+)
+def test_what_turns_or_rescales_is_refused_by_its_kind(
+    tmp_path: Path, declared: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(EngineError, match=rf"interventions\[0\] \({declared['kind']}\): .*{words}"):
+        served(tmp_path, "no", declared)
 
 
 @pytest.fixture(scope="module")

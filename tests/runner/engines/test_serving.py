@@ -13,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 import torch
+from serve_examples import check_examples
 from tiny_model import HEADS, WIDTH, write_tiny_model
 
 from subvene.runner.data.text import prompt_ids
@@ -102,6 +103,10 @@ def test_artifacts_are_models(client: openai.OpenAI, cheerful: IntervenedModel) 
     assert answers == {s: expected(cheerful, s) for s in answers}
     assert len(set(answers.values())) > 1
     assert text(client.chat.completions.create(model=base, **ASK)) == answers[0.0]
+
+
+def test_the_examples_run(url: str) -> None:
+    check_examples(url, KEY, "cheerful")
 
 
 def test_token_ids_go_in_and_out(client: openai.OpenAI, cheerful: IntervenedModel) -> None:

@@ -16,6 +16,7 @@ from subvene.runner.reports.publish import REPORTS
 COMPARED = {
     "Results",
     "Intervals",
+    "What the judge&#x27;s word is worth",
     "Trade-offs",
     "Choice on validation questions",
     "Probes",
@@ -33,6 +34,7 @@ SECTIONS = {
         "Results",
         "Sweep",
         "Judge-free contrast",
+        "Differences",
         "Cost",
         "Projections",
         "Geometry",
@@ -55,6 +57,7 @@ SECTIONS = {
         "Verdict",
         "Arms",
         "Is the probed set special?",
+        "What the judge&#x27;s word is worth",
         "Divergence and multiple choice",
         "Single heads",
         "Probes",

@@ -26,9 +26,9 @@ from subvene.runner.reports.localization_figures import STYLES, against, draws, 
 from subvene.runner.reports.publish import publish
 
 from .localization_results import DRAWS, METRICS, QUESTIONS, SINGLES, make_results
-from .test_page import HOSTILE, Page, without_library
+from .test_page import HOSTILE, NEWER, Page, without_library
 
-TITLES = [title for title, _ in SECTIONS]
+TITLES = [title for title, _ in SECTIONS if title not in NEWER]
 ARMS = "On test questions"
 
 

@@ -132,4 +132,4 @@ def test_stated_bounds_on_all_questions() -> None:
     for name, rate in rates.items():
         assert rate["n"] == 817
         assert rate["info"] <= 0.25, name
-        assert rate["both"] <= 0.2, name
+        assert rate["both"] <= 0.25, name
