@@ -40,7 +40,7 @@ def load_spec(
         path: A ``.yaml``, ``.yml`` or ``.json`` file.
         own_tensors: The file belongs to an artifact: a tensor reference may leave its ``file`` out, and
             may name no file outside the artifact's folder.
-        engine: The URL of a server, in place of the file's ``engine:``.
+        engine: ``vllm`` or the URL of a server, in place of the file's ``engine:``.
 
     Raises:
         SpecError: With every problem of the file.
@@ -103,7 +103,11 @@ def _spec(
     document: Document, own_tensors: bool, engine: str | None = None
 ) -> InterventionSpec | ExperimentSpec:
     kind = ExperimentSpec if _is_experiment(document.data) else InterventionSpec
-    given = {} if engine is None or kind is InterventionSpec else {"engine": {"url": engine}}
+    given = (
+        {}
+        if engine is None or kind is InterventionSpec
+        else {"engine": engine if engine == "vllm" else {"url": engine}}
+    )
     spec = checked(document, lambda data: kind.model_validate({**data, **given}))
     flaws = list(_tensor_flaws(spec, own_tensors))
     if flaws:

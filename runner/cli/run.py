@@ -50,8 +50,9 @@ def run(
     engine: Annotated[
         str | None,
         typer.Option(
-            metavar="URL",
-            help="Of a running `subvene serve` that generates, in place of the file's `engine`.",
+            metavar="vllm|URL",
+            help="vLLM in this process, or the URL of a running `subvene serve`, which generates and scores; "
+            "in place of the file's `engine`.",
         ),
     ] = None,
     executor: Annotated[

@@ -10,18 +10,12 @@ from typing import Any
 import openai
 
 from subvene.runner.engines.errors import EngineError
+from subvene.runner.engines.wording import Held
 from subvene.runner.models.identity import EngineManifest
 from subvene.specs import EngineSpec
 
 _SECONDS = 600.0
-
-
-@dataclass(frozen=True)
-class Held:
-    """An artifact of the server: its name there, and those of its interventions, in their order."""
-
-    name: str
-    interventions: tuple[str, ...]
+_HASHES = ("model", "text", "files", "dtype")
 
 
 @dataclass(frozen=True)
@@ -30,7 +24,8 @@ class Holdings:
 
     Attributes:
         base: the name of its model there.
-        about: what it says of the model: engine, versions, and the hashes that units hold (`model`, `text`).
+        about: what it says of the model: engine, versions, and hashes: those that units hold (`model`,
+            `text`), or of what it was read from (`files`, `dtype`).
         artifacts: by the hash of what they do (`fingerprints.does`).
     """
 
@@ -44,8 +39,7 @@ class Holdings:
             "url": url,
             "engine": self.about["engine"],
             "versions": self.about["versions"],
-            "model": self.about["model"],
-            "text": self.about["text"],
+            "holds": {key: str(value) for key, value in self.about.items() if key in _HASHES},
             "artifacts": {held.name: sha256 for sha256, held in self.artifacts.items()},
         }
 
@@ -53,7 +47,7 @@ class Holdings:
 def client_of(spec: EngineSpec) -> openai.OpenAI:
     """A client of the server, with the key that the environment has for it."""
     key = os.environ.get(spec.api_key_env, "none")
-    return openai.OpenAI(base_url=spec.url, api_key=key, timeout=_SECONDS, max_retries=2)
+    return openai.OpenAI(base_url=spec.words, api_key=key, timeout=_SECONDS, max_retries=2)
 
 
 def holdings(spec: EngineSpec) -> Holdings:
@@ -65,13 +59,12 @@ def holdings(spec: EngineSpec) -> Holdings:
     try:
         models = client_of(spec).models.list().data
     except openai.OpenAIError as error:
-        raise EngineError(f"engine: {spec.url}: {error}; is `subvene serve` running there?") from error
+        raise EngineError(f"engine: {spec.words}: {error}; is `subvene serve` running there?") from error
     listed = {model.id: (model.model_extra or {}).get("subvene") or {} for model in models}
     bases = {name: about for name, about in listed.items() if "engine" in about}
     if len(bases) != 1:
         raise EngineError(
-            f"engine: {spec.url} does not say by hashes which model it holds: expected `subvene serve "
-            "--engine transformers`; by another engine, experiments are not generated"
+            f"engine: {spec.words} does not say by hashes which model it holds: expected `subvene serve`"
         )
     ((base, about),) = bases.items()
     artifacts = {

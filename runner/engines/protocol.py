@@ -96,6 +96,7 @@ class Completion(Request):
     prompt: Annotated[str, Field(min_length=1)] | Annotated[list[TokenId], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     return_token_ids: bool | None = None
+    prompt_logprobs: Literal[0] | None = None
 
     @property
     def longest(self) -> int:
@@ -108,7 +109,7 @@ def models(engine: InProcess) -> dict[str, Any]:
     about: dict[str, dict[str, Any]] = {
         engine.base: {"engine": "transformers", "versions": versions(), **engine.fingerprint}
     }
-    about |= {name: does(m) for name, m in engine.artifacts.items()}
+    about |= {name: does(m.spec, m.tensors) for name, m in engine.artifacts.items()}
     rows = [
         {
             "id": name,
@@ -140,6 +141,9 @@ def whole(request: Request, answers: Answers) -> dict[str, Any]:
             said = {"message": {"role": "assistant", "content": text}}
         elif isinstance(request, Completion) and request.return_token_ids:  # vLLM's name for it
             said["token_ids"] = answers.ids[i]
+        if answers.log_probs is not None:  # vLLM's form of them
+            each = [{str(token): {"logprob": value}} for token, value in answers.log_probs]
+            said["prompt_logprobs"] = [None, *each]
         choices.append({"index": i, "finish_reason": finished, "logprobs": None, **said})
     usage = {"prompt_tokens": answers.prompt_tokens, "completion_tokens": answers.tokens}
     usage["total_tokens"] = answers.prompt_tokens + answers.tokens

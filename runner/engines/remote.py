@@ -1,31 +1,45 @@
-"""A running server as the engine of an experiment: it generates, and is known to hold what is declared."""
+"""A running server as the engine of an experiment, known to hold what is declared."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import openai
+import torch
 
 from subvene.runner.data.reasoning import answer_of
-from subvene.runner.edits.not_finite import NotFiniteError
-from subvene.runner.edits.receipt import InterventionReceipt, NotSteeredError, Receipt, merged
+from subvene.runner.edits.not_finite import NotFiniteError, check_finite
+from subvene.runner.edits.receipt import NotSteeredError, Receipt
 from subvene.runner.engines.batching import why_not_batched
 from subvene.runner.engines.errors import EngineError
-from subvene.runner.engines.fingerprints import does
-from subvene.runner.engines.holdings import Held, client_of, holdings
+from subvene.runner.engines.holdings import client_of, holdings
+from subvene.runner.engines.wording import Held, held_for, receipt_of, together, wishes
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.progress import track
+from subvene.runner.intervened.acting import acting
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.rollouts import Rollout, Row
+from subvene.runner.intervened.scoring import refuse_empty
 from subvene.runner.models.generation import answer_ends
-from subvene.specs import EngineSpec
+from subvene.runner.models.identity import files_sha256
+from subvene.runner.models.loading import resolve
+from subvene.specs import EngineSpec, ModelSpec
 
 _AT_A_TIME = 32
 _ERRORS = {error.__name__: error for error in (NotSteeredError, NotFiniteError)}
+# vLLM's server takes what is left out here from the model's generation_config.
+_NOTHING_ELSE = {
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+_One = TypeVar("_One")
+_Given = TypeVar("_Given")
 
 
 class Remote:
@@ -33,8 +47,9 @@ class Remote:
 
     Args:
         spec: where it is.
-        plain: the untouched model, as this process has it.
-        hashes: of the model, as units hold them (`model`, `text`).
+        model: which model.
+        plain: the same, untouched, as this process has it.
+        hashes: of it, as units hold them (`model`, `text`).
         folder: where tensor files that specs name are looked for.
 
     Raises:
@@ -42,18 +57,28 @@ class Remote:
     """
 
     def __init__(
-        self, spec: EngineSpec, plain: IntervenedModel, hashes: Mapping[str, Json], folder: Path
+        self,
+        spec: EngineSpec,
+        model: ModelSpec,
+        plain: IntervenedModel,
+        hashes: Mapping[str, Json],
+        folder: Path,
     ) -> None:
-        self._folder, self.url = folder, spec.url
+        self._folder, self.url = folder, spec.words
         self._client = client_of(spec)
-        if (reason := why_not_batched(plain, [])) is not None:
+        self.held = holdings(spec)
+        about = self.held.about
+        self._is_vllm = about["engine"] == "vllm"
+        if not self._is_vllm and (reason := why_not_batched(plain, [])) is not None:
             raise EngineError(
                 f"engine: {self.url}: its answers would not be those of an experiment: {reason}; "
                 "leave `engine` out"
             )
-        self.held = holdings(spec)
-        about = self.held.about
-        if differ := [name for name in ("model", "text") if about.get(name) != hashes[name]]:
+        # vLLM has the weights in another form: what tells its model is what it was read from.
+        here = (
+            _read_from(model, plain) if self._is_vllm else {name: hashes[name] for name in ("model", "text")}
+        )
+        if differ := [name for name, value in here.items() if about.get(name) != value]:
             raise EngineError(
                 f"engine: {self.url} holds another model than `model:` declares (of other "
                 f"{' and '.join(differ)}: weights, dtype, tokenizer or chat template); serve this one"
@@ -61,79 +86,106 @@ class Remote:
 
     @property
     def identity(self) -> dict[str, Json]:
-        """What units depend on: which engine it is, of which versions, wherever it runs."""
+        """Its engine and versions."""
         return {"engine": {"server": self.held.about["engine"], "versions": self.held.about["versions"]}}
 
     def check(self, m: IntervenedModel) -> None:
-        """Find out whether the server holds what a model's interventions do.
+        """Find out whether it holds what a model's interventions do."""
+        self._held(m)
 
-        Raises:
-            EngineError: it does not.
-        """
-        if not m.is_disabled:
-            self._held(m)
+    def close(self) -> None:
+        """Leave the server as it is."""
+        self._client.close()
 
-    def _held(self, m: IntervenedModel) -> Held:
-        if any(isinstance(one.strength, tuple) for one in m.spec.interventions):
-            raise EngineError(f"engine: {self.url}: one strength a row is declared; a request has one")
-        what = does(m, self._folder)
-        if (held := self.held.artifacts.get(what["sha256"])) is None:
-            names = ", ".join(one.name for one in self.held.artifacts.values()) or "none"
-            raise EngineError(
-                f"engine: {self.url} holds no artifact that does what {', '.join(what['interventions'])} "
-                f"here does (all but names and strengths has to be alike); "
-                f"it holds: {names}. Save it as an artifact and serve that"
-            )
-        return held
+    def _held(self, m: IntervenedModel) -> Held | None:
+        if m.is_disabled:
+            return None
+        return held_for(m, self.held.artifacts, self._folder, self.url)
 
     def rollouts(
         self, m: IntervenedModel, rows: Sequence[Row], *, batch_size: int = 64, description: str = "responses"
     ) -> tuple[list[Rollout], list[Receipt]]:
-        """As `runner.intervened.rollouts.rollouts`, by the server; sampled tokens are other ones.
+        """As `Engine.rollouts`."""
+        held = self._held(m)
+        answered = _side_by_side(
+            lambda i, row: self._answer(m, held, i, row), rows, min(_AT_A_TIME, batch_size), description
+        )
+        return [rollout for rollout, _ in answered], _told(receipt for _, receipt in answered)
 
-        Raises:
-            EngineError: the server cannot do it, or is gone.
-            NotSteeredError: a request was not steered as declared.
-            NotFiniteError: of a request activations were not finite; `rows` says of which.
-        """
-        held = None if m.is_disabled else self._held(m)
-        with ThreadPoolExecutor(min(_AT_A_TIME, batch_size)) as pool:
-            asked = [pool.submit(self._ask, m, held, i, row) for i, row in enumerate(rows)]
-            try:
-                found = [one.result() for one in track(asked, description)]
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        told = [receipt for _, receipt in found if receipt is not None]
-        return [rollout for rollout, _ in found], _together(told)
+    def log_probs(
+        self,
+        m: IntervenedModel,
+        pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+        *,
+        batch_size: int = 16,
+        description: str = "scoring",
+    ) -> tuple[torch.Tensor, list[Receipt]]:
+        """As `Engine.log_probs`."""
+        refuse_empty(pairs)
+        held = self._held(m)
+        scored = _side_by_side(
+            lambda i, pair: self._score(m, held, i, pair), pairs, min(_AT_A_TIME, batch_size), description
+        )
+        totals = torch.tensor([total for total, _ in scored], dtype=torch.float64)
+        check_finite(totals, "Σ log p", acting(m))
+        return totals, _told(receipt for _, receipt in scored)
 
-    def _ask(self, m: IntervenedModel, held: Held | None, i: int, row: Row) -> tuple[Rollout, Receipt | None]:
-        wishes = None if held is None else [{"artifact": held.name, "strengths": _strengths(m, held, row)}]
+    def _answer(
+        self, m: IntervenedModel, held: Held | None, i: int, row: Row
+    ) -> tuple[Rollout, Receipt | None]:
+        ends = answer_ends(m.model, m.tokenizer)
+        answer = self._asked(
+            i,
+            prompt=list(row.prompt),
+            max_tokens=row.max_new_tokens,
+            temperature=row.temperature,
+            top_p=row.top_p,
+            seed=row.seed,
+            stop=[] if row.stop is None else [row.stop],
+            extra_body={
+                "return_token_ids": True,
+                "stop_token_ids": sorted(ends),
+                "subvene": wishes(m, held, row.strengths),
+            },
+        )
+        choice = answer.choices[0]
+        tokens, has_ended = (choice.model_extra or {})["token_ids"], choice.finish_reason == "stop"
+        if has_ended and tokens and tokens[-1] in ends:  # vLLM keeps the token that ended it
+            tokens = tokens[:-1]
+        start, text = answer_of(m.tokenizer, row.prompt, tokens)
+        return Rollout(tuple(tokens), has_ended, start, text), _receipt(m, held, answer)
+
+    def _score(
+        self, m: IntervenedModel, held: Held | None, i: int, pair: tuple[Sequence[int], Sequence[int]]
+    ) -> tuple[float, Receipt | None]:
+        prompt, response = pair
+        ids, asked = [*prompt, *response], wishes(m, held)
+        answer = self._asked(
+            i,
+            prompt=ids,
+            max_tokens=1,
+            temperature=0,
+            extra_body={
+                "prompt_logprobs": 0,
+                "subvene": asked and {"artifacts": asked, "prompt_tokens": len(prompt)},
+            },
+        )
+        told = (answer.choices[0].model_extra or {})["prompt_logprobs"]
+        total = sum(told[at][str(ids[at])]["logprob"] for at in range(len(prompt), len(ids)))
+        return total, _receipt(m, held, answer)
+
+    def _asked(self, i: int, *, extra_body: dict[str, Any], **request: Any) -> openai.types.Completion:
+        """One request's answer; `i` is its row."""
+        # A server that holds artifacts and is asked for none has to be asked for nothing.
+        body = {key: value for key, value in extra_body.items() if value is not None}
+        if self._is_vllm:
+            body |= _NOTHING_ELSE
         try:
-            answer = self._client.completions.create(
-                model=self.held.base,
-                prompt=list(row.prompt),
-                max_tokens=row.max_new_tokens,
-                temperature=row.temperature,
-                top_p=row.top_p,
-                seed=row.seed,
-                extra_body={
-                    "return_token_ids": True,
-                    "stop_token_ids": sorted(answer_ends(m.model, m.tokenizer)),
-                    "subvene": wishes,
-                },
-            )
+            return self._client.completions.create(model=self.held.base, extra_body=body, **request)
         except openai.APIStatusError as error:
             raise self._meant(error, i) from error
         except openai.OpenAIError as error:
             raise EngineError(f"engine: {self.url}: {error}") from error
-        choice = answer.choices[0]
-        tokens = (choice.model_extra or {})["token_ids"]
-        start, text = answer_of(m.tokenizer, row.prompt, tokens)
-        rollout = Rollout(tuple(tokens), choice.finish_reason == "stop", start, text)
-        return rollout, None if held is None else _receipt(
-            m, (answer.model_extra or {})["subvene"]["receipt"]
-        )
 
     def _meant(self, error: openai.APIStatusError, i: int) -> Exception:
         """The error that a request would have been in this process."""
@@ -144,33 +196,29 @@ class Remote:
         return EngineError(f"engine: {self.url}: {said}") if kind is None else kind(said)
 
 
-def _strengths(m: IntervenedModel, held: Held, row: Row) -> dict[str, float]:
-    """By the server's names, what each intervention's strength is in a row."""
-    found = {}
-    for entry, theirs in zip(m.intervenable.entries, held.interventions, strict=True):
-        own = float(m.intervenable.interventions[entry.keys[0]].strength)
-        found[theirs] = own if row.strengths is None else float(row.strengths.get(entry.name, 0.0))
-    return found
+def _read_from(model: ModelSpec, plain: IntervenedModel) -> dict[str, Json]:
+    files = files_sha256(resolve(model), plain.model.config)
+    return {"files": files, "dtype": str(plain.model.dtype).removeprefix("torch.")}
 
 
-def _receipt(m: IntervenedModel, told: Sequence[Mapping[str, Any]]) -> Receipt:
-    """A request's receipt, under this file's names."""
-    return Receipt(
-        tuple(
-            InterventionReceipt(
-                **{**one, "name": entry.name, "positions": declared.positions, "sites": tuple(one["sites"])}
-            )
-            for entry, declared, one in zip(m.intervenable.entries, m.spec.interventions, told, strict=True)
-        )
-    )
+def _receipt(m: IntervenedModel, held: Held | None, answer: openai.types.Completion) -> Receipt | None:
+    if held is None:
+        return None
+    return receipt_of(m, (answer.model_extra or {})["subvene"]["receipt"])
 
 
-def _together(receipts: Sequence[Receipt]) -> list[Receipt]:
-    """Receipts of requests as that of one batch, its strengths one a row unless they are all alike."""
-    whole = []
-    for receipt in merged(receipts, same_rows=False):
-        for i, one in enumerate(receipt):
-            strengths = [s for told in receipts for s in told[i].strengths]
-            alike = strengths[:1] if len(set(strengths)) == 1 else strengths
-            whole.append(replace(one, strengths=tuple(alike)))
-    return [Receipt(tuple(whole))] if receipts else []
+def _told(receipts: Iterable[Receipt | None]) -> list[Receipt]:
+    return together([receipt for receipt in receipts if receipt is not None])
+
+
+def _side_by_side(
+    ask: Callable[[int, _Given], _One], given: Sequence[_Given], at_a_time: int, description: str
+) -> list[_One]:
+    """Requests, several at a time; the first error ends those that have not begun."""
+    with ThreadPoolExecutor(at_a_time) as pool:
+        asked = [pool.submit(ask, i, one) for i, one in enumerate(given)]
+        try:
+            return [one.result() for one in track(asked, description)]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

@@ -66,7 +66,7 @@ def run_study(
     if executor is not None and kind.here is not None:
         raise SubveneError(f"{kind.what} is run in this process, without --executor: {kind.here}")
     if executor is not None and spec.engine is not None:
-        raise SubveneError(f"engine: {spec.engine.url} does the units of work; run it without --executor")
+        raise SubveneError(f"engine: {spec.engine.words} does the units of work; run it without --executor")
     check_run_folder(output, kind.what)
     sizes = sizes_from_config(load_config(spec.model, **overrides))
     study = kind(spec, folder, sizes, step)

@@ -57,6 +57,7 @@ class Row:
         top_p: only the likeliest tokens that together hold this share of the probability are drawn.
         max_new_tokens: longest response.
         own: the checkpoint's own settings, in place of `temperature` and `top_p`.
+        stop: a text that ends the response; the tokens that spell it are kept.
     """
 
     prompt: tuple[int, ...]
@@ -66,6 +67,7 @@ class Row:
     top_p: float = 1.0
     max_new_tokens: int = 64
     own: OwnSampling | None = None
+    stop: str | None = None
 
     @property
     def draws(self) -> bool:
@@ -79,7 +81,7 @@ class Rollout:
 
     Attributes:
         tokens: as they were generated, without the token that ended it.
-        ended: whether the model ended it; otherwise it was cut off.
+        ended: whether the model ended it, or the row's `stop` came; otherwise it was cut off.
         start: the first of `tokens` that belongs to the answer: what comes before is a block of reasoning
             (`runner.reasoning`).
         text: the answer, without the spaces around it; empty where the reasoning did not end.
@@ -342,6 +344,9 @@ class Batch:
         """Whether a row ends with the token that it has just been given, which is then taken away."""
         if tokens[-1] in self.ends:
             tokens.pop()
+            self.ended[row] = True
+            return True
+        if (stop := self.rows[row].stop) is not None and stop in self.m.tokenizer.decode(tokens):
             self.ended[row] = True
             return True
         return False

@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from subvene.runner.data.truthfulqa.prompts import Prompts
 from subvene.runner.data.truthfulqa.questions import Question
 from subvene.runner.edits.receipt import Receipt, merged
+from subvene.runner.intervened.generate import Score
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.prefix import (
     Continued,
@@ -20,6 +22,8 @@ from subvene.runner.intervened.prefix import (
     why_not_shared,
 )
 from subvene.runner.intervened.scoring import log_probs
+
+_BY_ENGINE = "an engine scores every answer with its whole prompt"
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ def score_choices(
     *,
     batch_size: int = 32,
     strengths: Strengths = None,
+    score: Score | None = None,
 ) -> ChoiceScores:
     """How likely the model, as it is (edited, or disabled), finds every reference answer.
 
@@ -112,6 +117,7 @@ def score_choices(
         questions: the questions, at least one.
         batch_size: questions at a time (answers, where all is scored from scratch).
         strengths: by intervention name, one number in place of the spec's.
+        score: an engine's, which scores every answer with its whole prompt, at the spec's strengths.
 
     Raises:
         NotSteeredError: an intervention acted on no question.
@@ -122,7 +128,7 @@ def score_choices(
     # An answer may stand in a question several times, as the best one does: it is scored once.
     answers = [list(dict.fromkeys((q.best, *q.correct, *q.incorrect))) for q in questions]
     ids = [prompts.answer_ids(m.tokenizer, texts) for texts in answers]
-    reason = why_not_shared(m, encoded.shared, encoded.prompts)
+    reason = why_not_shared(m, encoded.shared, encoded.prompts) if score is None else _BY_ENGINE
     with counting_tokens(m.model) as count:
         if reason is None:
             totals, receipts = continuation_log_probs(
@@ -136,13 +142,12 @@ def score_choices(
             pairs = [
                 (prompt, answer) for prompt, row in zip(encoded.prompts, ids, strict=True) for answer in row
             ]
-            flat, receipts = log_probs(
-                m,
-                pairs,
-                strengths=None if strengths is None else {n: [s] * len(pairs) for n, s in strengths.items()},
-                batch_size=batch_size,
-                description="multiple choice",
+            by_row = None if strengths is None else {n: [s] * len(pairs) for n, s in strengths.items()}
+            flat, receipts = (score or partial(log_probs, strengths=by_row))(
+                m, pairs, batch_size=batch_size, description="multiple choice"
             )
+            if score is not None:
+                count[0] = sum(len(prompt) + len(answer) for prompt, answer in pairs)
             totals = list(flat.split([len(row) for row in ids]))
     scores = [
         _scored(question, dict(zip(texts, values.tolist(), strict=True)))

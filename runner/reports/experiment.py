@@ -37,7 +37,7 @@ def run_experiment(
         folder: where relative files are looked for; default: the spec's folder.
         on_step: called as things are done: see `study.Step`; a look also tells of ("fitted", model),
             ("evaluated", results of that evaluation alone), ("saved", path), ("reloaded", difference).
-        engine: URL of the server that generates responses, in place of the file's `engine:`.
+        engine: `vllm`, or URL of the server that generates and scores, in place of the file's `engine:`.
         executor: does the units of work (`experiments.on_ray.RayExecutor`); None: this process.
         **overrides: fields of the spec's `model:` to replace.
 

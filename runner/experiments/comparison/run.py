@@ -179,16 +179,17 @@ class Comparison:
     ) -> Results:
         """Do every unit that is not done, and put the results together."""
         arms = Arms(model, tokenizer, ledger, output, self.folder)
-        session = Session(
-            arms,
-            IntervenedModel.plain(arms.model, arms.tokenizer),
-            ledger,
-            lambda keys, seed, fold: arms.fitted_for(self.spec, keys, seed, self.tuning(fold)),
-            engine_of(self.spec, self.conditions, arms, self.folder),
-        )
-        baking = partial(self._check_baking, arms)
-        places = [partial(self._tested, *place, session) for place in self._places()]
-        _, *tested = ledger.each([baking, *places])
+        with engine_of(self.spec, self.conditions, arms, self.folder) as engine:
+            session = Session(
+                arms,
+                IntervenedModel.plain(arms.model, arms.tokenizer),
+                ledger,
+                lambda keys, seed, fold: arms.fitted_for(self.spec, keys, seed, self.tuning(fold)),
+                engine,
+            )
+            baking = partial(self._check_baking, arms)
+            places = [partial(self._tested, *place, session) for place in self._places()]
+            _, *tested = ledger.each([baking, *places])
         cells: list[Condition] = []
         fits: list[FitRecord] = []
         for cell, arm, measured in itertools.chain.from_iterable(tested):

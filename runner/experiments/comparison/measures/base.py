@@ -19,14 +19,13 @@ from subvene.runner.experiments.comparison.arms import Arm, Arms, Fits
 from subvene.runner.experiments.results import Condition, Item, JudgeRecord, Metric, QuestionText
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Ledger, Result, digest
-from subvene.runner.intervened.generate import Generate
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.judges import Identity, JudgeError
 from subvene.runner.measures.missing import missing_in_words
 from subvene.specs import SubveneError
 
 if TYPE_CHECKING:
-    from subvene.runner.engines.remote import Remote
+    from subvene.runner.engines.engine import Engine
 
 
 class WithReceipts(TypedDict):
@@ -161,14 +160,14 @@ class Session:
         original: the untouched model.
         ledger: where units are recorded.
         fits: gives what was fitted for some keys in the cell that is measured.
-        engine: the server that generates; None: this process does.
+        engine: generates and scores; None: transformers in this process.
     """
 
     arms: Arms
     original: IntervenedModel
     ledger: Ledger
     fits: Callable[[Sequence[str], int, int], Fits | None]
-    engine: Remote | None = None
+    engine: Engine | None = None
 
 
 @dataclass(frozen=True)
@@ -274,10 +273,8 @@ class OneUnit(ConditionMeasure[One], Generic[One, Given]):
             system: the arm's system prompt; None without one.
         """
 
-    def work_by(
-        self, generate: Generate, m: IntervenedModel, items: Sequence[One], system: str | None
-    ) -> Given:
-        """Do the unit by an engine; a measure that only generates does it.
+    def work_by(self, engine: Engine, m: IntervenedModel, items: Sequence[One], system: str | None) -> Given:
+        """Do the unit by an engine; a measure that only generates, or scores given texts, does it.
 
         Raises:
             SubveneError: it does more.
@@ -304,7 +301,7 @@ class OneUnit(ConditionMeasure[One], Generic[One, Given]):
             with arm.open() as m:
                 if session.engine is None:
                     return self.work(m, items, arm.system)
-                return self.work_by(session.engine.rollouts, m, items, arm.system)
+                return self.work_by(session.engine, m, items, arm.system)
 
         measured = Measured()
         identity = {**arm.identity, **self.unit(items)}

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from subvene.runner.data.text import prompt_ids
+from subvene.runner.engines.engine import Engine
 from subvene.runner.experiments.comparison.measures.base import Measured, OneUnit, Place, WithReceipts, plain
 from subvene.runner.experiments.results import Item, QuestionText
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import digest
-from subvene.runner.intervened.generate import Generate
 from subvene.runner.intervened.measured import measured_options
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.rollouts import Row
@@ -51,7 +51,7 @@ class SamplesMeasure(OneUnit[str, _Written]):
         return {"written": written, "receipts": plain(told)}
 
     def work_by(
-        self, generate: Generate, m: IntervenedModel, items: Sequence[str], system: str | None
+        self, engine: Engine, m: IntervenedModel, items: Sequence[str], system: str | None
     ) -> _Written:
         """Let an engine write, the likeliest token at each step."""
         rows = [
@@ -62,7 +62,7 @@ class SamplesMeasure(OneUnit[str, _Written]):
             )
             for prompt in items
         ]
-        answers, told = generate(m, rows, description="samples")
+        answers, told = engine.rollouts(m, rows, description="samples")
         tokens = [list(answer.tokens) for answer in answers]
         return {
             "written": m.tokenizer.batch_decode(tokens, skip_special_tokens=True),

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from counting_judge import Counting, install
-from small_experiments import TRAIT, Scripted
-from tiny_model import WIDTH, write_tiny_model
+from counting_judge import install
+from served_experiments import ALL, CHOSEN, SIZES, Words, check, hold, write
+from small_experiments import Scripted
+from tiny_model import write_tiny_model
 from typer.testing import CliRunner
 
-from subvene.runner import IntervenedModel, Results, run_experiment
+from subvene.runner import Results, run_experiment
 from subvene.runner.cli.app import app
 from subvene.runner.edits.receipt import NotSteeredError
 from subvene.runner.engines.errors import EngineError
@@ -27,48 +27,12 @@ from subvene.runner.experiments.on_ray import RayExecutor
 from subvene.specs import SpecError, SubveneError, load_spec
 
 KEY = "secret"
-EXPERIMENT = """\
-subvene: 1
-model: {{name: {model}, dtype: float32}}
-{engine}
-interventions:
-- {{kind: steering, name: other, layer: {layer}, vector: {{key: v, file: {tensors}}}, coefficient: 3,
-   positions: {positions}}}
-conditions:
-- {{name: baseline, interventions: []}}
-- {{name: steered, sweep: {{other.coefficient: [-4, 4]}}}}
-{chosen}evaluate:
-- {{kind: samples, prompts: [how are you, hello world], max_new_tokens: 6}}
-{more}
-"""
-DEFAULTS = {"layer": 1, "more": "", "chosen": "", "positions": "response"}
 Write = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("engine")
-    base = write_tiny_model(folder / "model", eos_token_id=2)
-    spec: dict[str, Any] = {
-        "subvene": 1,
-        "model": {"name": str(base), "dtype": "float32"},
-        "interventions": [
-            {"kind": "steering", "name": "glad", "layer": 1, "vector": {"key": "v"}, "coefficient": 1.0,
-             "positions": "response"},
-        ],
-    }  # fmt: skip
-    vector = torch.randn(WIDTH, generator=torch.Generator().manual_seed(0))
-    m = IntervenedModel.from_spec(spec, tensors={"v.block_output[1]": vector, "v.block_output[0]": vector})
-    m.save_pretrained(folder / "cheerful")
-    spec["interventions"][0]["positions"] = {"indices": [40], "of": "response"}
-    late = IntervenedModel.from_spec(spec, tensors={"v.block_output[1]": vector, "v.block_output[0]": vector})
-    late.save_pretrained(folder / "late")
-    (tensors,) = (folder / "cheerful").glob("*.safetensors")
-    return {
-        "model": base,
-        "tensors": tensors,
-        "artifacts": {name: folder / name for name in ("cheerful", "late")},
-    }
+    return hold(tmp_path_factory.mktemp("engine"))
 
 
 @pytest.fixture(scope="module")
@@ -91,56 +55,18 @@ def running(listening: ThreadingHTTPServer) -> Iterator[str]:
 def made(held: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     monkeypatch.setenv("SUBVENE_API_KEY", KEY)
 
-    def make(engine: str = "", **fields: Any) -> Path:
-        path = tmp_path / f"{'served' if engine else 'here'}.yaml"
-        path.write_text(EXPERIMENT.format(**{**held, **DEFAULTS, **fields}, engine=engine))
-        return path
-
-    return make
-
-
-SCORES = """\
-- {kind: trait_scores, traits: [{name: early, file: early.json}], validation: 2,
-   sampling: {max_new_tokens: 6, temperature: 0}}
-"""
-CHOSEN = "- {name: chosen, sweep: {other.coefficient: [-4, 4]}, choose: {by: early_score}}\n"
-
-
-def measured(results: Results) -> list[Any]:
-    return [
-        (cell.name, cell.point, cell.metrics, [(item.key, item.text, item.tokens) for item in cell.items])
-        for cell in results.conditions
-    ]
-
-
-def same_receipts(served: list[Any], here: list[Any]) -> None:
-    """Alike but for the number of calls, which is that of batches, and for rounding by their shapes."""
-    assert len(served) == len(here)
-    for theirs, own in zip(served, here, strict=True):
-        assert theirs.pop("calls") >= own.pop("calls")
-        for name in ("mean_relative", "max_relative"):
-            assert theirs.pop(name) == pytest.approx(own.pop(name), rel=1e-5)
-        assert theirs == own
+    return partial(write, tmp_path, held)
 
 
 def test_a_server_gives_what_this_process_gives(
     made: Write, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(Counting(), monkeypatch)
-    (tmp_path / "early.json").write_text(json.dumps(TRAIT))
-    here = run_experiment(made(more=SCORES, chosen=CHOSEN), output=tmp_path / "here").results
-    path = made(f"engine: {{url: '{url}'}}", more=SCORES, chosen=CHOSEN)
+    install(Words(), monkeypatch)
+    here = run_experiment(made(more=ALL, chosen=CHOSEN), output=tmp_path / "here").results
+    path = made(f"engine: {{url: '{url}'}}", more=ALL, chosen=CHOSEN)
     result = run_experiment(path, output=tmp_path / "served")
-    served = result.results
-    assert measured(served) == measured(here)
-    assert [choice.chosen for choice in served.choices] == [choice.chosen for choice in here.choices]
-    assert len({str(items) for *_, items in measured(served)}) == 3
-    for mine, theirs in zip(here.conditions, served.conditions, strict=True):
-        assert all(mine.units[name] != theirs.units[name] for name in ("samples", "early_responses"))
-        assert mine.receipts.keys() == theirs.receipts.keys()
-        for name, receipts in mine.receipts.items():
-            same_receipts(theirs.receipts[name], receipts)
-    said = served.manifest["engine"]
+    check(result.results, here)
+    said = result.results.manifest["engine"]
     assert (said["url"], said["engine"], list(said["artifacts"])) == (
         url,
         "transformers",
@@ -175,7 +101,7 @@ def test_what_the_server_does_not_hold_is_refused(
     engine = f"engine: {{url: '{url}'}}"
     with pytest.raises(EngineError, match="holds no artifact that does what other here does"):
         run_experiment(made(engine, layer=0), output=tmp_path / "layer")
-    other = write_tiny_model(tmp_path / "other", intermediate_size=24, eos_token_id=2)
+    other = write_tiny_model(tmp_path / "other", **SIZES | {"intermediate_size": 24})
     with pytest.raises(SubveneError, match="does the units of work; run it without --executor"):
         run_experiment(made(engine), output=tmp_path / "ray", executor=RayExecutor(None, 1, 0))
     with pytest.raises(EngineError, match="is `subvene serve` running there"):
@@ -199,7 +125,7 @@ def test_what_the_server_does_not_hold_is_refused(
          "projection: {vector: {key: v, file: t.safetensors}, layer: 1}}", "gives no activations"),
         ("- {kind: divergence, texts: {file: t.txt}}", "does nothing else"),
         ("fit: {recipe: mean_difference, key: w, pairs: {texts: [{prompt: a, positive: b, negative: c}]}}",
-         "serve its artifact"),
+         "name the artifact's tensors"),
     ],
 )  # fmt: skip
 def test_what_no_server_does_is_refused_when_the_file_is_read(made: Write, more: str, message: str) -> None:
