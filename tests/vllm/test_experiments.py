@@ -50,7 +50,9 @@ def test_what_vllm_cannot_do_is_refused_before_it_starts(
     path = write(tmp_path, held, ENGINE)
     text = path.read_text().replace("coefficient: 3,", "coefficient: 3, preserve_norm: true,")
     path.write_text(text)
-    with pytest.raises(EngineError, match="preserve_norm"):
+    with pytest.raises(
+        EngineError, match=r"interventions\[0\] \(steering\): .* does not say what it adds as columns"
+    ):
         run_experiment(path, output=tmp_path / "run")
     assert not (tmp_path / "run" / "results.json").exists()
 
