@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,8 @@ class InProcess:
             self.batcher.answer(job, write)
         else:
             self._alone(job, sampling, reason, write)
-        return self._answers(job, sampling)
+        answers = self._answers(job, sampling)
+        return replace(answers, receipt=_named(answers.receipt, wishes, edits))
 
     def score(self, prompt: Any, wishes: Wishes) -> Answers:
         """How likely given tokens are, each after those before it, and the likeliest token after them.
@@ -197,7 +198,7 @@ class InProcess:
         self.batcher.alone(work)
         if isinstance(found[0], BaseException):
             raise found[0]
-        return found[0]
+        return replace(found[0], receipt=_named(found[0].receipt, wishes, edits))
 
     @torch.no_grad()
     def _scored(self, ids: tuple[int, ...], begins: int, edits: Sequence[Edit]) -> Answers:
@@ -298,6 +299,15 @@ class InProcess:
         moved = tuple(one.model_copy(update={"positions": positions}) for one in m.spec.interventions)
         spec = m.spec.model_copy(update={"interventions": moved})
         return IntervenedModel.from_spec(spec, model=m.model, tokenizer=m.tokenizer, tensors=m.tensors)
+
+
+def _named(
+    receipt: Sequence[dict[str, JsonValue]], wishes: Wishes, edits: Sequence[Edit]
+) -> list[dict[str, JsonValue]]:
+    """A receipt that says of each intervention which artifact declares it, as vLLM's do."""
+    pairs = zip(wishes.artifacts, edits, strict=True)
+    artifacts = [wish.artifact for wish, edit in pairs for _ in edit.m.spec.interventions]
+    return [{"artifact": name, **one} for name, one in zip(artifacts, receipt, strict=True)]
 
 
 def _strengths(wish: Wish, m: IntervenedModel) -> dict[str, float]:

@@ -49,10 +49,7 @@ SCORES = """\
    sampling: {max_new_tokens: 6, temperature: 0}}
 """
 CHOSEN = "- {name: chosen, sweep: {other.coefficient: [-4, 4]}, choose: {by: early_score}}\n"
-ALL = (
-    SCORES
-    + """\
-- {kind: truthfulqa, data: {file: questions.csv}, preset: qa, primer: primer.txt, max_new_tokens: 5}
+SCORED = """\
 - {kind: multiple_choice, limit: 3}
 - kind: contrast
   pairs:
@@ -60,7 +57,10 @@ ALL = (
     - {prompt: are you glad, positive: very happy, negative: very gloomy}
     - {prompt: how is it, positive: good sun, negative: bad rain}
 """
-)
+ALL = f"""\
+{SCORES}\
+- {{kind: truthfulqa, data: {{file: questions.csv}}, preset: qa, primer: primer.txt, max_new_tokens: 5}}
+{SCORED}"""
 
 
 class Words(Counting):

@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 from counting_judge import install
 from served_experiments import ALL, CHOSEN, Words, check, hold, write
-from typer.testing import CliRunner
 
-from subvene.runner import Results, run_experiment
-from subvene.runner.cli.app import app
+from subvene.runner import run_experiment
 from subvene.runner.edits.receipt import NotSteeredError
 from subvene.runner.engines.errors import EngineError
 
@@ -57,14 +55,8 @@ def test_what_vllm_cannot_do_is_refused_before_it_starts(
     assert not (tmp_path / "run" / "results.json").exists()
 
 
-def test_run_takes_it_as_an_option_and_a_request_that_was_not_steered_fails(
-    held: dict[str, Any], tmp_path: Path
-) -> None:
-    path = write(tmp_path, held, positions="{indices: [40], of: response}")
-    arguments = ["run", str(path), "-o", str(tmp_path / "run"), "--engine", "vllm"]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code != 0
-    assert isinstance(result.exception, NotSteeredError | SystemExit)
-    assert "no position of this request matches" in result.output
-    with pytest.raises(Exception, match="results"):
-        Results.load(tmp_path / "run")
+def test_a_request_that_was_not_steered_fails_its_unit(held: dict[str, Any], tmp_path: Path) -> None:
+    path = write(tmp_path, held, ENGINE, positions="{indices: [40], of: response}")
+    with pytest.raises(NotSteeredError, match="no position of this request matches"):
+        run_experiment(path, output=tmp_path / "run")
+    assert not (tmp_path / "run" / "results.json").exists()

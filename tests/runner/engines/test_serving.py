@@ -155,6 +155,7 @@ def test_a_request_says_artifact_strength_and_positions_and_has_its_receipt(
         model=cheerful.spec.model.name, extra_body={"subvene": [wish]}, **ASK
     )
     (receipt,) = answer.model_extra["subvene"]["receipt"]
+    assert receipt["artifact"] == "cheerful"
     assert receipt["strengths"] == [2.0] or receipt["strengths"] == (2.0,)
     assert receipt["edited"] == {"prompt": 2, "cursor": 0, "response": 0}
     assert receipt["changed"] == 2

@@ -131,3 +131,31 @@ def test_what_the_server_does_not_hold_is_refused(
 def test_what_no_server_does_is_refused_when_the_file_is_read(made: Write, more: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         load_spec(made("engine: {url: 'http://127.0.0.1:1/v1'}", more=more))
+
+
+def test_vllm_is_refused_before_a_model_is_loaded_where_it_is_not_installed(
+    made: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("subvene.runner.engines.vllm.versions.installed", lambda: None)
+    monkeypatch.setattr("subvene.runner.experiments.scaffold.load_model", None)
+    with pytest.raises(EngineError, match=r"pip install 'subvene\[vllm\]' .*make env-vllm"):
+        run_experiment(made("engine: vllm"), output=tmp_path / "run")
+    result = CliRunner().invoke(app, ["run", str(made()), "-o", str(tmp_path / "run"), "--engine", "vllm"])
+    assert result.exit_code != 0
+    assert "make env-vllm" in result.output
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ("{}", "either `vllm` or `url`"),
+        ("{vllm: {}, url: 'http://127.0.0.1:1/v1'}", "either `vllm` or `url`, found both"),
+        ("{vllm: {}, api_key_env: KEY}", "api_key_env: expected nothing beside `vllm`"),
+        ("{vllm: {dtype: float16}}", "dtype"),
+        ("ray", "`vllm`, or a mapping"),
+    ],
+)
+def test_what_is_no_engine_is_refused_when_the_file_is_read(made: Write, engine: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        load_spec(made(f"engine: {engine}"))
+    assert load_spec(made("engine: vllm")) == load_spec(made("engine: {vllm: {}}"))
