@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from subvene.specs.composition import Composition, composition
 from subvene.specs.conditions import ChooseSpec, ConditionSpec
+from subvene.specs.engine import EngineSpec, VllmOptions
 from subvene.specs.errors import Problem, SpecError, SubveneError
 from subvene.specs.experiment import ExperimentSpec, InterventionSpec
 from subvene.specs.interventions import *  # noqa: F403 - the spec of every kind
@@ -108,6 +109,7 @@ __all__ = [
     "CoreSite",
     "DASSpec",
     "DivergenceSpec",
+    "EngineSpec",
     "ExperimentSpec",
     "ExpertsSpec",
     "Fact",
@@ -160,6 +162,7 @@ __all__ = [
     "TriplesSpec",
     "TruthfulPairsSpec",
     "TruthfulQASpec",
+    "VllmOptions",
     "composition",
     "dump_spec",
     "intervention_name",
