@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from subvene.specs.composition import Composition, composition
 from subvene.specs.conditions import ChooseSpec, ConditionSpec
+from subvene.specs.engine import EngineSpec, VllmOptions
 from subvene.specs.errors import Problem, SpecError, SubveneError
 from subvene.specs.experiment import ExperimentSpec, InterventionSpec
 from subvene.specs.interventions import *  # noqa: F403 - the spec of every kind
@@ -60,7 +61,15 @@ if TYPE_CHECKING:
         TrainedJudgeSpec,
         TransformersJudgeSpec,
     )
-    from subvene.specs.pairs import ContrastSystems, ContrastTexts, PairsFile, SystemPair, TextPair
+    from subvene.specs.pairs import (
+        ContrastPrompts,
+        Contrasts,
+        ContrastSystems,
+        ContrastTexts,
+        PairsFile,
+        SystemPair,
+        TextPair,
+    )
     from subvene.specs.preferences import TriplesSpec, TruthfulPairsSpec
     from subvene.specs.recipes import (
         AnyRecipe,
@@ -68,7 +77,9 @@ if TYPE_CHECKING:
         ExpertsSpec,
         ITISpec,
         LocalizedEditSpec,
+        LogisticSpec,
         MeanDifferenceSpec,
+        PCASpec,
         PersonaSpec,
         RandomDirectionSpec,
     )
@@ -90,12 +101,15 @@ __all__ = [
     "CompositionSpec",
     "ConditionEvaluation",
     "ConditionSpec",
+    "ContrastPrompts",
     "ContrastSpec",
     "ContrastSystems",
     "ContrastTexts",
+    "Contrasts",
     "CoreSite",
     "DASSpec",
     "DivergenceSpec",
+    "EngineSpec",
     "ExperimentSpec",
     "ExpertsSpec",
     "Fact",
@@ -110,10 +124,12 @@ __all__ = [
     "LastTokens",
     "LocalizationSpec",
     "LocalizedEditSpec",
+    "LogisticSpec",
     "MeanDifferenceSpec",
     "ModelSpec",
     "MultipleChoiceSpec",
     "OpenAIJudgeSpec",
+    "PCASpec",
     "PairsFile",
     "PatchingSpec",
     "PersonaSpec",
@@ -146,6 +162,7 @@ __all__ = [
     "TriplesSpec",
     "TruthfulPairsSpec",
     "TruthfulQASpec",
+    "VllmOptions",
     "composition",
     "dump_spec",
     "intervention_name",
@@ -200,7 +217,15 @@ _LATER = {
             "TrainedJudgeSpec",
             "TransformersJudgeSpec",
         ),
-        "pairs": ("ContrastSystems", "ContrastTexts", "PairsFile", "SystemPair", "TextPair"),
+        "pairs": (
+            "ContrastPrompts",
+            "ContrastSystems",
+            "ContrastTexts",
+            "Contrasts",
+            "PairsFile",
+            "SystemPair",
+            "TextPair",
+        ),
         "preferences": (
             "TriplesSpec",
             "TruthfulPairsSpec",
@@ -211,7 +236,9 @@ _LATER = {
             "ExpertsSpec",
             "ITISpec",
             "LocalizedEditSpec",
+            "LogisticSpec",
             "MeanDifferenceSpec",
+            "PCASpec",
             "PersonaSpec",
             "RandomDirectionSpec",
         ),

@@ -157,7 +157,7 @@ def receipt_cells(parts: Sequence[ReceiptRecord]) -> list[str]:
         " + ".join(f"{n:,} {role}" for role, n in edited.items() if n) or "none",
         f"{sum(part['rows_edited'] for part in parts):,} of {sum(part['rows'] for part in parts):,}",
         _weighed([part["mean_relative"] for part in parts], weights),
-        f"{max(part['max_relative'] for part in parts):.3f}",
+        _largest([part["max_relative"] for part in parts]),
         _strength(parts, weights),
         where,
     ]
@@ -168,6 +168,11 @@ def _strength(parts: Sequence[ReceiptRecord], weights: Sequence[int]) -> str:
         return _weighed([part["mean_strength"] for part in parts], weights) + " on average"
     used = sorted({strength for part in parts for strength in part.get("strengths") or ()})
     return ", ".join(f"{strength:g}" for strength in used) or "as declared"
+
+
+def _largest(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{max(known):.3f}" if known else "–"
 
 
 def _weighed(values: Sequence[float | None], weights: Sequence[int]) -> str:

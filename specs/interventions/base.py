@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -118,6 +118,11 @@ class BaseIntervention(SpecModel):
             if isinstance(value, TensorRef):
                 yield field, value
 
+    @classmethod
+    def ref_fields(cls) -> tuple[str, ...]:
+        """Returns the fields that name stored tensors, or may."""
+        return tuple(name for name, field in cls.model_fields.items() if _may_be_ref(field.annotation))
+
     @property
     def module_path(self) -> str | None:
         """The module that is edited, where it is named by its path in the model rather than by a site."""
@@ -148,9 +153,9 @@ class BaseIntervention(SpecModel):
             key: The key under which they are kept there.
             names: The full names of all of them.
         """
-        fields = type(self).model_fields.items()
-        return {
-            name: TensorRef(file=file, key=key)
-            for name, field in fields
-            if "TensorRef" in str(field.annotation)
-        }
+        return {name: TensorRef(file=file, key=key) for name in self.ref_fields()}
+
+
+def _may_be_ref(annotation: Any) -> bool:
+    """Whether a field's type is that of references to tensors, or has it among its alternatives."""
+    return annotation is TensorRef or any(map(_may_be_ref, get_args(annotation)))

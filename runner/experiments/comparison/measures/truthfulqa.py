@@ -10,6 +10,7 @@ from typing import Literal, TypedDict
 from subvene.runner.data.truthfulqa.prompts import Prompts, load_prompts
 from subvene.runner.data.truthfulqa.questions import Question, about_data, data_sha256, load_questions
 from subvene.runner.data.truthfulqa.splits import is_of_split, limited
+from subvene.runner.engines.engine import Engine
 from subvene.runner.experiments.comparison.arms import Arm
 from subvene.runner.experiments.comparison.measures.base import (
     ConditionMeasure,
@@ -107,6 +108,7 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         progress: Progress,
         *,
         only: str | None = None,
+        engine: Engine | None = None,
     ) -> Measured:
         """Measure one arm on some of the questions.
 
@@ -116,15 +118,16 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
             ledger: where units are recorded.
             progress: told of every unit.
             only: measure only what this metric needs; None: all that the spec asks for.
+            engine: generates and scores; None: transformers in this process.
         """
         measured = Measured()
         for measure in self._measures(only):
             if measured.not_finite is not None:
                 break
             if measure == "multiple_choice":
-                self._multiple_choice(arm, questions, ledger, progress, measured)
+                self._multiple_choice(arm, questions, ledger, progress, measured, engine)
             else:
-                self._generation(arm, questions, ledger, progress, measured, self._asked(only))
+                self._generation(arm, questions, ledger, progress, measured, self._asked(only), engine)
         return measured
 
     def _measures(self, only: str | None) -> Sequence[str]:
@@ -143,6 +146,7 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         ledger: Ledger,
         progress: Progress,
         measured: Measured,
+        engine: Engine | None,
     ) -> None:
         prompts = self._prompts(arm)
         identity = arm.identity | {
@@ -153,7 +157,13 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
 
         def work() -> _Scores:
             with arm.open() as m:
-                scores = score_choices(m, prompts, questions, batch_size=self.spec.batch_size)
+                scores = score_choices(
+                    m,
+                    prompts,
+                    questions,
+                    batch_size=self.spec.batch_size,
+                    score=None if engine is None else engine.log_probs,
+                )
             return {
                 "scores": {
                     score.key: {
@@ -187,6 +197,7 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         progress: Progress,
         measured: Measured,
         judges: Sequence[Judge],
+        engine: Engine | None,
     ) -> None:
         prompts = self._prompts(arm)
         identity = arm.identity | {
@@ -204,6 +215,7 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
                     questions,
                     max_new_tokens=self.spec.max_new_tokens,
                     batch_size=self.spec.batch_size,
+                    generate=None if engine is None else engine.rollouts,
                 )
             by_key = {question.key: answer for question, answer in zip(questions, answers, strict=True)}
             return {"answers": by_key, "receipts": plain(receipts)}
@@ -302,7 +314,7 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         only: str | None = None,
     ) -> Measured:
         """As `measure`."""
-        return self.measure(arm, items, session.ledger, progress, only=only)
+        return self.measure(arm, items, session.ledger, progress, only=only, engine=session.engine)
 
     def data(self) -> Mapping[str, Json]:
         """Of the questions and of what stands before them."""
