@@ -81,6 +81,7 @@ if TYPE_CHECKING:
         PCASpec,
         PersonaSpec,
         RandomDirectionSpec,
+        RefusalSpec,
     )
     from subvene.specs.sampling import SamplingSpec
     from subvene.specs.schema import json_schema
@@ -137,6 +138,7 @@ __all__ = [
     "QuestionsSpec",
     "RandomDirectionSpec",
     "ReferenceJudgeSpec",
+    "RefusalSpec",
     "SamplesSpec",
     "SamplingSpec",
     "Site",
@@ -238,6 +240,7 @@ _LATER = {
             "PCASpec",
             "PersonaSpec",
             "RandomDirectionSpec",
+            "RefusalSpec",
         ),
         "sampling": ("SamplingSpec",),
         "schema": ("json_schema",),
