@@ -110,7 +110,7 @@ def methods_table() -> str:
 
 
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
-    ("README.md", "kinds"): kinds_table,
+    ("docs/spec.md", "kinds"): kinds_table,
     ("docs/exports.md", "exports"): exports_table,
     ("docs/serving.md", "engines"): engines_table,
     ("docs/recipes.md", "methods"): methods_table,
