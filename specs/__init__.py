@@ -82,6 +82,7 @@ if TYPE_CHECKING:
         PCASpec,
         PersonaSpec,
         RandomDirectionSpec,
+        RefusalSpec,
     )
     from subvene.specs.sampling import SamplingSpec
     from subvene.specs.schema import json_schema
@@ -139,6 +140,7 @@ __all__ = [
     "QuestionsSpec",
     "RandomDirectionSpec",
     "ReferenceJudgeSpec",
+    "RefusalSpec",
     "SamplesSpec",
     "SamplingSpec",
     "Site",
@@ -241,6 +243,7 @@ _LATER = {
             "PCASpec",
             "PersonaSpec",
             "RandomDirectionSpec",
+            "RefusalSpec",
         ),
         "sampling": ("SamplingSpec",),
         "schema": ("json_schema",),

@@ -10,6 +10,7 @@ from subvene.runner.recipes.mean_difference import MEAN_DIFFERENCE
 from subvene.runner.recipes.pca import PCA
 from subvene.runner.recipes.persona import PERSONA
 from subvene.runner.recipes.random_direction import RANDOM_DIRECTION
+from subvene.runner.recipes.refusal import REFUSAL
 
 RECIPES: dict[str, Recipe] = {
     "das": DAS,
@@ -21,6 +22,7 @@ RECIPES: dict[str, Recipe] = {
     "pca": PCA,
     "persona": PERSONA,
     "random_direction": RANDOM_DIRECTION,
+    "refusal": REFUSAL,
 }
 
 __all__ = ["RECIPES", "Fitted", "Reach", "Recipe"]

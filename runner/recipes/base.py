@@ -39,6 +39,7 @@ class Reach:
         layers: the layers that it gives; None: which ones is found in fitting.
         heads: layer → the heads that have a direction; None: which ones is found in fitting, or it gives
             none.
+        also: further sites for which it gives the same layers.
         kinds: the kinds of interventions that its tensors are for; None: any.
     """
 
@@ -46,6 +47,7 @@ class Reach:
     layers: frozenset[int] | None = None
     heads: Mapping[int, frozenset[int]] | None = None
     kinds: frozenset[str] | None = None
+    also: frozenset[str] = frozenset()
 
 
 def layers_of(layers: Literal["all"] | Sequence[int], sizes: Sizes) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from subvene.specs.recipes.pca import PCASpec
     from subvene.specs.recipes.persona import PersonaSpec
     from subvene.specs.recipes.random_direction import RandomDirectionSpec
+    from subvene.specs.recipes.refusal import RefusalSpec
 
 _KINDS = {
     "mean_difference": "mean_difference:MeanDifferenceSpec",
@@ -28,6 +29,7 @@ _KINDS = {
     "experts": "experts:ExpertsSpec",
     "pca": "pca:PCASpec",
     "logistic": "logistic:LogisticSpec",
+    "refusal": "refusal:RefusalSpec",
 }
 REGISTRY = Kinds(__name__, _KINDS)
 """By `recipe`; each is imported when a file has one."""
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
         | ExpertsSpec
         | PCASpec
         | LogisticSpec
+        | RefusalSpec
     )
 else:
     AnyRecipe = Annotated[BaseRecipe, Registered("recipe", REGISTRY)]
@@ -60,6 +63,7 @@ __all__ = [
     "PCASpec",
     "PersonaSpec",
     "RandomDirectionSpec",
+    "RefusalSpec",
 ]
 
 _LATER = {cls: module for module, _, cls in (place.partition(":") for place in _KINDS.values())}

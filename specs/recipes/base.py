@@ -8,6 +8,7 @@ from pydantic import Field
 from subvene.specs._base import SpecModel
 from subvene.specs._fields import Identifier
 from subvene.specs.questions import QuestionsSpec
+from subvene.specs.sites import Site
 
 
 class BaseRecipe(SpecModel):
@@ -18,6 +19,8 @@ class BaseRecipe(SpecModel):
     """Fields that no result depends on, and what the data's hash says in their place."""
     usual_intervention: ClassVar[str | None] = None
     """The kind that is mostly made of what this gives."""
+    usual_sites: ClassVar[tuple[Site, ...]] = ()
+    """Where it mostly acts; empty: at the one site that is the kind's own."""
     methods: ClassVar[Mapping[str, str]] = {}
     """What its method is called in the field → where it was published; the docs' table is made of it."""
     data_field: ClassVar[str | None] = None

@@ -141,7 +141,12 @@ def test_what_is_no_data_is_said_before_a_model_is_loaded(
 
 
 def test_every_recipe_says_what_it_takes(write: Callable[..., Path]) -> None:
-    assert {case.split()[0] for case in CASES} == set(RECIPES) - {"das", "persona", "random_direction"}
+    assert {case.split()[0] for case in CASES} == set(RECIPES) - {
+        "das",
+        "persona",
+        "random_direction",
+        "refusal",
+    }
     persona = "fit: {recipe: persona, traits: [formal]}\n" + STEER.replace("key: k", "key: formal")
     with pytest.raises(SubveneError, match=r"persona vectors are made of .* found list; declare traits"):
         fit(write(persona), data=PAIRS)
