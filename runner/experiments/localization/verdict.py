@@ -10,6 +10,7 @@ from subvene.runner.experiments.rows import METRICS
 from subvene.runner.measures.missing import missing_in_words
 
 _NAMES = {"iti": "ITI", "edit": "trained edits"}
+_SETS = {"random": "random sets", "matched": "random sets with as many heads of each layer"}
 _ARMS = {
     "baseline": "the untouched model",
     "iti_probed": "ITI at the probed heads",
@@ -18,6 +19,8 @@ _ARMS = {
     "lora": "the LoRA",
     "edit_random": "trained edits at random heads (mean of the draws)",
     "iti_random": "ITI at random heads (mean of the draws)",
+    "edit_matched": "trained edits at heads matched by layer (mean of the draws)",
+    "iti_matched": "ITI at heads matched by layer (mean of the draws)",
 }
 _NOT_TESTED = (
     "Not tested: other models, data, ways of finding heads, numbers of heads or training settings; "
@@ -101,18 +104,22 @@ def _special(one: Evidence) -> str:
     rank, name = one.rank, METRICS[one.metric]
     low, high = min(one.random), max(one.random)
     first = (
-        f"{name}, {_NAMES[one.family]}: {rank.at_least} of {rank.n} random sets do at least as "
-        f"well as the probed set ({one.probed:.3f}; draws {low:.3f} to {high:.3f}), "
-        f"rank p = {rank.p:.3f}"
+        f"{name}, {_NAMES[one.family]}: {rank.at_least} of {rank.n} {_SETS[one.draws]} do at least as "
+        f"well as the probed set ({one.probed:.3f}; draws {low:.3f} to {high:.3f})"
     )
-    smallest = 1 / (1 + rank.n)
     alpha = 1 - one.level + 1e-12  # 1 - 0.9 is less than 0.1
+    if rank.p is None:
+        return f"{first}; they were stopped by another metric, so that no p is stated for this one."
+    first += f", rank p = {rank.p:.3f}"
+    if rank.most is not None:
+        which = _nth(rank.at_least)
+        first += f" (sequential: stopped with the {which} draw to do so, of {rank.most} draws at most)"
     if rank.p <= alpha:
         end = ", fewer than chance would give: by this test the probed heads are special"
-    elif smallest > alpha:
+    elif rank.smallest > alpha:
         end = (
-            f": with {rank.n} draws the smallest p there can be is {smallest:.3f}, so this test could not "
-            "have called any set special"
+            f": with {rank.n} draws the smallest p there can be is {rank.smallest:.3f}, so this test "
+            "could not have called any set special"
         )
     else:
         end = ": by this test the probed heads are not special"
@@ -130,6 +137,11 @@ def _special(one: Evidence) -> str:
             f"value, gives p = {one.t_test.p:.2g}, which says nothing about single draws"
         )
     return "; ".join(parts) + "."
+
+
+def _nth(n: int) -> str:
+    ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{ending}"
 
 
 def _alone(section: LocalizationSection, metric: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -27,10 +27,11 @@ from subvene.runner.experiments.judged_shares import SECOND
 from subvene.runner.experiments.results import JudgeRecord, Metric, QuestionText, judge_record
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Ledger, digest
+from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.judges import BOTH, INFO, TRUTH, Answer, Identity, Judge, Judgement, Quality, make_judge
 from subvene.runner.judges.base import Usage
 from subvene.runner.measures.truthfulqa_answers import answer_questions
-from subvene.runner.measures.truthfulqa_scores import score_choices
+from subvene.runner.measures.truthfulqa_scores import ChoiceScores, score_choices, score_side_by_side
 from subvene.specs import TruthfulQASpec
 
 _SCORES: tuple[Literal["mc1", "mc2", "mc3"], ...] = ("mc1", "mc2", "mc3")
@@ -130,6 +131,45 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
                 self._generation(arm, questions, ledger, progress, measured, self._asked(only), engine)
         return measured
 
+    def choose_together(
+        self,
+        arms: Sequence[Arm],
+        questions: Sequence[Question],
+        ledger: Ledger,
+        opened: Callable[[Sequence[Arm]], tuple[IntervenedModel, list[dict[str, float]]]],
+    ) -> list[int]:
+        """Do the units of multiple choice of several arms in one piece, for `measure` to find.
+
+        Args:
+            arms: without a system prompt.
+            questions: on which questions.
+            ledger: where units are recorded.
+            opened: a model with the interventions of some arms, and the strengths of those of each.
+
+        Returns:
+            The indices of the arms that were scored now.
+
+        Raises:
+            NotSteeredError: an intervention acted on no question.
+            NotFiniteError: a score of one of the arms is not finite; nothing is recorded.
+        """
+
+        def work(missing: list[int]) -> list[_Scores]:
+            m, versions = opened([arms[i] for i in missing])
+            size = self.spec.batch_size
+            found = score_side_by_side(m, self.prompts, questions, versions, batch_size=size)
+            return [_scores(one) for one in found]
+
+        identities = [self._choices_identity(arm, questions) for arm in arms]
+        return ledger.do_together(identities, work)
+
+    def _choices_identity(self, arm: Arm, questions: Sequence[Question]) -> dict[str, Json]:
+        return arm.identity | {
+            "unit": "multiple_choice",
+            "prompts": self._sha256(self._prompts(arm)),
+            "questions": data_sha256(questions),
+        }
+
     def _measures(self, only: str | None) -> Sequence[str]:
         if only is None:
             return self.spec.measure
@@ -149,36 +189,13 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         engine: Engine | None,
     ) -> None:
         prompts = self._prompts(arm)
-        identity = arm.identity | {
-            "unit": "multiple_choice",
-            "prompts": self._sha256(prompts),
-            "questions": data_sha256(questions),
-        }
+        identity = self._choices_identity(arm, questions)
 
         def work() -> _Scores:
             with arm.open() as m:
-                scores = score_choices(
-                    m,
-                    prompts,
-                    questions,
-                    batch_size=self.spec.batch_size,
-                    score=None if engine is None else engine.log_probs,
-                )
-            return {
-                "scores": {
-                    score.key: {
-                        "mc1": score.mc1,
-                        "mc2": score.mc2,
-                        "mc3": score.mc3,
-                        "correct": list(score.correct),
-                        "incorrect": list(score.incorrect),
-                    }
-                    for score in scores.questions
-                },
-                "receipts": plain(scores.receipts),
-                "tokens": scores.tokens,
-                "from_scratch": scores.from_scratch,
-            }
+                score = None if engine is None else engine.log_probs
+                size = self.spec.batch_size
+                return _scores(score_choices(m, prompts, questions, batch_size=size, score=score))
 
         result = done_of(arm, "multiple_choice", identity, work, ledger, progress, measured)
         if result is None:
@@ -333,6 +350,24 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         return {
             q.key: QuestionText(question=q.question, best=q.best, category=q.category) for q in self.questions
         }
+
+
+def _scores(found: ChoiceScores) -> _Scores:
+    return {
+        "scores": {
+            score.key: {
+                "mc1": score.mc1,
+                "mc2": score.mc2,
+                "mc3": score.mc3,
+                "correct": list(score.correct),
+                "incorrect": list(score.incorrect),
+            }
+            for score in found.questions
+        },
+        "receipts": plain(found.receipts),
+        "tokens": found.tokens,
+        "from_scratch": found.from_scratch,
+    }
 
 
 def _record(judged: Mapping[str, Mapping[str, _Verdict]], ending: str, measured: Measured) -> None:
