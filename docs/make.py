@@ -6,22 +6,26 @@ A table stands between `<!-- NAME: by make docs -->` and `<!-- end -->`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 from subvene.interventions._pyvene import pyvene
 from subvene.runner.cli.validate import results_schema_text, schema_text
 from subvene.runner.edits.pyvene_calls import INSTEAD
 from subvene.runner.engines.table import table as engines_table
 from subvene.runner.exchange.exports.table import table as exports_table
+from subvene.specs import load_spec
 from subvene.specs._pyvene_names import LAYERED, instead_of
 from subvene.specs.interventions import REGISTRY, BaseIntervention, PyveneClass
 from subvene.specs.interventions.pyvene import NEEDS, WITHOUT_SOURCE, WITHOUT_SUBSPACES
+from subvene.specs.recipes import REGISTRY as _RECIPES
+from subvene.specs.recipes.base import BaseRecipe
 from subvene.specs.recipes.das import DASSpec
 from subvene.specs.sites import SITES
 
 ROOT = Path(__file__).resolve().parent.parent
+RECIPES = cast("Mapping[str, type[BaseRecipe]]", _RECIPES)
 WHOLE: dict[str, Callable[[], str]] = {
     "examples/subvene.schema.json": schema_text,
     "docs/results.schema.json": results_schema_text,
@@ -90,10 +94,26 @@ def calls_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def methods_table() -> str:
+    """Every method of the field that a recipe fits: where it was published, what uses it, what shows it."""
+    shown: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "examples").glob("*.yaml")):
+        spec = load_spec(path)
+        for recipe in {part.recipe for part in getattr(spec, "fits", ())}:
+            shown.setdefault(recipe, []).append(f"[{path.name}](../examples/{path.name})")
+    lines = ["| method | published in | `recipe:` | `kind:` | examples |", "|---|---|---|---|---|"]
+    for name, recipe in RECIPES.items():
+        kind = f"`{recipe.usual_intervention}`" if recipe.usual_intervention else ""
+        for method, paper in recipe.methods.items():
+            lines.append(f"| {method} | {paper} | `{name}` | {kind} | {', '.join(shown.get(name, []))} |")
+    return "\n".join(lines) + "\n"
+
+
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
-    ("README.md", "kinds"): kinds_table,
+    ("docs/spec.md", "kinds"): kinds_table,
     ("docs/exports.md", "exports"): exports_table,
     ("docs/serving.md", "engines"): engines_table,
+    ("docs/recipes.md", "methods"): methods_table,
     ("docs/pyvene.md", "classes"): classes_table,
     ("docs/pyvene.md", "calls"): calls_table,
     ("docs/pyvene.md", "components"): components_table,

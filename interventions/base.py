@@ -13,6 +13,7 @@ from subvene.interventions.affine import Affine
 from subvene.interventions.columns import Columns
 from subvene.interventions.formula import DirectionFormula
 from subvene.interventions.gate import Gates
+from subvene.interventions.gating import Gating
 from subvene.interventions.positions import FirstCallIsPrompt, Tokens, parse_positions, plain_positions
 from subvene.interventions.tensors import Sizes, TensorTable
 from subvene.specs import Positions
@@ -67,6 +68,8 @@ class ActivationIntervention(
         self.register_buffer("settings", _pack(settings))
         self._read_settings()
         self._fallback = FirstCallIsPrompt()
+        #: When it acts; None: wherever its positions say. Only the runner, which reads for it, heeds it.
+        self.gating: Gating | None = None
 
     @classmethod
     def build(cls, spec: Any, table: TensorTable, sizes: Sizes) -> list[tuple[str, int | None, Self]]:
@@ -188,6 +191,7 @@ class ActivationIntervention(
         tokens: Tokens | None = None,
         positions: torch.Tensor | None = None,
         strength: torch.Tensor | None = None,
+        gate: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Edit `base` [batch, tokens, width] and return it in its own dtype.
@@ -202,6 +206,7 @@ class ActivationIntervention(
                 (`intervention_additional_kwargs={"positions": mask}`): this call's tokens if it is as wide as
                 the call; else column j is token j of the sequence, and what lies beyond is not edited.
             strength: replaces the stored strength for this call; scalar or [batch].
+            gate: multiplies the strength, [batch, tokens]; one object for all that share `tokens`.
             **kwargs: passed on to `edit`.
         """
         if tokens is None:
@@ -218,11 +223,13 @@ class ActivationIntervention(
             else:
                 mask = _of_call(positions, base, tokens)
             scale = (per_row(strength, base) * mask.unsqueeze(-1)).to(wide)
+            if gate is not None:
+                scale = scale * gate.to(scale).unsqueeze(-1)
             return scale, scale != 0
 
         if positions is None:
             # The layers of one declared intervention have the same strength tensor and share the result.
-            key = (self.positions, id(strength), base.device, wide)
+            key = (self.positions, id(strength), id(gate), base.device, wide)
             scale, where = tokens.shared(key, scale_and_where)
         else:
             scale, where = scale_and_where()

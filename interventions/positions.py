@@ -15,6 +15,7 @@ import torch
 from pydantic import TypeAdapter
 
 from subvene.specs import FirstTokens, LastTokens, Positions, TokenIndices
+from subvene.specs import positions as specs_positions
 from subvene.specs.positions import TEXT_POSITIONS
 
 _T = TypeVar("_T")
@@ -39,7 +40,20 @@ class Paired:
     rule: Positions
 
 
-Rule = Positions | Paired
+@dataclass(frozen=True)
+class Gated:
+    """The tokens of a rule at which a gate is open; of one intervention in one run.
+
+    Attributes:
+        name: of the intervention.
+        rule: what selects the tokens that the gate is asked for.
+    """
+
+    name: str
+    rule: Positions | Paired
+
+
+Rule = Positions | Paired | Gated
 """What selects tokens: a declared rule, or what a run has made of one."""
 
 
@@ -55,11 +69,9 @@ def names_text(rule: Positions) -> bool:
 
 def is_within_prompt(rule: Rule) -> bool:
     """Whether the rule can never select a token after the prompt."""
-    if isinstance(rule, Paired):
+    while isinstance(rule, Paired | Gated):
         rule = rule.rule
-    if isinstance(rule, str):
-        return rule in ("prompt", "last_prompt_token")
-    return isinstance(rule, TEXT_POSITIONS) or rule.of == "prompt"
+    return specs_positions.is_within_prompt(rule)
 
 
 def needs_prompt_length(rule: Positions) -> bool:
@@ -117,6 +129,10 @@ def from_table(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 def _select(rule: Rule, tokens: Tokens) -> torch.Tensor:
     index = tokens.index
+    if isinstance(rule, Gated):
+        if index.numel():
+            raise ValueError(f"{rule.name}: where its gate is open is known only of what has been read")
+        rule = rule.rule
     if (table := tokens.tables.get(rule)) is not None:
         return from_table(table, index)
     if isinstance(rule, (Paired, *TEXT_POSITIONS)):

@@ -61,7 +61,15 @@ if TYPE_CHECKING:
         TrainedJudgeSpec,
         TransformersJudgeSpec,
     )
-    from subvene.specs.pairs import ContrastSystems, ContrastTexts, PairsFile, SystemPair, TextPair
+    from subvene.specs.pairs import (
+        ContrastPrompts,
+        Contrasts,
+        ContrastSystems,
+        ContrastTexts,
+        PairsFile,
+        SystemPair,
+        TextPair,
+    )
     from subvene.specs.preferences import TriplesSpec, TruthfulPairsSpec
     from subvene.specs.recipes import (
         AnyRecipe,
@@ -69,7 +77,9 @@ if TYPE_CHECKING:
         ExpertsSpec,
         ITISpec,
         LocalizedEditSpec,
+        LogisticSpec,
         MeanDifferenceSpec,
+        PCASpec,
         PersonaSpec,
         RandomDirectionSpec,
     )
@@ -91,9 +101,11 @@ __all__ = [
     "CompositionSpec",
     "ConditionEvaluation",
     "ConditionSpec",
+    "ContrastPrompts",
     "ContrastSpec",
     "ContrastSystems",
     "ContrastTexts",
+    "Contrasts",
     "CoreSite",
     "DASSpec",
     "DivergenceSpec",
@@ -112,10 +124,12 @@ __all__ = [
     "LastTokens",
     "LocalizationSpec",
     "LocalizedEditSpec",
+    "LogisticSpec",
     "MeanDifferenceSpec",
     "ModelSpec",
     "MultipleChoiceSpec",
     "OpenAIJudgeSpec",
+    "PCASpec",
     "PairsFile",
     "PatchingSpec",
     "PersonaSpec",
@@ -203,7 +217,15 @@ _LATER = {
             "TrainedJudgeSpec",
             "TransformersJudgeSpec",
         ),
-        "pairs": ("ContrastSystems", "ContrastTexts", "PairsFile", "SystemPair", "TextPair"),
+        "pairs": (
+            "ContrastPrompts",
+            "ContrastSystems",
+            "ContrastTexts",
+            "Contrasts",
+            "PairsFile",
+            "SystemPair",
+            "TextPair",
+        ),
         "preferences": (
             "TriplesSpec",
             "TruthfulPairsSpec",
@@ -214,7 +236,9 @@ _LATER = {
             "ExpertsSpec",
             "ITISpec",
             "LocalizedEditSpec",
+            "LogisticSpec",
             "MeanDifferenceSpec",
+            "PCASpec",
             "PersonaSpec",
             "RandomDirectionSpec",
         ),

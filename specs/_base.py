@@ -10,8 +10,8 @@ from pydantic_core import ErrorDetails
 
 from subvene.specs._flaws import Expect, Flaw, literal_options, nearest, one_of, refuse, relay
 
-_FIRST = ("subvene", "kind", "recipe", "rule", "name", "class_name")
-_LAST = ("positions",)
+_FIRST = ("subvene", "kind", "recipe", "measure", "rule", "name", "class_name")
+_LAST = ("positions", "when", "during", "must_open")
 
 
 class SpecModel(BaseModel):

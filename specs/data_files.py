@@ -13,7 +13,16 @@ from subvene.specs.document import read_document
 from subvene.specs.errors import Problem, SpecError
 from subvene.specs.facts import FactsFile, InlineFacts
 from subvene.specs.loading import checked
-from subvene.specs.pairs import ContrastSystems, ContrastTexts, InlinePairs, PairColumns, PairsFile
+from subvene.specs.pairs import (
+    ContrastPrompts,
+    Contrasts,
+    ContrastSystems,
+    ContrastTexts,
+    InlinePairs,
+    PairColumns,
+    PairsFile,
+    PromptsFile,
+)
 from subvene.specs.regular_file import open_regular
 
 if TYPE_CHECKING:  # no document needs them
@@ -22,18 +31,19 @@ if TYPE_CHECKING:  # no document needs them
 _T = TypeVar("_T")
 
 
-def load_pairs(path: str | Path, columns: PairColumns | None = None) -> ContrastTexts | ContrastSystems:
+def load_pairs(path: str | Path, columns: PairColumns | None = None) -> Contrasts:
     """Reads and checks a file of contrast pairs.
 
     Args:
-        path: A ``.yaml``, ``.yml`` or ``.json`` file with ``texts``, or with ``systems`` and ``questions``;
-            or rows: ``.jsonl``, ``.csv`` or a JSON list.
+        path: A ``.yaml``, ``.yml`` or ``.json`` file with ``texts``, ``prompts`` or ``systems`` and
+            ``questions``; or rows: ``.jsonl``, ``.csv`` or a JSON list.
         columns: The columns of rows that are meant, where they have other names than the usual ones.
 
     Raises:
         SpecError: With every problem of the file.
     """
-    return _rows_or_document(Path(path), "pairs", partial(_pairs_of, columns=columns), _validate_pairs)
+    pairs = _rows_or_document(Path(path), "pairs", partial(_pairs_of, columns=columns), _validate_pairs)
+    return _with_prompts(pairs, Path(path).parent) if isinstance(pairs, ContrastPrompts) else pairs
 
 
 def load_facts(path: str | Path) -> InlineFacts:
@@ -90,7 +100,7 @@ def _rows_or_document(
     return checked(read_document(path), validate)
 
 
-def _pairs_of(rows: Iterable[Row], name: str, columns: PairColumns | None) -> ContrastTexts:
+def _pairs_of(rows: Iterable[Row], name: str, columns: PairColumns | None) -> Contrasts:
     from subvene.specs.pair_rows import pairs_of
 
     return pairs_of(rows, name, columns=columns)
@@ -114,9 +124,9 @@ def _is_list(path: Path) -> bool:
 
 
 def resolve_pairs(
-    pairs: PairsFile | ContrastTexts | ContrastSystems, folder: str | Path
-) -> ContrastTexts | ContrastSystems:
-    """Returns the pairs themselves, read from their file if that is how a spec gives them.
+    pairs: PairsFile | ContrastTexts | ContrastSystems | ContrastPrompts, folder: str | Path
+) -> Contrasts:
+    """Returns the pairs themselves, read from their files if that is how a spec gives them.
 
     Args:
         pairs: What a spec declares, but for a dataset of the Hub, which the runner reads.
@@ -125,13 +135,35 @@ def resolve_pairs(
     Raises:
         SpecError: With every problem of the file.
     """
-    return load_pairs(Path(folder) / pairs.file, pairs.columns) if isinstance(pairs, PairsFile) else pairs
+    if isinstance(pairs, PairsFile):
+        return load_pairs(Path(folder) / pairs.file, pairs.columns)
+    return _with_prompts(pairs, Path(folder)) if isinstance(pairs, ContrastPrompts) else pairs
+
+
+def _with_prompts(pairs: ContrastPrompts, folder: Path) -> ContrastPrompts:
+    """The prompts in place of the files that hold them."""
+    given = {"positive": pairs.prompts.positive, "negative": pairs.prompts.negative}
+    read = {name: _prompts(side, folder) for name, side in given.items()}
+    return ContrastPrompts.model_validate({"prompts": read})
+
+
+def _prompts(prompts: PromptsFile | tuple[str, ...], folder: Path) -> tuple[str, ...]:
+    from subvene.specs.prompt_rows import file_prompts
+    from subvene.specs.rows import RowsError
+
+    if not isinstance(prompts, PromptsFile):
+        return prompts
+    path = folder / prompts.file
+    try:
+        return file_prompts(path, prompts.column, prompts.limit)
+    except RowsError as error:
+        raise SpecError([Problem(str(path), None, None, "", "prompts", str(error))]) from error
 
 
 @cache
-def _pairs_adapter() -> TypeAdapter[ContrastTexts | ContrastSystems]:
+def _pairs_adapter() -> TypeAdapter[Contrasts]:
     return TypeAdapter(InlinePairs)
 
 
-def _validate_pairs(data: object) -> ContrastTexts | ContrastSystems:
+def _validate_pairs(data: object) -> Contrasts:
     return _pairs_adapter().validate_python(data)

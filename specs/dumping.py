@@ -14,7 +14,7 @@ from subvene.specs.document import Format
 from subvene.specs.experiment import ExperimentSpec, InterventionSpec
 from subvene.specs.tensors import TensorRef
 
-_TAGS = ("kind", "recipe", "rule")
+_TAGS = ("kind", "recipe", "measure", "rule")
 
 
 def dump_spec(spec: InterventionSpec, format: Format = "yaml") -> str:
@@ -56,7 +56,7 @@ def _mapping(model: SpecModel) -> dict[str, Any]:
             unset
             and not field.is_required()
             and value == field.get_default(call_default_factory=True)
-            and name not in ("kind", "recipe", "rule")
+            and name not in ("kind", "recipe", "measure", "rule")
         ):
             continue
         data[field.serialization_alias or name] = _plain(value)

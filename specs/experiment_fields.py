@@ -87,6 +87,8 @@ class InterventionSpec(SpecModel):
         for i, intervention in enumerate(self.interventions):
             for field, ref in intervention.tensor_refs():
                 yield ("interventions", i, field), ref
+            for loc, ref in intervention.gate_refs():
+                yield ("interventions", i, *loc), ref
 
 
 class ExperimentFields(InterventionSpec):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 STANDS_FOR = {
+    "ContrastPrompts": "subvene.specs.pairs",
     "CounterfactualsSpec": "subvene.specs.counterfactuals",
     "DASSpec": "subvene.specs.recipes.das",
     "FactsFile": "subvene.specs.facts",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from subvene.specs.facts import FactsFile as FactsFile
     from subvene.specs.judges.reference import ReferenceJudgeSpec as ReferenceJudgeSpec
     from subvene.specs.judges.trained import TrainedJudgeSpec as TrainedJudgeSpec
+    from subvene.specs.pairs import ContrastPrompts as ContrastPrompts
     from subvene.specs.pairs import PairsFile as PairsFile
     from subvene.specs.preferences import TriplesSpec as TriplesSpec
     from subvene.specs.recipes.das import DASSpec as DASSpec

@@ -63,6 +63,38 @@ def _flaws_of_selection(spec: ExperimentFields) -> Iterator[Flaw]:
             yield Flaw(("evaluate", i, "selection", "by"), expected, asked.selection.by)
 
 
+def _flaws_of_draws(spec: ExperimentFields, place: int, asked: LocalizationSpec) -> Iterator[Flaw]:
+    """Yields what does not fit in how many draws are made, and which arms answer questions."""
+    at = ("evaluate", place)
+    measured = {m for e in spec.evaluate if isinstance(e, TruthfulQASpec) for m in e.measure}
+    by = asked.selection.by
+    needed = "generation" if by == "true_info" else "multiple_choice"
+    if asked.sequential is not None and needed not in measured:
+        expected = f"nothing, since the truthfulqa entry does not measure {needed}, by which draws would stop"
+        yield Flaw((*at, "sequential"), expected, None, found="sequential")
+    if asked.generate is not None and (by == "true_info" or measured != {"generation", "multiple_choice"}):
+        expected = (
+            "nothing unless the truthfulqa entry measures multiple_choice and generation, and "
+            "`selection.by` is a metric of multiple choice: other arms would have nothing to be weighed by"
+        )
+        yield Flaw((*at, "generate"), expected, asked.generate)
+    for name in ("generate", "explore"):
+        if strange := [group for group in getattr(asked, name) or () if group not in asked.arms]:
+            yield Flaw((*at, name), f"some of the arms: {', '.join(asked.arms)}", strange)
+    for family in ("iti", "edit"):
+        if f"{family}_matched" in asked.arms and f"{family}_probed" not in asked.arms:
+            yield Flaw((*at, "arms"), f"{family}_probed, since {family}_matched is matched to it", asked.arms)
+
+
+def _flaws_of_objective(recipe: LocalizedEditSpec, place: int, asked: LocalizationSpec) -> Iterator[Flaw]:
+    objective = recipe.objective
+    if asked.tau is not None and not isinstance(objective, IPOSpec):
+        yield Flaw(("evaluate", place, "tau"), "nothing, since only the objective ipo has a τ", asked.tau)
+    if asked.mean is not None and not (isinstance(objective, IPOSpec) and objective.reduction == "sum"):
+        expected = "nothing unless `fit.objective` is ipo with `reduction: sum`, beside which it is tried"
+        yield Flaw(("evaluate", place, "mean"), expected, None, found="mean")
+
+
 def _flaws_of_fit(spec: ExperimentFields) -> Iterator[Flaw]:
     recipe = spec.fit
     if not isinstance(recipe, LocalizedEditSpec):
@@ -79,8 +111,7 @@ def _flaws_of_fit(spec: ExperimentFields) -> Iterator[Flaw]:
     if recipe.validation is None:
         expected = "a share of the questions, on which strengths are chosen"
         yield Flaw(("fit", "validation"), expected, None, found="null")
-    asked = next((e for e in spec.evaluate if isinstance(e, LocalizationSpec)), None)
-    if asked is not None and asked.tau is not None and not isinstance(recipe.objective, IPOSpec):
-        place = spec.evaluate.index(asked)
-        expected = "nothing, since only the objective ipo has a τ"
-        yield Flaw(("evaluate", place, "tau"), expected, asked.tau)
+    for place, asked in enumerate(spec.evaluate):
+        if isinstance(asked, LocalizationSpec):
+            yield from _flaws_of_objective(recipe, place, asked)
+            yield from _flaws_of_draws(spec, place, asked)

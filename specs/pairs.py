@@ -1,7 +1,7 @@
 """Contrast pairs: what should and what should not be, side by side."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from annotated_types import MinLen
 from pydantic import Field, model_validator
@@ -102,8 +102,9 @@ class PairsFile(SpecModel):
 
     file: DataPath = Field(
         description="A file, relative to the folder of this spec: YAML or JSON that holds just what could "
-        "stand here (`texts`, or `systems` and `questions`), or rows (.jsonl, .csv, a JSON list) with the "
-        "columns `prompt`, `system`, `positive` and `negative`, of preferences, or of CAA's A/B questions."
+        "stand here (`texts`, `prompts`, or `systems` and `questions`), or rows (.jsonl, .csv, a JSON list) "
+        "with the columns `prompt`, `system`, `positive` and `negative`, of preferences, or of CAA's "
+        "questions."
     )
     columns: PairColumns | None = Field(default=None, description=_COLUMNS)
 
@@ -121,9 +122,72 @@ class PairsDataset(SpecModel):
     columns: PairColumns | None = Field(default=None, description=_COLUMNS)
 
 
+class PromptsFile(SpecModel):
+    """Prompts that stand in a file of their own."""
+
+    expects: ClassVar[str] = "a mapping with `file`"
+
+    file: Annotated[
+        str,
+        path_ending(".txt", ".jsonl", ".json", ".csv", any_case=True),
+        Expect("a path that ends in .txt, .jsonl, .json or .csv"),
+    ] = Field(
+        description="A file, relative to the folder of this spec: a prompt a line (.txt), or rows (.jsonl, "
+        ".csv, a JSON list, whose members may be the prompts themselves)."
+    )
+    column: Text | None = Field(
+        default=None,
+        description="Of rows: the column with the prompt, where it has another name than `prompt`, "
+        "`instruction` or `question` (AdvBench: `goal`).",
+    )
+    limit: Count | None = Field(default=None, description="The first so many prompts; left out: all.")
+
+
+_PROMPTS = "a non-empty list of prompts, or a mapping with `file`"
+Prompts = Annotated[
+    Annotated[tuple[Text, ...], MinLen(1), Expect(_PROMPTS)] | PromptsFile,
+    Shaped(lambda value: int(not isinstance(value, list | tuple)), _PROMPTS),
+]
+
+
+class PromptSides(SpecModel):
+    """Two lists of prompts, which need not be equally long."""
+
+    expects: ClassVar[str] = "a mapping with `positive` and `negative`"
+
+    positive: Prompts = Field(description="Prompts that bring out what is looked for: harmful ones, say.")
+    negative: Prompts = Field(description="Prompts that do not.")
+
+
+class ContrastPrompts(SpecModel):
+    """Two lists of a user's turns, each put into the chat template by itself."""
+
+    expects: ClassVar[str] = "a mapping with `prompts`"
+
+    prompts: PromptSides = Field(
+        description="`positive` and `negative`: a list of user's turns each, or a `file` of them. They are "
+        "not paired, and need not be equally many."
+    )
+
+    def side(self, name: Literal["positive", "negative"]) -> tuple[str, ...]:
+        """Returns the prompts of a side.
+
+        Raises:
+            TypeError: They stand in a file that has not been read; `resolve_pairs` reads it.
+        """
+        prompts = getattr(self.prompts, name)
+        if isinstance(prompts, PromptsFile):
+            raise TypeError(f"{name}: {prompts.file} has not been read")
+        return tuple(prompts)
+
+
+Contrasts = ContrastTexts | ContrastSystems | ContrastPrompts
+"""What a declaration of pairs is read into."""
+
 _BY_KEY: dict[str, type] = {
     "file": PairsFile,
     "dataset": PairsDataset,
+    "prompts": ContrastPrompts,
     "texts": ContrastTexts,
     "systems": ContrastSystems,
     "questions": ContrastSystems,
@@ -152,21 +216,23 @@ class ByKey:
         return self.classes.index(chosen) if chosen in self.classes else None
 
 
-_INLINE = "a mapping with `texts`, or with `systems` and `questions`"
+_INLINE = "a mapping with `texts`, with `prompts`, or with `systems` and `questions`"
 
 InlinePairs = Annotated[
-    ContrastTexts | ContrastSystems, Shaped(ByKey(ContrastTexts, ContrastSystems), _INLINE)
+    ContrastTexts | ContrastSystems | ContrastPrompts,
+    Shaped(ByKey(ContrastTexts, ContrastSystems, ContrastPrompts), _INLINE),
 ]
 """What a file of pairs holds."""
 
 ContrastPairs = Annotated[
-    PairsFile | PairsDataset | ContrastTexts | ContrastSystems,
+    PairsFile | PairsDataset | ContrastTexts | ContrastSystems | ContrastPrompts,
     Shaped(
-        ByKey(PairsFile, PairsDataset, ContrastTexts, ContrastSystems),
-        "a mapping with `file`, with `dataset`, with `texts`, or with `systems` and `questions`",
+        ByKey(PairsFile, PairsDataset, ContrastTexts, ContrastSystems, ContrastPrompts),
+        "a mapping with `file`, with `dataset`, with `texts`, with `prompts`, or with `systems` and "
+        "`questions`",
     ),
 ]
-"""Pairs in a file or a Hub dataset, or written out in one of two forms."""
+"""Pairs in a file or a Hub dataset, or written out in one of three forms."""
 
 ContrastTextPairs = Annotated[
     PairsFile | PairsDataset | ContrastTexts,

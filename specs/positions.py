@@ -141,3 +141,10 @@ Positions = Annotated[
 ]
 """``all``, ``prompt``, ``response`` (the cursor P-1 and all that follows), ``last_prompt_token`` (the cursor
 alone), counted tokens of one part, or the tokens of a text in the prompt."""
+
+
+def is_within_prompt(rule: Positions) -> bool:
+    """Returns whether a rule can never select a token after the prompt."""
+    if isinstance(rule, str):
+        return rule in ("prompt", "last_prompt_token")
+    return isinstance(rule, TEXT_POSITIONS) or rule.of == "prompt"

@@ -21,6 +21,8 @@ def why_not_stock(spec: InterventionSpec, *, is_decoder: bool = True) -> str | N
     reading = [one for one in spec.interventions if reads(one) is not None]
     for one in spec.interventions:
         name = one.name or one.kind
+        if one.is_gated:
+            return f"{name} acts as its gate or its schedule says, which stock pyvene does not heed"
         if not is_decoder and (one in reading or one.positions != "all"):
             return (
                 f"{name} is at vectors by their numbers, or reads a source, in a model that is no decoder; "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
 import torch
@@ -15,13 +15,22 @@ from subvene.runner.artifacts.stock import why_not_stock
 from subvene.runner.cli._source import Source, tokenised
 from subvene.runner.cli._words import positions_in_words
 from subvene.runner.edits.compile import NO_SIZES, check_sizes, entry_name, load_tensors, place
+from subvene.runner.edits.gate_compile import gating_of
 from subvene.runner.edits.order import Edits, PairOrder, pairs_of
 from subvene.runner.edits.text_positions import places_of
 from subvene.runner.files.json_value import Json
 from subvene.runner.models.anatomy import sizes_from_config
 from subvene.runner.models.fingerprint import ModelFingerprint
 from subvene.runner.models.loading import load_config, load_tokenizer
-from subvene.specs import AnyIntervention, FieldTokens, InterventionSpec, LastOf, Positions, SubveneError
+from subvene.specs import (
+    AnyIntervention,
+    FieldTokens,
+    InterventionSpec,
+    LastOf,
+    Positions,
+    SubveneError,
+    TensorRef,
+)
 from subvene.specs.positions import TEXT_POSITIONS
 
 
@@ -188,19 +197,29 @@ def _built(source: Source, declared: AnyIntervention, sizes: Sizes | None) -> tu
         sizes = NO_SIZES
     if sizes is None:
         return {}, "not looked at, since the model's sizes are not known"
-    tensors: dict[str, torch.Tensor] = dict(source.artifact.tensors) if source.artifact else {}
-    refs = [ref for _, ref in declared.tensor_refs()]
+    refs, of_gate = ([ref for _, ref in found] for found in (declared.tensor_refs(), declared.gate_refs()))
+    missing = [ref.key for ref in (*refs, *of_gate) if ref.file is None and not source.artifact]
+    if missing:
+        return {}, f"{missing[0]} is not fitted yet"
     try:
-        for ref in refs:
-            if ref.file is not None:
-                tensors |= load_tensors(source.folder / ref.file)
-            elif not source.artifact:
-                return {}, f"{ref.key} is not fitted yet"
-        origin = next((str(source.folder / ref.file) for ref in refs if ref.file), str(source.path))
-        built = REGISTRY[declared.kind].build(declared, TensorTable(tensors, origin), sizes)
+        built = REGISTRY[declared.kind].build(declared, _table(source, refs), sizes)
+        places = [(site, layer) for site, layer, _ in built]
+        gating = gating_of(declared, _table(source, of_gate), sizes, places, None)
+        for _, _, edit in built:
+            edit.gating = gating
     except SubveneError as error:
         return {}, str(error)
     return {place(site, layer): edit for site, layer, edit in built}, None
+
+
+def _table(source: Source, refs: Sequence[TensorRef]) -> TensorTable:
+    """The tensors that some references name, those of the artifact among them."""
+    tensors: dict[str, torch.Tensor] = dict(source.artifact.tensors) if source.artifact else {}
+    for ref in refs:
+        if ref.file is not None:
+            tensors |= load_tensors(source.folder / ref.file)
+    origin = next((str(source.folder / ref.file) for ref in refs if ref.file), str(source.path))
+    return TensorTable(tensors, origin)
 
 
 def _tensors(key: str, built: Edits) -> dict[str, StoredTensor]:
@@ -220,7 +239,11 @@ _COMMON = ("kind", "name", "site", "layer", "component", "positions", "strength"
 def _settings(declared: AnyIntervention) -> dict[str, JsonValue]:
     """What only this kind has (heads, rank, bounds, …), as far as it is not left at its default."""
     left_out = {*_COMMON, *(field for field, _ in declared.tensor_refs())}
-    return declared.model_dump(mode="json", exclude_defaults=True, exclude=left_out, by_alias=True)
+    settings = declared.model_dump(mode="json", exclude_defaults=True, exclude=left_out, by_alias=True)
+    if declared.when is not None:
+        # Its `measure` is a default, and says what it is.
+        settings["when"] = declared.when.model_dump(mode="json", exclude_none=True, by_alias=True)
+    return settings
 
 
 def _declared_place(declared: AnyIntervention) -> str:

@@ -10,6 +10,7 @@ from subvene.specs import FieldTokens, FirstTokens, LastOf, LastTokens, Position
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
+    from subvene.runner.edits.gate_receipt import GateRecord
     from subvene.runner.edits.receipt import ReceiptRecord
     from subvene.runner.edits.source_receipt import SourceRecord
 
@@ -63,7 +64,8 @@ def receipt_in_words(written: Mapping[str, JsonValue]) -> str:
     if not any(receipt["strengths"]):
         return f"{where}: strength 0, nothing edited"
     if not total:
-        return f"{where}: edited no token"
+        gate = receipt.get("gate")
+        return f"{where}: edited no token" + (gate_in_words(gate) if gate is not None else "")
     roles = [
         f"{edited['prompt']} prompt",
         f"{edited['cursor']} cursor",
@@ -77,7 +79,16 @@ def receipt_in_words(written: Mapping[str, JsonValue]) -> str:
         moved = f"strength {receipt['mean_strength']:.3g} on average, {moved}"
     span = f"positions {receipt['first']} to {receipt['last']}"
     words = f"{where}: edited {total} tokens{in_rows} ({', '.join(roles)}; {span}), {moved}"
+    words += gate_in_words(gate) if (gate := receipt.get("gate")) else ""
     return words + (source_in_words(source) if (source := receipt.get("source")) else "")
+
+
+def gate_in_words(gate: GateRecord) -> str:
+    """What a gate decided, behind the sentence about its intervention."""
+    return (
+        f"; its gate opened in {gate['rows_opened']} of {gate['rows_asked']} rows and at "
+        f"{gate['tokens_opened']} of {gate['tokens_asked']} tokens"
+    )
 
 
 def _moved(mean: float | None, most: float | None) -> str:

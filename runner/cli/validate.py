@@ -17,7 +17,7 @@ from subvene.runner.cli._console import EXIT_INVALID, err, results
 from subvene.runner.files.printable import on_line
 from subvene.specs import ExperimentSpec, InterventionSpec, Problem, SpecError, SubveneError
 from subvene.specs.document import Document
-from subvene.specs.kinds import FactsFile, PairsFile, TracingEvaluation
+from subvene.specs.kinds import ContrastPrompts, FactsFile, PairsFile, TracingEvaluation
 from subvene.specs.loading import load_placed
 from subvene.specs.local import absent
 
@@ -61,12 +61,14 @@ def _problems(file: Path) -> Iterator[Problem]:
         return
     traced = [part.facts for part in spec.evaluate if isinstance(part, TracingEvaluation)]
     paired = [getattr(part, "pairs", None) for part in (*spec.fits, *spec.evaluate)]
-    declared = [part for part in (*traced, *paired) if isinstance(part, FactsFile | PairsFile)]
+    declared = [
+        part for part in (*traced, *paired) if isinstance(part, FactsFile | PairsFile | ContrastPrompts)
+    ]
     if declared:
         yield from _misread(dict.fromkeys(declared), file.parent)
 
 
-def _misread(files: Iterable[FactsFile | PairsFile], folder: Path) -> Iterator[Problem]:
+def _misread(files: Iterable[FactsFile | PairsFile | ContrastPrompts], folder: Path) -> Iterator[Problem]:
     """Those of files of facts and of pairs."""
     from subvene.specs.data_files import resolve_facts, resolve_pairs
 

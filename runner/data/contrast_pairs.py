@@ -6,14 +6,14 @@ from itertools import islice
 from pathlib import Path
 
 from subvene.runner.data.hub_rows import hub_rows
-from subvene.specs import ContrastSystems, ContrastTexts, PairsFile, resolve_pairs
+from subvene.specs import ContrastPrompts, Contrasts, ContrastSystems, ContrastTexts, PairsFile, resolve_pairs
 from subvene.specs.pair_rows import pairs_of
 from subvene.specs.pairs import PairsDataset
 
 
 def read_pairs(
-    pairs: PairsFile | PairsDataset | ContrastTexts | ContrastSystems, folder: Path
-) -> ContrastTexts | ContrastSystems:
+    pairs: PairsFile | PairsDataset | ContrastTexts | ContrastSystems | ContrastPrompts, folder: Path
+) -> Contrasts:
     """The pairs themselves.
 
     Args:

@@ -94,6 +94,43 @@ def prompt_ids(
     return list(ids)
 
 
+def turn_cursors(
+    tokenizer: Any,
+    prompt: str | Messages,
+    ids: Sequence[int],
+    *,
+    system: str | None = None,
+    chat: bool | None = None,
+    chat_template_kwargs: Mapping[str, JsonValue] | None = None,
+) -> list[int]:
+    """The positions of the tokens before the assistant's turns of a prompt, the one to come among them.
+
+    Args:
+        tokenizer: the model's.
+        prompt: as for `prompt_ids`.
+        ids: what that gave for it.
+        system: as for `prompt_ids`.
+        chat: likewise.
+        chat_template_kwargs: likewise.
+
+    Raises:
+        TextError: the template renders what comes before a turn otherwise once the turn is there.
+    """
+    cursors = []
+    turns = [] if isinstance(prompt, str) else list(prompt)
+    for i in (i for i, turn in enumerate(turns) if turn.get("role") == "assistant"):
+        before = prompt_ids(
+            tokenizer, turns[:i], system=system, chat=chat, chat_template_kwargs=chat_template_kwargs
+        )
+        if list(ids[: len(before)]) != before:
+            raise TextError(
+                f"message {i} (assistant): where this turn begins cannot be told, since the template renders "
+                "what precedes it otherwise when it is there; give the token ids to generate_ids, with turns="
+            )
+        cursors.append(len(before) - 1)
+    return [*cursors, len(ids) - 1]
+
+
 def messages_of(
     tokenizer: Any, prompt: str | Messages, system: str | None = None
 ) -> list[dict[str, JsonValue]]:

@@ -20,6 +20,7 @@ def attach_edit(
     attachment: Attachment,
     key: str,
     edit: Any,
+    component: str,
     register: Any,
     acts_here: Callable[[], bool],
 ) -> Any:
@@ -29,6 +30,7 @@ def attach_edit(
         attachment: whose run it is.
         key: pyvene's, of the edit.
         edit: the intervention.
+        component: the module's input or output that it edits, as pyvene names it.
         register: the method of the module that registers a hook before or after its forward.
         acts_here: whether calls of this thread or task belong to the attachment.
 
@@ -64,6 +66,9 @@ def attach_edit(
         if edit.strength.device != h.device:
             edit.to(h.device)
         context: dict[str, Any] = {}
+        if (openings := run.gate(key)) is not None:
+            openings.see(component, h, tokens)
+            context["gate"] = openings.at(tokens, h.device)
         if wants_input:
             context["module_input"] = as_batch(take_input(args, kwargs)[0], tokens, key)
         if (feed := run.fed.feeds.get(key)) is not None:
@@ -71,12 +76,24 @@ def attach_edit(
         edited = edit(h, tokens=tokens, strength=run.strengths[key], **context)
         selecting = run.rule(key, rule)
         before, after = edit.of_site(h), edit.of_site(edited)
-        run.recorder.record(key, selecting, before, after, tokens, edit.strength_factors(before))
+        factors = edit.strength_factors(before)
+        if openings is not None and openings.gating.is_graded:
+            factors = graded(factors, context["gate"])
+        run.recorder.record(key, selecting, before, after, tokens, factors)
         if feed is not None:
             run.recorder.record_source(key, edit.part(h), context["source"], tokens.start)
         if collects:
-            run.recorder.collect(key, edit.collected(h), tokens.mask(rule, h.device))
+            run.recorder.collect(key, edit.collected(h), tokens.mask(selecting).to(h.device))
             return None
         return put_back(edited.view_as(found))
 
     return register(hook, with_kwargs=True)
+
+
+def graded(
+    factors: tuple[torch.Tensor, torch.Tensor] | None, gate: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the strength is multiplied by under a gate that opens by degrees, as `strength_factors` has it."""
+    if factors is None:
+        return gate, torch.ones((), device=gate.device)
+    return factors[0] * gate.to(factors[0]), factors[1]

@@ -11,6 +11,7 @@ import torch
 
 from subvene.interventions import REGISTRY, ActivationIntervention, Sizes, TensorError, TensorTable
 from subvene.interventions.tensors import UNREADABLE, Part
+from subvene.runner.edits.gate_compile import gating_of, in_words
 from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.edits.sources import Declared, Reading
 from subvene.runner.edits.whole_sources import is_by_index
@@ -24,7 +25,15 @@ from subvene.runner.models.anatomy import (
     sizes_from_config,
 )
 from subvene.runner.models.parts import ModuleSizes, PartSizes
-from subvene.specs import SITES, AnyIntervention, InterventionSpec, PyveneSpec, SourceRef, SubveneError
+from subvene.specs import (
+    SITES,
+    AnyIntervention,
+    InterventionSpec,
+    PyveneSpec,
+    SourceRef,
+    SubveneError,
+    TensorRef,
+)
 from subvene.specs._pyvene_names import LAYERED
 from subvene.specs.sources import reads
 
@@ -78,6 +87,8 @@ def compile_spec(
                 _place_columns(anatomy, declared, built)
             if reads(declared) is not None:
                 readings[len(representations)] = _reading(model, anatomy, declared, built[0][2])
+            if declared.is_gated:
+                _gate(declared, built, _gate_table(declared, folder or Path(), own_tensors), sizes, anatomy)
         except SubveneError as error:
             problems.append(f"interventions[{i}] ({declared.kind}): {error}")
             continue
@@ -98,6 +109,24 @@ def compile_spec(
             acts_on[acting] = (*acts_on.get(acting, ()), name)
     compiled = IntervenableModel if anatomy is not None else WholeTensorModel
     return compiled(representations, model, entries, Declared(spec.sources, readings, acts_on))
+
+
+def _gate(
+    declared: AnyIntervention, built: Sequence[Any], table: TensorTable, sizes: Sizes, anatomy: Anatomy | None
+) -> None:
+    """Let the edits of one declared intervention act when it says.
+
+    Raises:
+        CompileError: where tokens stand in a prompt and a response cannot be told in this model.
+    """
+    if anatomy is None:
+        raise CompileError(
+            f"{'when' if declared.when is not None else 'during'}: this is no decoder language model whose "
+            "blocks are known, and neither sites nor prompts and responses can be told in it"
+        )
+    gating = gating_of(declared, table, sizes, [(site, layer) for site, layer, _ in built], anatomy)
+    for _, _, edit in built:
+        edit.gating = gating
 
 
 def _place_columns(anatomy: Anatomy, declared: AnyIntervention, built: Sequence[Any]) -> None:
@@ -283,6 +312,9 @@ def check_sizes(spec: InterventionSpec, sizes: Sizes) -> None:
             heads = getattr(declared, field, "all")
             for head in () if isinstance(heads, str) else heads:
                 check(f"{path}.{field}", "head", head, sizes.n_heads)
+        for loc, gate in declared.when.measured() if declared.when is not None else ():
+            if gate.layer is not None:
+                check(f"{path}.when{in_words(loc)}.layer", "layer", gate.layer, sizes.n_layers)
         by_layer = getattr(declared, "heads", None) or {}
         if not isinstance(by_layer, Mapping):
             # Of pyvene's components some have as many heads as keys and values have: found out later.
@@ -319,7 +351,18 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 def _table(
     declared: AnyIntervention, folder: Path, own_tensors: Mapping[str, torch.Tensor] | None
 ) -> TensorTable:
-    refs = [ref for _, ref in declared.tensor_refs()]
+    return _table_of([ref for _, ref in declared.tensor_refs()], folder, own_tensors)
+
+
+def _gate_table(
+    declared: AnyIntervention, folder: Path, own_tensors: Mapping[str, torch.Tensor] | None
+) -> TensorTable:
+    return _table_of([ref for _, ref in declared.gate_refs()], folder, own_tensors)
+
+
+def _table_of(
+    refs: Sequence[TensorRef], folder: Path, own_tensors: Mapping[str, torch.Tensor] | None
+) -> TensorTable:
     tensors: dict[str, torch.Tensor] = {}
     for file in dict.fromkeys(ref.file for ref in refs):
         if file is not None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from subvene.runner.edits import gates
 from subvene.runner.edits.acting import attach_edit
 from subvene.runner.edits.cache_record import CacheRecord, record_of, refuse_unmasked
 from subvene.runner.edits.copying import NotPickled
@@ -138,6 +139,8 @@ class IntervenableModel(NotPickled, StockRuns):
         is_looped_otherwise = has_other_loop(settings)
         # Beams trade places between steps, and one that has ended is not continued: nothing is filled up.
         ends = [] if beams else row_ends(settings)
+        if beams:
+            gates.refuse_looking_back(self.acting(None), self.interventions)
         tracker = TokenTracker(
             mask,
             mask.sum(-1) if prompt_lengths is None else prompt_lengths,
@@ -260,7 +263,10 @@ class IntervenableModel(NotPickled, StockRuns):
             refuse_unfed(key, self.declared, fed)
         in_force = strengths_in_force(self.entries, self.interventions, strengths, tracker.real.shape[0])
         recorder = Recorder(in_force, tracker.slots + 64 * tracker.generating, fed.feeds)
-        return Run(tracker, recorder, in_force, FiniteWatch(tracker), entries=entries, fed=fed)
+        openings = gates.openings_of(entries, self.interventions, fed, tracker)
+        return Run(
+            tracker, recorder, in_force, FiniteWatch(tracker), entries=entries, fed=fed, openings=openings
+        )
 
     def finish(self, run: Run) -> Receipt:
         """What the edits did in a run.
@@ -271,7 +277,8 @@ class IntervenableModel(NotPickled, StockRuns):
         entries = [(e.name, e.keys, e.sites, self.interventions[e.keys[0]]) for e in run.entries]
         with self.suspended():
             run.watch.check(self.model, run.recorder, entries)
-        own = {receipt.name: receipt for receipt in run.recorder.finish(entries)} | dict(run.fed.receipts)
+        receipts = gates.with_gates(run.recorder.finish(entries).interventions, run)
+        own = {receipt.name: receipt for receipt in receipts} | dict(run.fed.receipts)
         return Receipt(tuple(own[entry.name] for entry in self.entries if entry.name in own))
 
     def remember(self, run: Run) -> None:
@@ -326,6 +333,7 @@ class IntervenableModel(NotPickled, StockRuns):
         start = 0 if run.tracker.current is None else run.tracker.current.start
         if run.first is None:
             run.first = start
+            gates.refuse_gone_on(run, start)
         if cache is not None and id(cache) not in run.caches:
             record = record_of(cache)
             if (start or record.lies) and not is_forked(cache):
@@ -380,7 +388,10 @@ class IntervenableModel(NotPickled, StockRuns):
         for key in (key for key in self.sorted_keys if key in keys):
             edit, register = self.interventions[key], self.intervention_hooks[key]
             acts_here = partial(self._acts_here, attachment.scope)
-            attachment.handles.append(attach_edit(attachment, key, edit, register, acts_here))
+            component = str(self.representations[key].component)
+            attachment.handles.append(attach_edit(attachment, key, edit, component, register, acts_here))
+        # After all edits, so that what is read of a module is what these have left.
+        gates.attach_readings(attachment, self, entries, partial(self._acts_here, attachment.scope))
 
     def _acts_here(self, scope: Scope) -> bool:
         here = innermost(self.model)

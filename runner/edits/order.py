@@ -63,7 +63,7 @@ def _pair(spec: InterventionSpec, edits: Sequence[Edits], i: int, j: int) -> Pai
     elif not shared:
         told = Verdict(None, ELSEWHERE)
     else:
-        told = _worst([verdict(first[where], second[where]) for where in shared])
+        told = _worst([_at(where, first[where], second[where]) for where in shared])
     return {
         "first": entry_name(spec, i),
         "second": entry_name(spec, j),
@@ -71,6 +71,18 @@ def _pair(spec: InterventionSpec, edits: Sequence[Edits], i: int, j: int) -> Pai
         "commutes": told.commutes,
         "reason": told.reason,
     }
+
+
+def _at(where: str, first: ActivationIntervention, second: ActivationIntervention) -> Verdict:
+    """Whether two edits commute at a place, whatever their gates decide there."""
+    for edit in (first, second):
+        if edit.gating is None:
+            continue
+        if any(f"{reading.rule.site}[{reading.rule.layer}]" == where for reading in edit.gating.read()):
+            return Verdict(None, f"the gate of the {edit.kind} reads this place, where the other acts")
+        if edit.gating.is_graded and not (first.is_additive and second.is_additive):
+            return Verdict(None, f"the strength of the {edit.kind} is decided while the model runs")
+    return verdict(first, second)
 
 
 def _worst(verdicts: Sequence[Verdict]) -> Verdict:

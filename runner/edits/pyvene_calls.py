@@ -35,7 +35,17 @@ INSTEAD = {
     "return_dict": "the answer is always the pair (None, output of the model)",
 }
 _POSITIONAL = ("sources", "unit_locations", "source_representations")
-_OWN = ("strengths", "prompt_lengths", "must_act", "labels", "use_cache", "sources", "rows", "rendering")
+_OWN = (
+    "strengths",
+    "prompt_lengths",
+    "must_act",
+    "labels",
+    "use_cache",
+    "sources",
+    "rows",
+    "rendering",
+    "turns",
+)
 
 
 class PyveneCallError(SubveneError, TypeError):

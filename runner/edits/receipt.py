@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 from pydantic import JsonValue
 
 from subvene.interventions.positions import plain_positions
+from subvene.runner.edits.gate_receipt import GateReceipt, GateRecord, gates_joined
 from subvene.runner.edits.source_receipt import SourceReceipt, SourceRecord, joined
 from subvene.specs import Positions, SubveneError
 
@@ -45,6 +46,7 @@ class ReceiptRecord(TypedDict):
     rows_edited: int
     mean_strength: NotRequired[float | None]
     source: NotRequired[SourceRecord]
+    gate: NotRequired[GateRecord]
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class InterventionReceipt:
             adapts it; None where it is `strengths` as they stand, or an engine did not measure it.
         expects_change: whether a run without any changed token counts as not steered.
         source: what it read of another run; None for one that reads none.
+        gate: what its gate decided; None for one without.
     """
 
     name: str
@@ -95,6 +98,7 @@ class InterventionReceipt:
     mean_strength: float | None
     expects_change: bool
     source: SourceReceipt | None = None
+    gate: GateReceipt | None = None
 
     @property
     def is_off(self) -> bool:
@@ -115,6 +119,11 @@ class InterventionReceipt:
             return None
         if not self.reached:
             return f"{what} edited no token: its module never ran in this run"
+        if self.gate is not None and self.gate.tokens_asked:
+            if (shut := self.gate.problem()) is not None:
+                return f"{what}: {shut}"
+            if not self.gate.tokens_opened:
+                return None  # it was asked, and stayed closed
         if self.tokens == 0:
             return f"{what} edited no token: no position of this run matches the rule"
         if self.source is not None and (unfed := self.source.problem()) is not None:
@@ -183,8 +192,13 @@ def _line(receipt: InterventionReceipt) -> dict[str, object]:
 
 def _plain(receipt: InterventionReceipt) -> dict[str, JsonValue]:
     values = asdict(receipt) | {"positions": plain_positions(receipt.positions)}
-    source = values.pop("source")
-    return values if source is None else values | {"source": receipt.source and receipt.source.plain()}
+    if receipt.source is None:
+        del values["source"]
+    else:
+        values["source"] = receipt.source.plain()
+    if receipt.gate is None:
+        del values["gate"]
+    return values
 
 
 def check_together(receipts: Sequence[Receipt]) -> None:
@@ -232,6 +246,7 @@ def merged(receipts: Sequence[Receipt], *, same_rows: bool) -> list[Receipt]:
                 rows_edited=count(receipt.rows_edited for receipt in same),
                 mean_strength=_weighed([receipt.mean_strength for receipt in same], weights),
                 source=joined([receipt.source for receipt in same]),
+                gate=gates_joined([receipt.gate for receipt in same], same_rows=same_rows),
             )
         )
     return [Receipt(tuple(summed))]

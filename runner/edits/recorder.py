@@ -46,6 +46,8 @@ class Recorder:
         # Key → sum of the strength's factors by slot [rows, slots], and how many factors that are.
         self._factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._masks: dict[Rule, torch.Tensor] = {}
+        # Key → what selected its tokens.
+        self._rules: dict[str, Rule] = {}
         self._index: torch.Tensor | None = None
         self._prompt: torch.Tensor | None = None
         self._last: Tokens | None = None
@@ -72,6 +74,7 @@ class Recorder:
         """
         start, end = tokens.start, tokens.start + before.shape[1]
         rows = before.shape[0]
+        self._rules[key] = rule
         if end > self._capacity:
             self._grow(end)
         if tokens is not self._last:
@@ -146,7 +149,7 @@ class Recorder:
     ) -> InterventionReceipt:
         strength = self.strengths[keys[0]]
         feed = self._feeds.get(keys[0])
-        mask = self._masks.get(edit.positions if feed is None else feed.rule)
+        mask = self._masks.get(self._rules.get(keys[0], edit.positions))
         common = {
             "name": name,
             "kind": edit.kind,

@@ -9,6 +9,7 @@ import torch
 
 from subvene.interventions.positions import Rule
 from subvene.runner.edits.finite_watch import FiniteWatch
+from subvene.runner.edits.openings import Openings
 from subvene.runner.edits.own_calls import OwnCalls
 from subvene.runner.edits.positions import TokenTracker
 from subvene.runner.edits.recorder import Recorder
@@ -48,6 +49,7 @@ class Run:
         first: slot at which the first call began; None before it.
         entries: the declared interventions that act in it.
         fed: what the runs of its sources gave.
+        openings: how far the gates of its interventions are open, by their names.
     """
 
     tracker: TokenTracker
@@ -61,11 +63,28 @@ class Run:
     own_calls: OwnCalls | None = None
     entries: tuple[Entry, ...] = ()
     fed: Fed = field(default_factory=Fed)
+    openings: dict[str, Openings] = field(default_factory=dict)
 
     def rule(self, key: str, declared: Positions) -> Rule:
-        """What selects the tokens of an edit: its rule, or those of it that have a partner in a source."""
+        """What selects the tokens of an edit.
+
+        Its rule, or those of it that have a partner in a source, or at which its gate is open.
+        """
+        if (openings := self.gate(key)) is not None:
+            return openings.rule
+        return self.ungated_rule(key, declared)
+
+    def ungated_rule(self, key: str, declared: Positions) -> Rule:
+        """The same, whatever its gate says."""
         feed = self.fed.feeds.get(key)
         return declared if feed is None else feed.rule
+
+    def gate(self, key: str) -> Openings | None:
+        """How far the gate of an edit is open; None where it has none."""
+        if not self.openings:
+            return None
+        name = next((entry.name for entry in self.entries if key in entry.keys), None)
+        return None if name is None else self.openings.get(name)
 
 
 @dataclass(eq=False)

@@ -19,6 +19,7 @@ from subvene.interventions.positions import is_within_prompt, names_text
 from subvene.runner.data.prompts import as_prompts
 from subvene.runner.data.text import Batch, pad, pad_id_of, prompt_ids
 from subvene.runner.edits.forward_call import ForwardCall
+from subvene.runner.edits.gates import place_turns
 from subvene.runner.edits.hooks import as_batch, is_half_registered, take_input, take_output
 from subvene.runner.edits.positions import PositionError, TokenTracker
 from subvene.runner.edits.pyvene_calls import PyveneCallError
@@ -57,11 +58,13 @@ class Given:
         rows: the columns of the data of each row; None where there are none.
         sources: what takes the place of the declared inputs: by name, or in the file's order.
         rendering: how the call's own prompts were made.
+        turns: of each row the positions of the cursors of the assistant's turns; None where nobody said.
     """
 
     rows: Sequence[DataRow] | None = None
     sources: Any = None
     rendering: Rendering = field(default_factory=Rendering)
+    turns: Sequence[Sequence[int]] | None = None
 
     @classmethod
     def taken_from(cls, kwargs: MutableMapping[str, Any]) -> Given:
@@ -70,6 +73,7 @@ class Given:
             kwargs.pop("rows", None),
             kwargs.pop("sources", None),
             kwargs.pop("rendering", None) or Rendering(),
+            kwargs.pop("turns", None),
         )
 
 
@@ -116,7 +120,9 @@ class SourceRuns:
         Raises:
             PositionError: a text cannot be found, or the base goes on from a cache.
             SourceError: a source cannot be run, or does not fit the base.
+            GateError: the call's `turns` are not those of its rows.
         """
+        place_turns(self.tracker, self.given.turns)
         entries = self.intervenable.acting(None)
         keys = [key for entry in entries for key in entry.keys]
         rules = [self._edits[key].positions for key in keys]

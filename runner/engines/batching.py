@@ -105,6 +105,8 @@ def why_not_batched(plain: IntervenedModel, edits: Sequence[IntervenedModel]) ->
     for m in edits:
         if any(ref.file is not None for _, ref in m.spec.tensor_refs()):
             return "its tensors are in files beside it"
+        if any(one.is_gated for one in m.spec.interventions):
+            return "its gate is read from the whole prompt"
         if m.spec.sources:
             return "it reads sources"
         if any(isinstance(one, PyveneSpec) and one.share is not None for one in m.spec.interventions):

@@ -162,7 +162,8 @@ def undeclared(declared: Any) -> str | None:
         if name not in _KNOWN_FIELDS and getattr(declared, name) != field.get_default(
             call_default_factory=True
         ):
-            return f"`{name}` is not carried out by this engine"
+            instead = "; `subvene serve` without `--engine vllm` does" if declared.is_gated else ""
+            return f"`{name}` is not carried out by this engine{instead}"
     return None
 
 

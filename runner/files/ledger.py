@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self, TypeVar, cast
 
@@ -128,6 +128,40 @@ class Ledger:
         # As a later run will read it, so that the two cannot differ.
         return cast("Result", record["result"])
 
+    def do_together(
+        self, identities: Sequence[Mapping[str, Json]], work: Callable[[list[int]], Sequence[Result]]
+    ) -> list[int]:
+        """Do units whose work is done in one piece, and record all of them or, if it is killed, none.
+
+        Args:
+            identities: of the units, as for `do`.
+            work: does those of them whose indices it is given, which are not done.
+
+        Returns:
+            The indices of the units that were done now.
+
+        Raises:
+            LedgerError: a result is not finite.
+            StorageError: the disk does not take the records.
+            Waiting: another process does one of them (`leaving`).
+        """
+        keys = [digest(identity) for identity in identities]
+        missing = [i for i, key in enumerate(keys) if key not in self.results]
+        if not missing:
+            return []
+        for i in missing:
+            if self._before is not None:
+                self._before(keys[i], identities[i])
+        begun = time.monotonic()
+        results = work(missing)
+        seconds = round((time.monotonic() - begun) / len(missing), 3)
+        records = [
+            made(keys[i], identities[i], seconds, result) for i, result in zip(missing, results, strict=True)
+        ]
+        self._append(*records)
+        self.results |= {record["key"]: record["result"] for record in records}
+        return missing
+
     def take(self, record: Record) -> None:
         """Record a unit that is done, here or by another process.
 
@@ -192,14 +226,15 @@ class Ledger:
         """Take a unit for not done, because what it left beside the ledger is gone or altered."""
         self.results.pop(digest(identity), None)
 
-    def _append(self, record: Record) -> None:
+    def _append(self, *records: Record) -> None:
         if self._descriptor is None:
             raise RuntimeError("the ledger is not open")
-        line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        texts = [json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records]
+        lines = "".join(texts).encode()
         before = os.fstat(self._descriptor).st_size
         with disk_errors(self.path):
             try:
-                write_all(self._descriptor, line)
+                write_all(self._descriptor, lines)
                 os.fsync(self._descriptor)
             except BaseException:
                 # A line that only a part of was taken must not stand before the next one.

@@ -13,9 +13,10 @@ from typing import Any, Self
 import torch
 from pydantic import JsonValue
 
+from subvene.interventions import ActivationIntervention
 from subvene.runner.data.limits import refuse_batch_beyond_context, refuse_generation_beyond_context
 from subvene.runner.data.prompts import as_prompts
-from subvene.runner.data.text import Messages, TextError, pad, pad_id_of, prompt_ids
+from subvene.runner.data.text import Messages, TextError, pad, pad_id_of, prompt_ids, turn_cursors
 from subvene.runner.edits.cache_record import refuse_edited
 from subvene.runner.edits.copying import NotPickled
 from subvene.runner.edits.forward_call import ForwardCall
@@ -120,9 +121,15 @@ class Calls(NotPickled):
                     f"generate takes texts, not {name}; token ids go to generate_ids(input_ids, mask)"
                 )
         options: Rendering = {"system": system, "chat": chat, "chat_template_kwargs": chat_template_kwargs}
-        texts = [prompt_ids(self.tokenizer, prompt, **options) for prompt in as_prompts(prompts)]
+        given = as_prompts(prompts)
+        texts = [prompt_ids(self.tokenizer, prompt, **options) for prompt in given]
         if not texts:
             return []
+        if any(edit.gating is not None and edit.gating.is_by_turn for edit in self._edits):
+            kwargs["turns"] = [
+                turn_cursors(self.tokenizer, prompt, ids, **options)
+                for prompt, ids in zip(given, texts, strict=True)
+            ]
         kwargs.setdefault("pad_token_id", pad_id_of(self.tokenizer))
         batch = pad(texts, [len(text) for text in texts], pad_id_of(self.tokenizer), "left")
         output = self.generate_ids(
@@ -150,6 +157,7 @@ class Calls(NotPickled):
         rows: Sequence[DataRow] | None = None,
         sources: Mapping[str, SourceGiven] | None = None,
         rendering: Rendering | None = None,
+        turns: Sequence[Sequence[int]] | None = None,
         **kwargs: Any,
     ) -> Any:
         """As `generate`, for token ids [batch, tokens] padded on the left; returns what the model's does.
@@ -165,6 +173,8 @@ class Calls(NotPickled):
             sources: as for `generate`.
             rendering: how the prompts were made, for sources that are texts (`system`, `chat`,
                 `chat_template_kwargs`).
+            turns: of each row the 0-based positions of the cursors of the assistant's turns, the last token
+                before each, for gates that are decided at every turn (`decide: turn`).
             **kwargs: any keyword of transformers' `generate`.
 
         Raises:
@@ -193,7 +203,7 @@ class Calls(NotPickled):
         with _seeded(seed):
             if self.is_disabled:
                 return self._untouched(self.model.generate, **base, **kwargs)
-            kwargs |= {"rows": rows, "sources": sources, "rendering": rendering}
+            kwargs |= {"rows": rows, "sources": sources, "rendering": rendering, "turns": turns}
             return self.intervenable.generate(
                 base, strengths=self._named(strengths), prompt_lengths=lengths, **kwargs
             )[1]
@@ -209,6 +219,7 @@ class Calls(NotPickled):
         rows: Sequence[DataRow] | None = None,
         sources: Mapping[str, SourceGiven] | None = None,
         rendering: Rendering | None = None,
+        turns: Sequence[Sequence[int]] | None = None,
         **kwargs: Any,
     ) -> Any:
         """A teacher-forced pass: the model's own output, edited at the tokens that generation would edit.
@@ -223,6 +234,7 @@ class Calls(NotPickled):
             rows: as for `generate`.
             sources: as for `generate`.
             rendering: as for `generate_ids`.
+            turns: as for `generate_ids`.
             **kwargs: further arguments of the model's forward (`labels`, `logits_to_keep`, …); on
                 a model that is no decoder language model all of them, the first being its main input.
 
@@ -267,6 +279,7 @@ class Calls(NotPickled):
             rows=rows,
             sources=sources,
             rendering=rendering,
+            turns=turns,
         )[1]
 
     @contextlib.contextmanager
@@ -317,6 +330,10 @@ class Calls(NotPickled):
         # Also where a run is under way (`attached`): its hooks leave these calls alone.
         with self.intervenable.suspended():
             yield self
+
+    @property
+    def _edits(self) -> list[ActivationIntervention]:
+        return [] if self.is_disabled else list(self.intervenable.interventions.values())
 
     def _untouched(self, run: Callable[..., Any], **base: Any) -> Any:
         """A disabled run, which leaves no receipt, rather than that of the run before."""

@@ -9,7 +9,7 @@ stands inside a row, and every architecture sees distances between tokens as the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from subvene.interventions import Tokens
 from subvene.interventions.positions import needs_length, plain_positions
 from subvene.runner.data.text import TextError, pad, pad_id_of
 from subvene.runner.edits.forward_call import ForwardCall
+from subvene.runner.edits.gates import why_gated
 from subvene.runner.edits.not_finite import check_finite
 from subvene.runner.edits.receipt import Receipt, check_together
 from subvene.runner.files.progress import track
@@ -29,6 +30,8 @@ from subvene.runner.intervened.scoring import log_normalizer
 from subvene.runner.models.forked_cache import Branch, Buffer, Shared, branch, layers_of, why_not_forked
 
 Strengths = Mapping[str, float] | None
+Versions = Sequence[Mapping[str, float]]
+"""Strengths by intervention name, of each of several edited models that stand side by side."""
 
 # What the largest tensors of one pass may take: a vocabulary per token, and one block's forked cache.
 _LARGEST_BYTES = 256 * 2**20
@@ -64,6 +67,8 @@ def why_not_shared(m: IntervenedModel, shared: Sequence[int], prompts: Sequence[
     lengths = torch.tensor(sorted({len(prompt) for prompt in prompts}))
     index = torch.arange(len(shared)).expand(len(lengths), -1)
     tokens = Tokens(index=index, real=torch.ones_like(index, dtype=torch.bool), prompt_length=lengths)
+    if (gated := why_gated(m.intervenable)) is not None:
+        return gated
     for entry in m.intervenable.entries:
         rule = m.intervenable.interventions[entry.keys[0]].positions
         if needs_length(rule):
@@ -81,7 +86,8 @@ class SharedPrefix:
         m: the model.
         ids: the prefix.
         prompt_length: tokens of a prompt that begins with it.
-        strengths: by intervention name, one number in place of the spec's.
+        strengths: by intervention name, one number in place of the spec's; or several such mappings, for a
+            row of keys and values each.
 
     Attributes:
         length: tokens in the prefix.
@@ -89,15 +95,22 @@ class SharedPrefix:
     """
 
     def __init__(
-        self, m: IntervenedModel, ids: Sequence[int], prompt_length: int, strengths: Strengths = None
+        self,
+        m: IntervenedModel,
+        ids: Sequence[int],
+        prompt_length: int,
+        strengths: Strengths | Versions = None,
     ) -> None:
         self.length = len(ids)
         self.receipt: Receipt | None = None
         device = m.model.device
         cache = DynamicCache()
+        rows, in_force = 1, strengths
+        if strengths is not None and not isinstance(strengths, Mapping):
+            rows, in_force = len(strengths), by_row(strengths, range(len(strengths)))
         base = {
-            "input_ids": torch.tensor([list(ids)], device=device),
-            "attention_mask": torch.ones(1, len(ids), dtype=torch.long, device=device),
+            "input_ids": torch.tensor([list(ids)] * rows, device=device),
+            "attention_mask": torch.ones(rows, len(ids), dtype=torch.long, device=device),
             "past_key_values": cache,
             "use_cache": True,
             "logits_to_keep": 1,
@@ -106,8 +119,8 @@ class SharedPrefix:
             m.model(**base)
         else:
             # Not through `m`, which refuses a prompt that is longer than the row: here it is, on purpose.
-            lengths = torch.tensor([prompt_length], device=device)
-            m.intervenable(base, prompt_lengths=lengths, strengths=strengths, must_act=False)
+            lengths = torch.tensor([prompt_length] * rows, device=device)
+            m.intervenable(base, prompt_lengths=lengths, strengths=in_force, must_act=False)
             self.receipt = m.receipt
         if cache.get_seq_length() != len(ids):
             raise TextError(
@@ -116,7 +129,9 @@ class SharedPrefix:
             )
         self._layers = [(layer.keys, layer.values) for layer in layers_of(cache)]
 
-    def fork(self, padding: Sequence[int], *, room: int | None = None) -> Cache:
+    def fork(
+        self, padding: Sequence[int], *, room: int | None = None, versions: Sequence[int] | None = None
+    ) -> Cache:
         """A cache whose rows continue the prefix, `padding` slots of padding before each.
 
         Args:
@@ -124,7 +139,9 @@ class SharedPrefix:
                 fewer tokens of the prefix.
             room: slots to hold ready after the first pass, for a cache that is continued token by token;
                 None for one whose only use is one pass and `branch`.
+            versions: per row, which of several strengths' keys and values it continues; None: there is one.
         """
+        which = None if versions is None else torch.tensor(list(versions))
         slots = None
         if any(padding):
             behind = torch.arange(self.length) - torch.tensor(list(padding)).unsqueeze(1)
@@ -133,7 +150,7 @@ class SharedPrefix:
         rows = len(padding)
         layers: list[Any] = []
         for keys, values in self._layers:
-            segment = Shared(keys, values, slots, rows)
+            segment = Shared(keys, values, slots, rows, which)
             layers.append(
                 Branch([segment], self.length) if room is None else Buffer(segment, self.length, room)
             )
@@ -147,6 +164,7 @@ def continuation_log_probs(
     *,
     batch_size: int = 32,
     strengths: Strengths = None,
+    versions: tuple[Versions, Sequence[int]] | None = None,
     description: str = "scoring",
 ) -> tuple[list[torch.Tensor], list[Receipt]]:
     """Σ log p(token | what precedes it) of every continuation, as `scoring.log_probs` gives it.
@@ -159,6 +177,8 @@ def continuation_log_probs(
         continued: the prompts and their continuations, none of them empty.
         batch_size: prompts at a time; their continuations are batched as memory allows.
         strengths: by intervention name, one number in place of the spec's.
+        versions: strengths of several edited models, in place of `strengths`, and which of them each prompt
+            is for: rows of one batch that are edited differently.
         description: what the progress bar says.
 
     Returns:
@@ -176,11 +196,12 @@ def continuation_log_probs(
     if not prompts:
         return [], []
     totals = [torch.zeros(len(choices), dtype=torch.float64) for choices in continued.continuations]
-    prefix = SharedPrefix(m, shared, min(map(len, prompts)), strengths)
+    prefix = SharedPrefix(m, shared, min(map(len, prompts)), versions[0] if versions else strengths)
     receipts = [] if prefix.receipt is None else [prefix.receipt]
     passed = [len(prompt) - len(shared) for prompt in prompts]
     for chosen in track(alike(passed, batch_size), description):
-        scorer = _Batch(m, prefix, [prompts[i] for i in chosen], strengths)
+        own = None if versions is None else (versions[0], [versions[1][i] for i in chosen])
+        scorer = _Batch(m, prefix, [prompts[i] for i in chosen], strengths, own)
         asked = [
             (row, j, ids) for row, i in enumerate(chosen) for j, ids in enumerate(continued.continuations[i])
         ]
@@ -190,6 +211,17 @@ def continuation_log_probs(
     check_together(receipts)
     check_finite(torch.stack([total.sum() for total in totals]), "Σ log p of the continuations", acting(m))
     return totals, receipts
+
+
+def by_row(versions: Versions, rows: Iterable[int]) -> dict[str, list[float]]:
+    """Strengths by intervention name, one for each row.
+
+    Args:
+        versions: what a row may have.
+        rows: which of them each row has.
+    """
+    which = list(rows)
+    return {name: [versions[version][name] for version in which] for name in versions[0]}
 
 
 def alike(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -221,16 +253,22 @@ class _Batch:
     """Some prompts on top of a shared prefix, and the scores of what may follow them."""
 
     def __init__(
-        self, m: IntervenedModel, prefix: SharedPrefix, prompts: Sequence[list[int]], strengths: Strengths
+        self,
+        m: IntervenedModel,
+        prefix: SharedPrefix,
+        prompts: Sequence[list[int]],
+        strengths: Strengths,
+        version_of: tuple[Versions, Sequence[int]] | None,
     ) -> None:
         self.m = m
-        self.strengths = strengths
+        self.strengths, self.version_of = strengths, version_of
         self.receipts: list[Receipt] = []
         self.lengths = [len(prompt) for prompt in prompts]
         batch = pad(prompts, self.lengths, pad_id_of(m.tokenizer), "left")
         self.mask = batch.attention_mask
         self.slots = self.mask.shape[1]
-        self.cache = prefix.fork([self.slots - length for length in self.lengths])
+        padding = [self.slots - length for length in self.lengths]
+        self.cache = prefix.fork(padding, versions=None if version_of is None else version_of[1])
         logits = self._run(
             batch.input_ids[:, prefix.length :], self.mask, range(len(prompts)), self.cache, keep=1
         )
@@ -273,7 +311,7 @@ class _Batch:
             ids,
             mask,
             prompt_lengths=[self.lengths[row] for row in rows],
-            strengths=self.strengths,
+            strengths=self._strengths(rows),
             must_act=False,
             past_key_values=cache,
             use_cache=True,
@@ -282,6 +320,12 @@ class _Batch:
         if not self.m.is_disabled and self.m.receipt is not None:
             self.receipts.append(self.m.receipt)
         return output.logits[:, -keep:]
+
+    def _strengths(self, rows: Sequence[int]) -> Mapping[str, float | Sequence[float]] | None:
+        if self.version_of is None:
+            return self.strengths
+        versions, which = self.version_of
+        return by_row(versions, (which[row] for row in rows))
 
     def _rows_at_once(self, tokens: int) -> int:
         vocabulary = self.first.shape[1] * self.first.element_size() * tokens

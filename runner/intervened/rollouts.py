@@ -28,6 +28,7 @@ from subvene.interventions.positions import needs_length, plain_positions
 from subvene.runner.data.limits import refuse_beyond_context
 from subvene.runner.data.reasoning import answer_of
 from subvene.runner.data.text import pad, pad_id_of
+from subvene.runner.edits.gates import why_gated
 from subvene.runner.edits.not_finite import check_finite, rows_named
 from subvene.runner.edits.positions import PositionError
 from subvene.runner.edits.receipt import Receipt, check_together
@@ -129,7 +130,7 @@ def rollouts(
             )
     for row in rows:
         refuse_beyond_context(m.model, [len(row.prompt)], "a prompt, row", new=row.max_new_tokens)
-    reason = why_not_forked(m.model)
+    reason = why_not_forked(m.model) or (None if m.is_disabled else why_gated(m.intervenable))
     if reason is not None:
         log.warning("every row's prompt is passed whole: %s", reason)
     # Rows with the same prompt stay together: its tokens are passed once.

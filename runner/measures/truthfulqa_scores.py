@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -17,12 +17,14 @@ from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.prefix import (
     Continued,
     Strengths,
+    by_row,
     continuation_log_probs,
     counting_tokens,
     why_not_shared,
 )
 from subvene.runner.intervened.scoring import log_probs
 
+_DESCRIPTION = "multiple choice"
 _BY_ENGINE = "an engine scores every answer with its whole prompt"
 
 
@@ -122,43 +124,151 @@ def score_choices(
     Raises:
         NotSteeredError: an intervention acted on no question.
     """
-    if not questions:
-        raise ValueError("there are no questions to score")
-    encoded = prompts.encode(m.tokenizer, [question.question for question in questions], answered=True)
-    # An answer may stand in a question several times, as the best one does: it is scored once.
-    answers = [list(dict.fromkeys((q.best, *q.correct, *q.incorrect))) for q in questions]
-    ids = [prompts.answer_ids(m.tokenizer, texts) for texts in answers]
-    reason = why_not_shared(m, encoded.shared, encoded.prompts) if score is None else _BY_ENGINE
+    asked = _Asked.of(m, prompts, questions)
+    reason = why_not_shared(m, asked.shared, asked.prompts) if score is None else _BY_ENGINE
+    with counting_tokens(m.model) as count:
+        if reason is None:
+            continued = Continued(asked.shared, asked.prompts, asked.ids)
+            totals, receipts = continuation_log_probs(
+                m, continued, batch_size=batch_size, strengths=strengths, description=_DESCRIPTION
+            )
+        else:
+            pairs = asked.pairs()
+            by_pair = None if strengths is None else {n: [s] * len(pairs) for n, s in strengths.items()}
+            flat, receipts = (score or partial(log_probs, strengths=by_pair))(
+                m, pairs, batch_size=batch_size, description=_DESCRIPTION
+            )
+            if score is not None:
+                count[0] = sum(len(prompt) + len(answer) for prompt, answer in pairs)
+            totals = list(flat.split([len(row) for row in asked.ids]))
+    return ChoiceScores(
+        questions=asked.scored(totals),
+        receipts=tuple(merged(receipts, same_rows=False)),
+        tokens=count[0],
+        shared_tokens=len(asked.shared) if reason is None else 0,
+        from_scratch=reason,
+    )
+
+
+def score_side_by_side(
+    m: IntervenedModel,
+    prompts: Prompts,
+    questions: Sequence[Question],
+    versions: Sequence[Mapping[str, float]],
+    *,
+    batch_size: int = 32,
+) -> list[ChoiceScores]:
+    """As `score_choices` for several edited models at once: rows of one batch have strengths of their own.
+
+    Args:
+        m: a model with the interventions of all of them.
+        prompts: what stands before a question.
+        questions: the questions, at least one.
+        versions: of each edited model, the strengths of its own interventions by name, which are no other's;
+            in its rows the others are off.
+        batch_size: questions at a time, those of all models counted.
+
+    Returns:
+        What each gives: the scores that it gives alone, up to the rounding of another batch; the receipts of
+        its own interventions; and its share of the tokens.
+
+    Raises:
+        NotSteeredError: an intervention acted on no question.
+        NotFiniteError: a score is not finite; it is not said whose.
+    """
+    asked = _Asked.of(m, prompts, questions)
+    reason = why_not_shared(m, asked.shared, asked.prompts)
+    names = [name for version in versions for name in version]
+    if len(set(names)) < len(names):
+        raise ValueError(f"versions: expected interventions of one model each, found {sorted(names)}")
+    in_force = [{name: version.get(name, 0.0) for name in names} for version in versions]
+    # Version by version of each question, so that rows of one length come together.
+    rows = [i for i in range(len(questions)) for _ in versions]
+    which = [v for _ in questions for v in range(len(versions))]
     with counting_tokens(m.model) as count:
         if reason is None:
             totals, receipts = continuation_log_probs(
                 m,
-                Continued(encoded.shared, encoded.prompts, ids),
+                Continued(asked.shared, [asked.prompts[i] for i in rows], [asked.ids[i] for i in rows]),
                 batch_size=batch_size,
-                strengths=strengths,
-                description="multiple choice",
+                versions=(in_force, which),
+                description=_DESCRIPTION,
             )
         else:
-            pairs = [
-                (prompt, answer) for prompt, row in zip(encoded.prompts, ids, strict=True) for answer in row
-            ]
-            by_row = None if strengths is None else {n: [s] * len(pairs) for n, s in strengths.items()}
-            flat, receipts = (score or partial(log_probs, strengths=by_row))(
-                m, pairs, batch_size=batch_size, description="multiple choice"
+            pairs = asked.pairs()
+            flat, receipts = log_probs(
+                m,
+                pairs * len(versions),
+                strengths=by_row(in_force, (v for v in range(len(versions)) for _ in pairs)),
+                batch_size=batch_size,
+                description=_DESCRIPTION,
             )
-            if score is not None:
-                count[0] = sum(len(prompt) + len(answer) for prompt, answer in pairs)
-            totals = list(flat.split([len(row) for row in ids]))
-    scores = [
-        _scored(question, dict(zip(texts, values.tolist(), strict=True)))
-        for question, texts, values in zip(questions, answers, totals, strict=True)
+            by_version = [part.split([len(row) for row in asked.ids]) for part in flat.split(len(pairs))]
+            totals = [by_version[v][i] for i, v in zip(rows, which, strict=True)]
+    (receipt,) = merged(receipts, same_rows=False)
+    return [
+        ChoiceScores(
+            questions=asked.scored(totals[v :: len(versions)]),
+            receipts=(_own_receipt(receipt, version, len(versions)),),
+            tokens=count[0] // len(versions),
+            shared_tokens=len(asked.shared) if reason is None else 0,
+            from_scratch=reason,
+        )
+        for v, version in enumerate(versions)
     ]
-    return ChoiceScores(
-        questions=tuple(scores),
-        receipts=tuple(merged(receipts, same_rows=False)),
-        tokens=count[0],
-        shared_tokens=len(encoded.shared) if reason is None else 0,
-        from_scratch=reason,
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Questions and their answers as token ids.
+
+    Attributes:
+        questions: the questions.
+        answers: of each, its different answers.
+        ids: token ids of these.
+        shared: what all prompts begin with.
+        prompts: of each question.
+    """
+
+    questions: Sequence[Question]
+    answers: list[list[str]]
+    ids: list[list[list[int]]]
+    shared: Sequence[int]
+    prompts: Sequence[Sequence[int]]
+
+    @classmethod
+    def of(cls, m: IntervenedModel, prompts: Prompts, questions: Sequence[Question]) -> _Asked:
+        if not questions:
+            raise ValueError("there are no questions to score")
+        encoded = prompts.encode(m.tokenizer, [question.question for question in questions], answered=True)
+        # An answer may stand in a question several times, as the best one does: it is scored once.
+        answers = [list(dict.fromkeys((q.best, *q.correct, *q.incorrect))) for q in questions]
+        ids = [prompts.answer_ids(m.tokenizer, texts) for texts in answers]
+        return cls(questions, answers, ids, encoded.shared, encoded.prompts)
+
+    def pairs(self) -> list[tuple[Sequence[int], Sequence[int]]]:
+        """Every answer behind its prompt."""
+        return [
+            (prompt, answer) for prompt, row in zip(self.prompts, self.ids, strict=True) for answer in row
+        ]
+
+    def scored(self, totals: Sequence[torch.Tensor]) -> tuple[QuestionScore, ...]:
+        """The scores, from Σ log p of each question's answers."""
+        return tuple(
+            _scored(question, dict(zip(texts, values.tolist(), strict=True)))
+            for question, texts, values in zip(self.questions, self.answers, totals, strict=True)
+        )
+
+
+def _own_receipt(receipt: Receipt, version: Mapping[str, float], versions: int) -> Receipt:
+    """What the interventions of one of several models did, which had as many rows each."""
+    return Receipt(
+        tuple(
+            # The strength in the precision in which it acts.
+            replace(one, strengths=(torch.tensor(version[one.name]).item(),), rows=one.rows // versions)
+            for one in receipt.interventions
+            if one.name in version
+        )
     )
 
 

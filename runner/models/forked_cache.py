@@ -96,26 +96,45 @@ def select(cache: Cache, rows: torch.Tensor) -> None:
 
 
 class Shared:
-    """Keys and values [1, heads, slots, width] that every row continues, shifted by the row's padding."""
+    """Keys and values [versions, heads, slots, width] that rows continue, shifted by the row's padding.
+
+    Args:
+        keys: of the prefix.
+        values: of the prefix.
+        slots: of each row, where its slots stand in the prefix; None: as they are.
+        rows: how many there are.
+        which: of each row, the version that it continues; None: there is one.
+    """
 
     def __init__(
-        self, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor | None, rows: int
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        slots: torch.Tensor | None,
+        rows: int,
+        which: torch.Tensor | None = None,
     ) -> None:
         self.keys, self.values, self.rows = keys, values, rows
         self.slots = None if slots is None else slots.to(keys.device)
+        self.which = None if which is None else which.to(keys.device)
         self.count = keys.shape[2]
 
     def put(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Write what `source` (its keys or its values) holds for each row into `target`."""
-        if self.slots is None:
+        if self.which is not None:
+            slots = torch.arange(self.count, device=source.device) if self.slots is None else self.slots
+            target.copy_(source[self.which.unsqueeze(1), :, slots].transpose(1, 2))
+        elif self.slots is None:
             target.copy_(source.expand(self.rows, -1, -1, -1))
         else:
             target.copy_(source[0][:, self.slots].transpose(0, 1))
 
     def select(self, index: torch.Tensor) -> Shared:
         """The same for some of the rows."""
-        slots = None if self.slots is None else self.slots[index.to(self.slots.device)]
-        return Shared(self.keys, self.values, slots, len(index))
+        chosen = index.to(self.keys.device)
+        slots = None if self.slots is None else self.slots[chosen]
+        which = None if self.which is None else self.which[chosen]
+        return Shared(self.keys, self.values, slots, len(index), which)
 
 
 class Own:

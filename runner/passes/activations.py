@@ -1,7 +1,7 @@
 """Reading activations at sites: batched by length, up to the last layer needed, without the LM head.
 
-Reductions happen on the fly; what leaves `weighted_sums` is a running sum over all texts. What each single
-text's activations are, and how they are kept, is `collector`'s.
+Reductions happen on the fly; what leaves `weighted_sums` is a running sum over all texts, and what leaves
+`pooled` one vector a text. Activations of single tokens, and how they are kept, are `collector`'s.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,6 +23,11 @@ from subvene.runner.models.vocabulary import refuse_without_row
 
 # A sum that is smaller than this part of what it was added up from holds nothing but rounding.
 _ROUNDING = 1e-6
+
+
+def is_rounding(norm: float, scale: float) -> bool:
+    """Whether a sum is nothing but the rounding of what it was added up from, which is as long as `scale`."""
+    return norm <= _ROUNDING * scale
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class WeightedSums:
             norm = float(vector.double().norm())
             if not math.isfinite(norm):
                 found[layer] = "its activations are not finite"
-            elif norm <= _ROUNDING * self.scales[layer]:
+            elif is_rounding(norm, self.scales[layer]):
                 found[layer] = "zero, up to rounding: both sides have the same activations there"
         return found
 
@@ -98,6 +103,59 @@ def weighted_sums(
 
         forward_reading(anatomy, site, layers, batch, read)
     return WeightedSums({layer: sums[layer].float() for layer in layers}, scales)
+
+
+def pooled(
+    anatomy: Anatomy,
+    site: str,
+    layers: Sequence[int],
+    texts: Sequence[Text],
+    how: Literal["mean", "max"],
+    *,
+    pad_id: int,
+    batch_size: int,
+    description: str = "reading activations",
+) -> dict[int, torch.Tensor]:
+    """Each text's activation at `site`, over its span, for several layers from one pass.
+
+    Args:
+        anatomy: of the model to read.
+        site: one of DESIGN's sites.
+        layers: 0-based block indices.
+        texts: what is read.
+        how: the mean over the span, or the maximum of every column by itself.
+        pad_id: any token id; padding is masked.
+        batch_size: texts per forward pass.
+        description: what the progress bar says.
+
+    Returns:
+        Layer → float32 [texts, width], on the CPU: of 1,000 texts, 32 layers and a width of 4,096, 0.5 GB.
+    """
+    found: dict[int, torch.Tensor] = {}
+    for chosen in track(by_length([len(text.ids) for text in texts], batch_size), description):
+        rows = [texts[i].ids for i in chosen]
+        batch = pad(rows, [len(row) for row in rows], pad_id, "right")
+        outside = torch.ones(*batch.input_ids.shape, 1, dtype=torch.bool)
+        for row, i in enumerate(chosen):
+            outside[row, texts[i].start : texts[i].end] = False
+
+        def read(
+            layer: int,
+            activation: torch.Tensor,
+            outside: torch.Tensor = outside,
+            chosen: Sequence[int] = chosen,
+        ) -> None:
+            h = activation.float().view(*outside.shape[:2], -1)
+            masked = outside.to(h.device)
+            if how == "max":
+                of_texts = h.masked_fill(masked, -torch.inf).amax(1)
+            else:
+                of_texts = h.masked_fill(masked, 0).sum(1) / (~masked).sum(1)
+            kept = found.setdefault(layer, torch.empty(len(texts), h.shape[-1]))
+            kept[list(chosen)] = of_texts.cpu()
+
+        forward_reading(anatomy, site, layers, batch, read)
+    return found
 
 
 @torch.no_grad()

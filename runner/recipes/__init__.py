@@ -5,7 +5,9 @@ from subvene.runner.recipes.das import DAS
 from subvene.runner.recipes.experts import EXPERTS
 from subvene.runner.recipes.iti import ITI
 from subvene.runner.recipes.localized_edit import LOCALIZED_EDIT
+from subvene.runner.recipes.logistic import LOGISTIC
 from subvene.runner.recipes.mean_difference import MEAN_DIFFERENCE
+from subvene.runner.recipes.pca import PCA
 from subvene.runner.recipes.persona import PERSONA
 from subvene.runner.recipes.random_direction import RANDOM_DIRECTION
 
@@ -14,7 +16,9 @@ RECIPES: dict[str, Recipe] = {
     "experts": EXPERTS,
     "iti": ITI,
     "localized_edit": LOCALIZED_EDIT,
+    "logistic": LOGISTIC,
     "mean_difference": MEAN_DIFFERENCE,
+    "pca": PCA,
     "persona": PERSONA,
     "random_direction": RANDOM_DIRECTION,
 }

@@ -113,13 +113,12 @@ def _kind(recipe: str, name: str | None) -> _Kind:
         raise SubveneError(f"fit({recipe!r}): pass interventions=[{{…}}], which use what it gives")
     if name not in KINDS:
         raise _unknown(f"fit({recipe!r})", "kind", name, KINDS)
-    fields = KINDS[name].model_fields
-    references = [field for field, info in fields.items() if "TensorRef" in str(info.annotation)]
+    references = KINDS[name].ref_fields()
     if len(references) != 1:
         raise SubveneError(
             f"fit({recipe!r}): pass kind {name} in interventions=[{{…}}], with what it is made of"
         )
-    return _Kind(name, references[0], fields.keys())
+    return _Kind(name, references[0], KINDS[name].model_fields.keys())
 
 
 def _unknown(where: str, what: str, name: object, known: Iterable[str]) -> SubveneError:

@@ -11,6 +11,7 @@ import torch
 
 from subvene.interventions import Sizes
 from subvene.runner.edits.compile import CompileError, check_sizes
+from subvene.runner.edits.gate_compile import in_words
 from subvene.runner.files.json_value import Json
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.anatomy import Anatomy, sizes_from_config
@@ -19,6 +20,7 @@ from subvene.runner.models.loading import check_given, load_config, load_model, 
 from subvene.runner.recipes import RECIPES, Fitted, Reach
 from subvene.runner.recipes.by_name import asked, is_recipe, name_of
 from subvene.specs import ExperimentSpec, InterventionSpec, SubveneError, load_spec, parse_tensor_name
+from subvene.specs.gates import MeasuredGate
 from subvene.specs.interventions.base import BaseIntervention
 from subvene.specs.recipes.base import BaseRecipe
 
@@ -201,13 +203,18 @@ def _refuse_left_out(spec: ExperimentSpec, left_out: Mapping[tuple[str, str, int
     """
     for i, declared in enumerate(spec.interventions):
         site, layer = declared.site, getattr(declared, "layer", None)
-        for name, ref in declared.tensor_refs():
-            reason = None if site is None or layer is None else left_out.get((ref.key, site, layer))
+        named = [(name, ref, site, layer) for name, ref in declared.tensor_refs()]
+        for loc, gate in declared.when.measured() if declared.when is not None else ():
+            if gate.ref is not None:
+                named.append((f"when{in_words(loc)}.vector", gate.ref, gate.site, gate.layer))
+        for name, ref, at_site, at_layer in named:
+            where = None if at_site is None or at_layer is None else (ref.key, at_site, at_layer)
+            reason = None if where is None else left_out.get(where)
             if ref.file is None and reason is not None:
                 others = sorted(at for other, _, at in left_out if other == ref.key)
                 raise SubveneError(
                     f"interventions[{i}].{name}: the fit gives {ref.key!r} no direction at "
-                    f"{site}[{layer}]: {reason} (layers without one: {', '.join(map(str, others))}); "
+                    f"{at_site}[{at_layer}]: {reason} (layers without one: {', '.join(map(str, others))}); "
                     "choose another layer, other data, or a dtype of more range"
                 )
 
@@ -229,6 +236,22 @@ def check_reach(spec: ExperimentSpec, sizes: Sizes) -> None:
         for key in fitted if spec.fits else ():
             giver = next(recipe for recipe in spec.fits if recipe.gives(key))
             _check_reached(f"interventions[{i}]", declared, reaches[giver.keys[0]])
+        for loc, gate in declared.when.measured() if declared.when is not None and spec.fits else ():
+            if gate.ref is not None and gate.ref.file is None:
+                giver = next(recipe for recipe in spec.fits if recipe.gives(gate.ref.key))
+                _check_read(f"interventions[{i}].when{in_words(loc)}", gate, reaches[giver.keys[0]])
+
+
+def _check_read(path: str, gate: MeasuredGate, reach: Reach) -> None:
+    """Check that a fit gives what a gate reads with."""
+    if reach.kinds is not None:
+        kinds = " or ".join(sorted(reach.kinds))
+        raise CompileError(f"{path}.vector: `fit:` gives tensors for {kinds}, and no vector to read with")
+    if gate.site != reach.site:
+        raise CompileError(f"{path}.site: `fit:` gives {reach.site}, found {gate.site}")
+    if gate.layer is not None and reach.layers is not None and gate.layer not in reach.layers:
+        fitted = ", ".join(map(str, sorted(reach.layers)))
+        raise CompileError(f"{path}.layer: `fit:` gives layers {fitted}, found {gate.layer}")
 
 
 def _check_reached(path: str, declared: BaseIntervention, reach: Reach) -> None:

@@ -29,6 +29,7 @@ SOURCE_COLUMNS = (
     "Mean ‖source − base‖/‖base‖",
     "Rows equal to the base",
 )
+GATE_COLUMNS = ("Gate", "Rows in which it opened", "Tokens at which it was open")
 Read = tuple[tuple[str, ...], Sequence[ReceiptRecord]]
 """Where an intervention acted, its name the last, and its receipts there."""
 
@@ -60,6 +61,8 @@ def receipts(results: Results) -> Html | None:
     shown = [element("p", about), table("What each intervention did", columns, lines, class_="numbers")]
     if (from_sources := sources(("Condition", "Measurement"), read)) is not None:
         shown.append(from_sources)
+    if (of_gates := gates(("Condition", "Measurement"), read)) is not None:
+        shown.append(of_gates)
     if nothing:
         without = "Without an intervention at run time (the untouched model, a baked checkpoint): "
         shown.append(element("p", without, ", ".join(nothing), "."))
@@ -90,6 +93,43 @@ def sources(columns: Sequence[str], parts: Sequence[Read]) -> Html | None:
     )
     heads = [*columns, "Intervention", *SOURCE_COLUMNS]
     return join([element("p", about), table("What was read of each source", heads, lines, class_="numbers")])
+
+
+def gates(columns: Sequence[str], parts: Sequence[Read]) -> Html | None:
+    """What the gates of interventions decided.
+
+    Args:
+        columns: what stands before the intervention's name.
+        parts: in their order; those without a gate are left out.
+
+    Returns:
+        A table; None if there is no gate.
+    """
+    lines = []
+    for where, receipts_of in parts:
+        found = [part["gate"] for part in receipts_of if part.get("gate") is not None]
+        if not found:
+            continue
+        asked = [sum(one["rows_asked"] for one in found), sum(one["tokens_asked"] for one in found)]
+        opened = [sum(one["rows_opened"] for one in found), sum(one["tokens_opened"] for one in found)]
+        names = [node["place"] for node in found[0]["gates"]] or ["during"]
+        lines.append([*where, names[0], *_openings(opened, asked)])
+        for i, name in enumerate(names[1:], start=1):
+            nodes = [one["gates"][i] for one in found]
+            of_part = [sum(node["rows"] for node in nodes), sum(node["tokens"] for node in nodes)]
+            lines.append([*where, name, *_openings(of_part, asked)])
+    if not lines:
+        return None
+    about = (
+        "Gates: of the rows and tokens that an intervention's positions select, those at which its gate was "
+        "open, wholly or by degrees, and the same of every gate that it is made of."
+    )
+    heads = [*columns, "Intervention", *GATE_COLUMNS]
+    return join([element("p", about), table("How often each gate opened", heads, lines, class_="numbers")])
+
+
+def _openings(opened: Sequence[int], asked: Sequence[int]) -> list[str]:
+    return [f"{n:,} of {of:,}" for n, of in zip(opened, asked, strict=True)]
 
 
 def _source_cells(parts: Sequence[SourceRecord]) -> list[str]:

@@ -11,10 +11,23 @@ from subvene.specs._flaws import Expect
 from subvene.specs.evaluations.base import BaseEvaluation
 from subvene.specs.recipes.localized_edit import Positive
 
-Group = Literal["iti_probed", "iti_random", "edit_probed", "edit_random", "edit_single", "edit_all", "lora"]
+Group = Literal[
+    "iti_probed",
+    "iti_random",
+    "iti_matched",
+    "edit_probed",
+    "edit_random",
+    "edit_matched",
+    "edit_single",
+    "edit_all",
+    "lora",
+]
 GROUPS: tuple[Group, ...] = get_args(Group)
+MATCHED: tuple[Group, ...] = ("iti_matched", "edit_matched")
+"""Draws with as many heads of every layer as the probed set has."""
 
-_ARMS = f"a non-empty list of different arms: {', '.join(GROUPS)}"
+_ARMS = f"a list of different arms: {', '.join(GROUPS)}"
+_SOME_ARMS = f"a non-empty list of different arms: {', '.join(GROUPS)}"
 _POSITIVE = "a non-empty list of different numbers above 0"
 
 Positives = Annotated[tuple[Positive, ...], MinLen(1), AfterValidator(different), Expect(_POSITIVE)]
@@ -54,6 +67,37 @@ class SelectionSpec(SpecModel):
     )
 
 
+class SequentialSpec(SpecModel):
+    """When draws of random heads stop early: a sequential Monte-Carlo test (Besag and Clifford, 1991)."""
+
+    expects: ClassVar[str] = "a mapping with `exceedances`, `at_a_time`"
+
+    exceedances: Count = Field(
+        default=10,
+        description="Draws stop with the one that is so manyth to do at least as well as the probed set by "
+        "`selection.by`, on test questions; p is then this number by the draws made. Of a set that stands "
+        "out all draws are made.",
+    )
+    at_a_time: Count = Field(
+        default=8,
+        description="Draws that are fitted and scored in one piece; those of them that come after the last "
+        "one that counts are left out, so that no number depends on it.",
+    )
+
+
+class MeanSpec(SpecModel):
+    """IPO on the mean over tokens, as TRL has it: Δ in nats a token, drawn towards the same 1/(2τ)."""
+
+    expects: ClassVar[str] = "a mapping with `learning_rate_factor`, `epochs`"
+
+    learning_rate_factor: Positive = Field(
+        default=4.0,
+        description="By which each arm's learning rate is multiplied: 1/(2τ) nats a token are as many times "
+        "farther away as an answer has tokens.",
+    )
+    epochs: Count | None = Field(default=None, description="In place of `fit.epochs`; left out: as many.")
+
+
 class LocalizationSpec(BaseEvaluation):
     """Does editing provide evidence for localization (Wang and Veitch, 2025).
 
@@ -69,9 +113,36 @@ class LocalizationSpec(BaseEvaluation):
         tuple[Group, ...],
         MinLen(1),
         AfterValidator(different),
-        Expect(_ARMS),
-    ] = Field(default=GROUPS, description="Which arms there are; the untouched model is always one.")
-    random: Draws = Field(default=16, description="Draws of as many random heads as are probed.")
+        Expect(_SOME_ARMS),
+    ] = Field(
+        default=tuple(group for group in GROUPS if group not in MATCHED),
+        description="Which arms there are; the untouched model is always one. Draws are `random`, of all "
+        "heads, or `matched`: as many of every layer as the probed set has.",
+    )
+    random: Draws = Field(
+        default=16, description="Draws of as many random heads as are probed, and of matched ones."
+    )
+    random_iti: Draws | None = Field(
+        default=None, description="In place of `random` for the arms of ITI, which cost no training."
+    )
+    sequential: SequentialSpec | None = Field(
+        default=None, description="Draws of unremarkable sets stop early; left out: all are made."
+    )
+    generate: Annotated[tuple[Group, ...], AfterValidator(different), Expect(_ARMS)] | None = Field(
+        default=None,
+        description="Arms that answer the test questions, beside the untouched model; the others are scored "
+        "by multiple choice alone. Left out: all, if the truthfulqa entry measures generation.",
+    )
+    explore: Annotated[tuple[Group, ...], AfterValidator(different), Expect(_ARMS)] = Field(
+        default=(),
+        description="Arms of which every α or τ is measured on the test questions too, for curves. They are "
+        "exploratory: nothing is chosen by them.",
+    )
+    together: Count = Field(
+        default=8,
+        description="Arms (and points of them) whose multiple choice is scored as rows of one batch, with "
+        "the same result up to rounding.",
+    )
     single: Draws = Field(default=24, description="Heads drawn to be edited alone.")
     test: Fraction = Field(
         default=0.2,
@@ -82,6 +153,11 @@ class LocalizationSpec(BaseEvaluation):
         default=None,
         description="Values of τ of which each edit gets the one that is best on validation questions; left "
         "out: that of `fit.objective`.",
+    )
+    mean: MeanSpec | None = Field(
+        default=None,
+        description="Beside each edit with `reduction: sum` one with `mean` is tried, trained more strongly; "
+        "validation takes the better. Left out: none.",
     )
     learning_rate_single: Positive = Field(
         default=2e-3, description="Highest learning rate of edits at one head; those at several have `fit`'s."

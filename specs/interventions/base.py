@@ -1,13 +1,16 @@
 """What every kind of intervention has: a name and the tokens it edits."""
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from subvene.specs._base import SpecModel
 from subvene.specs._fields import Identifier
-from subvene.specs.positions import Positions
+from subvene.specs._flaws import Flaw, Loc, refuse
+from subvene.specs.gates import AnyGateSpec, During, gate_flaws, gate_refs
+from subvene.specs.positions import Positions, is_within_prompt
 from subvene.specs.sites import Site
 from subvene.specs.tensors import TensorRef, parse_tensor_name
 
@@ -61,6 +64,14 @@ class BaseIntervention(SpecModel):
         "`response` (the cursor P-1 and all that follows); `last_prompt_token` (P-1 alone); or counted "
         "tokens (`first`, `last` or `indices`) of the prompt or the response. Padding is never edited.",
     )
+    when: AnyGateSpec | None = Field(
+        default=None,
+        description="The gate: what is read of the activations, and where it has to lie for these tokens to "
+        "be edited. Left out: they always are.",
+    )
+    during: During | None = Field(
+        default=None, description="The part of the response that is edited. Left out: all of it."
+    )
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -77,12 +88,40 @@ class BaseIntervention(SpecModel):
                 f"{cls.__name__} has no {' and no '.join(missing)}: expected as a field or a property"
             )
 
+    @model_validator(mode="after")
+    def _gate_reads_first(self) -> Self:
+        flaws = []
+        if self.when is not None:
+            found = gate_flaws(self.when, self.site, getattr(self, "layer", None))
+            flaws += [replace(flaw, loc=("when", *flaw.loc)) for flaw in found]
+        if self.during is not None and is_within_prompt(self.positions):
+            expected = "positions that reach the response, of which `during` is a part"
+            flaws.append(Flaw(("positions",), expected, self.positions))
+        if flaws:
+            refuse(type(self).__name__, flaws)
+        return self
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the tokens that are edited, or how far, are decided while the model runs."""
+        return self.when is not None or self.during is not None
+
+    def gate_refs(self) -> Iterator[tuple[Loc, TensorRef]]:
+        """Yields the place and value of everything in its gate that names stored tensors."""
+        for loc, ref in gate_refs(self.when):
+            yield ("when", *loc), ref
+
     def tensor_refs(self) -> Iterator[tuple[str, TensorRef]]:
-        """Yields the name and value of every field that names stored tensors."""
+        """Yields the name and value of every field that names stored tensors; not those of its gate."""
         for field in type(self).model_fields:
             value = getattr(self, field)
             if isinstance(value, TensorRef):
                 yield field, value
+
+    @classmethod
+    def ref_fields(cls) -> tuple[str, ...]:
+        """Returns the fields that name stored tensors, or may."""
+        return tuple(name for name, field in cls.model_fields.items() if _may_be_ref(field.annotation))
 
     @property
     def module_path(self) -> str | None:
@@ -114,9 +153,9 @@ class BaseIntervention(SpecModel):
             key: The key under which they are kept there.
             names: The full names of all of them.
         """
-        fields = type(self).model_fields.items()
-        return {
-            name: TensorRef(file=file, key=key)
-            for name, field in fields
-            if "TensorRef" in str(field.annotation)
-        }
+        return {name: TensorRef(file=file, key=key) for name in self.ref_fields()}
+
+
+def _may_be_ref(annotation: Any) -> bool:
+    """Whether a field's type is that of references to tensors, or has it among its alternatives."""
+    return annotation is TensorRef or any(map(_may_be_ref, get_args(annotation)))

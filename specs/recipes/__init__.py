@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from subvene.specs.recipes.experts import ExpertsSpec
     from subvene.specs.recipes.iti import ITISpec
     from subvene.specs.recipes.localized_edit import LocalizedEditSpec
+    from subvene.specs.recipes.logistic import LogisticSpec
     from subvene.specs.recipes.mean_difference import MeanDifferenceSpec
+    from subvene.specs.recipes.pca import PCASpec
     from subvene.specs.recipes.persona import PersonaSpec
     from subvene.specs.recipes.random_direction import RandomDirectionSpec
 
@@ -24,6 +26,8 @@ _KINDS = {
     "random_direction": "random_direction:RandomDirectionSpec",
     "das": "das:DASSpec",
     "experts": "experts:ExpertsSpec",
+    "pca": "pca:PCASpec",
+    "logistic": "logistic:LogisticSpec",
 }
 REGISTRY = Kinds(__name__, _KINDS)
 """By `recipe`; each is imported when a file has one."""
@@ -37,6 +41,8 @@ if TYPE_CHECKING:
         | RandomDirectionSpec
         | DASSpec
         | ExpertsSpec
+        | PCASpec
+        | LogisticSpec
     )
 else:
     AnyRecipe = Annotated[BaseRecipe, Registered("recipe", REGISTRY)]
@@ -48,8 +54,10 @@ __all__ = [
     "ExpertsSpec",
     "ITISpec",
     "LocalizedEditSpec",
+    "LogisticSpec",
     "MeanDifferenceSpec",
     "OneKeyRecipe",
+    "PCASpec",
     "PersonaSpec",
     "RandomDirectionSpec",
 ]

@@ -1,5 +1,6 @@
 """What recipes have in common: they give tensors under keys that a spec tells before anything runs."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -17,6 +18,8 @@ class BaseRecipe(SpecModel):
     """Fields that no result depends on, and what the data's hash says in their place."""
     usual_intervention: ClassVar[str | None] = None
     """The kind that is mostly made of what this gives."""
+    methods: ClassVar[Mapping[str, str]] = {}
+    """What its method is called in the field → where it was published; the docs' table is made of it."""
     data_field: ClassVar[str | None] = None
     """The field that says what is fitted on."""
     dataset_field: ClassVar[str | None] = "dataset"

@@ -88,6 +88,9 @@ class DASSpec(OneKeyRecipe):
     }
     immaterial: ClassVar[frozenset[str]] = frozenset({"pass_tokens"})
 
+    methods: ClassVar[Mapping[str, str]] = {
+        "distributed alignment search (DAS)": "Geiger et al. 2024, arXiv:2303.02536",
+    }
     data_field: ClassVar[str | None] = "data"
 
     recipe: Literal["das"] = Field(default="das", description="Distributed alignment search.")

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from subvene.specs._fields import AllOrIndices, Count, Finite
+from subvene.specs._fields import Count, Finite
 from subvene.specs._flaws import Flaw, refuse
-from subvene.specs.pairs import ContrastPairs
-from subvene.specs.recipes.base import OneKeyRecipe
+from subvene.specs.recipes.contrasted import ContrastedRecipe
 from subvene.specs.sites import Site
 
 
-class ExpertsSpec(OneKeyRecipe):
-    """Gains for neurons, by how well each tells positive texts from negative ones (AurA, Det0, Damp)."""
+class ExpertsSpec(ContrastedRecipe):
+    """Gains for neurons, by how well each tells positive texts from negative ones (AurA, Det0, Damp).
 
+    The positive texts show what is to be dampened (toxic ones, say). How they are paired does not matter.
+    """
+
+    methods: ClassVar[Mapping[str, str]] = {
+        "AurA, Det0, Damp": "Suau et al. 2024, arXiv:2407.12824",
+    }
     usual_intervention: ClassVar[str | None] = "scaling"
-    data_field: ClassVar[str | None] = "pairs"
 
     recipe: Literal["experts"] = Field(default="experts", description="Gains that dampen experts.")
     site: Site = Field(default="mlp_neurons", description="Where the neurons are.")
-    layers: AllOrIndices = Field(
-        default="all", description="0-based indices of the decoder blocks that are read, or `all`."
-    )
-    pairs: ContrastPairs = Field(
-        description="Positive texts, which show what is to be dampened (toxic ones, say), and negative ones: "
-        "`texts`, `systems` with `questions`, or a `file` that holds one of the two. How they are paired "
-        "does not matter."
-    )
     gains: Literal["aura", "det0", "damp"] = Field(
         default="aura",
         description="`aura`: g = 1 − 2·(AUROC − 0.5) for every expert, a neuron with AUROC > 0.5; `det0`: 0 "
@@ -41,10 +37,6 @@ class ExpertsSpec(OneKeyRecipe):
         "AUROC. Left out: all of them.",
     )
     factor: Finite | None = Field(default=None, description="Of `damp`: the gain of the chosen experts.")
-    batch_size: Count = Field(default=16, description="Texts per forward pass.")
-    max_tokens: Count | None = Field(
-        default=None, description="The first so many tokens of each text are read. Left out: whole texts."
-    )
     tokens: ClassVar[Literal["max"]] = "max"
     """A neuron's activation in a text is its highest one, over the contrasted tokens."""
 

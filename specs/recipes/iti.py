@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
@@ -81,6 +82,10 @@ class ITISpec(OneKeyRecipe):
 
     immaterial: ClassVar[frozenset[str]] = frozenset({"data", "batch_size"})
 
+    methods: ClassVar[Mapping[str, str]] = {
+        "inference-time intervention (ITI)": "Li et al. 2023, arXiv:2306.03341",
+        "NL-ITI": "Hoscilowicz et al. 2024, arXiv:2403.18680",
+    }
     usual_intervention: ClassVar[str | None] = "head_direction"
     data_field: ClassVar[str | None] = "data"
     dataset_field: ClassVar[str | None] = "name"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from annotated_types import Ge, Gt, Lt
@@ -100,6 +101,9 @@ class LocalizedEditSpec(OneKeyRecipe):
     }
     immaterial: ClassVar[frozenset[str]] = frozenset({"pass_tokens", "checkpoint_every"})
 
+    methods: ClassVar[Mapping[str, str]] = {
+        "localized edits": "Wang and Veitch 2025",
+    }
     usual_intervention: ClassVar[str | None] = "low_rank_edit"
     data_field: ClassVar[str | None] = "data"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
@@ -38,6 +39,9 @@ class KeepSpec(SpecModel):
 class PersonaSpec(BaseRecipe):
     """Persona vectors (Chen et al., 2025, arXiv:2507.21509): contrasting system prompts, a judge, a mean."""
 
+    methods: ClassVar[Mapping[str, str]] = {
+        "persona vectors": "Chen et al. 2025, arXiv:2507.21509",
+    }
     usual_intervention: ClassVar[str | None] = "steering"
     data_field: ClassVar[str | None] = "traits"
     dataset_field: ClassVar[str | None] = None

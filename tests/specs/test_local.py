@@ -19,6 +19,7 @@ STEER = "interventions: [{kind: steering, layer: 1, vector: {file: t.safetensors
 # Files that are read with the spec, and what need not be there.
 OTHERS = {
     ("PairsFile", "file"),
+    ("PromptsFile", "file"),
     ("FactsFile", "file"),
     ("ExperimentSpec", "output"),
     ("ExperimentFields", "output"),

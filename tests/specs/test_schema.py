@@ -65,6 +65,8 @@ def test_every_kind_is_in_the_schema() -> None:
         "interchange",
         "das",
         "experts",
+        "pca",
+        "logistic",
         "composition",
         "localization",
         "trained",

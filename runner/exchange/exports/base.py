@@ -139,6 +139,10 @@ def judged(export: Export, declared: AnyIntervention, edits: Sequence[Activation
         )
     if strength == 0:
         return EXACT  # it does nothing, whatever it is
+    if declared.is_gated:
+        field = "when" if declared.when is not None else "during"
+        reason = f"`{field}` decides while the model runs where it acts, and no other format carries that out"
+        return Verdict("refused", reason, f"leave `{field}` out, which is another intervention, or {KEEP}")
     facts = Facts.of(edits)
     if not facts.is_declared and not export.judges_unknown:
         return Verdict(

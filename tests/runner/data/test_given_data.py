@@ -55,6 +55,14 @@ CASES = {
         PAIRS,
         "rows.jsonl",
     ),
+    **{
+        recipe: (
+            f"fit: {{recipe: {recipe}, key: k, pairs: {{file: rows.jsonl}}}}\n" + STEER,
+            PAIRS,
+            "rows.jsonl",
+        )
+        for recipe in ("pca", "logistic")
+    },
     "localized_edit of TruthfulQA": (
         "fit: {recipe: localized_edit, key: k, data: {truthfulqa: {file: rows.csv}}, heads: {rule: random, "
         "k: 2}, epochs: 1}\n" + EDIT,

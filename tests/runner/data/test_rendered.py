@@ -23,7 +23,7 @@ from subvene.runner.data.text import (
 from subvene.runner.data.transcripts import read_transcripts
 from subvene.runner.data.truthfulqa.prompts import Prompts
 from subvene.runner.data.turns import turns_of
-from subvene.runner.recipes.mean_difference import sides_of
+from subvene.runner.recipes.contrasted import sides_of
 from subvene.specs import ContrastTexts, SubveneError, TriplesSpec
 
 TALK = [
@@ -66,7 +66,7 @@ def _first_prompt(tokenizer: Any, text: str, folder: Path) -> list[int]:
 
 def _pair(tokenizer: Any, text: str, folder: Path) -> list[int]:
     pairs = ContrastTexts.model_validate({"texts": [{"prompt": text, "positive": "a", "negative": "b"}]})
-    ids, start, _ = next(sides_of(pairs, tokenizer))
+    ids, start, *_ = next(sides_of(pairs, tokenizer))
     return ids[:start]
 
 
@@ -113,7 +113,7 @@ REPLY_DOORS: dict[str, Callable[[Any, str, Path], Any]] = {
     ),
     "pair": lambda tokenizer, text, folder: next(
         ids[start:]
-        for ids, start, _ in sides_of(
+        for ids, start, *_ in sides_of(
             ContrastTexts.model_validate({"texts": [{"prompt": "hi", "positive": text, "negative": "b"}]}),
             tokenizer,
         )
@@ -178,7 +178,7 @@ def test_raw_text_that_begins_with_a_bos_gets_no_second_one() -> None:
         *text,
     ]
     pairs = ContrastTexts.model_validate({"texts": [{"positive": "<|bos|>hi", "negative": "hi"}]})
-    assert [ids for ids, _, _ in sides_of(pairs, tokenizer)] == [[bos, *text]] * 2
+    assert [side.ids for side in sides_of(pairs, tokenizer)] == [[bos, *text]] * 2
     without = odd.tokenizer(None, bos=True)
     assert prompt_ids(without, "<|bos|>hi") == [bos, *text]
 

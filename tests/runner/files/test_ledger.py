@@ -236,3 +236,24 @@ def test_a_process_killed_in_its_work_loses_that_unit_alone(tmp_path: Path) -> N
     process.wait()
     with Ledger(tmp_path) as ledger:
         assert [ledger.has({"unit": i}) for i in range(4)] == [True, True, True, False]
+
+
+def test_units_done_together_are_recorded_together(tmp_path: Path) -> None:
+    identities = [{"unit": "a", "n": n} for n in range(3)]
+
+    def work(missing: list[int]) -> list[dict[str, int]]:
+        return [{"value": 10 * i} for i in missing]
+
+    with Ledger(tmp_path) as ledger:
+        ledger.do(identities[1], lambda: {"value": 7})
+        assert ledger.do_together(identities, work) == [0, 2]
+        assert ledger.do_together(identities, work) == []
+    with Ledger(tmp_path) as again:
+        assert [again.do(one, dict)["value"] for one in identities] == [0, 7, 20]
+
+
+def test_of_units_done_together_none_is_recorded_where_one_is_not_finite(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        with pytest.raises(LedgerError, match="not finite"):
+            ledger.do_together([{"unit": "a"}, {"unit": "b"}], lambda _: [{"v": 1.0}, {"v": float("nan")}])
+        assert not ledger.has({"unit": "a"})

@@ -1,0 +1,124 @@
+"""What gates read of an activation: one number a token, in float32.
+
+A measurement is a class here, under the name of its spec in `subvene.specs.gates`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from subvene.interventions.tensors import TensorTable, stored_name
+from subvene.specs.gates import MeasuredGate
+
+_TINY = torch.finfo(torch.float32).tiny
+BIAS = "bias"
+"""The part of a tensor's name under which a probe's intercept is stored."""
+
+
+class Measurement(torch.nn.Module):
+    """A number read of h [..., width].
+
+    Args:
+        vector: v, [width]; None for a measurement without one.
+        bias: b, [].
+    """
+
+    measure: ClassVar[str]
+    vector: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(self, vector: torch.Tensor | None = None, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("vector", torch.zeros(0) if vector is None else vector.detach().float())
+        self.register_buffer("bias", torch.zeros(()) if bias is None else bias.detach().float())
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        """The measurement of `h` [..., width], float32 or wider; [...]."""
+        raise NotImplementedError
+
+    def stored(self, key: str, site: str, layer: int) -> dict[str, torch.Tensor]:
+        """What an artifact keeps of it: full tensor name → tensor."""
+        return {stored_name(key, site, layer): self.vector} if len(self.vector) else {}
+
+    def _projected(self, h: torch.Tensor) -> torch.Tensor:
+        """⟨h, v⟩, elementwise and not as a matrix product, whose rounding depends on the batch's shape."""
+        return (h * self.vector.to(h)).sum(-1)
+
+
+class Projection(Measurement):
+    """⟨h, v⟩/‖v‖."""
+
+    measure = "projection"
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return self._projected(h) / self.vector.to(h).norm().clamp_min(_TINY)
+
+
+class Cosine(Measurement):
+    """⟨h, v⟩/(‖h‖·‖v‖); 0 for h = 0."""
+
+    measure = "cosine"
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        v = self.vector.to(h)
+        return self._projected(h) / (h.norm(dim=-1) * v.norm()).clamp_min(_TINY)
+
+
+class Cast(Measurement):
+    """cos(h, tanh(P·h)) with P = v·vᵀ/‖v‖²; 0 for h = 0 and where ⟨h, v⟩ is 0.
+
+    Lee et al. 2024, "Programming Refusal with Conditional Activation Steering" (arXiv:2409.05907), section
+    3.1, and IBM/activation-steering, `leash_layer.py`: both take the tanh of the projection.
+    """
+
+    measure = "cast"
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        v = self.vector.to(h)
+        projected = torch.tanh((self._projected(h) / v.square().sum().clamp_min(_TINY)).unsqueeze(-1) * v)
+        norms = h.norm(dim=-1) * projected.norm(dim=-1)
+        return (h * projected).sum(-1) / norms.clamp_min(_TINY)
+
+
+class Probe(Measurement):
+    """σ(⟨w, h⟩ + b)."""
+
+    measure = "probe"
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self._projected(h) + self.bias.to(h))
+
+    def stored(self, key: str, site: str, layer: int) -> dict[str, torch.Tensor]:
+        return super().stored(key, site, layer) | {stored_name(key, site, layer, BIAS): self.bias}
+
+
+class Norm(Measurement):
+    """‖h‖."""
+
+    measure = "norm"
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return h.norm(dim=-1)
+
+
+MEASUREMENTS: dict[str, type[Measurement]] = {
+    cls.measure: cls for cls in (Projection, Cosine, Cast, Probe, Norm)
+}
+"""Every measurement by its name."""
+
+
+def measurement(spec: MeasuredGate, table: TensorTable, layer: int, width: int) -> Measurement:
+    """The measurement that a gate declares, at a layer.
+
+    Raises:
+        TensorError: its tensor is missing, has another shape than [width], or is zero.
+    """
+    cls = MEASUREMENTS[str(getattr(spec, "measure"))]  # noqa: B009 - every kind has it, their base does not
+    if spec.ref is None:
+        return cls()
+    key = spec.ref.key
+    vector = table.get(key, spec.site, layer, shape=(width,), nonzero=True)
+    has_bias = cls is Probe and table.find(key, spec.site, layer, BIAS) is not None
+    return cls(vector, table.get(key, spec.site, layer, shape=(), part=BIAS) if has_bias else None)

@@ -1,0 +1,85 @@
+"""What the results pages say is what their raw results say; and what checks it sees when it is not so."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from checkout import ROOT
+
+from subvene.runner.experiments.results import Condition, Item, Metric, Results
+
+PAGES = ROOT / "docs" / "results"
+
+
+recompute = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "recompute.py"), run_name="recompute"))
+WITH_RAW = [page for page in sorted(PAGES.glob("*.md")) if (page.with_suffix("") / recompute.RAW).is_file()]
+
+
+@pytest.mark.parametrize("page", WITH_RAW, ids=lambda page: page.stem)
+def test_a_page_says_what_its_raw_results_say(page: Path) -> None:
+    assert list(recompute.problems(page, recompute.raw(page))) == []
+
+
+def _condition(name: str, *scores: float) -> Condition:
+    return Condition(
+        name=name,
+        label=name,
+        metrics={"contrast": Metric(mean=sum(scores) / len(scores), n=len(scores))},
+        items=tuple(Item(key=str(i), scores={"contrast": score}) for i, score in enumerate(scores)),
+    )
+
+
+RESULTS = Results(
+    kind="comparison",
+    manifest={"spec": "subvene: 1"},
+    conditions=(
+        _condition("baseline", 10.0, 12.0, 11.0, 13.0, 9.0),
+        _condition("steered", 50.0, 53.0, 50.0, 54.0, 48.0),
+        _condition("prompted", 9.0, 14.0, 11.0, 12.0, 10.0),
+    ),
+)
+GOOD = """# A page
+
+<!-- results.md where condition=steered: from the raw results -->
+<!-- end -->
+
+- **Steered scores more** (+40.0 [+39.2, +40.8]). <!-- shown: steered/contrast up -->
+- Prompted: nothing is shown. <!-- not shown: prompted/contrast -->
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("", "", None),
+        (
+            "| steered | 51.000",
+            "| steered | 52.000",
+            "a table is not the one",
+        ),
+        ("steered/contrast up", "steered/contrast down", "is not shown"),
+        ("shown: prompted/contrast", "shown: steered/contrast", "is shown"),
+        ("not shown: prompted/contrast", "shown: prompted/contrast up", "is not shown"),
+        ("+40.0 [+39.2, +40.8]", "+45.0 [+39.2, +40.8]", "does not give"),
+        ("steered/contrast up", "steering/contrast up", "there is no such difference"),
+    ],
+)
+def test_a_claim_or_a_table_that_is_not_so_is_found(
+    old: str, new: str, problem: str | None, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(recompute.with_tables(GOOD, RESULTS).replace(old, new))
+    assert old in recompute.with_tables(GOOD, RESULTS)
+    found = list(recompute.problems(page, RESULTS))
+    assert (found == []) if problem is None else any(problem in line for line in found), found
+
+
+def test_a_stored_mean_that_is_not_of_its_items_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("x")
+    wrong = RESULTS.conditions[1].model_copy(update={"metrics": {"contrast": Metric(mean=60.0, n=5)}})
+    results = RESULTS.model_copy(update={"conditions": (RESULTS.conditions[0], wrong)})
+    assert list(recompute.problems(page, results)) == ["steered: contrast is not the mean of its items"]
