@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from subvene.specs.preferences import TriplesSpec, TruthfulPairsSpec
     from subvene.specs.recipes import (
         AnyRecipe,
+        CastSpec,
         DASSpec,
         ExpertsSpec,
         ITISpec,
@@ -95,6 +96,7 @@ __all__ = [
     "AnyIntervention",
     "AnyJudge",
     "AnyRecipe",
+    "CastSpec",
     "CausalTracingSpec",
     "ChooseSpec",
     "Composition",
@@ -232,6 +234,7 @@ _LATER = {
         ),
         "recipes": (
             "AnyRecipe",
+            "CastSpec",
             "DASSpec",
             "ExpertsSpec",
             "ITISpec",

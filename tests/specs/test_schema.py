@@ -67,6 +67,7 @@ def test_every_kind_is_in_the_schema() -> None:
         "experts",
         "pca",
         "logistic",
+        "cast",
         "composition",
         "localization",
         "trained",
