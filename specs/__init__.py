@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from subvene.specs.preferences import TriplesSpec, TruthfulPairsSpec
     from subvene.specs.recipes import (
         AnyRecipe,
+        CastSpec,
         DASSpec,
         ExpertsSpec,
         ITISpec,
@@ -96,6 +97,7 @@ __all__ = [
     "AnyIntervention",
     "AnyJudge",
     "AnyRecipe",
+    "CastSpec",
     "CausalTracingSpec",
     "ChooseSpec",
     "Composition",
@@ -234,6 +236,7 @@ _LATER = {
         ),
         "recipes": (
             "AnyRecipe",
+            "CastSpec",
             "DASSpec",
             "ExpertsSpec",
             "ITISpec",

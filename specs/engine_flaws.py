@@ -36,11 +36,11 @@ def engine_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
         if condition.bake:
             expected = "false: a baked checkpoint is not the model that `engine` holds"
             yield Flaw(("conditions", i, "bake"), expected, condition.bake)
-    for i, one in enumerate(spec.interventions):
-        if one.is_gated:
-            expected = "nothing: `engine` gives no receipt of a gate"
-            field = "during" if one.when is None else "when"
-            yield Flaw(("interventions", i, field), expected, None, found="a gate")
+    for i, intervention in enumerate(spec.interventions):
+        if intervention.is_gated:
+            field = "when" if intervention.when is not None else "during"
+            expected = f"none beside `engine`, which carries out no `{field}`; leave `engine` out"
+            yield Flaw(("interventions", i, field), expected, None, found="one")
     named = any(isinstance(one.positions, TEXT_POSITIONS) for one in spec.interventions)
     if spec.sources or named:
         what = "`sources`" if spec.sources else "positions that name a text"

@@ -1,6 +1,7 @@
 """How tensors come about: spec in, tensors and provenance out. A new one is a file and a line here."""
 
 from subvene.runner.recipes.base import Fitted, Reach, Recipe
+from subvene.runner.recipes.cast import CAST
 from subvene.runner.recipes.das import DAS
 from subvene.runner.recipes.experts import EXPERTS
 from subvene.runner.recipes.iti import ITI
@@ -13,6 +14,7 @@ from subvene.runner.recipes.random_direction import RANDOM_DIRECTION
 from subvene.runner.recipes.refusal import REFUSAL
 
 RECIPES: dict[str, Recipe] = {
+    "cast": CAST,
     "das": DAS,
     "experts": EXPERTS,
     "iti": ITI,

@@ -237,6 +237,14 @@ def refuse_unpaired(spec: ContrastedRecipe, pairs: Contrasts, instead: str) -> N
         )
 
 
+def sides_count(pairs: Contrasts) -> tuple[int, int]:
+    """How many positive texts there are, and how many negative ones."""
+    if isinstance(pairs, ContrastPrompts):
+        return len(pairs.side("positive")), len(pairs.side("negative"))
+    n = len(pairs.systems) * len(pairs.questions) if isinstance(pairs, ContrastSystems) else len(pairs.texts)
+    return n, n
+
+
 def pairs_sha256(pairs: Contrasts) -> str:
     """A hash of all that they say."""
     # A pair without a system prompt says what it said before there were any.

@@ -8,6 +8,7 @@ from subvene.specs._registry import Kinds
 from subvene.specs.recipes.base import BaseRecipe, OneKeyRecipe
 
 if TYPE_CHECKING:
+    from subvene.specs.recipes.cast import CastSpec
     from subvene.specs.recipes.das import DASSpec
     from subvene.specs.recipes.experts import ExpertsSpec
     from subvene.specs.recipes.iti import ITISpec
@@ -27,6 +28,7 @@ _KINDS = {
     "random_direction": "random_direction:RandomDirectionSpec",
     "das": "das:DASSpec",
     "experts": "experts:ExpertsSpec",
+    "cast": "cast:CastSpec",
     "pca": "pca:PCASpec",
     "logistic": "logistic:LogisticSpec",
     "refusal": "refusal:RefusalSpec",
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
         | RandomDirectionSpec
         | DASSpec
         | ExpertsSpec
+        | CastSpec
         | PCASpec
         | LogisticSpec
         | RefusalSpec
@@ -53,6 +56,7 @@ else:
 __all__ = [
     "AnyRecipe",
     "BaseRecipe",
+    "CastSpec",
     "DASSpec",
     "ExpertsSpec",
     "ITISpec",
