@@ -16,10 +16,10 @@ from subvene.runner.experiments.comparison.measures import (
     TruthfulQAMeasure,
     check_complete,
 )
+from subvene.runner.experiments.comparison.side_by_side import side_by_side
 from subvene.runner.experiments.localization.making import Making, named
 from subvene.runner.experiments.localization.plan import Candidate, Planned
 from subvene.runner.experiments.localization.section import CurvePoint
-from subvene.runner.experiments.localization.side_by_side import side_by_side
 from subvene.runner.experiments.results import Choice, Tried
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.specs import LocalizationSpec, SubveneError

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal, TypedDict
 
 from subvene.runner.data.truthfulqa.prompts import Prompts, load_prompts
 from subvene.runner.data.truthfulqa.questions import Question, about_data, data_sha256, load_questions
 from subvene.runner.data.truthfulqa.splits import is_of_split, limited
+from subvene.runner.edits.receipt import Receipt
 from subvene.runner.engines.engine import Engine
 from subvene.runner.experiments.comparison.arms import Arm
 from subvene.runner.experiments.comparison.measures.base import (
@@ -23,11 +24,11 @@ from subvene.runner.experiments.comparison.measures.base import (
     done_of,
     plain,
 )
+from subvene.runner.experiments.comparison.side_by_side import SideBySide
 from subvene.runner.experiments.judged_shares import SECOND
 from subvene.runner.experiments.results import JudgeRecord, Metric, QuestionText, judge_record
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Ledger, digest
-from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.judges import BOTH, INFO, TRUTH, Answer, Identity, Judge, Judgement, Quality, make_judge
 from subvene.runner.judges.base import Usage
 from subvene.runner.measures.truthfulqa_answers import answer_questions
@@ -136,7 +137,7 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         arms: Sequence[Arm],
         questions: Sequence[Question],
         ledger: Ledger,
-        opened: Callable[[Sequence[Arm]], tuple[IntervenedModel, list[dict[str, float]]]],
+        opened: Callable[[Sequence[Arm]], SideBySide],
     ) -> list[int]:
         """Do the units of multiple choice of several arms in one piece, for `measure` to find.
 
@@ -144,7 +145,7 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
             arms: without a system prompt.
             questions: on which questions.
             ledger: where units are recorded.
-            opened: a model with the interventions of some arms, and the strengths of those of each.
+            opened: puts some of the arms side by side.
 
         Returns:
             The indices of the arms that were scored now.
@@ -155,10 +156,10 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         """
 
         def work(missing: list[int]) -> list[_Scores]:
-            m, versions = opened([arms[i] for i in missing])
-            size = self.spec.batch_size
-            found = score_side_by_side(m, self.prompts, questions, versions, batch_size=size)
-            return [_scores(one) for one in found]
+            together = opened([arms[i] for i in missing])
+            m, size = together.model, self.spec.batch_size
+            found = score_side_by_side(m, self.prompts, questions, together.strengths, batch_size=size)
+            return [_scores(one, own) for one, own in zip(found, together.names, strict=True)]
 
         identities = [self._choices_identity(arm, questions) for arm in arms]
         return ledger.do_together(identities, work)
@@ -352,7 +353,14 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         }
 
 
-def _scores(found: ChoiceScores) -> _Scores:
+def _scores(found: ChoiceScores, names: Mapping[str, str] | None = None) -> _Scores:
+    """What the unit gives; `names`: what the interventions of its receipts are to be called."""
+    receipts = found.receipts
+    if names is not None:
+        named = (
+            (replace(one, name=names[one.name]) for one in receipt.interventions) for receipt in receipts
+        )
+        receipts = tuple(Receipt(tuple(some)) for some in named)
     return {
         "scores": {
             score.key: {
@@ -364,7 +372,7 @@ def _scores(found: ChoiceScores) -> _Scores:
             }
             for score in found.questions
         },
-        "receipts": plain(found.receipts),
+        "receipts": plain(receipts),
         "tokens": found.tokens,
         "from_scratch": found.from_scratch,
     }
