@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, TypedDict
 
 from subvene.runner.data.truthfulqa.prompts import Prompts, load_prompts
 from subvene.runner.data.truthfulqa.questions import Question, about_data, data_sha256, load_questions
 from subvene.runner.data.truthfulqa.splits import is_of_split, limited
-from subvene.runner.edits.receipt import Receipt
 from subvene.runner.engines.engine import Engine
 from subvene.runner.experiments.comparison.arms import Arm
 from subvene.runner.experiments.comparison.measures.base import (
@@ -24,6 +23,7 @@ from subvene.runner.experiments.comparison.measures.base import (
     done_of,
     plain,
 )
+from subvene.runner.experiments.comparison.measures.choices_given import ChoicesGiven, choices_given
 from subvene.runner.experiments.comparison.side_by_side import SideBySide
 from subvene.runner.experiments.judged_shares import SECOND
 from subvene.runner.experiments.results import JudgeRecord, Metric, QuestionText, judge_record
@@ -32,25 +32,11 @@ from subvene.runner.files.ledger import Ledger, digest
 from subvene.runner.judges import BOTH, INFO, TRUTH, Answer, Identity, Judge, Judgement, Quality, make_judge
 from subvene.runner.judges.base import Usage
 from subvene.runner.measures.truthfulqa_answers import answer_questions
-from subvene.runner.measures.truthfulqa_scores import ChoiceScores, score_choices, score_side_by_side
+from subvene.runner.measures.truthfulqa_scores import score_choices, score_side_by_side
 from subvene.specs import TruthfulQASpec
 
 _SCORES: tuple[Literal["mc1", "mc2", "mc3"], ...] = ("mc1", "mc2", "mc3")
 _QUALITIES: dict[str, Quality[Judgement]] = {"true": TRUTH, "info": INFO}
-
-
-class _Choices(TypedDict):
-    mc1: float
-    mc2: float
-    mc3: float
-    correct: list[float]
-    incorrect: list[float]
-
-
-class _Scores(WithReceipts):
-    scores: dict[str, _Choices]
-    tokens: int
-    from_scratch: str | None
 
 
 class _Answers(WithReceipts):
@@ -155,11 +141,11 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
             NotFiniteError: a score of one of the arms is not finite; nothing is recorded.
         """
 
-        def work(missing: list[int]) -> list[_Scores]:
+        def work(missing: list[int]) -> list[ChoicesGiven]:
             together = opened([arms[i] for i in missing])
             m, size = together.model, self.spec.batch_size
             found = score_side_by_side(m, self.prompts, questions, together.strengths, batch_size=size)
-            return [_scores(one, own) for one, own in zip(found, together.names, strict=True)]
+            return [choices_given(one, own) for one, own in zip(found, together.names, strict=True)]
 
         identities = [self._choices_identity(arm, questions) for arm in arms]
         return ledger.do_together(identities, work)
@@ -192,11 +178,11 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         prompts = self._prompts(arm)
         identity = self._choices_identity(arm, questions)
 
-        def work() -> _Scores:
+        def work() -> ChoicesGiven:
             with arm.open() as m:
                 score = None if engine is None else engine.log_probs
                 size = self.spec.batch_size
-                return _scores(score_choices(m, prompts, questions, batch_size=size, score=score))
+                return choices_given(score_choices(m, prompts, questions, batch_size=size, score=score))
 
         result = done_of(arm, "multiple_choice", identity, work, ledger, progress, measured)
         if result is None:
@@ -351,31 +337,6 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         return {
             q.key: QuestionText(question=q.question, best=q.best, category=q.category) for q in self.questions
         }
-
-
-def _scores(found: ChoiceScores, names: Mapping[str, str] | None = None) -> _Scores:
-    """What the unit gives; `names`: what the interventions of its receipts are to be called."""
-    receipts = found.receipts
-    if names is not None:
-        named = (
-            (replace(one, name=names[one.name]) for one in receipt.interventions) for receipt in receipts
-        )
-        receipts = tuple(Receipt(tuple(some)) for some in named)
-    return {
-        "scores": {
-            score.key: {
-                "mc1": score.mc1,
-                "mc2": score.mc2,
-                "mc3": score.mc3,
-                "correct": list(score.correct),
-                "incorrect": list(score.incorrect),
-            }
-            for score in found.questions
-        },
-        "receipts": plain(receipts),
-        "tokens": found.tokens,
-        "from_scratch": found.from_scratch,
-    }
 
 
 def _record(judged: Mapping[str, Mapping[str, _Verdict]], ending: str, measured: Measured) -> None:
