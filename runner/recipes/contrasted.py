@@ -51,9 +51,9 @@ class Side(NamedTuple):
 def sides_of(pairs: Contrasts, tokenizer: Any) -> Iterator[Side]:
     """The texts of both sides; of pairs, positive and negative texts in turn."""
     if isinstance(pairs, ContrastPrompts):
-        for positive, prompts in ((True, pairs.side("positive")), (False, pairs.side("negative"))):
-            for prompt in prompts:
-                yield Side(prompt_ids(tokenizer, prompt), 0, prompt, positive)
+        for positive, texts in ((True, pairs.side("positive")), (False, pairs.side("negative"))):
+            for text in texts:
+                yield Side(prompt_ids(tokenizer, text), 0, text, positive)
     elif isinstance(pairs, ContrastSystems):
         for system in pairs.systems:
             for question in pairs.questions:

@@ -171,7 +171,9 @@ def _prompts(
         texts = _side(pairs, side)
         prompts = [prompt_ids(tokenizer, text) for text in texts]
         refuse_beyond_context(
-            model.anatomy.model, [len(ids) for ids in prompts], lambda i, texts=texts: repr(texts[i][:60])
+            model.anatomy.model,
+            [len(ids) for ids in prompts],
+            [repr(text[:60]) for text in texts].__getitem__,
         )
         for part, chosen in zip(parts, _shares(spec, len(prompts), seed), strict=True):
             kept = [prompts[i] for i in chosen]
