@@ -40,7 +40,7 @@ def verdict(arms: Sequence[Condition], section: LocalizationSection) -> tuple[st
     metrics = [section.selection.metric]
     if any("true_info" in arm.metrics for arm in arms):
         metrics.append("true_info")
-    said = [*_tested(arms, section), *_missing(arms), *_idle(section)]
+    said = [*_tested(arms, section), *_missing(arms), *_idle(section), *_probing(section)]
     for metric in metrics:
         said += _differences(section, metric)
         said += [_special(one) for one in section.evidence if one.metric == metric]
@@ -75,6 +75,20 @@ def _idle(section: LocalizationSection) -> list[str]:
     return [
         f"No step of training lowered the validation loss of {', '.join(names)}: these edits do nothing, and "
         "their rows are those of the untouched model; try another learning rate."
+    ]
+
+
+def _probing(section: LocalizationSection) -> list[str]:
+    """How well the probes of the probed heads do where they were not chosen for it."""
+    named = (section.arms.get(name) for name in ("iti_probed", "edit_probed"))
+    arm, probes = next((arm for arm in named if arm is not None), None), section.probes
+    if arm is None or probes is None or arm.probe_accuracy is None or arm.unseen_accuracy is None:
+        return []
+    chance = "" if probes.unseen_chance is None else f" (chance {probes.unseen_chance:.3f})"
+    return [
+        f"Probes of the probed heads are right in {arm.probe_accuracy:.3f} of the answers that chose these "
+        f"heads, and in {arm.unseen_accuracy:.3f} of the answers to test questions, which chose "
+        f"nothing{chance}."
     ]
 
 

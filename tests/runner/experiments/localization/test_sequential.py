@@ -13,6 +13,7 @@ import pytest
 from small_experiments import LOCALIZATION
 from tiny_questions import PRIMER, QUESTIONS, TEXTS, write_questions
 
+from subvene.runner.experiments.judged_shares import judged_shares_in
 from subvene.runner.experiments.localization.evidence import Stop, among_draws, evidence
 from subvene.runner.experiments.localization.run import Localization
 from subvene.runner.experiments.localization.section import section_of
@@ -138,6 +139,15 @@ def test_draws_that_stop(experiment: Callable[..., Path], tmp_path: Path) -> Non
         if name.startswith("iti_matched"):
             assert {layer: len(heads) for layer, heads in (record.heads or {}).items()} == like
         assert (record.unseen_accuracy is None) == (record.heads is None)
+    assert section.probes is not None
+    assert section.probes.unseen is not None
+    at = [
+        section.probes.unseen[layer][head]
+        for layer, of in (section.arms["iti_probed"].heads or {}).items()
+        for head in of
+    ]
+    assert section.arms["iti_probed"].unseen_accuracy == pytest.approx(sum(at) / len(at))
+    assert any("answers to test questions, which chose nothing" in said for said in section.verdict)
     # The untouched model and the arms that are named answer.
     answering = {name for name, arm in arms.items() if any(item.text is not None for item in arm.items)}
     assert answering == {"baseline", "iti_probed"}
@@ -197,7 +207,7 @@ def test_arms_scored_together_are_as_if_scored_alone(experiment: Callable[..., P
 def test_points_are_chosen_by_true_info(experiment: Callable[..., Path], tmp_path: Path) -> None:
     path = experiment("arms: [iti_probed, edit_probed], selection: {by: true_info}")
     text = path.read_text()
-    path.write_text(text.replace("judge: {kind: reference}", "judge: {kind: trained}"))
+    path.write_text(text.replace("judge: {kind: reference}", "judge: [{kind: trained}, {kind: reference}]"))
     results, _ = run(path, tmp_path / "run")
     assert [choice.condition for choice in results.choices] == ["iti_probed", "edit_probed"]
     for choice in results.choices:
@@ -211,3 +221,16 @@ def test_points_are_chosen_by_true_info(experiment: Callable[..., Path], tmp_pat
     assert section.selection.metric == "true_info"
     assert {frozenset(one.metrics) >= {"true", "info", "true_info"} for one in section.curves} == {True}
     assert any("True×Info" in sentence for sentence in section.verdict)
+    # The second opinion chose nothing, and how far it agrees is Cohen's κ over all answers.
+    said = [
+        (item.scores["true"], item.scores["true_second"]) for one in results.conditions for item in one.items
+    ]
+    opinions = judged_shares_in(results).agreement["true"]
+    n, same = len(said), sum(a == b for a, b in said)
+    yes, other = (sum(bool(pair[i]) for pair in said) / len(said) for i in (0, 1))
+    by_chance = yes * other + (1 - yes) * (1 - other)
+    assert (opinions.n, opinions.share) == (n, same / n)
+    if 0 < yes < 1 and 0 < other < 1:
+        assert opinions.kappa == pytest.approx((same / n - by_chance) / (1 - by_chance))
+    else:
+        assert opinions.kappa is None
