@@ -45,12 +45,16 @@ def _kept(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.execution_count = None
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
             for output in cell.outputs:
                 if "execution_count" in output:
                     output.execution_count = None
     notebook.metadata["language_info"] = {"name": "python"}
     return notebook
+
+
+def _is_progress(output: nbformat.NotebookNode) -> bool:
+    return output.get("name") == "stderr" or any("widget" in kind for kind in output.get("data", ()))
 
 
 if __name__ == "__main__":
