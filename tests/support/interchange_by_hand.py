@@ -1,6 +1,6 @@
 """Interchange as one would write it down: a whole pass a row, two plain hooks, arithmetic in NumPy.
 
-Nothing here is subvene's: token ids come from the tokenizer, the modules are named as `tracing_by_hand` has them.
+Nothing here is subvene's: token ids are the tokenizer's, modules are named as `tracing_by_hand` names them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tracing_by_hand import module_of, states_by_hand
+from tracing_by_hand import module_of
 
 
 def token_of(tokenizer: Any, text: str, ends_with: str) -> int:
@@ -30,8 +30,9 @@ def answered_by_hand(model: Any, ids: Sequence[int], answers: Sequence[int]) -> 
 @torch.no_grad()
 def swapped_by_hand(
     model: Any,
-    base: tuple[Sequence[int], int],
-    source: tuple[Sequence[int], int],
+    base: Sequence[int],
+    token: int,
+    other: torch.Tensor,
     layer: int,
     rotation: torch.Tensor | None,
     answers: Sequence[int],
@@ -40,25 +41,24 @@ def swapped_by_hand(
 
     Args:
         model: a decoder.
-        base: its token ids, and the token that is edited.
-        source: its token ids, and the token that is read.
+        base: its token ids.
+        token: of it, that is edited.
+        other: what is put there, [width].
         layer: 0-based.
         rotation: [width, rank], orthonormal columns: what is swapped; None: the whole vector.
         answers: token ids.
     """
-    states = states_by_hand(model, source[0], ["block_output"])
-    other = states["block_output", layer][source[1]]
 
     def put(_module: Any, _args: Any, output: Any) -> Any:
         hidden = (output[0] if isinstance(output, tuple) else output).clone()
-        own = hidden[0, base[1]].clone()
+        own = hidden[0, token].clone()
         change = other - own
-        hidden[0, base[1]] = own + (change if rotation is None else rotation @ (rotation.T @ change))
+        hidden[0, token] = own + (change if rotation is None else rotation @ (rotation.T @ change))
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     handle = module_of(model, "block_output", layer).register_forward_hook(put)
     try:
-        return answered_by_hand(model, base[0], answers)
+        return answered_by_hand(model, base, answers)
     finally:
         handle.remove()
 
