@@ -24,13 +24,17 @@ PAGE = ROOT / "docs" / "results" / "das-smollm2.md"
 RAW = ROOT / "docs" / "results" / "das-smollm2"
 LAYER = 24
 # A place, the word that it is the last token of in base and source, and every how many-th row is tried.
-PLACES = (("because", "because", "because", 1), ("name", "name", "other", 5))
+PLACES = (("because", "because", "because", 3), ("name", "name", "other", 8))
 Cell = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def run() -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(gzip.decompress((RAW / "results.json.gz").read_bytes()))
+    return _loaded("results.json.gz")
+
+
+def _loaded(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(gzip.decompress((RAW / name).read_bytes()))
     return loaded
 
 
@@ -43,20 +47,37 @@ def cells(run: dict[str, Any]) -> dict[tuple[str, int], Cell]:
 
 
 def test_the_page_says_what_the_rows_say(cells: dict[tuple[str, int], Cell]) -> None:
-    table = next(table for table in tables_in(PAGE.read_text("utf-8")) if table.columns[0].head == "tokens")
-    lines = [tuple(map(str, row)) for row in table.rows]
-    assert {(line[0].strip("`"), int(line[1])) for line in lines} == set(cells)
-    for place, layer, das, whole, random, shuffled, probe, over_whole, over_shuffled in lines:
-        cell = cells[place.strip("`"), int(layer)]
-        right = cell["right"]
-        assert _numbers(das) == pytest.approx(wilson_by_hand(right["das"]), abs=0.0051)
-        for text, arm in ((whole, "whole"), (random, "random"), (shuffled, "shuffled")):
-            assert _numbers(text) == pytest.approx([sum(right[arm]) / len(right[arm])], abs=0.0051)
-        assert _numbers(probe) == pytest.approx([sum(cell["probe"]) / len(cell["probe"])], abs=0.0051)
-        for text, arm in ((over_whole, "whole"), (over_shuffled, "shuffled")):
-            # Another bootstrap than the run's, so that ends differ by its noise: two in the last digit.
-            assert _numbers(text) == pytest.approx(difference_by_hand(right["das"], right[arm]), abs=0.021)
-        assert ("†" in das) == (_numbers(over_whole)[1] > 0)
+    lines = _table("tokens")
+    assert {(line[0], int(line[1])) for line in lines} == set(cells)
+    for place, layer, *said in lines:
+        _check(said, cells[place, int(layer)])
+
+
+def test_the_page_says_what_names_in_front_do() -> None:
+    grids = _loaded("first-token-results.json.gz")["sections"]["interchange"]["grids"]
+    lines = _table("texts")
+    assert [(line[0], int(line[1])) for line in lines] == [(grid["key"], len(grid["rows"])) for grid in grids]
+    for (_, _, *said), grid in zip(lines, grids, strict=True):
+        _check(said, grid["cells"][0]["measured"])
+
+
+def _table(first: str) -> list[list[str]]:
+    table = next(table for table in tables_in(PAGE.read_text("utf-8")) if table.columns[0].head == first)
+    return [[str(cell).strip("`") for cell in row] for row in table.rows]
+
+
+def _check(said: list[str], cell: Cell) -> None:
+    """A line of the page: the trained subspace, its controls, and the differences from two of them."""
+    das, whole, random, shuffled, probe, over_whole, over_shuffled = said
+    right = cell["right"]
+    assert _numbers(das) == pytest.approx(wilson_by_hand(right["das"]), abs=0.0051)
+    for text, arm in ((whole, "whole"), (random, "random"), (shuffled, "shuffled")):
+        assert _numbers(text) == pytest.approx([sum(right[arm]) / len(right[arm])], abs=0.0051)
+    assert _numbers(probe) == pytest.approx([sum(cell["probe"]) / len(cell["probe"])], abs=0.0051)
+    for text, arm in ((over_whole, "whole"), (over_shuffled, "shuffled")):
+        # Another bootstrap than the run's, so that ends differ by its noise: two in the last digit.
+        assert _numbers(text) == pytest.approx(difference_by_hand(right["das"], right[arm]), abs=0.021)
+    assert ("†" in das) == (_numbers(over_whole)[1] > 0)
 
 
 @pytest.mark.slow
