@@ -283,7 +283,3 @@ class PyveneIntervention(ActivationIntervention):
 
 def _is_by_row(subspaces: Any) -> bool:
     return subspaces is not None and not isinstance(subspaces[0], int)
-
-
-def _is_by_row(subspaces: Any) -> bool:
-    return subspaces is not None and not isinstance(subspaces[0], int)
