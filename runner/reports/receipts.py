@@ -59,14 +59,22 @@ def receipts(results: Results) -> Html | None:
         "folds together. ‖Δ‖/‖h‖ is how large the edit is beside the activation that it meets."
     )
     shown = [element("p", about), table("What each intervention did", columns, lines, class_="numbers")]
-    if (from_sources := sources(("Condition", "Measurement"), read)) is not None:
-        shown.append(from_sources)
-    if (of_gates := gates(("Condition", "Measurement"), read)) is not None:
-        shown.append(of_gates)
+    shown += beside(("Condition", "Measurement"), read)
     if nothing:
         without = "Without an intervention at run time (the untouched model, a baked checkpoint): "
         shown.append(element("p", without, ", ".join(nothing), "."))
     return join(shown)
+
+
+def beside(columns: Sequence[str], parts: Sequence[Read]) -> list[Html]:
+    """What was read of sources and what gates decided, a table of each where there is any.
+
+    Args:
+        columns: what stands before the intervention's name.
+        parts: in their order.
+    """
+    tables = (sources(columns, parts), gates(columns, parts))
+    return [found for found in tables if found is not None]
 
 
 def sources(columns: Sequence[str], parts: Sequence[Read]) -> Html | None:
