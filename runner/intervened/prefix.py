@@ -102,8 +102,11 @@ class SharedPrefix:
         self.receipt: Receipt | None = None
         device = m.model.device
         cache = DynamicCache()
-        rows, in_force = 1, strengths
-        if strengths is not None and not isinstance(strengths, Mapping):
+        rows = 1
+        in_force: Mapping[str, float | Sequence[float]] | None
+        if strengths is None or isinstance(strengths, Mapping):
+            in_force = strengths
+        else:
             rows, in_force = len(strengths), by_row(strengths, range(len(strengths)))
         base = {
             "input_ids": torch.tensor([list(ids)] * rows, device=device),
