@@ -71,6 +71,8 @@ if TYPE_CHECKING:
     )
     from subvene.specs.preferences import TriplesSpec, TruthfulPairsSpec
     from subvene.specs.recipes import (
+        AffineMapSpec,
+        AngularSpec,
         AnyRecipe,
         DASSpec,
         ExpertsSpec,
@@ -91,6 +93,8 @@ __all__ = [
     "CORE_SITES",
     "SHIPPED_TRAITS",
     "SITES",
+    "AffineMapSpec",
+    "AngularSpec",
     "AnyEvaluation",
     "AnyIntervention",
     "AnyJudge",
@@ -230,6 +234,8 @@ _LATER = {
             "TruthfulPairsSpec",
         ),
         "recipes": (
+            "AffineMapSpec",
+            "AngularSpec",
             "AnyRecipe",
             "DASSpec",
             "ExpertsSpec",

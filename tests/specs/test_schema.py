@@ -68,6 +68,8 @@ def test_every_kind_is_in_the_schema() -> None:
         "pca",
         "logistic",
         "refusal",
+        "angular",
+        "affine_map",
         "composition",
         "localization",
         "trained",
