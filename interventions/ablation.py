@@ -9,7 +9,7 @@ import torch
 from subvene.interventions.affine import Affine
 from subvene.interventions.base import ActivationIntervention, unit
 from subvene.interventions.formula import DirectionFormula
-from subvene.interventions.tensors import Sizes, TensorError, TensorTable, stored_name
+from subvene.interventions.tensors import Sizes, TensorTable, stored_name
 from subvene.specs import AblationSpec
 
 
@@ -36,11 +36,8 @@ class AblationIntervention(ActivationIntervention):
         cls, spec: AblationSpec, table: TensorTable, sizes: Sizes
     ) -> list[tuple[str, int | None, Self]]:
         key = spec.direction.key
-        layers = table.layers(key, spec.site) if spec.layer is None else [spec.layer]
-        if not layers:
-            raise TensorError(f"{table.origin}: no direction under the key {key!r} at the site {spec.site}")
         built: list[tuple[str, int | None, Self]] = []
-        for layer in layers:
+        for layer in table.one_or_all(spec.layer, key, spec.site):
             width = sizes.site_width(spec.site, layer)
             direction = table.get(key, spec.site, layer, shape=(width,), nonzero=True)
             edit = cls(direction, strength=torch.tensor(spec.strength), positions=spec.positions)

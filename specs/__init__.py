@@ -72,6 +72,8 @@ if TYPE_CHECKING:
     )
     from subvene.specs.preferences import TriplesSpec, TruthfulPairsSpec
     from subvene.specs.recipes import (
+        AffineMapSpec,
+        AngularSpec,
         AnyRecipe,
         CastSpec,
         DASSpec,
@@ -93,6 +95,8 @@ __all__ = [
     "CORE_SITES",
     "SHIPPED_TRAITS",
     "SITES",
+    "AffineMapSpec",
+    "AngularSpec",
     "AnyEvaluation",
     "AnyIntervention",
     "AnyJudge",
@@ -235,6 +239,8 @@ _LATER = {
             "TruthfulPairsSpec",
         ),
         "recipes": (
+            "AffineMapSpec",
+            "AngularSpec",
             "AnyRecipe",
             "CastSpec",
             "DASSpec",

@@ -1,5 +1,7 @@
 """How tensors come about: spec in, tensors and provenance out. A new one is a file and a line here."""
 
+from subvene.runner.recipes.affine_map import AFFINE_MAP
+from subvene.runner.recipes.angular import ANGULAR
 from subvene.runner.recipes.base import Fitted, Reach, Recipe
 from subvene.runner.recipes.cast import CAST
 from subvene.runner.recipes.das import DAS
@@ -14,6 +16,8 @@ from subvene.runner.recipes.random_direction import RANDOM_DIRECTION
 from subvene.runner.recipes.refusal import REFUSAL
 
 RECIPES: dict[str, Recipe] = {
+    "affine_map": AFFINE_MAP,
+    "angular": ANGULAR,
     "cast": CAST,
     "das": DAS,
     "experts": EXPERTS,

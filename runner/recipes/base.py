@@ -44,6 +44,7 @@ class Reach:
         heads: layer → the heads that have a direction; None: which ones is found in fitting, or it gives
             none.
         also: further sites for which it gives the same layers.
+        fields: of an intervention that uses them → what they have to say.
         kinds: the kinds of interventions that its tensors are for; None: any.
     """
 
@@ -52,6 +53,7 @@ class Reach:
     heads: Mapping[int, frozenset[int]] | None = None
     kinds: frozenset[str] | None = None
     also: frozenset[str] = frozenset()
+    fields: Mapping[str, str] = field(default_factory=dict)
 
 
 def layers_of(layers: Literal["all"] | Sequence[int], sizes: Sizes) -> tuple[int, ...]:

@@ -86,7 +86,8 @@ def asked(recipe: str, model: str, data: Any, fields: Mapping[str, Any]) -> Aske
     parts = _shared_out(recipe, how, edit.fields if edit else frozenset(), fields)
     key = parts["fit"].setdefault("key", recipe) if "key" in how.model_fields else _first_trait(fit)
     if edit is not None:
-        entry = {"kind": edit.kind, "name": key, edit.reference: {"key": key}} | parts["edit"]
+        usual = how.usual_fields(parts["fit"]) if edit.kind == how.usual_intervention else {}
+        entry = {"kind": edit.kind, "name": key, edit.reference: {"key": key}, **usual} | parts["edit"]
         interventions = _at_sites(entry, how, edit)
     declared = {
         "subvene": 1,

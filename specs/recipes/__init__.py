@@ -8,6 +8,8 @@ from subvene.specs._registry import Kinds
 from subvene.specs.recipes.base import BaseRecipe, OneKeyRecipe
 
 if TYPE_CHECKING:
+    from subvene.specs.recipes.affine_map import AffineMapSpec
+    from subvene.specs.recipes.angular import AngularSpec
     from subvene.specs.recipes.cast import CastSpec
     from subvene.specs.recipes.das import DASSpec
     from subvene.specs.recipes.experts import ExpertsSpec
@@ -32,6 +34,8 @@ _KINDS = {
     "pca": "pca:PCASpec",
     "logistic": "logistic:LogisticSpec",
     "refusal": "refusal:RefusalSpec",
+    "angular": "angular:AngularSpec",
+    "affine_map": "affine_map:AffineMapSpec",
 }
 REGISTRY = Kinds(__name__, _KINDS)
 """By `recipe`; each is imported when a file has one."""
@@ -49,11 +53,15 @@ if TYPE_CHECKING:
         | PCASpec
         | LogisticSpec
         | RefusalSpec
+        | AngularSpec
+        | AffineMapSpec
     )
 else:
     AnyRecipe = Annotated[BaseRecipe, Registered("recipe", REGISTRY)]
 
 __all__ = [
+    "AffineMapSpec",
+    "AngularSpec",
     "AnyRecipe",
     "BaseRecipe",
     "CastSpec",

@@ -1,7 +1,7 @@
 """What recipes have in common: they give tensors under keys that a spec tells before anything runs."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -27,6 +27,11 @@ class BaseRecipe(SpecModel):
     """The field that says what is fitted on."""
     dataset_field: ClassVar[str | None] = "dataset"
     """Where that field names a Hub dataset; None: rows cannot stand in for what it declares."""
+
+    @classmethod
+    def usual_fields(cls, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns what its usual intervention has to say, by the fields that the recipe is given."""
+        return {}
 
     if TYPE_CHECKING:
 

@@ -69,6 +69,8 @@ def test_every_kind_is_in_the_schema() -> None:
         "logistic",
         "refusal",
         "cast",
+        "angular",
+        "affine_map",
         "composition",
         "localization",
         "trained",

@@ -63,6 +63,17 @@ CASES = {
         )
         for recipe in ("pca", "logistic")
     },
+    **{
+        recipe: (
+            f"fit: {{recipe: {recipe}, key: k, pairs: {{file: rows.jsonl}}}}\n" + edit,
+            PAIRS,
+            "rows.jsonl",
+        )
+        for recipe, edit in (
+            ("angular", "interventions: [{kind: rotation, plane: {key: k}, angle: 90.0}]\n"),
+            ("affine_map", "interventions: [{kind: affine, map: {key: k}, form: diagonal}]\n"),
+        )
+    },
     "localized_edit of TruthfulQA": (
         "fit: {recipe: localized_edit, key: k, data: {truthfulqa: {file: rows.csv}}, heads: {rule: random, "
         "k: 2}, epochs: 1}\n" + EDIT,
