@@ -144,6 +144,7 @@ class IntervenableModel(NotPickled, StockRuns):
             generating=True,
             end_ids=ends,
             is_sequential=not (drafts(settings) or is_looped_otherwise),
+            stops_when_ended=not settings.given("stopping_criteria"),
         )
         given = 0 if base.get("input_ids") is None else inputs.shape[1]
         # Without an end token transformers fills nothing up: finished rows are generated further.
@@ -155,6 +156,7 @@ class IntervenableModel(NotPickled, StockRuns):
         kwargs["disable_compile"] = True
         fed = SourceRuns(self, tracker, about, strengths).feed(call)
         with self.running(tracker, strengths, must_act=must_act, edits=True, inside=inside, fed=fed) as run:
+            run.watch.clears = beams or is_looped_otherwise or bool(settings["do_sample"] or drafts(settings))
             if is_looped_otherwise:
                 run.own_calls = OwnCalls(base, kwargs.get("past_key_values"), mask.shape[1])
             output = self.model.generate(**base, **kwargs)
@@ -259,7 +261,7 @@ class IntervenableModel(NotPickled, StockRuns):
             refuse_undecidable(key, self.interventions[key].positions, tracker)
             refuse_unfed(key, self.declared, fed)
         in_force = strengths_in_force(self.entries, self.interventions, strengths, tracker.real.shape[0])
-        recorder = Recorder(in_force, tracker.slots + 64 * tracker.generating, fed.feeds)
+        recorder = Recorder(in_force, fed.feeds)
         return Run(tracker, recorder, in_force, FiniteWatch(tracker), entries=entries, fed=fed)
 
     def finish(self, run: Run) -> Receipt:
