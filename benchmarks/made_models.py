@@ -40,17 +40,13 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
-def made(
-    size: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu", **changes: int
-) -> Any:
+def made(size: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu", **changes: int) -> Any:
     """A Llama of these sizes whose weights are random, the same each time; no token ends its answers.
 
     `changes` are made to the sizes.
     """
     sizes = {"vocab_size": 1024, **SIZES[size], **changes}
-    config = transformers.LlamaConfig(
-        **sizes, pad_token_id=0, bos_token_id=1, eos_token_id=None
-    )
+    config = transformers.LlamaConfig(**sizes, pad_token_id=0, bos_token_id=1, eos_token_id=None)
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()

@@ -121,7 +121,9 @@ def of_peers() -> dict[str, float] | None:
     found = json.loads(done.stdout.splitlines()[-1])
     places = {"one": "one block", "all": "all blocks"}
     return {
-        f"{name}, {words}": of[place] - of["plain"] for name, of in found.items() for place, words in places.items()
+        f"{name}, {words}": of[place] - of["plain"]
+        for name, of in found.items()
+        for place, words in places.items()
     }
 
 
@@ -136,7 +138,9 @@ def main() -> None:
         table.add_row(name, f"{count:g}")
     console.print(table)
     if peers is None:
-        console.print(f"repeng and steering-vectors were skipped: no {PEERS}; `make bench-operations` makes it")
+        console.print(
+            f"repeng and steering-vectors were skipped: no {PEERS}; `make bench-operations` makes it"
+        )
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "pyvene"))
     console.print(f"{packages}; {platform.machine()}, Python {platform.python_version()}")
     print(json.dumps({"benchmark": "operations", "counts": found | (peers or {})}))

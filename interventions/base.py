@@ -212,12 +212,13 @@ class ActivationIntervention(
         # One operation precision for every model: half-precision activations are widened, edited, cast once.
         whole, base = base, self.of_site(base)
         strength = self.strength if strength is None else strength
-        scale, where = self._scale_and_where(base, strength, tokens, positions)
+        constant = self._constant()
+        scale, where = self._scale_and_where(base, strength, tokens, positions, constant is not None)
         if source is not None:
             kwargs["source"] = source.to(_wide(base))
         if self.needs_tokens:
             kwargs["tokens"] = tokens
-        if (constant := self._constant()) is not None:
+        if constant is not None:
             edited = constant.added(base, scale)
         else:
             edited = self.edit(base.to(_wide(base)), scale, **kwargs).to(base.dtype)
@@ -229,7 +230,12 @@ class ActivationIntervention(
         return whole.index_copy(-1, self._site_index(whole.device), edited)
 
     def _scale_and_where(
-        self, base: torch.Tensor, strength: torch.Tensor, tokens: Tokens, positions: torch.Tensor | None
+        self,
+        base: torch.Tensor,
+        strength: torch.Tensor,
+        tokens: Tokens,
+        positions: torch.Tensor | None,
+        is_constant: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Each token's strength, [batch or 1, tokens or 1, 1], and where it is not 0; None: everywhere."""
         wide = _wide(base)
@@ -242,17 +248,19 @@ class ActivationIntervention(
             scale = (per_row(strength, base) * mask.unsqueeze(-1)).to(wide)
             return scale, scale != 0
 
-        def everywhere() -> tuple[torch.Tensor, None] | None:
-            return (per_row(strength, base).to(wide), None) if bool((strength != 0).all()) else None
+        def everywhere() -> torch.Tensor | None:
+            return per_row(strength, base).to(wide) if bool((strength != 0).all()) else None
 
         if positions is not None:
             return masked()
         # The layers of one declared intervention have the same strength tensor and share the result.
         key = (self.positions, id(strength), base.device, wide)
-        if tokens.selects_all(self.positions):
-            constant = tokens.shared_by_run((*key, base.shape[0]), everywhere)
-            if constant is not None:
-                return constant
+        selects_all = tokens.selects_all(self.positions)
+        if selects_all or is_constant:
+            scale = tokens.shared_by_run((*key, base.shape[0]), everywhere)
+            if scale is not None:
+                # What the mask leaves out is not multiplied by 0 but put back, and strengths share one mask.
+                return scale, None if selects_all else tokens.mask(self.positions, base.device).unsqueeze(-1)
         return tokens.shared(key, masked)
 
     def constant_delta(self) -> torch.Tensor | None:
