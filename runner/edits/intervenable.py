@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from subvene.runner.edits.acting import attach_edit
 from subvene.runner.edits.cache_record import CacheRecord, record_of, refuse_unmasked
+from subvene.runner.edits.compiled_calls import compiled_decoding, may_compile, obstacle_to_compiling
 from subvene.runner.edits.copying import NotPickled
 from subvene.runner.edits.eager import eagerly
 from subvene.runner.edits.edit_names import EditNames
@@ -152,14 +154,17 @@ class IntervenableModel(NotPickled, StockRuns):
             (lambda rows, length: tracker.ended(rows, tracker.slots + length - given)) if ends else None
         )
         guard_callbacks(settings, kwargs, lambda: plain(self.model), on_ended)
-        # A compiled decode step would have been traced without our hooks, or would keep them for ever.
-        kwargs["disable_compile"] = True
+        compiles = may_compile(self, settings, obstacle_to_compiling(settings, inside))
+        if not compiles:
+            # A step compiled by transformers would have been traced without our hooks, or keep them for ever.
+            kwargs["disable_compile"] = True
         fed = SourceRuns(self, tracker, about, strengths).feed(call)
         with self.running(tracker, strengths, must_act=must_act, edits=True, inside=inside, fed=fed) as run:
             run.watch.clears = beams or is_looped_otherwise or bool(settings["do_sample"] or drafts(settings))
             if is_looped_otherwise:
                 run.own_calls = OwnCalls(base, kwargs.get("past_key_values"), mask.shape[1])
-            output = self.model.generate(**base, **kwargs)
+            with compiled_decoding(self, run.attachment) if compiles and run.attachment else nullcontext():
+                output = self.model.generate(**base, **kwargs)
             sequences = output if isinstance(output, torch.Tensor) else getattr(output, "sequences", None)
             if run.own_calls is not None:
                 run.own_calls.check_output(sequences)
@@ -235,6 +240,7 @@ class IntervenableModel(NotPickled, StockRuns):
                 self._observe(attachment, run)
                 if edits:
                     self.attach(attachment)
+                    run.attachment = attachment
                 yield run
             if tracker.error is not None:
                 raise tracker.error

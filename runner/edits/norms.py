@@ -66,8 +66,11 @@ class Norms:
         if self._kept_numbers > KEPT:
             self._measure_kept()
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._all()
+    def add_measured(self, keys: list[str], norms: torch.Tensor, start: int) -> None:
+        """Take over norms [keys, 2, rows, tokens] that somebody else has measured, from slot `start` on."""
+        self._order += 1
+        places = [_Place(key, start, self._order) for key in keys]
+        self._measured.append((places, norms[:, 0], norms[:, 1]))
 
     def of(self, key: str, slots: int) -> torch.Tensor | None:
         """‖h‖ and ‖Δ‖ at each slot, float64 [2, rows, slots] on the CPU; None if `key` never ran.

@@ -147,6 +147,11 @@ class TokenTracker:
         self.current: Tokens | None = None
         self.error: SubveneError | None = None
 
+    @property
+    def is_behind_the_input(self) -> bool:
+        """Whether the next call of a sequential generation begins behind what the run was given."""
+        return self.generating and self.is_sequential and self._end >= self.slots
+
     def observe(self, call: ForwardCall) -> None:
         """Read a call's extent from its inputs and cache, before it is made."""
         try:

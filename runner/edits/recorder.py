@@ -72,6 +72,14 @@ class Recorder:
             self._factors.setdefault(key, ([], count))[0].append((tokens.start, summed))
         self.calls[key] += 1
 
+    def record_step(self, rules: Mapping[str, Rule], norms: torch.Tensor, tokens: Tokens) -> None:
+        """Take over what a step measured itself: key → rule, and their norms [keys, 2, rows, tokens]."""
+        for key, rule in rules.items():
+            self._passed.note(tokens, rule)
+            self.reached.add(key)
+            self.calls[key] += 1
+        self._norms.add_measured(list(rules), norms, tokens.start)
+
     def record_source(self, key: str, base: torch.Tensor, source: torch.Tensor, start: int) -> None:
         """Measure how far a source is from what it is put into, both [batch, tokens, columns]."""
         self._dtypes[key] = base.dtype
