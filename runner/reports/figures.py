@@ -39,7 +39,7 @@ def layer_heat_map(
         )
     )
     made.update_layout(
-        xaxis={"title": {"text": "layer"}},
+        xaxis={"title": {"text": "layer"}, **layer_ticks(layers)},
         yaxis={"autorange": "reversed", "automargin": True, "type": "category"},
         height=150 + 26 * len(rows),
         paper_bgcolor="rgba(0,0,0,0)",
@@ -107,3 +107,15 @@ def probe_heat_map(
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
     )
     return figure
+
+
+def layer_ticks(layers: Sequence[int]) -> dict[str, object]:
+    """Ticks at layers only."""
+    if len(layers) <= 12:
+        return {"tickmode": "array", "tickvals": list(layers)}
+    return {"dtick": layer_step(layers)}
+
+
+def layer_step(layers: Sequence[int]) -> int:
+    """How many layers lie between two ticks."""
+    return max(1, -(-len(layers) // 12))

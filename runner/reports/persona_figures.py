@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from subvene.runner.experiments.persona.section import Edit, SweepPoint
 from subvene.runner.experiments.results import Condition, Metric
 from subvene.runner.reports.curves import REFERENCE, as_it_stands, figure, with_legend
+from subvene.runner.reports.figures import layer_ticks
 from subvene.runner.reports.persona_tables import coefficient_of
 from subvene.runner.reports.styles import about_zero, in_order, style
 
@@ -266,15 +267,3 @@ def _in_words(point: SweepPoint) -> str:
         said.append(f"{name} " + ("–" if metric is None else f"{metric.mean:.1f}") + spread)
     said.append(f"{point.n} responses, {point.refused} refused")
     return "<br>".join(said)
-
-
-def layer_ticks(layers: Sequence[int]) -> dict[str, object]:
-    """Ticks at layers only."""
-    if len(layers) <= 12:
-        return {"tickmode": "array", "tickvals": list(layers)}
-    return {"dtick": layer_step(layers)}
-
-
-def layer_step(layers: Sequence[int]) -> int:
-    """How many layers lie between two ticks."""
-    return max(1, -(-len(layers) // 12))

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from subvene.runner.experiments.persona.section import Edit
 from subvene.runner.experiments.results import Condition, QuestionText
 from subvene.runner.reports.curves import REFERENCE, as_it_stands, figure, with_legend
-from subvene.runner.reports.persona_figures import SCORE_AXIS, layer_step, layer_ticks, show_bounds
+from subvene.runner.reports.figures import layer_step, layer_ticks
+from subvene.runner.reports.persona_figures import SCORE_AXIS, show_bounds
 from subvene.runner.reports.styles import Style, style
 
 Matrix = Sequence[Sequence[float | None]]
