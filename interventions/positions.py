@@ -50,7 +50,7 @@ class Gated:
     """
 
     name: str
-    rule: Positions | Paired
+    rule: Rule
 
 
 Rule = Positions | Paired | Gated
@@ -129,7 +129,7 @@ def from_table(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 def _select(rule: Rule, tokens: Tokens) -> torch.Tensor:
     index = tokens.index
-    if isinstance(rule, Gated):
+    while isinstance(rule, Gated):
         if index.numel():
             raise ValueError(f"{rule.name}: where its gate is open is known only of what has been read")
         rule = rule.rule

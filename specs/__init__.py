@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from subvene.specs.composition import Composition, composition
 from subvene.specs.conditions import ChooseSpec, ConditionSpec
+from subvene.specs.engine import EngineSpec, VllmOptions
 from subvene.specs.errors import Problem, SpecError, SubveneError
 from subvene.specs.experiment import ExperimentSpec, InterventionSpec
 from subvene.specs.interventions import *  # noqa: F403 - the spec of every kind
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
         AffineMapSpec,
         AngularSpec,
         AnyRecipe,
+        CastSpec,
         DASSpec,
         ExpertsSpec,
         ITISpec,
@@ -99,6 +101,7 @@ __all__ = [
     "AnyIntervention",
     "AnyJudge",
     "AnyRecipe",
+    "CastSpec",
     "CausalTracingSpec",
     "ChooseSpec",
     "Composition",
@@ -113,6 +116,7 @@ __all__ = [
     "CoreSite",
     "DASSpec",
     "DivergenceSpec",
+    "EngineSpec",
     "ExperimentSpec",
     "ExpertsSpec",
     "Fact",
@@ -166,6 +170,7 @@ __all__ = [
     "TriplesSpec",
     "TruthfulPairsSpec",
     "TruthfulQASpec",
+    "VllmOptions",
     "composition",
     "dump_spec",
     "intervention_name",
@@ -237,6 +242,7 @@ _LATER = {
             "AffineMapSpec",
             "AngularSpec",
             "AnyRecipe",
+            "CastSpec",
             "DASSpec",
             "ExpertsSpec",
             "ITISpec",

@@ -7,6 +7,7 @@ from pydantic import model_validator
 from subvene.specs._flaws import Flaw, one_of, refuse
 from subvene.specs.comparison_flaws import comparison_flaws
 from subvene.specs.composition import composition_flaws
+from subvene.specs.engine_flaws import engine_flaws
 from subvene.specs.experiment_fields import ExperimentFields, InterventionSpec
 from subvene.specs.fit_flaws import fit_flaws, measured_refs
 from subvene.specs.interchange_flaws import cell_flaws, interchange_flaws
@@ -36,6 +37,12 @@ class ExperimentSpec(ExperimentFields):
     @model_validator(mode="after")
     def _edits_or_traces(self) -> Self:
         if flaws := list(tracing_flaws(self)):
+            refuse("ExperimentSpec", flaws)
+        return self
+
+    @model_validator(mode="after")
+    def _engine_can_do_it(self) -> Self:
+        if flaws := list(engine_flaws(self)):
             refuse("ExperimentSpec", flaws)
         return self
 

@@ -13,6 +13,7 @@ from subvene.specs._base import SpecModel
 from subvene.specs._fields import Identifier, Seed, Seeds, Text
 from subvene.specs._flaws import Expect, Flaw, Loc, Shaped, refuse
 from subvene.specs.conditions import ConditionSpec
+from subvene.specs.engine import Engine
 from subvene.specs.evaluations import AnyEvaluation
 from subvene.specs.interventions import AnyIntervention, SteeringSpec
 from subvene.specs.interventions.pyvene import share_flaws
@@ -126,6 +127,10 @@ class ExperimentFields(InterventionSpec):
         "every question is then tested with so many fits that learnt from other questions, where seeds that "
         "share folds are fits on the same ones. Results number folds on: fold i is fold i mod `folds` of "
         "repeat i // `folds`.",
+    )
+    engine: Engine | None = Field(
+        default=None,
+        description="What generates and scores; left out: transformers, in this process.",
     )
     output: Text | None = Field(
         default=None, description="Folder for the results, relative to the working directory."

@@ -119,6 +119,11 @@ class MeasuredGate(Gate):
     )
 
     @property
+    def measurement(self) -> str:
+        """What it is called in files."""
+        return str(vars(self)["measure"])
+
+    @property
     def ref(self) -> TensorRef | None:
         """The tensor that it is measured with; None for a measurement without one."""
         return None

@@ -31,18 +31,21 @@ _PLAIN_WORDS = {
 }
 
 
-def load_spec(path: str | Path, *, own_tensors: bool = False) -> InterventionSpec | ExperimentSpec:
+def load_spec(
+    path: str | Path, *, own_tensors: bool = False, engine: str | None = None
+) -> InterventionSpec | ExperimentSpec:
     """Reads and checks a spec; an ExperimentSpec if the file has any of an experiment's own fields.
 
     Args:
         path: A ``.yaml``, ``.yml`` or ``.json`` file.
         own_tensors: The file belongs to an artifact: a tensor reference may leave its ``file`` out, and
             may name no file outside the artifact's folder.
+        engine: ``vllm`` or the URL of a server, in place of the file's ``engine:``.
 
     Raises:
         SpecError: With every problem of the file.
     """
-    return _spec(read_document(path), own_tensors)
+    return _spec(read_document(path), own_tensors, engine)
 
 
 def load_placed(path: str | Path) -> tuple[InterventionSpec | ExperimentSpec, Document]:
@@ -96,9 +99,16 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def _spec(document: Document, own_tensors: bool) -> InterventionSpec | ExperimentSpec:
+def _spec(
+    document: Document, own_tensors: bool, engine: str | None = None
+) -> InterventionSpec | ExperimentSpec:
     kind = ExperimentSpec if _is_experiment(document.data) else InterventionSpec
-    spec = checked(document, kind.model_validate)
+    given = (
+        {}
+        if engine is None or kind is InterventionSpec
+        else {"engine": engine if engine == "vllm" else {"url": engine}}
+    )
+    spec = checked(document, lambda data: kind.model_validate({**data, **given}))
     flaws = list(_tensor_flaws(spec, own_tensors))
     if flaws:
         try:
@@ -130,7 +140,7 @@ def _leaves_folder(file: str) -> bool:
     return posix.is_absolute() or bool(windows.anchor) or ".." in windows.parts
 
 
-def checked(document: Document, validate: Callable[[object], _T]) -> _T:
+def checked(document: Document, validate: Callable[[Mapping[str | int, object]], _T]) -> _T:
     """Returns what a document says, as ``validate`` makes it of its data.
 
     Raises:

@@ -272,7 +272,8 @@ def _receipt_table(receipt: Receipt) -> str:
     for r in receipt:
         sites = r.sites[0] if len(r.sites) == 1 else f"{len(r.sites)} sites"
         counts = [str(r.edited[role]) for role in ("prompt", "cursor", "response")]
-        rows.append([r.name, sites, str(r.positions), *counts, f"{r.mean_relative:.3f}"])
+        moved = "–" if r.mean_relative is None else f"{r.mean_relative:.3f}"
+        rows.append([r.name, sites, str(r.positions), *counts, moved])
     head = ["intervention", "sites", "positions", "prompt", "cursor", "response", "mean ‖Δ‖/‖h‖"]
     return table(head, rows)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,9 +28,8 @@ def self_contained(
     stored: list[Any] = []
     for declared, entry in zip(spec.interventions, intervenable.entries, strict=True):
         wanted = declared.wanted_key or entry.name
-        key, own = packed.put(
-            wanted, lambda key, entry=entry: _stored(key, intervenable, entry), declared.reads_whole_key
-        )
+        stored_as = partial(_stored, intervenable=intervenable, entry=entry)
+        key, own = packed.put(wanted, stored_as, declared.reads_whole_key)
         update: dict[str, Any] = dict(declared.stored_refs(TENSORS, key, own))
         if declared.when is not None:
             update["when"] = _packed_gate(packed, declared.when, intervenable, entry)

@@ -85,9 +85,9 @@ def open_source(path: Path) -> Source:
     return Source(path, load_spec(path))
 
 
-def experiment(path: Path, need: str) -> ExperimentSpec:
+def experiment(path: Path, need: str, engine: str | None = None) -> ExperimentSpec:
     """Read a spec file that must be an experiment; `need` says in an error what it lacks."""
-    spec = load_spec(path)
+    spec = load_spec(path, engine=engine)
     if not isinstance(spec, ExperimentSpec):
         raise SubveneError(f"{path}: {need}")
     return spec

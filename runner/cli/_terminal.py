@@ -211,10 +211,9 @@ def edited_in_words(answer: Answer) -> str:
         if one.is_off:
             parts.append(f"{name}: nothing edited")
             continue
-        changed = "" if one.changed == one.tokens else f" ({one.changed} changed)"
-        parts.append(
-            f"{name}: edited {one.tokens} tokens{changed}, ‖Δ‖ {one.mean_relative:.1%} of ‖h‖ on average"
-        )
+        changed = "" if one.changed in (None, one.tokens) else f" ({one.changed} changed)"
+        moved = "" if one.mean_relative is None else f", ‖Δ‖ {one.mean_relative:.1%} of ‖h‖ on average"
+        parts.append(f"{name}: edited {one.tokens} tokens{changed}{moved}")
     return "; ".join(parts) or "no intervention"
 
 

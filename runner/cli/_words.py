@@ -72,8 +72,8 @@ def receipt_in_words(written: Mapping[str, JsonValue]) -> str:
         f"{edited['response']} response",
     ]
     in_rows = "" if rows == 1 else f" in {receipt['rows_edited']} of {rows} rows"
-    moved = f"‖Δ‖ {receipt['mean_relative']:.1%} of ‖h‖ on average, at most {receipt['max_relative']:.1%}"
-    if receipt["changed"] < total:
+    moved = _moved(receipt["mean_relative"], receipt["max_relative"])
+    if receipt["changed"] is not None and receipt["changed"] < total:
         moved += f"; {receipt['changed']} of them changed"
     if receipt.get("mean_strength") is not None:
         moved = f"strength {receipt['mean_strength']:.3g} on average, {moved}"
@@ -89,6 +89,12 @@ def gate_in_words(gate: GateRecord) -> str:
         f"; its gate opened in {gate['rows_opened']} of {gate['rows_asked']} rows and at "
         f"{gate['tokens_opened']} of {gate['tokens_asked']} tokens"
     )
+
+
+def _moved(mean: float | None, most: float | None) -> str:
+    if mean is None:  # of an engine, where others acted at the same place
+        return "‖Δ‖ not measured by itself"
+    return f"‖Δ‖ {mean:.1%} of ‖h‖ on average" + ("" if most is None else f", at most {most:.1%}")
 
 
 def source_in_words(source: SourceRecord) -> str:

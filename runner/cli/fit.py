@@ -154,6 +154,8 @@ def print_fitted(console: Console, provenance: Provenance) -> None:
     sentence = _of_heads if "heads" in provenance else _of_layers
     if provenance["recipe"] == "localized_edit":
         sentence = _of_an_edit
+    if provenance["recipe"] == "cast":
+        sentence = _of_a_gate
     print_line(console, "fitted", f"{provenance['key']} from {sentence(provenance)}")
     if "columns" in provenance:
         from subvene.specs.columns import Used
@@ -195,10 +197,20 @@ def _of_an_edit(provenance: Provenance) -> str:
 def _of_layers(provenance: Provenance) -> str:
     layers = provenance.get("norm_by_layer", {})
     where = provenance["site"] + (f" of {len(layers)} layers in one pass" if layers else "")
-    what = f"{provenance['pairs']} pairs of {provenance['form']}"
+    what = f"{provenance['pairs']} pairs of {provenance['form']}" if "pairs" in provenance else ""
+    what = what or f"{provenance['positive']} positive and {provenance['negative']} negative prompts"
     cut = f"; {provenance['texts_cut']} texts cut at {provenance['max_tokens']} tokens"
     return f"{what}: {provenance['recipe']} at {where}, {provenance['tokens_read']} tokens read" + cut * bool(
         provenance.get("texts_cut")
+    )
+
+
+def _of_a_gate(provenance: Provenance) -> str:
+    held = " and ".join(map(str, provenance["texts_held_out"]))
+    return (
+        f"{_of_layers(provenance)}; open where {provenance['measure']} at "
+        f"{provenance['site']}[{provenance['layer']}] is {provenance['side']} {provenance['threshold']:.4g}: "
+        f"F1 {provenance['f1_held_out']:.2f} on {held} held-out texts, which chose it"
     )
 
 

@@ -47,6 +47,14 @@ def run(
             help="Where the results go; by default the spec's `output`, or runs/NAME.",
         ),
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="vllm|URL",
+            help="vLLM in this process, or the URL of a running `subvene serve`, which generates and scores; "
+            "in place of the file's `engine`.",
+        ),
+    ] = None,
     executor: Annotated[
         Executor,
         typer.Option(help="Who does the units of work: this process, or tasks of Ray (`subvene[ray]`)."),
@@ -67,7 +75,7 @@ def run(
     coefficients is reloaded in a fresh process as a proof.
     """
     declared = experiment(
-        spec, "this is no experiment: it has neither `fit:` nor `evaluate:`; try `subvene generate`"
+        spec, "this is no experiment: it has neither `fit:` nor `evaluate:`; try `subvene generate`", engine
     )
     with results(as_json) as emit:
         from subvene.runner.reports.experiment import run_experiment
@@ -78,6 +86,7 @@ def run(
                 spec,
                 output=output,
                 on_step=story.step,
+                engine=engine,
                 executor=_executor(executor, ray_address, unit_cpus, unit_gpus),
             )
         if as_json:

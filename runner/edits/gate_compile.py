@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from subvene.interventions import Sizes, TensorError, TensorTable
-from subvene.interventions.gating import SIDE, THRESHOLD, Gating, Node, Reading, Rule, Schedule, Side
+from subvene.interventions.gating import (
+    Gating,
+    Node,
+    Reading,
+    Rule,
+    Schedule,
+    Side,
+    side_part,
+    threshold_part,
+)
 from subvene.interventions.measurements import measurement
 from subvene.runner.models.anatomy import Anatomy
 from subvene.specs import SITES, AnyIntervention, SubveneError
@@ -122,8 +131,9 @@ def _threshold(gate: MeasuredGate, layer: int, table: TensorTable) -> tuple[floa
     if gate.below is not None:
         return gate.below, "below", False
     key = "" if gate.ref is None else gate.ref.key
-    threshold = table.get(key, gate.site, layer, shape=(), part=THRESHOLD)
-    side = table.get(key, gate.site, layer, shape=(), part=SIDE)
+    told = gate.measurement, gate.tokens
+    threshold = table.get(key, gate.site, layer, shape=(), part=threshold_part(*told))
+    side = table.get(key, gate.site, layer, shape=(), part=side_part(*told))
     return float(threshold), "above" if float(side) > 0 else "below", True
 
 

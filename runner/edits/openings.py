@@ -12,9 +12,9 @@ import torch
 
 from subvene.interventions import Tokens
 from subvene.interventions.gating import Gating, Reading
-from subvene.interventions.positions import Gated, Paired, from_table
+from subvene.interventions.positions import Gated, Rule, from_table
 from subvene.runner.edits.gate_receipt import GateReceipt, NodeReceipt
-from subvene.specs import Positions, SubveneError
+from subvene.specs import SubveneError
 
 
 class GateError(SubveneError, ValueError):
@@ -100,7 +100,7 @@ class Openings:
         rule: what selects the tokens that it is asked for.
     """
 
-    def __init__(self, name: str, gating: Gating, rule: Positions | Paired) -> None:
+    def __init__(self, name: str, gating: Gating, rule: Rule) -> None:
         self.name, self.gating = name, gating
         self.rule = Gated(name, rule)
         self.values = [_Values(reading) for reading in gating.read()]

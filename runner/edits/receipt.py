@@ -5,9 +5,10 @@ How it is measured is `recorder`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from functools import partial
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
 from pydantic import JsonValue
 
@@ -18,6 +19,8 @@ from subvene.specs import Positions, SubveneError
 
 if TYPE_CHECKING:
     import pandas
+
+_Number = TypeVar("_Number", int, float)
 
 ROLES = ("prompt", "cursor", "response")
 
@@ -34,9 +37,9 @@ class ReceiptRecord(TypedDict):
     sites: list[str]
     strengths: list[float]
     edited: dict[str, int]
-    changed: int
-    mean_relative: float
-    max_relative: float
+    changed: int | None
+    mean_relative: float | None
+    max_relative: float | None
     first: int | None
     last: int | None
     rows: int
@@ -57,19 +60,20 @@ class InterventionReceipt:
         positions: its position rule.
         strengths: the strengths in force, one, or one per row of the batch.
         reached: whether every module that it edits ran in this run.
-        calls: forward calls in which it ran, over all its sites.
+        calls: forward calls in which it ran, over all its sites; None where an engine did not count them.
         edited: tokens edited at each site, by role (`prompt` without the cursor, `cursor`, `response`); a
             token that a run passes twice (no cache, rejected drafts) counts once, padding never.
         cached: tokens that it had edited in the cache that the run goes on from; not counted elsewhere.
-        changed: tokens whose activation differs after the edit, at the site where fewest do.
-        mean_relative: mean of ‖Δ‖/‖h‖ over the edited tokens and sites.
-        max_relative: its maximum.
+        changed: tokens whose activation differs after the edit, at the site where fewest do; None where an
+            engine measured all that acts there together.
+        mean_relative: mean of ‖Δ‖/‖h‖ over the edited tokens and sites; None likewise.
+        max_relative: its maximum; None where an engine did not measure it.
         first: smallest 0-based position (padding excluded) edited in any row; None if no token was.
         last: largest such position.
         rows: rows in the batch.
         rows_edited: rows in which at least one token was edited.
         mean_strength: mean of the strength really used, over edited tokens and heads, where the intervention
-            adapts it; None where it is `strengths` as they stand.
+            adapts it; None where it is `strengths` as they stand, or an engine did not measure it.
         expects_change: whether a run without any changed token counts as not steered.
         source: what it read of another run; None for one that reads none.
         gate: what its gate decided; None for one without.
@@ -81,12 +85,12 @@ class InterventionReceipt:
     positions: Positions
     strengths: tuple[float, ...]
     reached: bool
-    calls: int
+    calls: int | None
     edited: dict[str, int]
     cached: int
-    changed: int
-    mean_relative: float
-    max_relative: float
+    changed: int | None
+    mean_relative: float | None
+    max_relative: float | None
     first: int | None
     last: int | None
     rows: int
@@ -225,19 +229,17 @@ def merged(receipts: Sequence[Receipt], *, same_rows: bool) -> list[Receipt]:
     summed = []
     for same in zip(*receipts, strict=True):
         weights = [receipt.tokens for receipt in same]
-        total = sum(weights)
         positions = [p for receipt in same for p in (receipt.first, receipt.last) if p is not None]
         summed.append(
             replace(
                 same[0],
                 reached=any(receipt.reached for receipt in same),
-                calls=sum(receipt.calls for receipt in same),
+                calls=_known([receipt.calls for receipt in same], sum),
                 edited={role: sum(receipt.edited[role] for receipt in same) for role in same[0].edited},
                 cached=count(receipt.cached for receipt in same),
-                changed=sum(receipt.changed for receipt in same),
-                mean_relative=sum(r.mean_relative * w for r, w in zip(same, weights, strict=True))
-                / max(total, 1),
-                max_relative=max(receipt.max_relative for receipt in same),
+                changed=_known([receipt.changed for receipt in same], sum),
+                mean_relative=_known([receipt.mean_relative for receipt in same], partial(_mean, weights)),
+                max_relative=_known([receipt.max_relative for receipt in same], max),
                 first=min(positions, default=None),
                 last=max(positions, default=None),
                 rows=count(receipt.rows for receipt in same),
@@ -248,6 +250,16 @@ def merged(receipts: Sequence[Receipt], *, same_rows: bool) -> list[Receipt]:
             )
         )
     return [Receipt(tuple(summed))]
+
+
+def _known(values: Sequence[_Number | None], of: Callable[[list[_Number]], _Number]) -> _Number | None:
+    """What all of them give together; None where one of them is not known."""
+    known = [value for value in values if value is not None]
+    return of(known) if len(known) == len(values) else None
+
+
+def _mean(weights: Sequence[int], values: Sequence[float]) -> float:
+    return sum(v * w for v, w in zip(values, weights, strict=True)) / max(sum(weights), 1)
 
 
 def _weighed(values: Sequence[float | None], weights: Sequence[int]) -> float | None:

@@ -295,7 +295,7 @@ def _as_rows(
 def _refuse_not_finite(receipt: Receipt, output: Any, real: torch.Tensor | None) -> None:
     advice = "a smaller strength, or float32, keeps it finite"
     for edit in receipt:
-        if not math.isfinite(edit.max_relative):
+        if edit.max_relative is not None and not math.isfinite(edit.max_relative):
             raise NotFiniteError(
                 f"{edit.name!r} at {', '.join(edit.sites)} moves its tensor by ‖Δ‖/‖h‖ = {edit.max_relative} "
                 f"at strength {list(edit.strengths)}; {advice}"

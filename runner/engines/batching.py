@@ -62,6 +62,7 @@ class Job:
         top_p: sample from this much probability.
         max_tokens: longest answer.
         stop: texts that end an answer.
+        stop_token_ids: token ids that do, beside the model's own.
         pieces: is given the text as it comes, and None at the end; only where it is streamed.
         left: whether the client has gone, so that nothing more need be generated.
         tokens: of each answer, without the token that ended it.
@@ -77,6 +78,7 @@ class Job:
     top_p: float
     max_tokens: int
     stop: tuple[str, ...]
+    stop_token_ids: frozenset[int] = frozenset()
     pieces: queue.SimpleQueue[str | None] | None = None
     left: bool = False
     tokens: list[list[int]] = field(default_factory=list)
@@ -288,6 +290,10 @@ class _Rows(Batch):
         """Also at a text that ends it, and when nobody waits for it any more."""
         job, stream = self._jobs[row], self._streams[row]
         if super().has_ended(row, tokens):
+            return True
+        if tokens[-1] in job.stop_token_ids:
+            tokens.pop()
+            self.ended[row] = True
             return True
         if stream is not None:
             stream.write(tokens[-1], silent=len(tokens) <= job.told)

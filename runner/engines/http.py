@@ -93,6 +93,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, request: protocol.Chat | protocol.Completion) -> None:
         wishes, sampling = request.wishes(self.engine), request.sampling(request.longest)
+        if isinstance(request, protocol.Completion) and request.prompt_logprobs is not None:
+            if request.stream or sampling.n > 1 or sampling.max_tokens > 1 or sampling.stop:
+                raise RequestError("prompt_logprobs: with `max_tokens`: 1, and without stream, n or stop")
+            answers = self.engine.score(request.prompt, wishes)
+            self._send(HTTPStatus.OK, protocol.whole(request, answers))
+            return
         options: dict[str, Any] = {"chat": isinstance(request, protocol.Chat), "wishes": wishes}
         if not request.stream:
             answers = self.engine.answer(request.prompt, sampling=sampling, **options)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import secrets
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from subvene.runner.engines.batching import Batcher, Edit, Job, Streamer, why_no
 from subvene.runner.engines.errors import EngineError, RequestError
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.rollouts import row_seed
+from subvene.runner.intervened.scoring import log_normalizer
 from subvene.runner.models.generation import Settings, row_ends
 from subvene.runner.models.identity import model_sha256, reading_sha256
 from subvene.runner.models.vocabulary import refuse_without_row
@@ -37,6 +38,7 @@ class Sampling:
         seed: of the sampling.
         n: answers.
         stop: texts that end an answer.
+        stop_token_ids: token ids that do, beside the model's own.
     """
 
     max_tokens: int
@@ -45,6 +47,7 @@ class Sampling:
     seed: int | None
     n: int
     stop: tuple[str, ...]
+    stop_token_ids: tuple[int, ...] = ()
 
     def options(self) -> dict[str, Any]:
         """As keywords of transformers' `generate`."""
@@ -69,6 +72,7 @@ class Answers:
         tokens: tokens of all answers.
         receipt: what each intervention did; empty without any.
         ids: of the answers, without the tokens that ended them.
+        log_probs: of the prompt's tokens but the first, each with its id; None where they were not asked for.
     """
 
     texts: list[str]
@@ -77,6 +81,7 @@ class Answers:
     tokens: int
     receipt: list[dict[str, JsonValue]]
     ids: list[list[int]]
+    log_probs: list[tuple[int, float]] | None = None
 
 
 class InProcess:
@@ -143,14 +148,8 @@ class InProcess:
         """
         edits = [self._edit(wish) for wish in wishes.artifacts]
         if wishes.prompt_tokens is not None:
-            raise RequestError(
-                "subvene.prompt_tokens: this engine generates only, and scores no given response"
-            )
-        is_ids = isinstance(prompt, list) and all(isinstance(one, int) for one in prompt)
-        ids = tuple(prompt) if is_ids else tuple(prompt_ids(self.tokenizer, prompt, chat=chat))
-        model = self.plain.model
-        refuse_without_row(model, torch.tensor([ids]), self.tokenizer)
-        refuse_beyond_context(model, [len(ids)], lambda _: "the prompt", new=sampling.max_tokens)
+            raise RequestError("subvene.prompt_tokens: for log-probabilities of given tokens only")
+        ids = self._ids(prompt, chat=chat, new=sampling.max_tokens)
         seed = secrets.randbits(48) if sampling.seed is None else sampling.seed
         job = Job(
             edits,
@@ -160,12 +159,73 @@ class InProcess:
             sampling.top_p,
             sampling.max_tokens,
             sampling.stop,
+            frozenset(sampling.stop_token_ids),
         )
         if (reason := why_not_batched(self.plain, [edit.m for edit in edits])) is None:
             self.batcher.answer(job, write)
         else:
             self._alone(job, sampling, reason, write)
-        return self._answers(job, sampling)
+        answers = self._answers(job, sampling)
+        return replace(answers, receipt=_named(answers.receipt, wishes, edits))
+
+    def score(self, prompt: Any, wishes: Wishes) -> Answers:
+        """How likely given tokens are, each after those before it, and the likeliest token after them.
+
+        Args:
+            prompt: a text, or token ids; the first `prompt_tokens` of the wishes are what positions call the
+                prompt, the others the response.
+            wishes: what is to be done.
+
+        Raises:
+            RequestError: it cannot be done; nothing has run.
+            NotSteeredError: an intervention that should have acted did not.
+        """
+        if len(wishes.artifacts) > 1:
+            raise RequestError("subvene: one artifact a request that scores; put the edits into one file")
+        edits = [self._edit(wish, scores=True) for wish in wishes.artifacts]
+        ids = self._ids(prompt, chat=False, new=0)
+        begins = wishes.prompt_tokens or len(ids)
+        if begins > len(ids):
+            raise RequestError(f"subvene.prompt_tokens: expected at most {len(ids)}, found {begins}")
+        found: list[Answers | BaseException] = []
+
+        def work() -> None:
+            try:
+                found.append(self._scored(ids, begins, edits))
+            except BaseException as error:
+                found.append(error)
+
+        self.batcher.alone(work)
+        if isinstance(found[0], BaseException):
+            raise found[0]
+        return replace(found[0], receipt=_named(found[0].receipt, wishes, edits))
+
+    @torch.no_grad()
+    def _scored(self, ids: tuple[int, ...], begins: int, edits: Sequence[Edit]) -> Answers:
+        m, strengths = (self._at(edits[0]), edits[0].strengths) if edits else (self.plain, None)
+        given = torch.tensor([ids])
+        logits = m(given, prompt_lengths=[begins], strengths=strengths, use_cache=False).logits[0]
+        chosen = logits[:-1].gather(-1, given[0, 1:, None].to(logits.device)).squeeze(-1).cpu().double()
+        log_p = chosen - log_normalizer(logits[:-1]).cpu()
+        token = int(logits[-1].argmax())
+        receipt = m.receipt.to_dict() if m.receipt and not m.is_disabled else []
+        return Answers(
+            [self.tokenizer.decode([token])],
+            ["length"],
+            len(ids),
+            1,
+            receipt,
+            [[token]],
+            list(zip(ids[1:], log_p.tolist(), strict=True)),
+        )
+
+    def _ids(self, prompt: Any, *, chat: bool, new: int) -> tuple[int, ...]:
+        """The tokens of a prompt, which the model can read, and `new` after them."""
+        is_ids = isinstance(prompt, list) and all(isinstance(one, int) for one in prompt)
+        ids = tuple(prompt) if is_ids else tuple(prompt_ids(self.tokenizer, prompt, chat=chat))
+        refuse_without_row(self.plain.model, torch.tensor([ids]), self.tokenizer)
+        refuse_beyond_context(self.plain.model, [len(ids)], lambda _: "the prompt", new=new)
+        return ids
 
     def _alone(self, job: Job, sampling: Sampling, reason: str, write: Callable[[str], None] | None) -> None:
         """Answer by the model's own `generate`, when nothing else runs."""
@@ -174,7 +234,7 @@ class InProcess:
                 f"subvene: one artifact a request here, since it cannot be batched ({reason}); put the edits "
                 "into one file"
             )
-        m, strengths = self.plain, None
+        m, strengths, ends = self.plain, None, self._ends | job.stop_token_ids
         for edit in job.edits:
             m, strengths = self._at(edit), edit.strengths
 
@@ -184,6 +244,7 @@ class InProcess:
                     torch.tensor([job.ids]),
                     strengths=strengths,
                     seed=sampling.seed,
+                    eos_token_id=sorted(ends) or None,
                     pad_token_id=pad_id_of(self.tokenizer),
                     tokenizer=self.tokenizer if sampling.stop else None,
                     streamer=None if write is None else Streamer(self.tokenizer, write, skip_prompt=True),
@@ -194,7 +255,7 @@ class InProcess:
                 job.error = error
                 return
             for row in output[:, len(job.ids) :].tolist():
-                length = next((i for i, token in enumerate(row) if token in self._ends), len(row))
+                length = next((i for i, token in enumerate(row) if token in ends), len(row))
                 job.tokens.append(row[:length])
                 job.ended.append(length < len(row))
 
@@ -212,7 +273,7 @@ class InProcess:
         total = sum(map(len, job.tokens)) + sum(job.ended)
         return Answers(texts, finished, len(job.ids), total, job.receipt, job.tokens)
 
-    def _edit(self, wish: Wish) -> Edit:
+    def _edit(self, wish: Wish, *, scores: bool = False) -> Edit:
         """What a wish means, checked."""
         if wish.artifact not in self.artifacts:
             names = ", ".join(self.artifacts)
@@ -220,7 +281,7 @@ class InProcess:
         m = self.artifacts[wish.artifact]
         strengths = _strengths(wish, m)
         for i, one in enumerate(m.spec.interventions):
-            if needs_length(rule := wish.positions or one.positions):
+            if needs_length(rule := wish.positions or one.positions) and not scores:
                 raise RequestError(
                     f"positions {plain_positions(rule)} count from the end of the response, which is not "
                     "known while it is generated"
@@ -238,6 +299,15 @@ class InProcess:
         moved = tuple(one.model_copy(update={"positions": positions}) for one in m.spec.interventions)
         spec = m.spec.model_copy(update={"interventions": moved})
         return IntervenedModel.from_spec(spec, model=m.model, tokenizer=m.tokenizer, tensors=m.tensors)
+
+
+def _named(
+    receipt: Sequence[dict[str, JsonValue]], wishes: Wishes, edits: Sequence[Edit]
+) -> list[dict[str, JsonValue]]:
+    """A receipt that says of each intervention which artifact declares it, as vLLM's do."""
+    pairs = zip(wishes.artifacts, edits, strict=True)
+    artifacts = [wish.artifact for wish, edit in pairs for _ in edit.m.spec.interventions]
+    return [{"artifact": name, **one} for name, one in zip(artifacts, receipt, strict=True)]
 
 
 def _strengths(wish: Wish, m: IntervenedModel) -> dict[str, float]:

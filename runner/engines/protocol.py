@@ -12,6 +12,7 @@ from subvene.runner.engines.admission import Wishes, parse
 from subvene.runner.engines.errors import RequestError
 from subvene.runner.engines.fingerprints import does
 from subvene.runner.engines.in_process import Answers, InProcess, Sampling
+from subvene.runner.models.identity import versions
 
 TokenId = Annotated[int, Field(ge=0, strict=True)]
 
@@ -27,6 +28,7 @@ class Request(BaseModel):
     seed: Annotated[int, Field(ge=0)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     stop: str | list[str] | None = None
+    stop_token_ids: list[TokenId] | None = None
     stream: bool | None = None
     subvene: Any = None
     user: str | None = None
@@ -42,6 +44,7 @@ class Request(BaseModel):
             seed=self.seed,
             n=self.n or 1,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
         )
 
     def wishes(self, engine: InProcess) -> Wishes:
@@ -93,6 +96,7 @@ class Completion(Request):
     prompt: Annotated[str, Field(min_length=1)] | Annotated[list[TokenId], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     return_token_ids: bool | None = None
+    prompt_logprobs: Literal[0] | None = None
 
     @property
     def longest(self) -> int:
@@ -102,8 +106,10 @@ class Completion(Request):
 
 def models(engine: InProcess) -> dict[str, Any]:
     """`GET /v1/models`: the model itself, and every artifact as one, with the hashes of what they are."""
-    about: dict[str, dict[str, Any]] = {engine.base: {"engine": "transformers", **engine.fingerprint}}
-    about |= {name: does(m) for name, m in engine.artifacts.items()}
+    about: dict[str, dict[str, Any]] = {
+        engine.base: {"engine": "transformers", "versions": versions(), **engine.fingerprint}
+    }
+    about |= {name: does(m.spec, m.tensors) for name, m in engine.artifacts.items()}
     rows = [
         {
             "id": name,
@@ -135,6 +141,9 @@ def whole(request: Request, answers: Answers) -> dict[str, Any]:
             said = {"message": {"role": "assistant", "content": text}}
         elif isinstance(request, Completion) and request.return_token_ids:  # vLLM's name for it
             said["token_ids"] = answers.ids[i]
+        if answers.log_probs is not None:  # vLLM's form of them
+            each = [{str(token): {"logprob": value}} for token, value in answers.log_probs]
+            said["prompt_logprobs"] = [None, *each]
         choices.append({"index": i, "finish_reason": finished, "logprobs": None, **said})
     usage = {"prompt_tokens": answers.prompt_tokens, "completion_tokens": answers.tokens}
     usage["total_tokens"] = answers.prompt_tokens + answers.tokens

@@ -65,6 +65,8 @@ def run_study(
     spec = with_overrides(spec, overrides)
     if executor is not None and kind.here is not None:
         raise SubveneError(f"{kind.what} is run in this process, without --executor: {kind.here}")
+    if executor is not None and spec.engine is not None:
+        raise SubveneError(f"engine: {spec.engine.words} does the units of work; run it without --executor")
     check_run_folder(output, kind.what)
     sizes = sizes_from_config(load_config(spec.model, **overrides))
     study = kind(spec, folder, sizes, step)

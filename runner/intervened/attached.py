@@ -275,11 +275,13 @@ def _cuts_a_prompt(tracker: TokenTracker, start: int) -> bool:
 
 
 def _treated(run: Run) -> torch.Tensor:
-    """[rows, …], what is done to each row of a run: where its prompt ends, and the strengths in force."""
+    """[rows, …], what is done to each row of a run: where its prompt ends, strengths, and its gates."""
     rows = len(run.tracker.real)
     lengths = run.tracker.prompt_lengths
     columns = [torch.zeros(rows) if lengths is None else lengths.cpu().float()]
     columns += [strength.detach().cpu().float().expand(rows) for strength in run.strengths.values()]
+    if run.openings:  # which may have opened for one row and not for another
+        columns.append(torch.arange(rows).float())
     return torch.stack(columns, 1)
 
 

@@ -39,7 +39,7 @@ from subvene.runner.intervened.measured import measured_options
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.own_sampling import OwnSampling
 from subvene.runner.models.forked_cache import continued, empty, why_not_forked
-from subvene.runner.models.generation import Settings, row_ends
+from subvene.runner.models.generation import answer_ends
 from subvene.specs import Positions
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class Row:
         top_p: only the likeliest tokens that together hold this share of the probability are drawn.
         max_new_tokens: longest response.
         own: the checkpoint's own settings, in place of `temperature` and `top_p`.
+        stop: a text that ends the response; the tokens that spell it are kept.
     """
 
     prompt: tuple[int, ...]
@@ -67,6 +68,7 @@ class Row:
     top_p: float = 1.0
     max_new_tokens: int = 64
     own: OwnSampling | None = None
+    stop: str | None = None
 
     @property
     def draws(self) -> bool:
@@ -80,7 +82,7 @@ class Rollout:
 
     Attributes:
         tokens: as they were generated, without the token that ended it.
-        ended: whether the model ended it; otherwise it was cut off.
+        ended: whether the model ended it, or the row's `stop` came; otherwise it was cut off.
         start: the first of `tokens` that belongs to the answer: what comes before is a block of reasoning
             (`runner.reasoning`).
         text: the answer, without the spaces around it; empty where the reasoning did not end.
@@ -172,7 +174,7 @@ class Batch:
         self.m = m
         self.rows = rows
         self.pad_id = pad_id_of(m.tokenizer)
-        self.ends = {*row_ends(Settings(m.model)), m.tokenizer.eos_token_id} - {None}
+        self.ends = answer_ends(m.model, m.tokenizer)
         self.lengths = torch.tensor([len(row.prompt) for row in rows])
         self.batch = pad([row.prompt for row in rows], self.lengths.tolist(), self.pad_id, "left")
         self.limits = [row.max_new_tokens for row in rows]
@@ -343,6 +345,9 @@ class Batch:
         """Whether a row ends with the token that it has just been given, which is then taken away."""
         if tokens[-1] in self.ends:
             tokens.pop()
+            self.ended[row] = True
+            return True
+        if (stop := self.rows[row].stop) is not None and stop in self.m.tokenizer.decode(tokens):
             self.ended[row] = True
             return True
         return False

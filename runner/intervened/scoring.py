@@ -41,9 +41,7 @@ def log_probs(
         NotSteeredError: an intervention acted on none of the pairs.
         NotFiniteError: a sum is not finite; its `rows` are indices of pairs.
     """
-    for i, (prompt, response) in enumerate(pairs):
-        if not prompt or not response:
-            raise TextError(f"pair {i}: the {'prompt' if not prompt else 'response'} holds no token to score")
+    refuse_empty(pairs)
     totals = torch.zeros(len(pairs), dtype=torch.float64)
     receipts: list[Receipt] = []
     batches = by_length([len(prompt) + len(response) for prompt, response in pairs], batch_size)
@@ -72,6 +70,17 @@ def log_probs(
     check_together(receipts)
     check_finite(totals, "Σ log p", acting(m))
     return totals, receipts
+
+
+def refuse_empty(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
+    """Refuse pairs of which a side holds no token.
+
+    Raises:
+        TextError: naming the first.
+    """
+    for i, (prompt, response) in enumerate(pairs):
+        if not prompt or not response:
+            raise TextError(f"pair {i}: the {'prompt' if not prompt else 'response'} holds no token to score")
 
 
 def log_normalizer(logits: torch.Tensor) -> torch.Tensor:

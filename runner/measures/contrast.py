@@ -14,6 +14,7 @@ from subvene.runner.data.contrast_pairs import read_pairs
 from subvene.runner.data.text import Messages, prompt_ids, reply_ids
 from subvene.runner.edits.finite_points import over_finite_points
 from subvene.runner.edits.receipt import Receipt
+from subvene.runner.intervened.generate import Score
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.scoring import log_probs
 from subvene.runner.measures.base import sweep_strengths
@@ -46,7 +47,12 @@ def contrast_texts(spec: ContrastSpec, folder: Path) -> list[ContrastText]:
 
 
 def differences(
-    m: IntervenedModel, texts: Sequence[ContrastText], *, batch_size: int, system: str | None = None
+    m: IntervenedModel,
+    texts: Sequence[ContrastText],
+    *,
+    batch_size: int,
+    system: str | None = None,
+    score: Score = log_probs,
 ) -> tuple[list[float], list[Receipt]]:
     """Log p(positive | prompt) − log p(negative | prompt) of each pair, in nats, summed over tokens.
 
@@ -55,12 +61,13 @@ def differences(
         texts: (prompt, positive, negative).
         batch_size: texts per forward pass.
         system: a system prompt before every prompt; None: nothing.
+        score: scores responses.
     """
     scored = []
     for text, positive, negative in texts:
         prompt = prompt_ids(m.tokenizer, text, system=system)
         scored += [reply_ids(m.tokenizer, prompt, side) for side in (positive, negative)]
-    totals, receipts = log_probs(m, scored, batch_size=batch_size, description="contrast")
+    totals, receipts = score(m, scored, batch_size=batch_size, description="contrast")
     return (totals[0::2] - totals[1::2]).tolist(), receipts
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from subvene.runner.data.text import response_ids
 from subvene.runner.edits.receipt import Receipt
+from subvene.runner.intervened.generate import Score
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.prefix import Continued, continuation_log_probs, why_not_shared
 from subvene.runner.intervened.scoring import log_probs
@@ -45,6 +46,7 @@ def choose(
     *,
     batch_size: int = 32,
     before: str | None = None,
+    score: Score | None = None,
 ) -> tuple[list[int], list[Receipt]]:
     """Which choice the model takes: the one of the largest log-probability per token after `Answer:`.
 
@@ -53,6 +55,7 @@ def choose(
         questions: what is asked.
         batch_size: questions at a time.
         before: a paragraph that stands before every question; None: nothing.
+        score: scores every choice with its whole prompt; None: on top of what prompts have in common.
 
     Returns:
         The index of the chosen answer for each question, and the receipts.
@@ -63,19 +66,19 @@ def choose(
     prompts = [list(tokenizer(text)["input_ids"]) for text in texts]
     choices = [[response_ids(tokenizer, f" {choice}") for choice in one.choices] for one in questions]
     shared = _common(prompts)
-    if why_not_shared(m, shared, prompts) is None:
+    if score is None and why_not_shared(m, shared, prompts) is None:
         scores, receipts = continuation_log_probs(
             m, Continued(shared, prompts, choices), batch_size=batch_size, description="multiple choice"
         )
-        by_question = [score.tolist() for score in scores]
+        by_question = [one.tolist() for one in scores]
     else:
         pairs = [(prompt, ids) for prompt, row in zip(prompts, choices, strict=True) for ids in row]
-        flat, receipts = log_probs(m, pairs, batch_size=batch_size, description="multiple choice")
+        flat, receipts = (score or log_probs)(m, pairs, batch_size=batch_size, description="multiple choice")
         values = iter(flat.tolist())
         by_question = [[next(values) for _ in row] for row in choices]
     chosen = []
-    for score, row in zip(by_question, choices, strict=True):
-        per_token = [value / len(ids) for value, ids in zip(score, row, strict=True)]
+    for values_of, row in zip(by_question, choices, strict=True):
+        per_token = [value / len(ids) for value, ids in zip(values_of, row, strict=True)]
         chosen.append(per_token.index(max(per_token)))
     return chosen, receipts
 

@@ -16,6 +16,7 @@ from subvene.runner.edits.finite_points import SomeNotFinite, by_point, listed, 
 from subvene.runner.edits.receipt import merged
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Result, digest
+from subvene.runner.intervened.generate import Generate
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.own_sampling import OwnSampling
 from subvene.runner.intervened.rollouts import Row, rollouts, row_seed
@@ -146,6 +147,7 @@ def respond(
     description: str,
     do: Do,
     points: Sequence[tuple[Any, ...]] | None = None,
+    generate: Generate = rollouts,
 ) -> Answered:
     """Generate a response to everything asked, and judge it for the trait and for coherence.
 
@@ -166,6 +168,7 @@ def respond(
         description: what the progress bar says.
         do: does a unit of work, or gives what is recorded of it.
         points: of a sweep, the point of each; one that is no longer finite is then left out and named.
+        generate: generates the responses of rows.
     """
     about = {
         **identity,
@@ -176,7 +179,8 @@ def respond(
     }
 
     def write(which: Sequence[int]) -> _Written:
-        return _written(open_model(), [asked[i] for i in which], sampling, trait, seed, description)
+        chosen = [asked[i] for i in which]
+        return _written(open_model(), chosen, sampling, trait, seed, description, generate)
 
     def write_finite() -> _Written:
         if points is None:
@@ -239,6 +243,7 @@ def _written(
     trait: Trait,
     seed: int,
     description: str,
+    generate: Generate,
 ) -> _Written:
     own = OwnSampling.of(m.model) if sampling.settings == "model" else None
     rows = [
@@ -253,7 +258,7 @@ def _written(
         )
         for one in asked
     ]
-    written, receipts = rollouts(m, rows, batch_size=sampling.batch_size, description=description)
+    written, receipts = generate(m, rows, batch_size=sampling.batch_size, description=description)
     told = merged(receipts, same_rows=True)
     return {
         "responses": [

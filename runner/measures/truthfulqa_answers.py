@@ -16,10 +16,12 @@ from subvene.runner.edits.positions import PositionError
 from subvene.runner.edits.receipt import Receipt, check_together, merged
 from subvene.runner.files.progress import track
 from subvene.runner.intervened.decoding import Decoding, decode
+from subvene.runner.intervened.generate import Generate
 from subvene.runner.intervened.measured import measured_options
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.prefix import SharedPrefix, Strengths, why_not_shared
-from subvene.runner.models.generation import Settings, row_ends
+from subvene.runner.intervened.rollouts import Row
+from subvene.runner.models.generation import answer_ends
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ def answer_questions(
     max_new_tokens: int = 50,
     batch_size: int = 32,
     strengths: Strengths = None,
+    generate: Generate | None = None,
 ) -> tuple[list[str], list[Receipt]]:
     """The model's greedy answers, as it is (edited, or disabled).
 
@@ -49,6 +52,7 @@ def answer_questions(
         max_new_tokens: longest answer, in tokens.
         batch_size: questions at a time.
         strengths: by intervention name, one number in place of the spec's.
+        generate: an engine's, at the spec's strengths; None: this process.
 
     Returns:
         The answers in the order of the questions, and one receipt of all passes together (none for a
@@ -64,6 +68,8 @@ def answer_questions(
     _refuse_unknown_end(m)
     encoded = prompts.encode(m.tokenizer, [question.question for question in questions])
     rows = [list(prompt) for prompt in encoded.prompts]
+    if generate is not None:
+        return _by(generate, m, prompts, rows, max_new_tokens, batch_size)
     # A cache that is continued token by token is laid out as for scoring.
     reason = why_not_shared(m, encoded.shared, rows)
     prefix = None
@@ -85,6 +91,23 @@ def answer_questions(
     return answers, merged(receipts, same_rows=False)
 
 
+def _by(
+    generate: Generate,
+    m: IntervenedModel,
+    prompts: Prompts,
+    rows: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int,
+) -> tuple[list[str], list[Receipt]]:
+    """The answers that an engine generates."""
+    writer = _Writer(m, prompts, max_new_tokens, None)
+    asked = [
+        Row(tuple(row), temperature=0.0, max_new_tokens=max_new_tokens, stop=writer.stop) for row in rows
+    ]
+    written, receipts = generate(m, asked, batch_size=batch_size, description="answers")
+    return [writer.text(row, one.tokens) for row, one in zip(rows, written, strict=True)], receipts
+
+
 class _Writer:
     """Writes the answers of one batch after the other."""
 
@@ -96,7 +119,7 @@ class _Writer:
         self.max_new_tokens = max_new_tokens
         self.strengths = strengths
         self.pad_id = pad_id_of(m.tokenizer)
-        self.ends = {*row_ends(Settings(m.model)), m.tokenizer.eos_token_id} - {None}
+        self.ends = answer_ends(m.model, m.tokenizer)
 
     def text(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
         """What a row answers before the next `Q:`, without the spaces around it."""

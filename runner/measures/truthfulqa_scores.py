@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from subvene.runner.data.truthfulqa.prompts import Prompts
 from subvene.runner.data.truthfulqa.questions import Question
 from subvene.runner.edits.receipt import Receipt, merged
+from subvene.runner.intervened.generate import Score
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.prefix import (
     Continued,
@@ -23,6 +25,7 @@ from subvene.runner.intervened.prefix import (
 from subvene.runner.intervened.scoring import log_probs
 
 _DESCRIPTION = "multiple choice"
+_BY_ENGINE = "an engine scores every answer with its whole prompt"
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def score_choices(
     *,
     batch_size: int = 32,
     strengths: Strengths = None,
+    score: Score | None = None,
 ) -> ChoiceScores:
     """How likely the model, as it is (edited, or disabled), finds every reference answer.
 
@@ -115,12 +119,13 @@ def score_choices(
         questions: the questions, at least one.
         batch_size: questions at a time (answers, where all is scored from scratch).
         strengths: by intervention name, one number in place of the spec's.
+        score: an engine's, which scores every answer with its whole prompt, at the spec's strengths.
 
     Raises:
         NotSteeredError: an intervention acted on no question.
     """
     asked = _Asked.of(m, prompts, questions)
-    reason = why_not_shared(m, asked.shared, asked.prompts)
+    reason = why_not_shared(m, asked.shared, asked.prompts) if score is None else _BY_ENGINE
     with counting_tokens(m.model) as count:
         if reason is None:
             continued = Continued(asked.shared, asked.prompts, asked.ids)
@@ -128,15 +133,13 @@ def score_choices(
                 m, continued, batch_size=batch_size, strengths=strengths, description=_DESCRIPTION
             )
         else:
-            flat, receipts = log_probs(
-                m,
-                asked.pairs(),
-                strengths=None
-                if strengths is None
-                else {name: [value] * len(asked.pairs()) for name, value in strengths.items()},
-                batch_size=batch_size,
-                description=_DESCRIPTION,
+            pairs = asked.pairs()
+            by_pair = None if strengths is None else {n: [s] * len(pairs) for n, s in strengths.items()}
+            flat, receipts = (score or partial(log_probs, strengths=by_pair))(
+                m, pairs, batch_size=batch_size, description=_DESCRIPTION
             )
+            if score is not None:
+                count[0] = sum(len(prompt) + len(answer) for prompt, answer in pairs)
             totals = list(flat.split([len(row) for row in asked.ids]))
     return ChoiceScores(
         questions=asked.scored(totals),

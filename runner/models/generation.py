@@ -66,6 +66,18 @@ def row_ends(settings: Settings) -> list[int]:
     return [token for end in ends if end is not None for token in torch.as_tensor(end).reshape(-1).tolist()]
 
 
+def answer_ends(model: Any, tokenizer: Any) -> set[int]:
+    """The ids that end an answer that is measured or served: the model's, and the tokenizer's.
+
+    A checkpoint without a generation_config names no end, and its answers would go on behind their end.
+
+    Raises:
+        ModelError: the setting is no token id.
+    """
+    own = tokenizer.eos_token_id
+    return {*row_ends(Settings(model)), *([] if own is None else [own])}
+
+
 def drafts(settings: Settings) -> bool:
     """Whether a generation passes drafts, of which some are taken back."""
     names = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")

@@ -20,6 +20,7 @@ from typing import Any, NotRequired, TypedDict
 import safetensors.torch
 import torch
 import transformers
+from pydantic import JsonValue
 
 from subvene.interventions.tensors import UNREADABLE
 from subvene.runner.files.json_value import Fields, Json
@@ -36,6 +37,8 @@ class AlteredWarning(UserWarning):
 _NOT_CONTENT = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 # Of a checkpoint's folder, what transformers takes weights from, and which of them from which file.
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
+# And config, tokenizer and chat template.
+_READING = ("*.json", "*.jinja", "*.model", "*.txt")
 # Model → its hash, where whoever holds it says that nothing about it changes.
 _KNOWN: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 PACKAGES = ("subvene", "pyvene", "torch", "transformers", "scikit-learn", "datasets")
@@ -154,10 +157,24 @@ def checkpoint_sha256(source: str, config: Any, tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _weights(source: str, config: Any) -> Any:
+def files_sha256(source: str, config: Any) -> str:
+    """A hash of the files that a model and its tokenizer are read from; of a Hub repository its commit.
+
+    Args:
+        source: a folder or a hub id, as it is given to transformers.
+        config: read from there.
+
+    Raises:
+        SubveneError: a file cannot be read, or it is not known of which commit a repository is.
+    """
+    about = _weights(source, config, (*_WEIGHTS, *_READING))
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _weights(source: str, config: Any, patterns: Sequence[str] = _WEIGHTS) -> Any:
     """The digests of a folder's files of weights, by name; the commit of a repository."""
     if Path(source).is_dir():
-        files = sorted({path for pattern in _WEIGHTS for path in Path(source).glob(pattern)})
+        files = sorted({path for pattern in patterns for path in Path(source).glob(pattern)})
         return {path.name: _file_sha256(path) for path in files}
     commit = getattr(config, "_commit_hash", None)
     if commit is None:
@@ -214,6 +231,17 @@ class ExecutorManifest(TypedDict):
     gpus: NotRequired[float]
 
 
+class EngineManifest(TypedDict):
+    """What generated and scored what a run measured, and what a server said that it held, by hashes."""
+
+    url: NotRequired[str]
+    engine: str
+    versions: dict[str, str]
+    options: NotRequired[dict[str, JsonValue]]
+    holds: NotRequired[dict[str, str]]
+    artifacts: NotRequired[dict[str, str]]
+
+
 class Manifest(TypedDict):
     """What there is to know about where the numbers of a run come from."""
 
@@ -222,6 +250,7 @@ class Manifest(TypedDict):
     environment: Environment
     git: GitState | None
     executor: NotRequired[ExecutorManifest]
+    engine: NotRequired[EngineManifest]
 
 
 class RunManifest(Manifest):

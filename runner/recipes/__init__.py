@@ -3,6 +3,7 @@
 from subvene.runner.recipes.affine_map import AFFINE_MAP
 from subvene.runner.recipes.angular import ANGULAR
 from subvene.runner.recipes.base import Fitted, Reach, Recipe
+from subvene.runner.recipes.cast import CAST
 from subvene.runner.recipes.das import DAS
 from subvene.runner.recipes.experts import EXPERTS
 from subvene.runner.recipes.iti import ITI
@@ -17,6 +18,7 @@ from subvene.runner.recipes.refusal import REFUSAL
 RECIPES: dict[str, Recipe] = {
     "affine_map": AFFINE_MAP,
     "angular": ANGULAR,
+    "cast": CAST,
     "das": DAS,
     "experts": EXPERTS,
     "iti": ITI,

@@ -30,6 +30,10 @@ class Fitted:
     left_out: Mapping[tuple[str, str, int], str] = field(default_factory=dict)
 
 
+FOR_GATES = "a gate (`when:`)"
+"""Among the kinds that a recipe's tensors are for: what gates read with."""
+
+
 @dataclass(frozen=True)
 class Reach:
     """What a recipe will fit, as far as its spec tells before it runs.

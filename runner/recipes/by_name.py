@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from subvene.runner.models.loading import FETCHING
 from subvene.specs import ExperimentSpec, ModelSpec, SubveneError, spec_of
 from subvene.specs._flaws import nearest
 from subvene.specs.interventions import REGISTRY as KINDS
@@ -163,7 +164,7 @@ def _shared_out(
     owners = {
         "fit": how.model_fields.keys(),
         "edit": of_the_edit,
-        "model": ModelSpec.model_fields.keys() - {"name"},
+        "model": (ModelSpec.model_fields.keys() - {"name"}) | FETCHING,
     }
     parts: dict[str, dict[str, Any]] = {part: {} for part in owners}
     for name, value in fields.items():

@@ -51,9 +51,9 @@ class Side(NamedTuple):
 def sides_of(pairs: Contrasts, tokenizer: Any) -> Iterator[Side]:
     """The texts of both sides; of pairs, positive and negative texts in turn."""
     if isinstance(pairs, ContrastPrompts):
-        for positive, prompts in ((True, pairs.side("positive")), (False, pairs.side("negative"))):
-            for prompt in prompts:
-                yield Side(prompt_ids(tokenizer, prompt), 0, prompt, positive)
+        for positive, texts in ((True, pairs.side("positive")), (False, pairs.side("negative"))):
+            for text in texts:
+                yield Side(prompt_ids(tokenizer, text), 0, text, positive)
     elif isinstance(pairs, ContrastSystems):
         for system in pairs.systems:
             for question in pairs.questions:
@@ -235,6 +235,14 @@ def refuse_unpaired(spec: ContrastedRecipe, pairs: Contrasts, instead: str) -> N
             f"recipe {spec.recipe}: fit.pairs: expected pairs (`texts`, or `systems` with `questions`), "
             f"found two lists of `prompts`, which are not paired; {instead}"
         )
+
+
+def sides_count(pairs: Contrasts) -> tuple[int, int]:
+    """How many positive texts there are, and how many negative ones."""
+    if isinstance(pairs, ContrastPrompts):
+        return len(pairs.side("positive")), len(pairs.side("negative"))
+    n = len(pairs.systems) * len(pairs.questions) if isinstance(pairs, ContrastSystems) else len(pairs.texts)
+    return n, n
 
 
 def pairs_sha256(pairs: Contrasts) -> str:

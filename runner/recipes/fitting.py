@@ -18,9 +18,10 @@ from subvene.runner.models.anatomy import Anatomy, sizes_from_config
 from subvene.runner.models.chat_settings import refuse_overrides, with_chat
 from subvene.runner.models.loading import check_given, load_config, load_model, with_overrides
 from subvene.runner.recipes import RECIPES, Fitted, Reach
+from subvene.runner.recipes.base import FOR_GATES
 from subvene.runner.recipes.by_name import asked, is_recipe, name_of
 from subvene.specs import ExperimentSpec, InterventionSpec, SubveneError, load_spec, parse_tensor_name
-from subvene.specs.gates import MeasuredGate
+from subvene.specs.gates import MeasuredGate, comes_before
 from subvene.specs.interventions.base import BaseIntervention
 from subvene.specs.recipes.base import BaseRecipe
 
@@ -239,12 +240,13 @@ def check_reach(spec: ExperimentSpec, sizes: Sizes) -> None:
         for loc, gate in declared.when.measured() if declared.when is not None and spec.fits else ():
             if gate.ref is not None and gate.ref.file is None:
                 giver = next(recipe for recipe in spec.fits if recipe.gives(gate.ref.key))
-                _check_read(f"interventions[{i}].when{in_words(loc)}", gate, reaches[giver.keys[0]])
+                path = f"interventions[{i}].when{in_words(loc)}"
+                _check_read(path, gate, reaches[giver.keys[0]], declared)
 
 
-def _check_read(path: str, gate: MeasuredGate, reach: Reach) -> None:
-    """Check that a fit gives what a gate reads with."""
-    if reach.kinds is not None:
+def _check_read(path: str, gate: MeasuredGate, reach: Reach, declared: BaseIntervention) -> None:
+    """Check that a fit gives what a gate reads with, and at no layer that comes after what is edited."""
+    if reach.kinds is not None and FOR_GATES not in reach.kinds:
         kinds = " or ".join(sorted(reach.kinds))
         raise CompileError(f"{path}.vector: `fit:` gives tensors for {kinds}, and no vector to read with")
     if gate.site != reach.site:
@@ -252,6 +254,14 @@ def _check_read(path: str, gate: MeasuredGate, reach: Reach) -> None:
     if gate.layer is not None and reach.layers is not None and gate.layer not in reach.layers:
         fitted = ", ".join(map(str, sorted(reach.layers)))
         raise CompileError(f"{path}.layer: `fit:` gives layers {fitted}, found {gate.layer}")
+    site, layer = declared.site, getattr(declared, "layer", None)
+    if gate.layer is None and site is not None and layer is not None:
+        late = [at for at in sorted(reach.layers or ()) if not comes_before(gate.site, at, site, layer)]
+        if late:
+            raise CompileError(
+                f"{path}.layer: left out, and `fit:` may choose {gate.site}[{late[0]}], which the model "
+                f"computes after {site}[{layer}]; name `layers` in `fit:` that come before what is edited"
+            )
 
 
 def _check_reached(path: str, declared: BaseIntervention, reach: Reach) -> None:

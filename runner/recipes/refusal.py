@@ -170,8 +170,11 @@ def _prompts(
     for side in _SIDES:
         texts = _side(pairs, side)
         prompts = [prompt_ids(tokenizer, text) for text in texts]
-        named = [repr(text[:60]) for text in texts]
-        refuse_beyond_context(model.anatomy.model, [len(ids) for ids in prompts], named.__getitem__)
+        refuse_beyond_context(
+            model.anatomy.model,
+            [len(ids) for ids in prompts],
+            [repr(text[:60]) for text in texts].__getitem__,
+        )
         for part, chosen in zip(parts, _shares(spec, len(prompts), seed), strict=True):
             kept = [prompts[i] for i in chosen]
             if spec.filter:

@@ -20,6 +20,7 @@ def run_experiment(
     output: str | os.PathLike[str] | None = None,
     folder: str | os.PathLike[str] | None = None,
     on_step: Step | None = None,
+    engine: str | None = None,
     executor: Executor | None = None,
     **overrides: Any,
 ) -> StudyResult:
@@ -36,6 +37,7 @@ def run_experiment(
         folder: where relative files are looked for; default: the spec's folder.
         on_step: called as things are done: see `study.Step`; a look also tells of ("fitted", model),
             ("evaluated", results of that evaluation alone), ("saved", path), ("reloaded", difference).
+        engine: `vllm`, or URL of the server that generates and scores, in place of the file's `engine:`.
         executor: does the units of work (`experiments.on_ray.RayExecutor`); None: this process.
         **overrides: fields of the spec's `model:` to replace.
 
@@ -49,13 +51,15 @@ def run_experiment(
     stem = "experiment"
     if not isinstance(spec, ExperimentSpec):
         stem, folder = Path(spec).stem, Path(spec).parent if folder is None else folder
-        loaded = load_spec(Path(spec))
+        loaded = load_spec(Path(spec), engine=engine)
         if not isinstance(loaded, ExperimentSpec):
             raise SubveneError(
                 f"{spec}: this is no experiment: it has neither `fit:` nor `evaluate:`; "
                 "try `subvene generate`"
             )
         spec = loaded
+    elif engine is not None:
+        raise SubveneError("engine: a spec that is given as an object says itself which engine it has")
     done = run_study(
         _study(spec),
         spec,

@@ -34,7 +34,7 @@ from subvene.runner.reports.markup import (
     table,
 )
 from subvene.runner.reports.page import count, page
-from subvene.runner.reports.receipts import RECEIPT_COLUMNS, receipt_cells, sources
+from subvene.runner.reports.receipts import RECEIPT_COLUMNS, beside, receipt_cells
 from subvene.runner.reports.sections import declared, provenance
 from subvene.runner.reports.tables import if_not_finite
 
@@ -254,8 +254,7 @@ def receipts(results: Results) -> Html | None:
             for evaluation in look_of(results).evaluations
             for part in _records(evaluation)
         ]
-        if (from_sources := sources(("Evaluation",), read)) is not None:
-            parts.append(from_sources)
+        parts += beside(("Evaluation",), read)
     return join([*parts, *([items(*scored)] if scored else [])])
 
 

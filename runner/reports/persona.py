@@ -31,7 +31,7 @@ from subvene.runner.reports.persona_tables import (
     section_of,
 )
 from subvene.runner.reports.persona_vectors import geometry, projections
-from subvene.runner.reports.receipts import RECEIPT_COLUMNS, Read, receipt_cells, sources
+from subvene.runner.reports.receipts import RECEIPT_COLUMNS, Read, beside, receipt_cells
 from subvene.runner.reports.sections import declared
 
 _UNITS = {
@@ -86,8 +86,7 @@ def receipts(results: Results) -> Html | None:
         )
         columns = ["Trait", "Condition", *RECEIPT_COLUMNS]
         parts += [element("p", about), table("What each intervention did", columns, lines, class_="numbers")]
-    if (from_sources := sources(("Trait", "Condition"), read)) is not None:
-        parts.append(from_sources)
+    parts += beside(("Trait", "Condition"), read)
     if caps:
         heads = ["Trait", "Condition", "Threshold of the projection", "Expected to change", "Changed"]
         about = (

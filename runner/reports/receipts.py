@@ -59,14 +59,22 @@ def receipts(results: Results) -> Html | None:
         "folds together. ‖Δ‖/‖h‖ is how large the edit is beside the activation that it meets."
     )
     shown = [element("p", about), table("What each intervention did", columns, lines, class_="numbers")]
-    if (from_sources := sources(("Condition", "Measurement"), read)) is not None:
-        shown.append(from_sources)
-    if (of_gates := gates(("Condition", "Measurement"), read)) is not None:
-        shown.append(of_gates)
+    shown += beside(("Condition", "Measurement"), read)
     if nothing:
         without = "Without an intervention at run time (the untouched model, a baked checkpoint): "
         shown.append(element("p", without, ", ".join(nothing), "."))
     return join(shown)
+
+
+def beside(columns: Sequence[str], parts: Sequence[Read]) -> list[Html]:
+    """What was read of sources and what gates decided, a table of each where there is any.
+
+    Args:
+        columns: what stands before the intervention's name.
+        parts: in their order.
+    """
+    tables = (sources(columns, parts), gates(columns, parts))
+    return [found for found in tables if found is not None]
 
 
 def sources(columns: Sequence[str], parts: Sequence[Read]) -> Html | None:
@@ -157,7 +165,7 @@ def receipt_cells(parts: Sequence[ReceiptRecord]) -> list[str]:
         " + ".join(f"{n:,} {role}" for role, n in edited.items() if n) or "none",
         f"{sum(part['rows_edited'] for part in parts):,} of {sum(part['rows'] for part in parts):,}",
         _weighed([part["mean_relative"] for part in parts], weights),
-        f"{max(part['max_relative'] for part in parts):.3f}",
+        _largest([part["max_relative"] for part in parts]),
         _strength(parts, weights),
         where,
     ]
@@ -168,6 +176,11 @@ def _strength(parts: Sequence[ReceiptRecord], weights: Sequence[int]) -> str:
         return _weighed([part["mean_strength"] for part in parts], weights) + " on average"
     used = sorted({strength for part in parts for strength in part.get("strengths") or ()})
     return ", ".join(f"{strength:g}" for strength in used) or "as declared"
+
+
+def _largest(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{max(known):.3f}" if known else "–"
 
 
 def _weighed(values: Sequence[float | None], weights: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ from subvene.specs.recipes.base import BaseRecipe, OneKeyRecipe
 if TYPE_CHECKING:
     from subvene.specs.recipes.affine_map import AffineMapSpec
     from subvene.specs.recipes.angular import AngularSpec
+    from subvene.specs.recipes.cast import CastSpec
     from subvene.specs.recipes.das import DASSpec
     from subvene.specs.recipes.experts import ExpertsSpec
     from subvene.specs.recipes.iti import ITISpec
@@ -29,6 +30,7 @@ _KINDS = {
     "random_direction": "random_direction:RandomDirectionSpec",
     "das": "das:DASSpec",
     "experts": "experts:ExpertsSpec",
+    "cast": "cast:CastSpec",
     "pca": "pca:PCASpec",
     "logistic": "logistic:LogisticSpec",
     "refusal": "refusal:RefusalSpec",
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
         | RandomDirectionSpec
         | DASSpec
         | ExpertsSpec
+        | CastSpec
         | PCASpec
         | LogisticSpec
         | RefusalSpec
@@ -61,6 +64,7 @@ __all__ = [
     "AngularSpec",
     "AnyRecipe",
     "BaseRecipe",
+    "CastSpec",
     "DASSpec",
     "ExpertsSpec",
     "ITISpec",

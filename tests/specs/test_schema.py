@@ -68,6 +68,7 @@ def test_every_kind_is_in_the_schema() -> None:
         "pca",
         "logistic",
         "refusal",
+        "cast",
         "angular",
         "affine_map",
         "composition",

@@ -136,6 +136,30 @@ def test_given_responses_are_scored_as_the_intervened_model_scores_them(llm: Any
     assert changed > len(jobs) // 2
 
 
+def test_an_answer_is_the_tokens_before_the_one_that_ended_it(llm: Any, reference: Any) -> None:
+    from subvene.runner.engines.in_process import Sampling
+    from subvene.runner.engines.vllm.engine import VllmEngine
+
+    engine = VllmEngine.__new__(VllmEngine)
+    engine.llm = llm
+    job = Job(tuple(prompt(11, seed=8)), "steering", 0.5, "all")
+    tokens = reference.answer(job).tokens
+    end = next(i for i in range(1, len(tokens)) if tokens[i] not in tokens[:i])
+    word = llm.get_tokenizer().decode([tokens[end]])
+    common: dict[str, Any] = {"max_tokens": len(tokens), "temperature": 0, "top_p": 1, "seed": 0, "n": 1}
+    how = [
+        Sampling(**common, stop=()),
+        Sampling(**common, stop=(), stop_token_ids=(tokens[end],)),
+        Sampling(**common, stop=(word,)),
+    ]
+    whole, by_token, by_text = engine.generate([job.prompt] * 3, [job.asked] * 3, how)
+    assert (whole.ids, whole.finished) == ([tokens], ["length"])
+    # A text is spelt by tokens of the answer; a token that ends it belongs to none.
+    assert (by_token.ids, by_token.finished, by_token.tokens) == ([tokens[:end]], ["stop"], end + 1)
+    assert (by_text.ids, by_text.finished) == ([tokens[: end + 1]], ["stop"])
+    assert word not in by_text.texts[0]
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [

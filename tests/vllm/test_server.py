@@ -12,11 +12,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from serve_examples import check_examples
+from served_experiments import SCORED, check, write
 from vllm_cases import TOKENS, Job, prompt
+
+from subvene.runner import run_experiment
+from subvene.runner.engines.errors import EngineError
 
 KEY = "secret"
 IDS = prompt(11, seed=31)
@@ -40,15 +45,15 @@ def url(engines: Any, reference: Any, tmp_path_factory: pytest.TempPathFactory) 
     with log.open("w") as file:
         server = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
     try:
-        for _ in range(600):
+        begun = time.monotonic()
+        while not is_up(port):
             assert server.poll() is None, log.read_text()[-6000:]
-            if is_up(port):
-                break
+            assert time.monotonic() - begun < 900, log.read_text()[-6000:]
             time.sleep(0.5)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
-        server.wait(60)
+        server.wait(300)
 
 
 def free_port() -> int:
@@ -195,3 +200,25 @@ def test_counters_stand_beside_vllms_own(url: str, client: Any) -> None:
 
 def test_the_examples_run(url: str) -> None:
     check_examples(url, KEY, "steering")
+
+
+def test_an_experiment_by_this_server(
+    url: str, reference: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBVENE_API_KEY", KEY)
+    (tensors,) = (reference.folder / "steering").glob("*.safetensors")
+    held = {"model": reference.path, "tensors": tensors}
+    fields = {"more": SCORED, "positions": "all"}
+    here = run_experiment(write(tmp_path, held, **fields), output=tmp_path / "here").results
+    path = write(tmp_path, held, f"engine: {{url: '{url}/v1'}}", **fields)
+    served = run_experiment(path, output=tmp_path / "served").results
+    check(served, here)
+    said = served.manifest["engine"]
+    assert (said["engine"], list(said["artifacts"]), said["holds"]["dtype"]) == (
+        "vllm",
+        list(NAMES),
+        "float32",
+    )
+    other = write(tmp_path, held, f"engine: {{url: '{url}/v1'}}", **fields | {"layer": 2})
+    with pytest.raises(EngineError, match="holds no artifact that does what other here does"):
+        run_experiment(other, output=tmp_path / "other")

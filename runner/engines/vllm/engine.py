@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from subvene.runner.edits.not_finite import NotFiniteError
 from subvene.runner.engines.catalogue import Reserve
 from subvene.runner.engines.errors import EngineError
 from subvene.runner.engines.in_process import Answers, Sampling
@@ -78,32 +80,44 @@ class VllmEngine:
         remove(self.llm, name)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], asked: Sequence[Asked | None], sampling: Sampling
+        self,
+        prompts: Sequence[Sequence[int]],
+        asked: Sequence[Asked | None],
+        sampling: Sampling | Sequence[Sampling],
     ) -> list[Answers]:
         """Answer prompts, all at once, each with artifacts of its own.
 
         Args:
             prompts: tokens.
             asked: the artifacts of each prompt.
-            sampling: how.
+            sampling: how; one for all prompts, or one each.
 
         Raises:
             vllm.exceptions.VLLMValidationError: one asks for what cannot be done; nothing has run.
             NotSteeredError: one was not steered as declared.
+            NotFiniteError: logits or what was done to one were not finite; `rows` names the prompts.
         """
         import vllm
 
-        options = {
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": sampling.seed,
-            "n": sampling.n,
-            "stop": list(sampling.stop),
-        }
-        each = [vllm.SamplingParams(**options, extra_args=_extra(one)) for one in asked]
+        how = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+        each = [
+            vllm.SamplingParams(
+                max_tokens=one.max_tokens,
+                temperature=one.temperature,
+                top_p=one.top_p,
+                seed=one.seed,
+                n=one.n,
+                stop=list(one.stop),
+                stop_token_ids=list(one.stop_token_ids),
+                logprobs=0,  # of the tokens taken, which are not finite where the logits are not
+                extra_args=_extra(wanted),
+            )
+            for one, wanted in zip(how, asked, strict=True)
+        ]
         tokens = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        return [_answers(output) for output in self.llm.generate(tokens, each, use_tqdm=False)]
+        outputs = self._run(tokens, each)
+        _check_finite(outputs)
+        return [_answers(output) for output in outputs]
 
     def score(
         self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], asked: Sequence[Asked | None]
@@ -124,12 +138,26 @@ class VllmEngine:
             tokens.append({"prompt_token_ids": [*prompt, *response]})
             extra = _extra(wishes, prompt_tokens=len(prompt))
             each.append(vllm.SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, extra_args=extra))
-        outputs = self.llm.generate(tokens, each, use_tqdm=False)
+        outputs = self._run(tokens, each)
         return [_scores(output, len(prompt)) for output, (prompt, _) in zip(outputs, pairs, strict=True)]
+
+    def _run(self, tokens: Sequence[Any], params: Sequence[Any]) -> list[Any]:
+        try:
+            return list(self.llm.generate(tokens, params, use_tqdm=False))
+        except NotFiniteError as error:
+            steered = ((i, one.subvene) for i, one in enumerate(error.outputs))  # type: ignore[attr-defined]
+            rows = {i: str(s.error) for i, s in steered if s and isinstance(s.error, NotFiniteError)}
+            raise NotFiniteError(str(error), rows) from error
 
     def close(self) -> None:
         """End the engine and its processes."""
+        import vllm.envs
+
         self.llm.llm_engine.engine_core.shutdown()
+        if not vllm.envs.VLLM_ENABLE_V1_MULTIPROCESSING:  # what it has set up is this process's
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            cleanup_dist_env_and_memory()
 
 
 def check_active() -> None:
@@ -217,6 +245,18 @@ def _answers(output: Any) -> Answers:
         receipt=_receipt(output),
         ids=[_without_end(answer) for answer in output.outputs],
     )
+
+
+def _check_finite(outputs: Sequence[Any]) -> None:
+    rows = {
+        i: "log-probabilities: not finite"
+        for i, output in enumerate(outputs)
+        for answer in output.outputs
+        for token, at in zip(answer.token_ids, answer.logprobs, strict=True)
+        if not math.isfinite(at[token].logprob)
+    }
+    if rows:
+        raise NotFiniteError(f"log-probabilities of answers: not finite in {len(rows)} requests", rows)
 
 
 def _without_end(answer: Any) -> list[int]:

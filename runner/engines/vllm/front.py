@@ -10,6 +10,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from typing import Any, TypedDict
 
 from subvene.interventions.positions import plain_positions
@@ -18,9 +19,12 @@ from subvene.runner.edits.receipt import NotSteeredError
 from subvene.runner.engines.admission import Asked, admit, parse
 from subvene.runner.engines.catalogue import Catalogue
 from subvene.runner.engines.errors import RequestError
+from subvene.runner.engines.fingerprints import does
 from subvene.runner.engines.intervals import count, intervals, within
 from subvene.runner.engines.plan import Plan
-from subvene.runner.engines.vllm.settings import Settings, read
+from subvene.runner.engines.vllm import versions
+from subvene.runner.engines.vllm.settings import Settings, opened, read
+from subvene.runner.models.identity import files_sha256
 
 _MOST_PENDING = 65536
 
@@ -217,6 +221,19 @@ def _site(values: Sequence[float]) -> SiteReceipt:
     return SiteReceipt(int(tokens), int(changed), total / max(tokens, 1.0))
 
 
+@dataclass(frozen=True)
+class About:
+    """What an engine holds, by hashes.
+
+    Attributes:
+        model: engine, versions, hash of the model's files, dtype.
+        artifacts: by name what they do (`fingerprints.does`).
+    """
+
+    model: dict[str, Any]
+    artifacts: dict[str, dict[str, Any]]
+
+
 class Front:
     """What an engine's front end holds.
 
@@ -228,6 +245,7 @@ class Front:
     def __init__(self, settings: Settings, config: Any) -> None:
         self.catalogue: Catalogue = settings.load(config)
         self.config = config
+        self._does = {name: _does(folder) for name, folder in settings.artifacts.items()}
         # From admission to the moment at which vLLM makes the request's state.
         self.pending: OrderedDict[str, Steering] = OrderedDict()
         self.tagged: dict[str, list[Steering]] = {}
@@ -265,6 +283,22 @@ class Front:
             SubveneError: it cannot be read or run, or there is no room.
         """
         self.catalogue.add(read(name, folder, self.config))
+        self._does[name] = _does(folder)
+
+    def about(self, source: str, dtype: str) -> About:
+        """What is held, by hashes; reads the model's files when it is first asked.
+
+        Args:
+            source: where vLLM has read the model from.
+            dtype: in which it runs.
+        """
+        model = {
+            "engine": "vllm",
+            "versions": {"vllm": str(versions.installed()), "subvene": version("subvene")},
+            "files": files_sha256(source, self.config),
+            "dtype": dtype.removeprefix("torch."),
+        }
+        return About(model, {name: self._does[name] for name in self.catalogue.held})
 
     def check_unused(self, name: str, running: Iterable[Steering]) -> None:
         """Refuse to let go of an artifact that a request needs.
@@ -275,3 +309,8 @@ class Front:
         users = sum(any(one.artifact == name for one in steering.asked) for steering in running)
         if users:
             raise RequestError(f"{name}: {users} requests are running with it; wait for them, or abort them")
+
+
+def _does(folder: str) -> dict[str, Any]:
+    held = opened(folder)
+    return does(held.spec, held.tensors)

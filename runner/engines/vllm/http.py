@@ -50,12 +50,16 @@ class Artifacts:
             await self.app(scope, receive, send)
 
     async def _models(self, front: Front, scope: Any, receive: Receive, send: Send) -> None:
+        model = scope["app"].state.engine_client.model_config
+        about = await asyncio.to_thread(front.about, model.model, str(model.dtype))
+
         def listed(document: Any) -> Any:
-            base = document["data"][0]
+            base, *others = document["data"]
             held = [
-                base | {"id": name, "parent": base["id"], "owned_by": "subvene"} for name in _names(front)
+                base | {"id": name, "parent": base["id"], "owned_by": "subvene", ASKED: hashes}
+                for name, hashes in about.artifacts.items()
             ]
-            return document | {"data": [*document["data"], *held]}
+            return document | {"data": [base | {ASKED: about.model}, *others, *held]}
 
         await self.app(
             scope, receive, Whole(send, lambda status, d: (status, listed(d) if status == 200 else d))
@@ -188,10 +192,6 @@ class Answer:
 def _front(scope: Any) -> Front | None:
     client = getattr(scope["app"].state, "engine_client", None)
     return None if client is None else client.input_processor.subvene
-
-
-def _names(front: Front) -> list[str]:
-    return list(front.catalogue.held)
 
 
 def _names_artifacts(document: dict[str, Any], front: Front) -> bool:

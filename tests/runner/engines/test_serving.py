@@ -23,7 +23,7 @@ from subvene.runner.engines.fingerprints import does
 from subvene.runner.engines.http import server
 from subvene.runner.engines.in_process import InProcess, Sampling
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.models.identity import model_sha256, reading_sha256
+from subvene.runner.models.identity import model_sha256, reading_sha256, versions
 
 ASK: dict[str, Any] = {
     "messages": [{"role": "user", "content": "how are you ?"}],
@@ -128,6 +128,7 @@ def test_the_list_of_models_says_what_they_are(client: openai.OpenAI, cheerful: 
     base, glad, heads = (model.model_extra["subvene"] for model in client.models.list())
     assert base == {
         "engine": "transformers",
+        "versions": versions(),
         "model": model_sha256(cheerful.model),
         "text": reading_sha256(cheerful.model, cheerful.tokenizer),
     }
@@ -135,10 +136,14 @@ def test_the_list_of_models_says_what_they_are(client: openai.OpenAI, cheerful: 
     (declared,) = cheerful.spec.interventions
     same = declared.model_copy(update={"name": "other", "coefficient": 7.0})
     moved = declared.model_copy(update={"positions": "all"})
-    assert does(changed(cheerful, same)) == {**glad, "interventions": ["other"]}
-    assert len({heads["sha256"], glad["sha256"], does(changed(cheerful, moved))["sha256"]}) == 3
+    assert done(changed(cheerful, same)) == {**glad, "interventions": ["other"]}
+    assert len({heads["sha256"], glad["sha256"], done(changed(cheerful, moved))["sha256"]}) == 3
     tensors = {name: 2 * tensor for name, tensor in cheerful.tensors.items()}
-    assert does(changed(cheerful, declared, tensors))["sha256"] != glad["sha256"]
+    assert done(changed(cheerful, declared, tensors))["sha256"] != glad["sha256"]
+
+
+def done(m: IntervenedModel) -> dict[str, Any]:
+    return does(m.spec, m.tensors)
 
 
 def changed(m: IntervenedModel, declared: Any, tensors: Any = None) -> IntervenedModel:
@@ -154,6 +159,7 @@ def test_a_request_says_artifact_strength_and_positions_and_has_its_receipt(
         model=cheerful.spec.model.name, extra_body={"subvene": [wish]}, **ASK
     )
     (receipt,) = answer.model_extra["subvene"]["receipt"]
+    assert receipt["artifact"] == "cheerful"
     assert receipt["strengths"] == [2.0] or receipt["strengths"] == (2.0,)
     assert receipt["edited"] == {"prompt": 2, "cursor": 0, "response": 0}
     assert receipt["changed"] == 2

@@ -40,7 +40,10 @@ class Vllm:
     def __init__(self, front: Front, edited: float = 8.0) -> None:
         self.front, self.edited, self.seen = front, edited, []
         self.state = SimpleNamespace(
-            engine_client=SimpleNamespace(input_processor=SimpleNamespace(subvene=front)),
+            engine_client=SimpleNamespace(
+                input_processor=SimpleNamespace(subvene=front),
+                model_config=SimpleNamespace(model=str(Path(__file__).parent), dtype="torch.float32"),
+            ),
             openai_serving_models=SimpleNamespace(base_model_paths=[SimpleNamespace(name="base")]),
         )
 
@@ -136,10 +139,11 @@ def test_who_names_no_artifact_is_left_alone(front: Front) -> None:
 
 def test_artifacts_are_listed(front: Front) -> None:
     _, text = call(Vllm(front), path="/v1/models")
-    assert [(one["id"], one.get("parent")) for one in json.loads(text)["data"]] == [
-        ("base", None),
-        ("a", "base"),
-    ]
+    base, a = json.loads(text)["data"]
+    assert (base["id"], a["id"], a["parent"]) == ("base", "a", "base")
+    assert (base["subvene"]["engine"], base["subvene"]["dtype"]) == ("vllm", "float32")
+    assert len(base["subvene"]["files"]) == 64
+    assert (a["subvene"]["interventions"], len(a["subvene"]["sha256"])) == (["steering_0"], 64)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from subvene.runner.data.text import prompt_ids, turn_cursors
 from subvene.runner.intervened.prefix import why_not_shared
 from subvene.runner.intervened.rollouts import Row, rollouts
 from subvene.runner.intervened.scoring import log_probs
+from subvene.runner.reports.receipts import gates
 
 PROMPTS = ["hello world how are you", "i am sad", "rain rain rain rain", "tell me about the train"]
 TALK = [
@@ -93,6 +95,9 @@ def test_a_receipt_in_words_tells_the_gate(made: Any, tmp_path: Path) -> None:
     m.generate(PROMPTS, chat=False, max_new_tokens=3)
     words = receipt_in_words(m.receipt.to_dict()[0])
     assert "its gate opened in 2 of 4 rows and at 6 of 12 tokens" in words
+    table = gates(("Where",), [(("here", "steering_0"), m.receipt.to_dict())])
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", str(table))
+    assert cells == ["here", "steering_0", "when", "2 of 4", "6 of 12"]
     closed = made(above=1e6)
     closed.generate(PROMPTS, chat=False, max_new_tokens=3)
     words = receipt_in_words(closed.receipt.to_dict()[0])

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypedDict, TypeVar
 
 from pydantic import JsonValue
 
@@ -22,6 +22,10 @@ from subvene.runner.files.ledger import Ledger, Result, digest
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.judges import Identity, JudgeError
 from subvene.runner.measures.missing import missing_in_words
+from subvene.specs import SubveneError
+
+if TYPE_CHECKING:
+    from subvene.runner.engines.engine import Engine
 
 
 class WithReceipts(TypedDict):
@@ -156,12 +160,14 @@ class Session:
         original: the untouched model.
         ledger: where units are recorded.
         fits: gives what was fitted for some keys in the cell that is measured.
+        engine: generates and scores; None: transformers in this process.
     """
 
     arms: Arms
     original: IntervenedModel
     ledger: Ledger
     fits: Callable[[Sequence[str], int, int], Fits | None]
+    engine: Engine | None = None
 
 
 @dataclass(frozen=True)
@@ -267,6 +273,14 @@ class OneUnit(ConditionMeasure[One], Generic[One, Given]):
             system: the arm's system prompt; None without one.
         """
 
+    def work_by(self, engine: Engine, m: IntervenedModel, items: Sequence[One], system: str | None) -> Given:
+        """Do the unit by an engine; a measure that only generates, or scores given texts, does it.
+
+        Raises:
+            SubveneError: it does more.
+        """
+        raise SubveneError(f"{self.name}: no engine does this but transformers, in this process")
+
     @abstractmethod
     def record(self, measured: Measured, result: Given, items: Sequence[One]) -> None:
         """Take down the numbers and the items of a result."""
@@ -285,7 +299,9 @@ class OneUnit(ConditionMeasure[One], Generic[One, Given]):
 
         def work() -> Given:
             with arm.open() as m:
-                return self.work(m, items, arm.system)
+                if session.engine is None:
+                    return self.work(m, items, arm.system)
+                return self.work_by(session.engine, m, items, arm.system)
 
         measured = Measured()
         identity = {**arm.identity, **self.unit(items)}

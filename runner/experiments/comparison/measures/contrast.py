@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from subvene.runner.data.truthfulqa.questions import Question
+from subvene.runner.engines.engine import Engine
 from subvene.runner.experiments.comparison.measures.base import (
     Measured,
     OneUnit,
@@ -55,6 +56,15 @@ class ContrastMeasure(OneUnit[ContrastText, _Differences]):
     def work(self, m: IntervenedModel, items: Sequence[ContrastText], system: str | None) -> _Differences:
         """Score both answers of every pair."""
         values, receipts = differences(m, items, batch_size=self.spec.batch_size, system=system)
+        return {"differences": values, "receipts": plain(receipts)}
+
+    def work_by(
+        self, engine: Engine, m: IntervenedModel, items: Sequence[ContrastText], system: str | None
+    ) -> _Differences:
+        """Have an engine score them."""
+        values, receipts = differences(
+            m, items, batch_size=self.spec.batch_size, system=system, score=engine.log_probs
+        )
         return {"differences": values, "receipts": plain(receipts)}
 
     def record(self, measured: Measured, result: _Differences, items: Sequence[ContrastText]) -> None:

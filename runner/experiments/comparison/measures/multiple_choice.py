@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from subvene.runner.engines.engine import Engine
 from subvene.runner.experiments.comparison.measures.base import (
     Measured,
     OneUnit,
@@ -49,6 +50,15 @@ class MultipleChoiceMeasure(OneUnit[ChoiceQuestion, _Chosen]):
     def work(self, m: IntervenedModel, items: Sequence[ChoiceQuestion], system: str | None) -> _Chosen:
         """Let the model choose."""
         chosen, receipts = choose(m, items, batch_size=self.spec.batch_size, before=system)
+        return {"chosen": chosen, "receipts": plain(receipts)}
+
+    def work_by(
+        self, engine: Engine, m: IntervenedModel, items: Sequence[ChoiceQuestion], system: str | None
+    ) -> _Chosen:
+        """Have an engine score the choices."""
+        chosen, receipts = choose(
+            m, items, batch_size=self.spec.batch_size, before=system, score=engine.log_probs
+        )
         return {"chosen": chosen, "receipts": plain(receipts)}
 
     def record(self, measured: Measured, result: _Chosen, items: Sequence[ChoiceQuestion]) -> None:

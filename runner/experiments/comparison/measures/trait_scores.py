@@ -31,6 +31,7 @@ from subvene.runner.experiments.results import (
 )
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Result, digest
+from subvene.runner.intervened.rollouts import rollouts
 from subvene.runner.judges import ZERO_TO_HUNDRED, Description, Identity, make_judge, scored
 from subvene.runner.measures.responses import Answered, Asked, missing_reasons, respond
 from subvene.runner.models.identity import tensors_digest
@@ -146,6 +147,7 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
                 description=f"{trait.name}: responses",
                 do=do,
                 points=[()] * len(asked) if arm.swept else None,
+                generate=rollouts if session.engine is None else session.engine.rollouts,
             )
         if answered.receipt is not None:
             measured.receipts[name] = [*answered.receipt]

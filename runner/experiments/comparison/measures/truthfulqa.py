@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -10,6 +10,7 @@ from typing import Literal, TypedDict
 from subvene.runner.data.truthfulqa.prompts import Prompts, load_prompts
 from subvene.runner.data.truthfulqa.questions import Question, about_data, data_sha256, load_questions
 from subvene.runner.data.truthfulqa.splits import is_of_split, limited
+from subvene.runner.engines.engine import Engine
 from subvene.runner.experiments.comparison.arms import Arm
 from subvene.runner.experiments.comparison.measures.base import (
     ConditionMeasure,
@@ -22,6 +23,8 @@ from subvene.runner.experiments.comparison.measures.base import (
     done_of,
     plain,
 )
+from subvene.runner.experiments.comparison.measures.choices_given import ChoicesGiven, choices_given
+from subvene.runner.experiments.comparison.side_by_side import SideBySide
 from subvene.runner.experiments.judged_shares import SECOND
 from subvene.runner.experiments.results import JudgeRecord, Metric, QuestionText, judge_record
 from subvene.runner.files.json_value import Json
@@ -29,25 +32,11 @@ from subvene.runner.files.ledger import Ledger, digest
 from subvene.runner.judges import BOTH, INFO, TRUTH, Answer, Identity, Judge, Judgement, Quality, make_judge
 from subvene.runner.judges.base import Usage
 from subvene.runner.measures.truthfulqa_answers import answer_questions
-from subvene.runner.measures.truthfulqa_scores import score_choices
+from subvene.runner.measures.truthfulqa_scores import score_choices, score_side_by_side
 from subvene.specs import TruthfulQASpec
 
 _SCORES: tuple[Literal["mc1", "mc2", "mc3"], ...] = ("mc1", "mc2", "mc3")
 _QUALITIES: dict[str, Quality[Judgement]] = {"true": TRUTH, "info": INFO}
-
-
-class _Choices(TypedDict):
-    mc1: float
-    mc2: float
-    mc3: float
-    correct: list[float]
-    incorrect: list[float]
-
-
-class _Scores(WithReceipts):
-    scores: dict[str, _Choices]
-    tokens: int
-    from_scratch: str | None
 
 
 class _Answers(WithReceipts):
@@ -107,6 +96,7 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         progress: Progress,
         *,
         only: str | None = None,
+        engine: Engine | None = None,
     ) -> Measured:
         """Measure one arm on some of the questions.
 
@@ -116,16 +106,56 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
             ledger: where units are recorded.
             progress: told of every unit.
             only: measure only what this metric needs; None: all that the spec asks for.
+            engine: generates and scores; None: transformers in this process.
         """
         measured = Measured()
         for measure in self._measures(only):
             if measured.not_finite is not None:
                 break
             if measure == "multiple_choice":
-                self._multiple_choice(arm, questions, ledger, progress, measured)
+                self._multiple_choice(arm, questions, ledger, progress, measured, engine)
             else:
-                self._generation(arm, questions, ledger, progress, measured, self._asked(only))
+                self._generation(arm, questions, ledger, progress, measured, self._asked(only), engine)
         return measured
+
+    def choose_together(
+        self,
+        arms: Sequence[Arm],
+        questions: Sequence[Question],
+        ledger: Ledger,
+        opened: Callable[[Sequence[Arm]], SideBySide],
+    ) -> list[int]:
+        """Do the units of multiple choice of several arms in one piece, for `measure` to find.
+
+        Args:
+            arms: without a system prompt.
+            questions: on which questions.
+            ledger: where units are recorded.
+            opened: puts some of the arms side by side.
+
+        Returns:
+            The indices of the arms that were scored now.
+
+        Raises:
+            NotSteeredError: an intervention acted on no question.
+            NotFiniteError: a score of one of the arms is not finite; nothing is recorded.
+        """
+
+        def work(missing: list[int]) -> list[ChoicesGiven]:
+            together = opened([arms[i] for i in missing])
+            m, size = together.model, self.spec.batch_size
+            found = score_side_by_side(m, self.prompts, questions, together.strengths, batch_size=size)
+            return [choices_given(one, own) for one, own in zip(found, together.names, strict=True)]
+
+        identities = [self._choices_identity(arm, questions) for arm in arms]
+        return ledger.do_together(identities, work)
+
+    def _choices_identity(self, arm: Arm, questions: Sequence[Question]) -> dict[str, Json]:
+        return arm.identity | {
+            "unit": "multiple_choice",
+            "prompts": self._sha256(self._prompts(arm)),
+            "questions": data_sha256(questions),
+        }
 
     def _measures(self, only: str | None) -> Sequence[str]:
         if only is None:
@@ -143,32 +173,16 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         ledger: Ledger,
         progress: Progress,
         measured: Measured,
+        engine: Engine | None,
     ) -> None:
         prompts = self._prompts(arm)
-        identity = arm.identity | {
-            "unit": "multiple_choice",
-            "prompts": self._sha256(prompts),
-            "questions": data_sha256(questions),
-        }
+        identity = self._choices_identity(arm, questions)
 
-        def work() -> _Scores:
+        def work() -> ChoicesGiven:
             with arm.open() as m:
-                scores = score_choices(m, prompts, questions, batch_size=self.spec.batch_size)
-            return {
-                "scores": {
-                    score.key: {
-                        "mc1": score.mc1,
-                        "mc2": score.mc2,
-                        "mc3": score.mc3,
-                        "correct": list(score.correct),
-                        "incorrect": list(score.incorrect),
-                    }
-                    for score in scores.questions
-                },
-                "receipts": plain(scores.receipts),
-                "tokens": scores.tokens,
-                "from_scratch": scores.from_scratch,
-            }
+                score = None if engine is None else engine.log_probs
+                size = self.spec.batch_size
+                return choices_given(score_choices(m, prompts, questions, batch_size=size, score=score))
 
         result = done_of(arm, "multiple_choice", identity, work, ledger, progress, measured)
         if result is None:
@@ -187,6 +201,7 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         progress: Progress,
         measured: Measured,
         judges: Sequence[Judge],
+        engine: Engine | None,
     ) -> None:
         prompts = self._prompts(arm)
         identity = arm.identity | {
@@ -204,6 +219,7 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
                     questions,
                     max_new_tokens=self.spec.max_new_tokens,
                     batch_size=self.spec.batch_size,
+                    generate=None if engine is None else engine.rollouts,
                 )
             by_key = {question.key: answer for question, answer in zip(questions, answers, strict=True)}
             return {"answers": by_key, "receipts": plain(receipts)}
@@ -302,7 +318,7 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         only: str | None = None,
     ) -> Measured:
         """As `measure`."""
-        return self.measure(arm, items, session.ledger, progress, only=only)
+        return self.measure(arm, items, session.ledger, progress, only=only, engine=session.engine)
 
     def data(self) -> Mapping[str, Json]:
         """Of the questions and of what stands before them."""
