@@ -65,8 +65,8 @@ def sides_of(pairs: Contrasts, tokenizer: Any) -> Iterator[Side]:
                 if pair.asked is None:
                     yield Side(raw_ids(tokenizer, text), 0, text, positive)
                     continue
-                prompt, reply = reply_ids(tokenizer, prompt_ids(tokenizer, pair.asked), text)
-                yield Side([*prompt, *reply], len(prompt), text, positive)
+                before, reply = reply_ids(tokenizer, prompt_ids(tokenizer, pair.asked), text)
+                yield Side([*before, *reply], len(before), text, positive)
 
 
 @dataclass(frozen=True)
