@@ -267,7 +267,7 @@ def _preferences(
 
     kept, totals, broken = over_finite_points([point for point, _ in rows], run)
     sums: dict[Point, float] = {}
-    for place, i in enumerate(kept):
+    for i, total in zip(kept, [] if totals is None else totals.tolist(), strict=True):
         sign = 1 if i % 2 == 0 else -1
-        sums[rows[i][0]] = sums.get(rows[i][0], 0.0) + sign * float(totals[place]) / len(contrasts)
+        sums[rows[i][0]] = sums.get(rows[i][0], 0.0) + sign * total / len(contrasts)
     return sums, broken
