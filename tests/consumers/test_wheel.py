@@ -85,6 +85,7 @@ def test_the_source_archive_has_what_a_reader_and_a_packager_need(consumer: Call
             "git",
             "ls-files",
             "docs",
+            "notebooks",
             "examples",
             "notebooks",
             "tests",
