@@ -87,7 +87,6 @@ def test_the_source_archive_has_what_a_reader_and_a_packager_need(consumer: Call
             "docs",
             "notebooks",
             "examples",
-            "notebooks",
             "tests",
             "benchmarks",
             "*.md",
