@@ -26,7 +26,6 @@ from subvene.specs._nodes import Data
 
 if TYPE_CHECKING:
     from subvene.runner.data.text import Messages
-    from subvene.runner.intervened.layer_sweep import LayerSweep
 
 
 class IntervenedModel(Calls):
@@ -253,7 +252,7 @@ class IntervenedModel(Calls):
         contrasts: Sequence[tuple[str | Messages, str, str]] = (),
         max_new_tokens: int = 32,
         batch_size: int = 32,
-    ) -> LayerSweep:
+    ) -> Any:
         """Answer prompts with the steering vector of each layer at each coefficient, all in shared batches.
 
             m.sweep(["How are you?"], layers=[12, 16], coefficients=[0, 1, 2], contrasts=[(q, good, bad)])
@@ -275,7 +274,7 @@ class IntervenedModel(Calls):
             SubveneError: the model has not just one steering intervention, or no vector at a layer.
         """
         # By name: a sweep is made of models, rollouts and scores, which stand above this file.
-        made: LayerSweep = importlib.import_module("subvene.runner.intervened.layer_sweep").sweep(
+        made = importlib.import_module("subvene.runner.intervened.layer_sweep").sweep(
             self,
             prompts,
             layers=layers,
