@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,6 @@ from subvene.specs._nodes import Data
 
 if TYPE_CHECKING:
     from subvene.runner.data.text import Messages
-    from subvene.runner.intervened.layer_sweep import LayerSweep
 
 
 class IntervenedModel(Calls):
@@ -252,7 +252,7 @@ class IntervenedModel(Calls):
         contrasts: Sequence[tuple[str | Messages, str, str]] = (),
         max_new_tokens: int = 32,
         batch_size: int = 32,
-    ) -> LayerSweep:
+    ) -> Any:
         """Answer prompts with the steering vector of each layer at each coefficient, all in shared batches.
 
             m.sweep(["How are you?"], layers=[12, 16], coefficients=[0, 1, 2], contrasts=[(q, good, bad)])
@@ -273,9 +273,8 @@ class IntervenedModel(Calls):
         Raises:
             SubveneError: the model has not just one steering intervention, or no vector at a layer.
         """
-        from subvene.runner.intervened.layer_sweep import sweep
-
-        return sweep(
+        # By name: a sweep is made of models, rollouts and scores, which stand above this file.
+        made = importlib.import_module("subvene.runner.intervened.layer_sweep").sweep(
             self,
             prompts,
             layers=layers,
@@ -284,6 +283,7 @@ class IntervenedModel(Calls):
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
         )
+        return made
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write the artifact: spec, tensors, fingerprint, model card, and pyvene's own files; atomically.

@@ -118,7 +118,8 @@ def file_of(source: str, name: str, revision: str | None, cache: CacheFolder = N
     if Path(source).is_dir():
         path = Path(source) / name
         return path if path.is_file() else None
-    cached = huggingface_hub.try_to_load_from_cache(source, name, cache_dir=cache, revision=revision)
+    folder = None if cache is None else os.fspath(cache)
+    cached = huggingface_hub.try_to_load_from_cache(source, name, cache_dir=folder, revision=revision)
     return Path(cached) if isinstance(cached, str) else None
 
 
