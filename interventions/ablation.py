@@ -35,10 +35,14 @@ class AblationIntervention(ActivationIntervention):
     def build(
         cls, spec: AblationSpec, table: TensorTable, sizes: Sizes
     ) -> list[tuple[str, int | None, Self]]:
-        width = sizes.site_width(spec.site, spec.layer)
-        direction = table.get(spec.direction.key, spec.site, spec.layer, shape=(width,), nonzero=True)
-        edit = cls(direction, strength=torch.tensor(spec.strength), positions=spec.positions)
-        return [(spec.site, spec.layer, edit)]
+        key = spec.direction.key
+        built: list[tuple[str, int | None, Self]] = []
+        for layer in table.one_or_all(spec.layer, key, spec.site):
+            width = sizes.site_width(spec.site, layer)
+            direction = table.get(key, spec.site, layer, shape=(width,), nonzero=True)
+            edit = cls(direction, strength=torch.tensor(spec.strength), positions=spec.positions)
+            built.append((spec.site, layer, edit))
+        return built
 
     def stored(self, key: str, site: str, layer: int | None) -> dict[str, torch.Tensor]:
         return {stored_name(key, site, layer): self.direction}

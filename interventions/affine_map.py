@@ -46,18 +46,22 @@ class AffineIntervention(ActivationIntervention):
 
     @classmethod
     def build(cls, spec: AffineSpec, table: TensorTable, sizes: Sizes) -> list[tuple[str, int | None, Self]]:
-        width = sizes.site_width(spec.site, spec.layer)
+        layers = table.one_or_all(spec.layer, spec.map.key, spec.site, "bias")
+        return [(spec.site, layer, cls._at(spec, layer, table, sizes)) for layer in layers]
+
+    @classmethod
+    def _at(cls, spec: AffineSpec, layer: int, table: TensorTable, sizes: Sizes) -> Self:
+        width = sizes.site_width(spec.site, layer)
         shapes: dict[str, tuple[int, ...]] = {"bias": (width,)}
         if spec.form == "low_rank":
             shapes |= dict.fromkeys(("a", "b"), (spec.rank, width))
         else:
             shapes["weight"] = (width,) if spec.form == "diagonal" else (width, width)
         parts = {
-            part: table.get(spec.map.key, spec.site, spec.layer, part=part, shape=shape)
+            part: table.get(spec.map.key, spec.site, layer, part=part, shape=shape)
             for part, shape in shapes.items()
         }
-        edit = cls(**parts, strength=torch.tensor(spec.strength), positions=spec.positions)
-        return [(spec.site, spec.layer, edit)]
+        return cls(**parts, strength=torch.tensor(spec.strength), positions=spec.positions)
 
     def stored(self, key: str, site: str, layer: int | None) -> dict[str, torch.Tensor]:
         return {

@@ -11,6 +11,7 @@ import torch
 from subvene.interventions._pyvene import pyvene
 from subvene.interventions.affine import Affine
 from subvene.interventions.columns import Columns
+from subvene.interventions.constant import Constant
 from subvene.interventions.formula import DirectionFormula
 from subvene.interventions.gate import Gates
 from subvene.interventions.gating import Gating
@@ -52,6 +53,7 @@ class ActivationIntervention(
     needs_module_input: bool = False
     settings: torch.Tensor
     _index: torch.Tensor | None
+    _kept_constant: Constant | None = None
 
     def __init__(
         self,
@@ -214,10 +216,40 @@ class ActivationIntervention(
             tokens = self._fallback.next(base)
         # One operation precision for every model: half-precision activations are widened, edited, cast once.
         whole, base = base, self.of_site(base)
-        wide = torch.promote_types(base.dtype, torch.float32)
         strength = self.strength if strength is None else strength
+        constant = self._constant()
+        scale, where = self._scale_and_where(
+            base, strength, tokens, positions, gate, is_constant=constant is not None
+        )
+        if source is not None:
+            kwargs["source"] = source.to(_wide(base))
+        if self.needs_tokens:
+            kwargs["tokens"] = tokens
+        if constant is not None:
+            edited = constant.added(base, scale)
+        else:
+            edited = self.edit(base.to(_wide(base)), scale, **kwargs).to(base.dtype)
+        if where is not None:
+            # Not left to h + 0·Δ(h): where Δ overflows, 0·inf would put NaN into a token outside.
+            edited = torch.where(where, edited, base)
+        if self.site_columns is None:
+            return edited
+        return whole.index_copy(-1, self._site_index(whole.device), edited)
 
-        def scale_and_where() -> tuple[torch.Tensor, torch.Tensor]:
+    def _scale_and_where(
+        self,
+        base: torch.Tensor,
+        strength: torch.Tensor,
+        tokens: Tokens,
+        positions: torch.Tensor | None,
+        gate: torch.Tensor | None,
+        *,
+        is_constant: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Each token's strength, [batch or 1, tokens or 1, 1], and where it is not 0; None: everywhere."""
+        wide = _wide(base)
+
+        def masked() -> tuple[torch.Tensor, torch.Tensor | None]:
             if positions is None:
                 mask = tokens.mask(self.positions, base.device)
             else:
@@ -227,22 +259,30 @@ class ActivationIntervention(
                 scale = scale * gate.to(scale).unsqueeze(-1)
             return scale, scale != 0
 
-        if positions is None:
-            # The layers of one declared intervention have the same strength tensor and share the result.
-            key = (self.positions, id(strength), id(gate), base.device, wide)
-            scale, where = tokens.shared(key, scale_and_where)
-        else:
-            scale, where = scale_and_where()
-        if source is not None:
-            kwargs["source"] = source.to(wide)
-        if self.needs_tokens:
-            kwargs["tokens"] = tokens
-        edited = self.edit(base.to(wide), scale, **kwargs).to(base.dtype)
-        # Not left to h + 0·Δ(h): where Δ overflows, 0·inf would put NaN into a token that is not selected.
-        edited = torch.where(where, edited, base)
-        if self.site_columns is None:
-            return edited
-        return whole.index_copy(-1, self._site_index(whole.device), edited)
+        def everywhere() -> torch.Tensor | None:
+            return per_row(strength, base).to(wide) if bool((strength != 0).all()) else None
+
+        if positions is not None:
+            return masked()
+        # The layers of one declared intervention have the same strength tensor and share the result.
+        key = (self.positions, id(strength), id(gate), base.device, wide)
+        selects_all = tokens.selects_all(self.positions)
+        if gate is None and (selects_all or is_constant):
+            scale = tokens.shared_by_run((*key, base.shape[0]), everywhere)
+            if scale is not None:
+                # What the mask leaves out is not multiplied by 0 but put back, and strengths share one mask.
+                return scale, None if selects_all else tokens.mask(self.positions, base.device).unsqueeze(-1)
+        return tokens.shared(key, masked)
+
+    def constant_delta(self) -> torch.Tensor | None:
+        """Δ as one vector [width], whatever the activation and the token; None: it is none, or not said."""
+        return None
+
+    def _constant(self) -> Constant | None:
+        buffers = [getattr(self, name) for name in self.buffer_names]
+        if self._kept_constant is None or not self._kept_constant.is_of(buffers):
+            self._kept_constant = Constant.of(self.constant_delta(), buffers)
+        return self._kept_constant
 
     def edit(self, h: torch.Tensor, scale: torch.Tensor, **context: Any) -> torch.Tensor:
         """Returns h + scale·Δ(h); `scale` [batch, tokens, 1] is the strength, 0 at unselected tokens.
@@ -278,6 +318,10 @@ class ActivationIntervention(
 
     def __str__(self) -> str:
         return f"{type(self).__name__}(positions={self.positions!r}, strength={self.strength.tolist()})"
+
+
+def _wide(base: torch.Tensor) -> torch.dtype:
+    return base.dtype if base.dtype in (torch.float32, torch.float64) else torch.float32
 
 
 def per_row(strength: torch.Tensor, base: torch.Tensor) -> torch.Tensor:

@@ -119,6 +119,9 @@ class HeadDirectionIntervention(ActivationIntervention):
         shift = self.shift.to(h.dtype).view(n_heads, head_dim)
         return (self._one_minus_p(h).unsqueeze(-1) * shift).flatten(-2)
 
+    def constant_delta(self) -> torch.Tensor | None:
+        return None if self.is_adaptive else self.shift
+
     @torch.no_grad()
     def strength_factors(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         if not self.is_adaptive:

@@ -61,15 +61,21 @@ class RotationIntervention(ActivationIntervention):
     def build(
         cls, spec: RotationSpec, table: TensorTable, sizes: Sizes
     ) -> list[tuple[str, int | None, Self]]:
-        shape, key = (sizes.site_width(spec.site, spec.layer),), spec.plane.key
+        key = spec.plane.key
+        layers = table.one_or_all(spec.layer, key, spec.site, "first")
+        return [(spec.site, layer, cls._at(spec, layer, table, sizes)) for layer in layers]
+
+    @classmethod
+    def _at(cls, spec: RotationSpec, layer: int, table: TensorTable, sizes: Sizes) -> Self:
+        shape, key = (sizes.site_width(spec.site, layer),), spec.plane.key
         first, second = (
-            table.get(key, spec.site, spec.layer, part=part, shape=shape, nonzero=True)
+            table.get(key, spec.site, layer, part=part, shape=shape, nonzero=True)
             for part in ("first", "second")
         )
         if float(_across(first.double(), second.double()).norm() / second.double().norm()) < _PARALLEL:
-            name = stored_name(key, spec.site, spec.layer, "second")
+            name = stored_name(key, spec.site, layer, "second")
             raise TensorError(f"{table.origin}: tensor {name!r} is along the first, and they span no plane")
-        edit = cls(
+        return cls(
             first,
             second,
             spec.angle,
@@ -77,7 +83,6 @@ class RotationIntervention(ActivationIntervention):
             strength=torch.tensor(spec.strength),
             positions=spec.positions,
         )
-        return [(spec.site, spec.layer, edit)]
 
     def stored(self, key: str, site: str, layer: int | None) -> dict[str, torch.Tensor]:
         return {stored_name(key, site, layer, part): getattr(self, part) for part in ("first", "second")}

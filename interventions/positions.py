@@ -8,7 +8,7 @@ positions come from is the runner's business.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -86,39 +86,100 @@ def needs_length(rule: Positions) -> bool:
     return isinstance(rule, TokenIndices) and rule.of == "response" and min(rule.indices) < 0
 
 
-@dataclass(frozen=True)
 class Tokens:
     """Where the tokens of one forward call stand in their sequences.
 
-    Attributes:
+    `index` and `real` may be given as functions, which are called when somebody asks: a decoding step of
+    which everything is known on the host computes neither.
+
+    Args:
         index: Long[batch, tokens], the 0-based position of each token in its own sequence, padding excluded.
         real: Bool[batch, tokens], false on padding (and on what follows a finished row in generation).
         prompt_length: Long[batch], tokens in each row's prompt; None where nobody said.
         length: Long[batch], tokens in each whole sequence; None while it is still being generated.
-        after_prompt: True if it is known on the host that every token here comes after the prompt.
+        after_prompt: True if it is known on the host that every token here comes after the prompt, and right
+            after the one before it.
         start: slot of the first token of this call in the padded rows (the cache's length before the call).
         tables: of rules that only a row's text or its source decides, Bool[batch, positions].
+        shape: rows and tokens of the call; needed where `index` is a function.
+        all_real: True if it is known on the host that no token here is padding or follows a finished row.
+        run: what the calls of one run share (see `shared_by_run`); None where each call stands alone.
     """
 
-    index: torch.Tensor
-    real: torch.Tensor
-    prompt_length: torch.Tensor | None
-    length: torch.Tensor | None = None
-    after_prompt: bool = False
-    start: int = 0
-    tables: Mapping[Rule, torch.Tensor] = field(default_factory=dict, repr=False)
-    _shared: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    def __init__(
+        self,
+        index: torch.Tensor | Callable[[], torch.Tensor],
+        real: torch.Tensor | Callable[[], torch.Tensor],
+        prompt_length: torch.Tensor | None,
+        length: torch.Tensor | None = None,
+        after_prompt: bool = False,
+        start: int = 0,
+        tables: Mapping[Rule, torch.Tensor] | None = None,
+        *,
+        shape: tuple[int, int] | None = None,
+        all_real: bool = False,
+        run: dict[Hashable, Any] | None = None,
+    ) -> None:
+        self._index, self._real = index, real
+        self.prompt_length, self.length = prompt_length, length
+        self.after_prompt, self.start, self.all_real = after_prompt, start, all_real
+        self.tables = {} if tables is None else tables
+        if shape is None:
+            rows, count = self.index.shape
+            shape = rows, count
+        self.shape = shape
+        self._run = run
+        self._shared: dict[Hashable, Any] = {}
+
+    @property
+    def index(self) -> torch.Tensor:
+        """Long[batch, tokens], the position of each token in its own sequence."""
+        if not isinstance(self._index, torch.Tensor):
+            self._index = self._index()
+        return self._index
+
+    @property
+    def real(self) -> torch.Tensor:
+        """Bool[batch, tokens], false on padding."""
+        if not isinstance(self._real, torch.Tensor):
+            self._real = self._real()
+        return self._real
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        if self.prompt_length is not None and not isinstance(self._real, torch.Tensor):
+            return self.prompt_length.device
+        return self.real.device
+
+    def selects_all(self, rule: Rule) -> bool:
+        """Whether `rule` is known on the host to select every token here, without a look at a mask."""
+        return self.all_real and self.after_prompt and rule in ("all", "response")
 
     def mask(self, rule: Rule, device: torch.device | None = None) -> torch.Tensor:
         """Bool[batch, tokens]: the tokens that `rule` selects, padding never among them."""
-        device = device or self.index.device
-        return self.shared((rule, device), lambda: (_select(rule, self) & self.real).to(device))
+        device = device or self.real.device
+
+        def selected() -> torch.Tensor:
+            if self.after_prompt and rule in ("all", "response"):
+                return self.real
+            return _select(rule, self) & self.real
+
+        return self.shared((rule, device), lambda: selected().to(device))
 
     def shared(self, key: Hashable, compute: Callable[[], _T]) -> _T:
         """What `compute` gives, once for all the interventions that ask for `key` in this forward call."""
         if key not in self._shared:
             self._shared[key] = compute()
         return cast(_T, self._shared[key])
+
+    def shared_by_run(self, key: Hashable, compute: Callable[[], _T]) -> _T | None:
+        """What `compute` gives, once for all the calls of this run; None where each call stands alone."""
+        if self._run is None:
+            return None
+        if key not in self._run:
+            self._run[key] = compute()
+        return cast(_T, self._run[key])
 
 
 def from_table(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -129,7 +190,7 @@ def from_table(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 def _select(rule: Rule, tokens: Tokens) -> torch.Tensor:
     index = tokens.index
-    if isinstance(rule, Gated):
+    while isinstance(rule, Gated):
         if index.numel():
             raise ValueError(f"{rule.name}: where its gate is open is known only of what has been read")
         return _select(rule.rule, tokens)

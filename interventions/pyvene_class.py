@@ -2,7 +2,7 @@
 
 pyvene's classes swap, add or rotate in a source activation. Here the source is constant (a stored tensor) or
 what the runner read from another run, the class is applied to each token (and head) on its own, and the
-tokens that are not selected keep their activation.
+tokens that are not selected keep their activation. How it is made of a spec, `pyvene_declared` says.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import torch
 
 from subvene.interventions.base import ActivationIntervention, unpack
 from subvene.interventions.positions import Tokens
+from subvene.interventions.pyvene_declared import declared_class
 from subvene.interventions.pyvene_inner import make_inner
-from subvene.interventions.rotation import SIZES, parametrized, stored_state
-from subvene.interventions.tensors import Part, Sizes, TensorError, TensorTable, stored_name
-from subvene.specs import PyveneSpec, SourceRef, is_cell_key, parse_tensor_name
+from subvene.interventions.rotation import stored_state
+from subvene.interventions.tensors import Sizes, TensorError, TensorTable, stored_name
+from subvene.specs import PyveneSpec, is_cell_key
 
 # Classes that put the source's part of a space in the place of the base's: of equal vectors they change none.
 # Autoencoders and principal components give back their reconstruction.
@@ -28,17 +29,6 @@ _INTERCHANGES = frozenset(
         "BoundlessRotatedSpaceIntervention",
         "SigmoidMaskRotatedSpaceIntervention",
         "SigmoidMaskIntervention",
-    }
-)
-# Classes without parameters.
-_ANY_WIDTH = frozenset(
-    {
-        "ZeroIntervention",
-        "VanillaIntervention",
-        "AdditionIntervention",
-        "SubtractionIntervention",
-        "CollectIntervention",
-        "SkipIntervention",
     }
 )
 
@@ -64,46 +54,16 @@ class PyveneIntervention(ActivationIntervention):
 
     @classmethod
     def build(cls, spec: PyveneSpec, table: TensorTable, sizes: Sizes) -> list[tuple[str, int | None, Self]]:
-        part = _part_of(spec, sizes)
-        width, source = part.unit_width, None
-        if (constant := spec.constant) is not None:
-            if spec.site is not None and spec.layer is not None:
-                shape = (part.total(sizes.site_width(spec.site, spec.layer)),)
-                source = table.get(constant.key, spec.site, spec.layer, shape=shape)
-            else:
-                source = _by_key(table, constant.key)
-                # Only the source knows how wide a module named by its path is; other classes take any width.
-                width = len(source) if width is None else width
-        if width is None and spec.class_name not in _ANY_WIDTH:
-            width = sizes.module_width(str(spec.component))
-        options: dict[str, Any] = {
-            "class": spec.class_name,
-            "width": width,
-            "low_rank_dimension": spec.low_rank_dimension,
-            "latent_dim": spec.latent_dim,
-            "subspaces": spec.subspaces,
-            "subspace_partition": spec.subspace_partition,
-        }
-        # Only what departs from the whole tensor and a constant, so that older states read as they did.
-        if part.columns is not None:
-            options |= {"columns": part.columns, "unit": part.unit}
-        if isinstance(spec.source, SourceRef):
-            options["reads"] = spec.source.origin
-        state = {} if spec.state is None else _stored_state(table, spec)
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(spec.seed)
-                inner = make_inner(options, state)
-            if state:
-                state = parametrized(inner, state)
-                # Every parameter has to be there: one that is not would stay at its random beginning.
-                inner.load_state_dict(state | {n: t for n, t in inner.state_dict().items() if n in SIZES})
-        except (RuntimeError, ValueError) as error:
-            at = f"{table.origin}: {spec.state.key!r}" if spec.state is not None else spec.class_name
-            raise TensorError(f"{at} does not fit {spec.class_name}: {error}") from error
-        strength = torch.tensor(spec.strength)
-        edit = cls(inner, source, strength=strength, positions=spec.positions, options=options)
-        return [(part.site, None if part.site != spec.site else spec.layer, edit)]
+        declared = declared_class(spec, table, sizes)
+        edit = cls(
+            declared.inner,
+            declared.source,
+            strength=torch.tensor(spec.strength),
+            positions=spec.positions,
+            options=declared.options,
+        )
+        site = declared.part.site
+        return [(site, None if site != spec.site else spec.layer, edit)]
 
     def stored(self, key: str, site: str, layer: int | None) -> dict[str, torch.Tensor]:
         parameters = stored_state(self._made())
@@ -323,44 +283,3 @@ class PyveneIntervention(ActivationIntervention):
 
 def _is_by_row(subspaces: Any) -> bool:
     return subspaces is not None and not isinstance(subspaces[0], int)
-
-
-def _part_of(spec: PyveneSpec, sizes: Sizes) -> Part:
-    """The columns that a spec edits, and how wide its class is."""
-    if spec.site is not None and spec.layer is not None:
-        width = sizes.site_width(spec.site, spec.layer)
-        if spec.heads is None:
-            return Part(str(spec.site), width)
-        return Part.of_heads(str(spec.site), spec.heads, sizes.head_dim)
-    if spec.layer is not None:
-        return sizes.part(str(spec.component), spec.layer, spec.heads)
-    return Part(str(spec.component), None)
-
-
-def _by_key(table: TensorTable, key: str) -> torch.Tensor:
-    source = table.checked(key, None)
-    if source.ndim != 1:
-        raise TensorError(f"{table.origin}: tensor {key!r} has shape {list(source.shape)}, expected [width]")
-    return source
-
-
-def _stored_state(table: TensorTable, spec: PyveneSpec) -> dict[str, torch.Tensor]:
-    """The stored parameters `{key}.{parameter}` of a pyvene class, without its sizes."""
-    key = "" if spec.state is None else spec.state.key
-    made_for = parse_tensor_name(key)
-    if made_for is not None and (made_for.site, made_for.layer) != (spec.site, spec.layer):
-        raise TensorError(
-            f"{table.origin}: state {key!r} was made for {made_for.site}[{made_for.layer}], and the spec "
-            f"puts it at {spec.site or spec.component}[{spec.layer}]; name the same site and layer, or refit"
-        )
-    prefix = f"{key}."
-    state = {}
-    for name, tensor in table.tensors.items():
-        # `key` may also be that of the source, which is named by site and layer.
-        own = name.startswith(prefix) and parse_tensor_name(name) is None
-        if own and (parameter := name.removeprefix(prefix)) not in SIZES:
-            # Boundless subspaces keep their population as integers.
-            state[parameter] = table.checked(name, None) if tensor.is_floating_point() else tensor.clone()
-    if not state:
-        raise TensorError(f"{table.origin}: no parameters stored as {prefix}<parameter>")
-    return state

@@ -79,6 +79,9 @@ class SteeringIntervention(ActivationIntervention):
             return self.vector
         return unit(self.vector) * self.length
 
+    def constant_delta(self) -> torch.Tensor | None:
+        return None if self.preserves_norm else self.delta(self.vector)
+
     def edit(self, h: torch.Tensor, scale: torch.Tensor, **context: Any) -> torch.Tensor:
         moved = super().edit(h, scale, **context)
         if not self.preserves_norm:

@@ -143,10 +143,22 @@ class TensorTable:
         self.tensors = dict(tensors)
         self.origin = origin
 
-    def layers(self, key: str, site: str) -> list[int]:
-        """The layers for which `key` is stored at `site`, ascending."""
+    def layers(self, key: str, site: str, part: str | None = None) -> list[int]:
+        """The layers for which `key` (or a part of it) is stored at `site`, ascending."""
         parsed = (parse_tensor_name(name) for name in self.tensors)
-        return sorted({p[2] for p in parsed if p and p[0] == key and p[1] == site and p[3] is None})
+        return sorted({p[2] for p in parsed if p and p[0] == key and p[1] == site and p[3] == part})
+
+    def one_or_all(self, layer: int | None, key: str, site: str, part: str | None = None) -> list[int]:
+        """The layer that a spec names, or all for which `key` is stored.
+
+        Raises:
+            TensorError: the spec names none, and none is stored.
+        """
+        found = self.layers(key, site, part) if layer is None else [layer]
+        if not found:
+            what = "nothing" if part is None else f"no {part}"
+            raise TensorError(f"{self.origin}: {what} under the key {key!r} at the site {site}")
+        return found
 
     def find(self, key: str, site: Site, layer: int, part: str | None = None) -> str | None:
         """The name under which a tensor of `key` is stored: in full, or the plain key; None if it is not."""
@@ -216,7 +228,7 @@ class InventedTable(TensorTable):
     def __init__(self) -> None:
         super().__init__({}, "the examples")
 
-    def layers(self, key: str, site: str) -> list[int]:
+    def layers(self, key: str, site: str, part: str | None = None) -> list[int]:
         return [0, 1]
 
     def find(self, key: str, site: Site, layer: int, part: str | None = None) -> str | None:

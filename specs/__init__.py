@@ -72,6 +72,8 @@ if TYPE_CHECKING:
     )
     from subvene.specs.preferences import TriplesSpec, TruthfulPairsSpec
     from subvene.specs.recipes import (
+        AffineMapSpec,
+        AngularSpec,
         AnyRecipe,
         CastSpec,
         DASSpec,
@@ -83,6 +85,7 @@ if TYPE_CHECKING:
         PCASpec,
         PersonaSpec,
         RandomDirectionSpec,
+        RefusalSpec,
     )
     from subvene.specs.sampling import SamplingSpec
     from subvene.specs.schema import json_schema
@@ -92,6 +95,8 @@ __all__ = [
     "CORE_SITES",
     "SHIPPED_TRAITS",
     "SITES",
+    "AffineMapSpec",
+    "AngularSpec",
     "AnyEvaluation",
     "AnyIntervention",
     "AnyJudge",
@@ -141,6 +146,7 @@ __all__ = [
     "QuestionsSpec",
     "RandomDirectionSpec",
     "ReferenceJudgeSpec",
+    "RefusalSpec",
     "SamplesSpec",
     "SamplingSpec",
     "Site",
@@ -233,6 +239,8 @@ _LATER = {
             "TruthfulPairsSpec",
         ),
         "recipes": (
+            "AffineMapSpec",
+            "AngularSpec",
             "AnyRecipe",
             "CastSpec",
             "DASSpec",
@@ -244,6 +252,7 @@ _LATER = {
             "PCASpec",
             "PersonaSpec",
             "RandomDirectionSpec",
+            "RefusalSpec",
         ),
         "sampling": ("SamplingSpec",),
         "schema": ("json_schema",),

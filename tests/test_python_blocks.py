@@ -35,6 +35,7 @@ INSTEAD = {
     r'"(Qwen/[\w.-]+|package:[\w/.-]+)"': '"model"',
     r"layer=\d+": "layer=1",
     r"layers=\(19,\)": "layers=(1,)",
+    r"layers=\[12, 16\]": "layers=[0, 1]",
     r"\[18\]": "[1]",
     r"max_new_tokens=\d+": "max_new_tokens=4",
     r"prompt_lengths=\[12, 9\]": "prompt_lengths=[2, 2]",
@@ -132,6 +133,7 @@ def _steered() -> dict[str, Any]:
 
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/divergence.md": _loaded,
+    "docs/experiments.md": _loaded,
     "docs/positions.md": _loaded,
     "docs/spec.md": _steered,
 }

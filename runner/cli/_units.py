@@ -42,6 +42,9 @@ class UnitStory:
         """What `run_experiment` calls."""
         if what == "planned":
             self._planned(value)
+        elif what == "power":
+            for line in value:
+                self.errors.print(line, markup=False, highlight=False)
         elif what == "unit":
             self._unit(value)
         elif what == "lost":

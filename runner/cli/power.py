@@ -38,15 +38,16 @@ def power(
     if sd <= 0 or not 0 < alpha / rows < at < 1:
         raise typer.BadParameter("expected --sd above 0 and 0 < --alpha < --power < 1")
     with results(as_json) as emit:
-        from subvene.runner.files.power import detectable_difference, smallest_p
+        from subvene.runner.files.power import Power
 
-        ranks = {n: smallest_p(n) for n in draws}
-        gaps = {n: detectable_difference(n, sd, alpha=alpha / rows, power=at) for n in questions}
+        found = Power.of(draws, questions, sd=sd, alpha=alpha / rows, power=at)
         if as_json:
             emit(
                 {
-                    "draws": [{"draws": n, "smallest_p": p} for n, p in ranks.items()],
-                    "questions": [{"questions": n, "detectable_difference": d} for n, d in gaps.items()],
+                    "draws": [{"draws": n, "smallest_p": p} for n, p in found.draws.items()],
+                    "questions": [
+                        {"questions": n, "detectable_difference": d} for n, d in found.questions.items()
+                    ],
                     "sd": sd,
                     "alpha": alpha / rows,
                     "power": at,
@@ -54,8 +55,5 @@ def power(
             )
             return
     console = out()
-    for n, p in ranks.items():
-        note = f"  (no set can reach {alpha:g})" if p > alpha else ""
-        console.print(f"{n:>5} draws      smallest p of a rank     {p:.4f}{note}", markup=False)
-    for n, gap in gaps.items():
-        console.print(f"{n:>5} questions  detectable difference    {gap:.4f}", markup=False)
+    for line in found.lines():
+        console.print(line, markup=False)

@@ -1,4 +1,4 @@
-"""An edit at work: the hook that one intervention has at its module while a run is under way."""
+"""A run at work: the hook that an intervention has at its module, and those that follow the model's calls."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from subvene.interventions.positions import is_within_prompt
+from subvene.runner.edits.forward_call import ForwardCall
 from subvene.runner.edits.hooks import as_batch, is_half_registered, take_input, take_output
 from subvene.runner.edits.positions import PositionError
-from subvene.runner.edits.refusals import is_in_backward
-from subvene.runner.edits.runs import Attachment
+from subvene.runner.edits.refusals import is_in_backward, refuse_foreign_call, refuse_second_call
+from subvene.runner.edits.runs import Attachment, Run
+from subvene.runner.edits.scopes import innermost
 
 _PRE_HOOK = "register_forward_pre_hook"
 
@@ -88,6 +90,33 @@ def attach_edit(
         return put_back(edited.view_as(found))
 
     return register(hook, with_kwargs=True)
+
+
+def observe_calls(intervenable: Any, attachment: Attachment, run: Run) -> None:
+    """Follow the calls of the whole model while `attachment` stands."""
+    scope = attachment.scope
+
+    def before(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
+        here = innermost(intervenable.model)
+        if is_half_registered(kwargs) or model is not intervenable.model:
+            return  # a copy of the model may have our hooks on it
+        if here is scope:
+            refuse_second_call(run)
+            call = ForwardCall.made(model, args, **kwargs)
+            run.tracker.observe(call)
+            intervenable.before_call(run, call)
+        elif here is None and scope.is_driven:
+            refuse_foreign_call(run.tracker, ForwardCall.of(**kwargs))
+
+    def after(model: torch.nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        if is_half_registered(kwargs):
+            return
+        if model is intervenable.model and innermost(intervenable.model) is scope:
+            intervenable.after_call(run, ForwardCall.made(model, args, **kwargs), output)
+
+    attachment.handles.append(intervenable.model.register_forward_pre_hook(before, with_kwargs=True))
+    handle = intervenable.model.register_forward_hook(after, with_kwargs=True, always_call=True)
+    attachment.handles.append(handle)
 
 
 def graded(

@@ -142,7 +142,7 @@ def _constant(edit: ActivationIntervention) -> torch.Tensor | None:
     if (affine := edit.affine()) is not None:
         return affine.d
     formula = edit.direction_formula()
-    return None if formula is None else formula.vector.double()
+    return None if formula is None else formula.vector.cpu().double()
 
 
 def _linear(edit: ActivationIntervention) -> _Linear | None:
@@ -152,7 +152,7 @@ def _linear(edit: ActivationIntervention) -> _Linear | None:
     formula = edit.direction_formula()
     if formula is None or formula.form != "remove":
         return None
-    direction = formula.vector.double().unsqueeze(0)
+    direction = formula.vector.cpu().double().unsqueeze(0)
     return _Linear(direction, -direction)
 
 
@@ -236,7 +236,7 @@ def _two_linear(m: _Linear, n: _Linear) -> Verdict:
 
 
 def _cap_and_linear(cap: DirectionFormula, n: _Linear, strength: torch.Tensor) -> Verdict:
-    v = cap.vector.double()
+    v = cap.vector.cpu().double()
     read, written = n.transposed @ v, n @ v
     slack = TOLERANCE * n.norm()
     along = float(v @ written)
@@ -245,7 +245,7 @@ def _cap_and_linear(cap: DirectionFormula, n: _Linear, strength: torch.Tensor) -
     if abs(along) <= slack:
         return Verdict(True, "the other edit neither reads nor writes the capped direction")
     bounds = [cap.floor, cap.ceiling]
-    commute = all(_scales(bounds, 1.0 + t * along) for t in strength.double().reshape(-1).tolist() if t)
+    commute = all(_scales(bounds, 1.0 + t * along) for t in strength.cpu().double().reshape(-1).tolist() if t)
     return Verdict(commute, f"both act along one direction, bounds {bounds[0]:g} to {bounds[1]:g}")
 
 
@@ -264,12 +264,12 @@ def _scales(bounds: Sequence[float], factor: float) -> bool:
 def _two_caps(
     one: DirectionFormula, other: DirectionFormula, strength: torch.Tensor, others_strength: torch.Tensor
 ) -> Verdict:
-    cosine = _cosine(one.vector.double(), other.vector)
+    cosine = _cosine(one.vector.cpu().double(), other.vector)
     if abs(cosine) <= TOLERANCE:
         return Verdict(True, "the capped directions are orthogonal")
     if abs(cosine) < 1 - TOLERANCE:
         return Verdict(False, f"cosine of the capped directions: {cosine:.3g}; it would have to be 0")
-    rows = torch.broadcast_tensors(strength.double(), others_strength.double())
+    rows = torch.broadcast_tensors(strength.cpu().double(), others_strength.cpu().double())
     strengths = zip(*(row.reshape(-1).tolist() for row in rows), strict=True)
     bounds, first = (other.floor, other.ceiling), (one.floor, one.ceiling)
     second = bounds if cosine > 0 else (-bounds[1], -bounds[0])
@@ -305,6 +305,6 @@ def _interval(bounds: tuple[float, float]) -> str:
 
 
 def _cosine(u: torch.Tensor, v: torch.Tensor) -> float:
-    v = v.detach().double().reshape(-1)
+    v = v.detach().cpu().double().reshape(-1)
     scale = float(u.norm() * v.norm())
     return float(u @ v) / scale if scale else 0.0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from subvene.interventions import Tokens
 from subvene.runner.edits.forward_call import ForwardCall
 from subvene.runner.edits.not_finite import ADVICE, ADVICE_OF_MODEL, NotFiniteError, rows_in_words
 from subvene.runner.edits.positions import TokenTracker
@@ -40,12 +41,20 @@ _REPEATABLE = {
 
 @dataclass(frozen=True)
 class _Call:
-    """One forward call: its first slot, its tokens, and which of its real tokens have logits that are bad."""
+    """One forward call.
 
-    start: int
+    Attributes:
+        tokens: where its tokens stand.
+        ids: Long[rows, tokens]; None where it was given embeddings.
+        largest: the largest logit of each token that has logits, [rows, some tokens], or of each row, [rows];
+            None where there is none.
+        where: which tokens those of [rows, some tokens] are; None where that cannot be told.
+    """
+
+    tokens: Tokens
     ids: torch.Tensor | None
-    real: torch.Tensor
-    bad: torch.Tensor
+    largest: torch.Tensor | None
+    where: Any
 
 
 class FiniteWatch:
@@ -53,12 +62,18 @@ class FiniteWatch:
 
     Args:
         tracker: says where the tokens of each call stand.
+
+    Attributes:
+        clears: whether logits that are not finite are made 0 at once in a generation. Sampling from NaN
+            raises an error of its own, and on an accelerator ends the process; taking the largest does not
+            mind.
     """
 
     def __init__(self, tracker: TokenTracker) -> None:
         self._tracker = tracker
         self._calls: list[_Call] = []
         self._is_repeatable = True
+        self.clears = True
 
     def observe(self, call: ForwardCall, output: Any) -> None:
         """Look at what a call of the whole model has given."""
@@ -67,21 +82,15 @@ class FiniteWatch:
             return
         if call.given - _REPEATABLE:
             self._is_repeatable = False
-        found = _last_tensor(output)
-        bad = torch.zeros_like(tokens.real)
+        found, largest, where = _last_tensor(output), None, None
         if found is not None:
             # The largest is enough: it is NaN if any is, and −inf alone is a token that is ruled out.
             largest = found.detach().amax(-1)
-            is_bad = ~torch.isfinite(largest)
-            if self._tracker.generating and not found.requires_grad:
-                # Sampling from NaN raises an error of its own, and on an accelerator ends the process.
-                found.masked_fill_(is_bad.unsqueeze(-1), 0.0)
-            is_bad = is_bad.to(bad.device)
-            if is_bad.ndim == 1:  # a classifier's, of each row as a whole
-                bad = is_bad.unsqueeze(1) & tokens.real
-            elif (where := _columns(call.logits_to_keep, bad.shape[1], is_bad.shape[1])) is not None:
-                bad[:, where] = is_bad & tokens.real[:, where]
-        self._calls.append(_Call(tokens.start, call.input_ids, tokens.real, bad))
+            if self.clears and self._tracker.generating and not found.requires_grad:
+                found.masked_fill_((largest - largest != 0).unsqueeze(-1), 0.0)
+            if largest.ndim > 1:
+                where = _columns(call.logits_to_keep, tokens.shape[1], largest.shape[1])
+        self._calls.append(_Call(tokens, call.input_ids, largest, where))
 
     def check(
         self,
@@ -102,7 +111,7 @@ class FiniteWatch:
         if not self._calls:
             return
         real, bad, ids = self._columns(recorder.end)
-        first = self._calls[0].start
+        first = self._calls[0].tokens.start
         nothing = torch.zeros_like(bad)
         places: list[_Place] = []
         for name, keys, sites, _ in entries:
@@ -133,24 +142,28 @@ class FiniteWatch:
     def _columns(self, slots: int | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Of every slot, as the last call that passed it saw it: real, bad [rows, slots], and the ids."""
         chosen: list[int] = []
-        first, count = self._calls[0].start, 0
+        first, count = self._calls[0].tokens.start, 0
         for call in self._calls:
             # What an earlier call had seen from here on (rejected drafts, a pass without cache) is replaced.
-            del chosen[max(call.start - first, 0) :]
-            chosen += range(count, count + call.real.shape[1])
-            count += call.real.shape[1]
+            del chosen[max(call.tokens.start - first, 0) :]
+            chosen += range(count, count + call.tokens.shape[1])
+            count += call.tokens.shape[1]
         if slots is not None:
             del chosen[max(slots - first, 0) :]
         which = torch.tensor(chosen, dtype=torch.long)
-
-        def joined(parts: list[torch.Tensor]) -> torch.Tensor:
-            return torch.cat([part.cpu() for part in parts], 1)[:, which]
-
         ids = [call.ids for call in self._calls if call.ids is not None]
+        every = torch.ones(1, 1, dtype=torch.bool)
+        seen = _on_cpu([None if call.tokens.all_real else call.tokens.real for call in self._calls])
+        real = [
+            every.expand(call.tokens.shape) if one is None else one
+            for call, one in zip(self._calls, seen, strict=True)
+        ]
+        largest = _on_cpu([call.largest for call in self._calls], lambda flat: ~torch.isfinite(flat))
+        bad = [_bad(*one) for one in zip(self._calls, largest, real, strict=True)]
         return (
-            joined([call.real for call in self._calls]),
-            joined([call.bad for call in self._calls]),
-            joined(ids) if len(ids) == len(self._calls) else None,
+            torch.cat(real, 1)[:, which],
+            torch.cat(bad, 1)[:, which],
+            torch.cat(ids, 1).cpu()[:, which] if len(ids) == len(self._calls) else None,
         )
 
     def _index(self, first: int, real: torch.Tensor) -> torch.Tensor:
@@ -278,6 +291,34 @@ def _run(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> Any:
         places["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
     with torch.no_grad():
         return model(input_ids=ids.to(model.device), attention_mask=mask, use_cache=False, **places)
+
+
+def _on_cpu(
+    tensors: Sequence[torch.Tensor | None],
+    of_each: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+) -> list[torch.Tensor | None]:
+    """`of_each` of the numbers of these tensors, brought there in one piece."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    if not given:
+        return list(tensors)
+    flat = of_each(torch.cat([tensor.reshape(-1) for tensor in given]).cpu())
+    parts = iter(flat.split([tensor.numel() for tensor in given]))
+    return [None if tensor is None else next(parts).view(tensor.shape) for tensor in tensors]
+
+
+def _bad(call: _Call, not_finite: torch.Tensor | None, real: torch.Tensor) -> torch.Tensor:
+    """Bool[rows, tokens], the real tokens whose logits are not finite."""
+    if not_finite is not None and call.tokens.all_real and not_finite.shape == real.shape:
+        return not_finite
+    bad = torch.zeros_like(real)
+    if not_finite is None:
+        return bad
+    if not_finite.ndim == 1:  # a classifier's, of each row as a whole
+        return not_finite.unsqueeze(1) & real
+    if call.where is not None:
+        where = call.where.cpu() if isinstance(call.where, torch.Tensor) else call.where
+        bad[:, where] = not_finite & real[:, where]
+    return bad
 
 
 def _columns(keep: Any, count: int, given: int) -> Any:

@@ -88,7 +88,7 @@ def as_batch(h: torch.Tensor, tokens: Tokens, key: str) -> torch.Tensor:
     Raises:
         PositionError: its rows and tokens are not those of the forward call; `key` says whose it is.
     """
-    batch, count = tokens.real.shape
+    batch, count = tokens.shape
     if h.ndim == 2 and h.shape[0] == batch * count:
         return h.view(batch, count, -1)
     if h.ndim != 3 or h.shape[:2] != (batch, count):

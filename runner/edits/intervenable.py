@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 
 from subvene.runner.edits import gates
-from subvene.runner.edits.acting import attach_edit
+from subvene.runner.edits.acting import attach_edit, observe_calls
 from subvene.runner.edits.cache_record import CacheRecord, record_of, refuse_unmasked
+from subvene.runner.edits.compiled_calls import compiled_decoding, may_compile, obstacle_to_compiling
 from subvene.runner.edits.copying import NotPickled
 from subvene.runner.edits.eager import eagerly
 from subvene.runner.edits.edit_names import EditNames
 from subvene.runner.edits.finite_watch import FiniteWatch
 from subvene.runner.edits.forward_call import ForwardCall, cache_in
 from subvene.runner.edits.generation_inputs import with_mask
-from subvene.runner.edits.hooks import is_half_registered
 from subvene.runner.edits.outcomes import Outcome, Outcomes
 from subvene.runner.edits.own_calls import OwnCalls, has_other_loop
 from subvene.runner.edits.positions import PositionError, TokenTracker, mask_of, prompt_lengths_of
@@ -34,10 +35,8 @@ from subvene.runner.edits.recorder import Recorder
 from subvene.runner.edits.refusals import (
     refuse_changed_places,
     refuse_compiled,
-    refuse_foreign_call,
     refuse_generation,
     refuse_recomputation,
-    refuse_second_call,
     refuse_undecidable,
 )
 from subvene.runner.edits.runs import Attachment, Entry, Run
@@ -147,6 +146,7 @@ class IntervenableModel(NotPickled, StockRuns):
             generating=True,
             end_ids=ends,
             is_sequential=not (drafts(settings) or is_looped_otherwise),
+            stops_when_ended=not settings.given("stopping_criteria"),
         )
         given = 0 if base.get("input_ids") is None else inputs.shape[1]
         # Without an end token transformers fills nothing up: finished rows are generated further.
@@ -154,13 +154,17 @@ class IntervenableModel(NotPickled, StockRuns):
             (lambda rows, length: tracker.ended(rows, tracker.slots + length - given)) if ends else None
         )
         guard_callbacks(settings, kwargs, lambda: plain(self.model), on_ended)
-        # A compiled decode step would have been traced without our hooks, or would keep them for ever.
-        kwargs["disable_compile"] = True
+        compiles = may_compile(self, settings, obstacle_to_compiling(settings, inside))
+        if not compiles:
+            # A step compiled by transformers would have been traced without our hooks, or keep them for ever.
+            kwargs["disable_compile"] = True
         fed = SourceRuns(self, tracker, about, strengths).feed(call)
         with self.running(tracker, strengths, must_act=must_act, edits=True, inside=inside, fed=fed) as run:
+            run.watch.clears = beams or is_looped_otherwise or bool(settings["do_sample"] or drafts(settings))
             if is_looped_otherwise:
                 run.own_calls = OwnCalls(base, kwargs.get("past_key_values"), mask.shape[1])
-            output = self.model.generate(**base, **kwargs)
+            with compiled_decoding(self, run.attachment) if compiles and run.attachment else nullcontext():
+                output = self.model.generate(**base, **kwargs)
             sequences = output if isinstance(output, torch.Tensor) else getattr(output, "sequences", None)
             if run.own_calls is not None:
                 run.own_calls.check_output(sequences)
@@ -233,9 +237,10 @@ class IntervenableModel(NotPickled, StockRuns):
         attachment = Attachment(Scope(self.model, self, is_run=True, is_driven=is_driven), run)
         try:
             with entered(attachment.scope):
-                self._observe(attachment, run)
+                observe_calls(self, attachment, run)
                 if edits:
                     self.attach(attachment)
+                    run.attachment = attachment
                 yield run
             if tracker.error is not None:
                 raise tracker.error
@@ -262,7 +267,7 @@ class IntervenableModel(NotPickled, StockRuns):
             refuse_undecidable(key, self.interventions[key].positions, tracker)
             refuse_unfed(key, self.declared, fed)
         in_force = strengths_in_force(self.entries, self.interventions, strengths, tracker.real.shape[0])
-        recorder = Recorder(in_force, tracker.slots + 64 * tracker.generating, fed.feeds)
+        recorder = Recorder(in_force, fed.feeds)
         openings = gates.openings_of(entries, self.interventions, fed, tracker)
         return Run(
             tracker, recorder, in_force, FiniteWatch(tracker), entries=entries, fed=fed, openings=openings
@@ -354,32 +359,6 @@ class IntervenableModel(NotPickled, StockRuns):
             run.caches[id(cache)] = cache
             if run.own_calls is not None:
                 run.own_calls.hold(cache)
-
-    def _observe(self, attachment: Attachment, run: Run) -> None:
-        """Follow the calls of the whole model."""
-        scope = attachment.scope
-
-        def before(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
-            here = innermost(self.model)
-            if is_half_registered(kwargs) or model is not self.model:
-                return  # a copy of the model may have our hooks on it
-            if here is scope:
-                refuse_second_call(run)
-                call = ForwardCall.made(model, args, **kwargs)
-                run.tracker.observe(call)
-                self.before_call(run, call)
-            elif here is None and scope.is_driven:
-                refuse_foreign_call(run.tracker, ForwardCall.of(**kwargs))
-
-        def after(model: torch.nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
-            if is_half_registered(kwargs):
-                return
-            if model is self.model and innermost(self.model) is scope:
-                self.after_call(run, ForwardCall.made(model, args, **kwargs), output)
-
-        attachment.handles.append(self.model.register_forward_pre_hook(before, with_kwargs=True))
-        handle = self.model.register_forward_hook(after, with_kwargs=True, always_call=True)
-        attachment.handles.append(handle)
 
     def attach(self, attachment: Attachment) -> None:
         """Attach every edit that acts in `attachment.run` (of the base, where that has not begun)."""

@@ -6,7 +6,8 @@ forward call carries to decide what they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,6 +103,7 @@ class TokenTracker:
         end_ids: token ids that end a generated row: they and what follows them decide nothing, so they count
             as padding, as if the row had been generated alone. What ends rows otherwise is told to `ended`.
         is_sequential: each call begins where the last one ended: no drafts that may be taken back.
+        stops_when_ended: no call follows once every row has ended by `end_ids`.
 
     Attributes:
         tables: Bool[rows, positions] of the rules that only the rows' texts and sources decide.
@@ -117,6 +119,7 @@ class TokenTracker:
         generating: bool,
         end_ids: Iterable[int] = (),
         is_sequential: bool = False,
+        stops_when_ended: bool = False,
     ) -> None:
         if attention_mask.ndim != 2:
             raise PositionError(
@@ -125,7 +128,7 @@ class TokenTracker:
         mask = attention_mask.bool()
         self.slots = mask.shape[1]
         self.generating = generating
-        self.is_sequential = is_sequential
+        self.is_sequential, self._stops_when_ended = is_sequential, stops_when_ended
         self.real = mask
         self.index = mask.long().cumsum(1) - 1
         self.length = mask.sum(1)
@@ -133,13 +136,21 @@ class TokenTracker:
         ends = sorted(set(end_ids))
         self._ends = torch.tensor(ends, device=mask.device) if ends else None
         self._end_slot: torch.Tensor | None = None
+        # Bool[batch, 1], the rows that `end_ids` have ended, where no call can go back.
+        self._ended: torch.Tensor | None = None
         self._ended_slot: torch.Tensor | None = None
         # Of each cache that a call of this run was given, how many slots have gone into it.
         self._filled: dict[int, tuple[Any, int]] = {}
         self._end = 0
         self.tables: dict[Rule, torch.Tensor] = {}
+        self._shared: dict[Hashable, Any] = {}
         self.current: Tokens | None = None
         self.error: SubveneError | None = None
+
+    @property
+    def is_behind_the_input(self) -> bool:
+        """Whether the next call of a sequential generation begins behind what the run was given."""
+        return self.generating and self.is_sequential and self._end >= self.slots
 
     def observe(self, call: ForwardCall) -> None:
         """Read a call's extent from its inputs and cache, before it is made."""
@@ -219,29 +230,52 @@ class TokenTracker:
         end = start + count
         if end > self.slots and not self.generating:
             raise PositionError(f"a forward call reaches slot {end} of a sequence of {self.slots}")
-        index, real = self.index[:, start:end], self.real[:, start:end]
-        if end > self.slots:
-            first = max(start, self.slots)
-            ahead = torch.arange(first - self.slots, end - self.slots, device=self.index.device)
-            index = torch.cat([index, self.length.unsqueeze(1) + ahead], 1)
-            real = torch.cat([real, real.new_ones(rows, end - first)], 1)
-        tables = self.tables
-        prompt, length = self.prompt_lengths, None if self.generating else self.length
+        tables, prompt = self.tables, self.prompt_lengths
         if repeat > 1:
-            index, real = index.repeat_interleave(repeat, 0), real.repeat_interleave(repeat, 0)
             prompt = None if prompt is None else prompt.repeat_interleave(repeat)
             tables = {rule: table.repeat_interleave(repeat, 0) for rule, table in tables.items()}
-        if self.generating and ids is not None:
-            real = real & self._unfinished(start, ids)
+        all_real = self.generating and start >= self.slots and (ids is None or self._none_has_ended(batch))
+        index: torch.Tensor | Callable[[], torch.Tensor] = partial(self._index_of, start, end, repeat)
+        real: torch.Tensor | Callable[[], torch.Tensor] = partial(self._real_of, start, end, repeat)
+        if not self.generating:
+            index, real = index(), real()  # now, since `extend` may come before somebody asks
+        if self.generating and ids is not None and not all_real and end > self.slots:
+            # Now, since it depends on what the calls before it have seen.
+            unfinished = self._unfinished(start, ids)
+            real = unfinished if start >= self.slots else self._real_of(start, end, repeat) & unfinished
         return Tokens(
             index=index,
             real=real,
             prompt_length=prompt,
-            length=length,
+            length=None if self.generating else self.length,
             after_prompt=self.generating and start >= self.slots,
             start=start,
             tables=tables,
+            shape=(batch, count),
+            all_real=all_real,
+            run=self._shared,
         )
+
+    def _index_of(self, start: int, end: int, repeat: int) -> torch.Tensor:
+        """Positions of slots of each row, [rows × repeat, tokens]: those of the input, and what follows."""
+        index = self.index[:, start:end]
+        if end > self.slots:
+            ahead = torch.arange(max(start - self.slots, 0), end - self.slots, device=index.device)
+            index = torch.cat([index, self.length.unsqueeze(1) + ahead], 1)
+        return index.repeat_interleave(repeat, 0) if repeat > 1 else index
+
+    def _real_of(self, start: int, end: int, repeat: int) -> torch.Tensor:
+        """Bool[rows × repeat, tokens], slots that hold tokens of the text; those that follow the input do."""
+        real = self.real[:, start:end]
+        if end > self.slots:
+            real = torch.cat([real, real.new_ones(len(real), end - max(start, self.slots))], 1)
+        return real.repeat_interleave(repeat, 0) if repeat > 1 else real
+
+    def _none_has_ended(self, batch: int) -> bool:
+        """Whether it is known on the host that no row has ended."""
+        if batch == 1 and self.is_sequential and self._stops_when_ended:
+            return True  # or there would be no call
+        return self._ends is None and self._ended_slot is None
 
     def _unfinished(self, start: int, ids: torch.Tensor) -> torch.Tensor:
         """Bool[batch, tokens], false from a row's end on.
@@ -249,6 +283,8 @@ class TokenTracker:
         The slot of each row's end is kept rather than a flag, so that a call which goes back (a rejected
         draft, a pass without cache) overwrites what an earlier one saw.
         """
+        if self.is_sequential and start >= self.slots and ids.shape[1] == 1:
+            return self._going_on(start, ids)
         slot = torch.arange(start, start + ids.shape[1], device=ids.device).unsqueeze(0)
         generated = slot >= self.slots
         filling = torch.zeros_like(ids, dtype=torch.bool)
@@ -262,6 +298,17 @@ class TokenTracker:
             self._end_slot = ended
             filling = filling | (slot >= ended.unsqueeze(1))
         return ~filling
+
+    def _going_on(self, start: int, ids: torch.Tensor) -> torch.Tensor:
+        """The same for one token a row, where no call goes back."""
+        if self._ends is not None:
+            ended = torch.isin(ids, self._ends)
+            self._ended = ended if self._ended is None else self._ended | ended
+        ended = self._ended
+        if self._ended_slot is not None:
+            otherwise = (self._ended_slot <= start).unsqueeze(1)
+            ended = otherwise if ended is None else ended | otherwise
+        return torch.ones_like(ids, dtype=torch.bool) if ended is None else ~ended
 
     def refuse_packed(self, call: ForwardCall, start: int) -> None:
         """Raise `PositionError` if a call packs several requests into a row."""

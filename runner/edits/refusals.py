@@ -87,10 +87,6 @@ def refuse_generation(settings: Settings) -> None:
     guided = "UnbatchedClassifierFreeGuidanceLogitsProcessor"
     if any(type(processor).__name__ == guided for processor in settings.given("logits_processor") or []):
         raise PositionError(f"{guided} calls the model on a second sequence; generate without it")
-    if settings.given("disable_compile") is False or settings.given("compile_config") is not None:
-        raise CompiledModelError(
-            "a compiled generate ignores hooks; leave out compile_config and disable_compile=False"
-        )
 
 
 class NoGenerationError(SubveneError):

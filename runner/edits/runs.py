@@ -47,6 +47,7 @@ class Run:
         is_in_call: whether a forward call of the whole model is under way.
         own_calls: tells the calls of the generation from others, where the loop is not transformers' own.
         first: slot at which the first call began; None before it.
+        attachment: its hooks, once they stand.
         entries: the declared interventions that act in it.
         fed: what the runs of its sources gave.
         openings: how far the gates of its interventions are open, by their names.
@@ -61,6 +62,7 @@ class Run:
     is_in_call: bool = False
     first: int | None = None
     own_calls: OwnCalls | None = None
+    attachment: Attachment | None = None
     entries: tuple[Entry, ...] = ()
     fed: Fed = field(default_factory=Fed)
     openings: dict[str, Openings] = field(default_factory=dict)

@@ -223,7 +223,7 @@ class WholeTensorModel(IntervenableModel):
                 run.edited[key] = selected + run.edited.get(key, torch.zeros_like(selected))
             strength = run.strengths[key]
             edited = edit(h, tokens=tokens, strength=strength, **context)
-            recorder = run.recorders.setdefault(key, Recorder({key: strength}, h.shape[1], run.feeds))
+            recorder = run.recorders.setdefault(key, Recorder({key: strength}, run.feeds))
             recorder.reached.add(key)
             recorder.record(key, edit.positions, h, edited, tokens)
             if feed is not None:
@@ -255,7 +255,7 @@ class WholeTensorModel(IntervenableModel):
         receipts: list[InterventionReceipt] = []
         for entry in self.entries:
             (key,) = entry.keys
-            recorder = run.recorders.get(key) or Recorder({key: run.strengths[key]}, 0, run.feeds)
+            recorder = run.recorders.get(key) or Recorder({key: run.strengths[key]}, run.feeds)
             receipts += recorder.finish([(entry.name, entry.keys, entry.sites, self.interventions[key])])
         return Receipt(tuple(receipts))
 

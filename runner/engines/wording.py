@@ -35,6 +35,8 @@ def held_for(m: IntervenedModel, artifacts: Mapping[str, Held], folder: Path, en
     """
     if any(isinstance(one.strength, tuple) for one in m.spec.interventions):
         raise EngineError(f"engine: {engine}: one strength a row is declared; a request has one")
+    if any(one.is_gated for one in m.spec.interventions):
+        raise EngineError(f"engine: {engine}: a gate is declared, of which engines give no receipt")
     what = does(m.spec, m.tensors, folder)
     if (held := artifacts.get(what["sha256"])) is None:
         names = ", ".join(one.name for one in artifacts.values()) or "none"

@@ -73,8 +73,9 @@ class Row:
 def rows(conditions: Iterable[Condition]) -> list[Row]:
     """Mean and standard deviation over seeds and folds, a row for each label as it first comes.
 
-    The mean weighs a fold by its questions, so that with one seed it is the mean over all questions; the
-    deviation is that of the cells, with n − 1 below the root.
+    The mean weighs a fold by its questions (of what a judge says, by its verdicts), so that with one seed it
+    is the mean over all questions; the deviation is that of the cells, with n − 1 below the root. True×Info
+    is the product of the two means of the row, which is what its interval is about, too.
     """
     table = []
     for label, cells in by_label(conditions).items():
@@ -83,8 +84,11 @@ def rows(conditions: Iterable[Condition]) -> list[Row]:
         metrics = {}
         for name in in_order(name for cell in cells for name in cell.metrics) if broken is None else ():
             measured = [cell for cell in cells if name in cell.metrics]
-            weights = [max(cell.counts.get("questions", 0), 1) for cell in measured]
+            weights = [_weight(cell, name) for cell in measured]
             metrics[name] = _over_cells([cell.metrics[name].mean for cell in measured], weights)
+        if {"true", "info", "true_info"} <= metrics.keys():
+            product = metrics["true"].mean * metrics["info"].mean
+            metrics["true_info"] = metrics["true_info"].model_copy(update={"mean": product})
         first, missing = cells[0], sum(cell.missing for cell in cells)
         table.append(Row(first.name, label, first.point, metrics, missing, broken))
     return table
@@ -109,6 +113,12 @@ def in_words(metric: Metric | None, digits: int = 3) -> str:
         return "–"
     mean = f"{metric.mean:.{digits}f}"
     return mean if metric.sd is None else f"{mean} ± {metric.sd:.{digits}f}"
+
+
+def _weight(cell: Condition, metric: str) -> int:
+    judged = metric in ("true", "info", "true_and_info")
+    questions = cell.counts.get("questions", 0)
+    return max((judged and cell.metrics[metric].n) or questions, 1)
 
 
 def _over_cells(values: Sequence[float], weights: Sequence[int]) -> Metric:

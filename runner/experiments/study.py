@@ -15,7 +15,8 @@ from subvene.runner.models.identity import Manifest
 from subvene.specs import ExperimentSpec
 
 Step = Callable[[str, Any], None]
-"""Called as things are done: ("planned", number of units), ("unit", what, and whether it was done before),
+"""Called as things are done: ("power", lines on what so many draws and questions can find), ("planned",
+number of units), ("unit", what, and whether it was done before),
 ("lost", a unit whose process ended and that is done again, and why), ("finished", results)."""
 
 

@@ -146,7 +146,8 @@ class Ledger:
             Waiting: another process does one of them (`leaving`).
         """
         keys = [digest(identity) for identity in identities]
-        missing = [i for i, key in enumerate(keys) if key not in self.results]
+        # A unit that stands there twice is done once.
+        missing = [i for i, key in enumerate(keys) if key not in self.results and key not in keys[:i]]
         if not missing:
             return []
         for i in missing:

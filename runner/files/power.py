@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 
 def smallest_p(draws: int) -> float:
@@ -37,3 +40,55 @@ def detectable_difference(n: int, sd: float, *, alpha: float = 0.05, power: floa
     while missing(most) < 0:
         most *= 1.3
     return sd * float(optimize.brentq(missing, 0.0, most))
+
+
+@dataclass(frozen=True)
+class Power:
+    """What so many draws and questions can find.
+
+    Attributes:
+        draws: number of draws → the smallest p of a rank among them.
+        questions: number of questions → the difference that they show.
+        sd: of the questions' paired differences, that this takes for granted.
+        alpha: level of the test.
+        power: chance to find the difference.
+    """
+
+    SD: ClassVar[float] = 0.5
+    """The standard deviation that is taken for granted unless another is said."""
+    POWER: ClassVar[float] = 0.8
+
+    draws: dict[int, float]
+    questions: dict[int, float]
+    sd: float
+    alpha: float
+    power: float
+
+    @classmethod
+    def of(
+        cls,
+        draws: Iterable[int],
+        questions: Iterable[int],
+        *,
+        sd: float = SD,
+        alpha: float = 0.05,
+        power: float = POWER,
+    ) -> Self:
+        """For these numbers of draws and questions."""
+        return cls(
+            {n: smallest_p(n) for n in draws},
+            {n: detectable_difference(n, sd, alpha=alpha, power=power) for n in questions},
+            sd,
+            alpha,
+            power,
+        )
+
+    def lines(self) -> list[str]:
+        """A table as text, a line for each number."""
+        found = []
+        for n, p in self.draws.items():
+            note = f"  (no set can reach {self.alpha:g})" if p > self.alpha else ""
+            found.append(f"{n:>5} draws      smallest p of a rank     {p:.4f}{note}")
+        for n, gap in self.questions.items():
+            found.append(f"{n:>5} questions  detectable difference    {gap:.4f}")
+        return found

@@ -113,13 +113,11 @@ class Calls(NotPickled):
             refuse_no_generation(self.model)
         if self.tokenizer is None:
             raise ValueError(
-                "generate needs a tokenizer for text; pass one to from_spec, or use generate_ids"
+                "generate needs a tokenizer for text: pass one to from_spec, or use generate_ids"
             )
         for name in ("input_ids", "inputs", "inputs_embeds", "attention_mask"):
             if name in kwargs:
-                raise TextError(
-                    f"generate takes texts, not {name}; token ids go to generate_ids(input_ids, mask)"
-                )
+                raise TextError(f"generate takes texts, not {name}: generate_ids(input_ids, mask) takes ids")
         options: Rendering = {"system": system, "chat": chat, "chat_template_kwargs": chat_template_kwargs}
         given = as_prompts(prompts)
         texts = [prompt_ids(self.tokenizer, prompt, **options) for prompt in given]

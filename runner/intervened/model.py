@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import transformers
@@ -22,6 +22,10 @@ from subvene.runner.models.chat_settings import refuse_overrides, with_chat
 from subvene.runner.models.loading import check_given, load_config, load_model, with_overrides
 from subvene.specs import InterventionSpec, ModelSpec, load_spec, spec_of
 from subvene.specs._nodes import Data
+
+if TYPE_CHECKING:
+    from subvene.runner.data.text import Messages
+    from subvene.runner.intervened.layer_sweep import LayerSweep
 
 
 class IntervenedModel(Calls):
@@ -238,6 +242,48 @@ class IntervenedModel(Calls):
         """
         self.model.eval()
         return self
+
+    def sweep(
+        self,
+        prompts: Sequence[str | Messages],
+        *,
+        layers: Sequence[int],
+        coefficients: Sequence[float],
+        contrasts: Sequence[tuple[str | Messages, str, str]] = (),
+        max_new_tokens: int = 32,
+        batch_size: int = 32,
+    ) -> LayerSweep:
+        """Answer prompts with the steering vector of each layer at each coefficient, all in shared batches.
+
+            m.sweep(["How are you?"], layers=[12, 16], coefficients=[0, 1, 2], contrasts=[(q, good, bad)])
+
+        Args:
+            prompts: users' turns, or conversations; answered with the likeliest tokens.
+            layers: 0-based; the model must hold a vector for each, as what a recipe fitted does.
+            coefficients: in the intervention's unit; 0 is the untouched model. Positions stay as declared.
+            contrasts: (prompt, positive answer, negative answer), by whose log-probabilities `choose()`
+                chooses; those that chose are no test of what was chosen.
+            max_new_tokens: of each answer.
+            batch_size: rows at a time.
+
+        Returns:
+            The sweep: cells with answers and preferences, `to_pandas()`, `choose()`, `at(layer, c)`, and a
+            heat map in notebooks. A point at which the model is no longer finite says so and has no numbers.
+
+        Raises:
+            SubveneError: the model has not just one steering intervention, or no vector at a layer.
+        """
+        from subvene.runner.intervened.layer_sweep import sweep
+
+        return sweep(
+            self,
+            prompts,
+            layers=layers,
+            coefficients=coefficients,
+            contrasts=contrasts,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+        )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write the artifact: spec, tensors, fingerprint, model card, and pyvene's own files; atomically.

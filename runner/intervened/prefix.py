@@ -23,6 +23,7 @@ from subvene.runner.edits.forward_call import ForwardCall
 from subvene.runner.edits.gates import why_gated
 from subvene.runner.edits.not_finite import check_finite
 from subvene.runner.edits.receipt import Receipt, check_together
+from subvene.runner.edits.strengths import Strength
 from subvene.runner.files.progress import track
 from subvene.runner.intervened.acting import acting
 from subvene.runner.intervened.model import IntervenedModel
@@ -105,8 +106,11 @@ class SharedPrefix:
         self.receipt: Receipt | None = None
         device = m.model.device
         cache = DynamicCache()
-        rows, in_force = 1, strengths
-        if strengths is not None and not isinstance(strengths, Mapping):
+        rows = 1
+        in_force: Mapping[str, Strength] | None
+        if strengths is None or isinstance(strengths, Mapping):
+            in_force = strengths
+        else:
             rows, in_force = len(strengths), by_row(strengths, range(len(strengths)))
         base = {
             "input_ids": torch.tensor([list(ids)] * rows, device=device),

@@ -99,7 +99,7 @@ def explained_variance(differences: torch.Tensor) -> float | None:
         raise SubveneError(
             f"explained variance: expected differences [pairs, width], found {list(differences.shape)}"
         )
-    exact = differences.to(torch.float64)
+    exact = _wide(differences)
     if not bool(torch.isfinite(exact).all()):
         raise SubveneError("explained variance: a difference has NaN or infinity; check the activations")
     # Scaled, so that neither tiny nor huge activations leave float64 when squared.
@@ -132,9 +132,13 @@ def explained_variance_by_layer(positive: torch.Tensor, negative: torch.Tensor) 
             f"[pairs, layers, width], found {list(positive.shape)} and {list(negative.shape)}"
         )
     return [
-        explained_variance(positive[:, i].to(torch.float64) - negative[:, i].to(torch.float64))
-        for i in range(positive.shape[1])
+        explained_variance(_wide(positive[:, i]) - _wide(negative[:, i])) for i in range(positive.shape[1])
     ]
+
+
+def _wide(values: torch.Tensor) -> torch.Tensor:
+    """In float64, on the CPU: not every device has it."""
+    return values.to("cpu", torch.float64)
 
 
 def _cosine(value: float, defined: bool) -> float | None:
@@ -154,7 +158,7 @@ def _cosines(units: torch.Tensor, defined: Sequence[bool]) -> Matrix:
 
 
 def _stack(by_layer: Mapping[int, torch.Tensor], layers: Iterable[int]) -> torch.Tensor:
-    return torch.stack([by_layer[layer].detach().to("cpu", torch.float64) for layer in layers])
+    return torch.stack([_wide(by_layer[layer].detach()) for layer in layers])
 
 
 def _check(vectors: Vectors, layer: int, explained: Mapping[str, Sequence[float | None]]) -> list[int]:

@@ -6,9 +6,10 @@ import functools
 import hashlib
 import importlib.util
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar, cast
 
 import torch
 import transformers
@@ -43,6 +44,17 @@ class ModelError(SubveneError):
     """The model that was named cannot be found or loaded."""
 
 
+class Fetching(TypedDict, total=False):
+    """How files come from the Hub on this machine: keywords of transformers' that no spec holds."""
+
+    cache_dir: str | os.PathLike[str]
+    local_files_only: bool
+    force_download: bool
+
+
+FETCHING = frozenset(Fetching.__annotations__)
+
+
 class _Options(TypedDict, total=False):
     """Keywords of transformers' `from_pretrained` that a spec declares."""
 
@@ -59,7 +71,8 @@ def load_model(
     Args:
         model: a model reference, or just its name (hub id, local folder, or `package:<module>/<file>.gguf`).
         **overrides: fields of `ModelSpec` that replace the reference's (`dtype="bfloat16"`, `device="cuda"`,
-            `device_map="auto"`, `attn_implementation="eager"`, `revision="…"`).
+            `device_map="auto"`, `attn_implementation="eager"`, `revision="…"`); and how a model of the Hub is
+            fetched, as transformers has it: `cache_dir`, `local_files_only`, `force_download`.
 
     Returns:
         The model and the tokenizer.
@@ -73,14 +86,15 @@ def load_model(
     options: _Options = {"dtype": spec.dtype if spec.dtype == "auto" else getattr(torch, spec.dtype)}
     if spec.device_map is not None:
         options["device_map"] = spec.device_map
-    config = load_config(spec)
+    fetching = fetching_of(overrides)
+    config = load_config(spec, **fetching)
     attention = spec.attn_implementation or ("eager" if has_softcap(config) else None)
     if attention is not None:
         options["attn_implementation"] = attention
     try:
         check_quantization(config)
         with status(f"loading {spec.name}", silent=source == spec.name):
-            loaded = load_weights(_model_class(config), source, **options, **_revision(spec))
+            loaded = load_weights(_model_class(config), source, **options, **_revision(spec), **fetching)
     except PretrainedError as error:
         raise ModelError(f"model {spec.name!r} cannot be loaded: {error}{_anew(spec, source)}") from error
     if spec.device_map is None:
@@ -88,7 +102,7 @@ def load_model(
             loaded = loaded.to(spec.device or _best_device())
         except (RuntimeError, AssertionError) as error:
             raise ModelError(f"model {spec.name!r} cannot be put on {spec.device}: {error}") from error
-    tokenizer = load_tokenizer(spec)
+    tokenizer = load_tokenizer(spec, **fetching)
     check_given(loaded, tokenizer, spec.name)
     return loaded.eval(), tokenizer
 
@@ -121,7 +135,7 @@ def load_skeleton(model: ModelSpec | str, **overrides: Any) -> transformers.PreT
     Arguments and errors as for `load_model`.
     """
     spec = _spec(model, overrides)
-    config = load_config(spec)
+    config = load_config(spec, **fetching_of(overrides))
     try:
         with torch.device("meta"):
             made: Any = from_config(_model_class(config), config)
@@ -133,12 +147,12 @@ def load_skeleton(model: ModelSpec | str, **overrides: Any) -> transformers.PreT
 def load_tokenizer(model: ModelSpec | str, **overrides: Any) -> transformers.PreTrainedTokenizerBase:
     """The model's tokenizer alone; arguments and errors as for `load_model`."""
     spec = _spec(model, overrides)
-    return with_chat(_pretrained(transformers.AutoTokenizer, spec, "tokenizer"), spec)
+    return with_chat(_pretrained(transformers.AutoTokenizer, spec, "tokenizer", overrides), spec)
 
 
 def load_config(model: ModelSpec | str, **overrides: Any) -> transformers.PretrainedConfig:
     """The model's config alone: a small download, to check a spec before the weights are fetched."""
-    return _pretrained(transformers.AutoConfig, _spec(model, overrides), "config")
+    return _pretrained(transformers.AutoConfig, _spec(model, overrides), "config", overrides)
 
 
 def resolve(spec: ModelSpec) -> str:
@@ -151,12 +165,12 @@ def resolve(spec: ModelSpec) -> str:
     return str(folder) if folder.is_dir() else spec.name
 
 
-def _pretrained(auto_class: Any, spec: ModelSpec, what: str) -> Any:
+def _pretrained(auto_class: Any, spec: ModelSpec, what: str, overrides: Mapping[str, object]) -> Any:
     """What one of transformers' auto classes reads for the model; `what` is its name in an error."""
     source = resolve(spec)
     try:
         check_folder(source)
-        return read_pretrained(auto_class, source, **_revision(spec))
+        return read_pretrained(auto_class, source, **_revision(spec), **fetching_of(overrides))
     except PretrainedError as error:
         raise ModelError(
             f"model {spec.name!r}: its {what} cannot be loaded: {error}{_anew(spec, source)}"
@@ -184,13 +198,28 @@ def with_overrides(spec: _Spec, overrides: dict[str, object]) -> _Spec:
 
 def _spec(model: ModelSpec | str, overrides: dict[str, object]) -> ModelSpec:
     fields = {"name": model} if isinstance(model, str) else model.model_dump(exclude_none=True)
-    overrides = {k: v for k, v in overrides.items() if v is not None}
+    overrides = {k: v for k, v in overrides.items() if v is not None and k not in FETCHING}
     if overrides.get("name", fields["name"]) != fields["name"]:
         fields.pop("revision", None)  # of another repository
     # One placement replaces the other: a spec that names a device can still be spread over several.
     if "device" in overrides or "device_map" in overrides:
         fields = {k: v for k, v in fields.items() if k not in ("device", "device_map")}
     return ModelSpec(**(fields | overrides))
+
+
+def fetching_of(overrides: Mapping[str, object]) -> Fetching:
+    """Those of the keywords that say how files are fetched.
+
+    Raises:
+        ModelError: one of another type.
+    """
+    given = {name: overrides[name] for name in FETCHING if overrides.get(name) is not None}
+    for name, value in given.items():
+        wanted = (str, os.PathLike) if name == "cache_dir" else (bool,)
+        if not isinstance(value, wanted):
+            expected = "a folder" if name == "cache_dir" else "True or False"
+            raise ModelError(f"{name}: expected {expected}, found {value!r}")
+    return cast("Fetching", given)
 
 
 def _best_device() -> torch.device:

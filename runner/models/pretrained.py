@@ -20,7 +20,13 @@ from transformers import PretrainedConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from subvene.runner.models.generation_types import generation_flaw
-from subvene.runner.models.stored_types import declares_quantization, file_of, miscast, stored_types
+from subvene.runner.models.stored_types import (
+    CacheFolder,
+    declares_quantization,
+    file_of,
+    miscast,
+    stored_types,
+)
 from subvene.specs import SubveneError
 from subvene.specs.model_config import SIZES, wrong_size
 from subvene.specs.regular_file import read_text
@@ -111,7 +117,9 @@ def load_weights(model_class: Any, source: str, *, unused: str | None = None, **
             blocks that the model has no place for; the message does not name the source.
     """
     # transformers reads over a file that is no JSON, and trips over values without naming their field.
-    _check_generation(source, options.get("revision"))
+    place = (source, options.get("revision"), options.get("cache_dir"))
+    if not options.get("force_download"):  # whatever is in the cache is not what will be read
+        _check_generation(*place)
     with _refusing():
         model, info = model_class.from_pretrained(
             source,
@@ -121,10 +129,10 @@ def load_weights(model_class: Any, source: str, *, unused: str | None = None, **
             output_loading_info=True,
             **options,
         )
-    _check_generation(source, options.get("revision"))  # one that has been fetched just now
+    _check_generation(*place)  # one that has been fetched just now
     _check(model, info, unused)
     if "gguf_file" not in options:  # whose blocks transformers unpacks
-        _check_types(model, info, source, options.get("revision"))
+        _check_types(model, info, *place)
     return model
 
 
@@ -198,17 +206,19 @@ def _check(model: Any, info: _LoadingInfo, unused: str | None) -> None:
         raise PretrainedError("\n".join(problems))
 
 
-def _check_types(model: nn.Module, info: _LoadingInfo, source: str, revision: str | None) -> None:
+def _check_types(
+    model: nn.Module, info: _LoadingInfo, source: str, revision: str | None, cache: CacheFolder
+) -> None:
     """Refuse what was cast from numbers that mean nothing without their scales."""
     with _refusing():
-        if declares_quantization(source, revision):
+        if declares_quantization(source, revision, cache):
             return
 
     def left_out(key: str) -> bool:
         return key in info["unexpected_keys"] or bool(_NOT_WEIGHTS.search(key))
 
     with _refusing():
-        wrong = miscast(model, stored_types(source, revision), left_out)
+        wrong = miscast(model, stored_types(source, revision, cache), left_out)
     if wrong:
         named = _listed([f"{tensor.key} in {tensor.file} as {tensor.type}" for tensor in wrong])
         raise PretrainedError(
@@ -218,8 +228,8 @@ def _check_types(model: nn.Module, info: _LoadingInfo, source: str, revision: st
         )
 
 
-def _check_generation(source: str, revision: str | None) -> None:
-    path = file_of(source, GENERATION_CONFIG_NAME, revision)
+def _check_generation(source: str, revision: str | None, cache: CacheFolder) -> None:
+    path = file_of(source, GENERATION_CONFIG_NAME, revision, cache)
     if path is None:
         return
     try:

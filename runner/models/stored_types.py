@@ -7,10 +7,11 @@ scales that makes a number that means nothing, and nobody says so.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import huggingface_hub
 import safetensors
@@ -19,6 +20,9 @@ from pydantic import JsonValue
 from torch import nn
 
 from subvene.specs.regular_file import read_text
+
+CacheFolder: TypeAlias = str | os.PathLike[str] | None
+"""Where fetched files are kept; None: the Hub's own cache."""
 
 # As transformers looks for them.
 _FILES = (
@@ -45,33 +49,34 @@ class Stored(NamedTuple):
     type: str
 
 
-def stored_types(source: str, revision: str | None = None) -> Iterator[Stored]:
+def stored_types(source: str, revision: str | None = None, cache: CacheFolder = None) -> Iterator[Stored]:
     """Yields the tensors of a checkpoint that has been loaded, in the order of its files.
 
     Args:
         source: a folder, or a hub id whose files are in the cache.
         revision: of the hub id.
+        cache: the cache that it is in; None: the Hub's own.
 
     Raises:
         FileNotFoundError: no file of weights is there.
     """
-    declared = _config(source, revision).get("transformers_weights")
+    declared = _config(source, revision, cache).get("transformers_weights")
     for name in (str(declared),) if declared else _FILES:
-        path = file_of(source, name, revision)
+        path = file_of(source, name, revision, cache)
         if path is None:
             continue
         shards = [name]
         if name.endswith(".index.json"):
             shards = sorted({*json.loads(read_text(path))["weight_map"].values()})
         for shard in shards:
-            yield from _of_file(file_of(source, shard, revision), shard)
+            yield from _of_file(file_of(source, shard, revision, cache), shard)
         return
     raise FileNotFoundError(f"none of {', '.join(_FILES)} is there")
 
 
-def declares_quantization(source: str, revision: str | None = None) -> bool:
+def declares_quantization(source: str, revision: str | None = None, cache: CacheFolder = None) -> bool:
     """Whether a checkpoint's config says how its weights are quantised, of the model or of a part of it."""
-    config = _config(source, revision)
+    config = _config(source, revision, cache)
     parts = (config, *(part for part in config.values() if isinstance(part, dict)))
     return any(part.get("quantization_config") for part in parts)
 
@@ -102,18 +107,18 @@ def _floats(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point()
 
 
-def _config(source: str, revision: str | None) -> dict[str, JsonValue]:
-    path = file_of(source, "config.json", revision)
+def _config(source: str, revision: str | None, cache: CacheFolder) -> dict[str, JsonValue]:
+    path = file_of(source, "config.json", revision, cache)
     read = {} if path is None else json.loads(read_text(path))
     return read if isinstance(read, dict) else {}
 
 
-def file_of(source: str, name: str, revision: str | None) -> Path | None:
-    """A file of a folder, or of a hub id if it is in the cache; None where it is not there."""
+def file_of(source: str, name: str, revision: str | None, cache: CacheFolder = None) -> Path | None:
+    """A file of a folder, or of a hub id if it is in the cache that is named; None where it is not there."""
     if Path(source).is_dir():
         path = Path(source) / name
         return path if path.is_file() else None
-    cached = huggingface_hub.try_to_load_from_cache(source, name, revision=revision)
+    cached = huggingface_hub.try_to_load_from_cache(source, name, cache_dir=cache, revision=revision)
     return Path(cached) if isinstance(cached, str) else None
 
 

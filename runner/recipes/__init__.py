@@ -1,5 +1,7 @@
 """How tensors come about: spec in, tensors and provenance out. A new one is a file and a line here."""
 
+from subvene.runner.recipes.affine_map import AFFINE_MAP
+from subvene.runner.recipes.angular import ANGULAR
 from subvene.runner.recipes.base import Fitted, Reach, Recipe
 from subvene.runner.recipes.cast import CAST
 from subvene.runner.recipes.das import DAS
@@ -11,8 +13,11 @@ from subvene.runner.recipes.mean_difference import MEAN_DIFFERENCE
 from subvene.runner.recipes.pca import PCA
 from subvene.runner.recipes.persona import PERSONA
 from subvene.runner.recipes.random_direction import RANDOM_DIRECTION
+from subvene.runner.recipes.refusal import REFUSAL
 
 RECIPES: dict[str, Recipe] = {
+    "affine_map": AFFINE_MAP,
+    "angular": ANGULAR,
     "cast": CAST,
     "das": DAS,
     "experts": EXPERTS,
@@ -23,6 +28,7 @@ RECIPES: dict[str, Recipe] = {
     "pca": PCA,
     "persona": PERSONA,
     "random_direction": RANDOM_DIRECTION,
+    "refusal": REFUSAL,
 }
 
 __all__ = ["RECIPES", "Fitted", "Reach", "Recipe"]

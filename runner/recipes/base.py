@@ -43,6 +43,8 @@ class Reach:
         layers: the layers that it gives; None: which ones is found in fitting.
         heads: layer → the heads that have a direction; None: which ones is found in fitting, or it gives
             none.
+        also: further sites for which it gives the same layers.
+        fields: of an intervention that uses them → what they have to say.
         kinds: the kinds of interventions that its tensors are for; None: any.
     """
 
@@ -50,6 +52,8 @@ class Reach:
     layers: frozenset[int] | None = None
     heads: Mapping[int, frozenset[int]] | None = None
     kinds: frozenset[str] | None = None
+    also: frozenset[str] = frozenset()
+    fields: Mapping[str, str] = field(default_factory=dict)
 
 
 def layers_of(layers: Literal["all"] | Sequence[int], sizes: Sizes) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from subvene.runner.models.loading import FETCHING
 from subvene.specs import ExperimentSpec, ModelSpec, SubveneError, spec_of
 from subvene.specs._flaws import nearest
 from subvene.specs.interventions import REGISTRY as KINDS
@@ -86,7 +87,9 @@ def asked(recipe: str, model: str, data: Any, fields: Mapping[str, Any]) -> Aske
     parts = _shared_out(recipe, how, edit.fields if edit else frozenset(), fields)
     key = parts["fit"].setdefault("key", recipe) if "key" in how.model_fields else _first_trait(fit)
     if edit is not None:
-        interventions = [{"kind": edit.kind, "name": key, edit.reference: {"key": key}} | parts["edit"]]
+        usual = how.usual_fields(parts["fit"]) if edit.kind == how.usual_intervention else {}
+        entry = {"kind": edit.kind, "name": key, edit.reference: {"key": key}, **usual} | parts["edit"]
+        interventions = _at_sites(entry, how, edit)
     declared = {
         "subvene": 1,
         "model": {"name": model},
@@ -97,6 +100,15 @@ def asked(recipe: str, model: str, data: Any, fields: Mapping[str, Any]) -> Aske
     if not isinstance(spec, ExperimentSpec):
         raise SubveneError(f"fit({recipe!r}): this declares no experiment")
     return Asked(spec, rows, parts["model"])
+
+
+def _at_sites(entry: dict[str, Any], how: type[BaseRecipe], edit: _Kind) -> list[dict[str, Any]]:
+    """The intervention at each site where what the recipe gives mostly acts; another kind at the first."""
+    if "site" in entry or not how.usual_sites:
+        return [entry]
+    if edit.kind != how.usual_intervention:
+        return [entry | {"site": how.usual_sites[0]}]
+    return [entry | {"site": site, "name": f"{entry['name']}_{site}"} for site in how.usual_sites]
 
 
 @dataclass(frozen=True)
@@ -152,7 +164,7 @@ def _shared_out(
     owners = {
         "fit": how.model_fields.keys(),
         "edit": of_the_edit,
-        "model": ModelSpec.model_fields.keys() - {"name"},
+        "model": (ModelSpec.model_fields.keys() - {"name"}) | FETCHING,
     }
     parts: dict[str, dict[str, Any]] = {part: {} for part in owners}
     for name, value in fields.items():

@@ -51,9 +51,9 @@ class Side(NamedTuple):
 def sides_of(pairs: Contrasts, tokenizer: Any) -> Iterator[Side]:
     """The texts of both sides; of pairs, positive and negative texts in turn."""
     if isinstance(pairs, ContrastPrompts):
-        for positive, prompts in ((True, pairs.side("positive")), (False, pairs.side("negative"))):
-            for prompt in prompts:
-                yield Side(prompt_ids(tokenizer, prompt), 0, prompt, positive)
+        for positive, texts in ((True, pairs.side("positive")), (False, pairs.side("negative"))):
+            for text in texts:
+                yield Side(prompt_ids(tokenizer, text), 0, text, positive)
     elif isinstance(pairs, ContrastSystems):
         for system in pairs.systems:
             for question in pairs.questions:
@@ -258,6 +258,7 @@ def contrasted_recipe(
     *,
     check: Callable[[_Spec, Contrasts], None] | None = None,
     kinds: frozenset[str] | None = None,
+    fields: Callable[[_Spec], Mapping[str, str]] | None = None,
 ) -> Recipe:
     """A recipe on positive and negative texts that draws nothing, and reads them in one pass.
 
@@ -265,10 +266,12 @@ def contrasted_recipe(
         fit: (spec, pairs, anatomy, tokenizer) → tensors.
         check: refuses pairs that could not be fitted on; None: what could be read can be.
         kinds: of interventions that its tensors are for; None: any.
+        fields: what these have to say, by the recipe's spec; None: nothing.
     """
 
     def reach(spec: _Spec, sizes: Sizes) -> Reach:
-        return Reach(spec.site, frozenset(layers_of(spec.layers, sizes)), kinds=kinds)
+        said = {} if fields is None else fields(spec)
+        return Reach(spec.site, frozenset(layers_of(spec.layers, sizes)), kinds=kinds, fields=said)
 
     def checked(spec: _Spec, pairs: Contrasts, seed: int) -> None:
         if check is not None:

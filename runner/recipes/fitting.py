@@ -270,8 +270,12 @@ def _check_reached(path: str, declared: BaseIntervention, reach: Reach) -> None:
     if reach.kinds is not None and declared.kind not in reach.kinds:
         kinds = " or ".join(sorted(reach.kinds))
         raise CompileError(f"{path}.kind: `fit:` gives tensors for {kinds}, found {declared.kind}")
-    if site != reach.site:
-        raise CompileError(f"{path}.site: `fit:` gives {reach.site}, found {site}")
+    for name, value in reach.fields.items():
+        if (said := getattr(declared, name, value)) != value:
+            raise CompileError(f"{path}.{name}: `fit:` gives {value}, found {said}")
+    if site != reach.site and site not in reach.also:
+        sites = " and ".join([reach.site, *sorted(reach.also)])
+        raise CompileError(f"{path}.site: `fit:` gives {sites}, found {site}")
     chosen = getattr(declared, "heads", None) or {}
     for name, edited in ((f"{path}.layer", [] if layer is None else [layer]), (f"{path}.heads", chosen)):
         if reach.layers is not None and (other := sorted(set(edited) - reach.layers)):

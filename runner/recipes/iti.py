@@ -70,25 +70,13 @@ def fit_iti(
         ITIError: the questions, or what was found with them, give no directions.
     """
     _reach(spec, anatomy.sizes)
-    # 1. Every answer, true and false.
-    answers = _answers(questions)
+    sizes = anatomy.sizes
     with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
-        # 2. The heads' activations at the end of each answer, and once more after another question.
-        sizes = anatomy.sizes
-        activations = collect(
-            anatomy,
-            SITE,
-            range(sizes.n_layers),
-            passages(answers, tokenizer, spec),
-            Path(folder) / "activations",
-            pad_id=pad_id_of(tokenizer),
-            batch_size=spec.batch_size,
-            description=f"fitting {spec.key}: activations",
+        # 1. to 3. What the heads do at the end of every answer, and how well it tells true from false.
+        answers, folds, activations, probes = answers_probed(
+            spec, questions, anatomy, tokenizer, seed=seed, folder=Path(folder)
         )
-        # 3. A probe for every head; linear ones in any case, for strengths that watch themselves.
-        folds = _folds(spec, answers, seed)
         kept = Path(folder) / "probes"
-        probes = _probes(activations, answers, folds, sizes.n_heads, "linear", seed, kept)
         ranking = probes
         if spec.probe != "linear":
             ranking = _probes(activations, answers, folds, sizes.n_heads, spec.probe, seed, kept)
@@ -121,6 +109,45 @@ def fit_iti(
         "shared_prefixes": way,
     }
     return Fitted(tensors, about)
+
+
+def answers_probed(
+    spec: ITISpec,
+    questions: Sequence[Question],
+    anatomy: Anatomy,
+    tokenizer: Any,
+    *,
+    seed: int,
+    folder: Path,
+) -> tuple[list[TuningAnswer], list[int], Collected, Probes]:
+    """Every answer to some questions, its fold, the heads' activations, and a linear probe for every head.
+
+    Args:
+        spec: the recipe.
+        questions: whose answers, in any order.
+        anatomy: of the model.
+        tokenizer: the model's.
+        seed: of the folds.
+        folder: where activations and probes are kept by content.
+    """
+    # 1. Every answer, true and false.
+    answers = answers_of(questions)
+    # 2. The heads' activations at the end of each answer, and once more after another question.
+    activations = collect(
+        anatomy,
+        SITE,
+        range(anatomy.sizes.n_layers),
+        passages(answers, tokenizer, spec),
+        folder / "activations",
+        pad_id=pad_id_of(tokenizer),
+        batch_size=spec.batch_size,
+        description=f"fitting {spec.key}: activations",
+    )
+    # 3. A probe for every head; linear ones in any case, for strengths that watch themselves.
+    folds = _folds(spec, answers, seed)
+    kept = folder / "probes"
+    probes = _probes(activations, answers, folds, anatomy.sizes.n_heads, "linear", seed, kept)
+    return answers, folds, activations, probes
 
 
 def _settings(spec: ITISpec) -> dict[str, Json]:
@@ -161,7 +188,7 @@ def _counts(answers: Sequence[TuningAnswer], folds: Sequence[int]) -> dict[str, 
     }
 
 
-def _answers(questions: Sequence[Question]) -> list[TuningAnswer]:
+def answers_of(questions: Sequence[Question]) -> list[TuningAnswer]:
     """Every answer to every question, in an order that their content alone gives."""
     ordered = sorted(questions, key=lambda question: question.key)
     if len({question.key for question in ordered}) < len(ordered):
@@ -342,7 +369,7 @@ def _given(spec: ITISpec, data: Any) -> list[Question]:
 
 
 def _check(spec: ITISpec, questions: Sequence[Question], seed: int) -> None:
-    _folds(spec, _answers(questions), seed)
+    _folds(spec, answers_of(questions), seed)
 
 
 def _reach(spec: ITISpec, sizes: Sizes) -> Reach:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,8 @@ from subvene.runner.data.truthfulqa.splits import ranking_folds
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.passes.collector import collect
 from subvene.runner.passes.passages import Passage, last
-from subvene.runner.recipes.iti import SITE, fit_iti
+from subvene.runner.recipes.iti import SITE, answers_of, answers_probed, fit_iti
+from subvene.runner.recipes.iti_passages import passages
 from subvene.runner.recipes.probes import fit_probes
 from subvene.specs import ITISpec, SubveneError
 from subvene.specs.recipes.iti import AllHeads, ListedHeads
@@ -29,6 +30,8 @@ from subvene.specs.recipes.localized_edit import DrawnHeads, LocalizedEditSpec, 
 
 # The stream of random numbers that heads are drawn from: ITI's, so that one seed draws the same heads there.
 _HEADS = 0
+# That matched heads are drawn from, which are no draw of others.
+_MATCHED = 4
 
 
 class LocalizedEditError(SubveneError, ValueError):
@@ -72,19 +75,73 @@ def probe_heads(
     questions = [one for one in data if isinstance(one, Question)]
     with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
         if questions:
-            how = ITISpec(
-                key="probes",
-                select=AllHeads(),
-                ranking=heads.ranking,
-                ranking_folds=heads.ranking_folds,
-                validation=heads.validation,
-                batch_size=heads.batch_size,
-            )
+            how = _as_iti(heads)
             fitted = fit_iti(how, questions, anatomy, tokenizer, seed=seed, work=Path(folder))
             about = fitted.provenance
             accuracy = torch.tensor(about["validation_accuracy"], dtype=torch.float64)
             return Probed(accuracy, cast(float, about["chance"]))
         return _probe_answers(heads, examples, anatomy, tokenizer, seed, Path(folder))
+
+
+def probe_unseen(
+    heads: ProbedHeads,
+    questions: Sequence[Question],
+    unseen: Sequence[Question],
+    anatomy: Anatomy,
+    tokenizer: Any,
+    *,
+    seed: int,
+    work: Path | None = None,
+) -> Probed:
+    """What every head's probe gives on answers that it has not learnt from and that chose no head.
+
+    The accuracy that chooses heads is the highest of many, and so too high for the heads that it chooses.
+
+    Args:
+        heads: the rule.
+        questions: that the probes of `probe_heads` learn from.
+        unseen: none of these.
+        anatomy: of the model.
+        tokenizer: the model's.
+        seed: as for `probe_heads`.
+        work: as for `probe_heads`.
+    """
+    how, sizes = _as_iti(heads), anatomy.sizes
+    with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
+        _, _, _, probes = answers_probed(how, questions, anatomy, tokenizer, seed=seed, folder=Path(folder))
+        answers = answers_of(unseen)
+        activations = collect(
+            anatomy,
+            SITE,
+            range(sizes.n_layers),
+            passages(answers, tokenizer, how),
+            Path(folder) / "activations",
+            pad_id=pad_id_of(tokenizer),
+            batch_size=how.batch_size,
+            description="probing heads: answers that chose none",
+        )
+        is_true = torch.tensor([answer.is_true for answer in answers])
+        rows = torch.tensor(activations.first_rows)
+        accuracy = []
+        for layer in range(sizes.n_layers):
+            h = activations.read(layer, rows).double().view(len(rows), sizes.n_heads, sizes.head_dim)
+            said = torch.einsum("thd,hd->th", h, probes.weight[layer].double()) + probes.bias[layer] > 0
+            accuracy.append((said == is_true.unsqueeze(1)).double().mean(0))
+    return Probed(
+        torch.stack(accuracy), max(float(is_true.double().mean()), float((~is_true).double().mean()))
+    )
+
+
+def _as_iti(heads: ProbedHeads) -> ITISpec:
+    """ITI with all heads, probed as the rule has it."""
+    return ITISpec(
+        key="probes",
+        select=AllHeads(),
+        ranking=heads.ranking,
+        ranking_folds=heads.ranking_folds,
+        validation=heads.validation,
+        batch_size=heads.batch_size,
+    )
 
 
 def _probe_answers(
@@ -162,6 +219,23 @@ def _check_labels(is_wanted: Sequence[bool], folds: Sequence[int]) -> None:
                 f"fit.data: the questions that {what} need wanted and unwanted answers, found {sum(those)} "
                 f"wanted and {len(those) - sum(those)} unwanted; give more questions, or another share"
             )
+
+
+def matched_heads(like: Mapping[int, Sequence[int]], sizes: Sizes, seed: int) -> dict[int, tuple[int, ...]]:
+    """Heads drawn at random, as many of every layer as a set has: layer → heads.
+
+    Any set of such numbers is as likely as any other, `like` itself among them.
+
+    Args:
+        like: the set, layer → heads.
+        sizes: of the model.
+        seed: of the draw.
+    """
+    drawn = np.random.default_rng([seed, _MATCHED])
+    return {
+        layer: tuple(sorted(drawn.permutation(sizes.n_heads)[: len(heads)].tolist()))
+        for layer, heads in sorted(like.items())
+    }
 
 
 def choose_heads(

@@ -2,7 +2,8 @@
 
 A direction of independent normal numbers, brought to a length, is uniform on the sphere of that length
 (Muller 1959). Directions of heads are drawn head by head; whatever else another fit gives beside its
-directions (σ, the typical norm of the activation) is kept, so that strengths mean the same.
+directions (σ, the typical norm of the activation) is kept, so that strengths mean the same. Of a plane both
+directions are drawn, and one direction that stands at several places is drawn once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from subvene.runner.models.identity import tensors_digest
 from subvene.runner.recipes.base import Fitted, Reach, Recipe
 from subvene.specs import RandomDirectionSpec, SubveneError, parse_tensor_name, tensor_name
 
+_NO_DIRECTIONS = frozenset({"a", "b", "weight", "bias"})
+_PLANE = frozenset({"first", "second"})
+
 
 def draw(spec: RandomDirectionSpec, tensors: Mapping[str, torch.Tensor], *, seed: int) -> Fitted:
     """Draw a direction in place of each of another fit's.
@@ -36,19 +40,21 @@ def draw(spec: RandomDirectionSpec, tensors: Mapping[str, torch.Tensor], *, seed
     own = seed if spec.seed is None else spec.seed
     drawn: dict[str, torch.Tensor] = {}
     directions = 0
+    seen: list[tuple[str, torch.Tensor]] = []
     for name, tensor in sorted(tensors.items()):
         place = parse_tensor_name(name)
-        if place is None or place.part in ("a", "b"):
+        if place is None or place.part in _NO_DIRECTIONS:
             raise SubveneError(
                 f"recipe {spec.recipe}: {spec.like!r} gives {name}, which is no direction; `like` names "
                 "a fit of directions (mean_difference, persona, iti)"
             )
         mine = tensor_name(spec.key, place.site, place.layer, place.part)
-        if place.part is not None:
+        if place.part is not None and place.part not in _PLANE:
             drawn[mine] = tensor.clone()
             continue
         directions += 1
-        word = hashlib.sha256(f"{place.site}[{place.layer}]".encode()).digest()
+        part = "" if place.part is None else f".{place.part}"
+        word = hashlib.sha256(_first(seen, f"{place.site}[{place.layer}]{part}", tensor).encode()).digest()
         rng = np.random.default_rng([own, int.from_bytes(word[:8], "big")])
         normal = torch.from_numpy(rng.standard_normal(tuple(tensor.shape))).to(torch.float64)
         norm = tensor.double().norm(dim=-1, keepdim=True)
@@ -64,6 +70,15 @@ def draw(spec: RandomDirectionSpec, tensors: Mapping[str, torch.Tensor], *, seed
             "directions": directions,
         },
     )
+
+
+def _first(seen: list[tuple[str, torch.Tensor]], place: str, tensor: torch.Tensor) -> str:
+    """The place where a direction stood first: one that stands at several places is one when drawn, too."""
+    for earlier, other in seen:
+        if torch.equal(other, tensor):
+            return earlier
+    seen.append((place, tensor))
+    return place
 
 
 def _read(spec: RandomDirectionSpec, folder: Path) -> dict[str, torch.Tensor]:

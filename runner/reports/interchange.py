@@ -60,6 +60,10 @@ EXCEEDS = (
     "there is no evidence that the model keeps the variable in this subspace. It may also be that "
     "something else in the whole vector undoes the effect. These numbers do not tell the two apart."
 )
+UNSPECIFIC = (
+    "Of the cells with a dagger, the sources of other rows do as well at {}, as far as intervals over these "
+    "rows say: that the subspace is changed is what counts there, not what the source says."
+)
 NOT_EXCEEDS = (
     "At no cell does the trained subspace do more than swapping the whole vector, as far as intervals over "
     "these rows say."
@@ -139,12 +143,17 @@ def notes(results: Results) -> list[str]:
             said.append(
                 f"{grid.name}: {count(grid.straddling, 'row')} left out, which would have been on both sides"
             )
+        if unspecific := [cell for cell in grid.cells if cell.exceeds_whole and not cell.exceeds_shuffled]:
+            said.append(f"{grid.name}: {UNSPECIFIC.format(_where(unspecific))}")
         if same := [cell for cell in grid.cells if cell.measured.equal == 1]:
-            where = ", ".join(f"{cell.place} at layer {cell.layer}" for cell in same)
-            said.append(f"{grid.name}: source and base have the same state in every row, at {where}")
+            said.append(f"{grid.name}: source and base have the same state in every row, at {_where(same)}")
         if grid.note is not None:
             said.append(f"{grid.name}: {grid.note}")
     return [*said, *results.notes]
+
+
+def _where(cells: list[Cell]) -> str:
+    return ", ".join(f"{cell.place} at layer {cell.layer}" for cell in cells)
 
 
 def cell_lines(grid: Grid) -> Iterator[Line]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from subvene.runner.experiments.localization.plan import is_drawn
 from subvene.runner.experiments.localization.section import Interval, section_of
 from subvene.runner.experiments.results import Item, QuestionText, Results
 from subvene.runner.experiments.rows import METRICS
@@ -26,7 +27,8 @@ from subvene.runner.reports.localization_arms import (
     metric_label,
     metrics_of,
 )
-from subvene.runner.reports.localization_evidence import DRAWS, evidence, probes, singles
+from subvene.runner.reports.localization_curves import curves
+from subvene.runner.reports.localization_evidence import evidence, probes, singles
 from subvene.runner.reports.localization_making import provenance, receipts, selection, training
 from subvene.runner.reports.localization_tables import arms_table, localization_files
 from subvene.runner.reports.markup import Html, element, folded, items, join, plot, shown, side_by_side, table
@@ -48,7 +50,7 @@ def render(results: Results) -> Html:
     parts = [count(len(results.conditions), "arm")]
     if split is not None and split.test:
         parts.append(count(split.test, "test question"))
-    drawn = max((len(groups.get(group, ())) for group in DRAWS.values()), default=0)
+    drawn = max((len(found) for group, found in groups.items() if is_drawn(group)), default=0)
     parts += [count(drawn, "random draw")] if drawn else []
     parts += [count(len(groups["edit_single"]), "single head")] if groups.get("edit_single") else []
     return page(
@@ -177,6 +179,7 @@ SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
     ("Single heads", singles),
     ("Probes", probes),
     ("Choice on validation questions", selection),
+    ("Every point", curves),
     ("Training", training),
     ("Answers", answers),
     ("Receipts", receipts),
@@ -205,7 +208,10 @@ def _notes(results: Results, used: Sequence[str]) -> Html:
         )
     probed = section_of(results).probes
     chance = "" if probed is None else f"; chance is {probed.chance:.3f}"
-    said.append(f"Probing: mean accuracy of the probes of an arm's heads, on validation questions{chance}.")
+    said.append(
+        f"Probing: mean accuracy of the probes of an arm's heads, on validation questions{chance}. It chose "
+        "the probed heads, and so flatters them; beside it the accuracy on answers that chose nothing."
+    )
     for judge in results.judges:
         words = judge_in_words(judge.about)
         said.append(f"{words[:1].upper()}{words[1:]}.")

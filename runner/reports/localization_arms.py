@@ -16,13 +16,17 @@ GROUPS = {
     "baseline": "untouched model",
     "iti_probed": "ITI, probed heads",
     "iti_random": "ITI, random heads",
+    "iti_matched": "ITI, heads matched by layer",
     "edit_probed": "edit, probed heads",
     "edit_random": "edit, random heads",
+    "edit_matched": "edit, heads matched by layer",
     "edit_single": "edit, one head",
     "edit_all": "edit, all heads",
     "lora": "LoRA, unrestricted",
 }
 """What the groups of arms are called."""
+SETS = {"random": "random ones", "matched": "ones matched by layer"}
+"""What draws are called beside the probed set."""
 FAMILIES = {"iti": "ITI", "edit": "Trained edit", "lora": "LoRA"}
 
 

@@ -15,6 +15,7 @@ from subvene.runner.reports import localization_figures as figures
 from subvene.runner.reports.figures import probe_heat_map
 from subvene.runner.reports.localization_arms import (
     FAMILIES,
+    GROUPS,
     Arm,
     arm_label,
     by_group,
@@ -28,8 +29,7 @@ from subvene.runner.reports.markup import Html, element, items, join, plot, show
 from subvene.runner.reports.page import count
 from subvene.runner.reports.persona_tables import number
 
-DRAWS = {"iti": "iti_random", "edit": "edit_random"}
-"""The random draws of each family of arms."""
+_EDITED = ("edit_probed", "edit_random", "edit_matched", "edit_single")
 
 
 def evidence(results: Results) -> Html | None:
@@ -38,10 +38,10 @@ def evidence(results: Results) -> Html | None:
     if not found:
         return None
     groups = by_group(results)
-    least = min(len(one.random) for one in found) + 1
+    least = max(1 / one.rank.smallest for one in found)
     about = [
         "Rank p: how often a set drawn at random would do at least as well as the probed one; "
-        f"(1 + draws at least as good) / (draws + 1), which cannot fall below 1/{least} here.",
+        f"(1 + draws at least as good) / (draws + 1), which cannot fall below 1/{least:.0f} here.",
         "t-test: two-sided, of the mean of the draws against the probed value, as in the paper “Does Editing "
         "Provide Evidence for Localization?”. It asks whether the average draw differs from the probed set, "
         "in either direction, and grows surer with every draw; it does not ask whether the probed set is "
@@ -50,17 +50,32 @@ def evidence(results: Results) -> Html | None:
         "random set may give too.",
         "Every metric is a test of its own, on the same questions; the p-values are not corrected for that.",
     ]
+    if any(one.rank.most is not None for one in found):
+        about.insert(
+            1,
+            "Draws that were stopped (Besag and Clifford 1991): with the last one, so many as are needed "
+            "had done at least as well, and p is these by all that were made; by other metrics no p is "
+            "stated, nor a t-test or a prediction interval by any.",
+        )
+    if (found_power := section_of(results).power) is not None:
+        about.append(
+            f"What could be found, said before the run (sd {found_power.sd:g}, level {found_power.alpha:g}, "
+            f"power {found_power.power:g}): "
+            + "; ".join(" ".join(line.split()) for line in found_power.lines())
+        )
     parts: list[Html] = [items(*about)]
-    for family in dict.fromkeys(one.family for one in found):
-        mine = [one for one in found if one.family == family]
-        title = FAMILIES[family]
-        parts += [element("h3", title), shown(evidence_table(results, family))]
+    for family, of in dict.fromkeys((one.family, one.draws) for one in found):
+        mine = [one for one in found if (one.family, one.draws) == (family, of)]
+        title = FAMILIES[family] + (
+            "" if of == "random" else f", {GROUPS[f'{family}_{of}'].partition(', ')[2]}"
+        )
+        parts += [element("h3", title), shown(evidence_table(results, family, of))]
         drawn = []
         for one in mine:
             made = figures.draws(
                 one.random,
                 one.metric,
-                DRAWS[family],
+                f"{family}_{of}",
                 _marks(groups, one.metric, family) | {f"{family}_probed": one.probed},
                 one.prediction,
                 one.level,
@@ -84,19 +99,22 @@ def singles(results: Results) -> Html | None:
             drawn.append(plot(made, _singles_in_words(found)))
     if drawn:
         parts.append(side_by_side(*drawn))
-    edited = {g: a for g, a in groups.items() if g in ("edit_probed", "edit_random", "edit_single")}
+    edited = {g: a for g, a in groups.items() if g in _EDITED}
     scatters = []
     for metric in dict.fromkeys(one.metric for one in section.singles or section.evidence):
         made = figures.against(
             edited,
-            lambda arm: arm.record.probe_accuracy,
+            _probing,
             methodcaller("value", metric),
             ("probing accuracy", metric_label(metric)),
         )
         several = {group: found for group, found in edited.items() if len(found) > 1}
         said = [_correlation(group, found, metric) for group, found in several.items()]
         if made is not None and any(said):
-            about = f"{METRICS[metric]} against the mean probing accuracy of the edited heads. "
+            about = (
+                f"{METRICS[metric]} against the mean probing accuracy of the edited heads, where there is "
+            )
+            about += "one, on answers that chose none. "
             scatters.append(plot(made, about + " ".join(filter(None, said))))
     if scatters:
         parts += [element("h3", "Does a head that probes well edit well?"), side_by_side(*scatters)]
@@ -141,12 +159,20 @@ def probes(results: Results) -> Html | None:
     return join([element("p", chooser), element("div", *panels, id="probe-panels")])
 
 
+def _probing(arm: Arm) -> float | None:
+    """The accuracy of an arm's probes on answers that chose no head; of older results, on those that did."""
+    unseen = arm.record.unseen_accuracy
+    return arm.record.probe_accuracy if unseen is None else unseen
+
+
 def _evidence_in_words(title: str, one: Evidence) -> str:
     said = (
         f"{title}, {METRICS.get(one.metric, one.metric)}. {one.rank.at_least} of "
         f"{count(one.rank.n, 'random draw')} at least as good as the probed heads, "
-        f"rank p {compared(one.rank.p)}. "
+        f"rank p {compared(one.rank.p) if one.rank.p is not None else 'not stated'}. "
     )
+    if one.rank.most is not None:
+        return said + f"Stopped, of {one.rank.most} draws at most."
     if one.prediction is None:
         return said + "No prediction interval: too few draws, or all alike."
     where = {True: "inside", False: "outside", None: "beside"}[one.inside]
@@ -186,7 +212,7 @@ def _correlation(group: str, found: Sequence[Arm], metric: str) -> str:
     pairs = [
         (accuracy, value)
         for arm in found
-        if (accuracy := arm.record.probe_accuracy) is not None and (value := arm.value(metric)) is not None
+        if (accuracy := _probing(arm)) is not None and (value := arm.value(metric)) is not None
     ]
     if not pairs:
         return ""

@@ -22,6 +22,8 @@ STYLES = {
     "iti_random": Style(COLORS[5], "circle", "dot"),
     "edit_probed": Style(COLORS[1], "star-square", "solid"),
     "edit_random": Style(COLORS[4], "square", "solid"),
+    "iti_matched": Style(COLORS[5], "triangle-down", "dash"),
+    "edit_matched": Style(COLORS[4], "triangle-left", "dash"),
     "edit_single": Style(COLORS[2], "triangle-up", "dash"),
     "edit_all": Style(COLORS[3], "pentagon", "dashdot"),
     "lora": Style(COLORS[3], "x", "longdash"),

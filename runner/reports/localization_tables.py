@@ -14,6 +14,7 @@ from subvene.runner.reports.documents import document_files
 from subvene.runner.reports.judged import judged_document, judged_files
 from subvene.runner.reports.localization_arms import (
     FAMILIES,
+    SETS,
     Arm,
     arms_of,
     by_group,
@@ -49,6 +50,7 @@ def localization_files(results: Results) -> dict[str, str]:
     }
     for name, lines in (
         ("comparisons.csv", list(_comparison_lines(results))),
+        ("curves.csv", list(_curve_lines(results))),
         ("training.csv", list(_training_lines(arms))),
         ("answers.csv", list(_answer_lines(results))),
     ):
@@ -68,8 +70,8 @@ def document(results: Results) -> Document:
     groups = ((group_label(group, len(arms)), arms) for group, arms in by_group(results).items())
     blocks: list[Table | Items] = [Items(section.verdict)] if section.verdict else []
     blocks.append(arms_table(groups, metrics_of(results)))
-    families = dict.fromkeys(one.family for one in section.evidence)
-    blocks += [evidence_table(results, family) for family in families]
+    families = dict.fromkeys((one.family, one.draws) for one in section.evidence)
+    blocks += [evidence_table(results, family, of) for family, of in families]
     said = ["[low, high]: bootstrap interval over test questions (texts for CE and KL)"]
     said += ["(lowest to highest): over the arms of a group, after their mean"]
     notes = Items((*said, *(judge_in_words(judge.about) for judge in results.judges)))
@@ -87,42 +89,63 @@ def arms_table(
         chosen: with the points that were chosen, which take room.
     """
     groups = list(named)
+    unseen = any(arm.record.unseen_accuracy is not None for _, arms in groups for arm in arms)
     owed = any(arm.condition.missing for _, arms in groups for arm in arms)
     rows = []
     for name, arms in groups:
         row: list[Cell] = [name, heads_in_words(arms)]
         row.append(spread([arm.record.probe_accuracy for arm in arms]))
+        row += [spread([arm.record.unseen_accuracy for arm in arms])] if unseen else []
         row += [points_in_words(arms)] if chosen else []
         row += [measured(arms, metric) for metric in used]
         row += [sum(arm.condition.missing for arm in arms)] if owed else []
         rows.append(row)
-    heads = ["arm", "heads", "probing accuracy", *(["chosen"] if chosen else [])]
+    heads = ["arm", "heads", "probing accuracy", *(["on unseen answers"] if unseen else [])]
+    heads += [*(["chosen"] if chosen else [])]
     return Table.of([*heads, *map(metric_column, used), *(["verdicts missing"] if owed else [])], rows)
 
 
-def evidence_table(results: Results, family: str) -> Table:
-    """The probed set of a family of arms among its random ones, a row for each metric."""
+def evidence_table(results: Results, family: str, of: str = "random") -> Table:
+    """The probed set of a family of arms among its draws, a row for each metric."""
     heads = ["metric", "probed heads", "random heads", "sd", "draws", "at least as good", "rank p"]
     heads += ["t-test", "prediction interval", "probed is"]
     rows = []
     for one in section_of(results).evidence:
-        if one.family != family:
+        if (one.family, one.draws) != (family, of):
             continue
         tested = Over("–")
         if one.t_test is not None:
             at = f"t({number(one.t_test.df, 'g')}) = {number(one.t_test.t, '.2f')}"
             tested = Over(f"p {compared(one.t_test.p)}", at)
         row: list[Cell] = [metric_column(one.metric).titled, one.probed, spread(one.random), one.sd]
-        row += [len(one.random), f"{one.rank.at_least} of {one.rank.n}", p_in_words(one.rank.p), tested]
+        made = (
+            f"{len(one.random)}"
+            if one.rank.most is None
+            else f"{len(one.random)}, stopped of {one.rank.most}"
+        )
+        row += [made, f"{one.rank.at_least} of {one.rank.n}", p_in_words(one.rank.p), tested]
         row += [interval_in_words(one.prediction), {True: "inside", False: "outside", None: "–"}[one.inside]]
         rows.append(row)
-    title = f"{FAMILIES[family]}: the probed set among random ones; with the mean of the draws, their range"
+    title = f"{FAMILIES[family]}: the probed set among {SETS[of]}; with the mean of the draws, their range"
     return Table.of(heads, rows, title)
 
 
 _SELECTION = ("point", "metric", "value", "chosen")
 _EVIDENCE = (
-    *("family", "metric", "probed", "n", "mean", "sd", "lowest", "highest", "at_least", "rank_p"),
+    *(
+        "family",
+        "draws",
+        "metric",
+        "probed",
+        "n",
+        "mean",
+        "sd",
+        "lowest",
+        "highest",
+        "at_least",
+        "rank_p",
+        "most",
+    ),
     *("t", "df", "t_p", "level", "prediction_low", "prediction_high", "inside", "random"),
 )
 
@@ -148,7 +171,7 @@ def _selection_lines(arms: Iterable[Arm]) -> Iterator[Line]:
 
 def _arm_columns(arms: Sequence[Arm]) -> list[str]:
     names = [*METRICS, *(name for arm in arms for name in arm.condition.metrics)]
-    columns = ["arm", "group", "family", "n_heads", "heads", "probe_accuracy", "point"]
+    columns = ["arm", "group", "family", "n_heads", "heads", "probe_accuracy", "unseen_accuracy", "point"]
     for name in dict.fromkeys(names):
         if any(name in arm.condition.metrics for arm in arms):
             bounds = any(arm.interval(name) is not None for arm in arms)
@@ -167,6 +190,7 @@ def _arm_line(arm: Arm) -> Line:
         "n_heads": record.n_heads,
         "heads": None if heads is None else json.dumps(heads, sort_keys=True),
         "probe_accuracy": record.probe_accuracy,
+        "unseen_accuracy": record.unseen_accuracy,
         "point": json.dumps(condition.point, sort_keys=True),
     }
     for name, metric in condition.metrics.items():
@@ -182,12 +206,16 @@ def _evidence_lines(results: Results) -> Iterator[Line]:
     for one in section_of(results).evidence:
         low, high = one.prediction or (None, None)
         yield {
-            **{name: getattr(one, name) for name in ("family", "metric", "probed", "mean", "sd", "level")},
+            **{
+                name: getattr(one, name)
+                for name in ("family", "draws", "metric", "probed", "mean", "sd", "level")
+            },
             "n": len(one.random),
             "lowest": min(one.random),
             "highest": max(one.random),
             "at_least": one.rank.at_least,
             "rank_p": one.rank.p,
+            "most": one.rank.most,
             "t": None if one.t_test is None else one.t_test.t,
             "df": None if one.t_test is None else one.t_test.df,
             "t_p": None if one.t_test is None else one.t_test.p,
@@ -203,6 +231,16 @@ def _comparison_lines(results: Results) -> Iterator[Line]:
         low, high = one.interval or (None, None)
         place = {"a": one.a, "b": one.b, "metric": one.metric}
         yield place | {"difference": one.difference, "low": low, "high": high}
+
+
+def _curve_lines(results: Results) -> Iterator[Line]:
+    """Every point of every arm, on validation questions and, where that was asked for, on the test's."""
+    for one in section_of(results).curves:
+        place = {"arm": one.arm, "group": one.group, "questions": one.questions}
+        exploratory = {"exploratory": int(one.questions == "test")}
+        point = {"point": json.dumps(one.point, sort_keys=True)}
+        for metric, value in one.metrics.items():
+            yield place | exploratory | point | {"metric": metric, "value": value}
 
 
 def _training_lines(arms: Iterable[Arm]) -> Iterator[Line]:

@@ -24,6 +24,8 @@ _SYMBOLS: dict[str, object] = {
     "circle-open": "o",
     "square": "s",
     "triangle-up": "^",
+    "triangle-down": "v",
+    "triangle-left": "<",
     "diamond": "D",
     "x": "X",
     "star": "*",

@@ -26,7 +26,9 @@ class AblationSpec(BaseIntervention):
 
     kind: Literal["ablation"] = Field(default="ablation", description="Remove a direction.")
     site: Site = Field(default="block_output", description="The tensor that the direction is removed from.")
-    layer: Index = Field(description=LAYER)
+    layer: Index | None = Field(
+        default=None, description=f"{LAYER} Left out: every layer that `direction` holds at the site."
+    )
     direction: TensorRef = Field(
         description="The direction, `{key}.{site}[{layer}]` of shape [width of the site]; its length does "
         "not matter."
@@ -35,5 +37,5 @@ class AblationSpec(BaseIntervention):
 
     @property
     def reads_whole_key(self) -> bool:
-        """Only what is stored for its layer."""
-        return False
+        """Every stored layer, unless it names its own."""
+        return self.layer is None

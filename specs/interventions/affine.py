@@ -26,7 +26,9 @@ class AffineSpec(BaseIntervention):
 
     kind: Literal["affine"] = Field(default="affine", description="Move towards an affine map.")
     site: Site = Field(default="block_output", description="The tensor that is mapped.")
-    layer: Index = Field(description=LAYER)
+    layer: Index | None = Field(
+        default=None, description=f"{LAYER} Left out: every layer that `map` holds at the site."
+    )
     map: TensorRef = Field(
         description="The map, by its parts `{key}.{site}[{layer}].…`: `bias` b [width], and of `dense` "
         "`weight` W [width, width], of `diagonal` `weight` W [width], of `low_rank` `a` and `b`, both [rank, "
@@ -38,5 +40,5 @@ class AffineSpec(BaseIntervention):
 
     @property
     def reads_whole_key(self) -> bool:
-        """Only what is stored for its layer."""
-        return False
+        """Every stored layer, unless it names its own."""
+        return self.layer is None

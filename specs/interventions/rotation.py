@@ -28,7 +28,9 @@ class RotationSpec(BaseIntervention):
 
     kind: Literal["rotation"] = Field(default="rotation", description="Turn to an angle within a plane.")
     site: Site = Field(default="block_output", description="The tensor that is turned.")
-    layer: Index = Field(description=LAYER)
+    layer: Index | None = Field(
+        default=None, description=f"{LAYER} Left out: every layer that `plane` holds at the site."
+    )
     plane: TensorRef = Field(
         description="Two vectors that span the plane, `{key}.{site}[{layer}].first` and `.second`, both "
         "[width of the site]: the direction of a behaviour, from which angles are counted, and another one, "
@@ -50,5 +52,5 @@ class RotationSpec(BaseIntervention):
 
     @property
     def reads_whole_key(self) -> bool:
-        """Only what is stored for its layer."""
-        return False
+        """Every stored layer, unless it names its own."""
+        return self.layer is None

@@ -8,6 +8,8 @@ from subvene.specs._registry import Kinds
 from subvene.specs.recipes.base import BaseRecipe, OneKeyRecipe
 
 if TYPE_CHECKING:
+    from subvene.specs.recipes.affine_map import AffineMapSpec
+    from subvene.specs.recipes.angular import AngularSpec
     from subvene.specs.recipes.cast import CastSpec
     from subvene.specs.recipes.das import DASSpec
     from subvene.specs.recipes.experts import ExpertsSpec
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from subvene.specs.recipes.pca import PCASpec
     from subvene.specs.recipes.persona import PersonaSpec
     from subvene.specs.recipes.random_direction import RandomDirectionSpec
+    from subvene.specs.recipes.refusal import RefusalSpec
 
 _KINDS = {
     "mean_difference": "mean_difference:MeanDifferenceSpec",
@@ -30,6 +33,9 @@ _KINDS = {
     "cast": "cast:CastSpec",
     "pca": "pca:PCASpec",
     "logistic": "logistic:LogisticSpec",
+    "refusal": "refusal:RefusalSpec",
+    "angular": "angular:AngularSpec",
+    "affine_map": "affine_map:AffineMapSpec",
 }
 REGISTRY = Kinds(__name__, _KINDS)
 """By `recipe`; each is imported when a file has one."""
@@ -46,11 +52,16 @@ if TYPE_CHECKING:
         | CastSpec
         | PCASpec
         | LogisticSpec
+        | RefusalSpec
+        | AngularSpec
+        | AffineMapSpec
     )
 else:
     AnyRecipe = Annotated[BaseRecipe, Registered("recipe", REGISTRY)]
 
 __all__ = [
+    "AffineMapSpec",
+    "AngularSpec",
     "AnyRecipe",
     "BaseRecipe",
     "CastSpec",
@@ -64,6 +75,7 @@ __all__ = [
     "PCASpec",
     "PersonaSpec",
     "RandomDirectionSpec",
+    "RefusalSpec",
 ]
 
 _LATER = {cls: module for module, _, cls in (place.partition(":") for place in _KINDS.values())}

@@ -1,13 +1,14 @@
 """What recipes have in common: they give tensors under keys that a spec tells before anything runs."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from subvene.specs._base import SpecModel
 from subvene.specs._fields import Identifier
 from subvene.specs.questions import QuestionsSpec
+from subvene.specs.sites import Site
 
 
 class BaseRecipe(SpecModel):
@@ -18,12 +19,19 @@ class BaseRecipe(SpecModel):
     """Fields that no result depends on, and what the data's hash says in their place."""
     usual_intervention: ClassVar[str | None] = None
     """The kind that is mostly made of what this gives."""
+    usual_sites: ClassVar[tuple[Site, ...]] = ()
+    """Where it mostly acts; empty: at the one site that is the kind's own."""
     methods: ClassVar[Mapping[str, str]] = {}
     """What its method is called in the field → where it was published; the docs' table is made of it."""
     data_field: ClassVar[str | None] = None
     """The field that says what is fitted on."""
     dataset_field: ClassVar[str | None] = "dataset"
     """Where that field names a Hub dataset; None: rows cannot stand in for what it declares."""
+
+    @classmethod
+    def usual_fields(cls, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns what its usual intervention has to say, by the fields that the recipe is given."""
+        return {}
 
     if TYPE_CHECKING:
 

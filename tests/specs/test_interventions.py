@@ -99,7 +99,7 @@ H, S, L, C, A = (
     f"kind: steering, vector: {T}",
     "kind: low_rank_edit, layer: 1",
     f"kind: capping, layer: 1, direction: {T}",
-    f"kind: ablation, direction: {T}",
+    f"kind: capping, direction: {T}, max: 1.0",
 )
 STRENGTH = "a finite number, or a non-empty list of finite numbers (one per row of the batch)"
 HEADS = "a non-empty list of different integers >= 0"

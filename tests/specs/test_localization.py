@@ -72,6 +72,35 @@ def change(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
             ),
             "evaluate.0.selection.by",
         ),
+        (
+            change("evaluate", 0, to={"kind": "localization", "arms": ["edit_probed"], "generate": ["lora"]}),
+            "evaluate.0.generate",
+        ),
+        (
+            change("evaluate", 0, to={"kind": "localization", "arms": ["edit_probed"], "explore": ["lora"]}),
+            "evaluate.0.explore",
+        ),
+        (
+            change(
+                "evaluate", 0, to={"kind": "localization", "generate": [], "selection": {"by": "true_info"}}
+            ),
+            "evaluate.0.generate",
+        ),
+        (
+            change(
+                "evaluate",
+                to=[
+                    {"kind": "localization", "sequential": {}},
+                    {"kind": "truthfulqa", "measure": ["generation"]},
+                ],
+            ),
+            "evaluate.0.sequential",
+        ),
+        (
+            change("evaluate", 0, to={"kind": "localization", "arms": ["iti_matched"]}),
+            "evaluate.0.arms",
+        ),
+        (change("evaluate", 0, "sequential", to={"exceedances": 0}), "evaluate.0.sequential.exceedances"),
         (change("interventions", 0, "layer", to=3), "interventions.0.layer"),
         (change("interventions", 0, "factors", "file", to="t.safetensors"), "interventions.0.factors.file"),
         (
@@ -96,6 +125,9 @@ def test_only_ipo_has_a_tau() -> None:
     data = copy.deepcopy(VALID)
     data["fit"]["objective"] = {"kind": "dpo"}
     ExperimentSpec.model_validate(data)
-    data["evaluate"][0]["tau"] = [0.1]
+    data["evaluate"][0]["mean"] = {}
+    with pytest.raises(ValidationError, match="ipo with `reduction: sum`"):
+        ExperimentSpec.model_validate(data)
+    data["evaluate"][0] = {"kind": "localization", "tau": [0.1]}
     with pytest.raises(ValidationError, match="only the objective ipo"):
         ExperimentSpec.model_validate(data)

@@ -36,7 +36,7 @@ def test_every_measure_gives_what_this_process_gives(
     assert (said["engine"], said["options"]["max_model_len"]) == ("vllm", 128)
     assert said["versions"]["vllm"].startswith("0.32")
     # Everything is done: nothing is asked of vLLM, which then need not start.
-    monkeypatch.setattr("subvene.runner.engines.local.VllmEngine", None)
+    monkeypatch.setattr("subvene.runner.engines.vllm.local.VllmEngine", None)
     again = run_experiment(path, output=tmp_path / "served").results
     assert [cell.units for cell in again.conditions] == [cell.units for cell in served.conditions]
 
@@ -44,7 +44,7 @@ def test_every_measure_gives_what_this_process_gives(
 def test_what_vllm_cannot_do_is_refused_before_it_starts(
     held: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("subvene.runner.engines.local.VllmEngine", None)
+    monkeypatch.setattr("subvene.runner.engines.vllm.local.VllmEngine", None)
     path = write(tmp_path, held, ENGINE)
     text = path.read_text().replace("coefficient: 3,", "coefficient: 3, preserve_norm: true,")
     path.write_text(text)

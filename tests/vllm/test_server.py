@@ -45,15 +45,15 @@ def url(engines: Any, reference: Any, tmp_path_factory: pytest.TempPathFactory) 
     with log.open("w") as file:
         server = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
     try:
-        for _ in range(600):
+        begun = time.monotonic()
+        while not is_up(port):
             assert server.poll() is None, log.read_text()[-6000:]
-            if is_up(port):
-                break
+            assert time.monotonic() - begun < 900, log.read_text()[-6000:]
             time.sleep(0.5)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
-        server.wait(60)
+        server.wait(300)
 
 
 def free_port() -> int:

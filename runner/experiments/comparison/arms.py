@@ -174,7 +174,15 @@ class Arms:
     def compiled(self, variant: ExperimentSpec, fitted: Fits | None) -> IntervenedModel:
         """The variant's interventions on the shared model."""
         tensors = None if fitted is None else self.tensors(fitted)
-        provenance = None if fitted is None else fitted.provenance
+        return self.compiled_with(variant, tensors, None if fitted is None else fitted.provenance)
+
+    def compiled_with(
+        self,
+        variant: ExperimentSpec,
+        tensors: Mapping[str, torch.Tensor] | None,
+        provenance: Mapping[str, Json] | None = None,
+    ) -> IntervenedModel:
+        """The variant's interventions with given tensors, on the shared model."""
         return IntervenedModel.from_spec(
             variant,
             model=self.model,

@@ -23,7 +23,7 @@ def engine_manifest(spec: EngineSpec) -> EngineManifest:
         EngineError: it is not there, or does not say what it holds.
     """
     if spec.vllm is not None:
-        from subvene.runner.engines.local import vllm_manifest
+        from subvene.runner.engines.vllm.local import vllm_manifest
 
         return vllm_manifest(spec.vllm.model_dump(exclude_none=True))
     from subvene.runner.engines.holdings import holdings
@@ -58,7 +58,7 @@ def engine_of(
 def _made(spec: EngineSpec, model: ModelSpec, arms: Arms, folder: Path) -> Engine:
     plain = IntervenedModel.plain(arms.model, arms.tokenizer)
     if spec.vllm is not None:
-        from subvene.runner.engines.local import Local
+        from subvene.runner.engines.vllm.local import Local
 
         return Local(spec.vllm, model, plain, folder, arms.work / "engine")
     from subvene.runner.engines.remote import Remote

@@ -40,7 +40,15 @@ class Cell(Record):
     @property
     def exceeds_whole(self) -> bool:
         """Whether the subspace does what swapping the whole vector does not: its whole interval is above."""
-        low = self.over["whole"].low
+        return self._exceeds("whole")
+
+    @property
+    def exceeds_shuffled(self) -> bool:
+        """Whether what its source says counts there: its whole interval is above that of other sources."""
+        return self._exceeds("shuffled")
+
+    def _exceeds(self, control: Control) -> bool:
+        low = self.over[control].low
         return low is not None and low > 0
 
 

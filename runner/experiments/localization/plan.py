@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from subvene.interventions import Sizes
 from subvene.runner.edits.compile import CompileError
 from subvene.runner.experiments.results import Point
+from subvene.runner.recipes.localized_heads import matched_heads
 from subvene.specs import (
     ExperimentSpec,
     HeadDirectionSpec,
@@ -83,42 +84,45 @@ def declared_of(spec: ExperimentSpec) -> tuple[LocalizationSpec, LocalizedEditSp
     return asked, recipe, recipe.heads
 
 
-def plan(spec: ExperimentSpec, sizes: Sizes) -> list[Planned]:
+def plan(
+    spec: ExperimentSpec, sizes: Sizes, probed: Mapping[int, Sequence[int]] | None = None
+) -> list[Planned]:
     """Every arm, in the order of the table.
 
     Args:
         spec: the experiment.
         sizes: of the model, which bound what can be drawn.
+        probed: the heads that probes choose, layer → heads, which matched draws are like; None while they
+            are not known, and then these arms stand for as many draws of any heads.
 
     Raises:
         CompileError: more heads are asked for than the model has.
     """
-    asked, _, probed = declared_of(spec)
+    asked, _, rule = declared_of(spec)
     count = sizes.n_layers * sizes.n_heads
     if asked.single > count and "edit_single" in asked.arms:
         place = spec.evaluate.index(asked)
         raise CompileError(
             f"evaluate[{place}].single: expected at most {count}, the model's heads, found {asked.single}"
         )
-    singles = np.random.default_rng([spec.seed, _SINGLE]).permutation(count)[: asked.single].tolist()
-    seeds = [spec.seed * _DRAWS + i for i in range(asked.random)]
     arms: list[Planned] = []
     for group in asked.arms:
-        if group == "iti_probed":
-            arms.append(_iti(spec, group, group, TopHeads(k=probed.k)))
-        elif group == "iti_random":
-            arms += [
-                _iti(spec, f"{group}_{i}", group, RandomHeads(k=probed.k, seed=seed))
-                for i, seed in enumerate(seeds, 1)
-            ]
+        family, _, which = group.partition("_")
+        if is_drawn(group):
+            for i in range(draws_of(asked, group)):
+                seed, name = spec.seed * _DRAWS + i, f"{group}_{i + 1}"
+                like = probed if which == "matched" else None
+                heads = None if like is None else ListedHeads(heads=matched_heads(like, sizes, seed))
+                if family == "iti":
+                    arms.append(_iti(spec, name, group, heads or RandomHeads(k=rule.k, seed=seed)))
+                else:
+                    arms.append(_edit(spec, name, group, heads or DrawnHeads(k=rule.k, seed=seed)))
+        elif group == "iti_probed":
+            arms.append(_iti(spec, group, group, TopHeads(k=rule.k)))
         elif group == "edit_probed":
-            arms.append(_edit(spec, group, group, probed))
-        elif group == "edit_random":
-            arms += [
-                _edit(spec, f"{group}_{i}", group, DrawnHeads(k=probed.k, seed=seed))
-                for i, seed in enumerate(seeds, 1)
-            ]
+            arms.append(_edit(spec, group, group, rule))
         elif group == "edit_single":
+            singles = np.random.default_rng([spec.seed, _SINGLE]).permutation(count)[: asked.single].tolist()
             for i, place in enumerate(singles, 1):
                 layer, head = divmod(place, sizes.n_heads)
                 arms.append(_edit(spec, f"{group}_{i}", group, ListedHeads(heads={layer: (head,)})))
@@ -127,7 +131,19 @@ def plan(spec: ExperimentSpec, sizes: Sizes) -> list[Planned]:
     return arms
 
 
-def _iti(spec: ExperimentSpec, name: str, group: str, select: TopHeads | RandomHeads) -> Planned:
+def is_drawn(group: str) -> bool:
+    """Whether a group's arms differ in the draw of several heads."""
+    return group.endswith(("_random", "_matched"))
+
+
+def draws_of(asked: LocalizationSpec, group: str) -> int:
+    """How many draws a group of random heads has at most."""
+    return asked.random_iti or asked.random if group.startswith("iti") else asked.random
+
+
+def _iti(
+    spec: ExperimentSpec, name: str, group: str, select: TopHeads | RandomHeads | ListedHeads
+) -> Planned:
     asked, recipe, probed = declared_of(spec)
     source = recipe.learns_from
     if source is None:
@@ -161,17 +177,24 @@ def _edit(spec: ExperimentSpec, name: str, group: str, heads: Heads) -> Planned:
     candidates = []
     for objective, point in _objectives(recipe, asked):
         changed = {"heads": heads, "objective": objective, "learning_rate": rate}
+        if point.get("reduction") == "mean" and asked.mean is not None:
+            changed["learning_rate"] = rate * asked.mean.learning_rate_factor
+            changed["epochs"] = asked.mean.epochs or recipe.epochs
         fit = recipe.model_copy(update=changed)
         candidates.append(Candidate(point, _variant(spec, fit, spec.interventions[0])))
     return Planned(name, group, tuple(candidates))
 
 
 def _objectives(recipe: LocalizedEditSpec, asked: LocalizationSpec) -> Iterator[tuple[Objective, Point]]:
-    if isinstance(recipe.objective, IPOSpec):
-        for tau in asked.tau or (recipe.objective.tau,):
-            yield recipe.objective.model_copy(update={"tau": tau}), {"tau": tau}
-    else:
+    if not isinstance(recipe.objective, IPOSpec):
         yield recipe.objective, {}
+        return
+    taus = asked.tau or (recipe.objective.tau,)
+    for tau in taus:
+        yield recipe.objective.model_copy(update={"tau": tau}), {"tau": tau}
+    for tau in taus if asked.mean is not None else ():
+        objective = recipe.objective.model_copy(update={"tau": tau, "reduction": "mean"})
+        yield objective, {"tau": tau, "reduction": "mean"}
 
 
 def _variant(spec: ExperimentSpec, fit: Any, intervention: Any) -> ExperimentSpec:

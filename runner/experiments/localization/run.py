@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar
 
-import torch
 import transformers
 
 from subvene.interventions import Sizes
-from subvene.runner.data.preferences import encode, preferences_sha256, used
-from subvene.runner.data.text import pad_id_of
-from subvene.runner.data.truthfulqa.questions import Question, about_data, data_sha256
+from subvene.runner.data.preferences import used
+from subvene.runner.data.truthfulqa.questions import Question, about_data
 from subvene.runner.data.truthfulqa.splits import held_out, limited
-from subvene.runner.experiments.choose import best_of
-from subvene.runner.experiments.comparison.arms import Arm, Arms, Fits
-from subvene.runner.experiments.comparison.measures import (
-    DivergenceMeasure,
-    Measured,
-    TruthfulQAMeasure,
-    check_complete,
-)
+from subvene.runner.experiments.comparison.arms import Arm, Arms
+from subvene.runner.experiments.comparison.measures import DivergenceMeasure, TruthfulQAMeasure
 from subvene.runner.experiments.judged_shares import judged_section
 from subvene.runner.experiments.localization import evidence
 from subvene.runner.experiments.localization.collection import Collection, arm_record
-from subvene.runner.experiments.localization.plan import Candidate, Planned, declared_of, edits_of, plan
+from subvene.runner.experiments.localization.making import Making
+from subvene.runner.experiments.localization.measuring import Measuring
+from subvene.runner.experiments.localization.plan import (
+    Planned,
+    declared_of,
+    draws_of,
+    edits_of,
+    is_drawn,
+    plan,
+)
 from subvene.runner.experiments.localization.samples import Resamples
 from subvene.runner.experiments.localization.section import (
     SECTION,
@@ -38,42 +38,19 @@ from subvene.runner.experiments.localization.section import (
     Split,
 )
 from subvene.runner.experiments.localization.verdict import verdict
-from subvene.runner.experiments.results import Choice, Point, QuestionText, Results, Tried
+from subvene.runner.experiments.results import Condition, QuestionText, Results
 from subvene.runner.experiments.study import Step
-from subvene.runner.files.json_value import Json, as_read
-from subvene.runner.files.ledger import Ledger, Result
+from subvene.runner.files.ledger import Ledger
+from subvene.runner.files.power import Power
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.judges import JudgeError
 from subvene.runner.models.identity import Manifest, run_manifest
-from subvene.runner.recipes import RECIPES, Fitted
+from subvene.runner.recipes import RECIPES
 from subvene.runner.recipes.fitting import check_reach
-from subvene.runner.recipes.localized_edit import (
-    Request,
-    epoch_losses,
-    fit_localized_edits,
-    held_out_keys,
-    lora_experiment,
-)
-from subvene.runner.recipes.localized_heads import Probed, probe_heads
-from subvene.runner.training.experiments import Experiment, Trained
-from subvene.runner.training.lora import check_peft, trained_lora
-from subvene.specs import (
-    DivergenceSpec,
-    ExperimentSpec,
-    LocalizedEditSpec,
-    SubveneError,
-    TruthfulQASpec,
-    dump_spec,
-)
-
-
-class _ProbesFound(TypedDict):
-    accuracy: list[list[float]]
-    chance: float
-
-
-class _Told(TypedDict):
-    provenance: dict[str, Json]
+from subvene.runner.recipes.localized_edit import held_out_keys
+from subvene.runner.recipes.localized_heads import Probed, choose_heads
+from subvene.runner.training.lora import check_peft
+from subvene.specs import DivergenceSpec, ExperimentSpec, SubveneError, TruthfulQASpec, dump_spec
 
 
 class Localization:
@@ -90,6 +67,7 @@ class Localization:
         self.fitted_on = read
         test = held_out((question.key for question in read), self.asked.test, f"test {spec.seed}")
         self.tuning = [question for question in read if question.key not in test]
+        self.unseen = [question for question in read if question.key in test]
         self.seen = used(self.recipe.data, self.tuning)
         self.held_out = held_out_keys(self.recipe, self.tuning, spec.seed)
         declared = next(e for e in spec.evaluate if isinstance(e, TruthfulQASpec))
@@ -101,6 +79,11 @@ class Localization:
         self.divergence = next(
             (DivergenceMeasure(e, folder) for e in spec.evaluate if isinstance(e, DivergenceSpec)), None
         )
+        if len(self.unseen) == 1:
+            raise SubveneError(
+                "evaluate: expected at least 2 test questions, found 1; give more questions, or a larger "
+                "`test`"
+            )
         for what, questions in (("test on", self.tested), ("choose on", self.validation)):
             if not questions:
                 raise SubveneError(
@@ -108,14 +91,23 @@ class Localization:
                     "questions as `fit.data`, enough of them"
                 )
 
+    @property
+    def power(self) -> Power:
+        """What so many draws can find, and so many questions where there are several."""
+        groups = {one.group for one in self.arms if is_drawn(one.group)}
+        alpha, count = round(1 - self.asked.level, 12), len(self.tested)
+        questions = [count] if count > 1 and alpha < Power.POWER else []
+        return Power.of(sorted({draws_of(self.asked, group) for group in groups}), questions, alpha=alpha)
+
     def check(self) -> None:
-        """Find out what is wrong before the model is loaded."""
+        """Find out what is wrong before the model is loaded, and say what the experiment can find."""
         if any(arm.family == "lora" for arm in self.arms):
             check_peft()
         for arm in self.arms:
             for candidate in arm.candidates:
                 check_reach(candidate.variant, self.sizes)
                 RECIPES[candidate.recipe.recipe].check(candidate.recipe, self.tuning, self.spec.seed)
+        self.step("power", self.power.lines())
 
     def manifest(self) -> Manifest:
         """What there is to know about where the numbers come from."""
@@ -128,192 +120,64 @@ class Localization:
         )
 
     def units(self) -> int:
-        """Units of work to come, those of earlier runs among them."""
+        """Units of work to come at most, those of earlier runs among them."""
         each = self.measure.steps() + (0 if self.divergence is None else self.divergence.steps())
         choosing = self.measure.steps(only=self.asked.selection.by)
         tried = sum(len(arm.candidates) for arm in self.arms if len(arm.candidates) > 1)
         loras = [len(arm.candidates) for arm in self.arms if arm.family == "lora"]
         # A LoRA that is chosen among several is made once more to be measured.
         trained = len(edits_of(self.arms)) + sum(n + (n > 1) for n in loras)
-        return 1 + trained + tried * choosing + (1 + len(self.arms)) * each
+        explored = sum(len(arm.candidates) - 1 for arm in self.arms if arm.group in self.asked.explore)
+        return 2 + trained + tried * choosing + (1 + len(self.arms) + explored) * each
 
     def run(
         self, model: transformers.PreTrainedModel, tokenizer: Any, ledger: Ledger, output: Path
     ) -> Results:
         """Do every unit that is not done, and put the results together.
 
-        Edits that are not there yet train together in one job, which keeps checkpoints.
+        Edits that are not there yet train together in one job, which keeps checkpoints; of draws that may
+        stop early, as many as are made at a time.
         """
         arms = Arms(model, tokenizer, ledger, output, self.folder)
         transformers.set_seed(self.spec.seed)
-        probed = self._probe(arms, ledger)
-        self._train(arms, ledger, probed)
+        making = Making(self.spec, arms, ledger, self.tuning, self._told)
+        probed, unseen = making.probe(), making.probe_unseen(self.unseen)
+        heads = choose_heads(self.recipe, self.sizes, self.spec.seed, probed)
+        planned = plan(self.spec, self.sizes, heads)
         original = IntervenedModel.plain(arms.model, arms.tokenizer)
-        collection = Collection([question.key for question in self.tested])
+        measuring = Measuring(
+            self.asked, self.measure, self.divergence, making, original, self.tested, self.validation
+        )
+        order = ["baseline", *(one.name for one in planned)]
+        collection = Collection([question.key for question in self.tested], order)
         untouched = arms.make(None, self.spec.seed, None, bake=False)
-        measured = self._measured("baseline", untouched, original, ledger)
+        measured = measuring.measured("baseline", "baseline", untouched)
         collection.add("baseline", measured, ArmRecord(), group="baseline")
-        for planned in self.arms:
-            candidate = self._chosen(planned, arms, ledger, collection)
-            arm = self._arm(planned, candidate, arms, ledger)
-            measured = self._measured(planned.name, arm, original, ledger)
-            kept = self._keep(planned, arm, arms, output)
-            place = {"group": planned.group, "point": candidate.point, "artifact": kept}
-            collection.add(planned.name, measured, arm_record(planned, arm, probed), **place)
-        return self._results(collection, probed, ledger)
+        done = _Doing(self, making, measuring, collection, probed, unseen, output)
+        stopping = self._stopping()
+        done.all([one for one in planned if one.group not in stopping])
+        for group in stopping:
+            done.until_stopped(group, [one for one in planned if one.group == group])
+        return self._results(collection, probed, unseen, done.stops, ledger)
 
-    # Fits --------------------------------------------------------------------------------------------------
-
-    def _probe(self, arms: Arms, ledger: Ledger) -> Probed:
-        """What every head's probe gives; ITI's own fits and the choice of heads use the same."""
-        identity = arms.base | {
-            "unit": "probes",
-            "heads": self.probed.model_dump(mode="json", exclude={"k", "batch_size"}),
-            "data": data_sha256(self.tuning, periods=True),
-            "seed": self.spec.seed,
-        }
-
-        def work() -> _ProbesFound:
-            anatomy = Anatomy.of(arms.model)
-            examples = encode(self.recipe.data, self.tuning, arms.tokenizer)
-            found = probe_heads(
-                self.probed,
-                self.tuning,
-                examples,
-                anatomy,
-                arms.tokenizer,
-                seed=self.spec.seed,
-                work=arms.work,
-            )
-            return {"accuracy": found.accuracy.tolist(), "chance": found.chance}
-
-        result = self._done("probes of every head", identity, work, ledger)
-        return Probed(torch.tensor(result["accuracy"], dtype=torch.float64), result["chance"])
-
-    def _train(self, arms: Arms, ledger: Ledger, probed: Probed) -> None:
-        """Train the edits that no run has trained yet, together."""
-        names = {c.recipe.model_dump_json(): arm.name for arm in reversed(self.arms) for c in arm.candidates}
-        missing: list[tuple[Mapping[str, Json], Request]] = []
-        for candidate in edits_of(self.arms):
-            recipe = candidate.recipe
-            if not isinstance(recipe, LocalizedEditSpec):
-                raise TypeError("an edit is trained by the recipe localized_edit")
-            name = _named(names[recipe.model_dump_json()], candidate.point)
-            identity = arms.fit_identity(recipe, self.spec.seed, self.tuning)
-            if arms.is_fitted(identity):
-                self._told(f"{name}: training", was_done=True)
-            else:
-                missing.append((identity, Request(name, recipe, self.spec.seed)))
-        if not missing:
-            return
-        trained = fit_localized_edits(
-            [request for _, request in missing],
-            self.tuning,
-            Anatomy.of(arms.model),
-            arms.tokenizer,
-            work=arms.work,
-            probed=probed,
-        )
-        for (key, request), fitted in zip(missing, trained, strict=True):
-            about = {"model": self.spec.model.name, **fitted.provenance}
-            arms.keep_fit(key, Fitted(fitted.tensors, about))
-            self._told(f"{request.name}: training", was_done=False)
-
-    def _arm(
-        self,
-        planned: Planned,
-        candidate: Candidate,
-        arms: Arms,
-        ledger: Ledger,
-        kept_back: frozenset[str] = frozenset(),
-    ) -> Arm:
-        """An arm; of ITI with directions that have not seen the questions kept back, to be chosen on."""
-        if planned.family == "lora":
-            return self._lora(candidate, arms, ledger)
-        # Trained edits hold out their validation questions by themselves.
-        unseen = kept_back if planned.family == "iti" else frozenset()
-        tuning = {self.recipe.key: [q for q in self.tuning if q.key not in unseen]}
-        return arms.make(candidate.variant, self.spec.seed, tuning, bake=False)
-
-    def _lora(self, candidate: Candidate, arms: Arms, ledger: Ledger) -> Arm:
-        """The model with an adapter on all output projections; its training is kept as a checkpoint."""
-        recipe = candidate.recipe
-        if not isinstance(recipe, LocalizedEditSpec):
-            raise TypeError("a LoRA is trained by the recipe localized_edit")
-        identity = arms.base | {
-            "unit_of": "lora",
-            "recipe": recipe.model_dump(mode="json", exclude={*recipe.immaterial, "heads"}),
-            "data": preferences_sha256(self.tuning),
-            "seed": self.spec.seed,
-        }
-
-        @contextlib.contextmanager
-        def opened() -> Iterator[IntervenedModel]:
-            anatomy = Anatomy.of(arms.model)
-            examples = encode(recipe.data, self.tuning, arms.tokenizer)
-            experiment = lora_experiment(Request("lora", recipe, self.spec.seed), examples, anatomy.sizes)
-            pad_id, work = pad_id_of(arms.tokenizer), arms.work / "training"
-            with trained_lora(anatomy, examples, experiment, pad_id=pad_id, folder=work) as trained:
-                ledger.do(fit, lambda: _told_of(trained, experiment))
-                yield IntervenedModel.plain(arms.model, arms.tokenizer, name="lora")
-
-        fit = identity | {"unit": "fit"}
-        was_done = ledger.has(fit)
-        if not was_done:
-            with opened():
-                pass
-        self._told(f"{_named('lora', candidate.point)}: training", was_done=was_done)
-        recorded = ledger.recorded(fit, _Told)
-        fits = None if recorded is None else Fits((), (), (as_read(recorded["provenance"]),))
-        return Arm(None, False, identity, fits, opened)
-
-    # Choosing and measuring --------------------------------------------------------------------------------
-
-    def _chosen(self, planned: Planned, arms: Arms, ledger: Ledger, collection: Collection) -> Candidate:
-        """The candidate that is best on the validation questions; what each gave there is collected."""
-        if len(planned.candidates) == 1:
-            return planned.candidates[0]
-        metric, tried = self.asked.selection.by, []
-        for candidate in planned.candidates:
-            arm = self._arm(planned, candidate, arms, ledger, self.held_out)
-            name = f"{_named(planned.name, candidate.point)} on validation"
-            arm = replace(arm, swept=True)
-            measured = self.measure.measure(arm, self.validation, ledger, self._progress(name), only=metric)
-            check_complete(measured, planned.name)
-            tried.append(
-                Tried(
-                    point=candidate.point,
-                    value=measured.value(metric),
-                    n=len(self.validation),
-                    not_finite=measured.not_finite,
-                )
-            )
-        best = best_of(tried)
-        if best is None:
-            raise SubveneError(f"{planned.name}: no {metric} was measured to choose by")
-        collection.choices.append(
-            Choice(condition=planned.name, metric=metric, tried=tuple(tried), chosen=best)
-        )
-        return next(candidate for candidate in planned.candidates if candidate.point == best)
-
-    def _measured(self, name: str, arm: Arm, original: IntervenedModel, ledger: Ledger) -> list[Measured]:
-        told = self._progress(name)
-        found = [self.measure.measure(arm, self.tested, ledger, told)]
-        if self.divergence is not None:
-            found.append(self.divergence.measure(arm, original, ledger, told))
-        return found
-
-    def _keep(self, planned: Planned, arm: Arm, arms: Arms, output: Path) -> str | None:
-        """Save the arm as an artifact that can be loaded and shared; a LoRA is none."""
-        if arm.variant is None:
-            return None
-        target = output / "artifacts" / planned.name
-        arms.compiled(arm.variant, arm.fitted).save_pretrained(target)
-        return f"artifacts/{planned.name}"
+    def _stopping(self) -> list[str]:
+        """The groups of draws that may stop early: those that a probed set is weighed against."""
+        if self.asked.sequential is None:
+            return []
+        families = [one.family for one in self.arms if one.group.endswith("_probed")]
+        groups = dict.fromkeys(one.group for one in self.arms if is_drawn(one.group))
+        return [group for group in groups if group.partition("_")[0] in families]
 
     # Results -----------------------------------------------------------------------------------------------
 
-    def _results(self, collection: Collection, probed: Probed, ledger: Ledger) -> Results:
+    def _results(
+        self,
+        collection: Collection,
+        probed: Probed,
+        unseen: Probed,
+        stops: Mapping[str, evidence.Stop],
+        ledger: Ledger,
+    ) -> Results:
         level, samples = self.asked.level, collection.samples
         texts = samples["baseline"].texts.get("tokens", ())
         drawn = Resamples.drawn(self.asked.resamples, len(self.tested), len(texts), self.spec.seed)
@@ -321,9 +185,9 @@ class Localization:
         trained = (arm.training for arm in collection.records.values() if arm.training is not None)
         section = LocalizationSection(
             arms=collection.records,
-            evidence=evidence.evidence(conditions, level),
+            evidence=evidence.evidence(conditions, level, stops),
             singles=evidence.singles(conditions),
-            comparisons=evidence.comparisons(samples, drawn, level),
+            comparisons=evidence.comparisons(samples, drawn, level, stops),
             selection=Selection(metric=self.asked.selection.by, questions=len(self.validation)),
             split=Split(
                 train=len(self.seen) - len(self.held_out),
@@ -332,7 +196,14 @@ class Localization:
                 tuning=len(self.tuning),
                 pairs=next((training.pairs for training in trained), 0),
             ),
-            probes=Probes(accuracy=tuple(map(tuple, probed.accuracy.tolist())), chance=probed.chance),
+            probes=Probes(
+                accuracy=tuple(map(tuple, probed.accuracy.tolist())),
+                chance=probed.chance,
+                unseen=tuple(map(tuple, unseen.accuracy.tolist())),
+                unseen_chance=unseen.chance,
+            ),
+            curves=tuple(collection.curves),
+            power=self.power,
         )
         section = section.model_copy(update={"verdict": verdict(conditions, section)})
         return Results(
@@ -350,39 +221,106 @@ class Localization:
             },
         )
 
-    # Units -------------------------------------------------------------------------------------------------
-
-    def _done(
-        self, what: str, identity: Mapping[str, Json], work: Callable[[], Result], ledger: Ledger
-    ) -> Result:
-        was_done = ledger.has(identity)
-        result = ledger.do(identity, work)
-        self._told(what, was_done=was_done)
-        return result
-
-    def _told(self, what: str, *, was_done: bool) -> None:
+    def _told(self, what: str, was_done: bool) -> None:
         self.step("unit", {"what": what, "was_done": was_done})
 
-    def _progress(self, name: str) -> Any:
-        def told(what: str, *, was_done: bool) -> None:
-            self._told(f"{name}: {what}", was_done=was_done)
 
-        return told
+@dataclass
+class _Doing:
+    """Fits and measures arms, and takes them down.
+
+    Attributes:
+        study: what is asked.
+        making: makes arms.
+        measuring: measures them.
+        collection: where they are taken down.
+        probed: what the probes give.
+        unseen: what they give on answers that chose no head.
+        output: the run's folder.
+        stops: by group, of draws that were stopped.
+    """
+
+    study: Localization
+    making: Making
+    measuring: Measuring
+    collection: Collection
+    probed: Probed
+    unseen: Probed
+    output: Path
+    stops: dict[str, evidence.Stop] = field(default_factory=dict)
+
+    def all(self, some: Sequence[Planned], enough: Callable[[Condition], bool] | None = None) -> bool:
+        """Do these arms; those that come after one that was enough are not taken down.
+
+        Args:
+            some: arms that train together.
+            enough: asked of every arm; None: none is enough.
+
+        Returns:
+            Whether one was.
+        """
+        self.making.train(some, self.probed)
+        chosen = self.measuring.choose(some, self.study.held_out)
+        arms = [self.making.arm(one.planned, one.candidate) for one in chosen]
+        self.measuring.score([(one.planned.name, arm) for one, arm in zip(chosen, arms, strict=True)])
+        for one, arm in zip(chosen, arms, strict=True):
+            planned = one.planned
+            measured = self.measuring.measured(planned.name, planned.group, arm)
+            explored = self.measuring.explored(one, measured)
+            place = {
+                "group": planned.group,
+                "point": one.candidate.point,
+                "artifact": self._keep(planned, arm),
+            }
+            record = arm_record(planned, arm, self.probed, self.unseen)
+            condition = self.collection.add(planned.name, measured, record, **place)
+            self.collection.add_choice(one.choice, (*one.curve, *explored))
+            if enough is not None and enough(condition):
+                return True
+        return False
+
+    def until_stopped(self, group: str, draws: Sequence[Planned]) -> None:
+        """Make draws until so many are at least as good as the probed set as the evaluation says.
+
+        Args:
+            group: of the draws.
+            draws: all that may be made.
+        """
+        asked = self.study.asked
+        if asked.sequential is None:
+            raise ValueError("these draws are all to be made")
+        metric, left = asked.selection.by, asked.sequential.exceedances
+        probed = self.collection.value(f"{group.partition('_')[0]}_probed", metric)
+
+        def enough(condition: Condition) -> bool:
+            nonlocal left
+            left -= evidence.as_good(_needed(condition, metric), probed, metric)
+            return left == 0
+
+        size = asked.sequential.at_a_time
+        for begin in range(0, len(draws), size):
+            if self.all(draws[begin : begin + size], enough):
+                self.stops[group] = evidence.Stop(metric, len(draws))
+                return
+
+    def _keep(self, planned: Planned, arm: Arm) -> str | None:
+        """Save the arm as an artifact that can be loaded and shared; a LoRA is none."""
+        if arm.variant is None:
+            return None
+        target = self.output / "artifacts" / planned.name
+        self.making.arms.compiled(arm.variant, arm.fitted).save_pretrained(target)
+        return f"artifacts/{planned.name}"
 
 
-def _told_of(trained: Trained, experiment: Experiment) -> _Told:
-    """What is recorded of a LoRA's training, as edits have it in their provenance."""
-    return {
-        "provenance": {
-            "steps": len(trained.losses),
-            "best_step": trained.best_step,
-            "pairs": len(experiment.train),
-            "epoch_losses": epoch_losses(trained, experiment),
-            "evaluations": list(trained.evaluations),
-        }
-    }
+def _needed(condition: Condition, metric: str) -> float:
+    """What draws are stopped by.
 
-
-def _named(name: str, point: Point) -> str:
-    """`edit_random_3, tau=0.1`."""
-    return ", ".join([name, *(f"{field}={value:g}" for field, value in point.items())])
+    Raises:
+        JudgeError: verdicts are missing, with which it might be another number.
+    """
+    if condition.missing and metric == "true_info":
+        raise JudgeError(f"{condition.name}: verdicts are missing, so that it is not known when draws stop")
+    value = condition.value(metric)
+    if value is None:
+        raise SubveneError(f"{condition.name}: no {metric} was measured, by which draws would stop")
+    return value

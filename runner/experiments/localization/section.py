@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from subvene.runner.experiments.results import Record, Results, ResultsError
+from subvene.runner.experiments.results import Point, Record, Results, ResultsError
+from subvene.runner.files.power import Power, smallest_p
 
 SECTION = "localization"
 
@@ -54,7 +55,9 @@ class ArmRecord(Record):
         family: what it is: an untouched model, ITI, a trained edit, a LoRA.
         heads: that it acts on; None where it acts on none or on the weights.
         n_heads: how many.
-        probe_accuracy: mean accuracy of their probes on validation questions, from 0 to 1.
+        probe_accuracy: mean accuracy of their probes on validation questions, from 0 to 1; of probed heads
+            the accuracy that chose them, which flatters them.
+        unseen_accuracy: the same on answers to the test questions, which chose nothing.
         training: None where nothing was trained.
     """
 
@@ -62,6 +65,7 @@ class ArmRecord(Record):
     heads: Heads | None = None
     n_heads: int | None = None
     probe_accuracy: float | None = None
+    unseen_accuracy: float | None = None
     training: Training | None = None
 
 
@@ -71,12 +75,20 @@ class Rank(Record):
     Attributes:
         at_least: draws that are at least as good.
         n: draws.
-        p: (1 + at_least) / (1 + n).
+        p: (1 + at_least) / (1 + n); of draws that were stopped (Besag and Clifford 1991) at_least / n by the
+            metric that stopped them, and None by any other, which had no part in how many there are.
+        most: draws that there would have been if none had stopped them; None: as many as there are.
     """
 
     at_least: int
     n: int
-    p: float
+    p: float | None
+    most: int | None = None
+
+    @property
+    def smallest(self) -> float:
+        """The smallest p that there could have been."""
+        return smallest_p(self.most or self.n)
 
 
 class TTest(Record):
@@ -98,19 +110,21 @@ class Evidence(Record):
 
     Attributes:
         family: of the arms.
+        draws: of any heads, or matched by layer.
         metric: its name.
         probed: its value at the probed heads.
         random: its value at each draw.
         mean: of the draws.
         sd: of the draws, n − 1 below the root; None for one.
         rank: of the probed set.
-        t_test: None where the draws do not differ.
-        prediction: where one further draw is expected; None where the draws do not differ.
+        t_test: None where the draws do not differ, and where they were stopped, for which it is not made.
+        prediction: where one further draw is expected; None likewise.
         level: of the prediction interval, from 0 to 1.
         inside: whether the probed set is in it.
     """
 
     family: Literal["iti", "edit"]
+    draws: Literal["random", "matched"] = "random"
     metric: str
     probed: float
     random: tuple[float, ...]
@@ -145,7 +159,7 @@ class Difference(Record):
     """Of two arms by one metric.
 
     Attributes:
-        a: an arm; `edit_random` and `iti_random` stand for the mean of their draws.
+        a: an arm; `edit_random` and the like stand for the mean of their draws.
         b: what it is compared with.
         metric: its name.
         difference: a − b.
@@ -195,10 +209,33 @@ class Probes(Record):
     Attributes:
         accuracy: [n_layers][n_heads], on validation questions, from 0 to 1.
         chance: share of the commoner label.
+        unseen: as `accuracy`, of answers to the test questions; None where results of an older version do
+            not have it.
+        unseen_chance: there.
     """
 
     accuracy: tuple[tuple[float, ...], ...]
     chance: float
+    unseen: tuple[tuple[float, ...], ...] | None = None
+    unseen_chance: float | None = None
+
+
+class CurvePoint(Record):
+    """What one point of an arm gave.
+
+    Attributes:
+        arm: its name.
+        group: its group.
+        questions: of validation, by which points are chosen; or of the test, which is exploratory.
+        point: α, or τ.
+        metrics: by name.
+    """
+
+    arm: str
+    group: str
+    questions: Literal["validation", "test"]
+    point: Point
+    metrics: dict[str, float]
 
 
 class LocalizationSection(Record):
@@ -212,6 +249,9 @@ class LocalizationSection(Record):
         selection: how points were chosen.
         split: None where results of an older version do not say it.
         probes: None where results of an older version do not have them.
+        curves: what every point gave; empty where arms have but one.
+        power: what so many draws and questions could find, as it was printed before the run; None where
+            results of an older version do not say it.
         verdict: in sentences.
     """
 
@@ -222,6 +262,8 @@ class LocalizationSection(Record):
     selection: Selection
     split: Split | None = None
     probes: Probes | None = None
+    curves: tuple[CurvePoint, ...] = ()
+    power: Power | None = None
     verdict: tuple[str, ...] = ()
 
 

@@ -10,6 +10,7 @@ from subvene.runner.experiments.rows import METRICS
 from subvene.runner.measures.missing import missing_in_words
 
 _NAMES = {"iti": "ITI", "edit": "trained edits"}
+_SETS = {"random": "random sets", "matched": "random sets with as many heads of each layer"}
 _ARMS = {
     "baseline": "the untouched model",
     "iti_probed": "ITI at the probed heads",
@@ -18,6 +19,8 @@ _ARMS = {
     "lora": "the LoRA",
     "edit_random": "trained edits at random heads (mean of the draws)",
     "iti_random": "ITI at random heads (mean of the draws)",
+    "edit_matched": "trained edits at heads matched by layer (mean of the draws)",
+    "iti_matched": "ITI at heads matched by layer (mean of the draws)",
 }
 _NOT_TESTED = (
     "Not tested: other models, data, ways of finding heads, numbers of heads or training settings; "
@@ -37,7 +40,7 @@ def verdict(arms: Sequence[Condition], section: LocalizationSection) -> tuple[st
     metrics = [section.selection.metric]
     if any("true_info" in arm.metrics for arm in arms):
         metrics.append("true_info")
-    said = [*_tested(arms, section), *_missing(arms), *_idle(section)]
+    said = [*_tested(arms, section), *_missing(arms), *_idle(section), *_probing(section)]
     for metric in metrics:
         said += _differences(section, metric)
         said += [_special(one) for one in section.evidence if one.metric == metric]
@@ -75,6 +78,20 @@ def _idle(section: LocalizationSection) -> list[str]:
     ]
 
 
+def _probing(section: LocalizationSection) -> list[str]:
+    """How well the probes of the probed heads do where they were not chosen for it."""
+    named = (section.arms.get(name) for name in ("iti_probed", "edit_probed"))
+    arm, probes = next((arm for arm in named if arm is not None), None), section.probes
+    if arm is None or probes is None or arm.probe_accuracy is None or arm.unseen_accuracy is None:
+        return []
+    chance = "" if probes.unseen_chance is None else f" (chance {probes.unseen_chance:.3f})"
+    return [
+        f"Probes of the probed heads are right in {arm.probe_accuracy:.3f} of the answers that chose these "
+        f"heads, and in {arm.unseen_accuracy:.3f} of the answers to test questions, which chose "
+        f"nothing{chance}."
+    ]
+
+
 def _heads(arms: Sequence[Condition], section: LocalizationSection) -> int | None:
     probed = (arm.name for arm in arms if (arm.group or "").endswith("_probed"))
     return next((section.arms[name].n_heads for name in probed), None)
@@ -101,18 +118,22 @@ def _special(one: Evidence) -> str:
     rank, name = one.rank, METRICS[one.metric]
     low, high = min(one.random), max(one.random)
     first = (
-        f"{name}, {_NAMES[one.family]}: {rank.at_least} of {rank.n} random sets do at least as "
-        f"well as the probed set ({one.probed:.3f}; draws {low:.3f} to {high:.3f}), "
-        f"rank p = {rank.p:.3f}"
+        f"{name}, {_NAMES[one.family]}: {rank.at_least} of {rank.n} {_SETS[one.draws]} do at least as "
+        f"well as the probed set ({one.probed:.3f}; draws {low:.3f} to {high:.3f})"
     )
-    smallest = 1 / (1 + rank.n)
     alpha = 1 - one.level + 1e-12  # 1 - 0.9 is less than 0.1
+    if rank.p is None:
+        return f"{first}; they were stopped by another metric, so that no p is stated for this one."
+    first += f", rank p = {rank.p:.3f}"
+    if rank.most is not None:
+        which = _nth(rank.at_least)
+        first += f" (sequential: stopped with the {which} draw to do so, of {rank.most} draws at most)"
     if rank.p <= alpha:
         end = ", fewer than chance would give: by this test the probed heads are special"
-    elif smallest > alpha:
+    elif rank.smallest > alpha:
         end = (
-            f": with {rank.n} draws the smallest p there can be is {smallest:.3f}, so this test could not "
-            "have called any set special"
+            f": with {rank.n} draws the smallest p there can be is {rank.smallest:.3f}, so this test "
+            "could not have called any set special"
         )
     else:
         end = ": by this test the probed heads are not special"
@@ -130,6 +151,11 @@ def _special(one: Evidence) -> str:
             f"value, gives p = {one.t_test.p:.2g}, which says nothing about single draws"
         )
     return "; ".join(parts) + "."
+
+
+def _nth(n: int) -> str:
+    ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{ending}"
 
 
 def _alone(section: LocalizationSection, metric: str) -> list[str]:

@@ -15,17 +15,14 @@ from subvene.runner.experiments.choose import best_of
 from subvene.runner.experiments.persona.section import Sweep, SweepPoint, counts_of, item_of
 from subvene.runner.experiments.results import Choice, Tried, metric_of
 from subvene.runner.files.json_value import Json
+from subvene.runner.intervened.layer_sweep import UNEDITED, Point, panel, strengths_at
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.rollouts import Row, rollouts
 from subvene.runner.intervened.scoring import log_probs
 from subvene.runner.judges import Judge, JudgeError
 from subvene.runner.measures.missing import missing_in_words
 from subvene.runner.measures.responses import Answered, Asked, Do, Response, missing_reasons, respond
-from subvene.specs import InterventionSpec, ModelSpec, SteeringSpec, TraitSweepSpec
-
-Point = tuple[int, float]
-UNEDITED: Point = (-1, 0.0)
-"""The model without an edit, which is the same at every layer."""
+from subvene.specs import SteeringSpec, TraitSweepSpec
 
 
 class _Ratios(SomeNotFinite):
@@ -45,32 +42,6 @@ class Swept:
     sweep: Sweep
     choice: Choice | None
     notes: list[str]
-
-
-def panel(
-    steering: SteeringSpec,
-    layers: Sequence[int],
-    tensors: Mapping[str, torch.Tensor],
-    plain: IntervenedModel,
-) -> IntervenedModel:
-    """A model with one steering intervention per layer, all off; a row turns on the one that it needs."""
-    entries = [
-        steering.model_copy(update={"name": layer_name(layer), "layer": layer, "coefficient": 0.0})
-        for layer in layers
-    ]
-    spec = InterventionSpec(subvene=1, model=ModelSpec(name="swept"), interventions=tuple(entries))
-    return IntervenedModel.from_spec(spec, model=plain.model, tokenizer=plain.tokenizer, tensors=tensors)
-
-
-def layer_name(layer: int) -> str:
-    """What the intervention at a layer is called."""
-    return f"layer_{layer}"
-
-
-def strengths_at(point: Point) -> dict[str, float]:
-    """The strengths of a row: one layer's coefficient, everything else off."""
-    layer, coefficient = point
-    return {layer_name(layer): coefficient} if coefficient else {}
 
 
 def run_sweep(

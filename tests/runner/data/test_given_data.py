@@ -63,6 +63,17 @@ CASES = {
         )
         for recipe in ("pca", "logistic")
     },
+    **{
+        recipe: (
+            f"fit: {{recipe: {recipe}, key: k, pairs: {{file: rows.jsonl}}}}\n" + edit,
+            PAIRS,
+            "rows.jsonl",
+        )
+        for recipe, edit in (
+            ("angular", "interventions: [{kind: rotation, plane: {key: k}, angle: 90.0}]\n"),
+            ("affine_map", "interventions: [{kind: affine, map: {key: k}, form: diagonal}]\n"),
+        )
+    },
     "localized_edit of TruthfulQA": (
         "fit: {recipe: localized_edit, key: k, data: {truthfulqa: {file: rows.csv}}, heads: {rule: random, "
         "k: 2}, epochs: 1}\n" + EDIT,
@@ -141,7 +152,12 @@ def test_what_is_no_data_is_said_before_a_model_is_loaded(
 
 
 def test_every_recipe_says_what_it_takes(write: Callable[..., Path]) -> None:
-    assert {case.split()[0] for case in CASES} == set(RECIPES) - {"das", "persona", "random_direction"}
+    assert {case.split()[0] for case in CASES} == set(RECIPES) - {
+        "das",
+        "persona",
+        "random_direction",
+        "refusal",
+    }
     persona = "fit: {recipe: persona, traits: [formal]}\n" + STEER.replace("key: k", "key: formal")
     with pytest.raises(SubveneError, match=r"persona vectors are made of .* found list; declare traits"):
         fit(write(persona), data=PAIRS)

@@ -143,7 +143,7 @@ def test_artifacts_are_listed(front: Front) -> None:
     assert (base["id"], a["id"], a["parent"]) == ("base", "a", "base")
     assert (base["subvene"]["engine"], base["subvene"]["dtype"]) == ("vllm", "float32")
     assert len(base["subvene"]["files"]) == 64
-    assert (a["subvene"]["interventions"], len(a["subvene"]["sha256"])) == (["steering[0]"], 64)
+    assert (a["subvene"]["interventions"], len(a["subvene"]["sha256"])) == (["steering_0"], 64)
 
 
 @pytest.mark.parametrize(

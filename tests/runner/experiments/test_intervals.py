@@ -15,8 +15,9 @@ from tiny_questions import PRIMER, QUESTIONS, write_questions
 from subvene.runner import run_experiment
 from subvene.runner.data.truthfulqa.questions import load_questions
 from subvene.runner.data.truthfulqa.splits import is_of_split
-from subvene.runner.experiments.intervals import Intervals, intervals_of
+from subvene.runner.experiments.intervals import Intervals, _Sample, intervals_of
 from subvene.runner.experiments.results import Condition, Item, Metric
+from subvene.runner.experiments.rows import rows
 from subvene.specs import QuestionsSpec, SpecError, parse_spec
 
 ITEMS = 60
@@ -140,3 +141,46 @@ def test_repeats_test_every_question_again_with_fits_on_other_ones(
 def test_repeats_need_folds() -> None:
     with pytest.raises(SpecError, match="folds: expected a number of folds, since `repeats`"):
         parse_spec(REPEATED.replace("folds: 2\nrepeats", "repeats"))
+
+
+def test_true_by_info_of_a_row_is_what_its_interval_is_about() -> None:
+    rng = np.random.default_rng(5)
+    cells = []
+    for fold, size in ((0, 30), (1, 11)):
+        for seed in (1, 2):
+            verdicts = rng.random((size, 2)) < (0.3 + 0.4 * fold, 0.9 - 0.5 * fold)
+            items = tuple(
+                Item(
+                    key=f"{fold}.{i}",
+                    text="x",
+                    # Some verdicts are owed, more of one fold.
+                    scores={"true": None if i < 4 * fold else bool(true), "info": bool(info)},
+                )
+                for i, (true, info) in enumerate(verdicts)
+            )
+            metrics = {}
+            for name in ("true", "info"):
+                values = [float(v) for item in items if (v := item.scores[name]) is not None]
+                metrics[name] = Metric(mean=sum(values) / len(values), n=len(values))
+            metrics["true_info"] = Metric(mean=metrics["true"].mean * metrics["info"].mean, n=size)
+            cells.append(
+                Condition(
+                    name="a",
+                    label="a",
+                    seed=seed,
+                    fold=fold,
+                    metrics=metrics,
+                    items=items,
+                    counts={"questions": size},
+                )
+            )
+    (row,) = rows(cells)
+    sample = _Sample(cells, "true_info", 2)
+    once = np.ones((1, len(sample.keys))), np.ones((1, len(sample.fits)))
+    assert row.metrics["true_info"].mean == pytest.approx(float(sample.values(sample.keys, *once)[0]))
+    pooled = [
+        np.mean([float(v) for cell in cells for item in cell.items if (v := item.scores[name]) is not None])
+        for name in ("true", "info")
+    ]
+    assert row.metrics["true_info"].mean == pytest.approx(pooled[0] * pooled[1])
+    assert abs(row.metrics["true_info"].mean - np.mean([c.metrics["true_info"].mean for c in cells])) > 0.01

@@ -246,7 +246,7 @@ def test_units_done_together_are_recorded_together(tmp_path: Path) -> None:
 
     with Ledger(tmp_path) as ledger:
         ledger.do(identities[1], lambda: {"value": 7})
-        assert ledger.do_together(identities, work) == [0, 2]
+        assert ledger.do_together([*identities, identities[0]], work) == [0, 2]
         assert ledger.do_together(identities, work) == []
     with Ledger(tmp_path) as again:
         assert [again.do(one, dict)["value"] for one in identities] == [0, 7, 20]

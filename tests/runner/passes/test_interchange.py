@@ -11,7 +11,7 @@ import transformers
 from tracing_by_hand import patched_by_hand, states_by_hand
 
 from subvene.interventions._pyvene import pyvene
-from subvene.interventions.pyvene_class import make_inner
+from subvene.interventions.pyvene_inner import make_inner
 from subvene.interventions.rotation import parametrized, plain_state
 from subvene.runner.edits.sources import SourceError
 from subvene.runner.models.anatomy import Anatomy

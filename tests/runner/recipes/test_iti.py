@@ -222,7 +222,7 @@ def test_periods_as_the_data_has_them(loaded: Any) -> None:
         texts.extend(some)
         return loaded[1](some, **options)
 
-    answers = iti._answers(written)
+    answers = iti.answers_of(written)
     passages(answers, tokenizer, ITISpec(key="iti"))
     assert sum(text.endswith(".") for text in texts) == 1
     answer = f"Q: {QUESTIONS[0].question} A: {QUESTIONS[0].correct[0]}"
@@ -250,7 +250,7 @@ def test_a_boundary_within_a_token(loaded: Any, monkeypatch: pytest.MonkeyPatch)
     def hash_of(word: str) -> int:
         return int.from_bytes(hashlib.sha256(word.encode()).digest()[:4])
 
-    answers = iti._answers(QUESTIONS)
+    answers = iti.answers_of(QUESTIONS)
     for answer, passage in zip(answers, passages(answers, Merging(), ITISpec(key="iti")), strict=True):
         alone = f"Q: {answer.question.question} A: {answer.text.removesuffix('.')}"
         expected = [hash_of(word) for word in alone.split()]

@@ -94,7 +94,7 @@ def test_sigma_reads_tuning_questions_alone(loaded: Any) -> None:
             seen.append(texts)
             return loaded[1](texts, **options)
 
-    answers = iti._answers(tuning)
+    answers = iti.answers_of(tuning)
     passages(answers, Recording(), ITISpec(key="iti"))
     texts = " ".join(itertools.chain(*seen))
     assert all(question.question in texts for question in tuning)

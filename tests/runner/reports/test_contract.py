@@ -62,6 +62,7 @@ SECTIONS = {
         "Single heads",
         "Probes",
         "Choice on validation questions",
+        "Every point",
         "Training",
         "Answers",
         "Receipts",

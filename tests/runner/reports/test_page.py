@@ -23,7 +23,7 @@ from subvene.runner.reports.tables import results_json
 
 HOSTILE = "</script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>\"'&<!--${x}]]>"
 # Results of format 1, as these are, have no intervals, and nothing of null answers.
-NEWER = ("Intervals", "What the judge's word is worth")
+NEWER = ("Intervals", "What the judge's word is worth", "Every point")
 TITLES = [title for title, _ in SECTIONS if title not in NEWER]
 VOID = {"meta", "input"}
 

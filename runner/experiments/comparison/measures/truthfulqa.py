@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -23,6 +23,8 @@ from subvene.runner.experiments.comparison.measures.base import (
     done_of,
     plain,
 )
+from subvene.runner.experiments.comparison.measures.choices_given import ChoicesGiven, choices_given
+from subvene.runner.experiments.comparison.side_by_side import SideBySide
 from subvene.runner.experiments.judged_shares import SECOND
 from subvene.runner.experiments.results import JudgeRecord, Metric, QuestionText, judge_record
 from subvene.runner.files.json_value import Json
@@ -30,25 +32,11 @@ from subvene.runner.files.ledger import Ledger, digest
 from subvene.runner.judges import BOTH, INFO, TRUTH, Answer, Identity, Judge, Judgement, Quality, make_judge
 from subvene.runner.judges.base import Usage
 from subvene.runner.measures.truthfulqa_answers import answer_questions
-from subvene.runner.measures.truthfulqa_scores import score_choices
+from subvene.runner.measures.truthfulqa_scores import score_choices, score_side_by_side
 from subvene.specs import TruthfulQASpec
 
 _SCORES: tuple[Literal["mc1", "mc2", "mc3"], ...] = ("mc1", "mc2", "mc3")
 _QUALITIES: dict[str, Quality[Judgement]] = {"true": TRUTH, "info": INFO}
-
-
-class _Choices(TypedDict):
-    mc1: float
-    mc2: float
-    mc3: float
-    correct: list[float]
-    incorrect: list[float]
-
-
-class _Scores(WithReceipts):
-    scores: dict[str, _Choices]
-    tokens: int
-    from_scratch: str | None
 
 
 class _Answers(WithReceipts):
@@ -130,6 +118,45 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
                 self._generation(arm, questions, ledger, progress, measured, self._asked(only), engine)
         return measured
 
+    def choose_together(
+        self,
+        arms: Sequence[Arm],
+        questions: Sequence[Question],
+        ledger: Ledger,
+        opened: Callable[[Sequence[Arm]], SideBySide],
+    ) -> list[int]:
+        """Do the units of multiple choice of several arms in one piece, for `measure` to find.
+
+        Args:
+            arms: without a system prompt.
+            questions: on which questions.
+            ledger: where units are recorded.
+            opened: puts some of the arms side by side.
+
+        Returns:
+            The indices of the arms that were scored now.
+
+        Raises:
+            NotSteeredError: an intervention acted on no question.
+            NotFiniteError: a score of one of the arms is not finite; nothing is recorded.
+        """
+
+        def work(missing: list[int]) -> list[ChoicesGiven]:
+            together = opened([arms[i] for i in missing])
+            m, size = together.model, self.spec.batch_size
+            found = score_side_by_side(m, self.prompts, questions, together.strengths, batch_size=size)
+            return [choices_given(one, own) for one, own in zip(found, together.names, strict=True)]
+
+        identities = [self._choices_identity(arm, questions) for arm in arms]
+        return ledger.do_together(identities, work)
+
+    def _choices_identity(self, arm: Arm, questions: Sequence[Question]) -> dict[str, Json]:
+        return arm.identity | {
+            "unit": "multiple_choice",
+            "prompts": self._sha256(self._prompts(arm)),
+            "questions": data_sha256(questions),
+        }
+
     def _measures(self, only: str | None) -> Sequence[str]:
         if only is None:
             return self.spec.measure
@@ -149,36 +176,13 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
         engine: Engine | None,
     ) -> None:
         prompts = self._prompts(arm)
-        identity = arm.identity | {
-            "unit": "multiple_choice",
-            "prompts": self._sha256(prompts),
-            "questions": data_sha256(questions),
-        }
+        identity = self._choices_identity(arm, questions)
 
-        def work() -> _Scores:
+        def work() -> ChoicesGiven:
             with arm.open() as m:
-                scores = score_choices(
-                    m,
-                    prompts,
-                    questions,
-                    batch_size=self.spec.batch_size,
-                    score=None if engine is None else engine.log_probs,
-                )
-            return {
-                "scores": {
-                    score.key: {
-                        "mc1": score.mc1,
-                        "mc2": score.mc2,
-                        "mc3": score.mc3,
-                        "correct": list(score.correct),
-                        "incorrect": list(score.incorrect),
-                    }
-                    for score in scores.questions
-                },
-                "receipts": plain(scores.receipts),
-                "tokens": scores.tokens,
-                "from_scratch": scores.from_scratch,
-            }
+                score = None if engine is None else engine.log_probs
+                size = self.spec.batch_size
+                return choices_given(score_choices(m, prompts, questions, batch_size=size, score=score))
 
         result = done_of(arm, "multiple_choice", identity, work, ledger, progress, measured)
         if result is None:

@@ -12,8 +12,9 @@ import torch
 from known_mechanism import direction, known_rows, write_known_model
 
 from subvene.runner import IntervenedModel, run_experiment
-from subvene.runner.experiments.interchange.section import Grid, interchange_of
+from subvene.runner.experiments.interchange.section import SECTION, Grid, InterchangeSection, interchange_of
 from subvene.runner.experiments.results import Results
+from subvene.runner.reports.interchange import notes
 
 SPEC = """\
 subvene: 1
@@ -119,6 +120,18 @@ def test_a_subspace_that_wakes_a_dormant_path_is_told_from_it(run: Run) -> None:
     assert [line.split(" | ")[:2] for line in table.splitlines() if "†" in line and "|" in line[:2]] == [
         ["| verb", "0"]
     ] * 2
+
+
+def test_a_subspace_that_any_source_moves_alike_is_named(run: Run) -> None:
+    grid = run.grid
+    assert not any("other rows do as well" in note for note in notes(run.results))
+    over = dict(grid.cell(0, "verb").over)
+    over["shuffled"] = over["shuffled"].model_copy(update={"mean": 0.1, "low": -0.1, "high": 0.3})
+    cells = [cell.model_copy(update={"over": over}) if cell.exceeds_whole else cell for cell in grid.cells]
+    section = InterchangeSection(grids=(grid.model_copy(update={"cells": tuple(cells)}),))
+    sections = {SECTION: section.model_dump(mode="json")}
+    said = notes(run.results.model_copy(update={"sections": sections}))
+    assert any("sources of other rows do as well at verb at layer 0," in note for note in said)
 
 
 def test_no_name_is_on_both_sides(run: Run) -> None:

@@ -11,6 +11,7 @@ from subvene.runner.edits.compile import CompileError
 from subvene.runner.experiments.localization.plan import edits_of, plan
 from subvene.runner.recipes.localized_heads import choose_heads
 from subvene.specs import ExperimentSpec, ITISpec, LocalizedEditSpec
+from subvene.specs.recipes.localized_edit import IPOSpec
 
 SIZES = Sizes(n_layers=4, n_heads=4, head_dim=8, width=32)
 
@@ -72,6 +73,50 @@ def test_draws_differ_and_iti_has_the_same() -> None:
     other = spec_of().model_copy(update={"seed": 3})
     again = {arm.name: arm for arm in plan(other, SIZES)}
     assert heads(again["edit_random_1"].candidates[0].recipe) not in drawn
+
+
+def test_matched_draws_have_as_many_heads_of_each_layer() -> None:
+    like = {0: (1,), 2: (0, 3)}
+    groups = ["iti_probed", "iti_matched", "edit_probed", "edit_matched"]
+    asked = spec_of(arms=groups, random=200, random_iti=300)
+    arms = [arm for arm in plan(asked, SIZES, like) if "matched" in arm.name]
+    assert [sum(arm.group == group for arm in arms) for group in ("iti_matched", "edit_matched")] == [
+        300,
+        200,
+    ]
+    drawn = [heads(arm.candidates[0].recipe) for arm in arms if arm.group == "edit_matched"]
+    assert {tuple((layer, len(of)) for layer, of in one.items()) for one in drawn} == {((0, 1), (2, 2))}
+    # All 4 × 6 sets come up, the probed one among them, about as often.
+    counts = [sum(one == other for other in drawn) for one in drawn]
+    assert len({str(one) for one in drawn}) == 24
+    assert like in drawn
+    assert max(counts) < 25
+    for one, other in zip(arms, arms[300:], strict=False):
+        mine, theirs = one.candidates[0].recipe, other.candidates[0].recipe
+        assert isinstance(mine, ITISpec)
+        assert isinstance(theirs, LocalizedEditSpec)
+        assert mine.select.model_dump() == theirs.heads.model_dump()
+    # While the probed heads are not known, as many arms stand for them.
+    assert [arm.name for arm in plan(asked, SIZES) if "matched" in arm.name] == [arm.name for arm in arms]
+
+
+def test_the_mean_is_tried_beside_the_sum_and_trained_more_strongly() -> None:
+    asked = {"tau": [0.1, 0.5], "mean": {"learning_rate_factor": 3, "epochs": 7}, "learning_rate_all": 2e-4}
+    arms = {arm.name: arm for arm in plan(spec_of(**asked), SIZES)}
+    for name, rate in (("edit_probed", 5e-4), ("edit_all", 2e-4), ("lora", 2e-4)):
+        found = []
+        for one in arms[name].candidates:
+            assert isinstance(one.recipe, LocalizedEditSpec)
+            objective = one.recipe.objective
+            assert isinstance(objective, IPOSpec)
+            found.append((objective.tau, objective.reduction, one.recipe.learning_rate, one.recipe.epochs))
+        assert found == [
+            (0.1, "sum", rate, 2),
+            (0.5, "sum", rate, 2),
+            (0.1, "mean", pytest.approx(3 * rate), 7),
+            (0.5, "mean", pytest.approx(3 * rate), 7),
+        ]
+    assert len({str(one.point) for one in arms["lora"].candidates}) == 4
 
 
 def test_more_draws_keep_the_first_ones() -> None:

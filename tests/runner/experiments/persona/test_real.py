@@ -14,7 +14,7 @@ from subvene.runner import IntervenedModel
 from subvene.runner.data.span import Text
 from subvene.runner.data.text import prompt_ids
 from subvene.runner.data.traits import Trait, read_trait
-from subvene.runner.experiments.persona.sweep import panel, strengths_at
+from subvene.runner.intervened.layer_sweep import panel, strengths_at
 from subvene.runner.intervened.rollouts import Rollout, Row, rollouts
 from subvene.runner.judges import ZERO_TO_HUNDRED, make_judge
 from subvene.runner.models.anatomy import Anatomy
