@@ -193,7 +193,7 @@ def _select(rule: Rule, tokens: Tokens) -> torch.Tensor:
     while isinstance(rule, Gated):
         if index.numel():
             raise ValueError(f"{rule.name}: where its gate is open is known only of what has been read")
-        rule = rule.rule
+        return _select(rule.rule, tokens)
     if (table := tokens.tables.get(rule)) is not None:
         return from_table(table, index)
     if isinstance(rule, (Paired, *TEXT_POSITIONS)):
