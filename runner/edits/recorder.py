@@ -211,7 +211,9 @@ class Recorder:
         for passes, parts in (self._factors[key] for key in keys if key in self._factors):
             summed = passes[0][1].new_zeros(mask.shape, device="cpu")
             for start, factors in passes:
-                summed[:, start : start + factors.shape[1]] = factors
+                # A rejected draft may reach beyond what counts.
+                within = max(summed.shape[1] - start, 0)
+                summed[:, start : start + factors.shape[1]] = factors[:, :within]
             total += float((scale.unsqueeze(1).to(summed.dtype) * summed)[mask].sum())
             count += int(parts) * int(mask.sum())
         return total / count if count else None
