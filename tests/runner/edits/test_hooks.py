@@ -136,12 +136,6 @@ def test_the_last_to_leave_lets_compiled_code_run_again() -> None:
     assert torch._dynamo.eval_frame._stance.stance == stance == "default"
 
 
-def test_asking_generate_to_compile_is_refused() -> None:
-    m = intervened(tiny("llama"), steering("all"))
-    with pytest.raises(CompiledModelError, match="compile"):
-        responses(m, disable_compile=False)
-
-
 # 9. blocks that return a tuple ----------------------------------------------------------------------------
 
 
