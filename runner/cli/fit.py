@@ -109,6 +109,8 @@ class Provenance(TypedDict, total=False):
     columns: _Columns
     left_out: dict[str, str]
     pairs: int
+    positive: int
+    negative: int
     questions: int
     probe: str
     select: _Rule
@@ -123,6 +125,12 @@ class Provenance(TypedDict, total=False):
     norm_by_layer: dict[str, float]
     form: str
     texts_cut: int
+    texts_held_out: list[int]
+    measure: str
+    layer: int
+    side: str
+    threshold: float
+    f1_held_out: float
     max_tokens: int
     tokens_read: int
     validation_accuracy: list[list[float]]

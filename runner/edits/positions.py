@@ -237,8 +237,8 @@ class TokenTracker:
         all_real = self.generating and start >= self.slots and (ids is None or self._none_has_ended(batch))
         index: torch.Tensor | Callable[[], torch.Tensor] = partial(self._index_of, start, end, repeat)
         real: torch.Tensor | Callable[[], torch.Tensor] = partial(self._real_of, start, end, repeat)
-        if not self.generating:
-            index, real = index(), real()  # now, since `extend` may come before somebody asks
+        if not self.generating:  # now, since `extend` may come before somebody asks
+            index, real = self._index_of(start, end, repeat), self._real_of(start, end, repeat)
         if self.generating and ids is not None and not all_real and end > self.slots:
             # Now, since it depends on what the calls before it have seen.
             unfinished = self._unfinished(start, ids)
@@ -304,7 +304,7 @@ class TokenTracker:
         if self._ends is not None:
             ended = torch.isin(ids, self._ends)
             self._ended = ended if self._ended is None else self._ended | ended
-        ended = self._ended
+        ended: torch.Tensor | None = self._ended
         if self._ended_slot is not None:
             otherwise = (self._ended_slot <= start).unsqueeze(1)
             ended = otherwise if ended is None else ended | otherwise
