@@ -302,9 +302,9 @@ class TokenTracker:
     def _going_on(self, start: int, ids: torch.Tensor) -> torch.Tensor:
         """The same for one token a row, where no call goes back."""
         if self._ends is not None:
-            ended = torch.isin(ids, self._ends)
-            self._ended = ended if self._ended is None else self._ended | ended
-        ended: torch.Tensor | None = self._ended
+            ends = torch.isin(ids, self._ends)
+            self._ended = ends if self._ended is None else self._ended | ends
+        ended = self._ended
         if self._ended_slot is not None:
             otherwise = (self._ended_slot <= start).unsqueeze(1)
             ended = otherwise if ended is None else ended | otherwise
