@@ -53,7 +53,6 @@ class ActivationIntervention(
     needs_module_input: bool = False
     settings: torch.Tensor
     _index: torch.Tensor | None
-    _kept_constant: Constant | None = None
 
     def __init__(
         self,
@@ -217,7 +216,7 @@ class ActivationIntervention(
         # One operation precision for every model: half-precision activations are widened, edited, cast once.
         whole, base = base, self.of_site(base)
         strength = self.strength if strength is None else strength
-        constant = self._constant()
+        constant = self._constant(tokens)
         scale, where = self._scale_and_where(
             base, strength, tokens, positions, gate, is_constant=constant is not None
         )
@@ -278,11 +277,15 @@ class ActivationIntervention(
         """Δ as one vector [width], whatever the activation and the token; None: it is none, or not said."""
         return None
 
-    def _constant(self) -> Constant | None:
+    def _constant(self, tokens: Tokens) -> Constant | None:
         buffers = [getattr(self, name) for name in self.buffer_names]
-        if self._kept_constant is None or not self._kept_constant.is_of(buffers):
-            self._kept_constant = Constant.of(self.constant_delta(), buffers)
-        return self._kept_constant
+
+        def made() -> Constant | None:
+            return Constant.of(self.constant_delta(), buffers)
+
+        # Kept for a run and no longer: what is written through `.data` between two runs leaves no trace.
+        kept = tokens.shared_by_run(("constant", id(self)), made)
+        return kept if kept is not None and kept.is_of(buffers) else made()
 
     def edit(self, h: torch.Tensor, scale: torch.Tensor, **context: Any) -> torch.Tensor:
         """Returns h + scale·Δ(h); `scale` [batch, tokens, 1] is the strength, 0 at unselected tokens.

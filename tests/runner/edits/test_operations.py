@@ -120,6 +120,14 @@ def test_a_module_that_writes_into_the_edited_activation_changes_no_receipt() ->
     assert with_hook(into_it) == with_hook(lambda _module, args: (args[0] * 1000.0, *args[1:]))
 
 
+def test_a_vector_that_is_written_between_runs_in_whatever_way_is_the_one_that_acts() -> None:
+    m = operations.intervened(model(torch.float32), operations.steering([1]))
+    before = receipt(m, 6, 1)
+    (edit,) = m.intervenable.interventions.values()
+    edit.vector.data.mul_(2.0)
+    assert receipt(m, 6, 1).mean_relative == pytest.approx(2 * before.mean_relative, rel=1e-3)
+
+
 def test_the_counter_leaves_out_what_computes_nothing() -> None:
     counts = dispatched(lambda: torch.empty(4).view(2, 2).add_(1.0))
     assert counts == {"aten.add_.Tensor": 1}
