@@ -201,7 +201,10 @@ def _select(rule: Rule, tokens: Tokens) -> torch.Tensor:
     if rule == "all":
         return torch.ones_like(tokens.real)
     if tokens.prompt_length is None:
-        raise ValueError(f"positions {rule!r} need the prompts' lengths, and none were given")
+        raise ValueError(
+            f"positions {rule!r} need the prompts' lengths, and none were given: pass "
+            "prompt_lengths=[tokens of each row's prompt]"
+        )
     prompt = tokens.prompt_length.unsqueeze(1)
     if isinstance(rule, str):
         match rule:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 from subvene.specs._flaws import Flaw, nearest, one_of
 from subvene.specs.experiment_fields import ExperimentFields
 from subvene.specs.interventions import PyveneSpec
 from subvene.specs.kinds import DASSpec, InterchangeSpec
+from subvene.specs.positions import LastTokens, Positions, TokenIndices
+from subvene.specs.recipes.das import PlaceSpec
+from subvene.specs.sources import SourceRef
 
 
 def interchange_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
@@ -47,3 +51,42 @@ def cell_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
                     shown = "nothing" if wanted is None else repr(wanted)
                     expected = f"{shown}, as the cell {declared.state.key} was trained"
                     yield Flaw(("interventions", i, field), expected, given)
+            as_trained = f", as the cell {declared.state.key} was trained"
+            for loc, shown, given in _elsewhere(declared, recipe.places[cell[1]], recipe.site, cell[0]):
+                yield Flaw(("interventions", i, *loc), f"{shown}{as_trained}", None, found=given)
+
+
+def _elsewhere(
+    declared: PyveneSpec, place: PlaceSpec, site: str, layer: int
+) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """Where an intervention acts or reads otherwise than a cell: the field, what is wanted, what is there."""
+    if _plain(declared.positions) != _plain(place.base):
+        yield ("positions",), _in_words(place.base), _in_words(declared.positions)
+    ref = declared.source
+    if not isinstance(ref, SourceRef):
+        yield ("source",), "a mapping with `from`, since a run is read", "a constant"
+        return
+    if ref.component is not None:
+        yield ("source", "component"), "nothing", repr(ref.component)
+    if (ref.site or site) != site:
+        yield ("source", "site"), repr(site), repr(ref.site)
+    if (layer if ref.layer is None else ref.layer) != layer:
+        yield ("source", "layer"), str(layer), str(ref.layer)
+    read = declared.positions if ref.positions is None else ref.positions
+    if _plain(read) != _plain(place.source):
+        yield ("source", "positions"), _in_words(place.source), _in_words(read)
+    if ref.pair != place.pair:
+        yield ("source", "pair"), repr(place.pair), repr(ref.pair)
+
+
+def _plain(rule: Positions) -> Positions:
+    """A rule, or another one that names the same tokens of every prompt."""
+    if rule == "all":
+        return "prompt"
+    if rule in ("last_prompt_token", TokenIndices(indices=(-1,))):
+        return LastTokens(last=1)
+    return rule
+
+
+def _in_words(rule: Positions) -> str:
+    return repr(rule) if isinstance(rule, str) else json.dumps(rule.model_dump(exclude_defaults=True))

@@ -78,6 +78,16 @@ def is_of_prompt(rule: Positions) -> bool:
     return rule != "response" and not counts_response
 
 
+def is_in_order(rule: Positions) -> bool:
+    """Whether tokens are named in the order in which they stand in the text, which is that of their pairs."""
+    if not isinstance(rule, TokenIndices):
+        return True
+    return list(rule.indices) == sorted(rule.indices, key=lambda index: (index < 0, index))
+
+
+IN_ORDER = "indices in the order of the text, in which tokens of base and source are paired"
+
+
 def _read_rule(rule: Positions) -> Positions:
     if not is_of_prompt(rule):
         expected = "tokens of a prompt, since a source is one, without a response"

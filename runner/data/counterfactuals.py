@@ -139,9 +139,22 @@ def counterfactual_tokens(
 
     Raises:
         TextError: an answer has no token of its own behind its text.
-        CounterfactualError: label and the base's own answer are two texts that begin with one token.
+        CounterfactualError: two answers, of one row or of two, are other texts that begin with one token.
     """
-    return [_tokens(row, spec, tokenizer) for row in rows]
+    found = [_tokens(row, spec, tokenizer) for row in rows]
+    said: dict[int, tuple[str, str]] = {}
+    for one in found:
+        for name in ("label", "base_label", "source_label"):
+            text, token = getattr(one.row, name), getattr(one, name)
+            if text is None:
+                continue
+            other, where = said.setdefault(token, (text.strip(), one.row.where))
+            if text.strip() != other:
+                raise CounterfactualError(
+                    f"{one.row.where}: {name}: {text!r} begins with the same token as {other!r} ({where}), "
+                    "and the first token is what is measured; give answers that begin otherwise, or one text"
+                )
+    return found
 
 
 def sides_of(rows: Sequence[Counterfactual], spec: GroupSplitSpec, seed: int) -> Sides:

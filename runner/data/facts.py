@@ -130,7 +130,13 @@ def continuation(tokenizer: Any, prompt: str, ids: Sequence[int], text: str, whe
             f"{where}: behind the prompt, {text!r} is no token of its own: the tokenizer joins it to the "
             "prompt's last one; end the prompt at another place"
         )
-    return whole[len(ids)]
+    token = whole[len(ids)]
+    if token == getattr(tokenizer, "unk_token_id", None) and text.strip() != tokenizer.unk_token:
+        raise TextError(
+            f"{where}: {text!r} begins with what the tokenizer does not know ({tokenizer.unk_token}), so "
+            "that it is told from nothing else that it does not know; give another"
+        )
+    return token
 
 
 def _foil(
@@ -163,4 +169,6 @@ def _swapped(
         )
     if (other[:start], other[end:]) != (tuple(ids[:start]), tuple(ids[end:])):
         raise TextError(f"{where}: swap: beside {fact.swap!r}, the prompt is tokenized otherwise")
+    if other == tuple(ids):
+        raise TextError(f"{where}: swap: {fact.swap!r} has the subject's own tokens; give another subject")
     return other

@@ -98,10 +98,8 @@ class SourceRuns:
         self.declared = intervenable.declared
         self.tracker, self.given, self.strengths = tracker, given, strengths
         self.n_rows = len(tracker.real)
-        if given.rows is not None and len(given.rows) != self.n_rows:
-            raise SourceError(
-                f"rows: expected the columns of {self.n_rows} rows, as the batch has, found {len(given.rows)}"
-            )
+        if given.rows is not None:
+            _refuse_rows(given.rows, self.n_rows)
         if given.sources is not None and not self.declared.sources:
             raise PyveneCallError(
                 "sources: this spec declares no source, and the inputs would do nothing: declare them "
@@ -312,3 +310,17 @@ class SourceRuns:
         for rule in textual:
             table = text_table(rule, self.intervenable.tokenizer, prompts, self.given.rows, what=what)
             tracker.tables[rule] = table.to(tracker.real.device)
+
+
+def _refuse_rows(rows: Any, count: int) -> None:
+    """Refuse what is no list of as many mappings as the batch has rows."""
+    if isinstance(rows, str | Mapping) or not hasattr(rows, "__len__"):
+        raise SourceError(
+            f"rows: expected a list of {count} mappings, the columns of each row of the batch, found "
+            f"{type(rows).__name__}"
+        )
+    if len(rows) != count:
+        raise SourceError(f"rows: expected the columns of {count} rows, as the batch has, found {len(rows)}")
+    for i, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise SourceError(f"rows: row {i}: expected a mapping of its columns, found {row!r:.60}")

@@ -206,6 +206,10 @@ def _paired(name: str, site: Site, rules: PlaceSpec, own: TokenTracker, other: T
     numbers = torch.arange(slots, dtype=torch.float64, device=other.real.device).expand(rows, -1)
     read = gathered(reading, numbers.unsqueeze(-1), other.place(0, rows, slots))
     base = own.place(0, rows, own.slots)
+    edited = base.mask(rules.base).any(1)
+    if not bool(edited.all()):
+        row = int((~edited).nonzero()[0])
+        raise SourceError(f"row {row}: no token of the base matches {name!r}, whose rule is {rules.base!r}")
     feed = paired(name, rules.base, read, base, is_open=False)
     units = base.mask(rules.base).long() if feed.units is None else feed.units
     return Pairing(units.to(numbers.device), read.values.squeeze(-1).long())

@@ -12,7 +12,7 @@ from subvene.specs._flaws import Expect, Flaw, Shaped, nearest, refuse
 from subvene.specs._pyvene_names import LAYERED, Component
 from subvene.specs.interventions.base import LAYER, STRENGTH, BaseIntervention
 from subvene.specs.sites import Site
-from subvene.specs.sources import SourceRef, is_of_prompt
+from subvene.specs.sources import IN_ORDER, SourceRef, is_in_order, is_of_prompt
 from subvene.specs.tensors import TensorRef, is_cell_key
 
 PyveneClass = Literal[
@@ -240,6 +240,12 @@ class PyveneSpec(BaseIntervention):
         if ref.positions is None and not is_of_prompt(self.positions):
             expected = "the tokens of the source that are read, since it has no response"
             yield Flaw(("source", "positions"), expected, None, "missing_field")
+        if ref.pair == "broadcast" or ref.positions in (None, self.positions):
+            return
+        if not is_in_order(self.positions):
+            yield Flaw(("positions",), IN_ORDER, self.positions)
+        if ref.positions is not None and not is_in_order(ref.positions):
+            yield Flaw(("source", "positions"), IN_ORDER, ref.positions)
 
     def _unheeded(self, needed: str | None) -> Iterator[Flaw]:
         """Fields that the class does not look at, so that they would change nothing."""

@@ -17,7 +17,7 @@ from subvene.specs.positions import Positions
 from subvene.specs.recipes.base import OneKeyRecipe
 from subvene.specs.recipes.localized_edit import NotNegative, Positive, Share
 from subvene.specs.sites import CoreSite
-from subvene.specs.sources import Pair, is_of_prompt
+from subvene.specs.sources import IN_ORDER, Pair, is_in_order, is_of_prompt
 
 RotatedClass = Literal[
     "LowRankRotatedSpaceIntervention",
@@ -51,6 +51,12 @@ class PlaceSpec(SpecModel):
             for name in ("base", "source")
             if not is_of_prompt(getattr(self, name))
         ]
+        if self.pair != "broadcast" and self.base != self.source:
+            flaws += [
+                Flaw((name,), IN_ORDER, getattr(self, name))
+                for name in ("base", "source")
+                if not is_in_order(getattr(self, name))
+            ]
         if flaws:
             refuse("PlaceSpec", flaws)
         return self

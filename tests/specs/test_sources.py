@@ -67,6 +67,20 @@ def test_a_file_with_sources_reads_back() -> None:
             "one of: field",
         ),
         ("{last: 1}", "response", 12, "interventions[0].source.positions", "the tokens of the source"),
+        (
+            "{from: other}\n  positions: {last: 1}",
+            "{from: other, positions: {first: 2}}\n  positions: {indices: [3, 1]}",
+            13,
+            "interventions[0].positions",
+            "indices in the order of the text",
+        ),
+        (
+            "{from: other}",
+            "{from: other, positions: {indices: [-1, 0]}}",
+            12,
+            "interventions[0].source.positions",
+            "indices in the order of the text",
+        ),
     ],
 )
 def test_a_mistake_is_told_where_it_is(

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from subvene.interventions import Sizes
 from subvene.interventions.pyvene_inner import make_inner
 from subvene.interventions.rotation import parametrized
-from subvene.runner.data.counterfactuals import Counterfactual
+from subvene.runner.data.counterfactuals import Counterfactual, CounterfactualError
 from subvene.runner.experiments.comparison.arms import Arms, Fits
 from subvene.runner.experiments.interchange.cells import cell_of, proportion
 from subvene.runner.experiments.interchange.fits import GridFits
@@ -149,6 +149,12 @@ class _Entry:
     ) -> None:
         self.name, self.declared, self.fits, self.made = name, declared, fits, made
         self.recipe, self.seed, self.tokenizer = fits.recipe, fits.seed, tokenizer
+        if declared.among == "answers" and len(made.answers) < 2:
+            only = tokenizer.decode(made.answers.tolist())
+            raise CounterfactualError(
+                f"{name}: every answer in the data is {only!r}, the likeliest of them whatever is swapped; "
+                "give rows with other answers, or set `among: vocabulary`"
+            )
 
     @cached_property
     def judged(self) -> Judged:

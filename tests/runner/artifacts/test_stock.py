@@ -74,7 +74,7 @@ def fingerprint(folder: Path) -> Any:
 @pytest.mark.parametrize("name", CLASSES)
 def test_saved_reloaded_and_loaded_by_stock(name: str, tmp_path: Path) -> None:
     # Two tokens: stock's own classes would take them for one long vector, ours are made for one token.
-    edit = swap(1, **at("one", [0, 2], [3, 1]), **{"class": name, **FIELDS.get(name, {})})
+    edit = swap(1, **at("one", [0, 2], [1, 3]), **{"class": name, **FIELDS.get(name, {})})
     m = saved(tmp_path / "artifact", edit)
     expected = ours(m, one=ONE)
     again = IntervenedModel.from_pretrained(tmp_path / "artifact", model=tiny())

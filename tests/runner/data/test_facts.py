@@ -77,6 +77,11 @@ def test_another_subject_of_as_many_tokens(tokenizer: Any) -> None:
         ({"foil": "dark"}, "expected a `swap`, since the corruption is `swap`"),
         ({"swap": "moon"}, "expected a `foil`, since `metrics` has logit_difference"),
         ({"prompt": "<s> the sun is"}, "holds special tokens"),
+        ({"answer": "green"}, "answer: 'green' begins with what the tokenizer does not know (<unk>)"),
+        (
+            {"prompt": "the star is", "subject": "star", "swap": "comet", "foil": "dark"},
+            "swap: 'comet' has the subject's own tokens",
+        ),
     ],
 )
 def test_what_cannot_be_traced_is_refused(tokenizer: Any, fact: dict[str, str], expected: str) -> None:

@@ -246,6 +246,12 @@ def test_inputs_of_a_call_take_the_place_of_the_declared_ones(model: Any, tokeni
         ([{"subject": "train"}, {"subject": "sun"}], "row 1: .* 'sun' does not stand in the prompt"),
         ([{"subject": "train"}, {"subject": "very"}], "row 1: .* 'very' stands 2 times in the prompt"),
         ([{"subject": "train"}], "rows: expected the columns of 2 rows, as the batch has, found 1"),
+        ({"subject": ["train", "bad"]}, "rows: expected a list of 2 mappings, .* found dict"),
+        ({"subject": "train", "other": "x"}, "rows: expected a list of 2 mappings, .* found dict"),
+        (
+            [{"subject": "train"}, "subject"],
+            "rows: row 1: expected a mapping of its columns, found 'subject'",
+        ),
     ],
 )
 def test_fields_that_cannot_be_found(model: Any, tokenizer: Any, rows: Any, message: str) -> None:
