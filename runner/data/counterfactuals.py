@@ -120,7 +120,18 @@ def counterfactuals_of(rows: Iterable[Row], spec: CounterfactualsSpec, source: s
     found = [_row(row, where, spec) for where, row in islice(rows, spec.limit)]
     if not found:
         raise CounterfactualError(f"{source}: holds no row")
+    _refuse_repeated(found)
     return found
+
+
+def _refuse_repeated(rows: Sequence[Counterfactual]) -> None:
+    first: dict[str, Counterfactual] = {}
+    for row in rows:
+        if (before := first.setdefault(row.key, row)) is not row:
+            raise CounterfactualError(
+                f"{row.where}: has the base, source and label of {before.where}; counted twice, a row makes "
+                "intervals too narrow, and may stand on both sides of a split. Leave one of them out"
+            )
 
 
 def counterfactuals_sha256(rows: Sequence[Counterfactual]) -> str:

@@ -90,6 +90,15 @@ def test_what_would_measure_nothing(
         run_experiment(tmp_path / "exp.yaml", output=tmp_path / "run")
 
 
+def test_a_row_that_stands_twice(tmp_path: Path) -> None:
+    write_known_model(tmp_path / "model")
+    rows = [json.dumps(row) + "\n" for row in known_rows()]
+    (tmp_path / "rows.jsonl").write_text("".join([*rows, rows[2]]))
+    (tmp_path / "exp.yaml").write_text(experiment(str(tmp_path / "model"), {}))
+    with pytest.raises(SubveneError, match=rf":{len(rows) + 1}: has the base, source and label of .*:3;"):
+        run_experiment(tmp_path / "exp.yaml", output=tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("change", "path", "expected"),
     [
