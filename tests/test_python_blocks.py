@@ -23,6 +23,7 @@ from subvene import IntervenedModel, fit
 
 PYTHON = blocks("python")
 ELSEWHERE = {
+    "docs/gates.md": "tests/runner/edits/test_gates.py",
     "docs/localized-edits.md": "tests/runner/recipes/test_localized_edit.py",
     "docs/pyvene.md": "tests/runner/artifacts/test_stock.py",
     "docs/results-format.md": "tests/runner/experiments/test_results.py",

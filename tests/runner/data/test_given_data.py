@@ -71,6 +71,7 @@ CASES = {
         )
         for recipe, edit in (
             ("angular", "interventions: [{kind: rotation, plane: {key: k}, angle: 90.0}]\n"),
+            ("cast", ""),
             ("affine_map", "interventions: [{kind: affine, map: {key: k}, form: diagonal}]\n"),
         )
     },

@@ -101,7 +101,7 @@ def test_what_the_server_does_not_hold_is_refused(
     engine = f"engine: {{url: '{url}'}}"
     with pytest.raises(EngineError, match="holds no artifact that does what other here does"):
         run_experiment(made(engine, layer=0), output=tmp_path / "layer")
-    with pytest.raises(SpecError, match=r"interventions\[0\].during: expected nothing: `engine` gives no"):
+    with pytest.raises(SpecError, match=r"interventions\[0\].during: expected none beside `engine`"):
         load_spec(made(engine, positions="response, during: {to: 2}"))
     other = write_tiny_model(tmp_path / "other", **SIZES | {"intermediate_size": 24})
     with pytest.raises(SubveneError, match="does the units of work; run it without --executor"):
