@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from subvene.specs._flaws import Flaw, nearest, one_of
 from subvene.specs.experiment_fields import ExperimentFields
 from subvene.specs.interventions import PyveneSpec
 from subvene.specs.kinds import DASSpec, InterchangeSpec
 from subvene.specs.positions import LastTokens, Positions, TokenIndices
-from subvene.specs.recipes.das import PlaceSpec
 from subvene.specs.sources import SourceRef
+
+if TYPE_CHECKING:
+    from subvene.specs.recipes.das import PlaceSpec
 
 
 def interchange_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
