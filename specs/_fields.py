@@ -69,6 +69,10 @@ Identifier = Annotated[
     full_match(r"[A-Za-z_][A-Za-z0-9_]*"),
     Expect("a name of letters, digits and underscores that does not begin with a digit"),
 ]
+EnvironmentVariable = Annotated[
+    str, full_match(r"[A-Za-z_][A-Za-z0-9_]*"), Expect("the name of an environment variable, not a key")
+]
+SERVER_URL = full_match(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
 Indices = Annotated[
     tuple[Index, ...],
     MinLen(1),

@@ -8,17 +8,14 @@ from annotated_types import Gt, Le
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from subvene.specs._base import SpecModel
-from subvene.specs._fields import Count, full_match
+from subvene.specs._fields import SERVER_URL, Count, EnvironmentVariable
 from subvene.specs._flaws import Expect, Flaw, refuse
 
 _VLLM: Literal["vllm"] = "vllm"
 _Url = Annotated[
     str,
-    full_match(r"https?://[^\s/?#@]+(/[^\s?#]*)?"),
+    SERVER_URL,
     Expect("the URL of a running `subvene serve`, such as `http://127.0.0.1:8000/v1`"),
-]
-_Variable = Annotated[
-    str, full_match(r"[A-Za-z_][A-Za-z0-9_]*"), Expect("the name of an environment variable, not a key")
 ]
 _Share = Annotated[float, Strict(), Gt(0), Le(1), Expect("a number above 0 and at most 1")]
 
@@ -57,7 +54,7 @@ class EngineSpec(SpecModel):
     url: _Url | None = Field(
         default=None, description="Of a running `subvene serve`, such as `http://127.0.0.1:8000/v1`."
     )
-    api_key_env: _Variable = Field(
+    api_key_env: EnvironmentVariable = Field(
         default="SUBVENE_API_KEY", description="The environment variable that holds the server's key, if any."
     )
     vllm: VllmOptions | None = Field(

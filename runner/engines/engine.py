@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
-import torch
-
-from subvene.runner.edits.receipt import Receipt
 from subvene.runner.files.json_value import Json
+from subvene.runner.intervened.generate import Generate, Score
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.intervened.rollouts import Rollout, Row
 
 
 class Engine(Protocol):
@@ -27,9 +23,8 @@ class Engine(Protocol):
             EngineError: it does not.
         """
 
-    def rollouts(
-        self, m: IntervenedModel, rows: Sequence[Row], *, batch_size: int = 64, description: str = "responses"
-    ) -> tuple[list[Rollout], list[Receipt]]:
+    @property
+    def rollouts(self) -> Generate:
         """As `runner.intervened.rollouts.rollouts`; sampled tokens are other ones.
 
         Raises:
@@ -38,14 +33,8 @@ class Engine(Protocol):
             NotFiniteError: of a request activations were not finite; `rows` says of which.
         """
 
-    def log_probs(
-        self,
-        m: IntervenedModel,
-        pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
-        *,
-        batch_size: int = 16,
-        description: str = "scoring",
-    ) -> tuple[torch.Tensor, list[Receipt]]:
+    @property
+    def log_probs(self) -> Score:
         """As `runner.intervened.scoring.log_probs`, each pair with its whole prompt; errors as above."""
 
     def close(self) -> None:

@@ -13,8 +13,7 @@ any other token's, so that bounding or removing it there would cost what it cost
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -29,6 +28,7 @@ from subvene.runner.edits.receipt import Receipt, check_together, merged
 from subvene.runner.files.progress import track
 from subvene.runner.intervened.acting import acting
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.models.evaluating import evaluating
 from subvene.specs import SubveneError
 
 
@@ -151,7 +151,7 @@ class Reference:
         handle = model.get_output_embeddings().register_forward_pre_hook(put_in)
         try:
             one = torch.tensor([[self.ids[chosen[0]][0]]], device=model.device)
-            with _evaluating(model):
+            with evaluating(model):
                 found = model(input_ids=one, use_cache=False).logits
         finally:
             handle.remove()
@@ -165,7 +165,7 @@ class Reference:
         head = self._model.get_output_embeddings()
         handle = head.register_forward_pre_hook(lambda _module, args: seen.append(args[0].detach()))
         try:
-            with m.disabled(), _evaluating(self._model):
+            with m.disabled(), evaluating(self._model):
                 logits = m(batch.input_ids, batch.attention_mask, use_cache=False).logits
         finally:
             handle.remove()
@@ -234,7 +234,7 @@ def divergence(m: IntervenedModel, reference: Reference, *, before: str | None =
     refuse_beyond_context(m.model, lengths, "divergence: text behind the system prompt")
     for chosen in track(reference.batches, "divergence"):
         batch = reference.batch(chosen, first)
-        with _evaluating(m.model):
+        with evaluating(m.model):
             output = m(
                 batch.input_ids,
                 batch.attention_mask,
@@ -273,19 +273,6 @@ def divergence(m: IntervenedModel, reference: Reference, *, before: str | None =
         "data_sha256": reference.data_sha256,
         "receipts": [one for receipt in merged(receipts, same_rows=False) for one in receipt.to_dict()],
     }
-
-
-@contextlib.contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Without dropout while it runs; afterwards every module's mode is what it was."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _cross_entropy(log_p: torch.Tensor, ids: Sequence[int]) -> float:

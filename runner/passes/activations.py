@@ -19,6 +19,7 @@ from subvene.runner.data.text import Batch, by_length, pad
 from subvene.runner.edits.hooks import on_input, on_output
 from subvene.runner.files.progress import track
 from subvene.runner.models.anatomy import Anatomy, component_module
+from subvene.runner.models.evaluating import evaluating
 from subvene.runner.models.vocabulary import refuse_without_row
 
 # A sum that is smaller than this part of what it was added up from holds nothing but rounding.
@@ -197,7 +198,6 @@ def forward_reading(
         )
     trunk = model.get_submodule(anatomy.blocks_path.rpartition(".")[0])
     batch = batch.to(model.device)
-    training = [module for module in model.modules() if module.training]
     handles = []
 
     def attach(layer: int) -> None:
@@ -214,21 +214,18 @@ def forward_reading(
     try:
         for layer in layers:
             attach(layer)
-        for module in training:
-            module.training = False
         mask, held = batch.attention_mask, {}
         if cache is not None:
             before = mask.new_ones(len(batch.input_ids), cache.get_seq_length())
             mask, held = torch.cat([before, mask], dim=1), {"past_key_values": cache}
         further = {name: value.to(model.device) for name, value in inputs.items()}
-        trunk(
-            input_ids=batch.input_ids,
-            **{"attention_mask": mask, "use_cache": cache is not None, **held, **further},
-        )
+        with evaluating(model):
+            trunk(
+                input_ids=batch.input_ids,
+                **{"attention_mask": mask, "use_cache": cache is not None, **held, **further},
+            )
     except _LastLayerRead:
         pass
     finally:
-        for module in training:
-            module.training = True
         for handle in handles:
             handle.remove()

@@ -37,6 +37,7 @@ from subvene.runner.data.text import pad_id_of, prompt_ids, response_ids
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.progress import track
 from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.models.evaluating import evaluating
 from subvene.runner.passes.activations import weighted_sums
 from subvene.runner.recipes.base import Fitted, Reach, Recipe, layers_of
 from subvene.runner.recipes.contrasted import pairs_sha256, read_declared, read_given
@@ -47,7 +48,6 @@ from subvene.runner.recipes.refusal_scores import (
     NextToken,
     Prompts,
     Scored,
-    evaluating,
     score,
     scored,
 )

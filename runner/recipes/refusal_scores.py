@@ -143,16 +143,3 @@ def scored(model: NextToken, prompts: Prompts, untouched: torch.Tensor, candidat
         induced = model.mean_score(prompts.negative)
     log_p, log_q = untouched.log_softmax(-1), removed.log_softmax(-1)
     return Scored(candidate, bypass, induced, float((log_p.exp() * (log_p - log_q)).sum(-1).mean()))
-
-
-@contextlib.contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Within the block, dropout is off."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -16,6 +16,7 @@ from subvene.runner.data.examples import Answers
 from subvene.runner.edits.hooks import on_input
 from subvene.runner.files.progress import track
 from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.models.evaluating import evaluating
 from subvene.runner.models.forked_cache import why_not_forked, why_not_in_one_row
 from subvene.runner.passes.restart import beginning_at, logits_at
 from subvene.runner.training.layout import lay_out, starts_of, tokens_of
@@ -35,17 +36,13 @@ _SEQUENCE = 512
 @contextlib.contextmanager
 def frozen(model: torch.nn.Module) -> Iterator[None]:
     """No dropout and no gradient for the model's own weights; afterwards all is as it was."""
-    training = [module for module in model.modules() if module.training]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        for module in training:
-            module.training = False
         for parameter in trainable:
             parameter.requires_grad_(False)
-        yield
+        with evaluating(model):
+            yield
     finally:
-        for module in training:
-            module.training = True
         for parameter in trainable:
             parameter.requires_grad_(True)
 

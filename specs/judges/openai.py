@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self, cast
 from annotated_types import Ge, Gt, Le
 from pydantic import AllowInfNan, Field, Strict, model_validator
 
-from subvene.specs._fields import Count, Index, Text, full_match
+from subvene.specs._fields import SERVER_URL, Count, EnvironmentVariable, Index, Text
 from subvene.specs._flaws import Expect, Flaw, refuse
 from subvene.specs.judges.base import TwoModelJudge
 
@@ -13,11 +13,8 @@ _Seconds = Annotated[float, Strict(), Gt(0), AllowInfNan(False), Expect("a numbe
 _Price = Annotated[float, Strict(), Ge(0), AllowInfNan(False), Expect("a price >= 0 per million tokens")]
 _Url = Annotated[
     str,
-    full_match(r"https?://[^\s/?#@]+(/[^\s?#]*)?"),
+    SERVER_URL,
     Expect("the URL of an endpoint, such as `http://127.0.0.1:8080/v1`"),
-]
-_Variable = Annotated[
-    str, full_match(r"[A-Za-z_][A-Za-z0-9_]*"), Expect("the name of an environment variable, not a key")
 ]
 _Top = Annotated[int, Strict(), Ge(0), Le(1000), Expect("an integer from 0 to 1000")]
 
@@ -30,7 +27,7 @@ class OpenAIJudgeSpec(TwoModelJudge):
         default=None,
         description="The endpoint, `http://…/v1`; left out: $OPENAI_BASE_URL, else OpenAI's own.",
     )
-    api_key_env: _Variable = Field(
+    api_key_env: EnvironmentVariable = Field(
         default="OPENAI_API_KEY",
         description="The environment variable that holds the key; a server on this machine needs none.",
     )

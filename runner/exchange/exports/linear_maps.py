@@ -22,6 +22,7 @@ from subvene.runner.exchange.exports.approximation import mean_shifts
 from subvene.runner.exchange.exports.base import KEEP, ExportError
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.anatomy import Anatomy, component_module
+from subvene.runner.models.evaluating import evaluating
 from subvene.runner.models.projections import PROJECTIONS
 
 INPUTS = ("attention_heads", "mlp_neurons")
@@ -196,23 +197,19 @@ def _arrives(anatomy: Anatomy, path: str, component: str, *, alone: bool) -> boo
     def see(_module: nn.Module, _args: Any, output: Any) -> None:
         seen.append(take_output(output)[0].detach().cpu().double())
 
-    training = [module for module in model.modules() if module.training]
     handles = [
         model.get_submodule(path).register_forward_hook(add),
         target.register_forward_hook(see),
     ]
     try:
-        for module in training:
-            module.training = False
-        model(input_ids=ids, use_cache=False)
-        # As large as what is there, so that rounding does not hide it.
-        size = float(seen[0].abs().max()) or 1.0
-        generator = torch.Generator().manual_seed(0)
-        added = size * (2 * torch.rand(anatomy.sizes.width, generator=generator) - 1)
-        model(input_ids=ids, use_cache=False)
+        with evaluating(model):
+            model(input_ids=ids, use_cache=False)
+            # As large as what is there, so that rounding does not hide it.
+            size = float(seen[0].abs().max()) or 1.0
+            generator = torch.Generator().manual_seed(0)
+            added = size * (2 * torch.rand(anatomy.sizes.width, generator=generator) - 1)
+            model(input_ids=ids, use_cache=False)
     finally:
-        for module in training:
-            module.training = True
         for handle in handles:
             handle.remove()
     before, after = (h.reshape(-1, h.shape[-1]) for h in seen)
