@@ -97,7 +97,8 @@ def test_rows_are_means_and_deviations_of_cells(whole: dict[str, Any]) -> None:
                 continue
             known = [c for c in cells if name in c.metrics]
             values = [c.metrics[name].mean for c in known]
-            weights = [c.counts["questions"] for c in known]
+            # What a judge says is weighed by its verdicts.
+            weights = [c.counts["questions"] - c.counts.get(f"{name}_without_verdict", 0) for c in known]
             mean = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
             if name == "true_info":  # of the pooled means, as its interval is
                 mean = row.metrics["true"].mean * row.metrics["info"].mean
