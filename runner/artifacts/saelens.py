@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import safetensors.torch
 import torch
@@ -326,4 +325,4 @@ def _read_weights(path: Path, config: SaeConfig) -> tuple[dict[str, torch.Tensor
             raise SaeError(f"{path}: {name} is {found[name].dtype}, expected floating point")
     read_config_bytes = read_bytes(path.parent / CONFIG)
     sha256 = hashlib.sha256(read_config_bytes + content).hexdigest()
-    return {name: cast(torch.Tensor, tensor).float() for name, tensor in found.items()}, sha256
+    return {name: tensor.float() for name, tensor in found.items()}, sha256

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import huggingface_hub
 import torch
@@ -90,6 +90,19 @@ def with_saes(spec: InterventionSpec, folder: Path | None) -> Resolved:
     return Resolved(
         spec.model_copy(update={"interventions": tuple(interventions)}), reader.tensors, reader.places
     )
+
+
+def origins(spec: InterventionSpec, folder: Path) -> dict[str, str]:
+    """Of every SAE that a spec names on the Hub or in a folder, what it was read as: commit and hash.
+
+    Raises:
+        SubveneError: as of `with_saes`.
+    """
+    resolved = with_saes(spec, folder)
+    if not resolved.tensors:
+        return {}
+    refs = [ref for _, ref in resolved.spec.tensor_refs() if isinstance(ref, StoredSae)]
+    return {ref.key: ref.origin for ref in refs if ref.origin is not None}
 
 
 class _Reader:
@@ -191,7 +204,23 @@ def _located(named: SaeRelease) -> _Located:
     return _Located(str(release["repo_id"]), paths[named.id], dict(release.get("config_overrides") or {}))
 
 
-def _directory() -> dict[str, dict[str, object]]:
+class _Sae(TypedDict):
+    """An SAE of a release."""
+
+    id: str | int
+    path: str | int
+
+
+class _Release(TypedDict, total=False):
+    """What SAELens' directory says of a release; it says more."""
+
+    repo_id: str
+    conversion_func: str | None
+    config_overrides: dict[str, Json] | None
+    saes: list[_Sae]
+
+
+def _directory() -> dict[str, _Release]:
     """SAELens' list of releases, from an installed sae-lens, of which nothing is executed."""
     try:
         found = importlib.util.find_spec("sae_lens")
@@ -202,7 +231,7 @@ def _directory() -> dict[str, dict[str, object]]:
     if path is None:
         return {}
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    directory: dict[str, dict[str, object]] = yaml.load(read_text(path), Loader=loader)
+    directory: dict[str, _Release] = yaml.load(read_text(path), Loader=loader)
     return directory
 
 

@@ -17,6 +17,7 @@ from pydantic import JsonValue
 from transformers import AutoModelForCausalLM
 
 from subvene.interventions import TensorError
+from subvene.runner.artifacts.saes import origins
 from subvene.runner.data.truthfulqa.questions import Question
 from subvene.runner.edits.compile import load_tensors
 from subvene.runner.exchange.exports.checkpoint import save_baked
@@ -309,7 +310,7 @@ class Arms:
 
     def _files(self, variant: ExperimentSpec) -> dict[str, str]:
         names = sorted({ref.file for _, ref in variant.tensor_refs() if ref.file is not None})
-        return {name: _sha256(self._folder / name) for name in names}
+        return {name: _sha256(self._folder / name) for name in names} | origins(variant, self._folder)
 
 
 def _sha256(path: Path) -> str:

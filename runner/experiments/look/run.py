@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import transformers
 
 from subvene.interventions import Sizes
+from subvene.runner.artifacts.saes import origins
 from subvene.runner.data.truthfulqa.questions import load_questions
 from subvene.runner.edits.compile import load_tensors
 from subvene.runner.experiments.comparison.arms import Arm, Arms
@@ -85,6 +86,7 @@ class Look:
             RECIPES[recipe.recipe].check(recipe, self.fit_data[recipe.keys[0]], self.spec.seed)
         for name in sorted({ref.file for _, ref in self.spec.tensor_refs() if ref.file is not None}):
             load_tensors(self.folder / name)
+        origins(self.spec, self.folder)
 
     def units(self) -> int:
         """Evaluations to come, those of earlier runs among them."""
