@@ -118,21 +118,22 @@ test-wheel: env ## build wheel and source archive, install the wheel afresh, use
 .venv-trackers/.installed:
 	@echo "env: TensorBoard, MLflow, Trackio"
 	@$(PYTHON) -m venv --clear .venv-trackers
-	@.venv-trackers/bin/python $(PIP_OF) install -c constraints.txt tensorboard mlflow-skinny trackio
+	@.venv-trackers/bin/python $(PIP_OF) install -c constraints.txt tensorboard==2.21.0 mlflow-skinny==3.18.0 trackio==0.43.0
 	@$(call over,.venv-trackers)
 	@touch $@
 
 .venv-quantized/.installed:
 	@echo "env: quanto, torchao"
 	@$(PYTHON) -m venv --clear .venv-quantized
-	@.venv-quantized/bin/python $(PIP_OF) install --no-deps optimum-quanto torchao ninja
+	@.venv-quantized/bin/python $(PIP_OF) install --no-deps optimum-quanto==0.2.7 torchao==0.18.0 ninja
 	@$(call over,.venv-quantized)
 	@touch $@
 
+# It wants an older fsspec than the one that is pinned.
 .venv-inspect/$(INSPECT):
 	@echo "env: Inspect $(INSPECT)"
 	@$(PYTHON) -m venv --clear .venv-inspect
-	@.venv-inspect/bin/python $(PIP_OF) install -c constraints.txt 'inspect_ai==$(INSPECT)'
+	@.venv-inspect/bin/python $(PIP_OF) install -c <(grep -v '^fsspec==' constraints.txt) 'inspect_ai==$(INSPECT)'
 	@$(call over,.venv-inspect)
 	@touch $@
 

@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from subvene.runner.experiments.persona.section import SECTION as PERSONA
 from subvene.runner.experiments.persona.section import PersonaSection
 from subvene.runner.experiments.results import Choice, Condition, Results
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Ledger
 from subvene.runner.files.reporting import is_reporting, report_cell
 
@@ -57,9 +58,9 @@ def _report(cell: ReportedCell, ledger: Ledger) -> None:
         report_cell(cell.run, cell.settings, cell.measures)
         return {"told": True}
 
-    ledger.do(
-        {"unit": "reported", "run": cell.run, "settings": cell.settings, "measures": cell.measures}, tell
-    )
+    if cell.measures:
+        told: dict[str, Json] = {"run": cell.run, "settings": cell.settings, "measures": cell.measures}
+        ledger.do({"unit": "reported", **told}, tell)
 
 
 def _cells(results: Results) -> Iterator[ReportedCell]:

@@ -108,7 +108,7 @@ def test_a_run_of_a_file_that_declares_it(folder: Path, tmp_path: Path) -> None:
     assert section.reload_difference == 0.0
 
 
-def test_a_method_that_leaves_everything_alone_is_refused(folder: Path, tmp_path: Path) -> None:
-    alone = INT8 | {"modules_to_not_convert": ["layers", "lm_head"]}
+def test_a_method_that_leaves_everything_alone_is_refused(folder: Path) -> None:
+    alone = INT8 | {"modules_to_not_convert": ["model.layers", "lm_head"]}
     with pytest.raises(ModelError, match="nothing of a LlamaForCausalLM was quantised"):
         load_model(str(folder), quantization_config=alone)

@@ -163,8 +163,9 @@ def test_tensorboard_can_tell_cells_apart_by_their_settings(folder: Path, tmp_pa
 
     spec = tmp_path / "sweep.yaml"
     spec.write_text(f"subvene: 1\nmodel: {{name: {folder}}}\nreport_to: [tensorboard]\n{SWEEP}")
-    run_experiment(spec, output=tmp_path / "run")
-    run = "swept glad.coefficient=2 glad.layer=0 seed=0 fold=0"
+    done = run_experiment(spec, output=tmp_path / "run")
+    point = {"condition": "swept", "glad.coefficient": 2, "glad.layer": 0}
+    (run,) = (cell.run for cell in _cells(done.results) if cell.settings.items() >= point.items())
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / run)).Reload()
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     settings = HParamsPluginData.FromString(content).session_start_info.hparams
