@@ -19,6 +19,7 @@ from subvene.runner.reports.blocks import Column, Document, Items, Mean, Table
 from subvene.runner.reports.documents import document_files
 from subvene.runner.reports.intervals import intervals_csv, intervals_document
 from subvene.runner.reports.judged import judged_document, judged_files
+from subvene.runner.reports.trait_nulls import trait_nulls_document, trait_nulls_files
 
 
 def comparison_files(results: Results) -> dict[str, str]:
@@ -34,7 +35,7 @@ def comparison_files(results: Results) -> dict[str, str]:
     if (bounds := intervals_csv(results)) is not None:
         files |= {"intervals.csv": bounds}
         files |= document_files("intervals", intervals_document(results), results.kind)
-    files |= judged_files(results)
+    files |= judged_files(results) | trait_nulls_files(results)
     if answers := list(_answer_lines(results)):
         files["answers.csv"] = csv_text(answers)
     return files
@@ -42,7 +43,8 @@ def comparison_files(results: Results) -> dict[str, str]:
 
 def document(results: Results) -> Document:
     """The table with what must be known to read it: spread, judge, chosen points, warnings."""
-    return [results_table(results), Items(tuple(notes(results))), *judged_document(results)]
+    shown = [results_table(results), Items(tuple(notes(results)))]
+    return [*shown, *judged_document(results), *trait_nulls_document(results)]
 
 
 def results_table(results: Results) -> Table:
