@@ -12,6 +12,7 @@ from subvene.runner.experiments.rows import METRICS, by_label, metrics_used
 from subvene.runner.experiments.rows import rows as table_rows
 from subvene.runner.measures.missing import missing_in_words
 from subvene.runner.reports import curves
+from subvene.runner.reports.budgets import budgets
 from subvene.runner.reports.composition import composition
 from subvene.runner.reports.examples import examples
 from subvene.runner.reports.figures import probe_heat_map
@@ -175,6 +176,7 @@ SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
     ("Trait scores of models that say one thing", trait_nulls),
     ("Trade-offs", trade_offs),
     ("Composition", composition),
+    ("The same divergence", budgets),
     ("Choice on validation questions", validation),
     ("Probes", probes),
     ("Examples", examples),
