@@ -118,7 +118,8 @@ test-wheel: env ## build wheel and source archive, install the wheel afresh, use
 .venv-trackers/.installed:
 	@echo "env: TensorBoard, MLflow, Trackio"
 	@$(PYTHON) -m venv --clear .venv-trackers
-	@.venv-trackers/bin/python $(PIP_OF) install -c constraints.txt tensorboard==2.21.0 mlflow-skinny==3.18.0 trackio==0.43.0
+	@.venv-trackers/bin/python $(PIP_OF) install -c constraints.txt tensorboard==2.21.0 mlflow-skinny==3.18.0
+	@.venv-trackers/bin/python $(PIP_OF) install --no-deps trackio==0.43.0 'gradio-client>=2,<3' orjson brotli python-multipart starlette uvicorn
 	@$(call over,.venv-trackers)
 	@touch $@
 
@@ -129,11 +130,11 @@ test-wheel: env ## build wheel and source archive, install the wheel afresh, use
 	@$(call over,.venv-quantized)
 	@touch $@
 
-# It wants an older fsspec than the one that is pinned.
+# It wants older versions of some libraries than the pinned ones; these are the ones that .venv's are built against.
 .venv-inspect/$(INSPECT):
 	@echo "env: Inspect $(INSPECT)"
 	@$(PYTHON) -m venv --clear .venv-inspect
-	@.venv-inspect/bin/python $(PIP_OF) install -c <(grep -v '^fsspec==' constraints.txt) 'inspect_ai==$(INSPECT)'
+	@.venv-inspect/bin/python $(PIP_OF) install -c <(grep -E '^(numpy|pydantic|pydantic_core|PyYAML)==' constraints.txt) 'inspect_ai==$(INSPECT)'
 	@$(call over,.venv-inspect)
 	@touch $@
 

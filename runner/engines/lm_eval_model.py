@@ -72,6 +72,15 @@ class HarnessModel(HFLM):
         if "max_length" not in options:
             # The harness leaves the last token of what it scores out of its pass; here it is passed too.
             self._max_length = self.max_length - 1
+        # What the harness looks up for its record.
+        self.artifact, self.pretrained = artifact, self.m.spec.model.name
+        self.revision = self.m.spec.model.revision or "main"
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness keeps beside the numbers: of its model, and which edits were at work."""
+        edits = [f"{one.name} at {' '.join(one.sites)}" for one in self.m.intervenable.entries]
+        info: dict[str, Any] = super().get_model_info()
+        return info | {"artifact": self.artifact, "interventions": edits, "strength": self.strength}
 
     def _check_strength(self) -> None:
         names = [entry.name for entry in self.m.intervenable.entries]

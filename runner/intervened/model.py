@@ -17,6 +17,7 @@ from subvene.runner.artifacts import artifact, hub
 from subvene.runner.data.text import Messages
 from subvene.runner.intervened.layer_sweep import LayerSweep, sweep
 from subvene.runner.intervened.loaded import LoadedModel
+from subvene.runner.models.devices import input_device
 
 
 class IntervenedModel(LoadedModel):
@@ -58,8 +59,8 @@ class IntervenedModel(LoadedModel):
 
     @property
     def device(self) -> torch.device:
-        """Where the model's first parameter is."""
-        return self.model.device
+        """Where the model takes its inputs."""
+        return input_device(self.model)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -17,6 +17,7 @@ pytest.importorskip(
     "inspect_ai", reason="Inspect is not installed; `make test-inspect` has an environment with it"
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # streams of Inspect's own
 PAIRS = [("i am glad", "i am sad"), ("very good day", "very bad day")]
 QUESTIONS = ["how are you ?", "tell me about the train", "hello world"]
 SYSTEM = "you are very good"
@@ -54,7 +55,7 @@ def texts(log: Any) -> list[str]:
 
 def test_its_answers_are_those_of_the_intervened_model(artifact: Path, tmp_path: Path) -> None:
     m = IntervenedModel.from_pretrained(artifact)
-    kwargs: dict[str, Any] = {"system": SYSTEM, "max_new_tokens": 5, "do_sample": False, "eos_token_id": 2}
+    kwargs: dict[str, Any] = {"system": SYSTEM, "max_new_tokens": 5, "do_sample": False}
     expected = [m.generate(question, **kwargs)[0].strip() for question in QUESTIONS]
     with m.disabled():
         untouched = [m.generate(question, **kwargs)[0].strip() for question in QUESTIONS]
@@ -63,7 +64,7 @@ def test_its_answers_are_those_of_the_intervened_model(artifact: Path, tmp_path:
     assert texts(log) == expected
     (receipt,) = log.samples[0].output.metadata["receipt"]
     assert receipt["name"] == "glad"
-    assert receipt["edited"] > 0
+    assert receipt["edited"]["response"] > 0
     assert texts(evaluated(artifact, tmp_path, model_args={"strength": 0})) == untouched
 
 

@@ -93,7 +93,9 @@ def expected(m: IntervenedModel) -> dict[str, list[Any]]:
         for row in ROWS
     ]
     contexts = [row["context"] for row in ROWS]
-    written = [m.generate(text, chat=False, max_new_tokens=5, do_sample=False)[0] for text in contexts]
+    # The harness ends a text at the end token, and cuts it at what the task says.
+    options: dict[str, Any] = {"chat": False, "max_new_tokens": 5, "do_sample": False, "eos_token_id": 2}
+    written = [m.generate(text, **options)[0].split(".")[0] for text in contexts]
     begin = m.tokenizer.bos_token_id
     rolling = [float(log_probs(m, [([begin], ids(text))])[0]) for text in contexts]
     return {"choices": scored, "written": written, "rolling": rolling}
