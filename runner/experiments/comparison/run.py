@@ -227,7 +227,8 @@ class Comparison:
     def _of_cell(self, cell: Cell, session: Session) -> _Tested:
         transformers.set_seed(cell.seed)
         arm = self._arm(cell, session)
-        return cell, arm, self._measured(cell, arm, session)
+        with arm.held() as held:
+            return cell, arm, self._measured(cell, held, session)
 
     def _check_baking(self, arms: Arms) -> list[_Tested]:
         """Find out before anything is measured whether this architecture can carry what is to be baked."""
