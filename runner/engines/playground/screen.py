@@ -96,7 +96,7 @@ def _spec(screen: Screen, shown: Mapping[str, Shown]) -> ExperimentSpec:
     edited = steering(screen, shown)
     system = screen.system or None
     return ExperimentSpec(
-        **{name: getattr(edited, name) for name in InterventionSpec.model_fields},
+        **{name: getattr(edited, name) for name in edited.model_fields_set},
         conditions=(
             ConditionSpec(name=BASELINE, interventions=(), system=system),
             ConditionSpec(name=STEERED, system=system),
@@ -126,11 +126,8 @@ def steering(screen: Screen, shown: Mapping[str, Shown]) -> InterventionSpec:
             "the others off"
         )
     declared = _named([one for wish in screen.artifacts for one in _changed(wish, shown[wish.artifact])])
-    spec = InterventionSpec(
-        subvene=1, model=_placed(specs[0].model), interventions=tuple(declared), sources=specs[0].sources
-    )
-    checked = parse_spec(dump_spec(spec), "what is on the screen")
-    return InterventionSpec(**{name: getattr(checked, name) for name in InterventionSpec.model_fields})
+    update = {"model": _placed(specs[0].model), "interventions": tuple(declared)}
+    return parse_spec(dump_spec(specs[0].model_copy(update=update)), "what is on the screen")
 
 
 def _stands_alone(spec: InterventionSpec) -> bool:
