@@ -35,6 +35,7 @@ from subvene.runner.experiments.comparison.measures import (
     merged,
 )
 from subvene.runner.experiments.intervals import INTERVALS, intervals_of
+from subvene.runner.experiments.reported import report_condition
 from subvene.runner.experiments.results import (
     Condition,
     FitRecord,
@@ -228,7 +229,9 @@ class Comparison:
         transformers.set_seed(cell.seed)
         arm = self._arm(cell, session)
         with arm.held() as held:
-            return cell, arm, self._measured(cell, held, session)
+            measured = self._measured(cell, held, session)
+        report_condition(self._record(cell, arm, measured, None), session.ledger)
+        return cell, arm, measured
 
     def _check_baking(self, arms: Arms) -> list[_Tested]:
         """Find out before anything is measured whether this architecture can carry what is to be baked."""
