@@ -171,7 +171,8 @@ class Comparison:
                     total += n_points * each
                     continue
                 by = 0 if choose.by is None else self.choosing.chooser(choose.by).steps(only=choose.by)
-                searched = 0 if choose.budget is None else choose.budget.evaluations
+                # How many strengths a search tries is known when it ends; this is what is usual.
+                searched = 0 if choose.budget is None else min(choose.budget.evaluations, 7)
                 total += n_points * (by + searched) + each
         return total
 

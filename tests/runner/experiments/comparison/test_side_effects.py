@@ -17,6 +17,7 @@ from subvene.runner.experiments.results import Condition, Item, Metric, Results
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.scoring import log_probs
 from subvene.runner.measures.refusals import refuses, shipped_requests
+from subvene.runner.reports.tables import metric_column
 
 EXPERIMENT = """\
 fit:
@@ -92,9 +93,9 @@ def test_refusals_are_counted_of_both_lists(done: tuple[Results, Path]) -> None:
         assert len(items) == 3
         assert {results.questions[one.key].category for one in items} == {harmful}
         assert cell.value(metric) == sum(refuses(one.text or "") for one in items) / 3
-    assert "over_refusal ↓" in (folder / "tables" / "results.md").read_text().replace(
-        "over refusal", "over_refusal"
-    )
+    assert "over refusal" in (folder / "tables" / "results.md").read_text()
+    assert metric_column("over_refusal").better == metric_column("early_opposed_logp").better == "↓"
+    assert metric_column("refusal").better == metric_column("early_logp").better == "↑"
 
 
 @pytest.mark.parametrize(
