@@ -34,6 +34,7 @@ from subvene.runner.reports.markup import (
 )
 from subvene.runner.reports.receipts import receipts
 from subvene.runner.reports.tables import comparison_files, judge_in_words, results_table, spread_in_words
+from subvene.runner.reports.trait_nulls import trait_nulls
 from subvene.specs.document import parse_document
 
 
@@ -173,6 +174,7 @@ SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
     ("Results", results_section),
     ("Intervals", intervals),
     ("What the judge's word is worth", judged),
+    ("Trait scores of models that say one thing", trait_nulls),
     ("Trade-offs", trade_offs),
     ("Composition", composition),
     ("The same divergence", budgets),

@@ -21,6 +21,7 @@ from subvene.runner.reports.documents import document_files
 from subvene.runner.reports.intervals import intervals_csv, intervals_document
 from subvene.runner.reports.item_effects import item_effects_csv, item_effects_document
 from subvene.runner.reports.judged import judged_document, judged_files
+from subvene.runner.reports.trait_nulls import trait_nulls_document, trait_nulls_files
 
 
 def comparison_files(results: Results) -> dict[str, str]:
@@ -42,7 +43,7 @@ def comparison_files(results: Results) -> dict[str, str]:
     if (moved := item_effects_csv(results)) is not None:
         files["item_effects.csv"] = moved
         files |= document_files("item_effects", item_effects_document(results), results.kind)
-    files |= judged_files(results)
+    files |= judged_files(results) | trait_nulls_files(results)
     if answers := list(_answer_lines(results)):
         files["answers.csv"] = csv_text(answers)
     return files
@@ -54,6 +55,7 @@ def document(results: Results) -> Document:
         results_table(results),
         Items(tuple(notes(results))),
         *judged_document(results),
+        *trait_nulls_document(results),
     ]
 
 

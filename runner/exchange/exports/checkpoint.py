@@ -37,6 +37,7 @@ from subvene.runner.exchange.exports.linear_maps import Change, changes, is_tran
 from subvene.runner.files.leftovers import restore
 from subvene.runner.files.storage import atomic_folder
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.models.devices import input_device
 from subvene.runner.models.pretrained import load_weights
 from subvene.specs import AnyIntervention, dump_spec
 
@@ -143,7 +144,7 @@ def save_baked(m: IntervenedModel, folder: Path | str, *, approximate: bool = Fa
 def _write(m: IntervenedModel, folder: Path, approximate: bool) -> Written:
     model = bake(m, approximate=approximate)
     _write_files(m, model, folder)
-    dtype, device, kind = model.dtype, m.model.device, type(m.model)
+    dtype, device, kind = model.dtype, input_device(m.model), type(m.model)
     del model
     opened: list[Any] = []
 

@@ -24,6 +24,7 @@ from subvene.runner.files.json_value import Json, as_read
 from subvene.runner.files.ledger import Ledger, digest
 from subvene.runner.files.storage import atomic_folder
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.models.devices import input_device
 from subvene.runner.models.identity import holds, model_sha256, reading_sha256, tensors_digest, versions
 from subvene.runner.models.pretrained import load_weights
 from subvene.runner.recipes import RECIPES, Fitted
@@ -202,7 +203,7 @@ class Arms:
         with tempfile.TemporaryDirectory(dir=self._output, prefix=".baked-") as temporary:
             saved = save_baked(m, Path(temporary) / "checkpoint")
             model = load_weights(AutoModelForCausalLM, str(saved), dtype=m.model.dtype)
-            model.to(m.model.device).eval()
+            model.to(input_device(m.model)).eval()
             yield IntervenedModel.plain(model, self.tokenizer, name="baked")
 
     def tensors(self, fitted: Fits) -> dict[str, torch.Tensor]:

@@ -35,10 +35,8 @@ from subvene.runner.experiments.comparison.measures import (
     Session,
     merged,
 )
-from subvene.runner.experiments.comparison.measures.truthfulqa import TruthfulQAMeasure
 from subvene.runner.experiments.intervals import INTERVALS, intervals_of
 from subvene.runner.experiments.item_effects import ITEM_EFFECTS, item_effects_of
-from subvene.runner.experiments.judged_shares import judged_section
 from subvene.runner.experiments.results import (
     Condition,
     FitRecord,
@@ -213,8 +211,7 @@ class Comparison:
         if self.composition is not None:
             sections[SECTION] = self.composition.section(rows(cells), cells).model_dump(mode="json")
         for _, measure in self.measures:
-            if isinstance(measure, TruthfulQAMeasure):
-                sections |= judged_section(cells, measure.judge, measure.questions, ledger)
+            sections |= measure.sections(cells, session)
         asked: dict[str, QuestionText] = {}
         for _, measure in self.measures:
             asked |= measure.questions_asked()

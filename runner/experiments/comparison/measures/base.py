@@ -245,6 +245,10 @@ class ConditionMeasure(ABC, Generic[One]):
         """By key, what items are of."""
         return {}
 
+    def sections(self, conditions: Sequence[Condition], session: Session) -> dict[str, JsonValue]:
+        """What there is to say of all conditions together, by section; what it asks a judge are units."""
+        return {}
+
 
 Given = TypeVar("Given", bound=WithReceipts)
 """What the unit of a measure gives."""
