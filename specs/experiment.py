@@ -108,6 +108,10 @@ class ExperimentSpec(ExperimentFields):
         flaws = list(comparison_flaws(self)) or list(composition_flaws(self))
         if not flaws and self.conditions:
             flaws = list(condition_flaws(self))
+        if not flaws and any(one.choose and one.choose.budget for one in self.conditions):
+            from subvene.specs.default_arms import default_arms_flaws
+
+            flaws = list(default_arms_flaws(self))
         if flaws:
             refuse("ExperimentSpec", flaws)
         return self

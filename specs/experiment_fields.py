@@ -112,6 +112,13 @@ class ExperimentFields(InterventionSpec):
         description="The arms that are compared; left out: the untouched model and the interventions as they "
         "stand.",
     )
+    default_arms: bool = Field(
+        default=True,
+        strict=True,
+        description="Where a condition has a `budget`: add what the file does not have of the untouched "
+        "model, a system prompt alone (the first one of each trait of `trait_scores`), and a random "
+        "direction at each budget.",
+    )
     seed: Seed = Field(default=0, description="Seed of everything that is drawn at random.")
     seeds: Seeds | None = Field(
         default=None,
