@@ -63,6 +63,8 @@ class HarnessModel(HFLM):
                 f"model_args: {', '.join(other)}: expected artifact, strength, device, dtype, or one of "
                 f"{', '.join(sorted(_ABOUT_TEXTS))}"
             )
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            device = None  # the harness's word for "none was named"; its `hf` takes the CPU then, too
         self.m = IntervenedModel.from_pretrained(artifact, device=device, dtype=dtype)
         self.strength = None if strength is None else float(strength)
         self._check_strength()

@@ -210,7 +210,7 @@ def sweep(
 
 def _check_layers(m: LoadedModel, steering: SteeringSpec, layers: Sequence[int]) -> None:
     key, site = steering.vector.key, steering.site
-    there = [layer for layer in range(m.config.get_text_config().num_hidden_layers)
+    there = [layer for layer in range(m.model.config.get_text_config().num_hidden_layers)
              if f"{key}.{site}[{layer}]" in m.tensors]  # fmt: skip
     if lacking := [layer for layer in layers if layer not in there]:
         raise SubveneError(

@@ -128,6 +128,6 @@ def check_quantized(model: torch.nn.Module) -> None:
 
 def _is_full(module: torch.nn.Module) -> bool:
     """Whether a linear map computes with plain numbers of full or half precision."""
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     is_plain = type(weight) in _PLAIN and type(getattr(weight, "data", None)) is torch.Tensor
     return is_plain and weight.dtype in _FULL and type(module).__name__ in ("Linear", "Conv1D")

@@ -117,7 +117,7 @@ def train_cells(
                     chosen, _step(swaps, spec, inners, chosen, labels, batch), strict=True
                 ):
                     losses[place].append(loss)
-            rate = schedule.get_last_lr()[0]
+            rate = float(schedule.get_last_lr()[0])
             optimizer.step()
             schedule.step()
             told = {f"loss/{place}": of_steps[-1] for place, of_steps in losses.items()}
