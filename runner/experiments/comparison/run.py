@@ -37,6 +37,7 @@ from subvene.runner.experiments.comparison.measures import (
 )
 from subvene.runner.experiments.intervals import INTERVALS, intervals_of
 from subvene.runner.experiments.item_effects import ITEM_EFFECTS, item_effects_of
+from subvene.runner.experiments.reported import report_condition
 from subvene.runner.experiments.results import (
     Condition,
     FitRecord,
@@ -243,7 +244,10 @@ class Comparison:
     def _of_cell(self, cell: Cell, session: Session) -> _Tested:
         transformers.set_seed(cell.seed)
         arm = self._arm(cell, session)
-        return cell, arm, self._measured(cell, arm, session)
+        with arm.held() as held:
+            measured = self._measured(cell, held, session)
+        report_condition(self._record(cell, arm, measured, None), session.ledger)
+        return cell, arm, measured
 
     def _check_baking(self, arms: Arms) -> list[_Tested]:
         """Find out before anything is measured whether this architecture can carry what is to be baked."""
