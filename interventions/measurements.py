@@ -5,12 +5,15 @@ A measurement is a class here, under the name of its spec in `subvene.specs.gate
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import ClassVar
 
 import torch
 
-from subvene.interventions.tensors import TensorTable, stored_name
-from subvene.specs.gates import MeasuredGate
+from subvene.interventions.latents import Latents, read_parts
+from subvene.interventions.tensors import TensorError, TensorTable, stored_name
+from subvene.specs.gates import MeasuredGate, SaeFeatureGate
+from subvene.specs.saes import StoredSae
 
 _TINY = torch.finfo(torch.float32).tiny
 BIAS = "bias"
@@ -41,6 +44,16 @@ class Measurement(torch.nn.Module):
     def stored(self, key: str, site: str, layer: int) -> dict[str, torch.Tensor]:
         """What an artifact keeps of it: full tensor name → tensor."""
         return {stored_name(key, site, layer): self.vector} if len(self.vector) else {}
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether it has tensors, which an artifact keeps."""
+        return bool(len(self.vector))
+
+    @property
+    def told(self) -> dict[str, object]:
+        """What beside its tensors tells what is measured."""
+        return {"measure": self.measure}
 
     def _projected(self, h: torch.Tensor) -> torch.Tensor:
         """⟨h, v⟩, elementwise and not as a matrix product, whose rounding depends on the batch's shape."""
@@ -103,8 +116,40 @@ class Norm(Measurement):
         return h.norm(dim=-1)
 
 
+class SaeFeature(Measurement):
+    """The activation of a feature of a sparse autoencoder, in SAELens' arithmetic (`latents`).
+
+    Args:
+        latents: of the one feature.
+    """
+
+    measure = "sae_feature"
+
+    def __init__(self, latents: Latents | None = None) -> None:
+        super().__init__()
+        self._latents = Latents({}, "standard", "none") if latents is None else latents
+        for part, tensor in self._latents.parts.items():
+            self.register_buffer(part, tensor.detach().float())
+
+    @property
+    def is_stored(self) -> bool:
+        return bool(self._latents.parts)
+
+    @property
+    def told(self) -> dict[str, object]:
+        how = replace(self._latents, parts={})
+        return super().told | asdict(how)
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        parts = {part: self.get_buffer(part) for part in self._latents.parts}
+        return replace(self._latents, parts=parts).activations(h)[..., 0]
+
+    def stored(self, key: str, site: str, layer: int) -> dict[str, torch.Tensor]:
+        return {stored_name(key, site, layer, part): self.get_buffer(part) for part in self._latents.parts}
+
+
 MEASUREMENTS: dict[str, type[Measurement]] = {
-    cls.measure: cls for cls in (Projection, Cosine, Cast, Probe, Norm)
+    cls.measure: cls for cls in (Projection, Cosine, Cast, Probe, Norm, SaeFeature)
 }
 """Every measurement by its name."""
 
@@ -115,6 +160,8 @@ def measurement(spec: MeasuredGate, table: TensorTable, layer: int, width: int) 
     Raises:
         TensorError: its tensor is missing, has another shape than [width], or is zero.
     """
+    if isinstance(spec, SaeFeatureGate):
+        return _sae_feature(spec, table, layer, width)
     cls = MEASUREMENTS[spec.measurement]
     if spec.ref is None:
         return cls()
@@ -122,3 +169,12 @@ def measurement(spec: MeasuredGate, table: TensorTable, layer: int, width: int) 
     vector = table.get(key, spec.site, layer, shape=(width,), nonzero=True)
     has_bias = cls is Probe and table.find(key, spec.site, layer, BIAS) is not None
     return cls(vector, table.get(key, spec.site, layer, shape=(), part=BIAS) if has_bias else None)
+
+
+def _sae_feature(spec: SaeFeatureGate, table: TensorTable, layer: int, width: int) -> SaeFeature:
+    sae = spec.sae
+    if not isinstance(sae, StoredSae):
+        raise TensorError("sae: an SAE in SAELens' format is read when the model is loaded, not before")
+    parts = read_parts(sae, table, spec.site, layer, width, 1)
+    features = (spec.feature,) if sae.architecture == "topk" else ()
+    return SaeFeature(Latents(parts, sae.architecture, sae.normalize, sae.k, features))

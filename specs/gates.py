@@ -20,6 +20,7 @@ from subvene.specs._base import SpecModel
 from subvene.specs._fields import Count, Finite, Index
 from subvene.specs._flaws import Expect, Flaw, Loc, Shaped, nearest, refuse
 from subvene.specs._registry import Registered, by_name
+from subvene.specs.saes import AnySae, StoredSae
 from subvene.specs.sites import Site
 from subvene.specs.tensors import TensorRef
 
@@ -77,9 +78,13 @@ class Gate(SpecModel):
             if isinstance(gate, MeasuredGate):
                 yield loc, gate
 
-    def with_refs(self, given: Callable[[MeasuredGate, TensorRef], TensorRef]) -> Self:
-        """Returns the same gate with other references to stored tensors."""
+    def mapped(self, change: Callable[[MeasuredGate], MeasuredGate]) -> Gate:
+        """Returns the same gate with every measurement in it changed, in the order of `measured`."""
         raise NotImplementedError
+
+    def with_refs(self, given: Callable[[MeasuredGate, TensorRef], TensorRef]) -> Gate:
+        """Returns the same gate with other references to stored tensors."""
+        return self.mapped(lambda gate: gate if gate.ref is None else gate.with_ref(given(gate, gate.ref)))
 
 
 _THRESHOLD = (
@@ -118,6 +123,9 @@ class MeasuredGate(Gate):
         "mean activation of the prompt without its first token, an attention sink (with `decide: once`).",
     )
 
+    ref_field: ClassVar[str] = "vector"
+    """The field that names the tensor that it is measured with."""
+
     @property
     def measurement(self) -> str:
         """What it is called in files."""
@@ -145,9 +153,13 @@ class MeasuredGate(Gate):
         if self.tokens == "mean" and self.decide != "once":
             yield Flaw(("tokens",), "`last`, since the mean is the prompt's and decided `once`", self.tokens)
 
-    def with_refs(self, given: Callable[[MeasuredGate, TensorRef], TensorRef]) -> Self:
+    def mapped(self, change: Callable[[MeasuredGate], MeasuredGate]) -> Gate:
+        """Returns it changed."""
+        return change(self)
+
+    def with_ref(self, ref: TensorRef) -> MeasuredGate:
         """Returns the same gate, its tensor named otherwise."""
-        return self if self.ref is None else self.model_copy(update={"vector": given(self, self.ref)})
+        return self.model_copy(update={self.ref_field: ref})
 
 
 _VECTOR = "`{key}.{site}[{layer}]` of shape [width of the site]"
@@ -200,8 +212,37 @@ class NormGate(MeasuredGate):
     measure: Literal["norm"] = Field(default="norm", description="‖h‖.")
 
 
+class SaeFeatureGate(MeasuredGate):
+    """The activation of a feature of a sparse autoencoder, 0 where it is not active."""
+
+    also_called: ClassVar[dict[str, str]] = {"features": "feature", "release": "sae"}
+    ref_field: ClassVar[str] = "sae"
+
+    measure: Literal["sae_feature"] = Field(
+        default="sae_feature", description="The activation of an SAE's feature."
+    )
+    sae: AnySae = Field(
+        description="The SAE, as of the kind `sae_feature`; of stored tensors no `decoder` is needed. Site "
+        "and layer, left out, are its own."
+    )
+    feature: Index = Field(description="The latent, 0-based.")
+
+    @property
+    def ref(self) -> TensorRef | None:
+        """The SAE's tensors; None where they are not read yet."""
+        return self.sae if isinstance(self.sae, StoredSae) else None
+
+    def _flaws(self) -> Iterator[Flaw]:
+        yield from (flaw for flaw in super()._flaws() if flaw.loc not in (("above",), ("layer",)))
+        if self.above is None and self.below is None:
+            yield Flaw(("above",), "`above` or `below`, a finite number", None, "missing_field")
+        latents = self.sae.latents if isinstance(self.sae, StoredSae) else None
+        if latents is not None and self.feature >= latents:
+            yield Flaw(("feature",), f"a latent from 0 to {latents - 1}", self.feature)
+
+
 MEASURES: dict[str, type[MeasuredGate]] = by_name(
-    "measure", MeasuredGate, (ProjectionGate, CosineGate, CastGate, ProbeGate, NormGate)
+    "measure", MeasuredGate, (ProjectionGate, CosineGate, CastGate, ProbeGate, NormGate, SaeFeatureGate)
 )
 """Every measurement by its name; a new one is a class here and one in `interventions.measurements`."""
 
@@ -250,9 +291,9 @@ class AnyGate(_Several):
         """The gates, of which one is enough."""
         return self.any_of
 
-    def with_refs(self, given: Callable[[MeasuredGate, TensorRef], TensorRef]) -> Self:
-        """Returns the same with other references."""
-        return self.model_copy(update={"any_of": tuple(gate.with_refs(given) for gate in self.any_of)})
+    def mapped(self, change: Callable[[MeasuredGate], MeasuredGate]) -> Gate:
+        """Returns the same of changed gates."""
+        return self.model_copy(update={"any_of": tuple(gate.mapped(change) for gate in self.any_of)})
 
 
 class AllGate(_Several):
@@ -269,9 +310,9 @@ class AllGate(_Several):
         """The gates, all of which must open."""
         return self.all_of
 
-    def with_refs(self, given: Callable[[MeasuredGate, TensorRef], TensorRef]) -> Self:
-        """Returns the same with other references."""
-        return self.model_copy(update={"all_of": tuple(gate.with_refs(given) for gate in self.all_of)})
+    def mapped(self, change: Callable[[MeasuredGate], MeasuredGate]) -> Gate:
+        """Returns the same of changed gates."""
+        return self.model_copy(update={"all_of": tuple(gate.mapped(change) for gate in self.all_of)})
 
 
 class NotGate(Gate):
@@ -287,9 +328,9 @@ class NotGate(Gate):
         """Yields its gate."""
         yield ("not",), self.negated
 
-    def with_refs(self, given: Callable[[MeasuredGate, TensorRef], TensorRef]) -> Self:
-        """Returns the same with other references."""
-        return self.model_copy(update={"negated": self.negated.with_refs(given)})
+    def mapped(self, change: Callable[[MeasuredGate], MeasuredGate]) -> Gate:
+        """Returns the same of a changed gate."""
+        return self.model_copy(update={"negated": self.negated.mapped(change)})
 
 
 AnyGateSpec = Annotated[
@@ -363,4 +404,4 @@ def gate_refs(when: Gate | None) -> Iterator[tuple[Loc, TensorRef]]:
     """Yields the references to stored tensors in a gate, each with its place."""
     for loc, gate in when.measured() if when is not None else ():
         if gate.ref is not None:
-            yield (*loc, "vector"), gate.ref
+            yield (*loc, gate.ref_field), gate.ref

@@ -25,6 +25,7 @@ from subvene.specs.kinds import (
 from subvene.specs.model import ModelSpec
 from subvene.specs.model_config import config_flaw
 from subvene.specs.questions import QuestionsSpec
+from subvene.specs.saes import SaeFolder
 from subvene.specs.tensors import TensorRef
 
 Kind = Literal["file", "home_file", "folder", "model", "encoder"]
@@ -41,6 +42,7 @@ NAMED: Mapping[tuple[type[SpecModel], str], Kind] = {
     (TruthfulQASpec, "primer"): "file",
     (TruthfulQASpec, "instruction"): "file",
     (TrainedJudgeSpec, "folder"): "folder",
+    (SaeFolder, "folder"): "folder",
     (ReferenceJudgeSpec, "encoder"): "encoder",
 }
 """Fields that name something on this machine; a `home_file` may begin with `~`. Files of pairs and of

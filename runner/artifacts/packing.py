@@ -71,7 +71,7 @@ class _Packed:
 def _packed_gate(packed: _Packed, when: Gate, intervenable: IntervenableModel, entry: Entry) -> Gate:
     """A gate whose tensors are packed; in the order in which it is read."""
     gating = intervenable.interventions[entry.keys[0]].gating
-    readings = iter([reading for reading in gating.read() if len(reading.measurement.vector)])
+    readings = iter([reading for reading in gating.read() if reading.measurement.is_stored])
 
     def put(gate: MeasuredGate, ref: TensorRef) -> TensorRef:
         reading = next(readings)

@@ -18,7 +18,16 @@ from subvene.interventions.gating import (
 from subvene.interventions.measurements import measurement
 from subvene.runner.models.anatomy import Anatomy
 from subvene.specs import SITES, AnyIntervention, SubveneError
-from subvene.specs.gates import AllGate, AnyGate, During, Gate, MeasuredGate, NotGate, comes_before
+from subvene.specs.gates import (
+    AllGate,
+    AnyGate,
+    During,
+    Gate,
+    MeasuredGate,
+    NotGate,
+    SaeFeatureGate,
+    comes_before,
+)
 
 
 class GatePlaceError(SubveneError, ValueError):
@@ -115,7 +124,8 @@ def _layer(gate: MeasuredGate, place: str, table: TensorTable) -> int:
     if gate.layer is not None:
         return gate.layer
     key = "" if gate.ref is None else gate.ref.key
-    layers = table.layers(key, gate.site)
+    part = "encoder" if isinstance(gate, SaeFeatureGate) else None
+    layers = table.layers(key, gate.site, part)
     if len(layers) != 1:
         stored = ", ".join(map(str, layers)) or "none"
         raise TensorError(

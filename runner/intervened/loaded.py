@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 
 from subvene.runner.artifacts import hub
+from subvene.runner.artifacts.saes import with_saes
 from subvene.runner.edits.compile import CompileError, check_config, compile_spec
 from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.files.json_value import Json
@@ -95,6 +96,9 @@ class LoadedModel(Calls):
             raise CompileError(
                 "the spec declares no interventions: it measures the model as it is (`subvene run`)"
             )
+        resolved = with_saes(spec, None if folder is None else Path(folder))
+        if resolved.tensors:
+            spec, tensors = resolved.spec, {**(tensors or {}), **resolved.tensors}
         if model is None:
             spec = with_overrides(spec, overrides)
             check_config(spec, load_config(spec.model, **overrides))
@@ -104,6 +108,7 @@ class LoadedModel(Calls):
             spec = with_overrides(spec, overrides)
             check_given(model, tokenizer, spec.model.name)
         tokenizer = with_chat(tokenizer, spec.model)
+        resolved.check(model)
         folder = None if folder is None else Path(folder)
         intervenable = compile_spec(spec, model, folder=folder, own_tensors=tensors)
         return cls(spec, model, tokenizer, intervenable=intervenable, tensors=tensors, provenance=provenance)
