@@ -175,8 +175,9 @@ def _own_flaws(
                 yield Flaw((*loc, "interventions", j), one_of(names), name, hint=nearest(name, names))
     if (choose := condition.choose) is not None:
         if condition.sweep is None and (choose.budget is None or choose.by is not None):
-            place = (*loc, "choose") if choose.budget is None else (*loc, "choose", "by")
-            yield Flaw(place, "nothing, since there is no `sweep`", None, found=place[-1])
+            found = "choose" if choose.budget is None else "by"
+            place = (*loc, *dict.fromkeys(("choose", found)))
+            yield Flaw(place, "nothing, since there is no `sweep`", None, found=found)
         if condition.sweep is not None and choose.by is None:
             expected = "the metric by which a point of `sweep` is chosen"
             yield Flaw((*loc, "choose", "by"), expected, None, "missing_field")

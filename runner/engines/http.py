@@ -15,6 +15,7 @@ from subvene.runner.edits.receipt import NotSteeredError
 from subvene.runner.engines import protocol
 from subvene.runner.engines.errors import EngineError, RequestError
 from subvene.runner.engines.in_process import InProcess
+from subvene.runner.files.json_value import Json
 from subvene.specs import SubveneError
 
 LARGEST = 8 * 2**20
@@ -116,7 +117,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             **options,
         )
         last = protocol.piece(request, begun, "", answers.finished[0])
-        self._event(last | {"subvene": {"receipt": answers.receipt}})
+        last["subvene"] = {"receipt": answers.receipt}
+        self._event(last)
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _body(self) -> Any:
@@ -136,13 +138,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return False
 
     def _refuse(self, status: HTTPStatus, message: str, kind: str) -> None:
-        error = {"error": {"message": message, "type": kind, "code": int(status)}}
+        error: Json = {"error": {"message": message, "type": kind, "code": int(status)}}
         if self._is_streaming:
             self._event(error)
         else:
             self._send(status, error)
 
-    def _send(self, status: HTTPStatus, document: dict[str, Any]) -> None:
+    def _send(self, status: HTTPStatus, document: Json) -> None:
         data = json.dumps(document).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -152,7 +154,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def _event(self, document: dict[str, Any]) -> None:
+    def _event(self, document: Json) -> None:
         if not self._is_streaming:
             self._is_streaming = True
             self.send_response(HTTPStatus.OK)

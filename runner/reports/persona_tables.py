@@ -80,7 +80,7 @@ def document(results: Results, conditions: Sequence[Condition] | None = None) ->
     about = "mean ± standard deviation over responses; CE and KL in nats per token on neutral texts"
     warnings = (f"WARNING: {note}" for note in results.notes)
     shown = results.conditions if conditions is None else conditions
-    table = [conditions_table(shown), Items((about, *warnings))]
+    table: list[Table | Items] = [conditions_table(shown), Items((about, *warnings))]
     return [*table, *trait_nulls_document(results)] if conditions is None else table
 
 

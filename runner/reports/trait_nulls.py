@@ -97,4 +97,4 @@ def _table(found: TraitNulls) -> Table:
 
 
 def _mean(metric: Metric | None) -> float | None:
-    return metric and metric.mean
+    return None if metric is None else metric.mean
