@@ -23,8 +23,10 @@ def comparison_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
         for field in ("conditions", "seeds", "folds", "repeats"):
             if getattr(spec, field):
                 expected = "nothing, since no entry of `evaluate` compares conditions (truthfulqa, "
-                expected += "divergence, trait_scores, multiple_choice, or contrast and samples without "
-                yield Flaw((field,), f"{expected}`coefficients`)", None, found=f"`{field}`")
+                expected += "divergence, trait_scores, multiple_choice, likelihood, refusals, or contrast "
+                yield Flaw(
+                    (field,), f"{expected}and samples without `coefficients`)", None, found=f"`{field}`"
+                )
         return
     yield from _evaluation_flaws(spec)
     if spec.folds is not None and not any(recipe.learns_from is not None for recipe in spec.fits):
@@ -81,7 +83,7 @@ def _choice_flaws(spec: ExperimentFields, i: int) -> Iterator[Flaw]:
     if choose.by not in metrics:
         if not metrics:
             expected = "nothing, since no entry of `evaluate` has validation items (truthfulqa, contrast, "
-            yield Flaw(loc, f"{expected}trait_scores)", None, found="choose")
+            yield Flaw(loc, f"{expected}trait_scores, likelihood)", None, found="choose")
         else:
             yield Flaw((*loc, "by"), one_of(metrics), choose.by, hint=nearest(choose.by, metrics))
         return

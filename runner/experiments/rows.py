@@ -32,10 +32,15 @@ METRICS: dict[str, str] = _Titles(
     }
 )
 """What is measured, in the order of the table, and what the table calls it; others stand behind these."""
-LOWER_IS_BETTER = ("ce", "kl")
-"""From 0 without a bound; of all others more is better."""
+LOWER_IS_BETTER = ("ce", "kl", "over_refusal")
+"""From 0; of all others more is better, but of those that `is_lower_better` knows by how they end."""
 _NOT_SHOWN = ("empty",)
 """What stands in the table of cells alone."""
+
+
+def is_lower_better(metric: str) -> bool:
+    """Whether less of a metric is better: of costs, and of the likelihood of answers without a trait."""
+    return metric in LOWER_IS_BETTER or metric.endswith("_opposed_logp")
 
 
 def in_order(metrics: Iterable[str]) -> list[str]:

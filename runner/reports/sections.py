@@ -17,6 +17,7 @@ from subvene.runner.reports.composition import composition
 from subvene.runner.reports.examples import examples
 from subvene.runner.reports.figures import probe_heat_map
 from subvene.runner.reports.intervals import intervals
+from subvene.runner.reports.item_effects import item_effects
 from subvene.runner.reports.judged import judged
 from subvene.runner.reports.markup import (
     Html,
@@ -177,6 +178,7 @@ SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
     ("Trade-offs", trade_offs),
     ("Composition", composition),
     ("The same divergence", budgets),
+    ("Item by item", item_effects),
     ("Choice on validation questions", validation),
     ("Probes", probes),
     ("Examples", examples),

@@ -12,13 +12,14 @@ from pydantic import JsonValue
 from subvene.runner.experiments.comparison.composition import SECTION, CompositionSection, composition_lines
 from subvene.runner.experiments.intervals import intervals_in
 from subvene.runner.experiments.results import Condition, Results, missing_verdicts
-from subvene.runner.experiments.rows import LOWER_IS_BETTER, METRICS, Row, metrics_used, rows
+from subvene.runner.experiments.rows import METRICS, Row, is_lower_better, metrics_used, rows
 from subvene.runner.files.csv_file import csv_text
 from subvene.runner.measures.missing import missing_in_words
 from subvene.runner.reports.blocks import Column, Document, Items, Mean, Table
 from subvene.runner.reports.budgets import budgets_csv, budgets_document
 from subvene.runner.reports.documents import document_files
 from subvene.runner.reports.intervals import intervals_csv, intervals_document
+from subvene.runner.reports.item_effects import item_effects_csv, item_effects_document
 from subvene.runner.reports.judged import judged_document, judged_files
 from subvene.runner.reports.trait_nulls import trait_nulls_document, trait_nulls_files
 
@@ -38,6 +39,10 @@ def comparison_files(results: Results) -> dict[str, str]:
         files |= document_files("intervals", intervals_document(results), results.kind)
     if (searched := budgets_csv(results)) is not None:
         files["budgets.csv"] = searched
+        files |= document_files("budgets", budgets_document(results), results.kind)
+    if (moved := item_effects_csv(results)) is not None:
+        files["item_effects.csv"] = moved
+        files |= document_files("item_effects", item_effects_document(results), results.kind)
     files |= judged_files(results) | trait_nulls_files(results)
     if answers := list(_answer_lines(results)):
         files["answers.csv"] = csv_text(answers)
@@ -49,7 +54,6 @@ def document(results: Results) -> Document:
     return [
         results_table(results),
         Items(tuple(notes(results))),
-        *budgets_document(results),
         *judged_document(results),
         *trait_nulls_document(results),
     ]
@@ -105,7 +109,7 @@ def spread_in_words(results: Results) -> str:
 
 def metric_column(metric: str) -> Column:
     """The column of a metric, by its name in tables."""
-    return Column(METRICS[metric], better="↓" if metric in LOWER_IS_BETTER else "↑")
+    return Column(METRICS[metric], better="↓" if is_lower_better(metric) else "↑")
 
 
 def notes(results: Results) -> list[str]:
@@ -117,7 +121,8 @@ def notes(results: Results) -> list[str]:
         said.insert(0, f"WARNING: {missing_in_words(missing)}")
     if "kl" in used:
         said.append(
-            "CE and KL(original ‖ edited) in nats per token; KL is against the untouched model always"
+            "CE and KL(original ‖ edited) in nats per token, perplexity is exp(CE); KL is against the "
+            "untouched model always"
         )
     if "true_info" in used:
         said.append(

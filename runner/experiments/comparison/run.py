@@ -14,6 +14,7 @@ import transformers
 from pydantic import JsonValue
 
 from subvene.interventions import Sizes
+from subvene.runner.data.traits import read_trait
 from subvene.runner.data.truthfulqa.questions import Question, about_data, load_questions
 from subvene.runner.data.truthfulqa.splits import is_of_split
 from subvene.runner.exchange.exports.checkpoint import check_bakeable
@@ -35,6 +36,8 @@ from subvene.runner.experiments.comparison.measures import (
     merged,
 )
 from subvene.runner.experiments.intervals import INTERVALS, intervals_of
+from subvene.runner.experiments.item_effects import ITEM_EFFECTS, item_effects_of
+from subvene.runner.experiments.reported import report_condition
 from subvene.runner.experiments.results import (
     Condition,
     FitRecord,
@@ -58,6 +61,8 @@ from subvene.specs import (
     system_prompt,
     variant,
 )
+from subvene.specs.default_arms import arms_are_added, lacks_prompt, with_default_arms
+from subvene.specs.kinds import TraitScoresSpec
 from subvene.specs.variants import chain
 
 _DEFAULT_CONDITIONS = (
@@ -70,6 +75,15 @@ _Tested = tuple[Cell, Arm | None, list[Measured]]
 """A cell, its arm, and what each measure gave; no arm where there is none that meets a budget."""
 
 
+def _asking(spec: ExperimentSpec, folder: Path) -> dict[str, str]:
+    """By trait that conditions are scored for, its first positive system prompt."""
+    entries = (one for one in spec.evaluate if isinstance(one, TraitScoresSpec))
+    if not (arms_are_added(spec) and lacks_prompt(spec)):
+        return {}
+    traits = (read_trait(trait, folder) for one in entries for trait in one.traits)
+    return {trait.name: trait.system_prompts()[0][0] for trait in traits}
+
+
 class Comparison:
     """The plan: what is compared, on which questions, and with which measures."""
 
@@ -77,6 +91,7 @@ class Comparison:
     here: ClassVar[str | None] = None
 
     def __init__(self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Step) -> None:
+        spec = with_default_arms(spec, _asking(spec, folder))
         self.spec, self.folder, self.sizes, self.step = spec, folder, sizes, step
         self.composition = CompositionMeasure.of(spec)
         composed = () if self.composition is None else self.composition.planned.conditions
@@ -155,7 +170,8 @@ class Comparison:
                     total += n_points * each
                     continue
                 by = 0 if choose.by is None else self.choosing.chooser(choose.by).steps(only=choose.by)
-                searched = 0 if choose.budget is None else choose.budget.evaluations
+                # How many strengths a search tries is known when it ends; this is what is usual.
+                searched = 0 if choose.budget is None else min(choose.budget.evaluations, 7)
                 total += n_points * (by + searched) + each
         return total
 
@@ -188,7 +204,8 @@ class Comparison:
             if self.composition is not None and arm is not None:
                 self.composition.look(cell.condition.name, arm, arms)
         sections: dict[str, JsonValue] = {
-            INTERVALS: intervals_of(cells, self.n_folds).model_dump(mode="json")
+            INTERVALS: intervals_of(cells, self.n_folds).model_dump(mode="json"),
+            ITEM_EFFECTS: item_effects_of(cells).model_dump(mode="json"),
         }
         if self.choosing.searches:
             sections[BUDGETS] = BudgetSearches(searches=tuple(self.choosing.searches)).model_dump(mode="json")
@@ -227,7 +244,10 @@ class Comparison:
     def _of_cell(self, cell: Cell, session: Session) -> _Tested:
         transformers.set_seed(cell.seed)
         arm = self._arm(cell, session)
-        return cell, arm, self._measured(cell, arm, session)
+        with arm.held() as held:
+            measured = self._measured(cell, held, session)
+        report_condition(self._record(cell, arm, measured, None), session.ledger)
+        return cell, arm, measured
 
     def _check_baking(self, arms: Arms) -> list[_Tested]:
         """Find out before anything is measured whether this architecture can carry what is to be baked."""

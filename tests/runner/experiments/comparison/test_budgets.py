@@ -31,6 +31,7 @@ fit:
 interventions:
 - &glad {kind: steering, name: glad, layer: 1, vector: {key: glad}, coefficient: 2, positions: response}
 - {<<: *glad, name: chance, vector: {key: chance}}
+default_arms: false
 conditions:
 - {name: untouched, interventions: []}
 - {name: glad, interventions: [glad], sweep: {glad.layer: [0, 2]},
@@ -128,6 +129,7 @@ def test_conditions_stand_at_the_same_divergence_or_have_no_numbers(experiment: 
     assert "weak" not in intervals_in(results).rows
     table = (tmp_path / "run" / "tables" / "results.md").read_text()
     assert "| weak | budget not met | budget not met |" in table
+    table = (tmp_path / "run" / "tables" / "budgets.md").read_text()
     assert "weak, seed 0, fold 0 is not compared: a KL of 8 cannot be reached" in table
     with (tmp_path / "run" / "tables" / "budgets.csv").open(newline="") as file:
         tried = [row for row in csv.DictReader(file) if row["condition"] == "more"]
@@ -184,3 +186,24 @@ def test_what_is_wrong_is_named_with_its_place(old: str, new: str, place: str, w
         parse_spec("subvene: 1\nmodel: {name: a/b}\n" + EXPERIMENT.replace(old, new))
     assert place in str(caught.value)
     assert words in str(caught.value)
+
+
+def test_the_arms_that_belong_there_are_added_and_stand_at_the_same_budget(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "texts.txt").write_text(TEXTS)
+    head, rest = EXPERIMENT.replace("default_arms: false\n", "").split("conditions:\n")
+    head = head[: head.index("- {<<: *glad")].replace(
+        "- {recipe: random_direction, key: chance, like: glad}\n", ""
+    )
+    own = """\
+conditions:
+- {name: glad, interventions: [glad], choose: {budget: {kl: 0.02}}}
+- {name: asked, interventions: [], system: you are very glad}
+"""
+    path = write(head + own + rest[rest.index("evaluate:") :], "own.yaml")
+    results = run_experiment(path, output=tmp_path / "run").results
+    assert [one.name for one in results.conditions] == ["untouched", "glad", "asked", "random_0_02"]
+    assert [one.reached for one in budgets_in(results)] == [pytest.approx(0.02, rel=0.05)] * 2
+    assert intervals_in(results).against == "untouched"
+    assert results.conditions[0].value("kl") == 0.0
