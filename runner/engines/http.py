@@ -136,7 +136,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             **options,
         )
         last = protocol.piece(request, begun, "", answers.finished[0])
-        self.event(last | {"subvene": {"receipt": answers.receipt}})
+        last["subvene"] = {"receipt": answers.receipt}
+        self.event(last)
         self.wfile.write(b"data: [DONE]\n\n")
 
     def body(self) -> Any:

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from pydantic import JsonValue
@@ -65,6 +65,13 @@ class Sampling:
         return options
 
 
+class ModelHashes(TypedDict):
+    """Of a model: its weights and config, and how text is read for it."""
+
+    model: str
+    text: str
+
+
 @dataclass(frozen=True)
 class Answers:
     """What came of a request.
@@ -107,7 +114,7 @@ class InProcess:
         self._ends = set(row_ends(Settings(first.model)))
 
     @functools.cached_property
-    def fingerprint(self) -> dict[str, str]:
+    def fingerprint(self) -> ModelHashes:
         """Of the model: the hashes that units of experiments hold (`model`, `text`)."""
         model = self.plain.model
         return {"model": model_sha256(model), "text": reading_sha256(model, self.tokenizer)}
