@@ -252,6 +252,7 @@ _LATER = {
             "PCASpec",
             "PersonaSpec",
             "RandomDirectionSpec",
+            "ReFTSpec",
             "RefusalSpec",
         ),
         "sampling": ("SamplingSpec",),

@@ -290,7 +290,10 @@ class _Training:
     def _log_probs(self, units: Sequence[Unit]) -> _LogP:
         """The log-probability of each row, under the edit of its experiment, in one pass."""
         owners = [unit.experiment for unit in units for _ in range(unit.extent.sequences)]
-        with self.edits.acting(owners):
+        prompts = [
+            len(self.answers.rows[unit.rows[0]][0]) for unit in units for _ in range(unit.extent.sequences)
+        ]
+        with self.edits.acting(owners, prompts):
             flat = self.passes.log_probs(
                 [unit.rows for unit in units], min(unit.extent.entry for unit in units)
             )
