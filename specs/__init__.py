@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from subvene.specs.composition import Composition, composition
-from subvene.specs.conditions import ChooseSpec, ConditionSpec
+from subvene.specs.conditions import BudgetSpec, ChooseSpec, ConditionSpec
 from subvene.specs.engine import EngineSpec, VllmOptions
 from subvene.specs.errors import Problem, SpecError, SubveneError
 from subvene.specs.experiment import ExperimentSpec, InterventionSpec
@@ -101,6 +101,7 @@ __all__ = [
     "AnyIntervention",
     "AnyJudge",
     "AnyRecipe",
+    "BudgetSpec",
     "CastSpec",
     "CausalTracingSpec",
     "ChooseSpec",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from subvene.specs._flaws import Flaw, Loc, nearest, one_of
 from subvene.specs.evaluations import ChoosingEvaluation, ConditionEvaluation
 from subvene.specs.experiment_fields import ExperimentFields
-from subvene.specs.kinds import TruthfulQASpec
+from subvene.specs.kinds import DivergenceSpec, TruthfulQASpec
 
 
 def comparison_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
@@ -72,6 +72,10 @@ def _choice_flaws(spec: ExperimentFields, i: int) -> Iterator[Flaw]:
     if choose is None:
         return
     loc: Loc = ("conditions", i, "choose")
+    if choose.budget is not None:
+        yield from _budget_texts_flaws(spec, (*loc, "budget"))
+    if choose.by is None:
+        return
     able = [one for one in spec.evaluate if isinstance(one, ChoosingEvaluation) and one.compares]
     metrics = [metric for one in able for metric in one.choosing]
     if choose.by not in metrics:
@@ -91,3 +95,16 @@ def _choice_flaws(spec: ExperimentFields, i: int) -> Iterator[Flaw]:
         place = spec.evaluate.index(evaluation)
         expected = "a number of items that are for choosing alone, since a condition chooses by "
         yield Flaw(("evaluate", place, "validation"), expected + choose.by, None, "missing_field")
+
+
+def _budget_texts_flaws(spec: ExperimentFields, loc: Loc) -> Iterator[Flaw]:
+    """Yields why the divergence of a budget cannot be measured."""
+    place = next((i for i, one in enumerate(spec.evaluate) if isinstance(one, DivergenceSpec)), None)
+    if place is None:
+        expected = "an entry `{kind: divergence, validation: N}` in `evaluate`, on whose first N texts the "
+        yield Flaw(loc, f"{expected}divergence is measured", None, found="budget")
+        return
+    declared = spec.evaluate[place]
+    if isinstance(declared, DivergenceSpec) and declared.validation is None:
+        expected = "a number of texts that are for budgets alone, since a condition has one"
+        yield Flaw(("evaluate", place, "validation"), expected, None, "missing_field")

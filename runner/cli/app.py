@@ -47,6 +47,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "serve:serve",
         "Serve artifacts as models of an OpenAI-compatible server, each answer with its receipt.",
     ),
+    "ui": (
+        "ui:ui",
+        "Open a page on this machine with a slider for every strength: baseline beside steered, streamed.",
+    ),
     "show": (
         "show:show",
         "Say what a spec or an artifact does: sites, tokens, strengths, tensors, and which edits commute.",

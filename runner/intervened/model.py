@@ -20,6 +20,7 @@ from subvene.runner.edits.intervenable import IntervenableModel
 from subvene.runner.files.json_value import Json
 from subvene.runner.intervened.calls import Calls
 from subvene.runner.models.chat_settings import refuse_overrides, with_chat
+from subvene.runner.models.devices import input_device
 from subvene.runner.models.loading import check_given, load_config, load_model, with_overrides
 from subvene.specs import InterventionSpec, ModelSpec, load_spec, spec_of
 from subvene.specs._nodes import Data
@@ -211,8 +212,8 @@ class IntervenedModel(Calls):
 
     @property
     def device(self) -> torch.device:
-        """Where the model's first parameter is."""
-        return self.model.device
+        """Where the model takes its inputs."""
+        return input_device(self.model)
 
     @property
     def dtype(self) -> torch.dtype:

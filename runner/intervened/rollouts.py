@@ -38,6 +38,7 @@ from subvene.runner.intervened.decoding import Decoding, decode
 from subvene.runner.intervened.measured import measured_options
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.own_sampling import OwnSampling
+from subvene.runner.models.devices import input_device
 from subvene.runner.models.forked_cache import continued, empty, why_not_forked
 from subvene.runner.models.generation import answer_ends
 from subvene.specs import Positions
@@ -287,7 +288,7 @@ class Batch:
         """Pass the prompts of some rows, all but their last token, into the cache."""
         index = torch.tensor(list(rows))
         ids, mask = self.batch.input_ids[index, :-1], self.batch.attention_mask[index, :-1]
-        device = self.m.model.device
+        device = input_device(self.m.model)
         base: dict[str, Any] = {
             "input_ids": ids.to(device),
             "attention_mask": mask.to(device),

@@ -12,6 +12,7 @@ from subvene.runner.experiments.rows import METRICS, by_label, metrics_used
 from subvene.runner.experiments.rows import rows as table_rows
 from subvene.runner.measures.missing import missing_in_words
 from subvene.runner.reports import curves
+from subvene.runner.reports.budgets import budgets
 from subvene.runner.reports.composition import composition
 from subvene.runner.reports.examples import examples
 from subvene.runner.reports.figures import probe_heat_map
@@ -32,6 +33,7 @@ from subvene.runner.reports.markup import (
 )
 from subvene.runner.reports.receipts import receipts
 from subvene.runner.reports.tables import comparison_files, judge_in_words, results_table, spread_in_words
+from subvene.runner.reports.trait_nulls import trait_nulls
 from subvene.specs.document import parse_document
 
 
@@ -171,8 +173,10 @@ SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
     ("Results", results_section),
     ("Intervals", intervals),
     ("What the judge's word is worth", judged),
+    ("Trait scores of models that say one thing", trait_nulls),
     ("Trade-offs", trade_offs),
     ("Composition", composition),
+    ("The same divergence", budgets),
     ("Choice on validation questions", validation),
     ("Probes", probes),
     ("Examples", examples),

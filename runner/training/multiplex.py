@@ -18,6 +18,7 @@ import torch
 from subvene.interventions import Sizes
 from subvene.runner.edits.hooks import on_input
 from subvene.runner.models.anatomy import Anatomy, component_module
+from subvene.runner.models.devices import input_device
 
 SITE = "attention_heads"
 # The stream of random numbers that first factors are drawn from.
@@ -121,7 +122,7 @@ class StackedEdits:
     def __init__(self, shapes: Sequence[EditShape], anatomy: Anatomy) -> None:
         self._anatomy = anatomy
         model: Any = anatomy.model
-        self._edits = [_fresh(shape, anatomy.sizes, model.device) for shape in shapes]
+        self._edits = [_fresh(shape, anatomy.sizes, input_device(model)) for shape in shapes]
 
     def parameters_of(self, experiment: int) -> dict[str, torch.nn.Parameter]:
         """What an experiment trains: `a` (not of a constant edit) and `b`, [layers, factors, width]."""
