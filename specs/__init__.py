@@ -85,6 +85,7 @@ if TYPE_CHECKING:
         PCASpec,
         PersonaSpec,
         RandomDirectionSpec,
+        ReFTSpec,
         RefusalSpec,
     )
     from subvene.specs.sampling import SamplingSpec
@@ -146,6 +147,7 @@ __all__ = [
     "ProjectionSpec",
     "QuestionsSpec",
     "RandomDirectionSpec",
+    "ReFTSpec",
     "ReferenceJudgeSpec",
     "RefusalSpec",
     "SamplesSpec",
