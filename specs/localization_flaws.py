@@ -10,7 +10,8 @@ from subvene.specs.evaluations.localization import LocalizationSpec
 from subvene.specs.evaluations.truthfulqa import TruthfulQASpec
 from subvene.specs.experiment_fields import ExperimentFields
 from subvene.specs.interventions import LowRankEditSpec
-from subvene.specs.recipes.localized_edit import IPOSpec, LocalizedEditSpec, ProbedHeads
+from subvene.specs.recipes.localized_edit import LocalizedEditSpec, ProbedHeads
+from subvene.specs.recipes.trained import IPOSpec
 
 _FIT = "`{recipe: localized_edit}` on TruthfulQA (`data: {truthfulqa: {}}`) with `heads: {rule: probed}`"
 _BESIDE = "one truthfulqa entry and at most one divergence entry beside localization"

@@ -16,7 +16,7 @@ from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.models.identity import model_sha256
 from subvene.runner.training.multiplex import EditShape
 from subvene.specs import SubveneError
-from subvene.specs.recipes.localized_edit import LocalizedEditSpec
+from subvene.specs.recipes.trained import TrainedRecipe
 
 # Changes whenever the same job gives other numbers.
 _VERSION = 3
@@ -43,7 +43,7 @@ class Experiment:
     """
 
     name: str
-    spec: LocalizedEditSpec
+    spec: TrainedRecipe
     shape: EditShape
     seed: int
     train: tuple[int, ...]

@@ -56,7 +56,7 @@ class LoraEdits:
         return {name.replace("/", "."): value.detach().cpu().clone() for name, value in values.items()}
 
     @contextlib.contextmanager
-    def acting(self, experiments: Sequence[int]) -> Iterator[None]:
+    def acting(self, experiments: Sequence[int], prompts: Sequence[int] = ()) -> Iterator[None]:
         """Within the block, the adapter is on, for every row."""
         self.switch(on=True)
         for parameter in self._parameters.values():

@@ -102,8 +102,13 @@ class Edits(Protocol):
     def factors_of(self, experiment: int, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What these values of an experiment's parameters come to, by name, on the CPU."""
 
-    def acting(self, experiments: Sequence[int]) -> AbstractContextManager[None]:
-        """Within the block, row i of the batch is edited as `experiments[i]` has it."""
+    def acting(self, experiments: Sequence[int], prompts: Sequence[int]) -> AbstractContextManager[None]:
+        """Within the block, row i of the batch is edited as `experiments[i]` has it.
+
+        Args:
+            experiments: of each row.
+            prompts: tokens of each row's prompt, with which it begins.
+        """
 
 
 class StackedEdits:
@@ -144,7 +149,7 @@ class StackedEdits:
         return found
 
     @contextlib.contextmanager
-    def acting(self, experiments: Sequence[int]) -> Iterator[None]:
+    def acting(self, experiments: Sequence[int], prompts: Sequence[int] = ()) -> Iterator[None]:
         """Within the block, row i of the batch is edited as `experiments[i]` has it, at every token."""
         handles = []
         try:

@@ -279,8 +279,8 @@ class _Training:
 
     def _unit(self, e: int, rows: Sequence[int]) -> Unit:
         """Answers of one prompt, each once."""
-        once = tuple(dict.fromkeys(rows))
-        return Unit(e, once, self.passes.extent(once, self.passes.entry_for(self.edits.first_layer(e))))
+        once, entry = tuple(dict.fromkeys(rows)), self.passes.entry_for(self.edits.first_layer(e))
+        return Unit(e, once, self.passes.extent(once, entry))
 
     def _planned(self, units: Sequence[Unit]) -> Iterator[list[int]]:
         return planned(
@@ -289,8 +289,9 @@ class _Training:
 
     def _log_probs(self, units: Sequence[Unit]) -> _LogP:
         """The log-probability of each row, under the edit of its experiment, in one pass."""
-        owners = [unit.experiment for unit in units for _ in range(unit.extent.sequences)]
-        with self.edits.acting(owners):
+        each = [unit for unit in units for _ in range(unit.extent.sequences)]
+        prompts = [len(self.answers.rows[unit.rows[0]][0]) for unit in each]
+        with self.edits.acting([unit.experiment for unit in each], prompts):
             flat = self.passes.log_probs(
                 [unit.rows for unit in units], min(unit.extent.entry for unit in units)
             )
@@ -318,8 +319,7 @@ class _Training:
         return pair_losses(objective, log_p[:, 0], delta), delta
 
     def _check_finite(self, pairs: Sequence[tuple[int, int]], values: torch.Tensor, what: str) -> None:
-        bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
-        if not bad:
+        if not (bad := (~torch.isfinite(values)).nonzero().flatten().tolist()):
             return
         e, first = pairs[bad[0]]
         batch = [example for owner, example in pairs if owner == e]

@@ -71,6 +71,7 @@ def test_every_kind_is_in_the_schema() -> None:
         "cast",
         "angular",
         "affine_map",
+        "reft",
         "composition",
         "localization",
         "trained",
