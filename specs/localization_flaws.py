@@ -10,7 +10,8 @@ from subvene.specs.evaluations.localization import LocalizationSpec
 from subvene.specs.evaluations.truthfulqa import TruthfulQASpec
 from subvene.specs.experiment_fields import ExperimentFields
 from subvene.specs.interventions import LowRankEditSpec
-from subvene.specs.recipes.localized_edit import IPOSpec, LocalizedEditSpec, ProbedHeads
+from subvene.specs.recipes.localized_edit import LocalizedEditSpec, ProbedHeads
+from subvene.specs.recipes.trained import IPOSpec
 
 _FIT = "`{recipe: localized_edit}` on TruthfulQA (`data: {truthfulqa: {}}`) with `heads: {rule: probed}`"
 _BESIDE = "one truthfulqa entry and at most one divergence entry beside localization"
@@ -30,6 +31,8 @@ def localization_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
             return
         if isinstance(evaluation, TruthfulQASpec | DivergenceSpec) and evaluation.seeds is not None:
             yield Flaw(("evaluate", i, "seeds"), "nothing beside localization", evaluation.seeds)
+        if isinstance(evaluation, DivergenceSpec) and evaluation.validation is not None:
+            yield Flaw(("evaluate", i, "validation"), "nothing beside localization", evaluation.validation)
     if not counts[TruthfulQASpec]:
         yield Flaw(("evaluate",), _BESIDE, None, found="no truthfulqa entry")
     yield from _flaws_of_fit(spec)

@@ -113,6 +113,7 @@ def print_places(console: Console, output: Path) -> None:
     for name, what in (
         ("report.html", "the report"),
         ("tables", "the tables"),
+        ("tensorboard", "curves and cells: tensorboard --logdir of this folder"),
         ("artifacts", "what was fitted, to load and to share"),
         ("units.jsonl", "every unit of work; run again to go on from it"),
     ):

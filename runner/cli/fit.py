@@ -120,6 +120,7 @@ class Provenance(TypedDict, total=False):
     epoch_losses: list[float]
     stopped_early: bool
     rank: int
+    layers: list[int]
     per: str
     steps: int
     norm_by_layer: dict[str, float]
@@ -160,7 +161,7 @@ def print_fitted(console: Console, provenance: Provenance) -> None:
         print_line(console, "fitted", f"{provenance['key']}: {drawn}, seed {provenance['seed']}")
         return
     sentence = _of_heads if "heads" in provenance else _of_layers
-    if provenance["recipe"] == "localized_edit":
+    if "objective" in provenance:
         sentence = _of_an_edit
     if provenance["recipe"] == "cast":
         sentence = _of_a_gate
@@ -185,7 +186,6 @@ def _of_heads(provenance: Provenance) -> str:
 
 
 def _of_an_edit(provenance: Provenance) -> str:
-    heads = sum(len(chosen) for chosen in provenance["heads"].values())
     objective = provenance["objective"]
     names: tuple[Literal["tau", "beta"], ...] = ("tau", "beta")
     by = objective["kind"] + "".join(f", {name} {objective[name]:g}" for name in names if name in objective)
@@ -195,10 +195,14 @@ def _of_an_edit(provenance: Provenance) -> str:
         best = min(losses, key=lambda one: one[1])
         outcome = f"validation loss {losses[0][1]:.4g} to {best[1]:.4g}, at step {best[0]}"
     early = ", stopped early" if provenance["stopped_early"] else ""
+    per, where = "", f"at {len(provenance.get('layers', ()))} layers"
+    if "heads" in provenance:
+        heads = sum(len(chosen) for chosen in provenance["heads"].values())
+        per = f" per {provenance['per']}"
+        where = f"{heads} heads in {len(provenance['heads'])} layers by {provenance['select']['rule']}"
     return (
         f"{provenance['pairs']} pairs of {provenance['questions']} questions: {provenance['recipe']} of rank "
-        f"{provenance['rank']} per {provenance['per']} ({by}), {heads} heads in {len(provenance['heads'])} "
-        f"layers by {provenance['select']['rule']}, {provenance['steps']} steps{early}, {outcome}"
+        f"{provenance['rank']}{per} ({by}), {where}, {provenance['steps']} steps{early}, {outcome}"
     )
 
 

@@ -33,7 +33,7 @@ class Preference:
     Attributes:
         prompt: a user's turn or raw text, or messages with `role` and `content`.
         chosen: the wanted answer.
-        rejected: the unwanted one.
+        rejected: the unwanted one; of a completion, which has none, the wanted one.
     """
 
     prompt: str | Messages
@@ -54,27 +54,30 @@ class Preferences(list[Preference]):
         self.used = used
 
 
-def preferences_of(rows: Iterable[Row], spec: TriplesSpec, source: str) -> Preferences:
+def preferences_of(
+    rows: Iterable[Row], spec: TriplesSpec, source: str, *, completions: bool = False
+) -> Preferences:
     """Rows, each with where it stands, as preferences.
 
     Args:
         rows: of a file, a dataset, or handed over.
         spec: names their columns.
         source: what an error calls all of them.
+        completions: whether a row may also be a prompt with a completion, and no unwanted answer.
 
     Raises:
         PreferenceError: a row is none, or there are no rows.
     """
     used = Used()
     found = Preferences(
-        (_preference(row, where, spec, used) for where, row in islice(rows, spec.limit)), used
+        (_preference(row, where, spec, used, completions) for where, row in islice(rows, spec.limit)), used
     )
     if not found:
         raise PreferenceError(f"{source}: holds no preference")
     return found
 
 
-def _preference(row: Any, where: str, spec: TriplesSpec, used: Used) -> Preference:
+def _preference(row: Any, where: str, spec: TriplesSpec, used: Used, completions: bool) -> Preference:
     if not isinstance(row, Mapping):
         raise PreferenceError(f"{where}: expected an object, found {short(row)}")
     # A name that is only the default is one of several that people use.
@@ -85,6 +88,9 @@ def _preference(row: Any, where: str, spec: TriplesSpec, used: Used) -> Preferen
     if chosen["prompt"] is not None and chosen["prompt"] not in row:
         chosen["prompt"] = None  # it may stand in the two lists of messages
     taken = take(row, where, _WANTED, chosen=chosen, fail=PreferenceError)
+    alone = completions and "rejected" not in taken
+    if alone:
+        _complete(taken)
     for meaning in ("chosen", "rejected"):
         if meaning not in taken:
             raise PreferenceError(
@@ -94,9 +100,11 @@ def _preference(row: Any, where: str, spec: TriplesSpec, used: Used) -> Preferen
     other, unwanted = _answer(taken, where, "rejected")
     _check_response(taken, where, (wanted, unwanted))
     prompt = _prompt(taken, where, before, other, spec)
-    if wanted == unwanted:
+    if wanted == unwanted and not alone:
         names = " and ".join(taken.columns[meaning] for meaning in ("chosen", "rejected"))
         raise PreferenceError(f"{where}: {names} are the same answer")
+    if alone:
+        del taken.columns["rejected"]
     used.note(taken)
     # A lone user's turn is text, which may also stay without a template.
     if len(prompt) == 1 and prompt[0]["role"] == "user" and isinstance(taken.get("prompt"), str):
@@ -104,6 +112,14 @@ def _preference(row: Any, where: str, spec: TriplesSpec, used: Used) -> Preferen
     return Preference(
         [{name: message[name] for name in ("role", "content")} for message in prompt], wanted, unwanted
     )
+
+
+def _complete(taken: Taken) -> None:
+    """A prompt with its completion, as a wanted answer that stands on both sides."""
+    if "chosen" not in taken and "response" in taken:
+        taken["chosen"], taken.columns["chosen"] = taken.pop("response"), taken.columns.pop("response")
+    if "chosen" in taken:
+        taken["rejected"], taken.columns["rejected"] = taken["chosen"], taken.columns["chosen"]
 
 
 def _prompt(

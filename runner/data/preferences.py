@@ -33,12 +33,13 @@ Data = Sequence[Preference] | Sequence[Question]
 """What a spec's `data` names: triples, or TruthfulQA's questions."""
 
 
-def read_data(spec: TriplesSpec | TruthfulPairsSpec, folder: Path) -> Data:
+def read_data(spec: TriplesSpec | TruthfulPairsSpec, folder: Path, *, completions: bool = False) -> Data:
     """The preferences that a spec names, as text.
 
     Args:
         spec: where they are.
         folder: what a relative file is looked for in.
+        completions: as for `preferences_of`.
 
     Raises:
         PreferenceError: there is no such file or dataset, or a row is not what it should be.
@@ -47,7 +48,7 @@ def read_data(spec: TriplesSpec | TruthfulPairsSpec, folder: Path) -> Data:
     if isinstance(spec, TruthfulPairsSpec):
         return load_questions(spec.truthfulqa, folder)
     rows = declared_rows(spec, folder, PreferenceError)
-    return preferences_of(rows, spec, str(spec.dataset or spec.file))
+    return preferences_of(rows, spec, str(spec.dataset or spec.file), completions=completions)
 
 
 def preferences_sha256(data: Data) -> str:

@@ -1,4 +1,4 @@
-"""Decoding steps that `generate` compiles (a static cache, `compile_config`), edited as declared.
+"""Compiled calls, edited as declared: what is traced of edits, and the decoding steps of `generate`.
 
 A compiled graph keeps what the hooks did when it was traced. The hooks that are traced here therefore read
 from buffers of fixed size all that differs from step to step, run to run and strength to strength. These are
@@ -25,11 +25,16 @@ from subvene.runner.edits.runs import Run
 _NUMBERS = itertools.count()
 
 
-def why_uncompiled(edits: Mapping[str, ActivationIntervention], readings: Mapping[str, Any]) -> str | None:
-    """What keeps a decoding step with these edits from being compiled, in words; None: nothing does."""
+def why_uncompiled(
+    edits: Mapping[str, ActivationIntervention], readings: Mapping[str, Any], *, decoding: bool = True
+) -> str | None:
+    """What keeps a call with these edits from being compiled, in words; None: nothing does.
+
+    `decoding` says that no call holds tokens of a prompt.
+    """
     for key, edit in edits.items():
-        if is_within_prompt(edit.positions):
-            continue  # it does nothing while decoding
+        if decoding and is_within_prompt(edit.positions):
+            continue  # it does nothing
         if key in readings:
             return f"{key} reads from a source"
         if edit.gating is not None:
@@ -46,14 +51,14 @@ def why_uncompiled(edits: Mapping[str, ActivationIntervention], readings: Mappin
     return None
 
 
-class _Site:
+class Site:
     """One edit in the graph.
 
     Attributes:
         edit: the intervention.
         delta: its Δ where that is constant, [width]; None: the kind computes it.
-        scale: the strength of each row in this step, 0 where its token is not selected, [rows, 1, 1].
-        norms: ‖h‖ and ‖Δ‖ of this step, [2, rows, 1].
+        scale: the strength of each token of the call, 0 where it is not selected, [rows, tokens, 1].
+        norms: ‖h‖ and ‖Δ‖ of the call, [2, rows, tokens].
     """
 
     def __init__(self, edit: ActivationIntervention, scale: torch.Tensor) -> None:
@@ -61,7 +66,7 @@ class _Site:
         self.edit = edit
         self.delta = None if delta is None else delta.detach().to(scale.device).clone()
         self.scale = scale
-        self.norms = scale.new_zeros(2, scale.shape[0], 1)
+        self.norms = scale.new_zeros(2, *scale.shape[:2])
 
     def refresh(self) -> None:
         """Take over what has changed since the graph was made."""
@@ -70,19 +75,27 @@ class _Site:
             self.delta.copy_(delta)
 
     def __call__(self, h: torch.Tensor) -> torch.Tensor:
-        base = h.view(self.scale.shape[0], 1, -1)
+        """The activation [rows, tokens, width], edited; its norms are kept."""
+        base = h.view(*self.scale.shape[:2], -1)
         wide = self.scale.dtype
         if self.delta is None:
             edited = self.edit.edit(base.to(wide), self.scale).to(base.dtype)
         else:
             edited = torch.addcmul(base.to(wide), self.scale, self.delta).to(base.dtype)
         edited = torch.where(self.scale != 0, edited, base)
-        self.norms[0].copy_(torch.linalg.vector_norm(base, dim=-1, dtype=wide))
-        self.norms[1].copy_(torch.linalg.vector_norm(edited.to(wide) - base.to(wide), dim=-1))
+        self.keep(
+            torch.linalg.vector_norm(base, dim=-1, dtype=wide),
+            torch.linalg.vector_norm(edited.to(wide) - base.to(wide), dim=-1),
+        )
         return edited.view_as(h)
 
+    def keep(self, size: torch.Tensor, change: torch.Tensor) -> None:
+        """Put ‖h‖ and ‖Δ‖, both [rows, tokens], into the buffer of the step."""
+        self.norms[0].copy_(size)
+        self.norms[1].copy_(change)
 
-def _pre_hook(site: _Site) -> Any:
+
+def _pre_hook(site: Site) -> Any:
     def before(_module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
             return None
@@ -94,7 +107,7 @@ def _pre_hook(site: _Site) -> Any:
     return before
 
 
-def _hook(site: _Site) -> Any:
+def _hook(site: Site) -> Any:
     def after(_module: torch.nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
         if not torch.compiler.is_compiling():
             return None
@@ -115,7 +128,49 @@ class _Place:
     hook: Any
 
 
-def _call(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Any:
+class TracedEdits:
+    """Edits as they stand in a graph, and what is compiled with them.
+
+    Args:
+        sites: key → the edit, in the order in which they act.
+        registers: key → the method of its module that registers its hook.
+        call: what is compiled.
+    """
+
+    def __init__(self, sites: Mapping[str, Site], registers: Mapping[str, Any], call: Any) -> None:
+        self.sites = dict(sites)
+        self._places = [_place(registers[key], site) for key, site in self.sites.items()]
+        # A code object of its own: compiled code is kept by it, and a graph without these hooks would fit.
+        code = call.__code__.replace(co_name=f"{call.__name__}_{next(_NUMBERS)}")
+        self.call = types.FunctionType(code, call.__globals__)
+
+    @contextmanager
+    def traced(self, others: Sequence[Any]) -> Iterator[None]:
+        """Inside, the hooks that are traced stand on the modules, and ours that are not traced do not.
+
+        `others` are the handles of those.
+        """
+        taken = [_taken(handle) for handle in others]
+        for place in self._places:
+            place.hooks[place.number] = place.hook
+            place.with_kwargs[place.number] = True
+        try:
+            yield
+        finally:
+            for place in self._places:
+                place.hooks.pop(place.number, None)
+                place.with_kwargs.pop(place.number, None)
+            for put_back in taken:
+                put_back()
+
+    def record(self, run: Run, tokens: Tokens) -> None:
+        """Give the norms of a call to the receipt."""
+        if self.sites:
+            norms = torch.stack([site.norms for site in self.sites.values()])
+            run.recorder.record_step({k: s.edit.positions for k, s in self.sites.items()}, norms, tokens)
+
+
+def _decoding_step(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Any:
     return model(**inputs)
 
 
@@ -140,19 +195,17 @@ class CompiledStep:
     ) -> None:
         self.model, self.rows = model, rows
         device = next(model.parameters()).device
-        self.sites = {
-            key: _Site(edit, torch.zeros(rows, 1, 1, dtype=dtype, device=device))
+        sites = {
+            key: Site(edit, torch.zeros(rows, 1, 1, dtype=dtype, device=device))
             for key, (edit, _) in edits.items()
             if not is_within_prompt(edit.positions)
         }
-        for site in self.sites.values():
+        for site in sites.values():
             # Or CUDA graphs would copy them, or be left out.
             for buffer in (site.scale, site.norms):
                 torch._dynamo.mark_static_address(buffer)
-        self._places = [_place(edits[key][1], site) for key, site in self.sites.items()]
-        # A code object of its own: compiled code is kept by it, and a graph without these hooks would fit.
-        code = _call.__code__.replace(co_name=f"decoding_step_{next(_NUMBERS)}")
-        self._graph = torch.compile(types.FunctionType(code, globals()), **config)
+        self._edits = TracedEdits(sites, {key: edits[key][1] for key in sites}, _decoding_step)
+        self._graph = torch.compile(self._edits.call, **config)
         self._run: Run | None = None
         self._constant: set[str] = set()
 
@@ -165,20 +218,18 @@ class CompiledStep:
         if tokens is None:
             raise ValueError("a step whose tokens have not been placed")
         self._fill(run, tokens)
-        with self._traced(others):
+        with self._edits.traced(others):
             output = self._graph(self.model, inputs)
-        if self.sites:
-            norms = torch.stack([site.norms for site in self.sites.values()])
-            run.recorder.record_step({k: s.edit.positions for k, s in self.sites.items()}, norms, tokens)
+        self._edits.record(run, tokens)
         return output
 
     def _fill(self, run: Run, tokens: Tokens) -> None:
         if self._run is not run:
             self._run = run
             self._constant.clear()
-            for site in self.sites.values():
+            for site in self._edits.sites.values():
                 site.refresh()
-        for key, site in self.sites.items():
+        for key, site in self._edits.sites.items():
             selects_all = tokens.selects_all(site.edit.positions)
             if selects_all and key in self._constant:
                 continue
@@ -190,24 +241,8 @@ class CompiledStep:
                 scale = scale * tokens.mask(site.edit.positions, site.scale.device).unsqueeze(-1)
             site.scale.copy_(scale.expand_as(site.scale))
 
-    @contextmanager
-    def _traced(self, others: Sequence[Any]) -> Iterator[None]:
-        """Inside, the hooks that are traced stand on the modules, and ours that are not traced do not."""
-        taken = [_taken(handle) for handle in others]
-        for place in self._places:
-            place.hooks[place.number] = place.hook
-            place.with_kwargs[place.number] = True
-        try:
-            yield
-        finally:
-            for place in self._places:
-                place.hooks.pop(place.number, None)
-                place.with_kwargs.pop(place.number, None)
-            for put_back in taken:
-                put_back()
 
-
-def _place(register: Any, site: _Site) -> _Place:
+def _place(register: Any, site: Site) -> _Place:
     module = register.__self__
     is_pre_hook = register.__name__ == "register_forward_pre_hook"
     hook = _pre_hook(site) if is_pre_hook else _hook(site)

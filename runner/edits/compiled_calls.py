@@ -16,6 +16,7 @@ from subvene.runner.edits.own_calls import has_other_loop
 from subvene.runner.edits.refusals import CompiledModelError, refuse_second_call
 from subvene.runner.edits.runs import Attachment, Run
 from subvene.runner.edits.scopes import innermost
+from subvene.runner.models.devices import is_offloaded
 from subvene.runner.models.generation import Settings, drafts
 
 # IntervenableModel → the steps that were compiled for it, by what they were compiled for.
@@ -41,6 +42,8 @@ def may_compile(intervenable: Any, settings: Settings, obstacle: str | None) -> 
         why = "output_hidden_states and output_attentions record what was there before the edits"
     if why is None and len({parameter.device for parameter in intervenable.model.parameters()}) > 1:
         why = "the model is on several devices"
+    if why is None and is_offloaded(intervenable.model):
+        why = "weights of the model are offloaded"
     asked = settings.given("disable_compile") is False or settings.given("compile_config") is not None
     if why is not None and asked:
         raise CompiledModelError(

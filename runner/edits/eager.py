@@ -33,3 +33,10 @@ def eagerly() -> Iterator[None]:
             _holders -= 1
             if not _holders:
                 _HELD.close()
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Inside, within `eagerly`, what goes through `torch.compile` is compiled after all."""
+    with torch.compiler.set_stance("default"):
+        yield

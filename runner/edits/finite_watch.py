@@ -18,6 +18,7 @@ from subvene.interventions import Tokens
 from subvene.runner.edits.forward_call import ForwardCall
 from subvene.runner.edits.not_finite import ADVICE, ADVICE_OF_MODEL, NotFiniteError, rows_in_words
 from subvene.runner.edits.positions import TokenTracker
+from subvene.runner.models.devices import input_device
 
 if TYPE_CHECKING:
     from subvene.runner.edits.recorder import Recorder
@@ -286,11 +287,11 @@ def _last_tensor(output: Any) -> torch.Tensor | None:
 
 def _run(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> Any:
     """A pass over whole sequences [rows, slots], real where `mask` is 1."""
-    mask, places = mask.to(model.device), {}
+    mask, places = mask.to(input_device(model)), {}
     if "position_ids" in inspect.signature(model.forward).parameters:
         places["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
     with torch.no_grad():
-        return model(input_ids=ids.to(model.device), attention_mask=mask, use_cache=False, **places)
+        return model(input_ids=ids.to(mask.device), attention_mask=mask, use_cache=False, **places)
 
 
 def _on_cpu(

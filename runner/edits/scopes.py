@@ -8,7 +8,7 @@ thread begins without any, and an asyncio task has those in which it was made.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,8 @@ class Scope:
         is_run: whether calls are edited by `owner`; else they are nobody's, and no run reaches into it.
         is_driven: whether somebody else makes the calls (`attached`).
         is_open: whether the block is still being run; a task that was made inside keeps the scope longer.
+        compiles: makes its calls that come through `torch.compile`, given (what compiles, args, kwargs);
+            None: they run uncompiled.
     """
 
     base: torch.nn.Module
@@ -42,6 +44,7 @@ class Scope:
     is_run: bool
     is_driven: bool = False
     is_open: bool = True
+    compiles: Callable[[Any, Any, Any], Any] | None = None
 
 
 @contextlib.contextmanager

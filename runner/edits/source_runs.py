@@ -38,6 +38,7 @@ from subvene.runner.edits.sources import (
 from subvene.runner.edits.strengths import Strength
 from subvene.runner.edits.text_positions import DataRow, prompts_of, text_table
 from subvene.runner.models.anatomy import component_module
+from subvene.runner.models.devices import input_device
 from subvene.specs import Positions, SourceSpec
 from subvene.specs.positions import TEXT_POSITIONS
 
@@ -165,7 +166,7 @@ class SourceRuns:
         """Read all that is read of a source."""
         declared: SourceSpec = self.declared.sources[name]
         readings = {key: r for key, r in self.declared.readings.items() if r.source == name}
-        batch = self._batch(name, declared).to(self.intervenable.model.device)
+        batch = self._batch(name, declared).to(input_device(self.intervenable.model))
         tracker = TokenTracker(batch.attention_mask, batch.prompt_lengths, generating=False)
         keys = [key for entry in self.intervenable.acting(name) for key in entry.keys]
         rules = [self._edits[key].positions for key in keys]

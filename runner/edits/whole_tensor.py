@@ -29,6 +29,7 @@ from subvene.runner.edits.sources import Feed, Reading, inputs_by_name
 from subvene.runner.edits.strengths import strengths_in_force
 from subvene.runner.edits.whole_sources import check_counts, feed_of, inputs_of_source, placed, read_of
 from subvene.runner.models.anatomy import component_module
+from subvene.runner.models.devices import input_device
 
 # The run that the calls of this thread or task belong to: another's calls are not edited by our hooks.
 _RUN: ContextVar[_Run | None] = ContextVar("whole_tensor_run", default=None)
@@ -142,7 +143,7 @@ class WholeTensorModel(IntervenableModel):
 
     def _on_device(self, first: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         given = {self.main_input: first, **inputs} if first is not None else dict(inputs)
-        device = self.model.device
+        device = input_device(self.model)
         return {
             name: value.to(device) if isinstance(value, torch.Tensor) else value
             for name, value in given.items()

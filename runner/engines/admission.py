@@ -133,7 +133,7 @@ def _as_list(given: object) -> list[Any]:
     raise RequestError(f"subvene.artifacts: expected a list, found {given!r:.80}")
 
 
-def _named(text: str) -> dict[str, Any]:
+def _named(text: str) -> dict[str, str | float]:
     """`cheerful` or `cheerful=1.5`."""
     name, equals, strength = text.partition("=")
     if not equals:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -14,9 +14,19 @@ from subvene.runner.models.identity import tensors_digest
 from subvene.specs import InterventionSpec
 
 
-def does(
-    spec: InterventionSpec, held: Mapping[str, torch.Tensor], folder: Path | None = None
-) -> dict[str, Any]:
+class Fingerprint(TypedDict):
+    """What an artifact does, by hash.
+
+    Attributes:
+        sha256: over interventions and their tensors.
+        interventions: their names, in their order.
+    """
+
+    sha256: str
+    interventions: list[str]
+
+
+def does(spec: InterventionSpec, held: Mapping[str, torch.Tensor], folder: Path | None = None) -> Fingerprint:
     """What an artifact does, but for names and strengths, which a request can say, and where its tensors lie.
 
     Args:
@@ -25,7 +35,7 @@ def does(
         folder: where tensor files that its spec names are looked for; None: it names none but its own.
 
     Returns:
-        `sha256` over interventions and their tensors, and `interventions`, the names in their order.
+        The hash, and the names that are not in it.
     """
     interventions, keys = [], set()
     tensors = dict(held)

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NotRequired, Self, TypedDict
 
 from subvene.runner.engines.intervals import Interval, within
 
 ASKED, PLAN, TAG = "subvene", "subvene_plan", "subvene_tag"
 """Under which names a request's extra arguments say what is asked for, what is done, and who is told."""
+
+
+class WirePlan(TypedDict):
+    """A `Plan` as JSON values, which survive msgpack, HTTP and Ray.
+
+    Attributes:
+        prompt: tokens that the request begins with.
+        edits: of each edit its group, stage, strength, identity and positions.
+        key: under which the front end asks what came of it.
+    """
+
+    prompt: int
+    edits: list[list[Any]]
+    key: NotRequired[str]
+
+
+class Told(TypedDict):
+    """What a worker tells of a request.
+
+    Attributes:
+        problem: why it was not edited.
+        sites: by site tokens with an edit, tokens changed, Σ ‖Δ‖/‖h‖.
+    """
+
+    problem: str | None
+    sites: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -43,16 +68,16 @@ class Plan:
     prompt: int
     edits: tuple[PlannedEdit, ...]
 
-    def to_wire(self) -> dict[str, Any]:
+    def to_wire(self) -> WirePlan:
         """As JSON values, which survive msgpack, HTTP and Ray."""
-        edits = [
+        edits: list[list[Any]] = [
             [edit.group, edit.stage, edit.strength, edit.identity, [list(span) for span in edit.positions]]
             for edit in self.edits
         ]
         return {"prompt": self.prompt, "edits": edits}
 
     @classmethod
-    def from_wire(cls, wire: Mapping[str, Any]) -> Self:
+    def from_wire(cls, wire: WirePlan) -> Self:
         """What `to_wire` wrote."""
         edits = tuple(
             PlannedEdit(group, stage, strength, identity, tuple((first, end) for first, end in spans))
@@ -61,7 +86,7 @@ class Plan:
         return cls(wire["prompt"], edits)
 
 
-def block_keys(wire: Mapping[str, Any] | None, start: int, end: int) -> tuple[tuple[Any, ...], ...]:
+def block_keys(wire: WirePlan | None, start: int, end: int) -> tuple[tuple[Any, ...], ...]:
     """What tells the cached tokens [start, end) from the same tokens under another plan; empty if nothing.
 
     Keys and values of a token depend on what was done to it and to the tokens before it. Engines chain the

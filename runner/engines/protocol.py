@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue
 
 from subvene.runner.engines.admission import Wishes, parse
 from subvene.runner.engines.errors import RequestError
-from subvene.runner.engines.fingerprints import does
-from subvene.runner.engines.in_process import Answers, InProcess, Sampling
+from subvene.runner.engines.fingerprints import Fingerprint, does
+from subvene.runner.engines.in_process import Answers, InProcess, ModelHashes, Sampling
 from subvene.runner.models.identity import versions
 
 TokenId = Annotated[int, Field(ge=0, strict=True)]
@@ -104,13 +105,100 @@ class Completion(Request):
         return self.max_tokens or 16
 
 
-def models(engine: InProcess) -> dict[str, Any]:
+class ModelRecord(TypedDict):
+    """A model of `GET /v1/models`."""
+
+    id: str
+    object: Literal["model"]
+    owned_by: str
+    parent: str | None
+    subvene: EngineRecord | Fingerprint
+
+
+class EngineRecord(ModelHashes):
+    """What answers, and by hash the model in it."""
+
+    engine: str
+    versions: Mapping[str, str]
+
+
+class ModelList(TypedDict):
+    """`GET /v1/models`."""
+
+    object: Literal["list"]
+    data: list[ModelRecord]
+
+
+class Head(TypedDict):
+    """What every answer begins with."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+
+
+class Turn(TypedDict, total=False):
+    """A message, or what a piece adds to one."""
+
+    role: Literal["assistant"]
+    content: str
+
+
+class Choice(TypedDict):
+    """One answer of several, or a piece of one; `token_ids` and `prompt_logprobs` are vLLM's."""
+
+    index: int
+    finish_reason: str | None
+    logprobs: NotRequired[None]
+    text: NotRequired[str]
+    message: NotRequired[Turn]
+    delta: NotRequired[Turn]
+    token_ids: NotRequired[list[int]]
+    prompt_logprobs: NotRequired[list[dict[str, LogProb] | None]]
+
+
+class LogProb(TypedDict):
+    """Of a token."""
+
+    logprob: float
+
+
+class Receipts(TypedDict):
+    """What every intervention did."""
+
+    receipt: list[dict[str, JsonValue]]
+
+
+class Piece(Head):
+    """One piece of a streamed answer."""
+
+    choices: list[Choice]
+    subvene: NotRequired[Receipts]
+
+
+class Usage(TypedDict):
+    """Tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Whole(Head):
+    """The answer in one piece."""
+
+    choices: list[Choice]
+    usage: Usage
+    subvene: Receipts
+
+
+def models(engine: InProcess) -> ModelList:
     """`GET /v1/models`: the model itself, and every artifact as one, with the hashes of what they are."""
-    about: dict[str, dict[str, Any]] = {
-        engine.base: {"engine": "transformers", "versions": versions(), **engine.fingerprint}
-    }
+    base: EngineRecord = {"engine": "transformers", "versions": versions(), **engine.fingerprint}
+    about: dict[str, EngineRecord | Fingerprint] = {engine.base: base}
     about |= {name: does(m.spec, m.tensors) for name, m in engine.artifacts.items()}
-    rows = [
+    rows: list[ModelRecord] = [
         {
             "id": name,
             "object": "model",
@@ -123,7 +211,7 @@ def models(engine: InProcess) -> dict[str, Any]:
     return {"object": "list", "data": rows}
 
 
-def head(request: Request, *, chunk: bool = False) -> dict[str, Any]:
+def head(request: Request, *, chunk: bool = False) -> Head:
     """What every answer begins with."""
     is_chat = isinstance(request, Chat)
     name = ("chat.completion" + (".chunk" if chunk else "")) if is_chat else "text_completion"
@@ -132,27 +220,36 @@ def head(request: Request, *, chunk: bool = False) -> dict[str, Any]:
     return {"id": identity, "object": name, "created": int(time.time()), "model": request.model}
 
 
-def whole(request: Request, answers: Answers) -> dict[str, Any]:
+def whole(request: Request, answers: Answers) -> Whole:
     """The answer in one piece, with the receipt."""
-    choices: list[dict[str, Any]] = []
+    choices: list[Choice] = []
     for i, (text, finished) in enumerate(zip(answers.texts, answers.finished, strict=True)):
-        said: dict[str, Any] = {"text": text}
+        choice: Choice = {"index": i, "finish_reason": finished, "logprobs": None}
         if isinstance(request, Chat):
-            said = {"message": {"role": "assistant", "content": text}}
-        elif isinstance(request, Completion) and request.return_token_ids:  # vLLM's name for it
-            said["token_ids"] = answers.ids[i]
-        if answers.log_probs is not None:  # vLLM's form of them
-            each = [{str(token): {"logprob": value}} for token, value in answers.log_probs]
-            said["prompt_logprobs"] = [None, *each]
-        choices.append({"index": i, "finish_reason": finished, "logprobs": None, **said})
-    usage = {"prompt_tokens": answers.prompt_tokens, "completion_tokens": answers.tokens}
-    usage["total_tokens"] = answers.prompt_tokens + answers.tokens
+            choice["message"] = {"role": "assistant", "content": text}
+        else:
+            choice["text"] = text
+        if isinstance(request, Completion) and request.return_token_ids:
+            choice["token_ids"] = answers.ids[i]
+        if answers.log_probs is not None:
+            each: list[dict[str, LogProb]] = [
+                {str(token): {"logprob": value}} for token, value in answers.log_probs
+            ]
+            choice["prompt_logprobs"] = [None, *each]
+        choices.append(choice)
+    usage: Usage = {
+        "prompt_tokens": answers.prompt_tokens,
+        "completion_tokens": answers.tokens,
+        "total_tokens": answers.prompt_tokens + answers.tokens,
+    }
     return {**head(request), "choices": choices, "usage": usage, "subvene": {"receipt": answers.receipt}}
 
 
-def piece(request: Request, begun: dict[str, Any], text: str, finished: str | None = None) -> dict[str, Any]:
+def piece(request: Request, begun: Head, text: str, finished: str | None = None) -> Piece:
     """One piece of a streamed answer."""
-    said: dict[str, Any] = {"text": text}
+    choice: Choice = {"index": 0, "finish_reason": finished}
     if isinstance(request, Chat):
-        said = {"delta": {"role": "assistant", "content": text} if finished is None else {}}
-    return {**begun, "choices": [{"index": 0, "finish_reason": finished, **said}]}
+        choice["delta"] = {"role": "assistant", "content": text} if finished is None else {}
+    else:
+        choice["text"] = text
+    return {**begun, "choices": [choice]}

@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import JsonValue
+
 from subvene.runner.experiments.results import Results
 from subvene.runner.experiments.study import Step, Study
+from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Ledger, Waiting
 from subvene.runner.files.records import Record
 from subvene.runner.files.storage import atomic_folder
@@ -78,7 +81,7 @@ class Lost:
 class Workers(Protocol):
     """Processes that do units."""
 
-    def submit(self, key: str, known: Mapping[str, Mapping[str, Any]], output: Path) -> None:
+    def submit(self, key: str, known: Mapping[str, Mapping[str, JsonValue]], output: Path) -> None:
         """Have a unit done.
 
         Args:
@@ -175,7 +178,7 @@ class OneUnit(Ledger):
         key: of the unit that is to be done.
     """
 
-    def __init__(self, known: Mapping[str, Mapping[str, Any]], key: str) -> None:
+    def __init__(self, known: Mapping[str, Mapping[str, JsonValue]], key: str) -> None:
         super().__init__(Path())
         self.results = {name: dict(result) for name, result in known.items()}
         self._key = key
@@ -191,7 +194,12 @@ class OneUnit(Ledger):
 
 
 def do_one(
-    study: Study, model: Any, tokenizer: Any, output: Path, known: Mapping[str, Mapping[str, Any]], key: str
+    study: Study,
+    model: Any,
+    tokenizer: Any,
+    output: Path,
+    known: Mapping[str, Mapping[str, JsonValue]],
+    key: str,
 ) -> Done:
     """Do one unit of a study.
 
@@ -270,5 +278,5 @@ class _Telling:
         return step
 
 
-def _of_unit(value: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _of_unit(value: Mapping[str, Json]) -> list[tuple[str, Json]]:
     return sorted((name, inner) for name, inner in value.items() if name != "was_done")

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from subvene.runner.experiments.elsewhere import Done, Job, Lost, do_one, files_beside, write_beside
 from subvene.runner.models.anatomy import sizes_from_config
 from subvene.runner.models.identity import ExecutorManifest, hashed_once
@@ -102,7 +104,7 @@ class RayWorkers:
         self._known: tuple[int, Any] = (-1, None)
         self._files: dict[str, Any] = {}
 
-    def submit(self, key: str, known: Mapping[str, Mapping[str, Any]], output: Path) -> None:
+    def submit(self, key: str, known: Mapping[str, Mapping[str, JsonValue]], output: Path) -> None:
         """Have a unit done: a task."""
         if self._known[0] != len(known):
             self._known = (len(known), self._ray.put(dict(known)))
@@ -173,7 +175,9 @@ def _unit(job: list[Any], known: list[Any], files: Mapping[str, Any], key: str) 
         raise
 
 
-def _done(sent: bytes, known: Mapping[str, Mapping[str, Any]], files: Mapping[str, Any], key: str) -> Done:
+def _done(
+    sent: bytes, known: Mapping[str, Mapping[str, JsonValue]], files: Mapping[str, Any], key: str
+) -> Done:
     import ray
 
     here = _opened(hashlib.sha256(sent).hexdigest(), sent)

@@ -21,6 +21,7 @@ from subvene.interventions.positions import needs_length
 from subvene.runner.data.limits import refuse_generation_beyond_context
 from subvene.runner.edits.cache_record import refuse_unmasked
 from subvene.runner.edits.cached_rows import order_of, signature
+from subvene.runner.edits.compiled_passes import compiled_passes, compiles
 from subvene.runner.edits.eager import eagerly
 from subvene.runner.edits.forward_call import ForwardCall, cache_in
 from subvene.runner.edits.hooks import is_half_registered
@@ -57,7 +58,7 @@ def attached(
     intervenable.leave()
     calls = _Calls(intervenable, prompt_lengths, strengths)
     try:
-        with entered(calls.attachment.scope), _generate_taken_over(base), eagerly():
+        with entered(calls.attachment.scope), _generate_taken_over(base), eagerly(), compiled_passes(base):
             calls.attach()
             yield base
         calls.close()
@@ -99,6 +100,7 @@ class _Calls:
             model.register_forward_hook(after, with_kwargs=True, always_call=True),
         ]
         self.intervenable.attach(self.attachment)
+        self.attachment.scope.compiles = compiles(self.intervenable, self.attachment)
 
     def generate(self, **kwargs: Any) -> Any:
         """The model's `generate`, as a run that knows where its prompts end."""

@@ -33,6 +33,7 @@ from subvene.runner.edits.strengths import Strength
 from subvene.runner.edits.text_positions import DataRow
 from subvene.runner.edits.whole_tensor import WholeTensorModel
 from subvene.runner.intervened.attached import PromptLengths, attached
+from subvene.runner.models.devices import input_device
 from subvene.runner.models.generation import Settings
 from subvene.runner.models.vocabulary import refuse_without_row
 
@@ -185,7 +186,7 @@ class Calls(NotPickled):
         if isinstance(self.intervenable, WholeTensorModel) and not self.is_disabled:
             self.intervenable.generate()
         refuse_no_generation(self.model)
-        device = self.model.device
+        device = input_device(self.model)
         input_ids = torch.as_tensor(input_ids)
         refuse_without_row(self.model, input_ids, self.tokenizer)
         given = {"input_ids": input_ids}
@@ -256,7 +257,7 @@ class Calls(NotPickled):
             )
         refuse_unknown_inputs(self.model, kwargs)
         refuse_without_row(self.model, input_ids, self.tokenizer)
-        device = self.model.device
+        device = input_device(self.model)
         before = ForwardCall.of(**kwargs).held
         refuse_batch_beyond_context(self.model, input_ids, attention_mask, before=before)
         base = kwargs | {"input_ids": input_ids.to(device)}

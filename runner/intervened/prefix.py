@@ -28,6 +28,7 @@ from subvene.runner.files.progress import track
 from subvene.runner.intervened.acting import acting
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.scoring import log_normalizer
+from subvene.runner.models.devices import input_device
 from subvene.runner.models.forked_cache import Branch, Buffer, Shared, branch, layers_of, why_not_forked
 
 Strengths = Mapping[str, float] | None
@@ -104,7 +105,7 @@ class SharedPrefix:
     ) -> None:
         self.length = len(ids)
         self.receipt: Receipt | None = None
-        device = m.model.device
+        device = input_device(m.model)
         cache = DynamicCache()
         rows = 1
         in_force: Mapping[str, Strength] | None

@@ -35,9 +35,10 @@ from subvene.runner.edits.receipt import Receipt, check_together
 from subvene.runner.files.progress import track
 from subvene.runner.intervened.acting import acting
 from subvene.runner.intervened.decoding import Decoding, decode
+from subvene.runner.intervened.loaded import LoadedModel
 from subvene.runner.intervened.measured import measured_options
-from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.own_sampling import OwnSampling
+from subvene.runner.models.devices import input_device
 from subvene.runner.models.forked_cache import continued, empty, why_not_forked
 from subvene.runner.models.generation import answer_ends
 from subvene.specs import Positions
@@ -102,7 +103,7 @@ def row_seed(*identity: Any) -> int:
 
 @torch.no_grad()
 def rollouts(
-    m: IntervenedModel, rows: Sequence[Row], *, batch_size: int = 64, description: str = "responses"
+    m: LoadedModel, rows: Sequence[Row], *, batch_size: int = 64, description: str = "responses"
 ) -> tuple[list[Rollout], list[Receipt]]:
     """Generate every row's response.
 
@@ -150,7 +151,7 @@ def rollouts(
     return [rollout for rollout in found if rollout is not None], receipts
 
 
-def _rules(m: IntervenedModel) -> dict[str, Positions]:
+def _rules(m: LoadedModel) -> dict[str, Positions]:
     """Intervention name → its position rule; none for a disabled model."""
     if m.is_disabled:
         return {}
@@ -170,7 +171,7 @@ class Batch:
         ended: of each row whether the model ended it.
     """
 
-    def __init__(self, m: IntervenedModel, rows: Sequence[Row]) -> None:
+    def __init__(self, m: LoadedModel, rows: Sequence[Row]) -> None:
         self.m = m
         self.rows = rows
         self.pad_id = pad_id_of(m.tokenizer)
@@ -287,7 +288,7 @@ class Batch:
         """Pass the prompts of some rows, all but their last token, into the cache."""
         index = torch.tensor(list(rows))
         ids, mask = self.batch.input_ids[index, :-1], self.batch.attention_mask[index, :-1]
-        device = self.m.model.device
+        device = input_device(self.m.model)
         base: dict[str, Any] = {
             "input_ids": ids.to(device),
             "attention_mask": mask.to(device),

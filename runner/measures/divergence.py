@@ -28,6 +28,7 @@ from subvene.runner.edits.receipt import Receipt, check_together, merged
 from subvene.runner.files.progress import track
 from subvene.runner.intervened.acting import acting
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.models.devices import input_device
 from subvene.runner.models.evaluating import evaluating
 from subvene.specs import SubveneError
 
@@ -150,7 +151,7 @@ class Reference:
         # models do to the logits after the LM head (capping, scaling) is so done as they do it.
         handle = model.get_output_embeddings().register_forward_pre_hook(put_in)
         try:
-            one = torch.tensor([[self.ids[chosen[0]][0]]], device=model.device)
+            one = torch.tensor([[self.ids[chosen[0]][0]]], device=input_device(model))
             with evaluating(model):
                 found = model(input_ids=one, use_cache=False).logits
         finally:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from subvene.runner.data.facts import FactTokens
 from subvene.runner.edits.not_finite import check_finite
 from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.models.devices import input_device
 from subvene.runner.passes.kept import KeptRun, Place, keep
 from subvene.runner.passes.patches import WAYS, Patch, Patcher, PatchWay, why_not_packed
 from subvene.specs import CausalTracingSpec
@@ -128,7 +129,7 @@ class FactScore:
 def embedding_deviation(model: Any, facts: Sequence[FactTokens]) -> float:
     """Standard deviation of all values of the embeddings of all subjects' tokens (n below the root)."""
     ids = [token for fact in facts for token in fact.ids[fact.start : fact.end]]
-    embeddings = model.get_input_embeddings()(torch.tensor(ids, device=model.device))
+    embeddings = model.get_input_embeddings()(torch.tensor(ids, device=input_device(model)))
     return float(embeddings.float().std(correction=0))
 
 
@@ -153,7 +154,7 @@ def corrupted(
     noise[:, fact.start : fact.end] = scale * torch.randn(
         draws, fact.end - fact.start, width, generator=random
     )
-    return Corrupted(torch.tensor([fact.ids] * draws), noise.to(model.device), scale)
+    return Corrupted(torch.tensor([fact.ids] * draws), noise.to(input_device(model)), scale)
 
 
 def generator(seed: int, fact: FactTokens, what: str) -> torch.Generator:

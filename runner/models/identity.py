@@ -21,10 +21,12 @@ import safetensors.torch
 import torch
 import transformers
 from pydantic import JsonValue
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from subvene.interventions.tensors import UNREADABLE
 from subvene.runner.files.json_value import Fields, Json
 from subvene.runner.models.chat_settings import chat_of
+from subvene.runner.models.devices import input_device, named_values
 from subvene.specs import SubveneError
 from subvene.specs.regular_file import open_regular
 
@@ -100,7 +102,7 @@ def model_sha256(model: Any) -> str:
     Two copies of one model hash alike wherever they lie; one changed weight does not.
 
     Raises:
-        SubveneError: some weights are offloaded, so that they cannot be read.
+        SubveneError: some weights are kept nowhere, so that they cannot be read.
     """
     if (known := _KNOWN.get(model)) is not None:
         return known
@@ -108,18 +110,28 @@ def model_sha256(model: Any) -> str:
     config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_CONTENT}
     attention = getattr(model.config, "_attn_implementation", None)
     versions = (torch.__version__, transformers.__version__)
-    about = [type(model).__name__, config, attention, versions, str(model.device.type)]
+    about = [type(model).__name__, config, attention, versions, str(input_device(model).type)]
     digest.update(json.dumps(about, sort_keys=True, default=str).encode())
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    for name, tensor in named_values(model):
         if tensor.is_meta:
             raise SubveneError(
-                f"the weight {name} is offloaded and cannot be read, so nothing that is computed from this "
+                f"the weight {name} has no value that could be read, so nothing that is computed from this "
                 "model can be kept; load it whole, or go without a `work` folder"
             )
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        content = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(content.view(torch.uint8).numpy().data if content.numel() else b"")
+        for part in _parts(tensor.detach()):
+            content = part.cpu().contiguous().reshape(-1)
+            digest.update(content.view(torch.uint8).numpy().data if content.numel() else b"")
     return digest.hexdigest()
+
+
+def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The plain tensors that a tensor is made of: itself, or of a quantised one values, scales and so on."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _parts(getattr(tensor, name))
 
 
 @contextmanager

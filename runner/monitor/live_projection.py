@@ -20,6 +20,7 @@ from subvene.runner.edits.positions import TokenTracker
 from subvene.runner.edits.source_runs import Rendering
 from subvene.runner.intervened.acting import acting
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.models.devices import input_device
 from subvene.runner.models.generation import Settings, row_ends
 from subvene.runner.monitor.projection import (
     READ,
@@ -91,7 +92,7 @@ class LiveProjections:
                     f"{name}: expected none for several rows: which rows it ends, and which tokens fill them "
                     "up, is not known here; project the responses afterwards"
                 )
-        mask = attention_mask.to(m.model.device)
+        mask = attention_mask.to(input_device(m.model))
         self._tracker = TokenTracker(mask, mask.sum(-1), generating=True, end_ids=row_ends(settings))
         self._calls: dict[tuple[When, int], list[tuple[int, torch.Tensor, torch.Tensor]]] = defaultdict(list)
         self._stack = contextlib.ExitStack()

@@ -19,6 +19,7 @@ from subvene.runner.data.text import Batch, by_length, pad
 from subvene.runner.edits.hooks import on_input, on_output
 from subvene.runner.files.progress import track
 from subvene.runner.models.anatomy import Anatomy, component_module
+from subvene.runner.models.devices import input_device
 from subvene.runner.models.evaluating import evaluating
 from subvene.runner.models.vocabulary import refuse_without_row
 
@@ -197,7 +198,7 @@ def forward_reading(
             model, batch.input_ids, None if before else batch.attention_mask, before=before
         )
     trunk = model.get_submodule(anatomy.blocks_path.rpartition(".")[0])
-    batch = batch.to(model.device)
+    batch = batch.to(input_device(model))
     handles = []
 
     def attach(layer: int) -> None:
@@ -218,7 +219,7 @@ def forward_reading(
         if cache is not None:
             before = mask.new_ones(len(batch.input_ids), cache.get_seq_length())
             mask, held = torch.cat([before, mask], dim=1), {"past_key_values": cache}
-        further = {name: value.to(model.device) for name, value in inputs.items()}
+        further = {name: value.to(batch.input_ids.device) for name, value in inputs.items()}
         with evaluating(model):
             trunk(
                 input_ids=batch.input_ids,

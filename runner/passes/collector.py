@@ -29,6 +29,7 @@ from subvene.runner.data.limits import refuse_beyond_context
 from subvene.runner.data.text import TextError, pad
 from subvene.runner.files.progress import track
 from subvene.runner.models.anatomy import Anatomy, AnatomyError
+from subvene.runner.models.devices import input_device
 from subvene.runner.models.forked_cache import FORKABLE
 from subvene.runner.models.identity import model_sha256
 from subvene.runner.models.parts import PartSizes
@@ -155,7 +156,7 @@ def collect(
                 log.warning("%s: shared prefixes are encoded again for every text: %s", site, note)
         store.clean()
         missing = [i for i in range(len(shards)) if not store.has(i)]
-        per_pass = _PASS_ON_CPU if reader.model.device.type == "cpu" else _PASS
+        per_pass = _PASS_ON_CPU if input_device(reader.model).type == "cpu" else _PASS
         plans = {i: plan(passages, shards[i], way, batch_size, per_pass) for i in missing}
         steps = track([(i, step) for i, some in plans.items() for step in some], description)
         for shard, work in itertools.groupby(steps, lambda pair: pair[0]):

@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicCache
 
 from subvene.runner.edits.hooks import on_input, on_output
 from subvene.runner.models.anatomy import Anatomy, component_module
+from subvene.runner.models.devices import input_device
 from subvene.runner.models.forked_cache import FORKABLE
 from subvene.runner.passes.restart import logits_at
 from subvene.specs import Site
@@ -69,7 +70,7 @@ def keep(
         noise: added to what the embedding module gives, [rows, tokens, width].
     """
     model = cast(Any, anatomy.model)
-    ids = ids.to(model.device)
+    ids = ids.to(input_device(model))
     inputs: dict[int, torch.Tensor] = {}
     states: States = {}
     returns_tuple = False

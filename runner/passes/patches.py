@@ -21,6 +21,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.models.devices import input_device
 from subvene.runner.models.forked_cache import Branch, Own, why_not_forked, why_not_in_one_row
 from subvene.runner.passes.kept import KeptRun, Place, States, adding, at_site
 from subvene.runner.passes.restart import beginning_at, logits_at
@@ -186,7 +187,7 @@ class Patcher:
     def _pass(self, entry: int, patches: Sequence[Patch]) -> torch.Tensor:
         """[patches, rows, metrics] of patches that begin at one layer."""
         packing = self._packed(patches)
-        rows, base, device = self._base.rows, self._base, self._model.device
+        rows, base, device = self._base.rows, self._base, input_device(self._model)
         position = packing.position.to(device)
         ends = (torch.arange(rows).unsqueeze(1) * packing.count + packing.lasts).flatten()
         inputs: dict[str, Any] = {"input_ids": base.ids[:, position]}
@@ -273,7 +274,7 @@ class Patcher:
             return None
         width = self._anatomy.sizes.head_dim
         places = [torch.arange(head * width, (head + 1) * width) for head in patch.heads]
-        return torch.cat(places).to(self._model.device)
+        return torch.cat(places).to(input_device(self._model))
 
     def _cache(self) -> Cache:
         """The base's keys and values, for one pass that goes on from them."""

@@ -15,6 +15,7 @@ import torch
 
 from subvene.runner.data.text import pad
 from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.models.devices import input_device
 from subvene.runner.passes.kept import at_site, cache_of
 from subvene.runner.passes.restart import logits_at
 from subvene.specs import Site
@@ -80,7 +81,7 @@ class UneditedTexts:
     ) -> None:
         self.anatomy, self._answers, self._pass_tokens = anatomy, answers, pass_tokens
         self.model = cast(Any, anatomy.model)
-        batch = pad(texts, [len(text) for text in texts], pad_id, "right").to(self.model.device)
+        batch = pad(texts, [len(text) for text in texts], pad_id, "right").to(input_device(self.model))
         self.ids, self.mask = batch.input_ids, batch.attention_mask
         self.lengths = self.mask.sum(1)
         self.returns_tuple, self.passes = False, 0

@@ -13,6 +13,7 @@ from subvene.runner.recipes.mean_difference import MEAN_DIFFERENCE
 from subvene.runner.recipes.pca import PCA
 from subvene.runner.recipes.persona import PERSONA
 from subvene.runner.recipes.random_direction import RANDOM_DIRECTION
+from subvene.runner.recipes.reft import REFT
 from subvene.runner.recipes.refusal import REFUSAL
 
 RECIPES: dict[str, Recipe] = {
@@ -29,6 +30,7 @@ RECIPES: dict[str, Recipe] = {
     "persona": PERSONA,
     "random_direction": RANDOM_DIRECTION,
     "refusal": REFUSAL,
+    "reft": REFT,
 }
 
 __all__ = ["RECIPES", "Fitted", "Reach", "Recipe"]

@@ -53,7 +53,7 @@ class Reach:
     heads: Mapping[int, frozenset[int]] | None = None
     kinds: frozenset[str] | None = None
     also: frozenset[str] = frozenset()
-    fields: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, object] = field(default_factory=dict)
 
 
 def layers_of(layers: Literal["all"] | Sequence[int], sizes: Sizes) -> tuple[int, ...]:

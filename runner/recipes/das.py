@@ -36,6 +36,7 @@ from subvene.runner.edits.compile import CompileError
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.progress import track
 from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.models.devices import input_device
 from subvene.runner.passes.interchange import Interchanges
 from subvene.runner.passes.swaps import LayerSwaps
 from subvene.runner.recipes.base import Fitted, Reach, Recipe, layers_of
@@ -126,7 +127,9 @@ def prepared(
         lengths = [len(getattr(one, name)) for one in tokens]
         refuse_beyond_context(model, lengths, partial(_where, tokens, name))
     said = {answer for one in tokens for answer in (one.label, one.base_label, one.source_label)}
-    answers = torch.tensor(sorted(answer for answer in said if answer is not None), device=model.device)
+    answers = torch.tensor(
+        sorted(answer for answer in said if answer is not None), device=input_device(model)
+    )
     runs = Interchanges(
         anatomy,
         tokenizer,
@@ -148,7 +151,7 @@ def _where(tokens: Sequence[CounterfactualTokens], name: str, i: int) -> str:
 
 def pass_tokens_of(spec: DASSpec, model: Any) -> int:
     """Most tokens of a pass."""
-    return spec.pass_tokens or _PASS_TOKENS.get(model.device.type, _PASS_TOKENS_ELSEWHERE)
+    return spec.pass_tokens or _PASS_TOKENS.get(input_device(model).type, _PASS_TOKENS_ELSEWHERE)
 
 
 def fit_das(

@@ -17,24 +17,26 @@ import torch
 
 from subvene.interventions import Sizes
 from subvene.runner.data.examples import Example, Keyed, split
-from subvene.runner.data.preference_rows import Preference, PreferenceError, preferences_of
-from subvene.runner.data.preferences import Data, Preferences, encode, preferences_sha256, read_data, used
+from subvene.runner.data.preferences import Data, encode, preferences_sha256
 from subvene.runner.data.text import pad_id_of
-from subvene.runner.data.truthfulqa.questions import Question, given_questions
-from subvene.runner.data.truthfulqa.splits import validation_keys
 from subvene.runner.files.json_value import Json
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.recipes.base import Fitted, Reach, Recipe, listed_heads
 from subvene.runner.recipes.iti import SITE
 from subvene.runner.recipes.localized_heads import LocalizedEditError, Probed, choose_heads, probe_heads
+from subvene.runner.recipes.trained import (
+    check_sides,
+    given_trained,
+    provenance_of,
+    read_trained,
+    refuse_zero,
+)
 from subvene.runner.training.experiments import Experiment, Trained
 from subvene.runner.training.multiplex import EditShape
 from subvene.runner.training.trainer import train_edits
 from subvene.specs import tensor_name
-from subvene.specs.preferences import TruthfulPairsSpec
 from subvene.specs.recipes.iti import ListedHeads
 from subvene.specs.recipes.localized_edit import DrawnHeads, LocalizedEditSpec, ProbedHeads
-from subvene.specs.rows import given_rows
 
 
 @dataclass(frozen=True)
@@ -117,26 +119,14 @@ def fit_localized_edits(
         description=f"training {requests[0].spec.key}",
     )
     # 4. Tensors under their names, and how they came about.
-    digest = preferences_sha256(data)
     return [
         Fitted(
             _tensors(request.spec, result, anatomy.sizes),
-            _provenance(request, experiment, examples, result, digest, _used(request, found))
-            | ({"columns": data.used.to_dict()} if isinstance(data, Preferences) else {}),
+            provenance_of(request.spec, SITE, data, experiment, examples, result)
+            | _of_heads(request.spec, experiment, _used(request, found)),
         )
         for request, experiment, result in zip(requests, experiments, trained, strict=True)
     ]
-
-
-def held_out_keys(spec: LocalizedEditSpec, questions: Sequence[Question], seed: int) -> frozenset[str]:
-    """Keys of the questions that an edit is validated with and not trained on.
-
-    Args:
-        spec: the recipe.
-        questions: those that it may see.
-        seed: the experiment's.
-    """
-    return validation_keys(used(spec.data, questions), spec.validation or 0.0, spec.own_seed(seed))
 
 
 def lora_experiment(request: Request, examples: Sequence[Example], sizes: Sizes) -> Experiment:
@@ -176,54 +166,15 @@ def _tensors(spec: LocalizedEditSpec, trained: Trained, sizes: Sizes) -> dict[st
     return tensors
 
 
-def epoch_losses(trained: Trained, experiment: Experiment) -> list[float]:
-    """The mean loss of the steps of each epoch."""
-    per_epoch = experiment.steps_per_epoch
-    epochs = [trained.losses[i : i + per_epoch] for i in range(0, len(trained.losses), per_epoch)]
-    return [round(sum(losses) / len(losses), 6) for losses in epochs]
-
-
-def _provenance(
-    request: Request,
-    experiment: Experiment,
-    examples: Sequence[Example],
-    trained: Trained,
-    digest: str,
-    probed: Probed | None,
-) -> dict[str, Json]:
-    spec = request.spec
+def _of_heads(spec: LocalizedEditSpec, experiment: Experiment, probed: Probed | None) -> dict[str, Json]:
+    """What is told of an edit at heads beyond what is told of any training."""
     about: dict[str, Json] = {
-        "recipe": spec.recipe,
-        "key": spec.key,
-        "site": SITE,
-        "data_sha256": digest,
-        "questions": len({example.key for example in examples}),
-        "pairs": len(experiment.train),
-        "validation_pairs": len(experiment.validation),
-        "validation_questions": len({examples[i].key for i in experiment.validation}),
-        "seed": request.own_seed,
-        "objective": spec.objective.model_dump(mode="json"),
         "select": spec.heads.model_dump(mode="json", exclude={"heads"}),
         "heads": {str(layer): list(heads) for layer, heads in sorted(experiment.shape.heads.items())},
         "read_heads": spec.read_heads,
         "rank": spec.rank,
         "per": spec.per,
         "gate": spec.gate,
-        "learning_rate": spec.learning_rate,
-        "schedule": spec.schedule,
-        "warmup": spec.warmup,
-        "epochs": spec.epochs,
-        "batch_size": spec.batch_size,
-        "max_grad_norm": spec.max_grad_norm,
-        "steps": len(trained.losses),
-        "best_step": trained.best_step,
-        "stopped_early": trained.stopped_early,
-        "epoch_losses": epoch_losses(trained, experiment),
-        "evaluations": [
-            {name: value if name == "step" else round(value, 6) for name, value in one.items()}
-            for one in trained.evaluations
-        ],
-        **trained.about,
     }
     if probed is not None:
         about["chance"] = round(probed.chance, 6)
@@ -231,32 +182,10 @@ def _provenance(
     return about
 
 
-def _read(spec: LocalizedEditSpec, folder: Path) -> Data:
-    return read_data(spec.data, folder)
-
-
-def _given(spec: LocalizedEditSpec, data: Any) -> Data:
-    if isinstance(spec.data, TruthfulPairsSpec):
-        return given_questions(data)
-    if isinstance(data, Sequence) and all(isinstance(one, Preference) for one in data):
-        return data
-    return preferences_of(given_rows(data, PreferenceError), spec.data, "data")
-
-
 def _check(spec: LocalizedEditSpec, data: Data, seed: int) -> None:
     """There are questions on every side that the spec asks for."""
+    check_sides(spec, data, seed, LocalizedEditError)
     keyed: Sequence[Keyed] = data
-    own = spec.own_seed(seed)
-    questions = [one for one in data if isinstance(one, Question)]
-    seen: Sequence[Keyed] = used(spec.data, questions) if questions else data
-    count = len({one.key for one in seen})
-    train, held_out = split(seen, spec.validation, own)
-    if not train or (spec.validation is not None and not held_out):
-        raise LocalizedEditError(
-            f"fit.validation: {spec.validation} of {count} questions leaves nothing to "
-            f"{'validate with' if train else 'train on'}; give more questions, another share, or "
-            "`validation: null`"
-        )
     if isinstance(spec.heads, ProbedHeads) and not all(split(keyed, spec.heads.validation, seed)):
         raise LocalizedEditError(
             f"fit.heads.validation: {spec.heads.validation} of {len({one.key for one in keyed})} questions "
@@ -284,17 +213,8 @@ def _fit(
 ) -> Fitted:
     (fitted,) = fit_localized_edits([Request(spec.key, spec, seed)], data, anatomy, tokenizer, work=work)
     written = [t for name, t in fitted.tensors.items() if spec.gate == "constant" or name.endswith(".b")]
-    if not any(tensor.any() for tensor in written):
-        raise LocalizedEditError(
-            "fit: the trained edit is zero and would do nothing: "
-            + (
-                "no step lowered the loss on the validation questions; lower the learning rate, give more "
-                "data, or set `validation: null` to keep the last step"
-                if fitted.provenance["best_step"] == 0
-                else "training left it where it began; raise the learning rate, or look at the data"
-            )
-        )
+    refuse_zero(written, fitted.provenance, LocalizedEditError)
     return fitted
 
 
-LOCALIZED_EDIT = Recipe(_read, _given, _check, _reach, preferences_sha256, _fit)
+LOCALIZED_EDIT = Recipe(read_trained, given_trained, _check, _reach, preferences_sha256, _fit)

@@ -14,6 +14,7 @@ from subvene.runner.data.text import by_length, pad
 from subvene.runner.edits.hooks import on_input, on_output
 from subvene.runner.files.json_value import Json
 from subvene.runner.models.anatomy import Anatomy, component_module
+from subvene.runner.models.devices import input_device
 from subvene.runner.passes.restart import logits_at
 from subvene.specs import RefusalSpec
 
@@ -89,7 +90,7 @@ class NextToken:
         model: Any = self.anatomy.model
         for chosen in by_length([len(ids) for ids in prompts], self.batch_size):
             rows = [prompts[i] for i in chosen]
-            batch = pad(rows, [len(row) for row in rows], self.pad_id, "right").to(model.device)
+            batch = pad(rows, [len(row) for row in rows], self.pad_id, "right").to(input_device(model))
             slots = batch.input_ids.shape[1]
             last = torch.tensor([row * slots + len(ids) - 1 for row, ids in enumerate(rows)])
             inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from subvene.runner.experiments.results import Condition, Item, QuestionText, Results
 from subvene.runner.reports.markup import Html, element, join
@@ -45,7 +44,7 @@ def examples(results: Results) -> Html | None:
     )
 
 
-def verdicts_differ(scores: Iterable[Mapping[str, Any]]) -> bool:
+def verdicts_differ(scores: Iterable[Mapping[str, float | bool | None]]) -> bool:
     """Whether the judge says one thing of one answer and another of another."""
     verdicts = list(scores)
     return any(
@@ -53,7 +52,7 @@ def verdicts_differ(scores: Iterable[Mapping[str, Any]]) -> bool:
     )
 
 
-def verdict_mark(scores: Mapping[str, Any], aspect: str, words: tuple[str, str]) -> Html:
+def verdict_mark(scores: Mapping[str, float | bool | None], aspect: str, words: tuple[str, str]) -> Html:
     """The judge's word on an answer: a mark, the word, and its probability if it gives one.
 
     Args:

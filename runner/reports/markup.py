@@ -8,10 +8,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import plotly.graph_objects as go
 
+from subvene.runner.files.json_value import Fields, Json
 from subvene.runner.reports.blocks import Over, Table
 
 _WITHOUT_CONTENT = ("input",)
@@ -122,7 +122,7 @@ def shown(block: Table, caption: str | None = None) -> Html:
     return table(block.title if caption is None else caption, heads, rows, class_="numbers")
 
 
-def facts(caption: str, values: Mapping[str, Any]) -> Html:
+def facts(caption: str, values: Mapping[str, Json]) -> Html:
     """A nested mapping as a table of names and values."""
     rows = [(name, element("code", value)) for name, value in _flat(values)]
     return table(caption, (), rows, class_="facts")
@@ -174,7 +174,7 @@ def _in_cell(said: Over, *, below: bool) -> Html:
     return join([said.main, element("small", f" {said.detail}")])
 
 
-def _flat(values: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, str]]:
+def _flat(values: Mapping[str, Json] | Fields, path: str = "") -> Iterable[tuple[str, str]]:
     for name, value in values.items():
         whole = f"{path}{name}"
         if isinstance(value, Mapping):

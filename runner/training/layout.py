@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from subvene.runner.data.examples import Answers
+from subvene.runner.models.devices import input_device
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def lay_out(answers: Answers, sequences: Sequence[Sequence[int]], pad_id: int, m
     inputs = {"input_ids": ids, "attention_mask": (part >= 0).long()}
     if any(len(rows) > 1 for rows in sequences):
         inputs |= {"attention_mask": _mask(part, model.dtype), "position_ids": position}
-    device = model.device
+    device = input_device(model)
     return Layout(
         {name: tensor.to(device) for name, tensor in inputs.items()},
         torch.tensor(predicting, device=device),

@@ -16,6 +16,7 @@ import torch
 
 from subvene.runner.data.examples import Example
 from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.models.devices import input_device
 from subvene.runner.training.experiments import Experiment, Trained, TrainingError
 from subvene.runner.training.multiplex import SITE
 from subvene.runner.training.trainer import train_edits
@@ -55,7 +56,7 @@ class LoraEdits:
         return {name.replace("/", "."): value.detach().cpu().clone() for name, value in values.items()}
 
     @contextlib.contextmanager
-    def acting(self, experiments: Sequence[int]) -> Iterator[None]:
+    def acting(self, experiments: Sequence[int], prompts: Sequence[int] = ()) -> Iterator[None]:
         """Within the block, the adapter is on, for every row."""
         self.switch(on=True)
         for parameter in self._parameters.values():
@@ -112,7 +113,7 @@ def trained_lora(
         r=rank, lora_alpha=rank, lora_dropout=0.0, bias="none", target_modules=targets
     )  # α = r: the update is B·A itself, as an edit's is
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    with torch.random.fork_rng(devices=[] if model.device.type == "cpu" else None):
+    with torch.random.fork_rng(devices=[] if input_device(model).type == "cpu" else None):
         torch.manual_seed(experiment.shape.seed)
         adapted = peft.get_peft_model(model, config)
     edits = LoraEdits(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from subvene.specs.recipes.localized_edit import DPOSpec, IPOSpec, SFTSpec
+from subvene.specs.recipes.trained import DPOSpec, IPOSpec, SFTSpec
 
 
 def token_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

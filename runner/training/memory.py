@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from subvene.runner.models.devices import input_device
+
 log = logging.getLogger(__name__)
 Given = TypeVar("Given")
 
@@ -30,7 +32,7 @@ class Sized(Protocol):
 
 def default_pass_tokens(model: Any) -> int:
     """Tokens of a pass that the memory which is free now has room for, forward and backward."""
-    free = free_bytes(model.device)
+    free = free_bytes(input_device(model))
     if free is None:
         return _ON_CPU
     config = model.config.get_text_config()
@@ -41,7 +43,7 @@ def default_pass_tokens(model: Any) -> int:
 
 def full_pass_tokens(model: Any) -> int:
     """With fewer tokens a pass is better filled than begun at the highest layer."""
-    return _FULL_ON_CPU if model.device.type == "cpu" else _FULL
+    return _FULL_ON_CPU if input_device(model).type == "cpu" else _FULL
 
 
 def free_bytes(device: torch.device) -> int | None:

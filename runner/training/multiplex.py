@@ -18,6 +18,7 @@ import torch
 from subvene.interventions import Sizes
 from subvene.runner.edits.hooks import on_input
 from subvene.runner.models.anatomy import Anatomy, component_module
+from subvene.runner.models.devices import input_device
 
 SITE = "attention_heads"
 # The stream of random numbers that first factors are drawn from.
@@ -101,8 +102,13 @@ class Edits(Protocol):
     def factors_of(self, experiment: int, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What these values of an experiment's parameters come to, by name, on the CPU."""
 
-    def acting(self, experiments: Sequence[int]) -> AbstractContextManager[None]:
-        """Within the block, row i of the batch is edited as `experiments[i]` has it."""
+    def acting(self, experiments: Sequence[int], prompts: Sequence[int]) -> AbstractContextManager[None]:
+        """Within the block, row i of the batch is edited as `experiments[i]` has it.
+
+        Args:
+            experiments: of each row.
+            prompts: tokens of each row's prompt, with which it begins.
+        """
 
 
 class StackedEdits:
@@ -116,7 +122,7 @@ class StackedEdits:
     def __init__(self, shapes: Sequence[EditShape], anatomy: Anatomy) -> None:
         self._anatomy = anatomy
         model: Any = anatomy.model
-        self._edits = [_fresh(shape, anatomy.sizes, model.device) for shape in shapes]
+        self._edits = [_fresh(shape, anatomy.sizes, input_device(model)) for shape in shapes]
 
     def parameters_of(self, experiment: int) -> dict[str, torch.nn.Parameter]:
         """What an experiment trains: `a` (not of a constant edit) and `b`, [layers, factors, width]."""
@@ -143,7 +149,7 @@ class StackedEdits:
         return found
 
     @contextlib.contextmanager
-    def acting(self, experiments: Sequence[int]) -> Iterator[None]:
+    def acting(self, experiments: Sequence[int], prompts: Sequence[int] = ()) -> Iterator[None]:
         """Within the block, row i of the batch is edited as `experiments[i]` has it, at every token."""
         handles = []
         try:

@@ -16,6 +16,7 @@ from subvene.runner.data.examples import Answers
 from subvene.runner.edits.hooks import on_input
 from subvene.runner.files.progress import track
 from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.models.devices import input_device
 from subvene.runner.models.evaluating import evaluating
 from subvene.runner.models.forked_cache import why_not_forked, why_not_in_one_row
 from subvene.runner.passes.restart import beginning_at, logits_at
@@ -73,7 +74,7 @@ class Passes:
         self.pass_tokens, self._full = pass_tokens, full
         self._anatomy, self._pad_id = anatomy, pad_id
         self._model = self.model = cast(Any, anatomy.model)
-        self.reference = torch.zeros(len(answers.rows), device=self._model.device)
+        self.reference = torch.zeros(len(answers.rows), device=input_device(self._model))
         self.entries: tuple[int, ...] = (0,)
         self.side_by_side = False
         self._notes: list[str] = []
@@ -157,7 +158,7 @@ class Passes:
             if entry:
                 stack.enter_context(self._beginning_at(entry, sequences, layout.width))
             logits = logits_at(self._model, layout.predicting, **layout.inputs, use_cache=False)
-        by_token = token_log_probs(logits, layout.targets.to(logits.device)).to(self._model.device)
+        by_token = token_log_probs(logits, layout.targets.to(logits.device)).to(input_device(self._model))
         # Split rather than scattered: sums in one order on every device.
         return torch.stack([part.sum() for part in by_token.split(layout.counts)])
 

@@ -9,7 +9,7 @@ from subvene.specs._base import SpecModel
 from subvene.specs._fields import Count, FiniteList, Fraction, different
 from subvene.specs._flaws import Expect
 from subvene.specs.evaluations.base import BaseEvaluation
-from subvene.specs.recipes.localized_edit import Positive
+from subvene.specs.recipes.trained import Positive
 
 Group = Literal[
     "iti_probed",

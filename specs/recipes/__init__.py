@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from subvene.specs.recipes.pca import PCASpec
     from subvene.specs.recipes.persona import PersonaSpec
     from subvene.specs.recipes.random_direction import RandomDirectionSpec
+    from subvene.specs.recipes.reft import ReFTSpec
     from subvene.specs.recipes.refusal import RefusalSpec
 
 _KINDS = {
@@ -36,6 +37,7 @@ _KINDS = {
     "refusal": "refusal:RefusalSpec",
     "angular": "angular:AngularSpec",
     "affine_map": "affine_map:AffineMapSpec",
+    "reft": "reft:ReFTSpec",
 }
 REGISTRY = Kinds(__name__, _KINDS)
 """By `recipe`; each is imported when a file has one."""
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
         | RefusalSpec
         | AngularSpec
         | AffineMapSpec
+        | ReFTSpec
     )
 else:
     AnyRecipe = Annotated[BaseRecipe, Registered("recipe", REGISTRY)]
@@ -75,6 +78,7 @@ __all__ = [
     "PCASpec",
     "PersonaSpec",
     "RandomDirectionSpec",
+    "ReFTSpec",
     "RefusalSpec",
 ]
 

@@ -15,7 +15,7 @@ from subvene.specs._flaws import Expect, Flaw, Shaped, refuse
 from subvene.specs.counterfactuals import CounterfactualsSpec, GroupSplitSpec
 from subvene.specs.positions import Positions
 from subvene.specs.recipes.base import OneKeyRecipe
-from subvene.specs.recipes.localized_edit import NotNegative, Positive, Share
+from subvene.specs.recipes.trained import NotNegative, Positive, Share
 from subvene.specs.sites import CoreSite
 from subvene.specs.sources import IN_ORDER, Pair, is_in_order, is_of_prompt
 
@@ -93,6 +93,7 @@ class DASSpec(OneKeyRecipe):
         "dimensions": "rank",
     }
     immaterial: ClassVar[frozenset[str]] = frozenset({"pass_tokens"})
+    trains: ClassVar[bool] = True
 
     methods: ClassVar[Mapping[str, str]] = {
         "distributed alignment search (DAS)": "Geiger et al. 2024, arXiv:2303.02536",

@@ -15,7 +15,8 @@ from subvene.specs import (
     parse_spec,
 )
 from subvene.specs.recipes.iti import ListedHeads
-from subvene.specs.recipes.localized_edit import DPOSpec, DrawnHeads, IPOSpec, ProbedHeads, SFTSpec
+from subvene.specs.recipes.localized_edit import DrawnHeads, ProbedHeads
+from subvene.specs.recipes.trained import DPOSpec, IPOSpec, SFTSpec
 
 HEADER = "subvene: 1\nmodel: {name: m}\n"
 EDIT = "interventions: [{kind: low_rank_edit, factors: {key: e}}]\n"

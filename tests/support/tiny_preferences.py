@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,22 @@ from subvene.runner.training.experiments import Experiment, Trained
 from subvene.runner.training.multiplex import EditShape
 from subvene.runner.training.trainer import train_edits
 from subvene.specs.recipes.localized_edit import LocalizedEditSpec
+
+GOOD, BAD = ["glad", "happy", "good", "sun"], ["sad", "gloomy", "bad", "rain"]
+
+
+def rows(count: int = 20) -> list[dict[str, str]]:
+    """Preferences for glad answers, in the words of the tiny tokenizer; every prompt is another one."""
+    draw = random.Random(5)
+    return [
+        {
+            "prompt": " ".join(draw.choices(["day", "world", "you", "train", "hello", "how"], k=2 + i % 4))
+            + f" {i}",
+            "chosen": " ".join(draw.choices([*GOOD, "is", "it"], k=1 + i % 3)),
+            "rejected": " ".join(["very", *draw.choices(BAD, k=1 + i % 2)]),
+        }
+        for i in range(count)
+    ]
 
 
 def examples_of(count: int = 10, seed: int = 0) -> list[Example]:

@@ -19,21 +19,14 @@ from subvene.runner.edits.receipt import NotSteeredError
 from subvene.runner.engines.admission import Asked, admit, parse
 from subvene.runner.engines.catalogue import Catalogue
 from subvene.runner.engines.errors import RequestError
-from subvene.runner.engines.fingerprints import does
+from subvene.runner.engines.fingerprints import Fingerprint, does
 from subvene.runner.engines.intervals import count, intervals, within
-from subvene.runner.engines.plan import Plan
+from subvene.runner.engines.plan import Plan, Told, WirePlan
 from subvene.runner.engines.vllm import versions
 from subvene.runner.engines.vllm.settings import Settings, opened, read
 from subvene.runner.models.identity import files_sha256
 
 _MOST_PENDING = 65536
-
-
-class Told(TypedDict):
-    """What a worker tells of a request: see `Worker.drain`."""
-
-    problem: str | None
-    sites: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -221,6 +214,15 @@ def _site(values: Sequence[float]) -> SiteReceipt:
     return SiteReceipt(int(tokens), int(changed), total / max(tokens, 1.0))
 
 
+class EngineRecord(TypedDict):
+    """An engine and the model in it."""
+
+    engine: str
+    versions: dict[str, str]
+    files: str
+    dtype: str
+
+
 @dataclass(frozen=True)
 class About:
     """What an engine holds, by hashes.
@@ -230,8 +232,8 @@ class About:
         artifacts: by name what they do (`fingerprints.does`).
     """
 
-    model: dict[str, Any]
-    artifacts: dict[str, dict[str, Any]]
+    model: EngineRecord
+    artifacts: dict[str, Fingerprint]
 
 
 class Front:
@@ -250,9 +252,7 @@ class Front:
         self.pending: OrderedDict[str, Steering] = OrderedDict()
         self.tagged: dict[str, list[Steering]] = {}
 
-    def admit(
-        self, asked: object, prompt: int, *, scores: bool = False, tag: str | None = None
-    ) -> dict[str, Any]:
+    def admit(self, asked: object, prompt: int, *, scores: bool = False, tag: str | None = None) -> WirePlan:
         """Check what a request asks for.
 
         Args:
@@ -274,7 +274,7 @@ class Front:
             self.tagged[tag].append(self.pending[key])
         while len(self.pending) > _MOST_PENDING:
             self.pending.popitem(last=False)
-        return plan.to_wire() | {"key": key}
+        return {**plan.to_wire(), "key": key}
 
     def add(self, name: str, folder: str) -> None:
         """Hold another artifact.
@@ -292,7 +292,7 @@ class Front:
             source: where vLLM has read the model from.
             dtype: in which it runs.
         """
-        model = {
+        model: EngineRecord = {
             "engine": "vllm",
             "versions": {"vllm": str(versions.installed()), "subvene": version("subvene")},
             "files": files_sha256(source, self.config),
@@ -311,6 +311,6 @@ class Front:
             raise RequestError(f"{name}: {users} requests are running with it; wait for them, or abort them")
 
 
-def _does(folder: str) -> dict[str, Any]:
+def _does(folder: str) -> Fingerprint:
     held = opened(folder)
     return does(held.spec, held.tensors)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, TypedDict
+
+from pydantic import JsonValue
 
 from subvene.runner.edits.not_finite import NotFiniteError
 from subvene.runner.edits.receipt import NotSteeredError
@@ -25,6 +27,14 @@ Send = Callable[[Message], Awaitable[None]]
 STEERED = ("/v1/chat/completions", "/v1/completions")
 MODELS = "/v1/models"
 UNSTEERED = 422
+
+
+class ErrorRecord(TypedDict):
+    """An error as OpenAI's protocol says it."""
+
+    message: str
+    type: str
+    code: int
 
 
 class Artifacts:
@@ -182,7 +192,7 @@ class Answer:
         said = [one.to_dict()["receipt"] for one in self._steerings]
         return {"receipt": said[0]} if len(said) == 1 else {"receipts": said}
 
-    def _error(self) -> dict[str, Any] | None:
+    def _error(self) -> ErrorRecord | None:
         for one in self._steerings:
             if one.error is not None:
                 return {"message": str(one.error), "type": type(one.error).__name__, "code": UNSTEERED}
@@ -194,16 +204,16 @@ def _front(scope: Any) -> Front | None:
     return None if client is None else client.input_processor.subvene
 
 
-def _names_artifacts(document: dict[str, Any], front: Front) -> bool:
+def _names_artifacts(document: Mapping[str, JsonValue], front: Front) -> bool:
     return ASKED in document or _artifact(document, front) is not None
 
 
-def _artifact(document: dict[str, Any], front: Front) -> str | None:
+def _artifact(document: Mapping[str, JsonValue], front: Front) -> str | None:
     name = document.get("model")
     return name if isinstance(name, str) and name.partition("=")[0] in front.catalogue.held else None
 
 
-def _handed_on(document: dict[str, Any], scope: Any, front: Front, tag: str) -> dict[str, Any]:
+def _handed_on(document: Mapping[str, JsonValue], scope: Any, front: Front, tag: str) -> dict[str, JsonValue]:
     """The request as vLLM is to get it.
 
     Raises:
@@ -217,13 +227,19 @@ def _handed_on(document: dict[str, Any], scope: Any, front: Front, tag: str) -> 
     if named is not None and ASKED in document:
         raise RequestError("`model` names an artifact already; with `subvene`, ask for the model itself")
     rest = {key: value for key, value in document.items() if key != ASKED}
-    asked: Any = document[ASKED] if named is None else named
+    asked = document[ASKED] if named is None else named
     if named is not None:
         rest["model"] = scope["app"].state.openai_serving_models.base_model_paths[0].name
     # vLLM takes scalars there, and lists of them.
     said = asked if isinstance(asked, str) else json.dumps(asked)
-    extra = {**(document.get("vllm_xargs") or {}), ASKED: said, TAG: tag}
-    return rest | {"vllm_xargs": extra}
+    return rest | {"vllm_xargs": {**_extra(document), ASKED: said, TAG: tag}}
+
+
+def _extra(document: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    extra = document.get("vllm_xargs") or {}
+    if not isinstance(extra, dict):
+        raise RequestError(f"vllm_xargs: expected an object, found {extra!r:.80}")
+    return extra
 
 
 async def _body(receive: Receive) -> bytes:

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from typing import TYPE_CHECKING, Any
 
 from subvene.runner.engines.errors import EngineError, RequestError
-from subvene.runner.engines.plan import ASKED, PLAN, TAG, block_keys
+from subvene.runner.engines.plan import ASKED, PLAN, TAG, Told, WirePlan, block_keys
 from subvene.runner.engines.vllm import versions
 
 # The rest is imported where artifacts are named: a vLLM without any need not wait for it.
@@ -252,7 +252,7 @@ def _admitted(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any
     return made
 
 
-def _plan(front: Front | None, made: Any, extra: dict[str, Any]) -> dict[str, Any]:
+def _plan(front: Front | None, made: Any, extra: Mapping[str, Any]) -> WirePlan:
     params = made.sampling_params
     if front is None:
         raise RequestError("this engine was started without artifacts (additional_config: subvene)")
@@ -307,7 +307,7 @@ def _concluded(outputs: Iterable[Any]) -> dict[str, Steering]:
     return {steering.key: steering for steering in found if steering is not None}
 
 
-def _conclude(waiting: dict[str, Steering], ranks: Sequence[dict[str, Any]]) -> None:
+def _conclude(waiting: dict[str, Steering], ranks: Sequence[Mapping[str, Told]]) -> None:
     from subvene.runner.engines.vllm.metrics import count
 
     for key, steering in waiting.items():

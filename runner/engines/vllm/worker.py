@@ -13,7 +13,7 @@ import torch
 from subvene.runner.engines.admission import MOST_INTERVALS
 from subvene.runner.engines.catalogue import Catalogue, Held
 from subvene.runner.engines.dense import StrengthTables, cells
-from subvene.runner.engines.plan import PLAN, Plan
+from subvene.runner.engines.plan import PLAN, Plan, Told
 from subvene.runner.engines.served import ServedArtifact
 from subvene.runner.engines.vllm.sites import MEASURES, SiteEdit, Step
 
@@ -215,12 +215,8 @@ class Worker:
         while len(self._untold) > MOST_UNTOLD:
             self._untold.popitem(last=False)
 
-    def drain(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """What requests did, by key; it is told once.
-
-        Returns:
-            For each key `problem` and `sites`: site → tokens with an edit, tokens changed, Σ ‖Δ‖/‖h‖.
-        """
+    def drain(self, keys: Iterable[str]) -> dict[str, Told]:
+        """What requests did, by key; it is told once."""
         wanted = dict.fromkeys(keys)
         found: dict[str, list[Live]] = {key: self._untold.pop(key, []) for key in wanted}
         for live in self._live.values():
@@ -229,7 +225,7 @@ class Worker:
                 found[live.key].append(live)
         return {key: self._told(lives) for key, lives in found.items()}
 
-    def _told(self, lives: Sequence[Live]) -> dict[str, Any]:
+    def _told(self, lives: Sequence[Live]) -> Told:
         sums: dict[str, torch.Tensor] = {}
         for live in lives:
             for name, values in self._measured(live).items():

@@ -22,6 +22,7 @@ from subvene.runner.exchange.exports.approximation import mean_shifts
 from subvene.runner.exchange.exports.base import KEEP, ExportError
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.anatomy import Anatomy, component_module
+from subvene.runner.models.devices import input_device
 from subvene.runner.models.evaluating import evaluating
 from subvene.runner.models.projections import PROJECTIONS
 
@@ -184,7 +185,7 @@ def _arrives(anatomy: Anatomy, path: str, component: str, *, alone: bool) -> boo
     """
     model: Any = anatomy.model
     target, _ = component_module(model, component)
-    ids = torch.arange(1, 5, device=model.device).unsqueeze(0)
+    ids = torch.arange(1, 5, device=input_device(model)).unsqueeze(0)
     added: torch.Tensor | None = None
     given: list[torch.Tensor] = []
     seen: list[torch.Tensor] = []

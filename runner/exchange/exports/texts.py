@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.models.devices import input_device
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def encoded(m: IntervenedModel, texts: Sequence[Text]) -> list[tuple[torch.Tenso
 
     Without a tokenizer the ids are drawn, the same ones for every model of this vocabulary.
     """
-    device = m.model.device
+    device = input_device(m.model)
     rows: list[tuple[list[int], int]] = []
     if m.tokenizer is None:
         generator = torch.Generator().manual_seed(len(texts))

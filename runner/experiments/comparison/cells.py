@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from subvene.runner.data.truthfulqa.questions import Question
 from subvene.runner.data.truthfulqa.splits import validation_keys
 from subvene.runner.experiments.results import Point
-from subvene.runner.recipes.localized_edit import held_out_keys
-from subvene.specs import ConditionSpec, ITISpec, LocalizedEditSpec
+from subvene.runner.recipes.trained import held_out_keys
+from subvene.specs import ConditionSpec, ITISpec
 from subvene.specs.recipes import BaseRecipe
+from subvene.specs.recipes.trained import TrainedRecipe
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def held_out(recipe: BaseRecipe, tuning: Sequence[Question], seed: int) -> Mappi
     keys: frozenset[str] = frozenset()
     if isinstance(recipe, ITISpec):
         keys = validation_keys(tuning, recipe.validation, seed)
-    elif isinstance(recipe, LocalizedEditSpec):
+    elif isinstance(recipe, TrainedRecipe):
         keys = held_out_keys(recipe, tuning, seed)
     return {q.key: q for q in tuning if q.key in keys}
 

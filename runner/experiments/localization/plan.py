@@ -22,7 +22,8 @@ from subvene.specs import (
     TensorRef,
 )
 from subvene.specs.recipes.iti import AllHeads, ListedHeads, RandomHeads, TopHeads
-from subvene.specs.recipes.localized_edit import DrawnHeads, Heads, IPOSpec, Objective, ProbedHeads
+from subvene.specs.recipes.localized_edit import DrawnHeads, Heads, ProbedHeads
+from subvene.specs.recipes.trained import IPOSpec, Objective
 
 # The stream of random numbers that single heads are drawn from; 0 and 1 are those of ITI.
 _SINGLE = 2

@@ -47,8 +47,8 @@ from subvene.runner.judges import JudgeError
 from subvene.runner.models.identity import Manifest, run_manifest
 from subvene.runner.recipes import RECIPES
 from subvene.runner.recipes.fitting import check_reach
-from subvene.runner.recipes.localized_edit import held_out_keys
 from subvene.runner.recipes.localized_heads import Probed, choose_heads
+from subvene.runner.recipes.trained import held_out_keys
 from subvene.runner.training.lora import check_peft
 from subvene.specs import DivergenceSpec, ExperimentSpec, SubveneError, TruthfulQASpec, dump_spec
 

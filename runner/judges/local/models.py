@@ -13,6 +13,7 @@ from subvene.runner.data.limits import refuse_beyond_context
 from subvene.runner.data.text import by_length, pad, pad_id_of
 from subvene.runner.files.progress import track
 from subvene.runner.judges.base import JudgeError, ModelField, NamedModel
+from subvene.runner.models.devices import input_device
 from subvene.runner.models.identity import checkpoint_sha256
 from subvene.runner.models.loading import ModelError, load_config, load_model, load_tokenizer, resolve
 from subvene.specs import SubveneError
@@ -116,7 +117,9 @@ def last_logits(
     for chosen in track(by_length([len(ids) for ids in rows], batch_size), description):
         prompts = [rows[i] for i in chosen]
         # Padded on the left, so that the last slot is every row's last token.
-        batch = pad(prompts, [len(ids) for ids in prompts], pad_id_of(tokenizer), "left").to(model.device)
+        batch = pad(prompts, [len(ids) for ids in prompts], pad_id_of(tokenizer), "left").to(
+            input_device(model)
+        )
         options: dict[str, object] = {"use_cache": False, "logits_to_keep": 1}
         # Given, because transformers counts slots, not tokens, where nobody says otherwise.
         options["position_ids"] = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)

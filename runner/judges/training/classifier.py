@@ -92,7 +92,7 @@ class Trees:
         """The trees of a fitted `HistGradientBoostingClassifier` with two classes."""
         nodes = [predictors[0].nodes for predictors in fitted._predictors]
         size = max(len(tree) for tree in nodes)
-        arrays: dict[str, Any] = {
+        arrays: dict[str, NDArray[Any]] = {
             "feature": np.zeros((len(nodes), size), np.int32),
             "threshold": np.zeros((len(nodes), size)),
             "left": np.tile(np.arange(size, dtype=np.int32), (len(nodes), 1)),

@@ -296,7 +296,7 @@ def _nulls(
     questions: Sequence[Question],
     parts_of: Mapping[str, int],
     model: SentenceEncoder,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, float]]:
     """What models that say one thing get, each question judged by the classifier that does not know it."""
     asked = sorted((q for q in questions if q.key in parts_of), key=lambda question: question.key)
     if not asked:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -134,9 +134,9 @@ def says_yes(p: NDArray[np.float64], kind: NDArray[np.str_]) -> dict[str, dict[s
 def null_rates(
     judge: Callable[[Sequence[Answer]], Mapping[Aspect, NDArray[np.float64]]],
     nulls: Mapping[str, Sequence[Answer]],
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, float]]:
     """By null the share of yes to each quality, and to both together."""
-    rates: dict[str, dict[str, Any]] = {}
+    rates: dict[str, dict[str, float]] = {}
     for name, answers in nulls.items():
         yes = {aspect: p >= 0.5 for aspect, p in judge(answers).items()}
         rates[name] = {"n": len(answers)} | {aspect: float(said.mean()) for aspect, said in yes.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from tiny_preferences import rows
 from typer.testing import CliRunner
 
 from subvene.runner import IntervenedModel, fit
@@ -29,21 +29,6 @@ from subvene.specs import ITISpec, LocalizedEditSpec
 from subvene.specs.recipes.localized_edit import ProbedHeads
 
 LAYERS, HEADS, HEAD_DIM = 3, 4, 8
-GOOD, BAD = ["glad", "happy", "good", "sun"], ["sad", "gloomy", "bad", "rain"]
-
-
-def rows(count: int = 20) -> list[dict[str, str]]:
-    """Preferences for glad answers, in the words of the tiny tokenizer; every prompt is another one."""
-    draw = random.Random(5)
-    return [
-        {
-            "prompt": " ".join(draw.choices(["day", "world", "you", "train", "hello", "how"], k=2 + i % 4))
-            + f" {i}",
-            "chosen": " ".join(draw.choices([*GOOD, "is", "it"], k=1 + i % 3)),
-            "rejected": " ".join(["very", *draw.choices(BAD, k=1 + i % 2)]),
-        }
-        for i in range(count)
-    ]
 
 
 @pytest.fixture

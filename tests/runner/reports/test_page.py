@@ -23,7 +23,10 @@ from subvene.runner.reports.tables import results_json
 
 HOSTILE = "</script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>\"'&<!--${x}]]>"
 # Results of format 1, as these are, have no intervals, and nothing of null answers.
-NEWER = ("Intervals", "What the judge's word is worth", "Every point")
+NEWER = (
+    *("Intervals", "What the judge's word is worth", "Every point"),
+    *("Trait scores of models that say one thing", "The same divergence", "Item by item"),
+)
 TITLES = [title for title, _ in SECTIONS if title not in NEWER]
 VOID = {"meta", "input"}
 

@@ -14,7 +14,7 @@ from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.training.losses import margin, pair_losses
 from subvene.runner.training.multiplex import EditShape, StackedEdits
 from subvene.runner.training.passes import Passes, frozen
-from subvene.specs.recipes.localized_edit import DPOSpec, IPOSpec, SFTSpec
+from subvene.specs.recipes.trained import DPOSpec, IPOSpec, SFTSpec
 
 EXAMPLES = examples_of(6, seed=3)
 

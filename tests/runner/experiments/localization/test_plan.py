@@ -11,7 +11,7 @@ from subvene.runner.edits.compile import CompileError
 from subvene.runner.experiments.localization.plan import edits_of, plan
 from subvene.runner.recipes.localized_heads import choose_heads
 from subvene.specs import ExperimentSpec, ITISpec, LocalizedEditSpec
-from subvene.specs.recipes.localized_edit import IPOSpec
+from subvene.specs.recipes.trained import IPOSpec
 
 SIZES = Sizes(n_layers=4, n_heads=4, head_dim=8, width=32)
 
