@@ -34,7 +34,7 @@ class _Loreft(torch.nn.Module):
 
     def parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Readers W − R and writers R [rank, width], and the constant Rᵀb [width]."""
-        rotation = self.rotate.weight.T
+        rotation = torch.as_tensor(self.rotate.weight).T
         return self.weight - rotation, rotation, self.bias @ rotation
 
 

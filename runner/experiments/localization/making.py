@@ -19,13 +19,9 @@ from subvene.runner.files.ledger import Ledger
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.recipes import Fitted
-from subvene.runner.recipes.localized_edit import (
-    Request,
-    epoch_losses,
-    fit_localized_edits,
-    lora_experiment,
-)
+from subvene.runner.recipes.localized_edit import Request, fit_localized_edits, lora_experiment
 from subvene.runner.recipes.localized_heads import Probed, probe_heads, probe_unseen
+from subvene.runner.recipes.trained import epoch_losses
 from subvene.runner.training.experiments import Experiment, Trained
 from subvene.runner.training.lora import trained_lora
 from subvene.specs import ExperimentSpec, LocalizedEditSpec
