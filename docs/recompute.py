@@ -31,6 +31,7 @@ from pathlib import Path
 import yaml
 
 from subvene.runner.experiments.intervals import INTERVALS, intervals_in, intervals_of
+from subvene.runner.experiments.item_effects import ITEM_EFFECTS, item_effects_in, item_effects_of
 from subvene.runner.experiments.persona.differences import differences_of
 from subvene.runner.experiments.results import Condition, Results
 from subvene.runner.reports.publish import REPORTS
@@ -103,6 +104,8 @@ def problems(page: Path, results: Results) -> Iterator[str]:
         results.conditions, _folds(results)
     ):
         yield "the stored intervals are not those of the items"
+    if ITEM_EFFECTS in results.sections and item_effects_in(results) != item_effects_of(results.conditions):
+        yield "the stored effects item by item are not those of the items"
 
 
 def _claim(paragraph: str, gap: Gap | None, shown: bool, name: str, way: str) -> Iterator[str]:

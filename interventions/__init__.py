@@ -17,6 +17,7 @@ from subvene.interventions.noise import NoiseIntervention as NoiseIntervention
 from subvene.interventions.plane_rotation import RotationIntervention as RotationIntervention
 from subvene.interventions.positions import Tokens
 from subvene.interventions.pyvene_class import PyveneIntervention as PyveneIntervention
+from subvene.interventions.sae_feature import SaeFeatureIntervention as SaeFeatureIntervention
 from subvene.interventions.scaling import ScalingIntervention as ScalingIntervention
 from subvene.interventions.steering import SteeringIntervention as SteeringIntervention
 from subvene.interventions.tensors import InventedTable, Sizes, TensorError, TensorTable

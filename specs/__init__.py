@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from subvene.specs.composition import Composition, composition
-from subvene.specs.conditions import ChooseSpec, ConditionSpec
+from subvene.specs.conditions import BudgetSpec, ChooseSpec, ConditionSpec
 from subvene.specs.engine import EngineSpec, VllmOptions
 from subvene.specs.errors import Problem, SpecError, SubveneError
 from subvene.specs.experiment import ExperimentSpec, InterventionSpec
@@ -42,10 +42,12 @@ if TYPE_CHECKING:
         ContrastSpec,
         DivergenceSpec,
         InterchangeSpec,
+        LikelihoodSpec,
         LocalizationSpec,
         MultipleChoiceSpec,
         PatchingSpec,
         ProjectionSpec,
+        RefusalsSpec,
         SamplesSpec,
         TextsSpec,
         TraitConditionsSpec,
@@ -101,6 +103,7 @@ __all__ = [
     "AnyIntervention",
     "AnyJudge",
     "AnyRecipe",
+    "BudgetSpec",
     "CastSpec",
     "CausalTracingSpec",
     "ChooseSpec",
@@ -129,6 +132,7 @@ __all__ = [
     "InterventionSpec",
     "LastOf",
     "LastTokens",
+    "LikelihoodSpec",
     "LocalizationSpec",
     "LocalizedEditSpec",
     "LogisticSpec",
@@ -147,6 +151,7 @@ __all__ = [
     "RandomDirectionSpec",
     "ReferenceJudgeSpec",
     "RefusalSpec",
+    "RefusalsSpec",
     "SamplesSpec",
     "SamplingSpec",
     "Site",
@@ -206,10 +211,12 @@ _LATER = {
             "ContrastSpec",
             "DivergenceSpec",
             "InterchangeSpec",
+            "LikelihoodSpec",
             "LocalizationSpec",
             "MultipleChoiceSpec",
             "ProjectionSpec",
             "PatchingSpec",
+            "RefusalsSpec",
             "SamplesSpec",
             "TextsSpec",
             "TraitConditionsSpec",

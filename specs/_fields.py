@@ -44,7 +44,7 @@ def path_ending(*suffixes: str, any_case: bool = False) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _list_or_scalar(value: object) -> int:
+def list_or_scalar(value: object) -> int:
     return 1 if isinstance(value, list | tuple) else 0
 
 
@@ -95,14 +95,14 @@ FiniteList = Annotated[
 _STRENGTH = "a finite number, or a non-empty list of finite numbers (one per row of the batch)"
 Strength = Annotated[
     Annotated[_RawFloat, Expect(_STRENGTH)] | Annotated[tuple[Finite, ...], MinLen(1), Expect(_STRENGTH)],
-    Shaped(_list_or_scalar, _STRENGTH),
+    Shaped(list_or_scalar, _STRENGTH),
 ]
 """A number, or one number per row of the batch."""
 
 _CHOICE = "`all`, or a non-empty list of different integers >= 0"
 AllOrIndices = Annotated[
     Annotated[Literal["all"], Expect(_CHOICE)] | Indices,
-    Shaped(_list_or_scalar, _CHOICE),
+    Shaped(list_or_scalar, _CHOICE),
 ]
 """``all``, or chosen 0-based indices."""
 

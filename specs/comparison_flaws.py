@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from subvene.specs._flaws import Flaw, Loc, nearest, one_of
 from subvene.specs.evaluations import ChoosingEvaluation, ConditionEvaluation
 from subvene.specs.experiment_fields import ExperimentFields
-from subvene.specs.kinds import TruthfulQASpec
+from subvene.specs.kinds import DivergenceSpec, TruthfulQASpec
 
 
 def comparison_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
@@ -23,8 +23,10 @@ def comparison_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
         for field in ("conditions", "seeds", "folds", "repeats"):
             if getattr(spec, field):
                 expected = "nothing, since no entry of `evaluate` compares conditions (truthfulqa, "
-                expected += "divergence, trait_scores, multiple_choice, or contrast and samples without "
-                yield Flaw((field,), f"{expected}`coefficients`)", None, found=f"`{field}`")
+                expected += "divergence, trait_scores, multiple_choice, likelihood, refusals, or contrast "
+                yield Flaw(
+                    (field,), f"{expected}and samples without `coefficients`)", None, found=f"`{field}`"
+                )
         return
     yield from _evaluation_flaws(spec)
     if spec.folds is not None and not any(recipe.learns_from is not None for recipe in spec.fits):
@@ -72,12 +74,16 @@ def _choice_flaws(spec: ExperimentFields, i: int) -> Iterator[Flaw]:
     if choose is None:
         return
     loc: Loc = ("conditions", i, "choose")
+    if choose.budget is not None:
+        yield from _budget_texts_flaws(spec, (*loc, "budget"))
+    if choose.by is None:
+        return
     able = [one for one in spec.evaluate if isinstance(one, ChoosingEvaluation) and one.compares]
     metrics = [metric for one in able for metric in one.choosing]
     if choose.by not in metrics:
         if not metrics:
             expected = "nothing, since no entry of `evaluate` has validation items (truthfulqa, contrast, "
-            yield Flaw(loc, f"{expected}trait_scores)", None, found="choose")
+            yield Flaw(loc, f"{expected}trait_scores, likelihood)", None, found="choose")
         else:
             yield Flaw((*loc, "by"), one_of(metrics), choose.by, hint=nearest(choose.by, metrics))
         return
@@ -91,3 +97,16 @@ def _choice_flaws(spec: ExperimentFields, i: int) -> Iterator[Flaw]:
         place = spec.evaluate.index(evaluation)
         expected = "a number of items that are for choosing alone, since a condition chooses by "
         yield Flaw(("evaluate", place, "validation"), expected + choose.by, None, "missing_field")
+
+
+def _budget_texts_flaws(spec: ExperimentFields, loc: Loc) -> Iterator[Flaw]:
+    """Yields why the divergence of a budget cannot be measured."""
+    place = next((i for i, one in enumerate(spec.evaluate) if isinstance(one, DivergenceSpec)), None)
+    if place is None:
+        expected = "an entry `{kind: divergence, validation: N}` in `evaluate`, on whose first N texts the "
+        yield Flaw(loc, f"{expected}divergence is measured", None, found="budget")
+        return
+    declared = spec.evaluate[place]
+    if isinstance(declared, DivergenceSpec) and declared.validation is None:
+        expected = "a number of texts that are for budgets alone, since a condition has one"
+        yield Flaw(("evaluate", place, "validation"), expected, None, "missing_field")

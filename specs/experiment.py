@@ -19,6 +19,8 @@ from subvene.specs.kinds import (
     TruthfulQASpec,
 )
 from subvene.specs.positions import TEXT_POSITIONS
+from subvene.specs.quantization_flaws import quantization_flaws
+from subvene.specs.report_flaws import report_flaws
 from subvene.specs.tracing_flaws import tracing_flaws
 from subvene.specs.variants import condition_flaws
 
@@ -42,7 +44,13 @@ class ExperimentSpec(ExperimentFields):
 
     @model_validator(mode="after")
     def _engine_can_do_it(self) -> Self:
-        if flaws := list(engine_flaws(self)):
+        if flaws := [*engine_flaws(self), *quantization_flaws(self)]:
+            refuse("ExperimentSpec", flaws)
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_something_to_report(self) -> Self:
+        if flaws := list(report_flaws(self)):
             refuse("ExperimentSpec", flaws)
         return self
 
@@ -100,6 +108,10 @@ class ExperimentSpec(ExperimentFields):
         flaws = list(comparison_flaws(self)) or list(composition_flaws(self))
         if not flaws and self.conditions:
             flaws = list(condition_flaws(self))
+        if not flaws and any(one.choose and one.choose.budget for one in self.conditions):
+            from subvene.specs.default_arms import default_arms_flaws
+
+            flaws = list(default_arms_flaws(self))
         if flaws:
             refuse("ExperimentSpec", flaws)
         return self

@@ -28,6 +28,7 @@ from subvene.specs.model import ModelSpec
 from subvene.specs.recipes import AnyRecipe, BaseRecipe
 from subvene.specs.sources import SourceSpec, source_flaws
 from subvene.specs.tensors import TensorRef
+from subvene.specs.trackers import ReportTo, Tracker, trackers_of
 
 _FIT = "a mapping with `recipe`, or a non-empty list of such"
 
@@ -111,6 +112,13 @@ class ExperimentFields(InterventionSpec):
         description="The arms that are compared; left out: the untouched model and the interventions as they "
         "stand.",
     )
+    default_arms: bool = Field(
+        default=True,
+        strict=True,
+        description="Where a condition has a `budget`: add what the file does not have of the untouched "
+        "model, a system prompt alone (the first one of each trait of `trait_scores`), and a random "
+        "direction at each budget.",
+    )
     seed: Seed = Field(default=0, description="Seed of everything that is drawn at random.")
     seeds: Seeds | None = Field(
         default=None,
@@ -132,9 +140,20 @@ class ExperimentFields(InterventionSpec):
         default=None,
         description="What generates and scores; left out: transformers, in this process.",
     )
+    report_to: ReportTo | None = Field(
+        default=None,
+        description="Trackers that are told the curves of what is trained, by step, and the measures of "
+        "every condition and point of a sweep, as a run each: `tensorboard` (files under `tensorboard/` in "
+        "the results' folder), `wandb`, `trackio`, `mlflow` (each where its own settings say).",
+    )
     output: Text | None = Field(
         default=None, description="Folder for the results, relative to the working directory."
     )
+
+    @property
+    def trackers(self) -> tuple[Tracker, ...]:
+        """The trackers of `report_to`; empty without any."""
+        return trackers_of(self.report_to)
 
     @property
     def fits(self) -> tuple[BaseRecipe, ...]:

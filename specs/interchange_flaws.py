@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from subvene.specs._flaws import Flaw, nearest, one_of
@@ -11,7 +11,7 @@ from subvene.specs.experiment_fields import ExperimentFields
 from subvene.specs.interventions import PyveneSpec
 from subvene.specs.kinds import DASSpec, InterchangeSpec
 from subvene.specs.positions import LastTokens, Positions, TokenIndices
-from subvene.specs.sources import SourceRef
+from subvene.specs.sources import SourceRef, SourceSpec
 
 if TYPE_CHECKING:
     from subvene.specs.recipes.das import PlaceSpec
@@ -57,6 +57,8 @@ def cell_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
             as_trained = f", as the cell {declared.state.key} was trained"
             for loc, shown, given in _elsewhere(declared, recipe.places[cell[1]], recipe.site, cell[0]):
                 yield Flaw(("interventions", i, *loc), f"{shown}{as_trained}", None, found=given)
+            for loc, shown, found in _other_input(declared, recipe, spec.sources):
+                yield Flaw(loc, f"{shown}{as_trained}", found)
 
 
 def _elsewhere(
@@ -80,6 +82,22 @@ def _elsewhere(
         yield ("source", "positions"), _in_words(place.source), _in_words(read)
     if ref.pair != place.pair:
         yield ("source", "pair"), repr(place.pair), repr(ref.pair)
+
+
+def _other_input(
+    declared: PyveneSpec, recipe: DASSpec, sources: Mapping[str, SourceSpec]
+) -> Iterator[tuple[tuple[str, ...], str, object]]:
+    """Where rows give an artifact another input than the cell's: the field, what is wanted, what is there."""
+    if not isinstance(declared.source, SourceRef):
+        return
+    name = declared.source.origin
+    read = sources.get(name)
+    if read is None or read.column is None:
+        return
+    if read.column != recipe.data.source:
+        yield ("sources", name, "column"), repr(recipe.data.source), read.column
+    if read.chat not in (None, recipe.data.chat):
+        yield ("sources", name, "chat"), str(recipe.data.chat).lower(), read.chat
 
 
 def _plain(rule: Positions) -> Positions:

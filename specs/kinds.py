@@ -12,6 +12,7 @@ STANDS_FOR = {
     "ContrastPrompts": "subvene.specs.pairs",
     "CounterfactualsSpec": "subvene.specs.counterfactuals",
     "DASSpec": "subvene.specs.recipes.das",
+    "DivergenceSpec": "subvene.specs.evaluations.divergence",
     "FactsFile": "subvene.specs.facts",
     "InterchangeSpec": "subvene.specs.evaluations.interchange",
     "LocalizationSpec": "subvene.specs.evaluations.localization",
@@ -32,6 +33,7 @@ STANDS_FOR = {
 
 if TYPE_CHECKING:
     from subvene.specs.counterfactuals import CounterfactualsSpec as CounterfactualsSpec
+    from subvene.specs.evaluations.divergence import DivergenceSpec as DivergenceSpec
     from subvene.specs.evaluations.divergence import TextsSpec as TextsSpec
     from subvene.specs.evaluations.interchange import InterchangeSpec as InterchangeSpec
     from subvene.specs.evaluations.localization import LocalizationSpec as LocalizationSpec

@@ -30,6 +30,8 @@ def localization_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
             return
         if isinstance(evaluation, TruthfulQASpec | DivergenceSpec) and evaluation.seeds is not None:
             yield Flaw(("evaluate", i, "seeds"), "nothing beside localization", evaluation.seeds)
+        if isinstance(evaluation, DivergenceSpec) and evaluation.validation is not None:
+            yield Flaw(("evaluate", i, "validation"), "nothing beside localization", evaluation.validation)
     if not counts[TruthfulQASpec]:
         yield Flaw(("evaluate",), _BESIDE, None, found="no truthfulqa entry")
     yield from _flaws_of_fit(spec)

@@ -77,6 +77,15 @@ def _template_variables(variables: dict[str, JsonValue]) -> dict[str, JsonValue]
     return variables
 
 
+_QUANTIZATION = "a mapping with `quant_method`, as transformers' `quantization_config`"
+
+
+def _quantization(fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    if not isinstance(fields.get("quant_method"), str):
+        raise PydanticCustomError("quantization", "quantization")
+    return fields
+
+
 class ModelSpec(SpecModel):
     """The model whose activations are edited."""
 
@@ -111,6 +120,14 @@ class ModelSpec(SpecModel):
     )
     attn_implementation: Text | None = Field(
         default=None, description="transformers' attention implementation, such as `eager` or `sdpa`."
+    )
+    quantization_config: (
+        Annotated[dict[str, JsonValue], AfterValidator(_quantization), Expect(_QUANTIZATION)] | None
+    ) = Field(
+        default=None,
+        description="How weights are quantised while they are loaded, as transformers has it: "
+        "`{quant_method: bitsandbytes, load_in_4bit: true}`, `{quant_method: quanto, weights: int8}`. "
+        "Nothing can be baked into such weights.",
     )
     chat_template_kwargs: (
         Annotated[dict[str, JsonValue], AfterValidator(_template_variables), Expect(_VARIABLES)] | None

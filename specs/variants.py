@@ -136,7 +136,7 @@ def condition_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
     for i, condition in enumerate(spec.conditions):
         loc: Loc = ("conditions", i)
         flaws = list(_own_flaws(spec, condition, loc, names, earlier))
-        flaws = flaws or list(_value_flaws(spec, condition, loc))
+        flaws = flaws or list(_value_flaws(spec, condition, loc)) or list(_budget_flaws(spec, condition, loc))
         yield from flaws
         if flaws:
             return  # what starts from a faulty condition cannot be checked
@@ -173,11 +173,52 @@ def _own_flaws(
         for j, name in enumerate(condition.interventions):
             if name not in names:
                 yield Flaw((*loc, "interventions", j), one_of(names), name, hint=nearest(name, names))
-    if condition.choose is not None and condition.sweep is None:
-        yield Flaw((*loc, "choose"), "nothing, since there is no `sweep`", None, found="choose")
+    if (choose := condition.choose) is not None:
+        if condition.sweep is None and (choose.budget is None or choose.by is not None):
+            field = "choose" if choose.budget is None else "by"
+            place = (*loc, "choose") if choose.budget is None else (*loc, "choose", "by")
+            yield Flaw(place, "nothing, since there is no `sweep`", None, found=field)
+        if condition.sweep is not None and choose.by is None:
+            expected = "the metric by which a point of `sweep` is chosen"
+            yield Flaw((*loc, "choose", "by"), expected, None, "missing_field")
     for path in condition.sweep or {}:
         if path in condition.set:
             yield Flaw((*loc, "set", path), "nothing, since `sweep` has this field", condition.set[path])
+
+
+def strengths(
+    spec: ExperimentFields,
+    condition: ConditionSpec,
+    point: Point,
+    inherited: Mapping[str, Point] | None = None,
+) -> dict[str, float | tuple[float, ...]]:
+    """Returns the strength of each intervention of a condition at one point, by its path: `NAME.strength`."""
+    declared = variant(spec, condition, point, inherited)
+    if declared is None:
+        return {}
+    named = next(
+        (one.interventions for one in reversed(chain(spec, condition)) if one.interventions != "all"), None
+    )
+    names = named or [intervention_name(spec, i) for i in range(len(spec.interventions))]
+    return {
+        f"{name}.{type(one).also_called.get('strength', 'strength')}": one.strength
+        for name, one in zip(names, declared.interventions, strict=True)
+    }
+
+
+def _budget_flaws(spec: ExperimentFields, condition: ConditionSpec, loc: Loc) -> Iterator[Flaw]:
+    """Yields why the strengths of a condition cannot be searched for."""
+    if condition.choose is None or condition.choose.budget is None:
+        return
+    place = (*loc, "choose", "budget")
+    found = strengths(spec, condition, points(condition)[0])
+    if not found:
+        yield Flaw(place, "nothing, since no intervention acts here", None, found="budget")
+    for path, value in found.items():
+        if path in (condition.sweep or {}):
+            yield Flaw((*loc, "sweep", path), "nothing, since `budget` finds this strength", None, found=path)
+        elif isinstance(value, tuple) or value == 0:
+            yield Flaw(place, f"one number other than 0 as {path}, which it multiplies", value)
 
 
 def _value_flaws(spec: ExperimentFields, condition: ConditionSpec, loc: Loc) -> Iterator[Flaw]:

@@ -78,7 +78,8 @@ def test_wheel_holds_every_module_and_no_other_top_level_name(tmp_path: Path) ->
     paths = {str(path.relative_to(ROOT)) for folder in FOLDERS for path in sources(folder)}
     expected = {f"subvene/{path.replace(f'runner/{FACE}/', '')}" for path in paths}
     expected |= {f"subvene/{folder}/py.typed" for folder in FOLDERS}
-    expected |= {f"subvene/runner/reports/page.{kind}" for kind in ("html", "css", "js")}
+    for pages in ("reports", "engines/playground"):
+        expected |= {f"subvene/runner/{pages}/page.{kind}" for kind in ("html", "css", "js")}
     expected |= {f"subvene/runner/judges/data/{name}" for name in ("judge.json", "classifier.safetensors")}
     expected |= {f"subvene/runner/data/{name}" for name in ("neutral.txt", "truthfulqa/primer.txt")}
     expected.add("subvene/runner/measures/multiple_choice.json")

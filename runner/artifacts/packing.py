@@ -76,7 +76,7 @@ def _packed_gate(packed: _Packed, when: Gate, intervenable: IntervenableModel, e
     def put(gate: MeasuredGate, ref: TensorRef) -> TensorRef:
         reading = next(readings)
         key, _ = packed.put(ref.key, lambda key: _on_cpu(reading.stored(key)), gate.layer is None)
-        return TensorRef(file=TENSORS, key=key)
+        return ref.model_copy(update={"file": TENSORS, "key": key})
 
     return when.with_refs(put)
 
@@ -113,9 +113,9 @@ def with_file(spec: InterventionSpec, file: str | None) -> InterventionSpec:
     interventions = []
     for declared in spec.interventions:
         update: dict[str, Any] = {
-            name: TensorRef(file=file, key=ref.key) for name, ref in declared.tensor_refs()
+            name: ref.model_copy(update={"file": file}) for name, ref in declared.tensor_refs()
         }
         if declared.when is not None:
-            update["when"] = declared.when.with_refs(lambda _, ref: TensorRef(file=file, key=ref.key))
+            update["when"] = declared.when.with_refs(lambda _, ref: ref.model_copy(update={"file": file}))
         interventions.append(declared.model_copy(update=update))
     return spec.model_copy(update={"interventions": tuple(interventions)})

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from subvene.specs import ExperimentSpec, InterventionSpec, SubveneError, load_spec
 
@@ -32,7 +35,7 @@ class Source:
     @property
     def folder(self) -> Path:
         """Where relative tensor files are."""
-        return self.path if self.artifact else self.path.parent
+        return self.artifact.folder if self.artifact else self.path.parent
 
     @property
     def is_unfitted(self) -> bool:
@@ -83,6 +86,28 @@ def open_source(path: Path) -> Source:
             f"{path}: a folder without {artifact.SPEC}: neither an artifact nor the output of a run"
         )
     return Source(path, load_spec(path))
+
+
+def open_artifacts(named: Sequence[str]) -> dict[str, Source]:
+    """Sources that have artifacts, by name: of each the `NAME` of `NAME=ARTIFACT`, or its folder's.
+
+    Raises:
+        typer.BadParameter: one is a spec file, or two have one name.
+        SubveneError: there is no such thing, or it is not valid.
+    """
+    found: dict[str, Source] = {}
+    for text in named:
+        name, equals, folder = text.partition("=")
+        source = open_source(Path(folder if equals else text))
+        if source.artifact is None:
+            raise typer.BadParameter(
+                f"{text}: a spec file; fit it first (subvene fit), and give the artifact"
+            )
+        name = name if equals else Path(text).name
+        if name in found:
+            raise typer.BadParameter(f"two artifacts are called {name!r}; give one another NAME=")
+        found[name] = source
+    return found
 
 
 def experiment(path: Path, need: str, engine: str | None = None) -> ExperimentSpec:

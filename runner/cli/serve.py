@@ -17,7 +17,7 @@ from subvene.runner.cli._options import (
     Model,
     model_overrides,
 )
-from subvene.runner.cli._source import open_source
+from subvene.runner.cli._source import open_artifacts
 from subvene.specs import ModelSpec
 
 
@@ -68,7 +68,11 @@ def serve(
     )
     first = next((i for i, text in enumerate(artifacts) if text.startswith("-")), len(artifacts))
     names, options = artifacts[:first], artifacts[first:]
-    folders, base = _opened(names)
+    if not names:
+        raise typer.BadParameter("name an artifact before vLLM's options")
+    opened = open_artifacts(names)
+    folders = {name: source.path for name, source in opened.items()}
+    base = next(iter(opened.values())).spec.model
     from subvene.runner.engines.vllm.versions import installed
 
     if engine is Engine.vllm or (engine is Engine.auto and installed()):
@@ -93,27 +97,6 @@ def serve(
     err().print(f"serving {', '.join(folders)} at {address} (Ctrl-C ends it)", markup=False, soft_wrap=True)
     with listening:
         listening.serve_forever()
-
-
-def _opened(artifacts: list[str]) -> tuple[dict[str, Path], ModelSpec]:
-    """Name → folder, and the model of the first."""
-    folders: dict[str, Path] = {}
-    base: ModelSpec | None = None
-    for text in artifacts:
-        name, equals, folder = text.partition("=")
-        source = open_source(Path(folder if equals else text))
-        if source.artifact is None:
-            raise typer.BadParameter(
-                f"{text}: a spec file; fit it first (subvene fit), and serve the artifact"
-            )
-        name = name if equals else Path(text).name
-        if name in folders:
-            raise typer.BadParameter(f"two artifacts are called {name!r}; give one another NAME=")
-        folders[name] = source.path
-        base = base or source.artifact.spec.model
-    if base is None:
-        raise typer.BadParameter("name an artifact before vLLM's options")
-    return folders, base
 
 
 def _in_vllm(

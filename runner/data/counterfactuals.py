@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -203,11 +204,23 @@ def _row(row: Any, where: str, spec: CounterfactualsSpec) -> Counterfactual:
         column = getattr(spec, name)
         if name in spec.model_fields_set or row.get(column) not in (None, ""):
             own[name] = _text(row, where, column)
+        elif column not in row and (meant := _misspelt(column, row, spec)):
+            raise CounterfactualError(
+                f"{where}: the column {meant!r} is read by nobody; if it is meant as {column!r}, rename it "
+                f"or say `{name}: {meant}` beside the file; if not, give it a name that is less like it"
+            )
         else:
             own[name] = None
     return Counterfactual(
         where, **texts, base_label=own["base_label"], source_label=own["source_label"], columns=dict(row)
     )
+
+
+def _misspelt(column: str, row: Mapping[str, Any], spec: CounterfactualsSpec) -> str | None:
+    """A column that is called almost as an optional one, and is none of those that are read."""
+    read = {getattr(spec, name) for name in ("base", "source", "label", "base_label", "source_label")}
+    close = get_close_matches(column, [str(name) for name in row if name not in read], n=1, cutoff=0.85)
+    return close[0] if close else None
 
 
 def _text(row: Mapping[str, Any], where: str, column: str) -> str:

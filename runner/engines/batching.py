@@ -96,11 +96,14 @@ class Job:
             self.pieces.put(None)
 
 
-def why_not_batched(plain: IntervenedModel, edits: Sequence[IntervenedModel]) -> str | None:
+def why_not_batched(
+    plain: IntervenedModel, edits: Sequence[IntervenedModel], *, measured: bool = False
+) -> str | None:
     """Why requests are answered one by one; None if they can be batched."""
     if (reason := why_not_forked(plain.model)) is not None:
         return reason
-    if asked := sorted(set(measured_options(plain.model)) - _SAMPLING):
+    asked = sorted(set(measured_options(plain.model)) - _SAMPLING)
+    if asked and not measured:
         return f"the model's generation_config asks for {', '.join(asked)}"
     for m in edits:
         if any(ref.file is not None for _, ref in m.spec.tensor_refs()):

@@ -33,7 +33,8 @@ def does(
         strength = type(declared).also_called.get("strength", "strength")
         fields = declared.model_dump(mode="json", exclude={"name", strength})
         for field, ref in declared.tensor_refs():
-            fields[field] = ref.key
+            said = ref.model_dump(mode="json", exclude={"file"}, exclude_none=True)
+            fields[field] = ref.key if said.keys() == {"key"} else said
             keys.add(ref.key)
             if ref.file is not None and folder is not None:
                 tensors |= load_tensors(folder / ref.file)

@@ -19,6 +19,7 @@ from subvene.runner.edits.compile import entry_name
 from subvene.runner.engines.admission import Wish, Wishes
 from subvene.runner.engines.batching import Batcher, Edit, Job, Streamer, why_not_batched
 from subvene.runner.engines.errors import EngineError, RequestError
+from subvene.runner.intervened.measured import measured_options
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.rollouts import row_seed
 from subvene.runner.intervened.scoring import log_normalizer
@@ -39,6 +40,8 @@ class Sampling:
         n: answers.
         stop: texts that end an answer.
         stop_token_ids: token ids that do, beside the model's own.
+        measured: whether nothing counts of what the checkpoint's generation_config asks for, as in what is
+            measured (`intervened.measured`).
     """
 
     max_tokens: int
@@ -48,6 +51,7 @@ class Sampling:
     n: int
     stop: tuple[str, ...]
     stop_token_ids: tuple[int, ...] = ()
+    measured: bool = False
 
     def options(self) -> dict[str, Any]:
         """As keywords of transformers' `generate`."""
@@ -161,7 +165,8 @@ class InProcess:
             sampling.stop,
             frozenset(sampling.stop_token_ids),
         )
-        if (reason := why_not_batched(self.plain, [edit.m for edit in edits])) is None:
+        reason = why_not_batched(self.plain, [edit.m for edit in edits], measured=sampling.measured)
+        if reason is None:
             self.batcher.answer(job, write)
         else:
             self._alone(job, sampling, reason, write)
@@ -248,7 +253,7 @@ class InProcess:
                     pad_token_id=pad_id_of(self.tokenizer),
                     tokenizer=self.tokenizer if sampling.stop else None,
                     streamer=None if write is None else Streamer(self.tokenizer, write, skip_prompt=True),
-                    **sampling.options(),
+                    **self._options(sampling),
                 )
                 job.receipt = m.receipt.to_dict() if m.receipt and not m.is_disabled else []
             except BaseException as error:
@@ -262,6 +267,10 @@ class InProcess:
         self.batcher.alone(work)
         if job.error is not None:
             raise job.error
+
+    def _options(self, sampling: Sampling) -> dict[str, Any]:
+        options = sampling.options()
+        return measured_options(self.plain.model, **options) if sampling.measured else options
 
     def _answers(self, job: Job, sampling: Sampling) -> Answers:
         texts, finished = [], []
@@ -279,7 +288,7 @@ class InProcess:
             names = ", ".join(self.artifacts)
             raise RequestError(f"no artifact is called {wish.artifact!r}; there are: {names}")
         m = self.artifacts[wish.artifact]
-        strengths = _strengths(wish, m)
+        strengths = strengths_of(wish, m)
         for i, one in enumerate(m.spec.interventions):
             if needs_length(rule := wish.positions or one.positions) and not scores:
                 raise RequestError(
@@ -310,7 +319,12 @@ def _named(
     return [{"artifact": name, **one} for name, one in zip(artifacts, receipt, strict=True)]
 
 
-def _strengths(wish: Wish, m: IntervenedModel) -> dict[str, float]:
+def strengths_of(wish: Wish, m: IntervenedModel) -> dict[str, float]:
+    """The strengths that a wish gives, by the interventions' names.
+
+    Raises:
+        RequestError: there is no such intervention, or it is not said of which it is.
+    """
     names = [entry_name(m.spec, i) for i in range(len(m.spec.interventions))]
     if wish.strength is None:
         if unknown := sorted(set(wish.strengths or {}) - set(names)):

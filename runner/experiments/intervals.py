@@ -149,7 +149,7 @@ def intervals_of(cells: Sequence[Condition], folds: int = 1) -> Intervals:
     samples = {
         label: {metric: _Sample(own, metric, folds) for cell in own for metric in cell.metrics}
         for label, own in grouped.items()
-        if not any(cell.not_finite for cell in own)
+        if not any(cell.not_finite or cell.out_of_reach for cell in own)
     }
     against = next(iter(grouped), None)
     first = {} if against is None else samples.get(against, {})

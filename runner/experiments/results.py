@@ -114,6 +114,7 @@ class Condition(Record):
         items: what was measured of each question.
         artifact: where it was kept, relative to the run's folder; None if it was not.
         not_finite: why there are no numbers; None where there are.
+        out_of_reach: why it could not be brought to its budget, and so has no numbers; None where it was.
         details: what only its study knows of it.
     """
 
@@ -130,6 +131,7 @@ class Condition(Record):
     items: tuple[Item, ...] = ()
     artifact: str | None = None
     not_finite: str | None = None
+    out_of_reach: str | None = None
     details: dict[str, JsonValue] = {}
 
     @property
@@ -158,12 +160,14 @@ class Tried(Record):
         value: of the metric; None where it has none.
         n: how many questions it is over.
         not_finite: why there is none.
+        out_of_reach: why it could not be brought to the budget.
     """
 
     point: Point
     value: float | None = None
     n: int = 0
     not_finite: str | None = None
+    out_of_reach: str | None = None
 
 
 class Choice(Record):

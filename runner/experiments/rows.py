@@ -32,10 +32,15 @@ METRICS: dict[str, str] = _Titles(
     }
 )
 """What is measured, in the order of the table, and what the table calls it; others stand behind these."""
-LOWER_IS_BETTER = ("ce", "kl")
-"""From 0 without a bound; of all others more is better."""
+LOWER_IS_BETTER = ("ce", "kl", "over_refusal")
+"""From 0; of all others more is better, but of those that `is_lower_better` knows by how they end."""
 _NOT_SHOWN = ("empty",)
 """What stands in the table of cells alone."""
+
+
+def is_lower_better(metric: str) -> bool:
+    """Whether less of a metric is better: of costs, and of the likelihood of answers without a trait."""
+    return metric in LOWER_IS_BETTER or metric.endswith("_opposed_logp")
 
 
 def in_order(metrics: Iterable[str]) -> list[str]:
@@ -55,6 +60,7 @@ class Row:
         metrics: by name; `n` is the number of cells, `sd` their deviation (None for one cell).
         missing: how many verdicts the judge still owes.
         not_finite: why there are no metrics; None where there are.
+        out_of_reach: why there are none since a budget is not met; None where there are.
     """
 
     condition: str
@@ -63,6 +69,14 @@ class Row:
     metrics: dict[str, Metric] = field(default_factory=dict)
     missing: int = 0
     not_finite: str | None = None
+    out_of_reach: str | None = None
+
+    @property
+    def without_numbers(self) -> str | None:
+        """What stands in the place of its numbers; None where there are some."""
+        if self.not_finite is not None:
+            return "not finite"
+        return None if self.out_of_reach is None else "budget not met"
 
     @property
     def n(self) -> int:
@@ -81,8 +95,10 @@ def rows(conditions: Iterable[Condition]) -> list[Row]:
     for label, cells in by_label(conditions).items():
         # A mean over the seeds and folds that stayed finite would be a mean over other questions.
         broken = next((cell.not_finite for cell in cells if cell.not_finite), None)
+        missed = next((cell.out_of_reach for cell in cells if cell.out_of_reach), None)
+        whole = cells if broken is None and missed is None else ()
         metrics = {}
-        for name in in_order(name for cell in cells for name in cell.metrics) if broken is None else ():
+        for name in in_order(name for cell in whole for name in cell.metrics):
             measured = [cell for cell in cells if name in cell.metrics]
             weights = [_weight(cell, name) for cell in measured]
             metrics[name] = _over_cells([cell.metrics[name].mean for cell in measured], weights)
@@ -90,7 +106,7 @@ def rows(conditions: Iterable[Condition]) -> list[Row]:
             product = metrics["true"].mean * metrics["info"].mean
             metrics["true_info"] = metrics["true_info"].model_copy(update={"mean": product})
         first, missing = cells[0], sum(cell.missing for cell in cells)
-        table.append(Row(first.name, label, first.point, metrics, missing, broken))
+        table.append(Row(first.name, label, first.point, metrics, missing, broken, missed))
     return table
 
 

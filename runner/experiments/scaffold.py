@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from subvene.runner.experiments.elsewhere import Executor, Job, run_elsewhere
+from subvene.runner.experiments.reported import report_results
 from subvene.runner.experiments.results import Results
 from subvene.runner.experiments.run_folder import check_run_folder, run_folder
 from subvene.runner.experiments.study import Publish, Step, Study
+from subvene.runner.files.reporting import reporting
 from subvene.runner.models.anatomy import sizes_from_config
 from subvene.runner.models.identity import hashed_once
 from subvene.runner.models.loading import load_config, load_model, with_overrides
@@ -65,6 +67,8 @@ def run_study(
     spec = with_overrides(spec, overrides)
     if executor is not None and kind.here is not None:
         raise SubveneError(f"{kind.what} is run in this process, without --executor: {kind.here}")
+    if executor is not None and spec.trackers:
+        raise SubveneError("report_to: trainings are told from this process; run it without --executor")
     if executor is not None and spec.engine is not None:
         raise SubveneError(f"engine: {spec.engine.words} does the units of work; run it without --executor")
     check_run_folder(output, kind.what)
@@ -79,6 +83,8 @@ def run_study(
             job = Job(kind, spec, os.path.abspath(folder), os.getcwd(), overrides)
             workers = stack.enter_context(executor.workers(job))
         ledger = stack.enter_context(run_folder(output, manifest, dump_spec(spec)))
+        told_to = reporting(spec.trackers, output.absolute().name, output / "tensorboard")
+        stack.enter_context(told_to)
         step("planned", study.units())
         model, tokenizer = load_model(spec.model, **overrides)
         # Every study leaves the weights as they are: arms are hooks, adapters beside them, or copies.
@@ -89,6 +95,7 @@ def run_study(
         else:
             found = run_elsewhere(workers, lambda told: kind(spec, folder, sizes, told), opened, step)
         results = found.model_copy(update={"manifest": manifest})
+        report_results(results, ledger)
         results.save(output)
         publish(output, results)
     step("finished", results)

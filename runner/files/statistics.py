@@ -55,6 +55,14 @@ class Tested:
     p: float | None
 
 
+def share_interval(count: int, n: int, level: float) -> tuple[float, float]:
+    """Wilson's interval of a share, count of n."""
+    from scipy.stats import binomtest
+
+    bounds = binomtest(count, n).proportion_ci(level, method="wilson")
+    return float(bounds.low), float(bounds.high)
+
+
 def paired_t(values: Sequence[float], others: Sequence[float]) -> Tested | None:
     """The paired t-test of values against others, two-sided; None with fewer than two pairs."""
     from scipy import stats

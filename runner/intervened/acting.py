@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.intervened.loaded import LoadedModel
 
 
-def acting(m: IntervenedModel) -> tuple[str, ...]:
+def acting(m: LoadedModel) -> tuple[str, ...]:
     """Whose doing it is what a model's calls give: its interventions, or what its weights were made into.
 
     None where it is disabled, or `IntervenedModel.plain` with the weights that were loaded.

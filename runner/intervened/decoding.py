@@ -12,7 +12,7 @@ from subvene.runner.edits.not_finite import check_finite, rows_named
 from subvene.runner.edits.receipt import Receipt, merged
 from subvene.runner.edits.strengths import Strength
 from subvene.runner.intervened.acting import acting
-from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.intervened.loaded import LoadedModel
 from subvene.runner.models.forked_cache import select
 
 # Rows that have ended are dropped once they are so large a part of a batch: dropping copies the cache.
@@ -40,7 +40,7 @@ class Decoding:
 
 @torch.no_grad()
 def decode(
-    m: IntervenedModel,
+    m: LoadedModel,
     begin: Decoding,
     *,
     strengths: Mapping[str, Strength] | None,

@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
 from subvene.runner.data.text import Messages, prompt_ids, reply_ids
 from subvene.runner.edits.finite_points import over_finite_points
-from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.intervened.loaded import LoadedModel
 from subvene.runner.intervened.rollouts import Row, rollouts
 from subvene.runner.intervened.scoring import log_probs
 from subvene.specs import InterventionSpec, ModelSpec, SteeringSpec, SubveneError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_Model = TypeVar("_Model", bound=LoadedModel)
 
 Point = tuple[int, float]
 UNEDITED: Point = (-1, 0.0)
@@ -51,7 +53,7 @@ class SweptCell:
 
 
 @dataclass(frozen=True)
-class LayerSweep:
+class LayerSweep(Generic[_Model]):
     """What a sweep gave.
 
     Attributes:
@@ -60,7 +62,7 @@ class LayerSweep:
         cells: by layer, then by coefficient.
     """
 
-    swept: IntervenedModel
+    swept: _Model
     prompts: tuple[str | Messages, ...]
     cells: tuple[SweptCell, ...]
 
@@ -102,12 +104,12 @@ class LayerSweep:
             )
         return max(able, key=lambda cell: (cell.preference, -abs(cell.coefficient)))
 
-    def at(self, layer: int, coefficient: float) -> IntervenedModel:
+    def at(self, layer: int, coefficient: float) -> _Model:
         """The model with its vector at a layer and a coefficient of the sweep, to be used or saved."""
         cell, m = self[layer, coefficient], self.swept
         entry = steering_of(m).model_copy(update={"layer": cell.layer, "coefficient": cell.coefficient})
         spec = m.spec.model_copy(update={"interventions": (entry,)})
-        return IntervenedModel.from_spec(
+        return type(m).from_spec(
             spec, model=m.model, tokenizer=m.tokenizer, tensors=m.tensors, provenance=m.provenance
         )
 
@@ -139,15 +141,15 @@ def panel(
     steering: SteeringSpec,
     layers: Sequence[int],
     tensors: Mapping[str, torch.Tensor],
-    plain: IntervenedModel,
-) -> IntervenedModel:
+    plain: _Model,
+) -> _Model:
     """A model with one steering intervention per layer, all off; a row turns on the one that it needs."""
     entries = [
         steering.model_copy(update={"name": layer_name(layer), "layer": layer, "coefficient": 0.0})
         for layer in layers
     ]
     spec = InterventionSpec(subvene=1, model=ModelSpec(name="swept"), interventions=tuple(entries))
-    return IntervenedModel.from_spec(spec, model=plain.model, tokenizer=plain.tokenizer, tensors=tensors)
+    return type(plain).from_spec(spec, model=plain.model, tokenizer=plain.tokenizer, tensors=tensors)
 
 
 def layer_name(layer: int) -> str:
@@ -161,7 +163,7 @@ def strengths_at(point: Point) -> dict[str, float]:
     return {layer_name(layer): coefficient} if coefficient else {}
 
 
-def steering_of(m: IntervenedModel) -> SteeringSpec:
+def steering_of(m: LoadedModel) -> SteeringSpec:
     """The one steering intervention of a model.
 
     Raises:
@@ -175,7 +177,7 @@ def steering_of(m: IntervenedModel) -> SteeringSpec:
 
 
 def sweep(
-    m: IntervenedModel,
+    m: _Model,
     prompts: Sequence[str | Messages],
     *,
     layers: Sequence[int],
@@ -183,7 +185,7 @@ def sweep(
     contrasts: Sequence[Contrast] = (),
     max_new_tokens: int = 32,
     batch_size: int = 32,
-) -> LayerSweep:
+) -> LayerSweep[_Model]:
     """Answer prompts, and score contrasts, at every layer and coefficient; see `IntervenedModel.sweep`."""
     steering, layers = steering_of(m), list(dict.fromkeys(layers))
     _check_layers(m, steering, layers)
@@ -206,7 +208,7 @@ def sweep(
     return LayerSweep(m, tuple(prompts), tuple(cells))
 
 
-def _check_layers(m: IntervenedModel, steering: SteeringSpec, layers: Sequence[int]) -> None:
+def _check_layers(m: LoadedModel, steering: SteeringSpec, layers: Sequence[int]) -> None:
     key, site = steering.vector.key, steering.site
     there = [layer for layer in range(m.config.get_text_config().num_hidden_layers)
              if f"{key}.{site}[{layer}]" in m.tensors]  # fmt: skip
@@ -218,7 +220,7 @@ def _check_layers(m: IntervenedModel, steering: SteeringSpec, layers: Sequence[i
 
 
 def _answers(
-    edited: IntervenedModel,
+    edited: LoadedModel,
     prompts: Sequence[str | Messages],
     points: Sequence[Point],
     max_new_tokens: int,
@@ -249,7 +251,7 @@ def _answers(
 
 
 def _preferences(
-    edited: IntervenedModel, contrasts: Sequence[Contrast], points: Sequence[Point], batch_size: int
+    edited: LoadedModel, contrasts: Sequence[Contrast], points: Sequence[Point], batch_size: int
 ) -> tuple[dict[Point, float], dict[Point, str]]:
     """Mean log-ratio of the contrasts' answers by point, and the points that are not finite."""
     pairs = []

@@ -35,8 +35,8 @@ from subvene.runner.edits.receipt import Receipt, check_together
 from subvene.runner.files.progress import track
 from subvene.runner.intervened.acting import acting
 from subvene.runner.intervened.decoding import Decoding, decode
+from subvene.runner.intervened.loaded import LoadedModel
 from subvene.runner.intervened.measured import measured_options
-from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.own_sampling import OwnSampling
 from subvene.runner.models.devices import input_device
 from subvene.runner.models.forked_cache import continued, empty, why_not_forked
@@ -103,7 +103,7 @@ def row_seed(*identity: Any) -> int:
 
 @torch.no_grad()
 def rollouts(
-    m: IntervenedModel, rows: Sequence[Row], *, batch_size: int = 64, description: str = "responses"
+    m: LoadedModel, rows: Sequence[Row], *, batch_size: int = 64, description: str = "responses"
 ) -> tuple[list[Rollout], list[Receipt]]:
     """Generate every row's response.
 
@@ -151,7 +151,7 @@ def rollouts(
     return [rollout for rollout in found if rollout is not None], receipts
 
 
-def _rules(m: IntervenedModel) -> dict[str, Positions]:
+def _rules(m: LoadedModel) -> dict[str, Positions]:
     """Intervention name → its position rule; none for a disabled model."""
     if m.is_disabled:
         return {}
@@ -171,7 +171,7 @@ class Batch:
         ended: of each row whether the model ended it.
     """
 
-    def __init__(self, m: IntervenedModel, rows: Sequence[Row]) -> None:
+    def __init__(self, m: LoadedModel, rows: Sequence[Row]) -> None:
         self.m = m
         self.rows = rows
         self.pad_id = pad_id_of(m.tokenizer)

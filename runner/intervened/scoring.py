@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,12 +13,27 @@ from subvene.runner.edits.not_finite import check_finite, rows_named
 from subvene.runner.edits.receipt import Receipt, check_together
 from subvene.runner.files.progress import track
 from subvene.runner.intervened.acting import acting
-from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.intervened.loaded import LoadedModel
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Scores:
+    """Of given responses.
+
+    Attributes:
+        totals: Float64[pairs], Σ log p of each response's tokens, nats.
+        likeliest: Bool[pairs], whether each token of a response is the likeliest where it stands; None where
+            nobody asked.
+        receipts: of each batch.
+    """
+
+    totals: torch.Tensor
+    likeliest: torch.Tensor | None
+    receipts: list[Receipt]
+
+
 def log_probs(
-    m: IntervenedModel,
+    m: LoadedModel,
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     *,
     strengths: Mapping[str, Sequence[float]] | None = None,
@@ -41,8 +57,24 @@ def log_probs(
         NotSteeredError: an intervention acted on none of the pairs.
         NotFiniteError: a sum is not finite; its `rows` are indices of pairs.
     """
+    found = scores(m, pairs, strengths=strengths, batch_size=batch_size, description=description)
+    return found.totals, found.receipts
+
+
+@torch.no_grad()
+def scores(
+    m: LoadedModel,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    strengths: Mapping[str, Sequence[float]] | None = None,
+    batch_size: int = 16,
+    description: str = "scoring",
+    likeliest: bool = False,
+) -> Scores:
+    """As `log_probs`, and whether each response is what greedy decoding would give, if `likeliest`."""
     refuse_empty(pairs)
     totals = torch.zeros(len(pairs), dtype=torch.float64)
+    is_likeliest = torch.ones(len(pairs), dtype=torch.bool) if likeliest else None
     receipts: list[Receipt] = []
     batches = by_length([len(prompt) + len(response) for prompt, response in pairs], batch_size)
     for chosen in track(batches, description):
@@ -66,10 +98,13 @@ def log_probs(
         slots = torch.arange(first + 1, batch.input_ids.shape[1])
         is_response = slots >= batch.prompt_lengths.unsqueeze(1)
         is_real = batch.attention_mask[:, first + 1 :].bool()
-        totals[chosen] = (token_log_p * (is_response & is_real)).sum(1)
+        is_scored = is_response & is_real
+        totals[chosen] = (token_log_p * is_scored).sum(1)
+        if is_likeliest is not None:
+            is_likeliest[chosen] = ((logits.argmax(-1) == targets).cpu() | ~is_scored).all(1)
     check_together(receipts)
     check_finite(totals, "Σ log p", acting(m))
-    return totals, receipts
+    return Scores(totals, is_likeliest, receipts)
 
 
 def refuse_empty(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:

@@ -16,13 +16,18 @@ CONSTANTS = ("It depends.", "There is no scientific evidence for that.", "Nothin
 OTHERS = "best answers of other questions"
 
 
+def label_of(constant: str) -> str:
+    """What tables call a model that always says this."""
+    return f"always “{constant}”"
+
+
 def null_answers(questions: Sequence[Question]) -> Mapping[str, Mapping[str, str]]:
     """Label of the null → key of the question → what it says.
 
     The other question is the one half the list away, in the order of the keys, so that questions that stand
     together in the data, and are about the same thing, do not answer each other.
     """
-    nulls = {f"always “{said}”": {q.key: said for q in questions} for said in CONSTANTS}
+    nulls = {label_of(said): {q.key: said for q in questions} for said in CONSTANTS}
     ordered = sorted(questions, key=lambda q: q.key)
     if len(ordered) > 1:
         half = len(ordered) // 2

@@ -54,7 +54,9 @@ class _Judged(TypedDict):
     missing: NotRequired[Mapping[str, str | None]]
 
 
-class _Scores(TypedDict):
+class Scores(TypedDict):
+    """What a judge says of some answers, and how many verdicts it owes."""
+
     scores: list[_Judged]
     missing: int
 
@@ -202,7 +204,7 @@ def respond(
         "judge": judge.identity(scored([trait])),
         "exchanges": digest([[one.question, one.answer] for one in exchanges]),
     }
-    scores = iter(do(unit, lambda: _scored(exchanges, trait, judge))["scores"])
+    scores = iter(do(unit, lambda: scores_of(exchanges, trait, judge))["scores"])
     empty: _Judged = {"score": None, "coherence": 0.0, "refused": False, "reason": EMPTY}
     responses = [
         _response(one, text, next(scores) if text["text"] else empty)
@@ -276,7 +278,8 @@ def _written(
     }
 
 
-def _scored(exchanges: Sequence[Answer], trait: Trait, judge: Judge) -> _Scores:
+def scores_of(exchanges: Sequence[Answer], trait: Trait, judge: Judge) -> Scores:
+    """What a judge says of answers, for the trait and for coherence."""
     scores = judge.judge(exchanges, shows(trait)) if exchanges else []
     coherences = judge.judge(exchanges, COHERENCE) if exchanges else []
     missing = [

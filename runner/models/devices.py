@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +20,19 @@ def input_device(model: Any) -> torch.device:
                 if (executing := getattr(hook, "execution_device", None)) is not None:
                     return torch.device(executing)
     return torch.device(device)
+
+
+def placed_as(model: Any, load: Callable[..., Any]) -> Any:
+    """What `load` loads, where another model of the same architecture lies: on one device or on several.
+
+    Args:
+        model: the other one.
+        load: takes transformers' `device_map`.
+    """
+    where = getattr(model, "hf_device_map", None) or {}
+    if len(set(where.values())) > 1:
+        return load(device_map=dict(where))
+    return load().to(input_device(model))
 
 
 def is_offloaded(model: torch.nn.Module) -> bool:

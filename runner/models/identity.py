@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 import transformers
 from pydantic import JsonValue
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from subvene.interventions.tensors import UNREADABLE
 from subvene.runner.files.json_value import Fields, Json
@@ -118,9 +119,19 @@ def model_sha256(model: Any) -> str:
                 "model can be kept; load it whole, or go without a `work` folder"
             )
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        content = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(content.view(torch.uint8).numpy().data if content.numel() else b"")
+        for part in _parts(tensor.detach()):
+            content = part.cpu().contiguous().reshape(-1)
+            digest.update(content.view(torch.uint8).numpy().data if content.numel() else b"")
     return digest.hexdigest()
+
+
+def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The plain tensors that a tensor is made of: itself, or of a quantised one values, scales and so on."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _parts(getattr(tensor, name))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import torch
 import transformers
@@ -27,7 +28,12 @@ from subvene.runner.models.pretrained import (
     load_weights,
     read_pretrained,
 )
-from subvene.runner.models.quantization import check_quantization
+from subvene.runner.models.quantization import (
+    check_quantization,
+    check_quantized,
+    plain_fields,
+    quantization_of,
+)
 from subvene.runner.models.softcap import has_softcap, softcap_flaw
 from subvene.runner.models.vocabulary import beyond
 from subvene.specs import InterventionSpec, ModelSpec, SubveneError
@@ -53,6 +59,8 @@ class Fetching(TypedDict, total=False):
 
 
 FETCHING = frozenset(Fetching.__annotations__)
+# How models of this process were fetched, for another process that loads the same.
+_FETCHED: WeakKeyDictionary[torch.nn.Module, Fetching] = WeakKeyDictionary()
 
 
 class _Options(TypedDict, total=False):
@@ -61,6 +69,7 @@ class _Options(TypedDict, total=False):
     dtype: str | torch.dtype
     device_map: str | Mapping[str, str | int]
     attn_implementation: str
+    quantization_config: Any
 
 
 def load_model(
@@ -71,7 +80,8 @@ def load_model(
     Args:
         model: a model reference, or just its name (hub id, local folder, or `package:<module>/<file>.gguf`).
         **overrides: fields of `ModelSpec` that replace the reference's (`dtype="bfloat16"`, `device="cuda"`,
-            `device_map="auto"`, `attn_implementation="eager"`, `revision="…"`); and how a model of the Hub is
+            `device_map="auto"`, `attn_implementation="eager"`, `revision="…"`, `quantization_config=…`, a
+            mapping or transformers' object); and how a model of the Hub is
             fetched, as transformers has it: `cache_dir`, `local_files_only`, `force_download`.
 
     Returns:
@@ -93,18 +103,36 @@ def load_model(
         options["attn_implementation"] = attention
     try:
         check_quantization(config)
+        if spec.quantization_config is not None:
+            options["quantization_config"] = quantization_of(spec.quantization_config, config)
+            # Quantised where they are to be: not every method lets them be moved.
+            options.setdefault("device_map", {"": str(spec.device or _best_device())})
         with status(f"loading {spec.name}", silent=source == spec.name):
             loaded = load_weights(_model_class(config), source, **options, **_revision(spec), **fetching)
+        if spec.quantization_config is not None:
+            check_quantized(loaded)
     except PretrainedError as error:
         raise ModelError(f"model {spec.name!r} cannot be loaded: {error}{_anew(spec, source)}") from error
-    if spec.device_map is None:
+    if "device_map" not in options:
         try:
             loaded = loaded.to(spec.device or _best_device())
         except (RuntimeError, AssertionError) as error:
             raise ModelError(f"model {spec.name!r} cannot be put on {spec.device}: {error}") from error
     tokenizer = load_tokenizer(spec, **fetching)
     check_given(loaded, tokenizer, spec.name)
+    _FETCHED[loaded] = fetching
     return loaded.eval(), tokenizer
+
+
+def where_fetched(model: torch.nn.Module) -> Fetching:
+    """Keywords with which another process finds the files that `load_model` has loaded a model from."""
+    fetching = _FETCHED.get(model, {})
+    found: Fetching = {}
+    if "cache_dir" in fetching:
+        found["cache_dir"] = os.path.abspath(fetching["cache_dir"])
+    if "local_files_only" in fetching:
+        found["local_files_only"] = fetching["local_files_only"]
+    return found
 
 
 def check_given(model: Any, tokenizer: Any, name: str) -> None:
@@ -190,7 +218,7 @@ def _revision(spec: ModelSpec) -> dict[str, str]:
 def with_overrides(spec: _Spec, overrides: dict[str, object]) -> _Spec:
     """The spec with the model that is really loaded; the device stays as it was declared."""
     merged = _spec(spec.model, overrides)
-    names = ("name", "revision", "dtype", "attn_implementation", *CHAT_FIELDS)
+    names = ("name", "revision", "dtype", "attn_implementation", "quantization_config", *CHAT_FIELDS)
     # Only what differs: a field that is set to its default is written out, and one that is left out is not.
     changed = {n: getattr(merged, n) for n in names if getattr(merged, n) != getattr(spec.model, n)}
     return spec.model_copy(update={"model": spec.model.model_copy(update=changed)})
@@ -199,6 +227,8 @@ def with_overrides(spec: _Spec, overrides: dict[str, object]) -> _Spec:
 def _spec(model: ModelSpec | str, overrides: dict[str, object]) -> ModelSpec:
     fields = {"name": model} if isinstance(model, str) else model.model_dump(exclude_none=True)
     overrides = {k: v for k, v in overrides.items() if v is not None and k not in FETCHING}
+    if "quantization_config" in overrides:
+        overrides["quantization_config"] = plain_fields(overrides["quantization_config"])
     if overrides.get("name", fields["name"]) != fields["name"]:
         fields.pop("revision", None)  # of another repository
     # One placement replaces the other: a spec that names a device can still be spread over several.

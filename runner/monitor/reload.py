@@ -17,6 +17,7 @@ from subvene.interventions.positions import names_text
 from subvene.runner.data.text import pad, pad_id_of, prompt_ids
 from subvene.runner.files.progress import status
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.models.loading import where_fetched
 from subvene.specs import SubveneError
 
 
@@ -52,7 +53,7 @@ def reload_difference(
             str(given),
             str(answer),
         ]
-        command += [json.dumps(_placement(m.model)), json.dumps(data)]
+        command += [json.dumps(_placement(m.model) | where_fetched(m.model)), json.dumps(data)]
         with status("reloading the artifact in a fresh process"):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

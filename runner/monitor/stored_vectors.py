@@ -16,8 +16,16 @@ from subvene.specs import parse_tensor_name
 
 def stored_vectors(m: IntervenedModel) -> ByVector:
     """Every vector at `block_output` that an artifact holds or an intervention uses, by key and layer."""
+    return _vectors_among({**m.tensors, **_used(m)})
+
+
+def used_vectors(m: IntervenedModel) -> ByVector:
+    """The vectors at `block_output` that the interventions use, by key and layer."""
+    return _vectors_among(_used(m))
+
+
+def _vectors_among(names: Mapping[str, torch.Tensor]) -> ByVector:
     found: ByVector = {}
-    names = {**m.tensors, **_used(m)}
     parsed = [(name, parse_tensor_name(name)) for name in names]
     for name, parts in sorted(parsed, key=lambda pair: pair[1].layer if pair[1] else -1):
         if parts and parts.site == SITE and parts.part is None and names[name].ndim == 1:

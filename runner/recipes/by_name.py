@@ -77,7 +77,7 @@ def asked(recipe: str, model: str, data: Any, fields: Mapping[str, Any]) -> Aske
     """
     how = cast("type[BaseRecipe]", RECIPES_BY_NAME[recipe])
     fields = dict(fields)
-    interventions = fields.pop("interventions", None)
+    interventions, report_to = fields.pop("interventions", None), fields.pop("report_to", None)
     edit = None if interventions is not None else _kind(recipe, fields.pop("kind", how.usual_intervention))
     if data is not None:
         if how.data_field is None or fields.get(how.data_field) is not None:
@@ -95,7 +95,7 @@ def asked(recipe: str, model: str, data: Any, fields: Mapping[str, Any]) -> Aske
         "model": {"name": model},
         "fit": {"recipe": recipe} | parts["fit"] | fit,
         "interventions": interventions,
-    }
+    } | ({} if report_to is None else {"report_to": report_to})
     spec = spec_of(declared, f"fit({recipe!r}, …)")
     if not isinstance(spec, ExperimentSpec):
         raise SubveneError(f"fit({recipe!r}): this declares no experiment")

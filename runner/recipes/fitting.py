@@ -13,6 +13,7 @@ from subvene.interventions import Sizes
 from subvene.runner.edits.compile import CompileError, check_sizes
 from subvene.runner.edits.gate_compile import in_words
 from subvene.runner.files.json_value import Json
+from subvene.runner.files.reporting import reporting
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.anatomy import Anatomy, sizes_from_config
 from subvene.runner.models.chat_settings import refuse_overrides, with_chat
@@ -35,6 +36,7 @@ def fit(
     seed: int | None = None,
     work: str | os.PathLike[str] | None = None,
     data: Any = None,
+    logging_dir: str | os.PathLike[str] | None = None,
     **overrides: Any,
 ) -> IntervenedModel:
     """Run the `fit:` block of a spec, or a recipe by its name.
@@ -49,16 +51,16 @@ def fit(
         tokenizer: the model's.
         folder: where relative files are looked for; default: the spec's folder.
         seed: of what the recipe draws at random; default: the spec's.
-        work: folder where the recipe keeps what another fit may need again, such as activations, named by
-            content; default: nothing is kept.
+        work: folder where the recipe keeps, by content, what other fits may need; default: nothing is kept.
         data: what is fitted on, in place of what the `fit:` block names: a `datasets.Dataset`, a DataFrame or
             a list of rows, whose columns are those of a file (pairs for `mean_difference`, preferences or
             TruthfulQA's questions for `localized_edit`, TruthfulQA's questions for `iti`); or what those are
             read into.
+        logging_dir: of `report_to: tensorboard`; default: `runs/KEY/tensorboard`.
         **overrides: fields of the spec's `model:` to replace; of a recipe that is named also its own fields
             (`pairs=`, `data=`, `traits=` take rows, a path, a Hub dataset's id, or what a spec says there),
             those of its usual intervention (`layer=`, `coefficient=`, `positions=`, `kind=` for another), or
-            `interventions=`, a list of mappings as a file has them.
+            `interventions=`, a list of mappings as a file has them, and `report_to=`.
 
     Returns:
         The model with its interventions, whose `save_pretrained` writes every fitted layer.
@@ -96,7 +98,7 @@ def fit(
         tokenizer = with_chat(tokenizer, spec.model)
         check_reach(spec, Anatomy.of(own).sizes)
         check_given(own, tokenizer, spec.model.name)
-    tensors, told = _fit_all(spec, read, own, tokenizer, seed, None if work is None else Path(work))
+    tensors, told = _fit_all(spec, read, own, tokenizer, seed, work, logging_dir)
     return IntervenedModel.from_spec(
         spec,
         model=own,
@@ -122,16 +124,19 @@ def _fit_all(
     model: torch.nn.Module,
     tokenizer: Any,
     seed: int,
-    work: Path | None,
+    work: str | os.PathLike[str] | None,
+    logging_dir: str | os.PathLike[str] | None,
 ) -> tuple[dict[str, torch.Tensor], list[Mapping[str, Json]]]:
     """Every fit of a spec, in its order: their tensors, and how each came about."""
     tensors: dict[str, torch.Tensor] = {}
     told: list[Mapping[str, Json]] = []
-    for recipe in spec.fits:
-        on = read[recipe.keys[0]] if recipe.made_from is None else of_key(tensors, recipe.made_from)
-        fitted = fit_one(spec, recipe, on, model, tokenizer, seed=seed, work=work)
-        tensors |= fitted.tensors
-        told.append(fitted.provenance)
+    kept, project = None if work is None else Path(work), spec.fits[0].keys[0]
+    with reporting(spec.trackers, project, Path(logging_dir or Path("runs", project, "tensorboard"))):
+        for recipe in spec.fits:
+            on = read[recipe.keys[0]] if recipe.made_from is None else of_key(tensors, recipe.made_from)
+            fitted = fit_one(spec, recipe, on, model, tokenizer, seed=seed, work=kept)
+            tensors |= fitted.tensors
+            told.append(fitted.provenance)
     return tensors, told
 
 

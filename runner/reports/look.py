@@ -36,7 +36,7 @@ from subvene.runner.reports.markup import (
 from subvene.runner.reports.page import count, page
 from subvene.runner.reports.receipts import RECEIPT_COLUMNS, beside, receipt_cells
 from subvene.runner.reports.sections import declared, provenance
-from subvene.runner.reports.tables import if_not_finite
+from subvene.runner.reports.tables import why_no_numbers
 
 _COLUMNS = ("coefficient", "mean difference", "standard error", "positive preferred")
 _ABOUT = (
@@ -111,7 +111,7 @@ def _contrast_lines(results: Results, evaluation: Evaluation) -> Iterable[dict[s
                 "positive_preferred": condition.value(evaluation.preferred),
                 "pairs": None if metric is None else metric.n,
             }
-            | if_not_finite(condition)
+            | why_no_numbers(condition)
         )
 
 
@@ -139,7 +139,7 @@ def _sample_lines(results: Results, evaluation: Evaluation) -> Iterable[dict[str
                 "prompt": results.questions[key].question,
                 "coefficient": coefficient_of(condition),
                 "response": None if item is None else item.text,
-            } | if_not_finite(condition)
+            } | why_no_numbers(condition)
 
 
 # The page -------------------------------------------------------------------------------------------------

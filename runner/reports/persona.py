@@ -33,6 +33,7 @@ from subvene.runner.reports.persona_tables import (
 from subvene.runner.reports.persona_vectors import geometry, projections
 from subvene.runner.reports.receipts import RECEIPT_COLUMNS, Read, beside, receipt_cells
 from subvene.runner.reports.sections import declared
+from subvene.runner.reports.trait_nulls import trait_nulls
 
 _UNITS = {
     "vector": "coefficients multiply the vector",
@@ -167,6 +168,7 @@ def downloads(results: Results) -> Html | None:
 
 SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
     ("Results", results_table),
+    ("Trait scores of models that say one thing", trait_nulls),
     ("Differences", differences),
     ("Sweep", sweep),
     ("Judge-free contrast", contrast),

@@ -19,6 +19,7 @@ from subvene.runner.files.csv_file import csv_text
 from subvene.runner.reports.blocks import Cell, Column, Document, Items, Table
 from subvene.runner.reports.documents import document_files, in_markdown
 from subvene.runner.reports.persona_differences import differences_files
+from subvene.runner.reports.trait_nulls import trait_nulls_document, trait_nulls_files
 
 Line = dict[str, object]
 
@@ -65,6 +66,7 @@ def persona_files(results: Results) -> dict[str, str]:
             ],
         ),
         **differences_files(results),
+        **trait_nulls_files(results),
     } | document_files("conditions", document(results), results.kind)
 
 
@@ -78,7 +80,8 @@ def document(results: Results, conditions: Sequence[Condition] | None = None) ->
     about = "mean ± standard deviation over responses; CE and KL in nats per token on neutral texts"
     warnings = (f"WARNING: {note}" for note in results.notes)
     shown = results.conditions if conditions is None else conditions
-    return [conditions_table(shown), Items((about, *warnings))]
+    nulls = trait_nulls_document(results) if conditions is None else []
+    return [conditions_table(shown), Items((about, *warnings)), *nulls]
 
 
 _TRAIT = Column("trait")

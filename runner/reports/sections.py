@@ -12,10 +12,12 @@ from subvene.runner.experiments.rows import METRICS, by_label, metrics_used
 from subvene.runner.experiments.rows import rows as table_rows
 from subvene.runner.measures.missing import missing_in_words
 from subvene.runner.reports import curves
+from subvene.runner.reports.budgets import budgets
 from subvene.runner.reports.composition import composition
 from subvene.runner.reports.examples import examples
 from subvene.runner.reports.figures import probe_heat_map
 from subvene.runner.reports.intervals import intervals
+from subvene.runner.reports.item_effects import item_effects
 from subvene.runner.reports.judged import judged
 from subvene.runner.reports.markup import (
     Html,
@@ -32,6 +34,7 @@ from subvene.runner.reports.markup import (
 )
 from subvene.runner.reports.receipts import receipts
 from subvene.runner.reports.tables import comparison_files, judge_in_words, results_table, spread_in_words
+from subvene.runner.reports.trait_nulls import trait_nulls
 from subvene.specs.document import parse_document
 
 
@@ -171,8 +174,11 @@ SECTIONS: tuple[tuple[str, Callable[[Results], Html | None]], ...] = (
     ("Results", results_section),
     ("Intervals", intervals),
     ("What the judge's word is worth", judged),
+    ("Trait scores of models that say one thing", trait_nulls),
     ("Trade-offs", trade_offs),
     ("Composition", composition),
+    ("The same divergence", budgets),
+    ("Item by item", item_effects),
     ("Choice on validation questions", validation),
     ("Probes", probes),
     ("Examples", examples),

@@ -12,13 +12,16 @@ from pydantic import JsonValue
 from subvene.runner.experiments.comparison.composition import SECTION, CompositionSection, composition_lines
 from subvene.runner.experiments.intervals import intervals_in
 from subvene.runner.experiments.results import Condition, Results, missing_verdicts
-from subvene.runner.experiments.rows import LOWER_IS_BETTER, METRICS, Row, metrics_used, rows
+from subvene.runner.experiments.rows import METRICS, Row, is_lower_better, metrics_used, rows
 from subvene.runner.files.csv_file import csv_text
 from subvene.runner.measures.missing import missing_in_words
 from subvene.runner.reports.blocks import Column, Document, Items, Mean, Table
+from subvene.runner.reports.budgets import budgets_csv, budgets_document
 from subvene.runner.reports.documents import document_files
 from subvene.runner.reports.intervals import intervals_csv, intervals_document
+from subvene.runner.reports.item_effects import item_effects_csv, item_effects_document
 from subvene.runner.reports.judged import judged_document, judged_files
+from subvene.runner.reports.trait_nulls import trait_nulls_document, trait_nulls_files
 
 
 def comparison_files(results: Results) -> dict[str, str]:
@@ -34,7 +37,13 @@ def comparison_files(results: Results) -> dict[str, str]:
     if (bounds := intervals_csv(results)) is not None:
         files |= {"intervals.csv": bounds}
         files |= document_files("intervals", intervals_document(results), results.kind)
-    files |= judged_files(results)
+    if (searched := budgets_csv(results)) is not None:
+        files["budgets.csv"] = searched
+        files |= document_files("budgets", budgets_document(results), results.kind)
+    if (moved := item_effects_csv(results)) is not None:
+        files["item_effects.csv"] = moved
+        files |= document_files("item_effects", item_effects_document(results), results.kind)
+    files |= judged_files(results) | trait_nulls_files(results)
     if answers := list(_answer_lines(results)):
         files["answers.csv"] = csv_text(answers)
     return files
@@ -42,7 +51,12 @@ def comparison_files(results: Results) -> dict[str, str]:
 
 def document(results: Results) -> Document:
     """The table with what must be known to read it: spread, judge, chosen points, warnings."""
-    return [results_table(results), Items(tuple(notes(results))), *judged_document(results)]
+    return [
+        results_table(results),
+        Items(tuple(notes(results))),
+        *judged_document(results),
+        *trait_nulls_document(results),
+    ]
 
 
 def results_table(results: Results) -> Table:
@@ -56,7 +70,7 @@ def results_table(results: Results) -> Table:
             (
                 row.label,
                 *(
-                    Mean(row.metrics.get(metric), row.n) if row.not_finite is None else "not finite"
+                    Mean(row.metrics.get(metric), row.n) if (words := row.without_numbers) is None else words
                     for metric in used
                 ),
                 *([row.missing] if owed else []),
@@ -95,7 +109,7 @@ def spread_in_words(results: Results) -> str:
 
 def metric_column(metric: str) -> Column:
     """The column of a metric, by its name in tables."""
-    return Column(METRICS[metric], better="↓" if metric in LOWER_IS_BETTER else "↑")
+    return Column(METRICS[metric], better="↓" if is_lower_better(metric) else "↑")
 
 
 def notes(results: Results) -> list[str]:
@@ -107,7 +121,8 @@ def notes(results: Results) -> list[str]:
         said.insert(0, f"WARNING: {missing_in_words(missing)}")
     if "kl" in used:
         said.append(
-            "CE and KL(original ‖ edited) in nats per token; KL is against the untouched model always"
+            "CE and KL(original ‖ edited) in nats per token, perplexity is exp(CE); KL is against the "
+            "untouched model always"
         )
     if "true_info" in used:
         said.append(
@@ -122,6 +137,7 @@ def notes(results: Results) -> list[str]:
             "test on others"
         )
     said += [f"{row.label}: not finite: {row.not_finite}" for row in table if row.not_finite is not None]
+    said += [f"{row.label}: {row.out_of_reach}" for row in table if row.out_of_reach is not None]
     for choice in results.choices:
         where = f"{choice.condition}, seed {choice.seed}, fold {choice.fold}"
         said += [
@@ -178,7 +194,7 @@ def results_csv(table: Sequence[Row]) -> str:
                 for part in ("mean", "sd", "n")
             }
             | {"verdicts_missing": row.missing}
-            | if_not_finite(row)
+            | why_no_numbers(row)
             for row in table
         ]
     )
@@ -187,17 +203,22 @@ def results_csv(table: Sequence[Row]) -> str:
 def results_json(table: Sequence[Row]) -> str:
     """The rows of the table as JSON."""
     records = [
-        {name: value for name, value in asdict(row).items() if name not in ("metrics", "not_finite")}
+        {
+            name: value
+            for name, value in asdict(row).items()
+            if name not in ("metrics", "not_finite", "out_of_reach")
+        }
         | {"metrics": {m: metric.model_dump(exclude={"low", "high"}) for m, metric in row.metrics.items()}}
-        | if_not_finite(row)
+        | why_no_numbers(row)
         for row in table
     ]
     return json.dumps(records, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def if_not_finite(one: Row | Condition) -> dict[str, str]:
+def why_no_numbers(one: Row | Condition) -> dict[str, str]:
     """The column that says why there are no numbers; only there where there are none."""
-    return {} if one.not_finite is None else {"not_finite": one.not_finite}
+    named = {"not_finite": one.not_finite, "out_of_reach": one.out_of_reach}
+    return {name: why for name, why in named.items() if why is not None}
 
 
 def _cell_lines(cells: Sequence[Condition]) -> list[dict[str, object]]:
@@ -208,7 +229,7 @@ def _cell_lines(cells: Sequence[Condition]) -> list[dict[str, object]]:
             "point": json.dumps(cell.point),
             **{name: metric.mean for name, metric in cell.metrics.items()},
             **cell.counts,
-            **if_not_finite(cell),
+            **why_no_numbers(cell),
         }
         for cell in cells
     ]

@@ -9,7 +9,7 @@ from typing import TypedDict
 
 import torch
 
-from subvene.runner.data.examples import Example, examples_sha256
+from subvene.runner.data.examples import Answers, Example, examples_sha256
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import digest
 from subvene.runner.models.anatomy import Anatomy
@@ -183,6 +183,21 @@ def check(experiments: Sequence[Experiment], *, need_heads: bool = True) -> None
             raise TrainingError(f"{experiment.name}: there is no example to train on")
         if need_heads and not any(experiment.shape.heads.values()):
             raise TrainingError(f"{experiment.name}: there is no head to write to")
+
+
+def check_answers(experiments: Sequence[Experiment], answers: Answers) -> None:
+    """Check that the wanted answers are others than the unwanted ones, where both are read.
+
+    Raises:
+        TrainingError: in every pair they are the same.
+    """
+    for one in experiments:
+        pairs = [(answers.chosen[i], answers.rejected[i]) for i in one.train]
+        if one.spec.objective.kind != "sft" and all(chosen == rejected for chosen, rejected in pairs):
+            raise TrainingError(
+                f"{one.name}: in every pair the wanted answer is the unwanted one, so that there is "
+                "nothing to train; look at `fit.data`"
+            )
 
 
 def job_sha256(

@@ -17,6 +17,7 @@ import torch
 
 from subvene.interventions.pyvene_inner import make_inner
 from subvene.interventions.rotation import swapped
+from subvene.runner.files.reporting import curves
 from subvene.runner.passes.swaps import LayerSwaps
 from subvene.specs import SubveneError
 from subvene.specs.recipes.das import MASKED, DASSpec, TemperatureSpec
@@ -105,15 +106,22 @@ def train_cells(
     # So many rows of texts are in a pass that it has no more tokens than it may.
     at_a_time = max(1, pass_tokens // (spec.batch_size * swaps.texts.ids.shape[1]))
     losses: dict[str, list[float]] = {place: [] for place in places}
-    for step, batch in enumerate(batches):
-        _set_temperature(spec, list(inners.values()), step, len(batches))
-        optimizer.zero_grad(set_to_none=True)
-        for first in range(0, len(places), at_a_time):
-            chosen = places[first : first + at_a_time]
-            for place, loss in zip(chosen, _step(swaps, spec, inners, chosen, labels, batch), strict=True):
-                losses[place].append(loss)
-        optimizer.step()
-        schedule.step()
+    settings = spec.model_dump(mode="json", exclude={"data"}) | {"layer": swaps.layer, "seed": seed}
+    with curves(f"{spec.key} layer={swaps.layer} seed={seed}", settings) as log:
+        for step, batch in enumerate(batches):
+            _set_temperature(spec, list(inners.values()), step, len(batches))
+            optimizer.zero_grad(set_to_none=True)
+            for first in range(0, len(places), at_a_time):
+                chosen = places[first : first + at_a_time]
+                for place, loss in zip(
+                    chosen, _step(swaps, spec, inners, chosen, labels, batch), strict=True
+                ):
+                    losses[place].append(loss)
+            rate = schedule.get_last_lr()[0]
+            optimizer.step()
+            schedule.step()
+            told = {f"loss/{place}": of_steps[-1] for place, of_steps in losses.items()}
+            log(told | {"learning_rate": rate}, step + 1)
     for place, inner in inners.items():
         inner.requires_grad_(False)
         if not all(map(math.isfinite, losses[place])):

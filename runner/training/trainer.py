@@ -18,14 +18,17 @@ from subvene.runner.data.examples import Answers, Example
 from subvene.runner.data.limits import refuse_beyond_context
 from subvene.runner.edits.not_finite import check_finite
 from subvene.runner.files.progress import track
+from subvene.runner.files.reporting import Log, curves
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.training import checkpoints
+from subvene.runner.training.curves import settings_of, values_at
 from subvene.runner.training.experiments import (
     Experiment,
     Progress,
     Trained,
     TrainingError,
     check,
+    check_answers,
     job_sha256,
 )
 from subvene.runner.training.losses import margin, pair_losses
@@ -74,7 +77,10 @@ def train_edits(
     training = _Training(anatomy, examples, experiments, pad_id, folder, edits)
     with frozen(anatomy.model):
         training.prepare(cache_bytes)
-        return training.run(description)
+        # Trainings of one run that differ in their data, or in a seed, have names of their own.
+        name = f"{description} {training.identity[:8]}".strip()
+        with curves(name, settings_of(experiments), done=training.step) as log:
+            return training.run(description, log)
 
 
 class _Training:
@@ -92,13 +98,7 @@ class _Training:
         asked = [e.spec.pass_tokens for e in experiments if e.spec.pass_tokens is not None]
         self.experiments = experiments
         self.answers = Answers.of(examples)
-        for one in experiments:
-            pairs = [(self.answers.chosen[i], self.answers.rejected[i]) for i in one.train]
-            if one.spec.objective.kind != "sft" and all(chosen == rejected for chosen, rejected in pairs):
-                raise TrainingError(
-                    f"{one.name}: in every pair the wanted answer is the unwanted one, so that there is "
-                    "nothing to train; look at `fit.data`"
-                )
+        check_answers(experiments, self.answers)
         self.edits: Edits = edits or StackedEdits([one.shape for one in experiments], anatomy)
         most = min(asked) if asked else default_pass_tokens(model)
         self.full = min(full_pass_tokens(model), most)
@@ -117,11 +117,8 @@ class _Training:
         self.best = [_copied(parameters) for parameters in self.parameters]
         self.step = self.start = 0
         self.saved: int | None = None
-        self.identity = (
-            ""
-            if folder is None
-            else job_sha256(anatomy, examples, experiments, "" if edits is None else type(edits).__name__)
-        )
+        kind = "" if edits is None else type(edits).__name__
+        self.identity = "" if folder is None else job_sha256(anatomy, examples, experiments, kind)
         self.folder = None if folder is None else folder / f"training-{self.identity[:24]}"
 
     def prepare(self, cache_bytes: int) -> None:
@@ -148,10 +145,12 @@ class _Training:
                 "passes_note": self.passes.note,
             }
 
-    def run(self, description: str) -> list[Trained]:
-        """Train until every experiment has done its steps or stopped."""
+    def run(self, description: str, log: Log) -> list[Trained]:
+        """Train until every experiment has done its steps or stopped; every step is told to `log`."""
         if self.step == 0:
-            self._evaluate([e for e, one in enumerate(self.experiments) if one.validation])
+            held_out = [e for e, one in enumerate(self.experiments) if one.validation]
+            self._evaluate(held_out)
+            log(values_at(self.experiments, self.progress, held_out, 0), 0)
         every = min(experiment.spec.checkpoint_every for experiment in self.experiments)
         last = max(experiment.steps for experiment in self.experiments)
         for _ in track(range(self.step, last), description):
@@ -161,6 +160,7 @@ class _Training:
             self._optimize(active)
             self.step += 1
             self._evaluate([e for e in active if self.experiments[e].evaluates_after(self.step)])
+            log(values_at(self.experiments, self.progress, active, self.step), self.step)
             if self.step % every == 0:
                 self._save()
         if self.saved != self.step:

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from subvene.specs.evaluations.contrast import ContrastSpec
     from subvene.specs.evaluations.divergence import DivergenceSpec, TextsSpec
     from subvene.specs.evaluations.interchange import InterchangeSpec
+    from subvene.specs.evaluations.likelihood import LikelihoodSpec
     from subvene.specs.evaluations.localization import LocalizationSpec
     from subvene.specs.evaluations.multiple_choice import MultipleChoiceSpec
     from subvene.specs.evaluations.patching import PatchingSpec
+    from subvene.specs.evaluations.refusals import RefusalsSpec
     from subvene.specs.evaluations.samples import SamplesSpec
     from subvene.specs.evaluations.tracing import TracingEvaluation
     from subvene.specs.evaluations.trait_scores import ProjectionSpec, TraitScoresSpec
@@ -34,6 +36,8 @@ _KINDS = {
     "divergence": "divergence:DivergenceSpec",
     "trait_scores": "trait_scores:TraitScoresSpec",
     "multiple_choice": "multiple_choice:MultipleChoiceSpec",
+    "likelihood": "likelihood:LikelihoodSpec",
+    "refusals": "refusals:RefusalsSpec",
     "composition": "composition:CompositionSpec",
     "trait_sweep": "traits:TraitSweepSpec",
     "trait_conditions": "traits:TraitConditionsSpec",
@@ -53,6 +57,8 @@ if TYPE_CHECKING:
         | DivergenceSpec
         | TraitScoresSpec
         | MultipleChoiceSpec
+        | LikelihoodSpec
+        | RefusalsSpec
         | CompositionSpec
         | TraitSweepSpec
         | TraitConditionsSpec
@@ -75,10 +81,12 @@ __all__ = [
     "ContrastSpec",
     "DivergenceSpec",
     "InterchangeSpec",
+    "LikelihoodSpec",
     "LocalizationSpec",
     "MultipleChoiceSpec",
     "PatchingSpec",
     "ProjectionSpec",
+    "RefusalsSpec",
     "SamplesSpec",
     "TextsSpec",
     "TracingEvaluation",

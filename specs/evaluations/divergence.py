@@ -41,6 +41,11 @@ class DivergenceSpec(ConditionEvaluation):
     )
     max_tokens: Count = Field(default=128, description="The first so many tokens of each text are read.")
     limit: Count = Field(default=100, description="At most so many texts, the first ones.")
+    validation: Count | None = Field(
+        default=None,
+        description="So many of its texts, the first ones, are for the budgets of `choose` alone: no "
+        "condition is tested on them.",
+    )
     batch_size: Count = Field(default=8, description="Texts per forward pass.")
 
     @property

@@ -13,6 +13,7 @@ from subvene.specs.interventions.noise import NoiseSpec as NoiseSpec
 from subvene.specs.interventions.pyvene import PyveneClass as PyveneClass
 from subvene.specs.interventions.pyvene import PyveneSpec as PyveneSpec
 from subvene.specs.interventions.rotation import RotationSpec as RotationSpec
+from subvene.specs.interventions.sae_feature import SaeFeatureSpec as SaeFeatureSpec
 from subvene.specs.interventions.scaling import ScalingSpec as ScalingSpec
 from subvene.specs.interventions.steering import SteeringSpec as SteeringSpec
 

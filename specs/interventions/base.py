@@ -101,6 +101,11 @@ class BaseIntervention(SpecModel):
             refuse(type(self).__name__, flaws)
         return self
 
+    @classmethod
+    def strength_field(cls) -> str:
+        """Returns the name of the field that multiplies the edit."""
+        return "coefficient" if "coefficient" in cls.model_fields else "strength"
+
     @property
     def is_gated(self) -> bool:
         """Whether the tokens that are edited, or how far, are decided while the model runs."""

@@ -21,6 +21,8 @@ class BaseRecipe(SpecModel):
     """The kind that is mostly made of what this gives."""
     usual_sites: ClassVar[tuple[Site, ...]] = ()
     """Where it mostly acts; empty: at the one site that is the kind's own."""
+    trains: ClassVar[bool] = False
+    """Whether it takes steps of an optimizer, whose losses are reported (`report_to`)."""
     methods: ClassVar[Mapping[str, str]] = {}
     """What its method is called in the field → where it was published; the docs' table is made of it."""
     data_field: ClassVar[str | None] = None

@@ -93,6 +93,7 @@ class DASSpec(OneKeyRecipe):
         "dimensions": "rank",
     }
     immaterial: ClassVar[frozenset[str]] = frozenset({"pass_tokens"})
+    trains: ClassVar[bool] = True
 
     methods: ClassVar[Mapping[str, str]] = {
         "distributed alignment search (DAS)": "Geiger et al. 2024, arXiv:2303.02536",

@@ -100,6 +100,7 @@ class LocalizedEditSpec(OneKeyRecipe):
         "clip": "max_grad_norm",
     }
     immaterial: ClassVar[frozenset[str]] = frozenset({"pass_tokens", "checkpoint_every"})
+    trains: ClassVar[bool] = True
 
     methods: ClassVar[Mapping[str, str]] = {
         "localized edits": "Wang and Veitch 2025",

@@ -81,6 +81,8 @@ def test_every_kind_is_in_the_schema() -> None:
         "samples",
         "trait_scores",
         "multiple_choice",
+        "likelihood",
+        "refusals",
         "random_direction",
         "contrast",
         "persona",

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ from subvene.runner.exchange.exports.linear_maps import Change, changes, is_tran
 from subvene.runner.files.leftovers import restore
 from subvene.runner.files.storage import atomic_folder
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.models.devices import input_device
+from subvene.runner.models.devices import is_offloaded, placed_as
 from subvene.runner.models.pretrained import load_weights
 from subvene.specs import AnyIntervention, dump_spec
 
@@ -88,8 +90,14 @@ def bake(m: IntervenedModel, *, approximate: bool = False) -> Any:
         BakeError: naming every intervention that no weight expresses, why, and what there is instead.
         CompiledModelError: the model went through `torch.compile`.
     """
+    return _baked(m, approximate=approximate, shared=False)
+
+
+def _baked(m: IntervenedModel, *, approximate: bool, shared: bool) -> Any:
+    """`bake`; with `shared`, what is not changed is the model's own, on whichever device it lies."""
     found, switches = _plan(m, approximate=approximate)
-    model = copy.deepcopy(m.model)
+    changed = [m.model.get_submodule(change.path) for change in found]
+    model = copy.deepcopy(m.model, _unchanged(m.model, changed) if shared else None)
     _forget_quantization(model)
     switch_on(model, switches)
     with torch.no_grad():
@@ -103,6 +111,12 @@ def bake(m: IntervenedModel, *, approximate: bool = False) -> Any:
             if change.bias.any():
                 module.bias.copy_(module.bias.cpu().double() + change.bias)
     return model
+
+
+def _unchanged(model: torch.nn.Module, changed: Sequence[torch.nn.Module]) -> dict[int, Any]:
+    """What `copy.deepcopy` is to take as it is: all tensors but those of the changed modules."""
+    own = {id(tensor) for module in changed for tensor in module.parameters()}
+    return {id(t): t for t in (*model.parameters(), *model.buffers()) if id(t) not in own}
 
 
 def check_bakeable(m: IntervenedModel) -> None:
@@ -135,23 +149,23 @@ def save_baked(m: IntervenedModel, folder: Path | str, *, approximate: bool = Fa
     is_ours = (folder / RECORD).is_file() or (folder.is_dir() and not any(folder.iterdir()))
     if folder.exists() and not is_ours:
         raise BakeError(f"{folder} exists and holds no baked model; choose another place, or remove it first")
-    model = bake(m, approximate=approximate)
+    model = _baked(m, approximate=approximate, shared=True)
     with atomic_folder(folder) as temporary:
         _write_files(m, model, temporary)
     return folder
 
 
 def _write(m: IntervenedModel, folder: Path, approximate: bool) -> Written:
-    model = bake(m, approximate=approximate)
+    model = _baked(m, approximate=approximate, shared=True)
     _write_files(m, model, folder)
-    dtype, device, kind = model.dtype, input_device(m.model), type(m.model)
+    dtype, kind = model.dtype, type(m.model)
     del model
     opened: list[Any] = []
 
     @torch.no_grad()
     def logits(ids: torch.Tensor, _prompt_length: int) -> torch.Tensor:
         if not opened:
-            opened.append(load_weights(kind, str(folder), dtype=dtype).to(device).eval())
+            opened.append(placed_as(m.model, partial(load_weights, kind, str(folder), dtype=dtype)).eval())
         found: torch.Tensor = opened[0](input_ids=ids, use_cache=False).logits
         return found
 
@@ -202,8 +216,11 @@ def _refuse_model(model: Any) -> None:
             f"the weights are quantised ({getattr(method, 'value', method)}), and a change does not go into "
             "them exactly; load the model in full or half precision"
         )
-    if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
-        raise BakeError("the model is spread over several devices; load it on one (`device: cpu`) to bake it")
+    if is_offloaded(model):
+        raise BakeError(
+            "some weights are offloaded, and a change is added to weights that are there; load the model "
+            "without offloading (`device: cpu`) to bake it"
+        )
 
 
 def _forget_quantization(model: Any) -> None:

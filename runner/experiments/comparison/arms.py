@@ -7,7 +7,8 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -24,7 +25,7 @@ from subvene.runner.files.json_value import Json, as_read
 from subvene.runner.files.ledger import Ledger, digest
 from subvene.runner.files.storage import atomic_folder
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.models.devices import input_device
+from subvene.runner.models.devices import placed_as
 from subvene.runner.models.identity import holds, model_sha256, reading_sha256, tensors_digest, versions
 from subvene.runner.models.pretrained import load_weights
 from subvene.runner.recipes import RECIPES, Fitted
@@ -96,6 +97,20 @@ class Arm:
     open: Callable[[], contextlib.AbstractContextManager[IntervenedModel]]
     swept: bool = False
     system: str | None = None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Arm]:
+        """The arm whose checkpoint, if it is one, is written and read once for all that opens it within."""
+        with contextlib.ExitStack() as stack:
+            opened: list[IntervenedModel] = []
+
+            @contextlib.contextmanager
+            def once() -> Iterator[IntervenedModel]:
+                if not opened:
+                    opened.append(stack.enter_context(self.open()))
+                yield opened[0]
+
+            yield replace(self, open=once) if self.bake else self
 
 
 class Arms:
@@ -202,9 +217,8 @@ class Arms:
         # What is measured is what a user would load: the checkpoint, read back by transformers.
         with tempfile.TemporaryDirectory(dir=self._output, prefix=".baked-") as temporary:
             saved = save_baked(m, Path(temporary) / "checkpoint")
-            model = load_weights(AutoModelForCausalLM, str(saved), dtype=m.model.dtype)
-            model.to(input_device(m.model)).eval()
-            yield IntervenedModel.plain(model, self.tokenizer, name="baked")
+            load = partial(load_weights, AutoModelForCausalLM, str(saved), dtype=m.model.dtype)
+            yield IntervenedModel.plain(placed_as(m.model, load).eval(), self.tokenizer, name="baked")
 
     def tensors(self, fitted: Fits) -> dict[str, torch.Tensor]:
         """All tensors that fits gave, by full name."""

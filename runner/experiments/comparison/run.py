@@ -14,12 +14,14 @@ import transformers
 from pydantic import JsonValue
 
 from subvene.interventions import Sizes
+from subvene.runner.data.traits import read_trait
 from subvene.runner.data.truthfulqa.questions import Question, about_data, load_questions
 from subvene.runner.data.truthfulqa.splits import is_of_split
 from subvene.runner.exchange.exports.checkpoint import check_bakeable
-from subvene.runner.experiments.choose import best_of, no_choice
 from subvene.runner.experiments.comparison.arms import Arm, Arms
+from subvene.runner.experiments.comparison.budgets import BUDGETS, BudgetSearches
 from subvene.runner.experiments.comparison.cells import Cell, held_out, in_words, without
+from subvene.runner.experiments.comparison.choosing import Choosing
 from subvene.runner.experiments.comparison.composing import CompositionMeasure
 from subvene.runner.experiments.comparison.composition import SECTION
 from subvene.runner.experiments.comparison.engine import engine_manifest, engine_of
@@ -31,20 +33,16 @@ from subvene.runner.experiments.comparison.measures import (
     Place,
     Progress,
     Session,
-    check_complete,
     merged,
 )
-from subvene.runner.experiments.comparison.measures.truthfulqa import TruthfulQAMeasure
 from subvene.runner.experiments.intervals import INTERVALS, intervals_of
-from subvene.runner.experiments.judged_shares import judged_section
+from subvene.runner.experiments.item_effects import ITEM_EFFECTS, item_effects_of
+from subvene.runner.experiments.reported import report_condition
 from subvene.runner.experiments.results import (
-    Choice,
     Condition,
     FitRecord,
-    Point,
     QuestionText,
     Results,
-    Tried,
 )
 from subvene.runner.experiments.rows import rows
 from subvene.runner.experiments.study import Step
@@ -55,16 +53,16 @@ from subvene.runner.models.identity import Manifest, run_manifest
 from subvene.runner.recipes import RECIPES
 from subvene.runner.recipes.fitting import check_reach
 from subvene.specs import (
-    ChooseSpec,
     ConditionEvaluation,
     ConditionSpec,
     ExperimentSpec,
-    SubveneError,
     dump_spec,
     points,
     system_prompt,
     variant,
 )
+from subvene.specs.default_arms import arms_are_added, lacks_prompt, with_default_arms
+from subvene.specs.kinds import TraitScoresSpec
 from subvene.specs.variants import chain
 
 _DEFAULT_CONDITIONS = (
@@ -73,8 +71,17 @@ _DEFAULT_CONDITIONS = (
 )
 
 
-_Tested = tuple[Cell, Arm, list[Measured]]
-"""A cell, its arm, and what each measure gave."""
+_Tested = tuple[Cell, Arm | None, list[Measured]]
+"""A cell, its arm, and what each measure gave; no arm where there is none that meets a budget."""
+
+
+def _asking(spec: ExperimentSpec, folder: Path) -> dict[str, str]:
+    """By trait that conditions are scored for, its first positive system prompt."""
+    entries = (one for one in spec.evaluate if isinstance(one, TraitScoresSpec))
+    if not (arms_are_added(spec) and lacks_prompt(spec)):
+        return {}
+    traits = (read_trait(trait, folder) for one in entries for trait in one.traits)
+    return {trait.name: trait.system_prompts()[0][0] for trait in traits}
 
 
 class Comparison:
@@ -84,6 +91,7 @@ class Comparison:
     here: ClassVar[str | None] = None
 
     def __init__(self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Step) -> None:
+        spec = with_default_arms(spec, _asking(spec, folder))
         self.spec, self.folder, self.sizes, self.step = spec, folder, sizes, step
         self.composition = CompositionMeasure.of(spec)
         composed = () if self.composition is None else self.composition.planned.conditions
@@ -99,8 +107,7 @@ class Comparison:
             for recipe in spec.fits
             if recipe.learns_from is not None
         }
-        self.chosen: dict[tuple[str, int, int], Point] = {}
-        self.choices: list[Choice] = []
+        self.choosing = Choosing(spec, self.measures, self._arm, self._held_out, self._place, self._told)
 
     def manifest(self) -> Manifest:
         """What there is to know about where the numbers come from."""
@@ -161,18 +168,17 @@ class Comparison:
                 each = sum(measure.steps() for _, measure in self._measures(seed))
                 if choose is None:
                     total += n_points * each
-                else:
-                    total += n_points * self._chooser(choose.by).steps(only=choose.by) + each
+                    continue
+                by = 0 if choose.by is None else self.choosing.chooser(choose.by).steps(only=choose.by)
+                # How many strengths a search tries is known when it ends; this is what is usual.
+                searched = 0 if choose.budget is None else min(choose.budget.evaluations, 7)
+                total += n_points * (by + searched) + each
         return total
 
     def _measures(self, seed: int) -> Iterator[tuple[ConditionEvaluation, ConditionMeasure[Any]]]:
         for declared, measure in self.measures:
             if seed in (declared.seeds or (seed,)):
                 yield declared, measure
-
-    def _chooser(self, metric: str) -> ConditionMeasure[Any]:
-        """The measure that gives a metric to choose by."""
-        return next(measure for declared, measure in self.measures if metric in declared.choosing)
 
     def run(
         self, model: transformers.PreTrainedModel, tokenizer: Any, ledger: Ledger, output: Path
@@ -193,25 +199,27 @@ class Comparison:
         cells: list[Condition] = []
         fits: list[FitRecord] = []
         for cell, arm, measured in itertools.chain.from_iterable(tested):
-            kept = keep(cell, arm, arms, output, fits)
+            kept = None if arm is None else keep(cell, arm, arms, output, fits)
             cells.append(self._record(cell, arm, measured, kept))
-            if self.composition is not None:
+            if self.composition is not None and arm is not None:
                 self.composition.look(cell.condition.name, arm, arms)
         sections: dict[str, JsonValue] = {
-            INTERVALS: intervals_of(cells, self.n_folds).model_dump(mode="json")
+            INTERVALS: intervals_of(cells, self.n_folds).model_dump(mode="json"),
+            ITEM_EFFECTS: item_effects_of(cells).model_dump(mode="json"),
         }
+        if self.choosing.searches:
+            sections[BUDGETS] = BudgetSearches(searches=tuple(self.choosing.searches)).model_dump(mode="json")
         if self.composition is not None:
             sections[SECTION] = self.composition.section(rows(cells), cells).model_dump(mode="json")
         for _, measure in self.measures:
-            if isinstance(measure, TruthfulQAMeasure):
-                sections |= judged_section(cells, measure.judge, measure.questions, ledger)
+            sections |= measure.sections(cells, session)
         asked: dict[str, QuestionText] = {}
         for _, measure in self.measures:
             asked |= measure.questions_asked()
         return Results(
             kind="comparison",
             conditions=tuple(cells),
-            choices=tuple(self.choices),
+            choices=tuple(self.choosing.choices),
             fits=tuple(fits),
             judges=tuple(judge for _, measure in self.measures for judge in measure.judged_by()),
             questions=asked,
@@ -226,14 +234,20 @@ class Comparison:
 
     def _tested(self, condition: ConditionSpec, seed: int, fold: int, session: Session) -> list[_Tested]:
         """What the points of a condition that are tested gave."""
-        grid = self._points(condition, seed, fold, session)
-        cells = (Cell(condition, seed, fold, point) for point in grid)
+        grid = [Cell(condition, seed, fold, point) for point in points(condition)]
+        cells = [Cell(condition, seed, fold, point) for point in self.choosing.points(grid, session)]
+        if not cells:
+            why = self.choosing.out_of_reach[condition.name, seed, fold]
+            return [(grid[0], None, [Measured(out_of_reach=why)])]
         return session.ledger.each(partial(self._of_cell, cell, session) for cell in cells)
 
     def _of_cell(self, cell: Cell, session: Session) -> _Tested:
         transformers.set_seed(cell.seed)
         arm = self._arm(cell, session)
-        return cell, arm, self._measured(cell, arm, session)
+        with arm.held() as held:
+            measured = self._measured(cell, held, session)
+        report_condition(self._record(cell, arm, measured, None), session.ledger)
+        return cell, arm, measured
 
     def _check_baking(self, arms: Arms) -> list[_Tested]:
         """Find out before anything is measured whether this architecture can carry what is to be baked."""
@@ -248,79 +262,11 @@ class Comparison:
                 check_bakeable(arms.compiled(arm.variant, arm.fitted))
         return []
 
-    def _points(self, condition: ConditionSpec, seed: int, fold: int, session: Session) -> list[Point]:
-        """The points to be tested: all of the sweep, or the one that is best on the validation items."""
-        grid, choose = points(condition), condition.choose
-        if choose is None:
-            return grid
-        cells = [Cell(condition, seed, fold, point) for point in grid]
-        measure, place = self._chooser(choose.by), self._place(cells[0])
-        # A point may hold out other questions than the next; those are asked that no fit of them has seen.
-        validation = measure.validation(place, [held for cell in cells for held in self._held_out(cell)])
-        if not validation:
-            raise SubveneError(
-                f"condition {condition.name}: `choose` needs a fit that learns from questions, and questions "
-                "that all points of the sweep hold out (`fit.validation`, `fit.seed`, `fit.data.limit`), or "
-                "`validation` in the evaluation that gives the metric"
-            )
-        # Directions see all that an ITI fit is given: here the others, and once it is chosen all.
-        unseen = frozenset(item.key for item in validation if isinstance(item, Question))
-        tried = session.ledger.each(
-            partial(self._tried, cell, choose, validation, session, unseen) for cell in cells
-        )
-        best = best_of(tried)
-        if best is None:
-            raise no_choice(condition.name, choose, tried)
-        self.chosen[condition.name, seed, fold] = best
-        self.choices.append(
-            Choice(
-                condition=condition.name,
-                metric=choose.by,
-                tried=tuple(tried),
-                chosen=best,
-                seed=seed,
-                fold=fold,
-            )
-        )
-        return [best]
-
     def _place(self, cell: Cell) -> Place:
         return Place(cell.seed, cell.fold, self.n_folds)
 
-    def _tried(
-        self,
-        cell: Cell,
-        choose: ChooseSpec,
-        validation: Sequence[Any],
-        session: Session,
-        unseen: frozenset[str],
-    ) -> Tried:
-        """What one point of a sweep gives on the validation items, whose questions `unseen` names."""
-        metric, what = choose.by, f"condition {cell.condition.name}"
-        words = f"{cell.condition.name} {in_words(cell.point)} on validation"
-        measured = self._chooser(metric).run(
-            self._arm(cell, session, unseen),
-            validation,
-            session,
-            self._told(words, cell),
-            self._place(cell),
-            only=metric,
-        )
-        check_complete(measured, what)
-        value = measured.value(metric)
-        if value is None and measured.not_finite is None:
-            raise SubveneError(f"{what}: the judge gave no {metric} to choose by")
-        low = [name for name, least in choose.at_least.items() if (measured.value(name) or 0.0) < least]
-        n, not_finite = len(validation), measured.not_finite
-        # A point that may not be taken keeps its place among what was tried, without a value to win by.
-        return Tried(point=cell.point, value=None if low else value, n=n, not_finite=not_finite)
-
     def _variant(self, cell: Cell) -> ExperimentSpec | None:
-        inherited = {
-            name: point
-            for (name, seed, fold), point in self.chosen.items()
-            if (seed, fold) == (cell.seed, cell.fold)
-        }
+        inherited = self.choosing.inherited(cell.seed, cell.fold)
         for link in chain(self.spec, cell.condition)[:-1]:
             if link.choose is not None and link.name not in inherited:
                 raise Waiting(f"condition {cell.condition.name}: no point of {link.name} is chosen yet")
@@ -340,9 +286,9 @@ class Comparison:
         # A point that was chosen is no longer one of several.
         key = (cell.condition.name, cell.seed, cell.fold)
         identity = arm.identity | ({} if session.engine is None else session.engine.identity)
-        return replace(
-            arm, identity=identity, swept=len(points(cell.condition)) > 1 and key not in self.chosen
-        )
+        choose = cell.condition.choose
+        several = len(points(cell.condition)) > 1 or (choose is not None and choose.budget is not None)
+        return replace(arm, identity=identity, swept=several and key not in self.choosing.chosen)
 
     def _measured(self, cell: Cell, arm: Arm, session: Session) -> list[Measured]:
         name = " ".join(filter(None, (cell.condition.name, in_words(cell.point))))
@@ -352,9 +298,9 @@ class Comparison:
             for _, measure in self._measures(cell.seed)
         )
 
-    def _seen(self, cell: Cell, arm: Arm) -> dict[str, list[Question]]:
+    def _seen(self, cell: Cell, arm: Arm | None) -> dict[str, list[Question]]:
         """By key of each fit of an arm that learns from questions, those that it may have seen."""
-        if arm.variant is None:
+        if arm is None or arm.variant is None:
             return {}
         tuning = self.tuning(cell.fold)
         keys = (recipe.keys[0] for recipe in arm.variant.fits_for(arm.variant.fitted_keys))
@@ -378,7 +324,9 @@ class Comparison:
 
         return told
 
-    def _record(self, cell: Cell, arm: Arm, measured: Sequence[Measured], kept: str | None) -> Condition:
+    def _record(
+        self, cell: Cell, arm: Arm | None, measured: Sequence[Measured], kept: str | None
+    ) -> Condition:
         seen = {q.key for questions in self._seen(cell, arm).values() for q in questions}
         tested = {key for found in measured for key in found.questions}
         shown = "" if cell.condition.choose is not None else in_words(cell.point)

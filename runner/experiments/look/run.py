@@ -145,7 +145,7 @@ class Look:
     def _paths(self) -> Mapping[str, BaseIntervention]:
         """The path of each intervention's strength → the intervention."""
         return {
-            f"{intervention_name(self.spec, i)}.{_strength_field(declared)}": declared
+            f"{intervention_name(self.spec, i)}.{declared.strength_field()}": declared
             for i, declared in enumerate(self.spec.interventions)
         }
 
@@ -170,7 +170,3 @@ class Look:
         # JSON has no NaN; None says that there is no number.
         stored = difference if math.isfinite(difference) else None
         return section.model_copy(update={"dtype": dtype, "reload_difference": stored})
-
-
-def _strength_field(declared: Any) -> str:
-    return "coefficient" if "coefficient" in type(declared).model_fields else "strength"

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-from subvene.runner.data.traits import question_key
+from subvene.runner.data.traits import Trait, question_key
 from subvene.runner.experiments.persona.cost import Cost
-from subvene.runner.experiments.persona.section import TraitRecord
-from subvene.runner.experiments.results import Choice, Condition, QuestionText
+from subvene.runner.experiments.persona.section import Edit, TraitRecord
+from subvene.runner.experiments.results import Choice, Condition, Item, QuestionText
 from subvene.specs import SteeringSpec
 
 
@@ -32,6 +32,17 @@ class Gathered:
     traits: dict[str, TraitRecord] = field(default_factory=dict)
     steering: dict[str, SteeringSpec] = field(default_factory=dict)
     cost: Cost | None = None
+
+    def untouched(
+        self, traits: Sequence[Trait]
+    ) -> tuple[list[tuple[Trait, tuple[Item, ...]]], dict[str, QuestionText]]:
+        """Of each trait that has a baseline what that answers, and the questions."""
+        said = {
+            condition.group: condition.items
+            for condition in self.conditions
+            if Edit.of(condition).kind == "baseline"
+        }
+        return [(trait, said[trait.name]) for trait in traits if trait.name in said], self.questions
 
     def ask(self, questions: Sequence[str]) -> None:
         """Name questions that were asked."""

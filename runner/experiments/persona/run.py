@@ -36,6 +36,7 @@ from subvene.runner.experiments.persona.section import (
 from subvene.runner.experiments.persona.sweep import run_sweep
 from subvene.runner.experiments.results import Results, judge_record
 from subvene.runner.experiments.study import Step
+from subvene.runner.experiments.trait_nulls import trait_nulls_section
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Ledger, Result, digest
 from subvene.runner.files.storage import atomic_folder
@@ -218,7 +219,10 @@ class Persona:
             judges=(judge_record(judged, self.judge.usage()),),
             questions=gathered.questions,
             notes=tuple(gathered.notes),
-            sections={SECTION: section.model_dump(mode="json", exclude_defaults=True)},
+            sections={
+                SECTION: section.model_dump(mode="json", exclude_defaults=True),
+                **trait_nulls_section(*gathered.untouched(self.traits), self.judge, ledger, self.base),
+            },
         )
 
     def _extracted(

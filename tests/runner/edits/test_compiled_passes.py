@@ -1,4 +1,4 @@
-"""`torch.compile(model)` while attached: traced once, without a break, equal to uncompiled calls.
+"""`torch.compile(model)` while attached: traced once, no break, equal to uncompiled calls, receipts too.
 
 The backend runs what was traced as it stands: what is tested is the trace, and a compiler takes minutes.
 """

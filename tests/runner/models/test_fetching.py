@@ -12,8 +12,10 @@ import safetensors.torch
 import torch
 
 from subvene import IntervenedModel, fit
+from subvene.runner.experiments.look.section import look_of
 from subvene.runner.models.loading import ModelError, load_config, load_model, load_skeleton
 from subvene.runner.models.pretrained import load_weights
+from subvene.runner.reports.experiment import run_experiment
 
 REPO, COMMIT = "user/tiny", "0123456789abcdef0123456789abcdef01234567"
 PAIRS = [("i am glad", "i am sad"), ("very good day", "very bad day")]
@@ -57,6 +59,32 @@ def test_every_door_takes_them_and_no_artifact_keeps_them(cache: Path, tmp_path:
     spec = again.spec.model_dump(mode="json", exclude_none=True)
     third = IntervenedModel.from_spec(spec, tensors=m.tensors, **asked)
     assert third.generate("hello", max_new_tokens=2) == m.generate("hello", max_new_tokens=2)
+
+
+LOOK = f"""\
+subvene: 1
+model: {{name: {REPO}}}
+fit: {{recipe: mean_difference, key: glad, layers: [0], pairs: {{texts: [{{positive: i am glad,
+  negative: i am sad}}]}}}}
+interventions:
+- {{kind: steering, layer: 0, vector: {{key: glad}}, coefficient: 1, positions: all}}
+evaluate:
+- kind: contrast
+  coefficients: [0, 1]
+  pairs: {{texts: [{{prompt: hello, positive: good, negative: bad}}]}}
+"""
+
+
+def test_a_fresh_process_finds_what_a_run_has_loaded_from_there(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tmp_path / "look.yaml"
+    spec.write_text(LOOK, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    done = run_experiment(spec, output=tmp_path / "run", cache_dir="cache", local_files_only=True)
+    section = look_of(done.results)
+    assert section.reload_failure is None
+    assert section.reload_difference == 0.0
 
 
 def test_what_is_wrong_in_that_cache_is_refused(cache: Path) -> None:

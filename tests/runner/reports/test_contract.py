@@ -25,14 +25,16 @@ COMPARED = {
     "Provenance",
     "Downloads",
 }
+NULLS = "Trait scores of models that say one thing"
 # Only some runs have a composition, or pairs.
 SECTIONS = {
     "plain": {"Samples", "Receipts", "Artifact", "Provenance", "Downloads"},
     "comparison": COMPARED,
-    "mixed": COMPARED,
+    "mixed": COMPARED | {NULLS},
     "persona": {
         "Results",
         "Sweep",
+        NULLS,
         "Judge-free contrast",
         "Differences",
         "Cost",

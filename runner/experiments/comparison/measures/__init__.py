@@ -20,7 +20,9 @@ from subvene.runner.experiments.comparison.measures.base import (
 )
 from subvene.runner.experiments.comparison.measures.contrast import ContrastMeasure
 from subvene.runner.experiments.comparison.measures.divergence import DivergenceMeasure
+from subvene.runner.experiments.comparison.measures.likelihood import LikelihoodMeasure
 from subvene.runner.experiments.comparison.measures.multiple_choice import MultipleChoiceMeasure
+from subvene.runner.experiments.comparison.measures.refusals import RefusalsMeasure
 from subvene.runner.experiments.comparison.measures.samples import SamplesMeasure
 from subvene.runner.experiments.comparison.measures.trait_scores import TraitScoresMeasure
 from subvene.runner.experiments.comparison.measures.truthfulqa import TruthfulQAMeasure
@@ -32,6 +34,8 @@ MEASURES: dict[str, Callable[[Any, Path], ConditionMeasure[Any]]] = {
     "multiple_choice": MultipleChoiceMeasure,
     "contrast": ContrastMeasure,
     "samples": SamplesMeasure,
+    "likelihood": LikelihoodMeasure,
+    "refusals": RefusalsMeasure,
 }
 """By kind of evaluation: made of its spec and the folder that its files are relative to."""
 

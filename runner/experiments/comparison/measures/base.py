@@ -68,6 +68,7 @@ class Measured:
         texts: `ce`, `kl` and `tokens` of each text of a divergence.
         items: what was measured of texts, pairs and responses, where a question may have several.
         not_finite: why there are no numbers, in words; None where there are.
+        out_of_reach: why there are none since a budget is not met; None where there are.
     """
 
     metrics: dict[str, Metric] = field(default_factory=dict)
@@ -78,6 +79,7 @@ class Measured:
     texts: dict[str, list[float]] = field(default_factory=dict)
     items: list[Item] = field(default_factory=list)
     not_finite: str | None = None
+    out_of_reach: str | None = None
 
     def of(self, key: str) -> Marks:
         """What was measured of a question, to be added to."""
@@ -112,6 +114,7 @@ def merged(name: str, label: str, measured: Sequence[Measured], **fields: Any) -
         whole.receipts |= one.receipts
         whole.items += one.items
         whole.not_finite = one.not_finite or whole.not_finite
+        whole.out_of_reach = one.out_of_reach or whole.out_of_reach
         for key, marks in one.questions.items():
             whole.of(key).add(marks)
     return Condition(
@@ -122,6 +125,7 @@ def merged(name: str, label: str, measured: Sequence[Measured], **fields: Any) -
         units=whole.units,
         receipts=whole.receipts,
         not_finite=whole.not_finite,
+        out_of_reach=whole.out_of_reach,
         items=(*(_item(key, marks) for key, marks in whole.questions.items()), *whole.items),
         **fields,
     )
@@ -239,6 +243,10 @@ class ConditionMeasure(ABC, Generic[One]):
 
     def questions_asked(self) -> dict[str, QuestionText]:
         """By key, what items are of."""
+        return {}
+
+    def sections(self, conditions: Sequence[Condition], session: Session) -> dict[str, JsonValue]:
+        """What there is to say of all conditions together, by section; what it asks a judge are units."""
         return {}
 
 

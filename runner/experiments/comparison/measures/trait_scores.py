@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from pydantic import JsonValue
 
 from subvene.runner.data.traits import Trait, check_evaluation, question_key, read_trait
 from subvene.runner.data.truthfulqa.questions import Question as TruthfulQuestion
@@ -22,6 +23,7 @@ from subvene.runner.experiments.comparison.measures.base import (
 from subvene.runner.experiments.judged import about_judge
 from subvene.runner.experiments.projections import Projections, mean_projections
 from subvene.runner.experiments.results import (
+    Condition,
     Item,
     JudgeRecord,
     QuestionText,
@@ -29,6 +31,7 @@ from subvene.runner.experiments.results import (
     metric_of,
     metrics_of,
 )
+from subvene.runner.experiments.trait_nulls import trait_nulls_section
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Result, digest
 from subvene.runner.intervened.rollouts import rollouts
@@ -205,6 +208,24 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
     def judged_by(self) -> tuple[JudgeRecord, ...]:
         """The judge, what it is worth, and what it has used."""
         return () if self._about is None else (judge_record(self._about, self.judge.usage()),)
+
+    def sections(self, conditions: Sequence[Condition], session: Session) -> dict[str, JsonValue]:
+        """What the judge gives models that say one thing; their own answers are the first condition's."""
+        answers = [
+            (
+                trait,
+                [
+                    item
+                    for condition in conditions
+                    if condition.name == conditions[0].name
+                    for item in condition.items
+                    if f"{trait.name}_score" in item.scores
+                ],
+            )
+            for trait in self.traits
+        ]
+        base = session.arms.base
+        return trait_nulls_section(answers, self.questions_asked(), self.judge, session.ledger, base)
 
     def questions_asked(self) -> dict[str, QuestionText]:
         """Every trait's evaluation questions."""

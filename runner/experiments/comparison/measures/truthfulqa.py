@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, TypedDict
 
+from pydantic import JsonValue
+
 from subvene.runner.data.truthfulqa.prompts import Prompts, load_prompts
 from subvene.runner.data.truthfulqa.questions import Question, about_data, data_sha256, load_questions
 from subvene.runner.data.truthfulqa.splits import is_of_split, limited
@@ -25,8 +27,8 @@ from subvene.runner.experiments.comparison.measures.base import (
 )
 from subvene.runner.experiments.comparison.measures.choices_given import ChoicesGiven, choices_given
 from subvene.runner.experiments.comparison.side_by_side import SideBySide
-from subvene.runner.experiments.judged_shares import SECOND
-from subvene.runner.experiments.results import JudgeRecord, Metric, QuestionText, judge_record
+from subvene.runner.experiments.judged_shares import SECOND, judged_section
+from subvene.runner.experiments.results import Condition, JudgeRecord, Metric, QuestionText, judge_record
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Ledger, digest
 from subvene.runner.judges import BOTH, INFO, TRUTH, Answer, Identity, Judge, Judgement, Quality, make_judge
@@ -331,6 +333,10 @@ class TruthfulQAMeasure(ConditionMeasure[Question]):
     def judged_by(self) -> tuple[JudgeRecord, ...]:
         """The judges and what they have used."""
         return tuple(judge_record(judge.describe(BOTH), judge.usage()) for judge in self.judges)
+
+    def sections(self, conditions: Sequence[Condition], session: Session) -> dict[str, JsonValue]:
+        """What the judged shares are worth."""
+        return judged_section(conditions, self.judge, self.questions, session.ledger)
 
     def questions_asked(self) -> dict[str, QuestionText]:
         """All questions of the data."""

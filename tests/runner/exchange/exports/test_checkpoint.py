@@ -6,9 +6,11 @@ import copy
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 import transformers
@@ -30,6 +32,7 @@ from tiny_exports import (
 from subvene.runner.exchange.exports import checkpoint
 from subvene.runner.exchange.exports.checkpoint import BakeError, bake, check_bakeable, save_baked
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.models.devices import placed_as
 from subvene.specs import InterventionSpec
 
 # Read off transformers 5.23's sources: an output projection without a bias that no config field gives one.
@@ -335,16 +338,52 @@ def test_one_edit_that_cannot_be_baked_refuses_all_and_every_one_is_named() -> N
     assert "head_direction" not in str(caught.value)
 
 
+def test_writing_copies_only_the_weights_that_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    m = intervened(BY_NAME["llama"], HEAD)
+    written: list[Any] = []
+    write = checkpoint._write_files
+
+    def noting(m: IntervenedModel, model: Any, folder: Path) -> None:
+        written.append(model)
+        write(m, model, folder)
+
+    monkeypatch.setattr(checkpoint, "_write_files", noting)
+    save_baked(m, tmp_path / "baked")
+    own = dict(m.model.named_parameters())
+    (model,) = written
+    # The switch of its config also gives other maps a bias, which the model's own lack.
+    copied = {
+        name
+        for name, value in model.named_parameters()
+        if name in own and value.data_ptr() != own[name].data_ptr()
+    }
+    assert copied
+    assert all(name.endswith("self_attn.o_proj.weight") for name in copied)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_model_on_two_devices_is_baked_and_stays_there(tmp_path: Path) -> None:
+    arch = BY_NAME["llama"]
+    m = intervened(arch, HEAD)
+    expected = logits(m)
+    where = {"model.embed_tokens": 0, "model.norm": 1, "model.rotary_emb": 0, "lm_head": 1}
+    where |= {f"model.layers.{layer}": int(layer > 0) for layer in range(LAYERS)}
+    spread = accelerate.dispatch_model(arch.fresh(), where)
+    saved = save_baked(intervened(arch, HEAD, model=spread), tmp_path / "baked")
+    torch.testing.assert_close(logits(load_in_silence(saved, auto_of(m.model))), expected, rtol=0, atol=1e-5)
+    loaded = placed_as(spread, partial(transformers.AutoModelForCausalLM.from_pretrained, saved))
+    assert {parameter.device.index for parameter in loaded.parameters()} == {0, 1}
+
+
 def test_models_that_are_no_ordinary_checkpoints_are_refused() -> None:
     arch = BY_NAME["llama"]
     remote = arch.fresh()
     remote.__class__ = type("Remote", (type(remote),), {"__module__": "transformers_modules.x"})
     with pytest.raises(BakeError, match=r"code of its own \(transformers_modules\.x\)"):
         bake(intervened(arch, HEAD, model=remote))
-    spread = arch.fresh()
-    spread.hf_device_map = {"a": 0, "b": 1}
-    with pytest.raises(BakeError, match="several devices"):
-        bake(intervened(arch, HEAD, model=spread))
+    away = accelerate.cpu_offload(arch.fresh(), execution_device="cpu")
+    with pytest.raises(BakeError, match="offloaded"):
+        bake(intervened(arch, HEAD, model=away))
     quantised = arch.fresh()
     quantised.hf_quantizer = type("Q", (), {"quantization_config": {"quant_method": "x"}})()
     with pytest.raises(BakeError, match="quantised"):

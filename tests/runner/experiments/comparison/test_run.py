@@ -20,6 +20,8 @@ import pytest
 from subvene.runner import IntervenedModel, Results, run_experiment
 from subvene.runner.data.truthfulqa.questions import load_questions
 from subvene.runner.data.truthfulqa.splits import fold_of, validation_keys
+from subvene.runner.exchange.exports.checkpoint import save_baked
+from subvene.runner.experiments.comparison import arms
 from subvene.runner.experiments.results import Condition
 from subvene.runner.experiments.rows import METRICS, rows
 from subvene.runner.files.ledger import LedgerWarning
@@ -222,12 +224,23 @@ def test_running_again_does_nothing_and_says_the_same(whole: dict[str, Any]) -> 
     assert again.fits == whole["results"].fits
 
 
-def test_as_many_units_are_told_as_were_planned(comparison: Path, tmp_path: Path) -> None:
+def test_as_many_units_are_told_as_were_planned(
+    comparison: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps: list[tuple[str, Any]] = []
+    written: list[Path] = []
+
+    def save(m: IntervenedModel, folder: Path) -> Path:
+        written.append(folder)
+        return save_baked(m, folder)
+
+    monkeypatch.setattr(arms, "save_baked", save)
     comparison.write_text(comparison.read_text().replace("seeds: [1, 2]", "seeds: [1]"))
     run(comparison, tmp_path / "run", on_step=lambda what, value: steps.append((what, value)))
     (planned,) = (value for what, value in steps if what == "planned")
     assert sum(what == "unit" for what, _ in steps) == planned
+    # Once a fold, whatever is measured of it.
+    assert len(written) == 2
 
 
 def test_only_what_changed_is_done_again(comparison: Path, tmp_path: Path) -> None:

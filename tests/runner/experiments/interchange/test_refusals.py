@@ -60,6 +60,11 @@ def unlabelled(row: dict[str, str], **changes: str) -> dict[str, str]:
             {},
             r":2: label: 'he he' begins with the same token as 'he she' \(.*:1\)",
         ),
+        (
+            lambda row: unlabelled(row, base_lable="he"),
+            {},
+            r":1: the column 'base_lable' is read by nobody; if it is meant as 'base_label', rename it",
+        ),
         (lambda row: unlabelled(row, label="she"), {}, "interchange: every answer in the data is 'she'"),
         (lambda row: row | {"label": "zoo"}, {}, r":1: label: 'zoo' begins with what .* not know \(<unk>\)"),
         (
@@ -115,6 +120,26 @@ def test_an_artifact_that_is_no_cell_of_the_grid(change: dict[str, Any], path: s
         parse_spec(experiment("a/b", {}, CELL | change))
     (problem,) = caught.value.problems  # type: ignore[attr-defined]
     assert problem.path == f"interventions[0].{path}"
+    assert problem.expected == f"{expected}, as the cell das.block_output[0].name was trained"
+
+
+@pytest.mark.parametrize(
+    ("source", "data", "path", "expected"),
+    [
+        ({"column": "origin", "chat": False}, {}, "column", "'source'"),
+        ({"column": "source", "chat": False}, {"source": "origin"}, "column", "'origin'"),
+        ({"column": "source", "chat": True}, {}, "chat", "false"),
+    ],
+)
+def test_an_artifact_whose_rows_give_another_input(
+    source: dict[str, Any], data: dict[str, Any], path: str, expected: str
+) -> None:
+    text = experiment("a/b", {"data": FIT["data"] | data}, CELL)
+    declared = yaml.safe_load(text) | {"sources": {"other": source}}
+    with pytest.raises(SubveneError) as caught:
+        parse_spec(yaml.safe_dump(declared))
+    (problem,) = caught.value.problems  # type: ignore[attr-defined]
+    assert problem.path == f"sources.other.{path}"
     assert problem.expected == f"{expected}, as the cell das.block_output[0].name was trained"
 
 
