@@ -117,10 +117,11 @@ def _watched_forward(model: Any) -> Any:
     @wraps(own)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         scope = innermost(self)
-        through = None if scope is None or scope.compiles is None else _compiler(self)
-        if through is None:
+        compiles = None if scope is None else scope.compiles
+        through = None if compiles is None else _compiler(self)
+        if compiles is None or through is None:
             return own(self, *args, **kwargs)
-        return scope.compiles(through, args, kwargs)
+        return compiles(through, args, kwargs)
 
     # A method, so that a copy of the model has its own.
     return types.MethodType(forward, model)
@@ -128,7 +129,7 @@ def _watched_forward(model: Any) -> Any:
 
 def _compiler(model: Any) -> Any:
     """What the call of `model` that is under way is compiled with; None: it is none of `torch.compile`'s."""
-    eval_frame = sys.modules.get("torch._dynamo.eval_frame")
+    eval_frame: Any = sys.modules.get("torch._dynamo.eval_frame")
     frame = sys._getframe(2)
     for _ in range(_FRAMES if eval_frame is not None else 0):
         wrapper = frame.f_locals.get("self")

@@ -28,8 +28,8 @@ class _Loreft(torch.nn.Module):
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
         rotate = pyvene.models.layers.LowRankRotateLayer(width, rank)
-        self.rotate = torch.nn.utils.parametrizations.orthogonal(rotate, orthogonal_map="householder")
-        self.weight = torch.nn.Parameter(self.rotate.weight.detach().T.clone())
+        self.rotate: Any = torch.nn.utils.parametrizations.orthogonal(rotate, orthogonal_map="householder")
+        self.weight = torch.nn.Parameter(torch.as_tensor(self.rotate.weight).detach().T.clone())
         self.bias = torch.nn.Parameter(torch.zeros(rank))
 
     def parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -77,9 +77,15 @@ class LoreftEdits:
             parameter.copy_(values[name])
         return {
             f"{layer}.{part}": tensor.detach().cpu().contiguous()
-            for layer, edit in self._edits.items()
-            for part, tensor in zip(("a", "b", "bias"), edit.parts(), strict=True)
+            for layer in self._blocks
+            for part, tensor in zip(("a", "b", "bias"), self._of(layer).parts(), strict=True)
         }
+
+    def _of(self, layer: int) -> _Loreft:
+        edit = self._edits[str(layer)]
+        if not isinstance(edit, _Loreft):
+            raise TypeError(f"layer {layer} is edited by a {type(edit).__name__}")
+        return edit
 
     @contextlib.contextmanager
     def acting(self, experiments: Sequence[int], prompts: Sequence[int]) -> Iterator[None]:
@@ -87,7 +93,7 @@ class LoreftEdits:
         handles = []
         try:
             for layer, block in self._blocks.items():
-                handles.append(on_output(block, self._edit(self._edits[str(layer)], prompts)))
+                handles.append(on_output(block, self._edit(self._of(layer), prompts)))
             yield
         finally:
             for handle in handles:
