@@ -4,7 +4,7 @@ Wu et al. 2024, arXiv:2404.03592, equation 3: h ← h + Rᵀ(W·h + b − R·h),
 pyvene's `LowRankRotateLayer` under torch's orthogonal parametrization, as in the authors' code
 (github.com/stanfordnlp/pyreft, pyreft/interventions.py). Its `LoreftIntervention` begins with W and b at
 random, its `LoreftIntervention_IdentityInit` with W = R and b = 0, as here: an untrained edit does nothing,
-and validation can tell that no step was better. Prefix and suffix share R, W and b (the paper's tied weights),
+and validation can tell that no step was better. Prefix and suffix share R, W and b (tied, as the paper says),
 and there is no dropout.
 """
 
