@@ -124,7 +124,6 @@ class MeasuredGate(Gate):
     )
 
     ref_field: ClassVar[str] = "vector"
-    """The field that names the tensor that it is measured with."""
 
     @property
     def measurement(self) -> str:
@@ -218,13 +217,8 @@ class SaeFeatureGate(MeasuredGate):
     also_called: ClassVar[dict[str, str]] = {"features": "feature", "release": "sae"}
     ref_field: ClassVar[str] = "sae"
 
-    measure: Literal["sae_feature"] = Field(
-        default="sae_feature", description="The activation of an SAE's feature."
-    )
-    sae: AnySae = Field(
-        description="The SAE, as of the kind `sae_feature`; of stored tensors no `decoder` is needed. Site "
-        "and layer, left out, are its own."
-    )
+    measure: Literal["sae_feature"] = Field(default="sae_feature", description="A feature's activation.")
+    sae: AnySae = Field(description="The SAE, as of the kind `sae_feature`; its `decoder` is not needed.")
     feature: Index = Field(description="The latent, 0-based.")
 
     @property
@@ -236,9 +230,8 @@ class SaeFeatureGate(MeasuredGate):
         yield from (flaw for flaw in super()._flaws() if flaw.loc not in (("above",), ("layer",)))
         if self.above is None and self.below is None:
             yield Flaw(("above",), "`above` or `below`, a finite number", None, "missing_field")
-        latents = self.sae.latents if isinstance(self.sae, StoredSae) else None
-        if latents is not None and self.feature >= latents:
-            yield Flaw(("feature",), f"a latent from 0 to {latents - 1}", self.feature)
+        if isinstance(self.sae, StoredSae):
+            yield from self.sae.feature_flaws("feature", self.feature)
 
 
 MEASURES: dict[str, type[MeasuredGate]] = by_name(
@@ -271,10 +264,18 @@ class _Several(Gate):
 
     def parts(self) -> Iterator[tuple[Loc, Gate]]:
         """Yields the others, each with its place."""
-        (field,) = (name for name in type(self).model_fields if name != "must_open")
+        field = self._field()
         called = type(self).model_fields[field].serialization_alias or field
         for i, gate in enumerate(self.gates):
             yield (called, i), gate
+
+    def mapped(self, change: Callable[[MeasuredGate], MeasuredGate]) -> Gate:
+        """Returns the same of changed gates."""
+        return self.model_copy(update={self._field(): tuple(gate.mapped(change) for gate in self.gates)})
+
+    def _field(self) -> str:
+        (field,) = (name for name in type(self).model_fields if name != "must_open")
+        return field
 
 
 class AnyGate(_Several):
@@ -291,10 +292,6 @@ class AnyGate(_Several):
         """The gates, of which one is enough."""
         return self.any_of
 
-    def mapped(self, change: Callable[[MeasuredGate], MeasuredGate]) -> Gate:
-        """Returns the same of changed gates."""
-        return self.model_copy(update={"any_of": tuple(gate.mapped(change) for gate in self.any_of)})
-
 
 class AllGate(_Several):
     """Open as far as the least open of its gates."""
@@ -309,10 +306,6 @@ class AllGate(_Several):
     def gates(self) -> tuple[Gate, ...]:
         """The gates, all of which must open."""
         return self.all_of
-
-    def mapped(self, change: Callable[[MeasuredGate], MeasuredGate]) -> Gate:
-        """Returns the same of changed gates."""
-        return self.model_copy(update={"all_of": tuple(gate.mapped(change) for gate in self.all_of)})
 
 
 class NotGate(Gate):

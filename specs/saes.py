@@ -55,6 +55,11 @@ class StoredSae(TensorRef):
         if self.latents is not None and self.k is not None and self.k > self.latents:
             yield Flaw(("k",), f"at most `latents`, {self.latents}", self.k)
 
+    def feature_flaws(self, field: str, highest: int) -> Iterator[Flaw]:
+        """Yields what is wrong with a field that names latents up to a number, as far as this tells."""
+        if self.latents is not None and highest >= self.latents:
+            yield Flaw((field,), f"latents from 0 to {self.latents - 1}", highest)
+
 
 class SaeRelease(SpecModel):
     """An SAE on the Hub, in SAELens' format."""

@@ -88,9 +88,8 @@ class SaeFeatureSpec(BaseIntervention):
             yield Flaw(("value",), _VALUES, None, "missing_field")
         if isinstance(self.value, tuple) and len(self.value) != len(self.features):
             yield Flaw(("value",), f"one number per feature, {len(self.features)}", self.value)
-        of = self.sae.latents if isinstance(self.sae, StoredSae) else None
-        if of is not None and max(self.features) >= of:
-            yield Flaw(("features",), f"latents from 0 to {of - 1}", max(self.features))
+        if isinstance(self.sae, StoredSae):
+            yield from self.sae.feature_flaws("features", max(self.features))
 
     @property
     def values(self) -> tuple[float, ...]:
