@@ -376,10 +376,7 @@ class During(SpecModel):
 def gate_flaws(when: Gate, site: Site | None, layer: int | None) -> Iterator[Flaw]:
     """Yields the measurements that are read after what they decide, as far as a file tells.
 
-    Args:
-        when: the gate.
-        site: of the intervention.
-        layer: likewise; None where it has several, or none is known.
+    `site` and `layer` are the intervention's; None where it has several, or none is known.
     """
     if site is None or layer is None:
         return

@@ -25,7 +25,7 @@ from subvene.specs.kinds import (
 from subvene.specs.model import ModelSpec
 from subvene.specs.model_config import config_flaw
 from subvene.specs.questions import QuestionsSpec
-from subvene.specs.saes import SaeFolder
+from subvene.specs.saes import SaeFolder, StoredSae
 from subvene.specs.tensors import TensorRef
 
 Kind = Literal["file", "home_file", "folder", "model", "encoder"]
@@ -33,6 +33,7 @@ Kind = Literal["file", "home_file", "folder", "model", "encoder"]
 NAMED: Mapping[tuple[type[SpecModel], str], Kind] = {
     (ModelSpec, "name"): "model",
     (TensorRef, "file"): "file",
+    (StoredSae, "file"): "file",
     (TextsSpec, "file"): "home_file",
     (CounterfactualsSpec, "file"): "home_file",
     (TriplesSpec, "file"): "home_file",

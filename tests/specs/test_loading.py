@@ -70,7 +70,8 @@ def test_the_message_has_one_problem_a_line() -> None:
         parse_spec(GOOD.replace("layer: 3", "layer: -1").replace("steering", "steerin"), "f.yaml")
     assert str(caught.value) == (
         "f.yaml:4:9: interventions[0].kind: expected one of: ablation, affine, capping, head_direction, "
-        "low_rank_edit, noise, pyvene, rotation, scaling, steering, found 'steerin'; did you mean 'steering'?"
+        "low_rank_edit, noise, pyvene, rotation, sae_feature, scaling, steering, found 'steerin'; "
+        "did you mean 'steering'?"
     )
     with pytest.raises(SpecError) as caught:
         parse_spec(GOOD.replace("layer: 3", "layer: -1").replace("a/b", "7"), "f.yaml")

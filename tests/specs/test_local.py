@@ -23,6 +23,7 @@ OTHERS = {
     ("FactsFile", "file"),
     ("ExperimentSpec", "output"),
     ("ExperimentFields", "output"),
+    ("SaeRelease", "id"),  # a folder of a repository on the Hub
     ("RowSource", "file"),  # nothing but what is made of it is in a spec
 }
 

@@ -43,6 +43,6 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def touched(*_args: Any, **_kwargs: Any) -> Any:
         raise AssertionError("a model was asked for")
 
-    monkeypatch.setattr("subvene.runner.intervened.model.load_config", touched)
-    monkeypatch.setattr("subvene.runner.intervened.model.load_model", touched)
+    monkeypatch.setattr("subvene.runner.intervened.loaded.load_config", touched)
+    monkeypatch.setattr("subvene.runner.intervened.loaded.load_model", touched)
     return

@@ -174,7 +174,7 @@ def test_ctrl_c_leaves_nothing_half_written(
 def test_json_is_one_document_whatever_libraries_print(
     subvene: Run, steer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from subvene.runner.intervened import model as home
+    from subvene.runner.intervened import loaded as home
 
     load = home.load_model
 

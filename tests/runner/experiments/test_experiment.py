@@ -47,7 +47,7 @@ def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("it was loaded")
 
     monkeypatch.setattr("subvene.runner.recipes.fitting.load_model", load_model)
-    monkeypatch.setattr("subvene.runner.intervened.model.load_model", load_model)
+    monkeypatch.setattr("subvene.runner.intervened.loaded.load_model", load_model)
     monkeypatch.setattr("subvene.runner.experiments.scaffold.load_model", load_model)
 
 

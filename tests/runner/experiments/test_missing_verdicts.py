@@ -185,7 +185,8 @@ def test_a_persona_run_takes_up_what_is_missing(persona: Path, judge: Silent, tm
     judge.silent, judge.asked = (lambda exchange: False), 0
     again = run(persona, output)
     assert (again.conditions, again.sections) == (whole.conditions, whole.sections)
-    assert judge.asked == 4  # two conditions of two questions, and no response was written again
+    # Two conditions of two questions and no response written again, and four nulls of two questions.
+    assert judge.asked == 4 + 8
     assert tables(output) == tables(tmp_path / "whole")
 
 

@@ -15,6 +15,7 @@ from subvene.runner.reports.publish import REPORTS
 
 COMPARED = {
     "Results",
+    "Item by item",
     "Intervals",
     "What the judge&#x27;s word is worth",
     "Trade-offs",

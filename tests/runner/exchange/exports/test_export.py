@@ -133,14 +133,15 @@ def test_an_export_that_is_not_what_was_declared_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     m = intervened(LLAMA, HEAD, model=LLAMA.fresh().to(dtype))
-    bake = checkpoint.bake
+    bake = checkpoint._baked
 
     def wrong(m: Any, **options: Any) -> Any:
         model = bake(m, **options)
-        model.model.layers[0].self_attn.o_proj.bias.data *= 1.05
+        projection = model.model.layers[0].self_attn.o_proj  # what is unchanged is the model's own
+        projection.bias = torch.nn.Parameter(projection.bias * 1.05)
         return model
 
-    monkeypatch.setattr(checkpoint, "bake", wrong)
+    monkeypatch.setattr(checkpoint, "_baked", wrong)
     with pytest.raises(ExportError, match=r"differ by up to .* should be exact; nothing was written"):
         export(m, "checkpoint", tmp_path / "a")
 
