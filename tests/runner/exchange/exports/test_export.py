@@ -150,7 +150,7 @@ def test_an_export_that_is_not_what_was_declared_is_not_written(
         model.model.layers[0].self_attn.o_proj.bias.data[0] = torch.nan
         return model
 
-    monkeypatch.setattr(checkpoint, "bake", broken)
+    monkeypatch.setattr(checkpoint, "_baked", broken)
     with pytest.raises(ExportError, match="finite numbers; nothing was written"):
         export(m, "checkpoint", tmp_path / "a")
     assert not list(tmp_path.iterdir())
