@@ -129,7 +129,7 @@ test-wheel: env ## build wheel and source archive, install the wheel afresh, use
 .venv-trackers/.installed:
 	@echo "env: TensorBoard, MLflow, Trackio"
 	@$(PYTHON) -m venv --clear .venv-trackers
-	@.venv-trackers/bin/python $(PIP_OF) install -c constraints.txt tensorboard==2.21.0 mlflow-skinny==3.18.0
+	@.venv-trackers/bin/python $(PIP_OF) install -c constraints.txt tensorboard==2.21.0 mlflow-skinny==3.17.2
 	@.venv-trackers/bin/python $(PIP_OF) install --no-deps trackio==0.43.0 'gradio-client>=2,<3' httpx httpcore h11 websockets orjson brotli python-multipart starlette uvicorn
 	@$(call over,.venv-trackers)
 	@touch $@
