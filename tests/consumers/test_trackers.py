@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,9 @@ PREFERENCES = [
 HEADS = {"rule": "list", "heads": {1: [0, 2]}}
 Runs = dict[str, dict[str, list[tuple[int, float]]]]
 """By run and measure, the values with their steps."""
+
+# Trackio reads it when it is imported.
+os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="trackio-")
 
 
 def in_tensorboard(folder: Path) -> Runs:
@@ -82,7 +87,6 @@ def tracker(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     read: dict[str, Callable[[str, Path], Runs]] = {
         "tensorboard": lambda project, folder: in_tensorboard(folder),
         "mlflow": lambda project, folder: in_mlflow(project),
