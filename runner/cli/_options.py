@@ -44,6 +44,7 @@ SourcePath = Annotated[
 Model = Annotated[
     str | None, typer.Option("--model", help="Another model than the spec names.", rich_help_panel=_MODEL)
 ]
+Host = Annotated[str, typer.Option(help="Address to listen at; another than this machine's needs a key.")]
 DtypeOption = Annotated[
     Dtype | None, typer.Option("--dtype", help="Floating-point type of the weights.", rich_help_panel=_MODEL)
 ]

@@ -14,6 +14,7 @@ from subvene.runner.cli._options import (
     Device,
     DeviceMap,
     DtypeOption,
+    Host,
     Model,
     model_overrides,
 )
@@ -37,9 +38,7 @@ def serve(
             help="Artifacts, by the folder's name or another; then any option of vLLM's server.",
         ),
     ],
-    host: Annotated[
-        str, typer.Option(help="Address to listen at; another than this machine's needs a key.")
-    ] = ("127.0.0.1"),
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     api_key: Annotated[
         str | None, typer.Option(envvar="SUBVENE_API_KEY", help="What clients have to give as their key.")

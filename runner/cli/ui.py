@@ -15,6 +15,7 @@ from subvene.runner.cli._options import (
     Device,
     DeviceMap,
     DtypeOption,
+    Host,
     Model,
     model_overrides,
 )
@@ -35,9 +36,7 @@ def ui(
             show_default=False,
         ),
     ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen at; another than this machine's needs a key.")
-    ] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
     api_key: Annotated[
         str | None, typer.Option(envvar="SUBVENE_API_KEY", help="What the page and clients have to give.")

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tiny_model import WIDTH, write_tiny_model
+from glad_artifact import write_glad_artifact
+from tiny_model import write_tiny_model
 
 from subvene.runner.engines.in_process import InProcess
 from subvene.runner.engines.playground.screen import Shown
 from subvene.runner.engines.playground.server import server
-from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.reports.experiment import run_experiment
 from subvene.specs import parse_spec
 
@@ -58,18 +57,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shown]:
         word if i < 4 or word in ROLES else EVIL.format(word): i for word, i in vocabulary.items()
     }
     (base / "tokenizer.json").write_text(json.dumps(tokenizer))
-    spec = {
-        "subvene": 1,
-        "model": {"name": str(base), "dtype": "float32"},
-        "interventions": [
-            {"kind": "steering", "name": "glad", "layer": 1, "vector": {"key": "v"}, "coefficient": 3.0,
-             "positions": "response"},
-        ],
-    }  # fmt: skip
-    vector = torch.randn(WIDTH, generator=torch.Generator().manual_seed(0))
-    m = IntervenedModel.from_spec(spec, tensors={"v.block_output[1]": vector})
-    m.save_pretrained(folder / "artifact")
-    m = IntervenedModel.from_pretrained(folder / "artifact", model=m.model, tokenizer=m.tokenizer)
+    m = write_glad_artifact(base, folder / "artifact")
     return {"<i>glad</i>": Shown(m, folder / "artifact")}
 
 

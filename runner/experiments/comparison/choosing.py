@@ -24,7 +24,7 @@ from subvene.runner.experiments.comparison.strength_search import rises, search
 from subvene.runner.experiments.results import Choice, Point, Tried
 from subvene.specs import ChooseSpec, ConditionEvaluation, ExperimentSpec, SubveneError
 from subvene.specs.conditions import BudgetSpec
-from subvene.specs.variants import chain, points, strengths
+from subvene.specs.variants import chain, strengths
 
 Key = tuple[str, int, int]
 """A condition's name, the seed and the fold."""
@@ -97,13 +97,13 @@ class Choosing:
             found = session.ledger.each(
                 partial(self._at_budget, cell, choose.budget, session) for cell in cells
             )
-            cells = [
-                Cell(condition, first.seed, first.fold, one) for one in found if not isinstance(one, str)
-            ]
             tried = [
                 Tried(point=cell.point, out_of_reach=why)
-                for cell, why in zip(self._swept(first), found, strict=True)
+                for cell, why in zip(cells, found, strict=True)
                 if isinstance(why, str)
+            ]
+            cells = [
+                Cell(condition, first.seed, first.fold, one) for one in found if not isinstance(one, str)
             ]
             if not cells:
                 self.out_of_reach[key] = "; ".join(
@@ -113,9 +113,6 @@ class Choosing:
         best = cells[0].point if choose.by is None else self._best(cells, choose, choose.by, tried, session)
         self.chosen[key] = best
         return [best]
-
-    def _swept(self, cell: Cell) -> list[Cell]:
-        return [Cell(cell.condition, cell.seed, cell.fold, point) for point in points(cell.condition)]
 
     def _at_budget(self, cell: Cell, budget: BudgetSpec, session: Session) -> Point | str:
         """The point with the strengths that keep to the budget; why there are none, in words."""

@@ -13,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 import torch
+from glad_artifact import write_glad_artifact
 from serve_examples import check_examples
 from tiny_model import HEADS, WIDTH, write_tiny_model
 
@@ -38,18 +39,7 @@ LATE = {"artifact": "cheerful", "positions": {"last": 1, "of": "response"}}
 def cheerful(tmp_path_factory: pytest.TempPathFactory) -> IntervenedModel:
     folder = tmp_path_factory.mktemp("served")
     base = write_tiny_model(folder / "model")
-    spec = {
-        "subvene": 1,
-        "model": {"name": str(base), "dtype": "float32"},
-        "interventions": [
-            {"kind": "steering", "name": "glad", "layer": 1, "vector": {"key": "v"}, "coefficient": 3.0,
-             "positions": "response"},
-        ],
-    }  # fmt: skip
-    vector = torch.randn(WIDTH, generator=torch.Generator().manual_seed(0))
-    m = IntervenedModel.from_spec(spec, tensors={"v.block_output[1]": vector})
-    m.save_pretrained(folder / "cheerful")
-    return IntervenedModel.from_pretrained(folder / "cheerful", model=m.model, tokenizer=m.tokenizer)
+    return write_glad_artifact(base, folder / "cheerful")
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import TypedDict
 
 from subvene.runner.data.text import prompt_ids, reply_ids
-from subvene.runner.data.traits import Trait, check_evaluation, question_key, read_trait
-from subvene.runner.data.truthfulqa.questions import Question as TruthfulQuestion
+from subvene.runner.data.traits import Trait, question_key
 from subvene.runner.experiments.comparison.arms import Arm
 from subvene.runner.experiments.comparison.measures.base import (
-    ConditionMeasure,
     Measured,
     Place,
     Progress,
@@ -21,6 +19,7 @@ from subvene.runner.experiments.comparison.measures.base import (
     done_of,
     plain,
 )
+from subvene.runner.experiments.comparison.measures.of_traits import Question, TraitsMeasure
 from subvene.runner.experiments.results import Item, QuestionText, metric_of, metrics_of
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import digest
@@ -28,9 +27,6 @@ from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.scoring import log_probs
 from subvene.runner.measures.refusals import answers
 from subvene.specs import LikelihoodSpec, SubveneError
-
-Question = tuple[Trait, str]
-"""A trait, and one of its evaluation questions."""
 
 
 class _Own(TypedDict):
@@ -47,34 +43,16 @@ class _Scores(WithReceipts):
     negative: list[float]
 
 
-class LikelihoodMeasure(ConditionMeasure[Question]):
+class LikelihoodMeasure(TraitsMeasure):
     """How likely an arm finds the untouched model's own answers of either side, behind the question alone."""
 
     def __init__(self, spec: LikelihoodSpec, folder: Path) -> None:
+        super().__init__(spec, folder)
         self.spec = spec
-        self.traits = tuple(read_trait(trait, folder) for trait in spec.traits)
-        self._reserved = spec.validation or 0
-        for trait in self.traits:
-            check_evaluation(trait)
-            if self._reserved >= len(trait.evaluation):
-                raise SubveneError(
-                    f"evaluate likelihood: validation takes {self._reserved} of the {len(trait.evaluation)} "
-                    f"evaluation questions of {trait.name} and leaves none to test on; lower it"
-                )
 
     def steps(self, *, only: str | None = None) -> int:
         """Of each trait, what the untouched model writes and how an arm scores it."""
         return 2 * len(self.traits)
-
-    def tested(self, place: Place) -> Sequence[Question]:
-        """Each trait's questions behind those for choosing."""
-        first, limit = self._reserved, self.spec.questions
-        last = None if limit is None else first + limit
-        return [(trait, question) for trait in self.traits for question in trait.evaluation[first:last]]
-
-    def validation(self, place: Place, held: Sequence[Mapping[str, TruthfulQuestion]]) -> Sequence[Question]:
-        """Each trait's first questions."""
-        return [(t, question) for t in self.traits for question in t.evaluation[: self._reserved]]
 
     def run(
         self,
@@ -88,10 +66,7 @@ class LikelihoodMeasure(ConditionMeasure[Question]):
     ) -> Measured:
         """Measure one arm, for each trait that a metric names (all of them if none)."""
         measured = Measured()
-        for trait in self.traits:
-            if only is not None and not only.startswith(f"{trait.name}_"):
-                continue
-            questions = [question for owner, question in items if owner is trait]
+        for trait, questions in self.asked(items, only):
             written = self._own(trait, questions, session, progress, measured)
             kept = _answered(trait, written)
             measured.counts[f"{trait.name}_left_out"] = len(questions) - len(kept)

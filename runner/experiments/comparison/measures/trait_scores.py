@@ -9,17 +9,16 @@ from pathlib import Path
 import torch
 from pydantic import JsonValue
 
-from subvene.runner.data.traits import Trait, check_evaluation, question_key, read_trait
-from subvene.runner.data.truthfulqa.questions import Question as TruthfulQuestion
+from subvene.runner.data.traits import Trait, question_key
 from subvene.runner.edits.compile import CompileError, load_tensors
 from subvene.runner.experiments.comparison.arms import Arm
 from subvene.runner.experiments.comparison.measures.base import (
-    ConditionMeasure,
     Measured,
     Place,
     Progress,
     Session,
 )
+from subvene.runner.experiments.comparison.measures.of_traits import Question, TraitsMeasure
 from subvene.runner.experiments.judged import about_judge
 from subvene.runner.experiments.projections import Projections, mean_projections
 from subvene.runner.experiments.results import (
@@ -38,12 +37,10 @@ from subvene.runner.intervened.rollouts import rollouts
 from subvene.runner.judges import ZERO_TO_HUNDRED, Description, Identity, make_judge, scored
 from subvene.runner.measures.responses import Answered, Asked, missing_reasons, respond
 from subvene.runner.models.identity import tensors_digest
-from subvene.specs import SubveneError, TraitScoresSpec, tensor_name
-
-Question = tuple[Trait, str]
+from subvene.specs import TraitScoresSpec, tensor_name
 
 
-class TraitScoresMeasure(ConditionMeasure[Question]):
+class TraitScoresMeasure(TraitsMeasure):
     """Responses to each trait's evaluation questions, scored from 0 to 100.
 
     The seed of a response is made of the cell's seed, the trait, the question and which rollout it is: what
@@ -51,34 +48,15 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
     """
 
     def __init__(self, spec: TraitScoresSpec, folder: Path) -> None:
+        super().__init__(spec, folder)
         self.spec, self.folder = spec, folder
-        self.traits = tuple(read_trait(trait, folder) for trait in spec.traits)
         self.judge = make_judge(spec.judge, folder, scale=ZERO_TO_HUNDRED)
         self.judge.check(scored(self.traits))
         self._about: Description | None = None
-        self._reserved = spec.validation or 0
-        for trait in self.traits:
-            check_evaluation(trait)
-            if self._reserved >= len(trait.evaluation):
-                raise SubveneError(
-                    f"evaluate trait_scores: validation takes {self._reserved} of the "
-                    f"{len(trait.evaluation)} evaluation questions of {trait.name} and leaves none to test "
-                    "on; lower it"
-                )
 
     def steps(self, *, only: str | None = None) -> int:
         """Of each trait, what is written and what is scored; what is projected."""
         return (2 if self.spec.projection is None else 3) * len(self.traits)
-
-    def tested(self, place: Place) -> Sequence[Question]:
-        """Each trait's questions behind those for choosing."""
-        first, limit = self._reserved, self.spec.questions
-        last = None if limit is None else first + limit
-        return [(trait, question) for trait in self.traits for question in trait.evaluation[first:last]]
-
-    def validation(self, place: Place, held: Sequence[Mapping[str, TruthfulQuestion]]) -> Sequence[Question]:
-        """Each trait's first questions."""
-        return [(t, question) for t in self.traits for question in t.evaluation[: self._reserved]]
 
     def run(
         self,
@@ -93,10 +71,7 @@ class TraitScoresMeasure(ConditionMeasure[Question]):
         """Measure one arm, for each trait that a metric names (all of them if none)."""
         self._introduce(session)
         measured = Measured()
-        for trait in self.traits:
-            if only is not None and not only.startswith(f"{trait.name}_"):
-                continue
-            questions = [question for owner, question in items if owner is trait]
+        for trait, questions in self.asked(items, only):
             answered = self._answered(arm, trait, questions, session, progress, place, measured)
             if answered.not_finite:
                 measured.not_finite = answered.not_finite[()]
