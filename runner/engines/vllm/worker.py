@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +12,10 @@ import torch
 from subvene.runner.engines.admission import MOST_INTERVALS
 from subvene.runner.engines.catalogue import Catalogue, Held
 from subvene.runner.engines.dense import StrengthTables, cells
-from subvene.runner.engines.plan import PLAN, Plan, Told
+from subvene.runner.engines.plan import MOST_UNTOLD, PLAN, Extra, Plan, Told
 from subvene.runner.engines.served import ServedArtifact
+from subvene.runner.engines.vllm.readers import Readers
 from subvene.runner.engines.vllm.sites import MEASURES, SiteEdit, Step
-
-MOST_UNTOLD = 4096
-"""Receipts that are kept for a front end that never asks for them."""
-
-Extra = Mapping[str, Any] | None
-"""A request's extra arguments."""
 
 
 @dataclass
@@ -56,12 +50,20 @@ class Worker:
         requests: the most requests of a step.
         device: the model's.
         skips: whether a site at which nothing of a step is edited may be left out.
+        readers: what reads activations; None: nothing does.
     """
 
     def __init__(
-        self, catalogue: Catalogue, tokens: int, requests: int, device: torch.device, *, skips: bool
+        self,
+        catalogue: Catalogue,
+        tokens: int,
+        requests: int,
+        device: torch.device,
+        *,
+        skips: bool,
+        readers: Readers | None = None,
     ) -> None:
-        self.catalogue = catalogue
+        self.catalogue, self.readers = catalogue, readers
         groups, depth = len(catalogue.groups), catalogue.depth
         self.tables = StrengthTables(requests, MOST_INTERVALS, groups, depth, device)
         nobody = self.tables.nobody
@@ -113,6 +115,7 @@ class Worker:
         extra: Callable[[str], Extra],
         starts: np.ndarray,
         positions: torch.Tensor,
+        computed: Sequence[int] = (),
     ) -> None:
         """Fill the buffers of one step.
 
@@ -121,7 +124,10 @@ class Worker:
             extra: the extra arguments of a request.
             starts: [requests + 1], where the tokens of each begin.
             positions: [tokens], absolute, as the model gets them.
+            computed: of each request the tokens before those of this step; for `readers` alone.
         """
+        if self.readers is not None:
+            self.readers.before(requests, extra, starts, computed)
         batch = [self._known(request, extra) for request in requests]
         acting = [live for live in batch if live is not None]
         self._clear()
@@ -205,6 +211,8 @@ class Worker:
 
     def finished(self, requests: Iterable[str]) -> None:
         """Let requests go; what they did is kept until it is asked for."""
+        if self.readers is not None:
+            self.readers.finished(requests)
         for request in requests:
             if (live := self._live.pop(request, None)) is None:
                 continue
@@ -223,7 +231,10 @@ class Worker:
             if live.key in found and not live.told:
                 live.told = True
                 found[live.key].append(live)
-        return {key: self._told(lives) for key, lives in found.items()}
+        told = {key: self._told(lives) for key, lives in found.items()}
+        for key, sums in (self.readers.drain(wanted) if self.readers is not None else {}).items():
+            told[key]["sums"] = sums
+        return told
 
     def _told(self, lives: Sequence[Live]) -> Told:
         sums: dict[str, torch.Tensor] = {}
