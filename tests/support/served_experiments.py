@@ -66,6 +66,38 @@ ALL = f"""\
 {SCORED}"""
 
 
+FITTED = """\
+subvene: 1
+model: {{name: {model}, dtype: float32}}
+{engine}
+fit:
+- recipe: mean_difference
+  key: glad
+  site: {site}
+  tokens: {tokens}
+  pairs:
+    texts:
+    - {{prompt: are you glad, positive: very happy, negative: very gloomy}}
+    - {{prompt: how is it, positive: good sun, negative: bad rain}}
+- {{recipe: persona, traits: [{{name: early, file: early.json}}],
+   sampling: {{max_new_tokens: 6, temperature: 0}},
+   keep: {{positive: 0, negative: 100, coherence: 0, warn_below: 1}}}}
+interventions:
+- {{kind: steering, name: glad, site: {site}, layer: 1, vector: {{key: glad}}, coefficient: 4}}
+- {{kind: steering, name: early, layer: 0, vector: {{key: early}}, coefficient: 2}}
+conditions:
+- {{name: baseline, interventions: []}}
+- {{name: glad, interventions: [glad]}}
+- {{name: early, interventions: [early], sweep: {{early.coefficient: [-2, 2]}}}}
+evaluate:
+- kind: trait_scores
+  traits: [{{name: early, file: early.json}}]
+  sampling: {{max_new_tokens: 6, temperature: 0}}
+  projection: {{vector: {{key: early}}, layer: 1}}
+"""
+"""An experiment that fits: vectors of given texts, and of what the model answers."""
+
+
 class Words(Counting):
     """Also says yes or no, by the same words."""
 
@@ -109,6 +141,14 @@ def write(folder: Path, held: dict[str, Any], engine: str = "", **fields: Any) -
     path = folder / f"{'served' if engine else 'here'}.yaml"
     text = EXPERIMENT.format(**{**held, **DEFAULTS, **fields}, engine=engine)
     path.write_text(text.replace("TENSORS", str(held["tensors"])))
+    return path
+
+
+def write_fitted(folder: Path, held: dict[str, Any], engine: str = "", **fields: str) -> Path:
+    """Write an experiment that fits."""
+    (folder / "early.json").write_text(json.dumps(TRAIT))
+    path = folder / f"{'served' if engine else 'here'}-fitted.yaml"
+    path.write_text(FITTED.format(model=held["model"], engine=engine, **fields))
     return path
 
 

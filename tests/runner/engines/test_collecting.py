@@ -64,7 +64,7 @@ def collected(made: Readers, at: Front, plan: Any) -> dict[str, Collected]:
 def expected(start: int, end: int) -> dict[str, tuple[torch.Tensor, float]]:
     found, anatomy = {}, Anatomy.of(llama())
     for place in SITES:
-        site, layer = place[:-2], int(place[-2])
+        site, layer = place[:-3], int(place[-2])
         means = span_means(anatomy, site, [layer], [Text(IDS, start, end)], pad_id=0, batch_size=1)
         found[place] = (means.vectors[layer][0], float(means.norms[layer][0]))
     return found
@@ -166,7 +166,7 @@ def test_what_cannot_be_collected_is_refused_at_admission(asked: Any, ends: bool
     assert not at.pending
 
 
-@pytest.mark.parametrize("place", ["block_output", "block_output[2]", "mlp_neurons[0]"])
+@pytest.mark.parametrize("place", ["block_output", "block_output[9]", "mlp_neurons[0]"])
 def test_a_site_that_is_none_is_refused_when_the_engine_starts(place: str) -> None:
     with pytest.raises(EngineError, match=r"collect: expected SITE\[LAYER\]"):
         Settings(collect=(place,)).load(llama().config)

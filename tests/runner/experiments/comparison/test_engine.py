@@ -105,6 +105,7 @@ def test_what_the_server_does_not_hold_is_refused(
         run_experiment(made(engine, layer=0), output=tmp_path / "layer")
     with pytest.raises(SpecError, match=r"interventions\[0\].during: expected none beside `engine`"):
         load_spec(made(engine, positions="response, during: {to: 2}"))
+    install(Words(), monkeypatch)
     elsewhere = SCORES.replace("layer: 1", "layer: 0")
     with pytest.raises(EngineError, match=r"does not collect .* start it with --collect 'block_output\[0\]'"):
         run_experiment(made(engine, more=elsewhere), output=tmp_path / "projection")
