@@ -26,6 +26,7 @@ class Live:
         plan: what is done to it.
         key: under which the front end asks what came of it.
         sites: where.
+        stages: how many its edits take.
         slot: its place in the tables; None while it waits.
         seen: what was measured in slots that it had before, by site.
         problem: why it is not edited.
@@ -35,6 +36,7 @@ class Live:
     plan: Plan
     key: str
     sites: frozenset[str]
+    stages: int = 1
     slot: int | None = None
     seen: dict[str, torch.Tensor] = field(default_factory=dict)
     problem: str | None = None
@@ -76,6 +78,7 @@ class Worker:
         )
         self.sites: dict[str, SiteEdit] = {}
         self._identity: dict[int, str] = {}
+        self._sites: dict[int, tuple[str, ...]] = {}
         self._live: dict[str, Live] = {}
         self._free = list(range(requests))[::-1]
         self._untold: OrderedDict[str, list[Live]] = OrderedDict()
@@ -96,6 +99,7 @@ class Worker:
         held = self.catalogue.remove(name)
         for group in held.groups:
             self._identity.pop(group)
+            self._sites.pop(group)
         for site, columns in held.columns.items():
             if site in self.sites:
                 self.sites[site].dense.clear(columns)
@@ -104,6 +108,7 @@ class Worker:
         places = {site: iter(columns) for site, columns in held.columns.items()}
         for index, (group, one) in enumerate(zip(held.groups, held.artifact.interventions, strict=True)):
             self._identity[group] = f"{held.artifact.digest}.{index}"
+            self._sites[group] = tuple(edit.site for edit in one.edits)
             for edit in one.edits:
                 at = [next(places[edit.site]) for _ in range(edit.width)]
                 if edit.site in self.sites:
@@ -135,9 +140,8 @@ class Worker:
             return
         slots = self._slots(batch, acting)
         total = int(starts[-1])
-        owners = torch.from_numpy(np.repeat(slots, np.diff(starts)))
         slot = self.step.slot[:total]
-        slot.copy_(owners, non_blocking=True)
+        slot.copy_(torch.from_numpy(np.repeat(slots, np.diff(starts))), non_blocking=True)
         self.tables.scale(
             slot,
             positions[:total],
@@ -145,7 +149,9 @@ class Worker:
             out=self.step.scale[:total],
         )
         self._filled = total
-        self.step.active = frozenset().union(*(live.sites for live in acting))
+        # What a batch is edited at changes when a request comes or goes, not with every token.
+        self.step.active = frozenset().union(*{live.sites for live in acting})
+        self.step.stages = max(live.stages for live in acting)
 
     def _clear(self) -> None:
         """What the step before has filled; a padded token of this one may lie there."""
@@ -157,17 +163,11 @@ class Worker:
         if request in self._live:
             return self._live[request]
         wire = (extra(request) or {}).get(PLAN)
-        if wire is None:
+        if wire is None or not wire["edits"]:
             return None
         plan = Plan.from_wire(wire)
-        sites = {
-            edit.site
-            for held in self.catalogue.held.values()
-            for group, one in zip(held.groups, held.artifact.interventions, strict=True)
-            if group in {planned.group for planned in plan.edits}
-            for edit in one.edits
-        }
-        live = Live(plan, wire["key"], frozenset(sites))
+        sites = frozenset(site for edit in plan.edits for site in self._sites.get(edit.group, ()))
+        live = Live(plan, wire["key"], sites, 1 + max(edit.stage for edit in plan.edits))
         if any(self._identity.get(edit.group) != edit.identity for edit in plan.edits):
             live.problem = "an artifact that it asks for was removed before it ran"
         self._live[request] = live
