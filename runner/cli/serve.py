@@ -119,5 +119,13 @@ def _in_vllm(
     more = ["--dtype", str(base.dtype), "--served-model-name", base.name]
     if base.revision is not None and not Path(base.name).exists() and base.package_file is None:
         more += ["--revision", base.revision]
-    given = {"host": host, "api_key": api_key, "collect": collect, "options": [*more, *options]}
-    serve(command(folders, resolve(base), port=port, **given))
+    arguments = command(
+        folders,
+        resolve(base),
+        host=host,
+        port=port,
+        api_key=api_key,
+        collect=collect,
+        options=[*more, *options],
+    )
+    serve(arguments)

@@ -241,9 +241,9 @@ class InProcess:
         anatomy, found = Anatomy.of(self.plain.model), dict[str, Collected]()
         for site, layers in by_site.items():
             means = span_means(anatomy, site, layers, [text], pad_id=pad_id_of(self.tokenizer), batch_size=1)
-            for layer in layers:
-                mean, norm = means.vectors[layer][0], means.norms[layer][0]
-                found[place(site, layer)] = Collected(mean.numpy(), float(norm))
+            for at in layers:
+                mean, norm = means.vectors[at][0], means.norms[at][0]
+                found[place(site, at)] = Collected(mean.numpy(), float(norm))
         return Answers([""], ["length"], len(text.ids), 0, [], [[]], collected=found)
 
     def _by_itself(self, work: Callable[[], Answers]) -> Answers:

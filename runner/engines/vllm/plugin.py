@@ -187,8 +187,8 @@ def _rpc(self: Any, what: str, *args: Any) -> Any:
         return {"digest": None, "sites": [], "read": []}
     match what:
         case "state":
-            read = [] if worker.readers is None else sorted(worker.readers.sites)
-            return {"digest": digest(worker.catalogue), "sites": sorted(worker.sites), "read": read}
+            reads = [] if worker.readers is None else sorted(worker.readers.sites)
+            return {"digest": digest(worker.catalogue), "sites": sorted(worker.sites), "read": reads}
         case "drain":
             return worker.drain(*args)
         case "add":

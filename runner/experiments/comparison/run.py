@@ -231,8 +231,9 @@ class Comparison:
         for condition in self.conditions:
             for point in points(condition):
                 # Strengths that are still to be chosen do not matter: requests say them.
-                declared = variant(self.spec, condition, point, {})
-                for seed, fold in self.cells(condition) if declared is not None else ():
+                if (declared := variant(self.spec, condition, point, {})) is None:
+                    continue
+                for seed, fold in self.cells(condition):
                     yield declared, seed, self.tuning(fold)
                     if not declared.fits:
                         break
