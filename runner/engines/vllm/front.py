@@ -117,8 +117,8 @@ class Steering:
 
     def to_dict(self) -> dict[str, Any]:
         """The receipts as JSON values, and what was collected."""
-        said: dict[str, Any] = {"receipt": [asdict(receipt) for receipt in self.receipts or ()]}
-        return said if self.collected is None else said | {"collected": as_told(self.collected)}
+        receipts = {"receipt": [asdict(receipt) for receipt in self.receipts or ()]}
+        return receipts if self.collected is None else {**receipts, "collected": as_told(self.collected)}
 
     def conclude(self, told: Iterable[Told]) -> None:
         """Take what the ranks tell of the request, each of its own sites."""

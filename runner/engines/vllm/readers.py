@@ -251,7 +251,7 @@ _HOOKS = {after: _output, after_pair: _pair}
 
 
 def _told(sums: Mapping[str, torch.Tensor]) -> Sums:
-    values: dict[str, Any] = {name: one.cpu().numpy() for name, one in sums.items()}
+    values: dict[str, np.ndarray] = {name: one.cpu().numpy() for name, one in sums.items()}
     return {
         "tokens": {name: round(float(one[-1])) for name, one in values.items()},
         "sums": {name: one[:-1].astype("<f4").tobytes() for name, one in values.items()},
