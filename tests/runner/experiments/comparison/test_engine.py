@@ -139,6 +139,19 @@ def test_what_no_server_does_is_refused_when_the_file_is_read(made: Write, more:
         load_spec(made("engine: {url: 'http://127.0.0.1:1/v1'}", more=more))
 
 
+@pytest.mark.parametrize(
+    ("fit", "message"),
+    [
+        ("recipe: angular", r"fit.recipe: expected any of mean_difference, .*, which `engine` fits"),
+        ("recipe: mean_difference, site: mlp_neurons", r"fit.site: expected any of block_output"),
+    ],
+)
+def test_what_vllm_does_not_fit_is_refused_when_the_file_is_read(made: Write, fit: str, message: str) -> None:
+    pairs = "{texts: [{prompt: a, positive: b, negative: c}]}"
+    with pytest.raises(SpecError, match=message):
+        load_spec(made("engine: vllm", more=f"fit: {{{fit}, key: w, pairs: {pairs}}}"))
+
+
 def test_vllm_is_refused_before_a_model_is_loaded_where_it_is_not_installed(
     made: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
