@@ -349,7 +349,7 @@ def test_results_and_tensors_that_were_swapped_are_made_again(comparison: Path, 
     assert first.read_bytes() != second.read_bytes()
 
 
-@pytest.mark.parametrize("after", [2, 15])
+@pytest.mark.parametrize("after", [2, pytest.param(15, marks=pytest.mark.long)])
 def test_a_kill_at_any_moment_and_a_second_run_give_the_same_tables(
     whole: dict[str, Any], comparison: Path, tmp_path: Path, after: int
 ) -> None:

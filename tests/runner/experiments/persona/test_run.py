@@ -222,6 +222,7 @@ def test_a_row_of_the_sweep_is_a_run_of_its_own(
     assert (sweep.contrast_from, sweep.contrasts) == ("file", 2)
 
 
+@pytest.mark.long
 def test_taken_up_where_it_was_stopped(
     persona: Callable[..., Path], judge: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
