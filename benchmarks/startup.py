@@ -1,7 +1,7 @@
 """CPU time (user, system) of commands until they have done something.
 
-`subvene --help` and `subvene validate` of every example, beside a bare `import pydantic`; `subvene generate` of one
-token by the embedded model, beside transformers alone, which loads the same weights and generates it.
+`subvene --help` and `subvene validate` of every example, beside a bare `import pydantic`; `subvene generate`
+of one token by the embedded model, beside transformers alone, which loads the same weights and generates it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ import transformers
 model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="float32")
 tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
 chat = [{"role": "user", "content": "Hello"}]
-prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+prompt = tokenizer.apply_chat_template(chat, **options)
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=1, do_sample=False)[0]))
 """
 STEERED = f"""\
