@@ -4,12 +4,14 @@ A bound is the floating-point operations of the products that have to be done, a
 machine does these very products, measured in the same round. What has to be done: the blocks for every
 distinct token in its context (texts that begin alike share what they begin with), the vocabulary for every
 token that is predicted, and, in training, the gradient of both from the edited block up (the weights have
-none). Attention, norms, sampling and Python are in the time and not in the bound. Ratio: time / bound.
+none). Attention, norms, sampling and Python are in the time and not in the bound. Ratio: time / bound, in
+CPU seconds.
 """
 
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,8 @@ from subvene.runner.training.multiplex import EditShape
 from subvene.specs import InterventionSpec
 
 Ids = Sequence[int]
+# Of the process, all its threads: others at the machine's cores do not count.
+CLOCK = time.process_time
 # Tokens of the pass at which the rate of a whole text is measured: more make it no higher here.
 WIDE = 1024
 # Of scikit-learn's perceptron, where it does not converge before.
@@ -93,8 +97,8 @@ def _seconds(layers: Sequence[torch.nn.Linear], tokens: int) -> float:
             layer(given)
 
     once()
-    repeats = max(1, int(0.3 / timed(once)))
-    return timed(lambda: [once() for _ in range(repeats)]) / repeats
+    repeats = max(1, int(0.3 / timed(once, CLOCK)))
+    return timed(lambda: [once() for _ in range(repeats)], CLOCK) / repeats
 
 
 def collection(setting: Setting, count: int) -> tuple[Part, Part]:
@@ -142,7 +146,7 @@ def collection(setting: Setting, count: int) -> tuple[Part, Part]:
         """The first layer's output and its weights' gradient: a product each, in batches of 200."""
         given = torch.randn(200, anatomy.sizes.head_dim, dtype=torch.float64)
         weight = given.new_ones(anatomy.sizes.head_dim, anatomy.sizes.head_dim)
-        product = timed(lambda: [given @ weight for _ in range(1000)]) / 1000
+        product = timed(lambda: [given @ weight for _ in range(1000)], CLOCK) / 1000
         batches = sum(fold < 0 for fold in folds) / 200
         return 2 * product * batches * EPOCHS * n_heads * len(few)
 
@@ -241,7 +245,7 @@ def main() -> None:
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in parts}
     for _ in range(options.rounds or (1 if quick else 3)):
         for name, part in parts.items():
-            taken = timed(part.run)
+            taken = timed(part.run, CLOCK)
             rates.measure({*part.blocks, *part.words})
             seconds[name].append((taken, rates.bound(part)))
     report("bounds", seconds, "bound", notes=f"{EMBEDDED}; the bound's rates are measured after each part")

@@ -47,7 +47,15 @@ def main() -> None:
 
     def own(recipe: str, **fields: Any) -> None:
         found[recipe] = fit(
-            recipe, model, tokenizer=tokenizer, pairs=pairs, layers=layers, positions="all", **fields
+            recipe,
+            model,
+            tokenizer=tokenizer,
+            pairs=pairs,
+            layers=layers,
+            layer=0,
+            coefficient=1.0,
+            positions="all",
+            **fields,
         ).tensors
 
     arms = {
