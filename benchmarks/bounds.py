@@ -21,9 +21,8 @@ import torch
 from activations import questions as texts_of_answers
 from edit_training import Setting, spec_of
 from harness import EMBEDDED, arguments, report, timed
-from truthfulqa_mc import LAYER, SPEC, questions_and_prompts
+from truthfulqa_mc import questions_and_prompts, steered
 
-from subvene.runner import IntervenedModel
 from subvene.runner.data.text import pad_id_of, prompt_ids
 from subvene.runner.intervened.rollouts import Row, rollouts
 from subvene.runner.measures.truthfulqa_scores import score_choices
@@ -33,7 +32,6 @@ from subvene.runner.recipes.localized_heads import choose_heads
 from subvene.runner.recipes.probes import fit_probes
 from subvene.runner.training.experiments import Experiment
 from subvene.runner.training.multiplex import EditShape
-from subvene.specs import InterventionSpec
 
 Ids = Sequence[int]
 # Of the process, all its threads: others at the machine's cores do not count.
@@ -156,21 +154,10 @@ def collection(setting: Setting, count: int) -> tuple[Part, Part]:
     )
 
 
-def steered(setting: Setting) -> IntervenedModel:
-    """A vector drawn at random, added at one block at the response."""
-    drawn = torch.Generator().manual_seed(0)
-    return IntervenedModel.from_spec(
-        InterventionSpec.model_validate(SPEC),
-        model=setting.model,
-        tokenizer=setting.tokenizer,
-        tensors={f"v.block_output[{LAYER}]": torch.randn(setting.anatomy.sizes.width, generator=drawn)},
-    )
-
-
 def choices(setting: Setting, count: int) -> Part:
     """Multiple choice of a steered model with the published prompt."""
     questions, prompts = questions_and_prompts(count)
-    m = steered(setting)
+    m = steered(setting.model, setting.tokenizer)
     encoded = prompts.encode(setting.tokenizer, [question.question for question in questions])
     answers = [
         (prompt, answer)
@@ -209,7 +196,7 @@ def training(setting: Setting, count: int) -> Part:
 
 def personas(setting: Setting, rows: int, new_tokens: int) -> Part:
     """Answers of a steered model, sampled, as a persona experiment has them: a batch at a time."""
-    m = steered(setting)
+    m = steered(setting.model, setting.tokenizer)
     prompts = [tuple(prompt_ids(setting.tokenizer, triple.prompt)) for triple in setting.triples]
     asked = [
         Row(prompts[i % len(prompts)], temperature=0.7, max_new_tokens=new_tokens, seed=i)

@@ -14,15 +14,16 @@ from typing import Any
 
 import torch
 from harness import EMBEDDED, arguments, interleaved, report
-from truthfulqa_mc import TOLERANCE, questions_and_prompts
+from truthfulqa_mc import questions_and_prompts, steered
 from worker import worker
 
-from subvene.runner import IntervenedModel, load_model
+from subvene.runner import load_model
 from subvene.runner.measures.truthfulqa_scores import ChoiceScores, score_choices
-from subvene.specs import InterventionSpec
 
 ROOT = Path(__file__).parent.parent
 BATCH = 32
+# Relative, of sums of float32 logarithms that the two compute in other batches.
+SAME = 1e-4
 
 
 def main() -> None:
@@ -32,8 +33,7 @@ def main() -> None:
         raise SystemExit("no .venv-lm-eval: make bench-peers makes it")
     questions, prompts = questions_and_prompts(3 if options.quick else 24)
     model, tokenizer = load_model(EMBEDDED, dtype="float32")
-    plain = InterventionSpec.model_validate({"subvene": 1, "model": {"name": EMBEDDED}, "interventions": []})
-    m = IntervenedModel.from_spec(plain, model=model, tokenizer=tokenizer)
+    m = steered(model, tokenizer)
     encoded = prompts.encode(tokenizer, [question.question for question in questions])
     rows = [
         (tokenizer.decode(prompt), tokenizer.decode(answer))
@@ -43,7 +43,8 @@ def main() -> None:
     job = {"model": model.config.name_or_path, "rows": rows, "batch_size": BATCH}
     found: dict[str, Any] = {}
     kept: dict[str, ChoiceScores] = {}
-    with worker(python, "choices_worker.py", job) as theirs:
+    # The harness knows no edits: both score the model as it is.
+    with m.disabled(), worker(python, "choices_worker.py", job) as theirs:
         arms = {
             "lm-eval": lambda: found.update(theirs()),
             "subvene": lambda: kept.update(own=score_choices(m, prompts, questions)),
@@ -52,8 +53,8 @@ def main() -> None:
         seconds = interleaved(arms, "subvene", rounds, warm_up=False)
     own = torch.tensor([one for q in kept["own"].questions for one in (*q.correct, *q.incorrect)])
     off = float(((own - torch.tensor(found["scores"])) / own).abs().max())
-    if off > TOLERANCE:
-        raise SystemExit(f"lm-eval's scores differ by {off:.2g} of their size, more than {TOLERANCE}")
+    if off > SAME:
+        raise SystemExit(f"lm-eval's scores differ by {off:.2g} of their size, more than {SAME}")
     notes = f"{len(questions)} questions, {len(rows)} answers, {found['version']}; scores equal to {off:.1g}"
     report("multiple choice: lm-eval", seconds, "subvene", notes=notes)
 

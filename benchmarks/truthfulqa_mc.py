@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from harness import EMBEDDED, arguments, interleaved, report
@@ -54,17 +55,22 @@ def questions_and_prompts(count: int) -> tuple[list[Question], Prompts]:
     return list(questions), load_prompts("instruction_qa", "primer_qa.txt", "instruction.txt", folder)
 
 
-def main() -> None:
-    options = arguments(__doc__)
-    questions, prompts = questions_and_prompts(3 if options.quick else 24)
-    model, tokenizer = load_model(EMBEDDED, dtype="float32")
+def steered(model: Any, tokenizer: Any) -> IntervenedModel:
+    """A vector drawn at random, added at one block at the response."""
     vector = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
-    m = IntervenedModel.from_spec(
+    return IntervenedModel.from_spec(
         InterventionSpec.model_validate(SPEC),
         model=model,
         tokenizer=tokenizer,
         tensors={f"v.block_output[{LAYER}]": vector},
     )
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    questions, prompts = questions_and_prompts(3 if options.quick else 24)
+    model, tokenizer = load_model(EMBEDDED, dtype="float32")
+    m = steered(model, tokenizer)
     encoded = prompts.encode(tokenizer, [question.question for question in questions])
     pairs = [
         (prompt, answer)
