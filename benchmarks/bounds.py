@@ -65,19 +65,22 @@ def distinct(texts: Iterable[Ids]) -> int:
 
 
 class Rates:
-    """Seconds that the products of one block, and of the vocabulary, take for a token."""
+    """Seconds that the products of one block, and of the vocabulary, take for a token.
+
+    Of all blocks in turn, as a pass has them: one block again and again would stay in the processor's cache.
+    """
 
     def __init__(self, model: Any) -> None:
-        block = model.model.layers[0]
-        self._block = [m for m in block.modules() if isinstance(m, torch.nn.Linear)]
-        self._head = [model.lm_head]
+        blocks = model.model.layers
+        linear = [module for module in blocks.modules() if isinstance(module, torch.nn.Linear)]
+        self._products = {"block": (linear, len(blocks)), "vocabulary": ([model.lm_head], 1)}
         self.measured: dict[tuple[str, int], float] = {}
 
     def measure(self, sizes: Iterable[int]) -> None:
         """Measure them anew for passes of so many tokens."""
         for size in sizes:
-            for name, layers in (("block", self._block), ("vocabulary", self._head)):
-                self.measured[name, size] = _seconds(layers, size) / size
+            for name, (layers, times) in self._products.items():
+                self.measured[name, size] = _seconds(layers, size) / size / times
 
     def bound(self, part: Part) -> float:
         """Seconds that a part cannot go below."""
@@ -95,7 +98,7 @@ def _seconds(layers: Sequence[torch.nn.Linear], tokens: int) -> float:
             layer(given)
 
     once()
-    repeats = max(1, int(0.3 / timed(once, CLOCK)))
+    repeats = max(1, int(0.5 / timed(once, CLOCK)))
     return timed(lambda: [once() for _ in range(repeats)], CLOCK) / repeats
 
 
