@@ -202,7 +202,7 @@ def personas(setting: Setting, rows: int, new_tokens: int) -> Part:
     m = steered(setting.model, setting.tokenizer)
     prompts = [tuple(prompt_ids(setting.tokenizer, triple.prompt)) for triple in setting.triples]
     asked = [
-        Row(prompts[i % len(prompts)], temperature=0.7, max_new_tokens=new_tokens, seed=i)
+        Row(prompts[i % len(prompts)], temperature=0.7, top_p=0.9, max_new_tokens=new_tokens, seed=i)
         for i in range(rows)
     ]
     n_layers = setting.anatomy.sizes.n_layers
