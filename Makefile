@@ -39,7 +39,7 @@ over = echo "import site; site.addsitedir('$$(echo $(abspath $(VENV))/lib/python
 # The embedded model comes from a package; nothing here may reach for the Hub.
 demo notebooks test test-fast test-long test-kill golden test-lm-eval test-saelens test-peers test-vllm test-ray test-trackers test-quantized test-inspect test-ui fuzz bench: export HF_HUB_OFFLINE := 1
 
-.PHONY: help env env-vllm demo docs tables notebooks test test-fast test-long test-kill golden test-lm-eval test-saelens test-peers test-vllm test-ray test-trackers test-quantized test-inspect test-ui test-wheel fuzz check lint typecheck format bench bench-operations bench-edit-training clean distclean
+.PHONY: help env env-vllm demo docs tables notebooks test test-fast test-long test-kill golden test-lm-eval test-saelens test-peers test-vllm test-ray test-trackers test-quantized test-inspect test-ui test-wheel fuzz check lint typecheck format bench bench-operations bench-peers bench-edit-training clean distclean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -248,6 +248,9 @@ bench: env ## run every benchmark (BENCH_ARGS=--quick for a short run)
 
 bench-edit-training: env .venv-trl/$(TRL) ## time training against TRL, in an environment of its own
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/edit_training.py $(BENCH_ARGS)
+
+bench-peers: env .venv-trl/$(TRL) .venv-peers/.installed .venv-lm-eval/$(LM_EVAL) ## time the slow parts beside the field's own tools, in environments of their own
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/peers.py $(BENCH_ARGS)
 
 bench-operations: env .venv-peers/.installed ## count operations beside repeng and steering-vectors, in an environment of their own
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/operations.py $(BENCH_ARGS)
