@@ -116,8 +116,10 @@ def test_the_prefix_is_passed_once() -> None:
     )
     shared(m, batch_size=1)
     questions = sum(len(prompt) - len(SHARED) for prompt in PROMPTS)
-    # Answers of unlike length have passes of their own, so that none of them is padded here.
-    answers = sum(len(answer) - 1 for row in ANSWERS for answer in row)
+    # All answers of a prompt are short: one pass of them, padded, is cheaper than one for each length.
+    later = [[len(answer) - 1 for answer in row if len(answer) > 1] for row in ANSWERS]
+    answers = sum(len(lengths) * max(lengths) for lengths in later)
+    assert len(passed) == 1 + 2 * len(PROMPTS)
     assert sum(passed) == len(SHARED) + questions + answers
 
 
@@ -125,7 +127,11 @@ def test_alike() -> None:
     lengths = [3, 10, 9, 0, 8, 7, 10, 0]
     batches = alike(lengths, 3)
     assert sorted(i for batch in batches for i in batch) == list(range(8))
-    assert batches == [[1, 6, 2], [4, 5], [0], [3, 7]]
+    assert batches == [[1, 6, 2], [4, 5, 0], [3, 7]]
+    # Padding is cheap where there is little of it, and not where a pass of its own is cheaper.
+    assert alike([200, 190, 20, 10], 32) == [[0, 1], [2, 3]]
+    assert alike([200, 120], 32) == [[0], [1]]
+    assert alike([], 3) == []
 
 
 def test_reasons_against_sharing() -> None:
