@@ -155,7 +155,7 @@ def render(results: Results) -> Html:
         what = "prompt" if evaluation.kind == "samples" else "pair"
         parts.append(f"{evaluation.name.replace('_', ' ')}: {count(len(evaluation.keys), what)}")
     heading = "An edit at several coefficients" if len(coefficients) > 1 else "A look at an edit"
-    return page(heading, model=model, summary=join([" · ".join(parts)]), sections=sections)
+    return page(results, heading, model=model, summary=join([" · ".join(parts)]), sections=sections)
 
 
 def preference(results: Results) -> Html | None:

@@ -9,15 +9,17 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
-from plotly.offline import get_plotlyjs
+from plotly.offline import get_plotlyjs_version
 
 from subvene.runner.experiments.results import Results
 from subvene.runner.experiments.rows import METRICS, Row, in_words, rows
 from subvene.runner.reports import page as page_module
 from subvene.runner.reports.examples import EXAMPLES
+from subvene.runner.reports.page import plotly_js
 from subvene.runner.reports.sections import SECTIONS, baseline_conditions
 from subvene.runner.reports.tables import results_json
 
@@ -108,7 +110,7 @@ def table_of(document: dict[str, Any]) -> list[Row]:
 
 
 def without_library(page: str) -> str:
-    library = get_plotlyjs()
+    library = plotly_js()
     assert page.count(library) == 1
     return page.replace(library, "")
 
@@ -156,11 +158,21 @@ def test_the_browser_is_told_to_run_these_scripts_only(results: dict[str, Any]) 
 
 def test_plotly_is_embedded_once_and_only_for_figures(results: dict[str, Any]) -> None:
     text = render(results)
-    assert text.count(get_plotlyjs()) == 1
-    assert text.count("plotly.js v") == get_plotlyjs().count("plotly.js v")
+    assert text.count(plotly_js()) == 1
+    assert text.count("plotly.js v") == plotly_js().count("plotly.js v")
     results |= {"grid": [], "chosen": [], "fits": []}
     results["cells"] = [cell for cell in results["cells"] if cell["condition"] == "baseline"]
     assert len(render(results)) < 200_000
+
+
+def test_the_bundle_is_of_the_version_and_has_every_chart_that_is_drawn() -> None:
+    library = plotly_js()
+    assert f"plotly.js (cartesian - minified) v{get_plotlyjs_version()}\n" in library
+    charts = set(re.findall(r'moduleType:"trace",name:"(\w+)"', library))
+    sources = (Path(page_module.__file__).parent).glob("*.py")
+    drawn = set().union(*(re.findall(r"\bgo\.([A-Z]\w+)\(", source.read_text("utf-8")) for source in sources))
+    assert {"Scatter", "Heatmap"} <= drawn
+    assert {chart.lower() for chart in drawn - {"Figure"}} <= charts
 
 
 def test_numbers_of_the_table_are_those_of_the_results(results: dict[str, Any]) -> None:

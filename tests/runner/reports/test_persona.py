@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plotly.offline import get_plotlyjs
 
 from subvene.runner.experiments.persona.section import PersonaSection, SweepPoint
 from subvene.runner.experiments.results import Choice, Condition, Metric, Results
 from subvene.runner.reports import persona
 from subvene.runner.reports import persona_tables as tables_module
+from subvene.runner.reports.page import plotly_js
 from subvene.runner.reports.persona import SECTIONS
 from subvene.runner.reports.persona_figures import (
     SCORES,
@@ -348,7 +348,7 @@ def test_links_hold_the_same_files_as_the_folder(results: dict[str, Any], tmp_pa
     first = path.read_bytes()
     publish(tmp_path / "run", Results.of(json.loads(Results.of(results).to_json())))
     assert path.read_bytes() == first
-    assert first.decode().count(get_plotlyjs()) == 1
+    assert first.decode().count(plotly_js()) == 1
 
 
 def test_files_hold_the_numbers_in_full(results: dict[str, Any]) -> None:
