@@ -255,7 +255,7 @@ class EngineManifest(TypedDict):
 
 
 class Manifest(TypedDict):
-    """What there is to know about where the numbers of a run come from; with the experiment's name, its file's."""
+    """What there is to know about where the numbers of a run come from, and the experiment's name."""
 
     format: int
     name: NotRequired[str]

@@ -16,7 +16,7 @@ from subvene.runner.reports.blocks import Over, Table
 
 _WITHOUT_CONTENT = ("input",)
 IN_PAGE = 200_000
-"""How many characters of tables a page carries with it, so that it stays small however many answers a run has."""
+"""Characters of tables that a page has in it, so that it stays small however many answers a run has."""
 _MEDIA_TYPES = {
     ".csv": "text/csv",
     ".json": "application/json",

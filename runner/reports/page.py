@@ -4,8 +4,8 @@ What stands in it is the sections' business; here they are put together with the
 plotly.js. The page tells the browser to run these two scripts only and to fetch nothing.
 
 Of plotly.js it has its makers' own bundle of the flat charts, a third of the whole: `plotly-cartesian.min.js`
-of npm's plotly.js-cartesian-dist-min, of the version that the Python package draws for, packed with
-`gzip -9 -n` (MIT: `plotly-cartesian.LICENSE`).
+of npm's plotly.js-cartesian-dist-min, of the version that the Python package draws for (MIT:
+`plotly-cartesian.LICENSE`). It is packed (`gzip -9 -n`), here and in the page, whose script unpacks it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from string import Template
 from subvene.runner.experiments.results import Results
 from subvene.runner.reports.markup import Html, element, join
 from subvene.runner.reports.sections import SECTIONS, declared
+
+PLOTLY = "plotly-cartesian.min.js.gz"
+"""What draws the figures, in this folder."""
 
 
 def render(results: Results) -> Html:
@@ -54,7 +57,8 @@ def page(
     named = f"{name}: {what[0].lower()}{what[1:]}" if name else what
     script = _read("page.js")
     has_figures = any('<div class="plot"' in content for _, content in sections)
-    scripts = [plotly_js(), script] if has_figures else [script]
+    plotly = [_file(PLOTLY)] if has_figures else []
+    scripts = [script, *(gzip.decompress(packed).decode() for packed in plotly)]
     text = Template(_read("page.html")).substitute(
         policy=" ".join(f"'sha256-{_sha256(script)}'" for script in scripts),
         style=_read("page.css"),
@@ -72,8 +76,12 @@ def page(
                 ),
             ]
         ),
-        # Not through `element`: the text of a script is never escaped, and is none but ours and plotly's.
-        scripts="\n".join(f"<script>{script}</script>" for script in scripts),
+        # Not through `element`: the text of a script is never escaped, and is none but ours.
+        plotly=join(
+            element("script", base64.b64encode(packed).decode(), type="text/plain", id="plotly")
+            for packed in plotly
+        ),
+        script=f"<script>{script}</script>",
     )
     made = Html(text)
     made.figures = tuple(
@@ -82,11 +90,6 @@ def page(
         for i, figure in enumerate(content.figures, 1)
     )
     return made
-
-
-def plotly_js() -> str:
-    """What draws the figures of a page."""
-    return gzip.decompress(_file("plotly-cartesian.min.js.gz")).decode()
 
 
 def _summary(results: Results) -> Html:

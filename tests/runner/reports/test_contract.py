@@ -108,6 +108,8 @@ def grown(results: Results) -> Results:
             ]
         elif items is not None:
             made["items"] = more(items)
+        if value.get("keys") and set(value["keys"]) <= questions.keys():
+            made["keys"] = [key(old, i) for old in value["keys"] for i in range(ITEMS // len(value["keys"]))]
         return made
 
     made = more(document)

@@ -18,7 +18,6 @@ from subvene.runner.experiments.persona.section import PersonaSection, SweepPoin
 from subvene.runner.experiments.results import Choice, Condition, Metric, Results
 from subvene.runner.reports import persona
 from subvene.runner.reports import persona_tables as tables_module
-from subvene.runner.reports.page import plotly_js
 from subvene.runner.reports.persona import SECTIONS
 from subvene.runner.reports.persona_figures import (
     SCORES,
@@ -32,7 +31,7 @@ from subvene.runner.reports.publish import publish
 from subvene.runner.reports.styles import style
 
 from .persona_results import COEFFICIENTS, QUESTIONS, SWEPT, TRAITS, make_results
-from .test_page import HOSTILE, Page, without_library
+from .test_page import HOSTILE, PACKED, Page, without_library
 
 FILES = {
     "conditions.csv",
@@ -348,7 +347,7 @@ def test_links_hold_the_same_files_as_the_folder(results: dict[str, Any], tmp_pa
     first = path.read_bytes()
     publish(tmp_path / "run", Results.of(json.loads(Results.of(results).to_json())))
     assert path.read_bytes() == first
-    assert first.decode().count(plotly_js()) == 1
+    assert first.decode().count(PACKED) == 1
 
 
 def test_files_hold_the_numbers_in_full(results: dict[str, Any]) -> None:
