@@ -102,9 +102,9 @@ test-inspect: env .venv-inspect/$(INSPECT) ## artifacts as models of Inspect (in
 test-ray: env .venv-ray/.installed ## run experiments on Ray, kill a worker, compare (installs 285 MB)
 	OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest tests/consumers/test_ray.py
 
-test-ui: env .venv-ui/.installed ## the playground in a real Chromium, which has to be installed (installs 55 MB)
+test-ui: env .venv-ui/.installed ## playground and reports in a real Chromium, which has to be installed (installs 55 MB)
 	@command -v chromium chromium-browser google-chrome >/dev/null || { echo "test-ui: there is no Chromium (apt install chromium)"; exit 1; }
-	OMP_NUM_THREADS=1 .venv-ui/bin/python -m pytest tests/consumers/test_ui.py
+	OMP_NUM_THREADS=1 .venv-ui/bin/python -m pytest tests/consumers/test_ui.py tests/consumers/test_report_page.py
 
 # The wheel is made of the source archive, so that both are tried. What it needs comes from .venv by a path,
 # behind the wheel: a plain path in a .pth file adds no editable install.
