@@ -104,7 +104,11 @@ def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *
         for first, *rest in rows
     ]
     whole = element(
-        "table", element("caption", caption), *head, element("tbody", *body), class_=class_ or None
+        "table",
+        element("caption", element("span", caption)),
+        *head,
+        element("tbody", *body),
+        class_=class_ or None,
     )
     return element("div", whole, class_="scroll", role="region", tabindex="0", aria_label=caption)
 

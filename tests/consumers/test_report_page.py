@@ -58,6 +58,9 @@ def test_every_figure_is_drawn_and_the_page_fits_the_screen(
     if folder := os.environ.get("SUBVENE_SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"{run.parent.name}-{width}-{scheme}.png", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # A table that scrolls says so at its side, and its caption is read without scrolling.
+    for caption in page.locator(".scroll caption span:visible").all():
+        assert caption.evaluate("one => one.getBoundingClientRect().right") <= width
     # Every trace that has points left a mark: a bundle without its kind would draw scatters or nothing.
     drawn = page.evaluate(
         """[...document.querySelectorAll('figure > .plot')].flatMap((box) =>
