@@ -90,7 +90,7 @@ test-vllm: env env-vllm ## artifacts and exports in vLLM, token for token (insta
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/vllm
 	SUBVENE_VLLM_PYTHON=$(abspath .venv-vllm/bin/python) $(BIN)/python -m pytest tests/consumers/test_vllm.py
 
-test-trackers: env .venv-trackers/.installed ## trainings and sweeps in real TensorBoard, MLflow and Trackio
+test-trackers: env .venv-trackers/.installed ## trainings and sweeps in real TensorBoard, MLflow, Trackio and W&B
 	OMP_NUM_THREADS=1 .venv-trackers/bin/python -m pytest tests/consumers/test_trackers.py
 
 test-quantized: env .venv-quantized/.installed ## models that are quantised while they are loaded (quanto, torchao)
@@ -127,10 +127,10 @@ test-wheel: env ## build wheel and source archive, install the wheel afresh, use
 
 # Likewise.
 .venv-trackers/.installed:
-	@echo "env: TensorBoard, MLflow, Trackio"
+	@echo "env: TensorBoard, MLflow, Trackio, W&B"
 	@$(PYTHON) -m venv --clear .venv-trackers
 	@.venv-trackers/bin/python $(PIP_OF) install -c constraints.txt tensorboard==2.21.0 mlflow-skinny==3.17.2
-	@.venv-trackers/bin/python $(PIP_OF) install --no-deps trackio==0.43.0 'gradio-client>=2,<3' httpx httpcore h11 websockets orjson brotli python-multipart starlette uvicorn
+	@.venv-trackers/bin/python $(PIP_OF) install --no-deps trackio==0.43.0 'gradio-client>=2,<3' httpx httpcore h11 websockets orjson brotli python-multipart starlette uvicorn wandb==0.31.0
 	@$(call over,.venv-trackers)
 	@touch $@
 

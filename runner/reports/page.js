@@ -29,6 +29,7 @@
       const { data, layout } = JSON.parse(box.nextElementSibling.textContent);
       layout.font = { ...layout.font, color: ink() };
       layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: "#888", activecolor: ink() };
+      if (layout.height) box.style.minHeight = `${layout.height}px`;
       Plotly.newPlot(box, data, layout, config);
     }
   };
