@@ -153,7 +153,7 @@ def _data(how: type[BaseRecipe], fields: dict[str, Any]) -> tuple[dict[str, Any]
         return {}, None
     if how.dataset_field is None or (isinstance(value, Mapping) and value.keys() & _DECLARES):
         whole = [value] if name == "traits" and isinstance(value, str) else value
-        return {name: {**whole, **said} if said else whole}, None
+        return {name: {**value, **said} if said else whole}, None
     if isinstance(value, str | os.PathLike):
         text = os.fspath(value)
         is_file = text.lower().endswith(_FILES) or Path(text).expanduser().is_file()

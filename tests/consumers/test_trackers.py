@@ -122,6 +122,10 @@ def tracker(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
     monkeypatch.setenv("WANDB_MODE", "offline")
+    if request.param == "wandb":
+        import wandb
+
+        wandb.teardown()  # it keeps the folder in which it was first used
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     read: dict[str, Callable[[str, Path], Runs]] = {
         "tensorboard": lambda project, folder: in_tensorboard(folder),
