@@ -4,8 +4,8 @@
     python docs/recompute.py --write          # write their tables anew
     python docs/recompute.py --keep RUN NAME  # take over a run's results as those of docs/results/NAME.md
 
-A page `NAME.md` whose `NAME/results.json.gz` is the run's `results.json` without the texts of the questions
-(they are other people's) may hold
+A page `NAME.md` whose `NAME/results.json.gz` is the run's `results.json` without the texts of TruthfulQA's
+questions (they are other people's) may hold
 
 * tables, between `<!-- FILE.md: from the raw results -->` and `<!-- end -->`: a file of the run's `tables/`;
   with `FILE.md where COLUMN=VALUE` only the rows that have it;
@@ -43,6 +43,8 @@ _TABLE = re.compile(
 )
 _CLAIM = re.compile(r"<!-- (shown|not shown): (\S+?)(?: (up|down))? -->")
 _LEVEL = 0.05
+# Scores that only TruthfulQA's questions have.
+_TRUTHFULQA = {"true", "info", "mc1", "mc2", "mc3"}
 
 
 @dataclass(frozen=True)
@@ -157,25 +159,44 @@ def with_tables(text: str, results: Results) -> str:
 
     def table(found: re.Match[str]) -> str:
         start, name, column, value, end = found.groups()
+        if name not in files:
+            raise SystemExit(f"the run has no table {name}; it has {', '.join(sorted(files))}")
         return f"{start}{_rows(files[name], column, value)}{end}"
 
     return _TABLE.sub(table, text)
 
 
 def _rows(document: str, column: str | None, value: str | None) -> str:
+    if column is None:
+        # Line breaks between tables stay: without them they would be one.
+        return "\n".join(re.findall(r"(?:^\|.*\n?)+", document, re.M))
     lines = [line for line in document.splitlines() if line.startswith("|")]
-    if column is not None:
-        at = [cell.strip() for cell in lines[0].split("|")].index(column)
-        lines = lines[:2] + [line for line in lines[2:] if line.split("|")[at].strip() == value]
+    at = [cell.strip() for cell in lines[0].split("|")].index(column)
+    lines = lines[:2] + [line for line in lines[2:] if line.split("|")[at].strip() == value]
     return "\n".join(lines) + "\n"
 
 
+def published(results: Results) -> Results:
+    """What may be shown of results: of the questions only those asked, of TruthfulQA's no text."""
+    asked: dict[str, bool] = {}
+    for condition in results.conditions:
+        for item in condition.items:
+            asked[item.key] = asked.get(item.key, False) or not _TRUTHFULQA.isdisjoint(item.scores)
+    questions = {
+        key: QuestionText(question=f"TruthfulQA, question {key}", category=question.category)
+        if asked[key]
+        else question
+        for key, question in results.questions.items()
+        if key in asked
+    }
+    return results.model_copy(update={"questions": questions})
+
+
 def keep(run: Path, name: str) -> Path:
-    """Take over a run's results, without the texts of its questions; the same results give the same bytes."""
-    results = Results.load(run).model_copy(update={"questions": {}})
+    """Take over a run's results, as they may be shown; the same results give the same bytes."""
     path = PAGES / name / RAW
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(gzip.compress(results.to_json().encode(), mtime=0))
+    path.write_bytes(gzip.compress(published(Results.load(run)).to_json().encode(), mtime=0))
     return path
 
 
