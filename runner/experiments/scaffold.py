@@ -41,6 +41,7 @@ def run_study(
     output: Path,
     folder: Path,
     publish: Publish,
+    name: str | None = None,
     on_step: Step | None = None,
     executor: Executor | None = None,
     **overrides: Any,
@@ -56,6 +57,7 @@ def run_study(
         output: the run's folder; one of an earlier run of the same or another version of the experiment.
         folder: where relative files of the spec are looked for.
         publish: writes tables and report.
+        name: of the experiment, the report's title; None: it has none.
         on_step: see `Step`.
         executor: does the units of work; None: this process.
         **overrides: fields of the spec's `model:` to replace.
@@ -76,6 +78,8 @@ def run_study(
     study = kind(spec, folder, sizes, step)
     study.check()
     manifest = study.manifest()
+    if name is not None:
+        manifest["name"] = name
     with ExitStack() as stack:
         workers = None
         if executor is not None:

@@ -255,9 +255,10 @@ class EngineManifest(TypedDict):
 
 
 class Manifest(TypedDict):
-    """What there is to know about where the numbers of a run come from."""
+    """What there is to know about where the numbers of a run come from, and the experiment's name."""
 
     format: int
+    name: NotRequired[str]
     spec: str
     environment: Environment
     git: GitState | None

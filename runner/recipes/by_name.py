@@ -13,6 +13,7 @@ from subvene.specs import ExperimentSpec, ModelSpec, SubveneError, spec_of
 from subvene.specs._flaws import nearest
 from subvene.specs.interventions import REGISTRY as KINDS
 from subvene.specs.pair_rows import given_pairs
+from subvene.specs.pairs import PairColumns
 from subvene.specs.recipes import REGISTRY as RECIPES_BY_NAME
 from subvene.specs.recipes.base import BaseRecipe
 
@@ -69,7 +70,8 @@ def asked(recipe: str, model: str, data: Any, fields: Mapping[str, Any]) -> Aske
         data: what is fitted on: rows, a path, a Hub dataset's id, or what a spec would say; None where it
             stands among the fields, under the recipe's own name for it.
         fields: of the recipe, of the intervention and of `model:`, by name; or `interventions`, a list of
-            mappings as a file has them.
+            mappings as a file has them, with the `sources` that they name. `columns` says which columns of
+            pairs are meant.
 
     Raises:
         SubveneError: no such field, or two ways of saying one thing.
@@ -77,7 +79,8 @@ def asked(recipe: str, model: str, data: Any, fields: Mapping[str, Any]) -> Aske
     """
     how = cast("type[BaseRecipe]", RECIPES_BY_NAME[recipe])
     fields = dict(fields)
-    interventions, report_to = fields.pop("interventions", None), fields.pop("report_to", None)
+    interventions = fields.pop("interventions", None)
+    whole = {name: fields.pop(name) for name in ("report_to", "sources") if fields.get(name) is not None}
     edit = None if interventions is not None else _kind(recipe, fields.pop("kind", how.usual_intervention))
     if data is not None:
         if how.data_field is None or fields.get(how.data_field) is not None:
@@ -95,7 +98,7 @@ def asked(recipe: str, model: str, data: Any, fields: Mapping[str, Any]) -> Aske
         "model": {"name": model},
         "fit": {"recipe": recipe} | parts["fit"] | fit,
         "interventions": interventions,
-    } | ({} if report_to is None else {"report_to": report_to})
+    } | whole
     spec = spec_of(declared, f"fit({recipe!r}, …)")
     if not isinstance(spec, ExperimentSpec):
         raise SubveneError(f"fit({recipe!r}): this declares no experiment")
@@ -144,17 +147,31 @@ def _data(how: type[BaseRecipe], fields: dict[str, Any]) -> tuple[dict[str, Any]
     """What the recipe's field says of the data, and the rows if they were handed over."""
     name = how.data_field
     value = None if name is None else fields.pop(name, None)
+    columns = fields.pop("columns", None) if name == "pairs" and value is not None else None
+    said = {} if columns is None else {"columns": columns}
     if name is None or value is None:
         return {}, None
     if how.dataset_field is None or (isinstance(value, Mapping) and value.keys() & _DECLARES):
-        return {name: [value] if name == "traits" and isinstance(value, str) else value}, None
+        whole = [value] if name == "traits" and isinstance(value, str) else value
+        return {name: {**value, **said} if said else whole}, None
     if isinstance(value, str | os.PathLike):
         text = os.fspath(value)
         is_file = text.lower().endswith(_FILES) or Path(text).expanduser().is_file()
-        return {name: {"file" if is_file else how.dataset_field: text}}, None
+        return {name: {"file" if is_file else how.dataset_field: text, **said}}, None
     if name == "pairs":
-        return {name: given_pairs(value).model_dump(mode="json", exclude_none=True)}, None
+        return {
+            name: given_pairs(value, columns=_pair_columns(columns)).model_dump(
+                mode="json", exclude_none=True
+            )
+        }, None
     return ({name: _GIVEN} if how.model_fields[name].is_required() else {}), value
+
+
+def _pair_columns(columns: Any) -> PairColumns | None:
+    try:
+        return None if columns is None else PairColumns.model_validate(columns)
+    except ValueError as error:
+        raise SubveneError(f"fit: columns: expected {PairColumns.expects}, found {columns!r}") from error
 
 
 def _shared_out(

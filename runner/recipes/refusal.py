@@ -51,7 +51,7 @@ from subvene.runner.recipes.refusal_scores import (
     score,
     scored,
 )
-from subvene.specs import ContrastPrompts, Contrasts, RefusalSpec, SubveneError, tensor_name
+from subvene.specs import ContrastPrompts, Contrasts, ContrastTexts, RefusalSpec, SubveneError, tensor_name
 
 _PROBES = ("a", "?", "1", "word.")
 """Instructions that end unlike: what prompts of all of them end with is the template's."""
@@ -195,10 +195,13 @@ _SIDES: tuple[Literal["positive"], Literal["negative"]] = ("positive", "negative
 
 
 def _side(pairs: Contrasts, side: Literal["positive", "negative"]) -> tuple[str, ...]:
+    if isinstance(pairs, ContrastTexts) and all(pair.prompt is None for pair in pairs.texts):
+        return tuple(getattr(pair, side) for pair in pairs.texts)  # rows of two columns: a list each
     if not isinstance(pairs, ContrastPrompts):
         raise SubveneError(
             "recipe refusal: fit.pairs: expected two lists of `prompts`, instructions that the model refuses "
-            "(`positive`) and instructions that it follows (`negative`), found pairs"
+            "(`positive`) and instructions that it follows (`negative`), or rows of these two alone; found "
+            "answers to prompts"
         )
     return pairs.side(side)
 

@@ -48,9 +48,9 @@ def run_experiment(
         SubveneError: a fresh process could not load what a look has saved; its results are written all the
             same.
     """
-    stem = "experiment"
+    name = None
     if not isinstance(spec, ExperimentSpec):
-        stem, folder = Path(spec).stem, Path(spec).parent if folder is None else folder
+        name, folder = Path(spec).stem, Path(spec).parent if folder is None else folder
         loaded = load_spec(Path(spec), engine=engine)
         if not isinstance(loaded, ExperimentSpec):
             raise SubveneError(
@@ -63,9 +63,10 @@ def run_experiment(
     done = run_study(
         _study(spec),
         spec,
-        output=Path(output or spec.output or Path("runs") / stem),
+        output=Path(output or spec.output or Path("runs") / (name or "experiment")),
         folder=Path(folder or "."),
         publish=publish,
+        name=name,
         on_step=on_step,
         executor=executor,
         **overrides,

@@ -42,6 +42,7 @@ def layer_heat_map(
         xaxis={"title": {"text": "layer"}, **layer_ticks(layers)},
         yaxis={"autorange": "reversed", "automargin": True, "type": "category"},
         height=150 + 26 * len(rows),
+        margin={"t": 24, "b": 56},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
     )

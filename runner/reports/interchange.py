@@ -184,7 +184,7 @@ def render(results: Results) -> Html:
     sections = [(heading, content) for heading, make in SECTIONS if (content := make(results)) is not None]
     model = (declared(results).get("model") or {}).get("name")
     parts = [f"{grid.key}: {count(len(grid.cells), 'cell')}" for grid in interchange_of(results).grids]
-    return page("Interchange", model=model, summary=join([" · ".join(parts)]), sections=sections)
+    return page(results, "Interchange", model=model, summary=join([" · ".join(parts)]), sections=sections)
 
 
 def best_cells(results: Results) -> Html | None:

@@ -54,6 +54,7 @@ def render(results: Results) -> Html:
     parts += [count(drawn, "random draw")] if drawn else []
     parts += [count(len(groups["edit_single"]), "single head")] if groups.get("edit_single") else []
     return page(
+        results,
         "Does editing say where it is?",
         model=(declared(results).get("model") or {}).get("name"),
         summary=" · ".join(parts),

@@ -21,6 +21,7 @@ from subvene.runner.files.csv_file import csv_text
 from subvene.runner.reports.blocks import Cell, Column, Document, Items, Table
 from subvene.runner.reports.curves import COLORS, bars, figure
 from subvene.runner.reports.documents import document_files
+from subvene.runner.reports.examples import EXAMPLES
 from subvene.runner.reports.markup import (
     Html,
     downloads,
@@ -155,7 +156,7 @@ def render(results: Results) -> Html:
         what = "prompt" if evaluation.kind == "samples" else "pair"
         parts.append(f"{evaluation.name.replace('_', ' ')}: {count(len(evaluation.keys), what)}")
     heading = "An edit at several coefficients" if len(coefficients) > 1 else "A look at an edit"
-    return page(heading, model=model, summary=join([" · ".join(parts)]), sections=sections)
+    return page(results, heading, model=model, summary=join([" · ".join(parts)]), sections=sections)
 
 
 def preference(results: Results) -> Html | None:
@@ -198,16 +199,19 @@ def contrast_line(evaluation: Evaluation, conditions: Sequence[Condition]) -> go
 
 
 def samples(results: Results) -> Html | None:
-    """Every prompt with its answers beside each other."""
-    articles = [
-        _answers(results, evaluation, key)
-        for evaluation in _of(results, "samples")
-        for key in evaluation.keys
-    ]
-    if not articles:
+    """Prompts with their answers beside each other."""
+    asked = [(evaluation, key) for evaluation in _of(results, "samples") for key in evaluation.keys]
+    if not asked:
         return None
-    about = "What it writes, by coefficient: all in one batch, the likeliest token at each step."
-    return join([element("p", about), *articles])
+    about = ["What it writes, by coefficient: all in one batch, the likeliest token at each step."]
+    if len(asked) > EXAMPLES:
+        about += [
+            f" The first {EXAMPLES} of {len(asked)} prompts; all are in ",
+            element("a", "samples.csv", href="#downloads"),
+            ".",
+        ]
+    articles = [_answers(results, evaluation, key) for evaluation, key in asked[:EXAMPLES]]
+    return join([element("p", *about), *articles])
 
 
 def _answers(results: Results, evaluation: Evaluation, key: str) -> Html:

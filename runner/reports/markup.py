@@ -15,6 +15,8 @@ from subvene.runner.files.json_value import Fields, Json
 from subvene.runner.reports.blocks import Over, Table
 
 _WITHOUT_CONTENT = ("input",)
+IN_PAGE = 200_000
+"""Characters of tables that a page has in it, so that it stays small however many answers a run has."""
 _MEDIA_TYPES = {
     ".csv": "text/csv",
     ".json": "application/json",
@@ -102,7 +104,11 @@ def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *
         for first, *rest in rows
     ]
     whole = element(
-        "table", element("caption", caption), *head, element("tbody", *body), class_=class_ or None
+        "table",
+        element("caption", element("span", caption)),
+        *head,
+        element("tbody", *body),
+        class_=class_ or None,
     )
     return element("div", whole, class_="scroll", role="region", tabindex="0", aria_label=caption)
 
@@ -162,8 +168,30 @@ def download(name: str, kind: str, content: str) -> Html:
 
 
 def downloads(files: Mapping[str, str]) -> Html:
-    """Links to tables that are in the page itself: CSV, Markdown or LaTeX by their names."""
-    return items(*(download(name, _MEDIA_TYPES[Path(name).suffix], text) for name, text in files.items()))
+    """Links to tables, CSV, Markdown or LaTeX by their names: the smaller ones are in the page itself.
+
+    Args:
+        files: what lies in `tables/`, beside the page.
+    """
+    inside: set[str] = set()
+    room = IN_PAGE
+    for name in sorted(files, key=lambda name: len(files[name])):
+        room -= len(files[name])
+        if room >= 0:
+            inside.add(name)
+    return items(
+        *(
+            download(name, _MEDIA_TYPES[Path(name).suffix], text)
+            if name in inside
+            else join(
+                [
+                    element("a", name, href=f"tables/{name}"),
+                    f" ({len(text) / 1e6:.1f} MB, not in this page: in the folder tables/ beside it)",
+                ]
+            )
+            for name, text in files.items()
+        )
+    )
 
 
 def _in_cell(said: Over, *, below: bool) -> Html:

@@ -52,6 +52,7 @@ def render(results: Results) -> Html:
         parts.append(count(len(labels), "condition"))
     parts.append(count(responses, "response"))
     return page(
+        results,
         "Persona vectors",
         model=(declared(results).get("model") or {}).get("name"),
         summary=" · ".join(parts),

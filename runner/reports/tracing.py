@@ -234,7 +234,7 @@ def render(results: Results) -> Html:
     entries: list[Trace | Patching] = [*section.traces, *section.patchings]
     parts = [f"{one.name.replace('_', ' ')}: {count(len(one.facts), 'fact')}" for one in entries]
     heading = "Causal tracing" if section.traces else "Activation patching"
-    return page(heading, model=model, summary=join([" · ".join(parts)]), sections=sections)
+    return page(results, heading, model=model, summary=join([" · ".join(parts)]), sections=sections)
 
 
 def peaks(results: Results) -> Html | None:

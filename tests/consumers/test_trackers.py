@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +73,47 @@ def in_trackio(project: str) -> Runs:
     return found
 
 
+def in_wandb(folder: Path) -> Runs:
+    """What offline runs wrote, read with W&B's own message types; W&B has no reader of its own in Python."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found: Runs = {}
+    for path in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):
+        tags: dict[str, list[tuple[int, float]]] = {}
+        for message in leveldb_log(path.read_bytes()):
+            record = Record.FromString(message)
+            if record.HasField("run"):
+                found[record.run.display_name] = tags
+            values = {item.key or ".".join(item.nested_key): item.value_json for item in record.history.item}
+            for tag, value in values.items():
+                if not tag.startswith("_"):
+                    tags.setdefault(tag, []).append((record.history.step.num, float(value)))
+    return found
+
+
+def leveldb_log(content: bytes) -> Iterator[bytes]:
+    """The messages of a log in LevelDB's format behind W&B's seven bytes, each in pieces of 32 KiB blocks."""
+    assert content[:4] == b":W&B"
+    at, message = 7, b""
+    while at + 7 <= len(content):
+        room = 2**15 - at % 2**15
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        if room < 7:
+            at += room
+            continue
+        message += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            yield message
+            message = b""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("trackers") / "model")
 
 
-@pytest.fixture(params=["tensorboard", "mlflow", "trackio"])
+@pytest.fixture(params=["tensorboard", "mlflow", "trackio", "wandb"])
 def tracker(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, Callable[[str, Path], Runs]]:
@@ -86,11 +121,17 @@ def tracker(
     pytest.importorskip(request.param)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    if request.param == "wandb":
+        import wandb
+
+        wandb.teardown()  # it keeps the folder in which it was first used
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     read: dict[str, Callable[[str, Path], Runs]] = {
         "tensorboard": lambda project, folder: in_tensorboard(folder),
         "mlflow": lambda project, folder: in_mlflow(project),
         "trackio": lambda project, folder: in_trackio(project),
+        "wandb": lambda project, folder: in_wandb(tmp_path),
     }
     return request.param, read[request.param]
 

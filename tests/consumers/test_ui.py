@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -26,24 +25,12 @@ from subvene.specs import parse_spec
 driver = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed; `make test-ui` has an environment with it"
 )
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (apt install chromium)")
 
 EVIL = "<img/src=x/onerror=document.title='owned'><b>{}</b>"
 LONG = 60_000
 """Milliseconds within which anything comes, on a machine that is busy."""
 ARMS = ("baseline", "steered")
 ROLES = {"user", "assistant", "system", ":"}
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    with driver.sync_playwright() as playwright:
-        # As root Chromium has no sandbox.
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

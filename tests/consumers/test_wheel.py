@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -55,6 +57,25 @@ def test_a_file_that_init_writes_and_a_shipped_example_are_valid(call: Ask, tmp_
     code = "from importlib.resources import files; print(files('subvene.examples') / 'quickstart.yaml')"
     example = call("python", "-c", code)
     assert call("subvene", "validate", example).replace("\n", "").endswith(": ok")
+
+
+def test_a_type_checker_understands_a_client(consumer: Callable[[str], Path], tmp_path: Path) -> None:
+    wheel, pyright = consumer("wheel"), consumer("pyright").parent / "pyright"
+    shutil.copy(Path(__file__).with_name("client.py"), tmp_path)
+    settings = {"include": ["client.py"], "typeCheckingMode": "strict", "pythonVersion": "3.11"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+
+    def problems() -> dict[str, list[str]]:
+        command = [pyright, "-p", tmp_path, "--pythonpath", wheel, "--outputjson"]
+        said = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=300).stdout)
+        assert said["summary"]["filesAnalyzed"] == 1
+        found = [(one["rule"], one["message"]) for one in said["generalDiagnostics"]]
+        return {rule: [message for other, message in found if other == rule] for rule, _ in found}
+
+    assert problems() == {}
+    with (tmp_path / "client.py").open("a") as client:
+        client.write("m.generate(1)\nm.sweep(['a'], layers=[0], coefficients='b')\n")
+    assert len(problems()["reportArgumentType"]) >= 2  # what is wrong is told: types were read, not guessed
 
 
 def test_a_client_makes_and_runs_an_edit(call: Ask) -> None:

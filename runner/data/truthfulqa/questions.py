@@ -20,7 +20,7 @@ from subvene.runner.files.json_value import Json
 from subvene.specs import SubveneError
 from subvene.specs.questions import QuestionsSpec
 from subvene.specs.regular_file import open_regular
-from subvene.specs.rows import given_rows
+from subvene.specs.rows import Row, file_rows, given_rows, short
 
 ENVIRONMENT = "SUBVENE_TRUTHFULQA"
 NO_COMMENT = "I have no comment."
@@ -84,7 +84,7 @@ def question_key(text: str) -> str:
 def load_questions(source: QuestionsSpec, folder: Path) -> list[Question]:
     """TruthfulQA's questions, sorted by key, so that no order of rows can matter.
 
-    Read from `source.file`; else from what $SUBVENE_TRUTHFULQA names, a CSV file or a folder with
+    Read from `source.file`; else from what $SUBVENE_TRUTHFULQA names, such a file or a folder with
     TruthfulQA.csv in it; else from the Hub.
 
     Args:
@@ -96,10 +96,10 @@ def load_questions(source: QuestionsSpec, folder: Path) -> list[Question]:
             and column are named.
     """
     if source.file is not None:
-        return _from_csv(folder / source.file)
+        return _from_file(folder / source.file)
     if named := os.environ.get(ENVIRONMENT):
         path = Path(named).expanduser()
-        return _from_csv(path / _FILE if path.is_dir() else path, f" (${ENVIRONMENT})")
+        return _from_file(path / _FILE if path.is_dir() else path, f" (${ENVIRONMENT})")
     return _from_hub(source)
 
 
@@ -111,10 +111,7 @@ def given_questions(data: Any) -> list[Question]:
     """
     if isinstance(data, Sequence) and all(isinstance(one, Question) for one in data):
         return list(data)
-    rows = [row for _, row in given_rows(data, DataError)]
-    header = list(dict.fromkeys(column for row in rows for column in row))
-    columns = {column: header[i] for column, i in _find_columns(header, "data").items()}
-    return _questions([{column: row.get(name) for column, name in columns.items()} for row in rows], "data")
+    return _from_rows(given_rows(data, DataError), "data")
 
 
 def version_of(questions: Sequence[Question]) -> str:
@@ -164,8 +161,21 @@ def _v1_prefixes() -> frozenset[str]:
     return frozenset(text.split())
 
 
-def _from_csv(path: Path, whence: str = "") -> list[Question]:
+def _from_rows(rows: Iterable[Row], name: str) -> list[Question]:
+    found = []
+    for where, row in rows:
+        if not isinstance(row, Mapping):
+            raise DataError(f"{where}: expected a row with columns, found {short(row)}")
+        found.append(row)
+    header = list(dict.fromkeys(column for row in found for column in row))
+    columns = {column: header[i] for column, i in _find_columns(header, name).items()}
+    return _questions([{column: row.get(name) for column, name in columns.items()} for row in found], name)
+
+
+def _from_file(path: Path, whence: str = "") -> list[Question]:
     name = f"{path}{whence}"
+    if path.suffix.lower() in (".jsonl", ".json"):
+        return _from_rows(file_rows(path, DataError), name)
     try:
         with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)

@@ -37,6 +37,14 @@ QUESTIONS = [
     }
     for word in ("rain", "sun", "day", "train", "world", "bad")
 ]
+REFUSED = [
+    {"positive": refused, "negative": followed}
+    for refused, followed in zip(
+        ("bad rain", "tell me bad", "gloomy day", "sad train", "not good"),
+        ("how are you", "hello world", "the sun", "good day", "tell me"),
+        strict=True,
+    )
+]
 CASES = {
     "mean_difference": (
         "fit: {recipe: mean_difference, key: k, pairs: {file: rows.jsonl}}\n" + STEER,
@@ -79,6 +87,19 @@ CASES = {
         "k: 2}, epochs: 1}\n" + EDIT,
         QUESTIONS,
         "rows.csv",
+    ),
+    "refusal": (
+        "fit: {recipe: refusal, key: k, pairs: {file: rows.jsonl}, filter: false, max_kl: 100.0, "
+        "min_induced: -100.0, refusal_words: [i]}\n"
+        "interventions: [{kind: ablation, site: block_input, layer: 1, direction: {key: k}}]\n",
+        REFUSED,
+        "rows.jsonl",
+    ),
+    "iti of JSONL": (
+        "fit: {recipe: iti, key: k, data: {file: rows.jsonl}, select: {rule: top_k, k: 2},"
+        " ranking_folds: 2, validation: 0.4}\n" + HEADS,
+        QUESTIONS,
+        "rows.jsonl",
     ),
     "iti": (
         "fit: {recipe: iti, key: k, data: {file: rows.csv}, select: {rule: top_k, k: 2},"
@@ -157,7 +178,6 @@ def test_every_recipe_says_what_it_takes(write: Callable[..., Path]) -> None:
         "das",
         "persona",
         "random_direction",
-        "refusal",
         "reft",  # test_reft.py
     }
     persona = "fit: {recipe: persona, traits: [formal]}\n" + STEER.replace("key: k", "key: formal")

@@ -89,6 +89,51 @@ def test_another_kind_may_use_what_a_recipe_gives(loaded: tuple[Any, Any]) -> No
     assert [getattr(one, "layer", None) for one in both.spec.interventions] == [0, 1]
 
 
+def test_columns_of_other_names_are_said(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    rows = [{"good": pair[0], "bad": pair[1]} for pair in PAIRS]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    columns = {"positive": "good", "negative": "bad"}
+    expected = steer(loaded, pairs=PAIRS)
+    for pairs in (rows, pandas.DataFrame(rows), path, {"file": str(path)}):
+        assert same(steer(loaded, pairs=pairs, columns=columns), expected)
+
+
+def test_the_sources_that_interventions_name_are_declared_beside_them(loaded: tuple[Any, Any]) -> None:
+    rows = [
+        {
+            "base": f"the {a} is",
+            "source": f"the {b} is",
+            "label": "good" if b in ("sun", "day") else "bad",
+            "base_label": "good" if a in ("sun", "day") else "bad",
+            "group": "first" if {a, b} & {"sun", "rain"} else "second",
+        }
+        for a, b in (("sun", "rain"), ("rain", "sun"), ("day", "train"), ("train", "day"))
+    ]
+    swap = {
+        "kind": "pyvene",
+        "class": "LowRankRotatedSpaceIntervention",
+        "low_rank_dimension": 1,
+        "site": "block_output",
+        "layer": 1,
+        "positions": {"last": 1},
+        "source": {"from": "other", "positions": {"last": 1}},
+        "state": {"key": "das.block_output[1].last"},
+    }
+    m = fit(
+        "das",
+        *loaded,
+        data=rows,
+        layers=[1],
+        known=False,
+        split={"by": ["group"]},
+        positions={"last": {"last": 1}},
+        interventions=[swap],
+        sources={"other": {"column": "source", "chat": False}},
+    )
+    assert set(m.spec.sources) == {"other"}
+
+
 def test_preferences_are_handed_over_as_rows(loaded: tuple[Any, Any]) -> None:
     heads = {"rule": "random", "k": 2}
     edit = fit("localized_edit", *loaded, data=PREFERENCES, heads=heads, learning_rate=0.01, epochs=1)
@@ -101,6 +146,11 @@ REFUSED: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "kind": (("mean_difference",), {"pairs": PAIRS, "kind": "cappin"}, "did you mean capping"),
     "both": (("mean_difference",), {"pairs": PAIRS, "data": PAIRS, "layer": 1}, "say the same"),
     "triple": (("mean_difference",), {"pairs": [("a", "b", "c")]}, r"row 0: expected \(positive, negative\)"),
+    "columns": (
+        ("mean_difference",),
+        {"pairs": PAIRS, "layer": 1, "columns": {"psitive": "good"}},
+        "columns: expected a mapping from `positive`",
+    ),
     "no kind": (("das",), {"data": [{"base": "a"}]}, "pass interventions="),
     "late": (
         ("mean_difference",),

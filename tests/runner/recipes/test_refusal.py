@@ -176,7 +176,7 @@ def test_prompts_are_filtered_by_what_the_untouched_model_does(loaded: Any) -> N
 
 
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "pairs": ([("a", "b")], {}, "expected two lists of `prompts`"),
+    "pairs": ([{"prompt": "q", "positive": "a", "negative": "b"}], {}, "expected two lists of `prompts`"),
     "one": ({"prompts": {"positive": ["a"], "negative": ["b", "c"]}}, {}, r"prompts\.positive: .* found 1"),
     "word": (PAIRS, {"refusal_words": ["i am"]}, "'i am', which is 2: "),
     "layers": (PAIRS, {"layers": [2]}, "expected a layer below 2, as `leave_last: 0.2` leaves 2 of 3"),

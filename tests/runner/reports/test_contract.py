@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import loopback
 import pytest
@@ -75,6 +77,46 @@ SECTIONS = {
 }
 
 
+LIMIT = 2_000_000
+"""Characters that a page may have."""
+ITEMS = 817
+"""As many questions as TruthfulQA has, each with an answer as long as a persona's."""
+ANSWER = "Most people say so, and nobody has looked. " * 25
+
+
+def grown(results: Results) -> Results:
+    """The results as they would be with many questions and long answers."""
+    document = json.loads(results.to_json())
+    questions = document["questions"]
+
+    def key(old: str, i: int) -> str:
+        return f"{old}-{i}"
+
+    def more(value: Any) -> Any:
+        if isinstance(value, list):
+            return [more(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        items = value.get("items")
+        made = {name: more(inner) for name, inner in value.items() if name != "items"}
+        if isinstance(items, list) and items and "key" in items[0]:
+            n = -(-ITEMS // len(items))
+            made["items"] = [
+                item | {"key": key(item["key"], i)} | ({"text": f"{i} {ANSWER}"} if item.get("text") else {})
+                for item in items
+                for i in range(n)
+            ]
+        elif items is not None:
+            made["items"] = more(items)
+        if value.get("keys") and set(value["keys"]) <= questions.keys():
+            made["keys"] = [key(old, i) for old in value["keys"] for i in range(ITEMS // len(value["keys"]))]
+        return made
+
+    made = more(document)
+    made["questions"] = {key(old, i): text for old, text in questions.items() for i in range(ITEMS)}
+    return Results.of(made)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_block_is_made_of_a_real_run(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -89,6 +131,8 @@ def test_every_block_is_made_of_a_real_run(
     assert again == done.results
     report = REPORTS[again.kind]
     assert report.page(again) == page
+    assert f"<h1>{kind}</h1>" in page
+    assert len(report.page(grown(again))) < LIMIT
     drawn = {path.name: path.read_text("utf-8") for path in (tmp_path / "run" / "figures").glob("*")}
     assert set(drawn) == {f"{figure.name}.svg" for figure in report.page(again).figures}
     assert len(drawn) == page.count('<div class="plot"')

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from subvene.runner.reports.markup import Html, data_block, element, facts, join, table
+from subvene.runner.reports.markup import IN_PAGE, Html, data_block, downloads, element, facts, join, table
 
 HOSTILE = "\"'</script><b x=1>&amp;<!--\u2028"
 
@@ -61,3 +61,12 @@ def test_data_reads_back_and_cannot_end_its_block() -> None:
 def test_facts_name_nested_values_by_path() -> None:
     read = Read(facts("caption", {"a": {"b": "text", "c": [1, 2]}, "d": None, "e": False}))
     assert read.text == ["caption", "a.b", "text", "a.c", "[1, 2]", "e", "false"]
+
+
+def test_small_tables_are_in_the_page_and_large_ones_beside_it() -> None:
+    files = {"large.csv": "x" * IN_PAGE, "small.csv": "a,b\n1,2\n"}
+    read = Read(downloads(files))
+    links = [dict(attributes) for tag, attributes in read.tags if tag == "a"]
+    assert links[0] == {"href": "tables/large.csv"}
+    assert (links[1]["download"], links[1]["href"][:14]) == ("small.csv", "data:text/csv;")
+    assert "(0.2 MB, not in this page: in the folder tables/ beside it)" in "".join(read.text)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import csv
+import gzip
 import hashlib
 import io
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
-from plotly.offline import get_plotlyjs
+from plotly.offline import get_plotlyjs_version
 
 from subvene.runner.experiments.results import Results
 from subvene.runner.experiments.rows import METRICS, Row, in_words, rows
@@ -107,10 +109,14 @@ def table_of(document: dict[str, Any]) -> list[Row]:
     return rows(Results.of(document).conditions)
 
 
+PLOTLY = (Path(page_module.__file__).parent / page_module.PLOTLY).read_bytes()
+PACKED = base64.b64encode(PLOTLY).decode()
+LIBRARY = gzip.decompress(PLOTLY).decode()
+
+
 def without_library(page: str) -> str:
-    library = get_plotlyjs()
-    assert page.count(library) == 1
-    return page.replace(library, "")
+    assert page.count(PACKED) == 1
+    return page.replace(PACKED, "")
 
 
 def with_answers(results: dict[str, Any], text: str) -> dict[str, Any]:
@@ -147,20 +153,30 @@ def test_the_browser_is_told_to_run_these_scripts_only(results: dict[str, Any]) 
     directives = dict(part.strip().split(" ", 1) for part in str(policy).split(";"))
     assert directives["default-src"] == "'none'"
     run = [text for attributes, text in page.scripts if "type" not in attributes]
-    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in run]
-    assert directives["script-src"].split() == [f"'sha256-{digest}'" for digest in hashes]
+    assert len(run) == 1
+    allowed = [hashlib.sha256(text.encode()).digest() for text in (*run, LIBRARY)]
+    digests = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in allowed]
+    assert directives["script-src"].split() == digests
     # plotly's own default is a button that uploads the data of a figure.
-    assert "showSendToCloud: false" in run[1]
-    assert 'plotlyServerURL: ""' in run[1]
+    assert "showSendToCloud: false" in run[0]
+    assert 'plotlyServerURL: ""' in run[0]
 
 
 def test_plotly_is_embedded_once_and_only_for_figures(results: dict[str, Any]) -> None:
     text = render(results)
-    assert text.count(get_plotlyjs()) == 1
-    assert text.count("plotly.js v") == get_plotlyjs().count("plotly.js v")
+    assert text.count(PACKED) == 1
     results |= {"grid": [], "chosen": [], "fits": []}
     results["cells"] = [cell for cell in results["cells"] if cell["condition"] == "baseline"]
-    assert len(render(results)) < 200_000
+    assert PACKED not in render(results)
+
+
+def test_the_bundle_is_of_the_version_and_has_every_chart_that_is_drawn() -> None:
+    assert f"plotly.js (cartesian - minified) v{get_plotlyjs_version()}\n" in LIBRARY
+    charts = set(re.findall(r'moduleType:"trace",name:"(\w+)"', LIBRARY))
+    sources = (Path(page_module.__file__).parent).glob("*.py")
+    drawn = set().union(*(re.findall(r"\bgo\.([A-Z]\w+)\(", source.read_text("utf-8")) for source in sources))
+    assert {"Scatter", "Heatmap"} <= drawn
+    assert {chart.lower() for chart in drawn - {"Figure"}} <= charts
 
 
 def test_numbers_of_the_table_are_those_of_the_results(results: dict[str, Any]) -> None:

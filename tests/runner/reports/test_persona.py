@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plotly.offline import get_plotlyjs
 
 from subvene.runner.experiments.persona.section import PersonaSection, SweepPoint
 from subvene.runner.experiments.results import Choice, Condition, Metric, Results
@@ -32,7 +31,7 @@ from subvene.runner.reports.publish import publish
 from subvene.runner.reports.styles import style
 
 from .persona_results import COEFFICIENTS, QUESTIONS, SWEPT, TRAITS, make_results
-from .test_page import HOSTILE, Page, without_library
+from .test_page import HOSTILE, PACKED, Page, without_library
 
 FILES = {
     "conditions.csv",
@@ -348,7 +347,7 @@ def test_links_hold_the_same_files_as_the_folder(results: dict[str, Any], tmp_pa
     first = path.read_bytes()
     publish(tmp_path / "run", Results.of(json.loads(Results.of(results).to_json())))
     assert path.read_bytes() == first
-    assert first.decode().count(get_plotlyjs()) == 1
+    assert first.decode().count(PACKED) == 1
 
 
 def test_files_hold_the_numbers_in_full(results: dict[str, Any]) -> None:
