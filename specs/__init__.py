@@ -89,6 +89,7 @@ if TYPE_CHECKING:
         RandomDirectionSpec,
         ReFTSpec,
         RefusalSpec,
+        TransferSpec,
     )
     from subvene.specs.sampling import SamplingSpec
     from subvene.specs.schema import json_schema
@@ -173,6 +174,7 @@ __all__ = [
     "TraitScoresSpec",
     "TraitSpec",
     "TraitSweepSpec",
+    "TransferSpec",
     "TransformersJudgeSpec",
     "TriplesSpec",
     "TruthfulPairsSpec",
@@ -263,6 +265,7 @@ _LATER = {
             "RandomDirectionSpec",
             "ReFTSpec",
             "RefusalSpec",
+            "TransferSpec",
         ),
         "sampling": ("SamplingSpec",),
         "schema": ("json_schema",),

@@ -19,6 +19,7 @@ STANDS_FOR = {
     "MultipleChoiceSpec": "subvene.specs.evaluations.multiple_choice",
     "PairsFile": "subvene.specs.pairs",
     "PersonaSpec": "subvene.specs.recipes.persona",
+    "RandomDirectionSpec": "subvene.specs.recipes.random_direction",
     "ReferenceJudgeSpec": "subvene.specs.judges.reference",
     "TextsSpec": "subvene.specs.evaluations.divergence",
     "TrainedJudgeSpec": "subvene.specs.judges.trained",
@@ -26,6 +27,7 @@ STANDS_FOR = {
     "TraitEvaluation": "subvene.specs.evaluations.traits",
     "TraitScoresSpec": "subvene.specs.evaluations.trait_scores",
     "TraitSpec": "subvene.specs.traits",
+    "TransferSpec": "subvene.specs.recipes.transfer",
     "TriplesSpec": "subvene.specs.preferences",
     "TruthfulQASpec": "subvene.specs.evaluations.truthfulqa",
 }
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
     from subvene.specs.preferences import TriplesSpec as TriplesSpec
     from subvene.specs.recipes.das import DASSpec as DASSpec
     from subvene.specs.recipes.persona import PersonaSpec as PersonaSpec
+    from subvene.specs.recipes.random_direction import RandomDirectionSpec as RandomDirectionSpec
+    from subvene.specs.recipes.transfer import TransferSpec as TransferSpec
     from subvene.specs.traits import TraitSpec as TraitSpec
 else:
 

@@ -72,6 +72,7 @@ def test_every_kind_is_in_the_schema() -> None:
         "angular",
         "affine_map",
         "reft",
+        "transfer",
         "composition",
         "localization",
         "trained",

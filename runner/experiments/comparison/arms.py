@@ -30,7 +30,7 @@ from subvene.runner.models.devices import placed_as
 from subvene.runner.models.identity import holds, model_sha256, reading_sha256, tensors_digest, versions
 from subvene.runner.models.pretrained import load_weights
 from subvene.runner.recipes import RECIPES, Fitted
-from subvene.runner.recipes.fitting import fit_one, of_key, provenance_of_all
+from subvene.runner.recipes.fitting import fit_one, fitted_on, provenance_of_all
 from subvene.specs import ExperimentSpec
 from subvene.specs.recipes import BaseRecipe
 from subvene.specs.regular_file import read_bytes
@@ -233,8 +233,7 @@ class Arms:
         records: list[Stored] = []
         tensors: dict[str, torch.Tensor] = {}
         for recipe in spec.fits_for(keys):
-            source = recipe.made_from
-            data = self._data(recipe, tuning) if source is None else of_key(tensors, source)
+            data = fitted_on(spec, recipe, lambda one: self._data(one, tuning), tensors)
             identity = self.fit_identity(recipe, seed, data)
 
             def work(recipe: BaseRecipe = recipe, data: Any = data, identity: Any = identity) -> Stored:
