@@ -33,6 +33,7 @@ from subvene.runner.models.loading import load_config, load_model, resolve
 from subvene.runner.recipes.base import Fitted, Made, Origin, Reach, Recipe
 from subvene.runner.recipes.shared_texts import Moments, Reader, explained, least_squares, moments
 from subvene.specs import SubveneError, TransferSpec, parse_tensor_name, tensor_name
+from subvene.specs.sites import Site
 
 _ONE_VECTOR = frozenset({"mean_difference", "pca", "logistic"})
 """Recipes of pairs that give a vector a layer."""
@@ -126,9 +127,10 @@ def layers_between(spec: TransferSpec, native: Sequence[int], n_target: int, n_s
     return {layer: int(layer * share + 0.5) for layer in native}
 
 
-def _native(spec: TransferSpec, origin: Origin) -> tuple[str, dict[int, torch.Tensor]]:
+def _native(spec: TransferSpec, origin: Origin) -> tuple[Site, dict[int, torch.Tensor]]:
     """The site and the native vectors by layer."""
-    vectors, sites = {}, set()
+    vectors: dict[int, torch.Tensor] = {}
+    sites: set[Site] = set()
     for name, tensor in origin.tensors.items():
         place = parse_tensor_name(name)
         if place is None or (place.part is None and tensor.ndim != 1):
@@ -155,7 +157,7 @@ def _fitted(origin: Origin, source: Reader, layers: Sequence[int], seed: int) ->
 
 
 def _of_source(
-    spec: TransferSpec, tensors: Mapping[str, torch.Tensor], site: str, layers: Mapping[int, int]
+    spec: TransferSpec, tensors: Mapping[str, torch.Tensor], site: Site, layers: Mapping[int, int]
 ) -> dict[int, torch.Tensor]:
     """This model's layer → the source's vector for it."""
     key = spec.like if spec.vector is None else spec.vector.key
@@ -174,7 +176,7 @@ def _of_source(
 
 def _maps(
     spec: TransferSpec,
-    site: str,
+    site: Site,
     texts: Sequence[str],
     source: Reader,
     target: Reader,
@@ -216,7 +218,7 @@ def _maps(
 
 def _as_long_as_native(
     spec: TransferSpec,
-    site: str,
+    site: Site,
     carried: Mapping[int, torch.Tensor],
     native: Mapping[int, torch.Tensor],
     told: Mapping[str, Json],
@@ -233,7 +235,7 @@ def _as_long_as_native(
         cosines[str(layer)] = round(float(vector @ own / (length * own.norm())), 4)
         lengths[str(layer)] = round(length / float(own.norm()), 4)
         tensors[tensor_name(spec.key, site, layer)] = (vector / length * own.norm()).to(native[layer].dtype)
-    about = {
+    about: dict[str, Json] = {
         "cosine_to_native_by_layer": cosines,
         "length_before_by_layer": lengths,
         "left_out": {str(layer): why for (_, _, layer), why in left_out.items()},

@@ -18,7 +18,7 @@ from pydantic import JsonValue
 from transformers import AutoModelForCausalLM
 
 from subvene.interventions import TensorError
-from subvene.runner.artifacts.saes import origins
+from subvene.runner.artifacts.saes import Saes
 from subvene.runner.data.truthfulqa.questions import Question
 from subvene.runner.edits.compile import load_tensors
 from subvene.runner.exchange.exports.checkpoint import save_baked
@@ -123,16 +123,23 @@ class Arms:
         ledger: where fits are recorded.
         output: the run's folder.
         folder: where relative files of the spec are looked for.
+        saes: those that its variants name.
 
     Attributes:
         work: where activations, probes and checkpoints are kept by content.
     """
 
     def __init__(
-        self, model: torch.nn.Module, tokenizer: Any, ledger: Ledger, output: Path, folder: Path
+        self,
+        model: torch.nn.Module,
+        tokenizer: Any,
+        ledger: Ledger,
+        output: Path,
+        folder: Path,
+        saes: Saes,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self._ledger, self._output, self._folder = ledger, output, folder
+        self._ledger, self._output, self._folder, self._saes = ledger, output, folder, saes
         self.work = output / "work"
         self._read: dict[str, object] = {}
         reading = reading_sha256(model, tokenizer)
@@ -200,8 +207,12 @@ class Arms:
         provenance: Mapping[str, Json] | None = None,
     ) -> IntervenedModel:
         """The variant's interventions with given tensors, on the shared model."""
+        resolved = self._saes.resolved(variant)
+        resolved.check(self.model)
+        if resolved.tensors:
+            tensors = {**(tensors or {}), **resolved.tensors}
         return IntervenedModel.from_spec(
-            variant,
+            resolved.spec,
             model=self.model,
             tokenizer=self.tokenizer,
             tensors=tensors,
@@ -324,7 +335,7 @@ class Arms:
 
     def _files(self, variant: ExperimentSpec) -> dict[str, str]:
         names = sorted({ref.file for _, ref in variant.tensor_refs() if ref.file is not None})
-        return {name: _sha256(self._folder / name) for name in names} | origins(variant, self._folder)
+        return {name: _sha256(self._folder / name) for name in names} | self._saes.resolved(variant).origins
 
 
 def _sha256(path: Path) -> str:

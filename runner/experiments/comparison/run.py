@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ import transformers
 from pydantic import JsonValue
 
 from subvene.interventions import Sizes
+from subvene.runner.artifacts.saes import Saes
 from subvene.runner.data.truthfulqa.questions import Question, about_data, load_questions
 from subvene.runner.data.truthfulqa.splits import is_of_split
 from subvene.runner.exchange.exports.checkpoint import check_bakeable
@@ -116,17 +117,26 @@ class Comparison:
         Raises:
             SubveneError: naming what the model does not have, or why there is nothing to fit on.
         """
+        for condition, declared in self._variants():
+            check_reach(declared, self.sizes)
+            self.saes.resolved(declared)
+            for seed, fold in self.cells(condition):
+                tuning = self.tuning(fold)
+                for recipe in declared.fits_for(declared.fitted_keys):
+                    if recipe.keys[0] in tuning:
+                        RECIPES[recipe.recipe].check(recipe, tuning[recipe.keys[0]], seed)
+
+    def _variants(self) -> Iterator[tuple[ConditionSpec, ExperimentSpec]]:
+        """Every point of every condition, without what others choose for it; not the untouched model."""
         for condition in self.conditions:
             for point in points(condition):
-                declared = variant(self.spec, condition, point)
-                if declared is None:
-                    continue
-                check_reach(declared, self.sizes)
-                for seed, fold in self.cells(condition):
-                    tuning = self.tuning(fold)
-                    for recipe in declared.fits_for(declared.fitted_keys):
-                        if recipe.keys[0] in tuning:
-                            RECIPES[recipe.recipe].check(recipe, tuning[recipe.keys[0]], seed)
+                if (declared := variant(self.spec, condition, point)) is not None:
+                    yield condition, declared
+
+    @cached_property
+    def saes(self) -> Saes:
+        """The SAEs that any condition names."""
+        return Saes.of((declared for _, declared in self._variants()), self.folder)
 
     def tuning(self, fold: int) -> dict[str, list[Question]]:
         """By the key of each fit that learns from questions, those that it may see in a fold."""
@@ -168,7 +178,7 @@ class Comparison:
         self, model: transformers.PreTrainedModel, tokenizer: Any, ledger: Ledger, output: Path
     ) -> Results:
         """Do every unit that is not done, and put the results together."""
-        arms = Arms(model, tokenizer, ledger, output, self.folder)
+        arms = Arms(model, tokenizer, ledger, output, self.folder, self.saes)
         with engine_of(self.spec, self.conditions, arms, self.folder) as engine:
             session = Session(
                 arms,
