@@ -19,6 +19,34 @@ from subvene.specs.regular_file import read_text
 from subvene.specs.saes import SaeRelease
 
 
+def release_of(text: str) -> SaeRelease:
+    """What `release/id` names: a name of SAELens' directory and an id, or a repository and the folder in it.
+
+    Raises:
+        SaeError: it has no id.
+    """
+    parts = text.split("/")
+    n = 1 if parts[0] in _directory() else 2
+    if len(parts) <= n or not all(parts):
+        raise SaeError(
+            f"{text}: no such file or folder, and no SAE's `release/id`: `user/name/FOLDER` on the Hub, or a "
+            "name of SAELens' directory and an id where sae-lens is installed"
+        )
+    return SaeRelease(release="/".join(parts[:n]), id="/".join(parts[n:]))
+
+
+def fetched_release(named: SaeRelease) -> tuple[Path, str, Mapping[str, Json]]:
+    """The folder of a named SAE, where it is from with the commit, and fields of its config said elsewhere.
+
+    Raises:
+        SaeError: there is no such release, or no SAE in it.
+        HubError: the Hub does not give it.
+    """
+    found = located(named)
+    path, commit = fetched(found.repository, found.path, named.revision)
+    return path, f"{named.release}/{named.id} ({found.repository}@{commit})", found.overrides
+
+
 @dataclass(frozen=True)
 class Located:
     """Where on the Hub an SAE is, and what SAELens' directory says of its config beside."""

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from subvene.runner.artifacts.sae_releases import fetched, located
+from subvene.runner.artifacts.sae_releases import fetched_release
 from subvene.runner.artifacts.saelens import SaeConfig, SaeError, SaeLensFolder
 from subvene.runner.edits.compile import entry_name
 from subvene.runner.models.anatomy import Anatomy
@@ -227,10 +227,8 @@ def _features(declared: SaeFeatureSpec | SaeFeatureGate) -> tuple[int, ...]:
 def _opened(named: _Named, folder: Path) -> tuple[SaeLensFolder, str]:
     if isinstance(named, SaeFolder):
         return SaeLensFolder.read(folder / Path(named.folder).expanduser()), named.folder
-    found = located(named)
-    path, commit = fetched(found.repository, found.path, named.revision)
-    origin = f"{named.release}/{named.id} ({found.repository}@{commit})"
-    return SaeLensFolder.read(path, found.overrides), origin
+    path, origin, overrides = fetched_release(named)
+    return SaeLensFolder.read(path, overrides), origin
 
 
 def _check_place(declared: SaeFeatureSpec | SaeFeatureGate, config: SaeConfig, where: str) -> None:
