@@ -78,7 +78,7 @@ test-fast: env ## run the tests that do not load SmolLM2
 # The tests in tests/consumers skip without one, so `make test` runs none of them.
 test-lm-eval: env .venv-lm-eval/$(LM_EVAL) ## compare exports, and artifacts as models, with lm-evaluation-harness
 	SUBVENE_LM_EVAL_PYTHON=$(abspath .venv-lm-eval/bin/python) $(BIN)/python -m pytest tests/consumers/test_lm_eval.py
-	OMP_NUM_THREADS=1 .venv-lm-eval/bin/python -m pytest tests/consumers/test_lm_eval_model.py
+	OMP_NUM_THREADS=1 .venv-lm-eval/bin/python -m pytest tests/consumers/test_lm_eval_model.py tests/consumers/test_lm_eval_tasks.py
 
 test-saelens: env .venv-saelens/$(SAELENS) ## compare SAE features with SAELens (installs 120 MB)
 	SUBVENE_SAELENS_PYTHON=$(abspath .venv-saelens/bin/python) $(BIN)/python -m pytest tests/consumers/test_saelens.py

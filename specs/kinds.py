@@ -15,6 +15,7 @@ STANDS_FOR = {
     "DivergenceSpec": "subvene.specs.evaluations.divergence",
     "FactsFile": "subvene.specs.facts",
     "InterchangeSpec": "subvene.specs.evaluations.interchange",
+    "LmEvalSpec": "subvene.specs.evaluations.lm_eval",
     "LocalizationSpec": "subvene.specs.evaluations.localization",
     "MultipleChoiceSpec": "subvene.specs.evaluations.multiple_choice",
     "PairsFile": "subvene.specs.pairs",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from subvene.specs.evaluations.divergence import DivergenceSpec as DivergenceSpec
     from subvene.specs.evaluations.divergence import TextsSpec as TextsSpec
     from subvene.specs.evaluations.interchange import InterchangeSpec as InterchangeSpec
+    from subvene.specs.evaluations.lm_eval import LmEvalSpec as LmEvalSpec
     from subvene.specs.evaluations.localization import LocalizationSpec as LocalizationSpec
     from subvene.specs.evaluations.multiple_choice import MultipleChoiceSpec as MultipleChoiceSpec
     from subvene.specs.evaluations.tracing import TracingEvaluation as TracingEvaluation

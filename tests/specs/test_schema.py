@@ -85,6 +85,7 @@ def test_every_kind_is_in_the_schema() -> None:
         "multiple_choice",
         "likelihood",
         "refusals",
+        "lm_eval",
         "random_direction",
         "contrast",
         "persona",
