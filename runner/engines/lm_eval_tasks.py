@@ -10,18 +10,28 @@ import importlib.util
 import math
 import numbers
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from subvene.runner.edits.receipt import Receipt, check_together
+from subvene.runner.files.json_value import Json
 from subvene.specs import SubveneError
 from subvene.specs._flaws import nearest
 
 if TYPE_CHECKING:
     from subvene.runner.intervened.model import IntervenedModel
+
+
+class _Sample(TypedDict):
+    """What the harness keeps of a document, beside the value of each of its metrics."""
+
+    doc_id: int
+    doc_hash: str
+    filter: str
+    metrics: list[str]
 
 
 @dataclass(frozen=True)
@@ -130,19 +140,19 @@ def _manager(include: Path | None) -> Any:
     return TaskManager(include_path=None if include is None else str(include))
 
 
-def _documents(task: str, version: str, samples: list[dict[str, Any]], results: dict[str, Any]) -> Documents:
+def _documents(task: str, version: str, samples: Sequence[_Sample], results: Mapping[str, Json]) -> Documents:
     """The metrics that are means over documents, by what a table calls them."""
     scores: dict[str, list[float]] = {}
     hashes: list[str] = []
     for name in dict.fromkeys(str(sample["filter"]) for sample in samples):
         of_filter = sorted((s for s in samples if s["filter"] == name), key=lambda sample: sample["doc_id"])
+        values_of: Sequence[Mapping[str, object]] = of_filter
         hashes = [str(sample["doc_hash"]) for sample in of_filter]
         for metric in of_filter[0]["metrics"]:
-            values = [sample[metric] for sample in of_filter]
-            whole = results.get(f"{metric},{name}")
-            if not all(isinstance(value, numbers.Real) for value in values) or whole is None:
+            found, whole = [sample[metric] for sample in values_of], results.get(f"{metric},{name}")
+            given = [float(value) for value in found if isinstance(value, numbers.Real)]
+            if len(given) < len(found) or not isinstance(whole, numbers.Real):
                 continue
-            given = [float(value) for value in values]
             if math.isclose(sum(given) / len(given), float(whole), abs_tol=1e-9):
                 told = metric if name == "none" else f"{metric}_{name}"
                 scores[re.sub(r"\W+", "_", f"{task}_{told}")] = given
