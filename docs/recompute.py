@@ -4,8 +4,8 @@
     python docs/recompute.py --write          # write their tables anew
     python docs/recompute.py --keep RUN NAME  # take over a run's results as those of docs/results/NAME.md
 
-A page `NAME.md` whose `NAME/results.json.gz` is the run's `results.json` without the texts of the questions
-(they are other people's) may hold
+A page `NAME.md` whose `NAME/results.json.gz` is the run's `results.json` without the texts of questions that
+do not stand in its experiment file (they are other people's) may hold
 
 * tables, between `<!-- FILE.md: from the raw results -->` and `<!-- end -->`: a file of the run's `tables/`;
   with `FILE.md where COLUMN=VALUE` only the rows that have it;
@@ -147,12 +147,24 @@ def _rows(document: str, column: str | None, value: str | None) -> str:
 
 
 def keep(run: Path, name: str) -> Path:
-    """Take over a run's results, without the texts of its questions; the same results give the same bytes."""
-    results = Results.load(run).model_copy(update={"questions": {}})
+    """Take over a run's results, without texts of questions that its file has not; always the same bytes."""
+    results = Results.load(run)
+    own = set(_texts(yaml.safe_load(str(results.manifest["spec"]))))
+    questions = {key: one for key, one in results.questions.items() if one.question in own}
+    results = results.model_copy(update={"questions": questions})
     path = PAGES / name / RAW
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(gzip.compress(results.to_json().encode(), mtime=0))
     return path
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in what a file declares."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
 
 
 def main(arguments: Sequence[str]) -> int:
