@@ -63,6 +63,7 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     for name, text in TASKS.items():
         task = TASK.format(name=name, rows=tmp_path / "rows.jsonl") + text
+        task = task.replace("gold", "'{{context}}'") if name == "rolling" else task
         (tmp_path / "tasks" / f"{name}.yaml").write_text(task)
     (tmp_path / "file.yaml").write_text(SPEC % write_tiny_model(tmp_path / "model"))
     return tmp_path / "file.yaml"
@@ -100,7 +101,7 @@ def test_every_condition_is_measured_with_its_edits(spec: Path, tmp_path: Path) 
     assert by_name["glad"].receipts["lm_eval"]
     assert not by_name["untouched"].receipts["lm_eval"]
     assert any("tiny_written_exact_match" in item.scores for item in by_name["glad"].items)
-    assert "tiny_choices_acc" in (tmp_path / "run" / "tables" / "results.md").read_text()
+    assert "| tiny choices acc |" in (tmp_path / "run" / "tables" / "results.md").read_text()
 
     def done(what: str, value: Any) -> None:
         if what == "unit":
