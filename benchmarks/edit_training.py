@@ -12,18 +12,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 from harness import EMBEDDED, arguments, interleaved, report, timed
+from worker import worker
 
 from subvene.runner import load_model
 from subvene.runner.data.examples import Answers, Example
@@ -117,11 +114,10 @@ def together_or_apart(setting: Setting, count: int, rounds: int) -> None:
         raise SystemExit(f"trained together they are other edits than alone (more than {SAME})")
 
 
-@contextmanager
-def trl_worker(setting: Setting, spec: LocalizedEditSpec) -> Iterator[Any]:
-    """A process of TRL's environment; calling what this gives trains once and returns what it says."""
+def trl_job(setting: Setting, spec: LocalizedEditSpec) -> dict[str, Any]:
+    """The same training, for TRL."""
     decode = setting.tokenizer.decode
-    job = {
+    return {
         "model": setting.model.config.name_or_path,
         "rows": [
             {
@@ -142,25 +138,6 @@ def trl_worker(setting: Setting, spec: LocalizedEditSpec) -> Iterator[Any]:
         "batch_size": spec.batch_size,
         "max_grad_norm": spec.max_grad_norm,
     }
-    command = [str(TRL), str(ROOT / "benchmarks/trl_worker.py"), "--serve"]
-    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(line: str) -> Any:
-        if worker.stdin is None or worker.stdout is None:
-            raise SystemExit("the TRL process has no pipes")
-        worker.stdin.write(line + "\n")
-        worker.stdin.flush()
-        if not (answer := worker.stdout.readline()):
-            raise SystemExit(f"the TRL process ended with {worker.wait()}; its messages are above")
-        return json.loads(answer)
-
-    try:
-        about = ask(json.dumps(job))
-        yield lambda: ask("train") | about
-    finally:
-        if worker.stdin is not None:
-            worker.stdin.close()
-        worker.wait(timeout=60)
 
 
 def against_trl(setting: Setting, rounds: int) -> None:
@@ -176,7 +153,7 @@ def against_trl(setting: Setting, rounds: int) -> None:
         examples = encode(spec.data, setting.triples, setting.tokenizer)
         found["subvene"] = setting.train([experiment], examples)[0]
 
-    with trl_worker(setting, spec) as train:
+    with worker(TRL, "trl_worker.py", trl_job(setting, spec)) as train:
         arms = {"subvene": own, "TRL": lambda: found.update(TRL=train())}
         seconds = interleaved(arms, "subvene", rounds, warm_up=False)
     trl, edit = found["TRL"], found["subvene"]

@@ -1,25 +1,20 @@
 """The TRL side of `edit_training.py`, which runs it in an environment of its own; it does nothing alone.
 
-It reads one JSON line that says what to train, then trains once for every further line and answers with one
-JSON line: `DPOTrainer` with a peft LoRA on the output projections, from texts to trained adapter.
+`DPOTrainer` with a peft LoRA on the output projections, from texts to trained adapter.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+from worker import serve
 
-def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to stderr
-    os.environ["TQDM_DISABLE"] = "1"
-    job = json.loads(sys.stdin.readline())
 
+def ready(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], dict[str, Any]]]:
     import datasets
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -28,15 +23,13 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     names = ("trl", "peft", "torch", "transformers", "accelerate", "datasets")
+    about = {"versions": {name: version(name) for name in names}, "threads": torch.get_num_threads()}
 
-    def answer(found: dict[str, Any]) -> None:
-        answers.write(json.dumps(found) + "\n")
-        answers.flush()
-
-    answer({"versions": {name: version(name) for name in names}, "threads": torch.get_num_threads()})
-    for number, _ in enumerate(sys.stdin):
+    def once(number: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
-            answer(train(job, model, tokenizer, number, folder))
+            return train(job, model, tokenizer, number, folder)
+
+    return about, once
 
 
 def train(job: dict[str, Any], model: Any, tokenizer: Any, number: int, folder: str) -> dict[str, Any]:
@@ -99,4 +92,4 @@ def train(job: dict[str, Any], model: Any, tokenizer: Any, number: int, folder: 
 
 
 if __name__ == "__main__" and "--serve" in sys.argv:
-    main()
+    serve(ready)

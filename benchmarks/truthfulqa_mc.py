@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from harness import EMBEDDED, arguments, interleaved, report
 
 from subvene.runner import IntervenedModel, load_model
-from subvene.runner.data.truthfulqa.prompts import load_prompts
-from subvene.runner.data.truthfulqa.questions import load_questions
+from subvene.runner.data.truthfulqa.prompts import Prompts, load_prompts
+from subvene.runner.data.truthfulqa.questions import Question, load_questions
 from subvene.runner.data.truthfulqa.splits import limited
 from subvene.runner.intervened.prefix import counting_tokens
 from subvene.runner.intervened.scoring import log_probs
@@ -45,23 +46,31 @@ SPEC = {
 }
 
 
-def main() -> None:
-    options = arguments(__doc__)
+def questions_and_prompts(count: int) -> tuple[list[Question], Prompts]:
+    """The first questions of the data, and the published prompt."""
     folder = Path(os.environ.get("SUBVENE_TRUTHFULQA") or DATA)
     if not (folder / "TruthfulQA.csv").is_file():
         raise SystemExit(f"no TruthfulQA.csv in {folder}; set SUBVENE_TRUTHFULQA to its folder")
-    questions = limited(
-        load_questions(QuestionsSpec(file="TruthfulQA.csv"), folder), 3 if options.quick else 24
-    )
-    prompts = load_prompts("instruction_qa", "primer_qa.txt", "instruction.txt", folder)
-    model, tokenizer = load_model(EMBEDDED, dtype="float32")
+    questions = limited(load_questions(QuestionsSpec(file="TruthfulQA.csv"), folder), count)
+    return list(questions), load_prompts("instruction_qa", "primer_qa.txt", "instruction.txt", folder)
+
+
+def steered(model: Any, tokenizer: Any) -> IntervenedModel:
+    """A vector drawn at random, added at one block at the response."""
     vector = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
-    m = IntervenedModel.from_spec(
+    return IntervenedModel.from_spec(
         InterventionSpec.model_validate(SPEC),
         model=model,
         tokenizer=tokenizer,
         tensors={f"v.block_output[{LAYER}]": vector},
     )
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    questions, prompts = questions_and_prompts(3 if options.quick else 24)
+    model, tokenizer = load_model(EMBEDDED, dtype="float32")
+    m = steered(model, tokenizer)
     encoded = prompts.encode(tokenizer, [question.question for question in questions])
     pairs = [
         (prompt, answer)

@@ -4,8 +4,8 @@
     python docs/recompute.py --write          # write their tables anew
     python docs/recompute.py --keep RUN NAME  # take over a run's results as those of docs/results/NAME.md
 
-A page `NAME.md` whose `NAME/results.json.gz` is the run's `results.json` without the texts of questions that
-do not stand in its experiment file (they are other people's) may hold
+A page `NAME.md` whose `NAME/results.json.gz` is the run's `results.json` without the texts of TruthfulQA's
+questions (they are other people's) may hold
 
 * tables, between `<!-- FILE.md: from the raw results -->` and `<!-- end -->`: a file of the run's `tables/`;
   with `FILE.md where COLUMN=VALUE` only the rows that have it;
@@ -33,7 +33,7 @@ import yaml
 from subvene.runner.experiments.intervals import INTERVALS, intervals_in, intervals_of
 from subvene.runner.experiments.item_effects import ITEM_EFFECTS, item_effects_in, item_effects_of
 from subvene.runner.experiments.persona.differences import differences_of
-from subvene.runner.experiments.results import Condition, Results
+from subvene.runner.experiments.results import Condition, QuestionText, Results
 from subvene.runner.reports.publish import REPORTS
 
 PAGES = Path(__file__).parent / "results"
@@ -43,6 +43,8 @@ _TABLE = re.compile(
 )
 _CLAIM = re.compile(r"<!-- (shown|not shown): (\S+?)(?: (up|down))? -->")
 _LEVEL = 0.05
+# Scores that only TruthfulQA's questions have.
+_TRUTHFULQA = {"true", "info", "mc1", "mc2", "mc3"}
 
 
 @dataclass(frozen=True)
@@ -133,38 +135,45 @@ def with_tables(text: str, results: Results) -> str:
 
     def table(found: re.Match[str]) -> str:
         start, name, column, value, end = found.groups()
+        if name not in files:
+            raise SystemExit(f"the run has no table {name}; it has {', '.join(sorted(files))}")
         return f"{start}{_rows(files[name], column, value)}{end}"
 
     return _TABLE.sub(table, text)
 
 
 def _rows(document: str, column: str | None, value: str | None) -> str:
+    if column is None:
+        # Line breaks between tables stay: without them they would be one.
+        return "\n".join(re.findall(r"(?:^\|.*\n?)+", document, re.M))
     lines = [line for line in document.splitlines() if line.startswith("|")]
-    if column is not None:
-        at = [cell.strip() for cell in lines[0].split("|")].index(column)
-        lines = lines[:2] + [line for line in lines[2:] if line.split("|")[at].strip() == value]
+    at = [cell.strip() for cell in lines[0].split("|")].index(column)
+    lines = lines[:2] + [line for line in lines[2:] if line.split("|")[at].strip() == value]
     return "\n".join(lines) + "\n"
 
 
+def published(results: Results) -> Results:
+    """What may be shown of results: of the questions only those asked, of TruthfulQA's no text."""
+    asked: dict[str, bool] = {}
+    for condition in results.conditions:
+        for item in condition.items:
+            asked[item.key] = asked.get(item.key, False) or not _TRUTHFULQA.isdisjoint(item.scores)
+    questions = {
+        key: QuestionText(question=f"TruthfulQA, question {key}", category=question.category)
+        if asked[key]
+        else question
+        for key, question in results.questions.items()
+        if key in asked
+    }
+    return results.model_copy(update={"questions": questions})
+
+
 def keep(run: Path, name: str) -> Path:
-    """Take over a run's results, without texts of questions that its file has not; always the same bytes."""
-    results = Results.load(run)
-    own = set(_texts(yaml.safe_load(str(results.manifest["spec"]))))
-    questions = {key: one for key, one in results.questions.items() if one.question in own}
-    results = results.model_copy(update={"questions": questions})
+    """Take over a run's results, as they may be shown; the same results give the same bytes."""
     path = PAGES / name / RAW
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(gzip.compress(results.to_json().encode(), mtime=0))
+    path.write_bytes(gzip.compress(published(Results.load(run)).to_json().encode(), mtime=0))
     return path
-
-
-def _texts(value: object) -> Iterator[str]:
-    """Every text in what a file declares."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
 
 
 def main(arguments: Sequence[str]) -> int:

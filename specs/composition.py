@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from subvene.specs._flaws import Flaw, nearest, one_of
 from subvene.specs.conditions import ConditionSpec
-from subvene.specs.evaluations import CompositionSpec
-from subvene.specs.evaluations.composition import FEWEST, MOST
 from subvene.specs.experiment_fields import ExperimentFields
+from subvene.specs.kinds import CompositionSpec
 from subvene.specs.variants import intervention_name
 
 BASELINE = "baseline"
@@ -51,6 +50,8 @@ def composition_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
     entries = [(i, e) for i, e in enumerate(spec.evaluate) if isinstance(e, CompositionSpec)]
     if not entries:
         return
+    from subvene.specs.evaluations.composition import FEWEST, MOST
+
     i, declared = entries[0]
     for other, _ in entries[1:]:
         yield Flaw(("evaluate", other), "one entry of this kind", None, found="a second composition")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 STANDS_FOR = {
+    "CompositionSpec": "subvene.specs.evaluations.composition",
     "ContrastPrompts": "subvene.specs.pairs",
     "CounterfactualsSpec": "subvene.specs.counterfactuals",
     "DASSpec": "subvene.specs.recipes.das",
@@ -36,6 +37,7 @@ STANDS_FOR = {
 
 if TYPE_CHECKING:
     from subvene.specs.counterfactuals import CounterfactualsSpec as CounterfactualsSpec
+    from subvene.specs.evaluations.composition import CompositionSpec as CompositionSpec
     from subvene.specs.evaluations.divergence import DivergenceSpec as DivergenceSpec
     from subvene.specs.evaluations.divergence import TextsSpec as TextsSpec
     from subvene.specs.evaluations.interchange import InterchangeSpec as InterchangeSpec

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from subvene.specs._flaws import Flaw, Loc, nearest, one_of
 from subvene.specs.conditions import ConditionSpec
-from subvene.specs.evaluations import CompositionSpec
 from subvene.specs.experiment_fields import ExperimentFields
+from subvene.specs.kinds import CompositionSpec
 from subvene.specs.sources import needed_sources
 
 Experiment = TypeVar("Experiment", bound=ExperimentFields)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from checkout import ROOT
 
-from subvene.runner.experiments.results import Condition, Item, Metric, Results
+from subvene.runner.experiments.results import Condition, Item, Metric, QuestionText, Results
 
 PAGES = ROOT / "docs" / "results"
 
@@ -83,3 +83,24 @@ def test_a_stored_mean_that_is_not_of_its_items_is_found(tmp_path: Path) -> None
     wrong = RESULTS.conditions[1].model_copy(update={"metrics": {"contrast": Metric(mean=60.0, n=5)}})
     results = RESULTS.model_copy(update={"conditions": (RESULTS.conditions[0], wrong)})
     assert list(recompute.problems(page, results)) == ["steered: contrast is not the mean of its items"]
+
+
+def test_published_results_have_no_text_of_truthfulqa() -> None:
+    asked = {
+        "theirs": "What happens if you swallow gum?",
+        "own": "How are you?",
+        "unasked": "Why is the sky blue?",
+    }
+    items = (
+        Item(key="theirs", scores={"true": 1.0}, text="Nothing."),
+        Item(key="own", scores={"contrast": 1.0}),
+    )
+    condition = Condition(name="baseline", label="baseline", items=items)
+    questions = {key: QuestionText(question=text, best="It passes.") for key, text in asked.items()}
+    kept = recompute.published(
+        RESULTS.model_copy(update={"conditions": (condition,), "questions": questions})
+    )
+    assert kept.questions["own"].question == "How are you?"
+    assert kept.questions["theirs"] == QuestionText(question="TruthfulQA, question theirs")
+    assert kept.questions.keys() == {"theirs", "own"}
+    assert kept.conditions[0].items[0].text == "Nothing."

@@ -46,6 +46,12 @@ def serve(
     engine: Annotated[
         Engine, typer.Option(help="What runs the model; auto: vLLM where it is installed.")
     ] = Engine.auto,
+    collect: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SITE[LAYER]", help="Where requests may have activations collected; repeatable."
+        ),
+    ] = None,
     model: Model = None,
     dtype: DtypeOption = None,
     device: Device = None,
@@ -81,7 +87,7 @@ def serve(
             raise typer.BadParameter(
                 f"{named}: of transformers; see vLLM's own options, or --engine transformers"
             )
-        _in_vllm(folders, base.model_copy(update=overrides), host, port, api_key, options)
+        _in_vllm(folders, base.model_copy(update=overrides), host, port, api_key, collect or [], options)
         return
     if options:
         raise typer.BadParameter(
@@ -91,7 +97,7 @@ def serve(
     from subvene.runner.engines.http import server
     from subvene.runner.engines.in_process import InProcess
 
-    listening = server(InProcess.load(folders, **overrides), host, port, api_key)
+    listening = server(InProcess.load(folders, collect=collect or (), **overrides), host, port, api_key)
     address = f"http://{host}:{listening.server_address[1]}/v1"
     err().print(f"serving {', '.join(folders)} at {address} (Ctrl-C ends it)", markup=False, soft_wrap=True)
     with listening:
@@ -99,7 +105,13 @@ def serve(
 
 
 def _in_vllm(
-    folders: dict[str, Path], base: ModelSpec, host: str, port: int, api_key: str | None, options: list[str]
+    folders: dict[str, Path],
+    base: ModelSpec,
+    host: str,
+    port: int,
+    api_key: str | None,
+    collect: list[str],
+    options: list[str],
 ) -> None:
     from subvene.runner.engines.vllm.serve import command, serve
     from subvene.runner.models.loading import resolve
@@ -107,4 +119,13 @@ def _in_vllm(
     more = ["--dtype", str(base.dtype), "--served-model-name", base.name]
     if base.revision is not None and not Path(base.name).exists() and base.package_file is None:
         more += ["--revision", base.revision]
-    serve(command(folders, resolve(base), host=host, port=port, api_key=api_key, options=[*more, *options]))
+    arguments = command(
+        folders,
+        resolve(base),
+        host=host,
+        port=port,
+        api_key=api_key,
+        collect=collect,
+        options=[*more, *options],
+    )
+    serve(arguments)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from subvene.runner.engines.catalogue import ADVICE, Catalogue, Held
+from subvene.runner.engines.collecting import Collect
 from subvene.runner.engines.errors import RequestError
 from subvene.runner.engines.intervals import intervals
 from subvene.runner.engines.plan import Plan, PlannedEdit
@@ -39,6 +40,7 @@ class Wishes(BaseModel):
 
     artifacts: tuple[Wish, ...]
     prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    collect: Collect | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def parse(asked: object) -> Wishes:
     """Read what a request asks for.
 
     `"cheerful"`, `"cheerful=1.5"`, `{"artifact": "cheerful", "strength": 1.5, "positions": "response"}`, a
-    list of these, `{"artifacts": [...], "prompt_tokens": 7}`, or any of them as JSON text.
+    list of these, `{"artifacts": [...], "prompt_tokens": 7}`, `{"artifacts": [], "collect": {"sites":
+    ["block_output[3]"], "start": 4, "end": 9}}`, or any of them as JSON text.
 
     Raises:
         RequestError: it is none of these.

@@ -70,6 +70,7 @@ class DenseSite(nn.Module):
         self.register_buffer("low", zeros(columns) - math.inf, persistent=False)
         self.register_buffer("high", zeros(columns) + math.inf, persistent=False)
         self.register_buffer("bias", zeros(columns), persistent=False)
+        # Stage after stage, so that one gather gives the strengths of them all.
         unused = torch.zeros(depth, columns, dtype=torch.long)
         self.register_buffer("cell", unused, persistent=False)
 
@@ -106,15 +107,25 @@ class DenseSite(nn.Module):
         # Not left to h + 0·Δ(h): where Δ overflows, 0·inf would put NaN into a token that is not edited.
         return torch.where(acts, (h.float() + delta).to(h.dtype), h)
 
-    def delta(self, h: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is added to `h`, [tokens, width] in float32, and at which tokens anything is, [tokens, 1]."""
-        chosen = scale.index_select(1, self.cell.flatten()).view(len(h), self.depth, -1)
-        acts = (chosen != 0).flatten(1).any(-1, keepdim=True)
+    def delta(
+        self, h: torch.Tensor, scale: torch.Tensor, stages: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is added to `h`, [tokens, width] in float32, and at which tokens anything is, [tokens, 1].
+
+        Args:
+            h: the activation.
+            scale: [tokens, cells].
+            stages: how many of them anything is in; None: all.
+        """
+        depth = self.depth if stages is None else min(stages, self.depth)
+        chosen = scale.index_select(1, self.cell[:depth].flatten())
+        acts = chosen.any(-1, keepdim=True)
+        chosen = chosen.view(len(h), depth, -1)
         if not self.reads:  # what is constant commutes
-            return (chosen.sum(1) if self.depth > 1 else chosen[:, 0]) @ self.b, acts
+            return (chosen.sum(1) if depth > 1 else chosen[:, 0]) @ self.b, acts
         wide = h.float()
         total = (chosen[:, 0] * self._factors(wide)) @ self.b
-        for stage in range(1, self.depth):
+        for stage in range(1, depth):
             total = total + (chosen[:, stage] * self._factors(wide + total)) @ self.b
         return total, acts
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from subvene.runner.files.json_value import Json
 from subvene.runner.intervened.generate import Generate, Score
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.passes.elsewhere import Read
 
 
 class Engine(Protocol):
@@ -36,6 +38,22 @@ class Engine(Protocol):
     @property
     def log_probs(self) -> Score:
         """As `runner.intervened.scoring.log_probs`, each pair with its whole prompt; errors as above."""
+
+    def check_reads(self, sites: Sequence[str]) -> None:
+        """Find out, before anything is measured, whether activations can be read at `site[layer]`s.
+
+        Raises:
+            EngineError: they cannot.
+        """
+
+    @property
+    def activations(self) -> Read:
+        """As `runner.passes.activations.span_means`, of the untouched model.
+
+        Raises:
+            EngineError: it cannot be done, or the engine is gone.
+            NotFiniteError: activations are not finite.
+        """
 
     def close(self) -> None:
         """Let it go."""

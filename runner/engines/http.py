@@ -113,10 +113,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, request: protocol.Chat | protocol.Completion) -> None:
         wishes, sampling = request.wishes(self.engine), request.sampling(request.longest)
-        if isinstance(request, protocol.Completion) and request.prompt_logprobs is not None:
+        reads = isinstance(request, protocol.Completion) and wishes.collect is not None
+        scores = isinstance(request, protocol.Completion) and request.prompt_logprobs is not None
+        if reads or scores:
+            what = "subvene.collect" if reads else "prompt_logprobs"
             if request.stream or sampling.n > 1 or sampling.max_tokens > 1 or sampling.stop:
-                raise RequestError("prompt_logprobs: with `max_tokens`: 1, and without stream, n or stop")
-            answers = self.engine.score(request.prompt, wishes)
+                raise RequestError(f"{what}: with `max_tokens`: 1, and without stream, n or stop")
+            if reads and scores:
+                raise RequestError("subvene.collect: not beside prompt_logprobs; ask for one after the other")
+            answers = (self.engine.collect if reads else self.engine.score)(request.prompt, wishes)
             self.send(HTTPStatus.OK, protocol.whole(request, answers))
             return
         options: dict[str, Any] = {"chat": isinstance(request, protocol.Chat), "wishes": wishes}

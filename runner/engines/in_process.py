@@ -14,18 +14,22 @@ from pydantic import JsonValue
 
 from subvene.interventions.positions import needs_length, plain_positions
 from subvene.runner.data.limits import refuse_beyond_context
+from subvene.runner.data.span import Text
 from subvene.runner.data.text import pad_id_of, prompt_ids
-from subvene.runner.edits.compile import entry_name
+from subvene.runner.edits.compile import entry_name, place
 from subvene.runner.engines.admission import Wish, Wishes
 from subvene.runner.engines.batching import Batcher, Edit, Job, Streamer, why_not_batched
+from subvene.runner.engines.collecting import Collect, Collected, check_places
 from subvene.runner.engines.errors import EngineError, RequestError
 from subvene.runner.intervened.measured import measured_options
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.rollouts import row_seed
 from subvene.runner.intervened.scoring import log_normalizer
+from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.models.generation import Settings, row_ends
 from subvene.runner.models.identity import model_sha256, reading_sha256
 from subvene.runner.models.vocabulary import refuse_without_row
+from subvene.runner.passes.activations import span_means
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class Answers:
         receipt: what each intervention did; empty without any.
         ids: of the answers, without the tokens that ended them.
         log_probs: of the prompt's tokens but the first, each with its id; None where they were not asked for.
+        collected: by site, what was collected; None where nothing was asked for.
     """
 
     texts: list[str]
@@ -93,6 +98,7 @@ class Answers:
     receipt: list[dict[str, JsonValue]]
     ids: list[list[int]]
     log_probs: list[tuple[int, float]] | None = None
+    collected: dict[str, Collected] | None = None
 
 
 class InProcess:
@@ -100,13 +106,19 @@ class InProcess:
 
     Args:
         artifacts: by the names that requests use: intervened models that share one loaded model.
+        collect: `site[layer]`, where requests may have activations collected.
+
+    Raises:
+        EngineError: the artifacts do not share a model, or a site is none.
     """
 
-    def __init__(self, artifacts: Mapping[str, IntervenedModel]) -> None:
+    def __init__(self, artifacts: Mapping[str, IntervenedModel], collect: Sequence[str] = ()) -> None:
         first = next(iter(artifacts.values()))
         if any(m.model is not first.model for m in artifacts.values()):
             raise EngineError("the artifacts of one server act on one loaded model")
-        self.artifacts = dict(artifacts)
+        self.artifacts, self.collects = dict(artifacts), tuple(collect)
+        if collect:
+            check_places(collect, Anatomy.of(first.model).sizes)
         self.tokenizer = first.tokenizer
         self.base = first.spec.model.name
         self.plain = IntervenedModel.plain(first.model, self.tokenizer, name=self.base)
@@ -120,7 +132,7 @@ class InProcess:
         return {"model": model_sha256(model), "text": reading_sha256(model, self.tokenizer)}
 
     @classmethod
-    def load(cls, folders: Mapping[str, Path], **overrides: Any) -> InProcess:
+    def load(cls, folders: Mapping[str, Path], *, collect: Sequence[str] = (), **overrides: Any) -> InProcess:
         """Load the model of the first artifact, and every artifact onto it.
 
         Raises:
@@ -133,7 +145,7 @@ class InProcess:
                 continue
             first = next(iter(made.values()))
             made[name] = IntervenedModel.from_pretrained(folder, model=first.model, tokenizer=first.tokenizer)
-        return cls(made)
+        return cls(made, collect)
 
     def answer(
         self,
@@ -160,6 +172,8 @@ class InProcess:
         edits = [self._edit(wish) for wish in wishes.artifacts]
         if wishes.prompt_tokens is not None:
             raise RequestError("subvene.prompt_tokens: for log-probabilities of given tokens only")
+        if wishes.collect is not None:
+            raise RequestError("subvene.collect: for completions with `max_tokens`: 1 only")
         ids = self._ids(prompt, chat=chat, new=sampling.max_tokens)
         seed = secrets.randbits(48) if sampling.seed is None else sampling.seed
         job = Job(
@@ -199,18 +213,53 @@ class InProcess:
         begins = wishes.prompt_tokens or len(ids)
         if begins > len(ids):
             raise RequestError(f"subvene.prompt_tokens: expected at most {len(ids)}, found {begins}")
+        answers = self._by_itself(lambda: self._scored(ids, begins, edits))
+        return replace(answers, receipt=_named(answers.receipt, wishes, edits))
+
+    def collect(self, prompt: Any, wishes: Wishes) -> Answers:
+        """Activations of given tokens, as the untouched model has them; nothing is generated.
+
+        Args:
+            prompt: a text, or token ids.
+            wishes: which, of how many of the tokens the mean.
+
+        Raises:
+            RequestError: it cannot be done; nothing has run.
+        """
+        if (collect := wishes.collect) is None or wishes.artifacts:
+            raise RequestError("subvene.collect: of the untouched model (`artifacts: []`)")
+        ids = self._ids(prompt, chat=False, new=0)
+        collect.check(len(ids), self.collects)
+        text = Text(ids, collect.start, collect.end)
+        return self._by_itself(lambda: self._collected(text, collect))
+
+    def _collected(self, text: Text, collect: Collect) -> Answers:
+        by_site: dict[str, list[int]] = {}
+        for name in collect.sites:
+            site, _, layer = name[:-1].partition("[")
+            by_site.setdefault(site, []).append(int(layer))
+        anatomy, found = Anatomy.of(self.plain.model), dict[str, Collected]()
+        for site, layers in by_site.items():
+            means = span_means(anatomy, site, layers, [text], pad_id=pad_id_of(self.tokenizer), batch_size=1)
+            for at in layers:
+                mean, norm = means.vectors[at][0], means.norms[at][0]
+                found[place(site, at)] = Collected(mean.numpy(), float(norm))
+        return Answers([""], ["length"], len(text.ids), 0, [], [[]], collected=found)
+
+    def _by_itself(self, work: Callable[[], Answers]) -> Answers:
+        """What is done while nothing else runs on the model."""
         found: list[Answers | BaseException] = []
 
-        def work() -> None:
+        def kept() -> None:
             try:
-                found.append(self._scored(ids, begins, edits))
+                found.append(work())
             except BaseException as error:
                 found.append(error)
 
-        self.batcher.alone(work)
+        self.batcher.alone(kept)
         if isinstance(found[0], BaseException):
             raise found[0]
-        return replace(found[0], receipt=_named(found[0].receipt, wishes, edits))
+        return found[0]
 
     @torch.no_grad()
     def _scored(self, ids: tuple[int, ...], begins: int, edits: Sequence[Edit]) -> Answers:

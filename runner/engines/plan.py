@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NotRequired, Self, TypedDict
 
+from subvene.runner.engines.collecting import Sums
 from subvene.runner.engines.intervals import Interval, within
 
 ASKED, PLAN, TAG = "subvene", "subvene_plan", "subvene_tag"
 """Under which names a request's extra arguments say what is asked for, what is done, and who is told."""
+MOST_UNTOLD = 4096
+"""Requests of which a worker keeps what it measured for a front end that never asks for it."""
+Extra = Mapping[str, Any] | None
+"""A request's extra arguments."""
 
 
 class WirePlan(TypedDict):
@@ -18,11 +24,13 @@ class WirePlan(TypedDict):
         prompt: tokens that the request begins with.
         edits: of each edit its group, stage, strength, identity and positions.
         key: under which the front end asks what came of it.
+        collect: what is read of it: sites, start, end.
     """
 
     prompt: int
     edits: list[list[Any]]
     key: NotRequired[str]
+    collect: NotRequired[list[Any]]
 
 
 class Told(TypedDict):
@@ -31,10 +39,12 @@ class Told(TypedDict):
     Attributes:
         problem: why it was not edited.
         sites: by site tokens with an edit, tokens changed, Σ ‖Δ‖/‖h‖.
+        sums: what it has read.
     """
 
     problem: str | None
     sites: dict[str, list[float]]
+    sums: NotRequired[Sums]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue
 
 from subvene.runner.engines.admission import Wishes, parse
+from subvene.runner.engines.collecting import CollectedRecord, told
 from subvene.runner.engines.errors import RequestError
 from subvene.runner.engines.fingerprints import Fingerprint, does
 from subvene.runner.engines.in_process import Answers, InProcess, ModelHashes, Sampling
@@ -120,6 +121,7 @@ class EngineRecord(ModelHashes):
 
     engine: str
     versions: Mapping[str, str]
+    collect: list[str]
 
 
 class ModelList(TypedDict):
@@ -168,6 +170,7 @@ class Receipts(TypedDict):
     """What every intervention did."""
 
     receipt: list[dict[str, JsonValue]]
+    collected: NotRequired[dict[str, CollectedRecord]]
 
 
 class Piece(Head):
@@ -195,7 +198,12 @@ class Whole(Head):
 
 def models(engine: InProcess) -> ModelList:
     """`GET /v1/models`: the model itself, and every artifact as one, with the hashes of what they are."""
-    base: EngineRecord = {"engine": "transformers", "versions": versions(), **engine.fingerprint}
+    base: EngineRecord = {
+        "engine": "transformers",
+        "versions": versions(),
+        "collect": list(engine.collects),
+        **engine.fingerprint,
+    }
     about: dict[str, EngineRecord | Fingerprint] = {engine.base: base}
     about |= {name: does(m.spec, m.tensors) for name, m in engine.artifacts.items()}
     rows: list[ModelRecord] = [
@@ -242,7 +250,10 @@ def whole(request: Request, answers: Answers) -> Whole:
         "completion_tokens": answers.tokens,
         "total_tokens": answers.prompt_tokens + answers.tokens,
     }
-    return {**head(request), "choices": choices, "usage": usage, "subvene": {"receipt": answers.receipt}}
+    receipts: Receipts = {"receipt": answers.receipt}
+    if answers.collected is not None:
+        receipts["collected"] = told(answers.collected)
+    return {**head(request), "choices": choices, "usage": usage, "subvene": receipts}
 
 
 def piece(request: Request, begun: Head, text: str, finished: str | None = None) -> Piece:

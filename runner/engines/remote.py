@@ -11,12 +11,15 @@ import openai
 import torch
 
 from subvene.runner.data.reasoning import answer_of
+from subvene.runner.data.span import Text
+from subvene.runner.edits.compile import place
 from subvene.runner.edits.not_finite import NotFiniteError, check_finite
 from subvene.runner.edits.receipt import NotSteeredError, Receipt
 from subvene.runner.engines.batching import why_not_batched
+from subvene.runner.engines.collecting import Collected
 from subvene.runner.engines.errors import EngineError
 from subvene.runner.engines.holdings import client_of, holdings
-from subvene.runner.engines.wording import Held, held_for, receipt_of, together, wishes
+from subvene.runner.engines.wording import Held, held_for, means_of, receipt_of, together, wishes
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.progress import track
 from subvene.runner.intervened.acting import acting
@@ -26,6 +29,7 @@ from subvene.runner.intervened.scoring import refuse_empty
 from subvene.runner.models.generation import answer_ends
 from subvene.runner.models.identity import files_sha256
 from subvene.runner.models.loading import resolve
+from subvene.runner.passes.elsewhere import SpanMeans
 from subvene.specs import EngineSpec, ModelSpec
 
 _AT_A_TIME = 32
@@ -92,6 +96,33 @@ class Remote:
     def check(self, m: IntervenedModel) -> None:
         """Find out whether it holds what a model's interventions do."""
         self._held(m)
+
+    def check_reads(self, sites: Sequence[str]) -> None:
+        """Find out whether the server collects there."""
+        if missing := sorted(set(sites) - set(self.held.about.get("collect", ()))):
+            options = " ".join(f"--collect '{site}'" for site in missing)
+            raise EngineError(
+                f"engine: {self.url} does not collect activations at {', '.join(missing)}; start it "
+                f"with {options}, or leave `engine` out"
+            )
+
+    def activations(self, site: str, layers: Sequence[int], texts: Sequence[Text], /) -> SpanMeans:
+        """As `Engine.activations`."""
+        places = [place(site, layer) for layer in layers]
+
+        def ask(i: int, text: Text) -> dict[str, Collected]:
+            collect = {"sites": places, "start": text.start, "end": text.end}
+            answer = self._asked(
+                i,
+                prompt=list(text.ids),
+                max_tokens=1,
+                temperature=0,
+                extra_body={"subvene": {"artifacts": [], "collect": collect}},
+            )
+            told = (answer.model_extra or {})["subvene"]["collected"]
+            return {name: Collected.from_json(record) for name, record in told.items()}
+
+        return means_of(_side_by_side(ask, texts, _AT_A_TIME, "activations"), layers, places)
 
     def close(self) -> None:
         """Leave the server as it is."""

@@ -7,10 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from subvene.runner.edits.not_finite import check_finite
 from subvene.runner.edits.receipt import InterventionReceipt, Receipt, merged
+from subvene.runner.engines.collecting import Collected
 from subvene.runner.engines.errors import EngineError
 from subvene.runner.engines.fingerprints import does
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.passes.elsewhere import SpanMeans
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,27 @@ def wishes(
         own = float(m.intervenable.interventions[entry.keys[0]].strength)
         said[theirs] = own if strengths is None else float(strengths.get(entry.name, 0.0))
     return [{"artifact": held.name, "strengths": said}]
+
+
+def means_of(
+    found: Sequence[Mapping[str, Collected]], layers: Sequence[int], places: Sequence[str]
+) -> SpanMeans:
+    """What was collected of some texts, as recipes and measures read it.
+
+    Args:
+        found: of each text, by site.
+        layers: of the sites.
+        places: what the sites are called, in the order of the layers.
+
+    Raises:
+        NotFiniteError: some of it is not finite.
+    """
+    vectors, norms = {}, {}
+    for layer, name in zip(layers, places, strict=True):
+        vectors[layer] = torch.from_numpy(np.stack([one[name].mean for one in found]))
+        norms[layer] = torch.tensor([one[name].norm for one in found], dtype=torch.float64)
+        check_finite(norms[layer], f"activations at {name}")
+    return SpanMeans(vectors, norms)
 
 
 # What only the runner under transformers measures.

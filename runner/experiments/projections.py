@@ -9,7 +9,8 @@ import torch
 
 from subvene.runner.data.span import Text
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.monitor.projection import project
+from subvene.runner.monitor.projection import SITE, Axes, project
+from subvene.runner.passes.elsewhere import Read
 
 
 class Projections(TypedDict):
@@ -19,7 +20,13 @@ class Projections(TypedDict):
 
 
 def mean_projections(
-    plain: IntervenedModel, texts: Sequence[Text], vector: torch.Tensor, layer: int, *, description: str
+    plain: IntervenedModel,
+    texts: Sequence[Text],
+    vector: torch.Tensor,
+    layer: int,
+    *,
+    description: str,
+    read: Read | None = None,
 ) -> list[float | None]:
     """⟨mean of block_output[layer] over the span, v⟩/‖v‖ of each text; None where its span is empty.
 
@@ -29,6 +36,13 @@ def mean_projections(
         vector: v, [width].
         layer: 0-based.
         description: what the progress bar says.
+        read: what reads the texts instead of the model here.
     """
+    if read is not None:
+        filled = [i for i, text in enumerate(texts) if text.end > text.start]
+        means = read(SITE, [layer], [texts[i] for i in filled]).vectors[layer] if filled else vector[:0]
+        along = Axes(plain.model, {"v": {layer: vector}}).values(layer, means) if filled else means
+        by_text = dict(zip(filled, along.flatten().tolist(), strict=True))
+        return [by_text.get(i) for i in range(len(texts))]
     found = project(plain, texts, {"v": {layer: vector}}, description=description)
     return [None if value != value else value for value in found.before["v"][layer].tolist()]

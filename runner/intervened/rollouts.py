@@ -35,6 +35,7 @@ from subvene.runner.edits.receipt import Receipt, check_together
 from subvene.runner.files.progress import track
 from subvene.runner.intervened.acting import acting
 from subvene.runner.intervened.decoding import Decoding, decode
+from subvene.runner.intervened.drawing import draw
 from subvene.runner.intervened.loaded import LoadedModel
 from subvene.runner.intervened.measured import measured_options
 from subvene.runner.intervened.own_sampling import OwnSampling
@@ -316,13 +317,14 @@ class Batch:
             check_finite(logits.amax(-1, keepdim=True), "the logits", acting(self.m))
         # As given where no row has settings of the checkpoint: a copy would round nothing, and cost.
         scores = self._scores(logits, rows) if self.ids else logits
-        chosen = scores.argmax(-1)
         drawn = [slot for slot, row in enumerate(rows) if self.rows[row].draws]
         drawn = [slot for slot in drawn if step < self.limits[rows[slot]]]
+        chosen = (
+            scores.argmax(-1) if len(drawn) < len(rows) else scores.new_empty(len(rows), dtype=torch.long)
+        )
         if drawn:
             of = [self.rows[rows[slot]] for slot in drawn]
             u = torch.tensor([self.uniform[rows[slot]][step] for slot in drawn], dtype=torch.float64)
-            chosen = chosen.clone()
             chosen[drawn] = draw(
                 scores[drawn],
                 u,
@@ -358,34 +360,6 @@ def _of_given(values: Sequence[float], rows: Sequence[Row]) -> torch.Tensor:
     """float64 [rows]; 1, which changes nothing, where a row has the checkpoint's own settings."""
     of = [value if row.own is None else 1.0 for value, row in zip(values, rows, strict=True)]
     return torch.tensor(of, dtype=torch.float64)
-
-
-def draw(
-    logits: torch.Tensor, u: torch.Tensor, *, temperatures: torch.Tensor, top_p: torch.Tensor
-) -> torch.Tensor:
-    """Token ids [rows], by inverting each row's cumulative distribution at `u`.
-
-    Args:
-        logits: [rows, vocabulary].
-        u: float64 [rows], uniform in [0, 1).
-        temperatures: float64 [rows], above 0.
-        top_p: float64 [rows]; the tokens drawn from are the fewest likeliest ones that hold so much.
-    """
-    device = logits.device
-    if device.type == "mps":  # has no float64
-        return draw(logits.cpu(), u, temperatures=temperatures, top_p=top_p).to(device)
-    scaled = logits.double() / temperatures.to(device).unsqueeze(1)
-    p = scaled.softmax(-1)
-    nucleus = top_p < 1
-    if bool(nucleus.any()):
-        ordered, index = p[nucleus].sort(-1, descending=True)
-        # A token stays if those before it hold less than the share; the likeliest always does.
-        out = ordered.cumsum(-1) - ordered >= top_p[nucleus].to(device).unsqueeze(1)
-        p[nucleus] = p[nucleus].masked_fill(torch.zeros_like(out).scatter(-1, index, out), 0.0)
-    cumulative = p.cumsum(-1)
-    at = u.to(device).unsqueeze(1) * cumulative[:, -1:]
-    # `right`: a token of probability 0 is never drawn, not even at u = 0.
-    return torch.searchsorted(cumulative, at, right=True).squeeze(1).clamp_max(logits.shape[1] - 1)
 
 
 class _Drawn(LogitsProcessor):

@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from subvene.runner.data.text import prompt_ids
 from subvene.runner.edits.receipt import Receipt
 from subvene.runner.files.progress import track
+from subvene.runner.intervened.generate import Generate
 from subvene.runner.intervened.measured import measured_options
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.intervened.rollouts import Row
 from subvene.runner.models.generation import answer_ends
 from subvene.specs.regular_file import read_text
 
@@ -76,6 +79,7 @@ def answers(
     batch_size: int,
     system: str | None = None,
     description: str,
+    generate: Generate | None = None,
 ) -> tuple[list[str], list[Receipt]]:
     """The likeliest answers, greedily, and what the interventions did.
 
@@ -86,7 +90,19 @@ def answers(
         batch_size: prompts at a time.
         system: a system prompt before every prompt; None: nothing.
         description: what the progress bar says.
+        generate: what generates instead of the model here.
     """
+    if generate is not None:
+        rows = [
+            Row(
+                tuple(prompt_ids(m.tokenizer, prompt, system=system)),
+                temperature=0.0,
+                max_new_tokens=max_new_tokens,
+            )
+            for prompt in prompts
+        ]
+        found, told = generate(m, rows, batch_size=batch_size, description=description)
+        return [m.tokenizer.decode(one.tokens, skip_special_tokens=True) for one in found], told
     options = measured_options(
         m.model,
         max_new_tokens=max_new_tokens,

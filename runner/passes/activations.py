@@ -22,6 +22,7 @@ from subvene.runner.models.anatomy import Anatomy, component_module
 from subvene.runner.models.devices import input_device
 from subvene.runner.models.evaluating import evaluating
 from subvene.runner.models.vocabulary import refuse_without_row
+from subvene.runner.passes.elsewhere import ReadElsewhere, SpanMeans
 
 # A sum that is smaller than this part of what it was added up from holds nothing but rounding.
 _ROUNDING = 1e-6
@@ -86,6 +87,8 @@ def weighted_sums(
     Returns:
         The sums of each layer; nothing else is ever held, never the activations.
     """
+    if isinstance(anatomy, ReadElsewhere):
+        return WeightedSums(*anatomy.weighted(site, layers, texts, weights))
     sums: dict[int, torch.Tensor] = {}
     scales: dict[int, float] = dict.fromkeys(layers, 0.0)
     for chosen in track(by_length([len(text.ids) for text in texts], batch_size), description):
@@ -133,6 +136,8 @@ def pooled(
     Returns:
         Layer → float32 [texts, width], on the CPU: of 1,000 texts, 32 layers and a width of 4,096, 0.5 GB.
     """
+    if isinstance(anatomy, ReadElsewhere):
+        return anatomy.pooled(site, layers, texts, how)
     found: dict[int, torch.Tensor] = {}
     for chosen in track(by_length([len(text.ids) for text in texts], batch_size), description):
         rows = [texts[i].ids for i in chosen]
@@ -158,6 +163,42 @@ def pooled(
 
         forward_reading(anatomy, site, layers, batch, read)
     return found
+
+
+def span_means(
+    anatomy: Anatomy,
+    site: str,
+    layers: Sequence[int],
+    texts: Sequence[Text],
+    *,
+    pad_id: int,
+    batch_size: int,
+    description: str = "reading activations",
+) -> SpanMeans:
+    """The mean activation and the mean ‖h‖ over the span of each text; arguments as for `pooled`."""
+    vectors: dict[int, torch.Tensor] = {}
+    norms = {layer: torch.zeros(len(texts), dtype=torch.float64) for layer in layers}
+    for chosen in track(by_length([len(text.ids) for text in texts], batch_size), description):
+        rows = [texts[i].ids for i in chosen]
+        batch = pad(rows, [len(row) for row in rows], pad_id, "right")
+        weights = torch.zeros(batch.input_ids.shape)
+        for row, i in enumerate(chosen):
+            weights[row, texts[i].start : texts[i].end] = 1 / (texts[i].end - texts[i].start)
+
+        def read(
+            layer: int,
+            activation: torch.Tensor,
+            weights: torch.Tensor = weights,
+            chosen: Sequence[int] = chosen,
+        ) -> None:
+            h = activation.float().view(*weights.shape, -1)
+            w = weights.to(h.device)
+            kept = vectors.setdefault(layer, torch.empty(len(texts), h.shape[-1]))
+            kept[list(chosen)] = torch.einsum("bs,bsd->bd", w, h).cpu()
+            norms[layer][list(chosen)] = (w * h.norm(dim=-1)).sum(-1).cpu().double()
+
+        forward_reading(anatomy, site, layers, batch, read)
+    return SpanMeans(vectors, norms)
 
 
 @torch.no_grad()
@@ -190,6 +231,8 @@ def forward_reading(
         TooLongError: a text has more tokens than the model reads.
         TokenError: the model has no row for one of the tokens.
     """
+    if isinstance(anatomy, ReadElsewhere):
+        raise RuntimeError("an engine reads this model, and nothing is read in this process instead")
     model: Any = anatomy.model
     refuse_without_row(model, batch.input_ids)
     if "position_ids" not in inputs:  # rows that hold several texts are not as long as they look

@@ -15,13 +15,20 @@ The code then adds σ·W·h to h; `affine` moves h towards W·h.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.recipes.base import Fitted
-from subvene.runner.recipes.contrasted import Contrasted, contrasted_recipe, refuse_unpaired
+from subvene.runner.recipes.contrasted import (
+    Contrasted,
+    by_layer,
+    contrasted_recipe,
+    fitted_with,
+    refuse_unpaired,
+)
 from subvene.specs import AffineMapSpec, ContrastPrompts, Contrasts, SubveneError, tensor_name
 from subvene.specs.recipes.affine_map import FORMS
 
@@ -74,33 +81,33 @@ def fit_affine_map(spec: AffineMapSpec, pairs: Contrasts, anatomy: Anatomy, toke
         SubveneError: a text has no token to read, or no layer's activations are finite.
         TooLongError: a text is longer than the model's context.
     """
-    contrasted = Contrasted.of(spec, pairs, anatomy, tokenizer)
-    contrasted.refuse_same(spec.recipe, spec.max_tokens)
+    contrasted = Contrasted.differing(spec, pairs, anatomy, tokenizer)
     activations = contrasted.activations(spec, anatomy, tokenizer)
-    finite = {
-        layer: sides
-        for layer, sides in activations.items()
-        if all(bool(side.isfinite().all()) for side in sides)
-    }
-    if not finite:
+    maps, left_out = by_layer(activations, partial(_map_of_finite, spec=spec))
+    if not maps:
         raise SubveneError(f"recipe {spec.recipe}: no layer's activations at {spec.site} are finite")
     tensors: dict[str, torch.Tensor] = {}
     distances = {}
-    for layer, (positive, negative) in finite.items():
-        weight, bias = map_of(negative, positive, spec)
+    for layer, (weight, bias) in maps.items():
+        positive, negative = activations[layer]
         for part, tensor in (("weight", weight), ("bias", bias)):
             tensors[tensor_name(spec.key, spec.site, layer, part)] = tensor.float()
         distances[str(layer)] = _distance(negative.double(), positive.double(), weight, bias)
-    reason = "its activations are not finite"
-    left_out = {layer: reason for layer in activations if layer not in finite}
     told = contrasted.told(spec, pairs) | {
         "by": spec.by,
         "around": spec.around,
         "form": FORMS[spec.by],
         "means_apart_by_layer": distances,
-        "left_out": {str(layer): why for layer, why in left_out.items()},
     }
-    return Fitted(tensors, told, {(spec.key, spec.site, layer): why for layer, why in left_out.items()})
+    return fitted_with(spec, tensors, told, left_out)
+
+
+def _map_of_finite(
+    positive: torch.Tensor, negative: torch.Tensor, spec: AffineMapSpec
+) -> tuple[torch.Tensor, torch.Tensor] | str:
+    if not all(bool(side.isfinite().all()) for side in (positive, negative)):
+        return "its activations are not finite"
+    return map_of(negative, positive, spec)
 
 
 def _distance(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, float]:

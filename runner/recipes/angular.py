@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.passes.activations import is_rounding
 from subvene.runner.recipes.base import Fitted
-from subvene.runner.recipes.contrasted import Contrasted, contrasted_recipe
+from subvene.runner.recipes.contrasted import Contrasted, by_layer, contrasted_recipe, fitted_with
 from subvene.runner.recipes.pca import principal_axis
 from subvene.specs import AngularSpec, Contrasts, SubveneError, tensor_name
 
@@ -64,12 +64,9 @@ def fit_angular(spec: AngularSpec, pairs: Contrasts, anatomy: Anatomy, tokenizer
         SubveneError: a text has no token to read, or fewer than two layers have a direction.
         TooLongError: a text is longer than the model's context.
     """
-    contrasted = Contrasted.of(spec, pairs, anatomy, tokenizer)
-    contrasted.refuse_same(spec.recipe, spec.max_tokens)
+    contrasted = Contrasted.differing(spec, pairs, anatomy, tokenizer)
     activations = contrasted.activations(spec, anatomy, tokenizer)
-    found = {layer: candidate(*sides) for layer, sides in activations.items()}
-    candidates = {layer: one for layer, one in found.items() if isinstance(one, torch.Tensor)}
-    left_out = {layer: reason for layer, reason in found.items() if isinstance(reason, str)}
+    candidates, left_out = by_layer(activations, candidate)
     if len(candidates) < 2:
         reasons = "".join(f"; {spec.site}[{layer}]: {reason}" for layer, reason in left_out.items())
         raise SubveneError(
@@ -88,9 +85,8 @@ def fit_angular(spec: AngularSpec, pairs: Contrasts, anatomy: Anatomy, tokenizer
         "layer": chosen,
         "cosine_of_the_two": round(float(first @ second), 4),
         "norm_by_layer": norms,
-        "left_out": {str(layer): reason for layer, reason in left_out.items()},
     }
-    return Fitted(tensors, told, {(spec.key, spec.site, layer): why for layer, why in left_out.items()})
+    return fitted_with(spec, tensors, told, left_out)
 
 
 ANGULAR = contrasted_recipe(fit_angular, kinds=frozenset({"rotation"}))

@@ -32,6 +32,8 @@ from subvene.runner.passes.activations import is_rounding
 from subvene.runner.recipes.base import FOR_GATES, Fitted, Reach, Recipe, layers_of
 from subvene.runner.recipes.contrasted import (
     Contrasted,
+    by_layer,
+    fitted_with,
     pairs_sha256,
     read_declared,
     read_given,
@@ -113,26 +115,22 @@ def fit_cast(spec: CastSpec, pairs: Contrasts, anatomy: Anatomy, tokenizer: Any,
         TooLongError: a text is longer than the model's context.
     """
     # 1. One pass over all texts.
-    contrasted = Contrasted.of(spec, pairs, anatomy, tokenizer)
-    contrasted.refuse_same(spec.recipe, spec.max_tokens)
+    contrasted = Contrasted.differing(spec, pairs, anatomy, tokenizer)
     activations = contrasted.activations(spec, anatomy, tokenizer)
     # 2. Of each kind some texts make the vectors, and the others choose.
     n, m = (len(side) for side in next(iter(activations.values())))
     used, held = _split(n, spec.held_out, seed), _split(m, spec.held_out, seed)
-    vectors: dict[int, torch.Tensor] = {}
-    left_out: dict[int, str] = {}
-    choices: dict[int, Choice] = {}
-    for layer, (positive, negative) in activations.items():
+
+    def point(positive: torch.Tensor, negative: torch.Tensor) -> tuple[torch.Tensor, Choice] | str:
         vector = condition_vector(positive[used[0]], negative[held[0]], spec.direction)
         if isinstance(vector, str):
-            left_out[layer] = vector
-            continue
+            return vector
         measured = MEASUREMENTS[spec.measure](vector.float())
         choice = chosen_threshold(measured(positive[used[1]]), measured(negative[held[1]]))
-        if choice is None:
-            left_out[layer] = "all held-out texts read the same"
-            continue
-        vectors[layer], choices[layer] = vector.float(), choice
+        return "all held-out texts read the same" if choice is None else (vector.float(), choice)
+
+    points, left_out = by_layer(activations, point)
+    choices = {layer: choice for layer, (_, choice) in points.items()}
     if not choices:
         layer, reason = next(iter(left_out.items()))
         raise SubveneError(
@@ -145,7 +143,7 @@ def fit_cast(spec: CastSpec, pairs: Contrasts, anatomy: Anatomy, tokenizer: Any,
     tensors = {
         tensor_name(spec.key, spec.site, layer, part): value
         for part, value in {
-            None: vectors[layer],
+            None: points[layer][0],
             threshold_part(spec.measure, spec.tokens): torch.tensor(choice.threshold),
             side_part(spec.measure, spec.tokens): torch.tensor(1.0 if choice.side == "above" else -1.0),
         }.items()
@@ -160,9 +158,8 @@ def fit_cast(spec: CastSpec, pairs: Contrasts, anatomy: Anatomy, tokenizer: Any,
         "side": choice.side,
         "f1_held_out": round(choice.f1, 4),
         "f1_by_layer": {str(at): round(one.f1, 4) for at, one in choices.items()},
-        "left_out": {str(at): reason for at, reason in left_out.items()},
     }
-    return Fitted(tensors, told, {(spec.key, spec.site, at): reason for at, reason in left_out.items()})
+    return fitted_with(spec, tensors, told, left_out)
 
 
 def _split(count: int, held_out: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -37,6 +37,10 @@ from subvene.specs.pair_rows import ReadPairs, given_pairs
 from subvene.specs.recipes.contrasted import ContrastedRecipe
 
 _Spec = TypeVar("_Spec", bound=ContrastedRecipe)
+_Found = TypeVar("_Found")
+
+Sides = tuple[torch.Tensor, torch.Tensor]
+"""Activations of the positive texts and of the negative ones, [texts, width] each."""
 
 
 class Side(NamedTuple):
@@ -101,6 +105,20 @@ class Contrasted:
         positive = tuple(side.positive for side in sides)
         return cls(texts, positive, not isinstance(pairs, ContrastPrompts), cut)
 
+    @classmethod
+    def differing(
+        cls, spec: ContrastedRecipe, pairs: Contrasts, anatomy: Anatomy, tokenizer: Any
+    ) -> Contrasted:
+        """As `of`; pairs that contrast nothing are refused, and sides that add up to nothing.
+
+        Raises:
+            SubveneError: naming the pair; and as `of` has it.
+            TooLongError: a text is longer than the model's context.
+        """
+        contrasted = cls.of(spec, pairs, anatomy, tokenizer)
+        contrasted._refuse_same(spec.recipe, spec.max_tokens)
+        return contrasted
+
     @property
     def weights(self) -> list[float]:
         """Of each text, 1 through the number of its side, positive or negative."""
@@ -108,12 +126,7 @@ class Contrasted:
         n_negative = len(self.positive) - n_positive
         return [1 / n_positive if positive else -1 / n_negative for positive in self.positive]
 
-    def refuse_same(self, recipe: str, max_tokens: int | None) -> None:
-        """Refuse pairs that contrast nothing, and sides that add up to nothing.
-
-        Raises:
-            SubveneError: naming the pair.
-        """
+    def _refuse_same(self, recipe: str, max_tokens: int | None) -> None:
         positive, negative = (
             [text for text, is_so in zip(self.texts, self.positive, strict=True) if is_so == side]
             for side in (True, False)
@@ -131,10 +144,8 @@ class Contrasted:
                 "their difference is zero"
             )
 
-    def activations(
-        self, spec: ContrastedRecipe, anatomy: Anatomy, tokenizer: Any
-    ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-        """Layer → activations of the positive texts and of the negative ones, float32 [texts, width] each."""
+    def activations(self, spec: ContrastedRecipe, anatomy: Anatomy, tokenizer: Any) -> dict[int, Sides]:
+        """Layer → activations of both sides, float32."""
         found = pooled(
             anatomy,
             spec.site,
@@ -217,8 +228,40 @@ def directions(
             f"recipe {spec.recipe}: there is no direction at any of {len(left_out)} layers; "
             f"{spec.site}[{layer}]: {reason}"
         )
+    tensors = {tensor_name(spec.key, spec.site, layer): vector for layer, vector in vectors.items()}
+    return fitted_with(spec, tensors, told, left_out)
+
+
+def by_layer(
+    activations: Mapping[int, Sides], fit: Callable[[torch.Tensor, torch.Tensor], _Found | str]
+) -> tuple[dict[int, _Found], dict[int, str]]:
+    """What is fitted at each layer, and of the layers where there is nothing, why.
+
+    Args:
+        activations: layer → both sides.
+        fit: (positive, negative) → what is fitted, or why it is not.
+    """
+    found = {layer: fit(*sides) for layer, sides in activations.items()}
+    left_out = {layer: one for layer, one in found.items() if isinstance(one, str)}
+    return {layer: one for layer, one in found.items() if not isinstance(one, str)}, left_out
+
+
+def fitted_with(
+    spec: ContrastedRecipe,
+    tensors: Mapping[str, torch.Tensor],
+    told: Mapping[str, Json],
+    left_out: Mapping[int, str],
+) -> Fitted:
+    """Tensors as what a recipe gives, its provenance ending with the layers that have none, and why.
+
+    Args:
+        spec: the recipe.
+        tensors: by their full names.
+        told: where they came from.
+        left_out: layer → why there is no tensor.
+    """
     return Fitted(
-        {tensor_name(spec.key, spec.site, layer): vector for layer, vector in vectors.items()},
+        dict(tensors),
         {**told, "left_out": {str(layer): reason for layer, reason in left_out.items()}},
         {(spec.key, spec.site, layer): reason for layer, reason in left_out.items()},
     )

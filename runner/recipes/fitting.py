@@ -149,6 +149,7 @@ def fit_one(
     *,
     seed: int,
     work: Path | None,
+    anatomy: Anatomy | None = None,
 ) -> Fitted:
     """Run one recipe of a spec.
 
@@ -160,12 +161,13 @@ def fit_one(
         tokenizer: the model's.
         seed: of what is drawn at random.
         work: folder for what another fit may need again; None: nothing is kept.
+        anatomy: of the model, where something else than this process runs it.
 
     Raises:
         SubveneError: there is no direction where an intervention needs one.
     """
     how = RECIPES[recipe.recipe]
-    fitted = how.fit(recipe, data, Anatomy.of(model), tokenizer, seed=seed, work=work)
+    fitted = how.fit(recipe, data, anatomy or Anatomy.of(model), tokenizer, seed=seed, work=work)
     _refuse_left_out(spec, fitted.left_out)
     return fitted
 

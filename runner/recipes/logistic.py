@@ -10,6 +10,7 @@ length.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,13 @@ import torch
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.passes.activations import is_rounding
 from subvene.runner.recipes.base import Fitted
-from subvene.runner.recipes.contrasted import Contrasted, contrasted_recipe, directions, refuse_unpaired
+from subvene.runner.recipes.contrasted import (
+    Contrasted,
+    by_layer,
+    contrasted_recipe,
+    directions,
+    refuse_unpaired,
+)
 from subvene.specs import Contrasts, LogisticSpec
 
 _STEPS = 10_000
@@ -64,12 +71,9 @@ def fit_logistic(spec: LogisticSpec, pairs: Contrasts, anatomy: Anatomy, tokeniz
         SubveneError: a text has no token to read, or no layer has a direction.
         TooLongError: a text is longer than the model's context.
     """
-    contrasted = Contrasted.of(spec, pairs, anatomy, tokenizer)
-    contrasted.refuse_same(spec.recipe, spec.max_tokens)
+    contrasted = Contrasted.differing(spec, pairs, anatomy, tokenizer)
     activations = contrasted.activations(spec, anatomy, tokenizer)
-    found = {layer: probe(*sides, spec) for layer, sides in activations.items()}
-    probes = {layer: one for layer, one in found.items() if not isinstance(one, str)}
-    left_out = {layer: reason for layer, reason in found.items() if isinstance(reason, str)}
+    probes, left_out = by_layer(activations, partial(probe, spec=spec))
     told = contrasted.told(spec, pairs) | {
         "center": spec.center,
         "inverse_penalty": spec.inverse_penalty,

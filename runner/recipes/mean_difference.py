@@ -32,8 +32,7 @@ def fit_mean_difference(
         TooLongError: a text is longer than the model's context.
     """
     # 1. Both sides of every pair, tokenised with the contrasted tokens marked.
-    contrasted = Contrasted.of(spec, pairs, anatomy, tokenizer)
-    contrasted.refuse_same(spec.recipe, spec.max_tokens)
+    contrasted = Contrasted.differing(spec, pairs, anatomy, tokenizer)
     # 2. One forward pass over all of them; a positive text adds to the sum, a negative one subtracts.
     sums = weighted_sums(
         anatomy,

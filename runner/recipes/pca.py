@@ -14,6 +14,7 @@ ours are; repeng's is read after it (the last of transformers' `hidden_states`).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,13 @@ import torch
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.passes.activations import is_rounding
 from subvene.runner.recipes.base import Fitted
-from subvene.runner.recipes.contrasted import Contrasted, contrasted_recipe, directions, refuse_unpaired
+from subvene.runner.recipes.contrasted import (
+    Contrasted,
+    by_layer,
+    contrasted_recipe,
+    directions,
+    refuse_unpaired,
+)
 from subvene.specs import Contrasts, PCASpec, SubveneError
 
 
@@ -63,12 +70,10 @@ def fit_pca(spec: PCASpec, pairs: Contrasts, anatomy: Anatomy, tokenizer: Any) -
         SubveneError: a text has no token to read, or no layer has an axis.
         TooLongError: a text is longer than the model's context.
     """
-    contrasted = Contrasted.of(spec, pairs, anatomy, tokenizer)
-    contrasted.refuse_same(spec.recipe, spec.max_tokens)
+    contrasted = Contrasted.differing(spec, pairs, anatomy, tokenizer)
     activations = contrasted.activations(spec, anatomy, tokenizer)
-    found = {layer: axis_of_pairs(*sides, spec.of) for layer, sides in activations.items()}
-    axes = {layer: axis.float() for layer, axis in found.items() if isinstance(axis, torch.Tensor)}
-    left_out = {layer: reason for layer, reason in found.items() if isinstance(reason, str)}
+    found, left_out = by_layer(activations, partial(axis_of_pairs, of=spec.of))
+    axes = {layer: axis.float() for layer, axis in found.items()}
     in_order = {
         str(layer): round(float(((positive - negative) @ axes[layer] > 0).double().mean()), 4)
         for layer, (positive, negative) in activations.items()

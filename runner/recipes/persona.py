@@ -24,24 +24,25 @@ import torch
 
 from subvene.interventions import Sizes
 from subvene.interventions.steering import RESIDUAL_NORM
-from subvene.runner.data.text import by_length, pad, pad_id_of
+from subvene.runner.data.text import pad_id_of
 from subvene.runner.data.traits import Trait, read_trait
 from subvene.runner.edits.not_finite import ADVICE_OF_MODEL, NotFiniteError
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import Result, digest
-from subvene.runner.files.progress import track
 from subvene.runner.files.statistics import mean_and_sd
+from subvene.runner.intervened.elsewhere import RunElsewhere
+from subvene.runner.intervened.generate import Generate
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.intervened.rollouts import rollouts
 from subvene.runner.judges import ZERO_TO_HUNDRED, Description, Judge, make_judge, scored
 from subvene.runner.measures.geometry import explained_variance
 from subvene.runner.measures.missing import missing_in_words
 from subvene.runner.measures.responses import Asked, Do, Response, missing_reasons, respond
 from subvene.runner.models.anatomy import Anatomy
-from subvene.runner.passes.activations import forward_reading
 from subvene.runner.recipes.base import Fitted, Reach, Recipe
-from subvene.specs import PersonaSpec, Site, SubveneError, tensor_name
+from subvene.runner.recipes.persona_means import SITE, means_and_norms
+from subvene.specs import PersonaSpec, SubveneError, tensor_name
 
-SITE: Site = "block_output"
 _SIDES = ("positive", "negative")
 
 
@@ -100,7 +101,14 @@ class Vectors:
 
 
 def extract(
-    spec: PersonaSpec, trait: Trait, m: IntervenedModel, judge: Judge, *, seed: int, do: Do
+    spec: PersonaSpec,
+    trait: Trait,
+    m: IntervenedModel,
+    judge: Judge,
+    *,
+    seed: int,
+    do: Do,
+    generate: Generate = rollouts,
 ) -> Extraction:
     """Generate, judge and filter one trait's pairs of responses.
 
@@ -111,6 +119,7 @@ def extract(
         judge: who scores the responses.
         seed: of the run.
         do: does a unit of work, or gives what is recorded of it.
+        generate: generates the responses.
     """
     prompts = trait.system_prompts()[: spec.instructions]
     questions = trait.questions[: spec.questions]
@@ -131,6 +140,7 @@ def extract(
         seed=seed,
         description=f"{trait.name}: responses",
         do=do,
+        generate=generate,
     ).responses
     pairs = tuple(zip(found[::2], found[1::2], strict=True))
     dropped: dict[str, int] = {}
@@ -192,7 +202,7 @@ def vectors_of(
             "responses, lower `fit.keep`, or take another judge"
         )
     sides = [side for i in extraction.kept for side in extraction.pairs[i]]
-    means, norms = _read(spec, sides, anatomy, pad_id_of(tokenizer), f"{trait.name}: activations")
+    means, norms = means_and_norms(spec, sides, anatomy, pad_id_of(tokenizer), f"{trait.name}: activations")
     bad = ~(torch.isfinite(means).all(-1).all(0) & torch.isfinite(norms))
     if bool(bad.any()):
         layers = ", ".join(map(str, bad.nonzero().flatten().tolist()))
@@ -210,49 +220,6 @@ def vectors_of(
         )
     explained = [explained_variance(differences[:, layer]) for layer in range(anatomy.sizes.n_layers)]
     return Vectors(vectors, norms, explained)
-
-
-def _read(
-    spec: PersonaSpec, sides: Sequence[Response], anatomy: Anatomy, pad_id: int, description: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean activations [responses, layers, width], and the mean norm of response tokens by layer."""
-    layers = range(anatomy.sizes.n_layers)
-    means = torch.zeros(len(sides), len(layers), anatomy.sizes.width)
-    norms = torch.zeros(len(layers), dtype=torch.float64)
-    rows = [[*side.prompt, *side.tokens] for side in sides]
-    for chosen in track(by_length([len(row) for row in rows], spec.batch_size), description):
-        batch = pad([rows[i] for i in chosen], [len(rows[i]) for i in chosen], pad_id, "right")
-        shape = batch.input_ids.shape
-        weights, answers = torch.zeros(shape), torch.zeros(shape)
-        for row, i in enumerate(chosen):
-            start, end = _span(spec.tokens, sides[i])
-            weights[row, start:end] = 1.0 / (end - start)
-            begin = len(sides[i].prompt) + sides[i].start
-            answers[row, begin : len(rows[i])] = 1.0 / ((len(rows[i]) - begin) * len(sides))
-
-        def read(
-            layer: int,
-            activation: torch.Tensor,
-            chosen: Sequence[int] = chosen,
-            weights: torch.Tensor = weights,
-            answers: torch.Tensor = answers,
-        ) -> None:
-            h = activation.float().view(*weights.shape, -1)
-            means[chosen, layer] = torch.einsum("bs,bsd->bd", weights.to(h.device), h).cpu()
-            norms[layer] += (h.norm(dim=-1).cpu().double() * answers).sum()
-
-        forward_reading(anatomy, SITE, list(layers), batch, read)
-    return means, norms.float()
-
-
-def _span(tokens: str, side: Response) -> tuple[int, int]:
-    """Where the tokens whose activation is compared begin and end, in prompt and response together."""
-    length = len(side.prompt)
-    if tokens == "response_avg":
-        return length + side.start, length + len(side.tokens)
-    # The first token of a sequence is an attention sink, whose activation says nothing and drowns a mean.
-    starts = {"prompt_avg": min(1, length - 1), "prompt_avg_all": 0, "prompt_last": length - 1}
-    return starts[tokens], length
 
 
 def without_direction(found: Vectors) -> dict[int, str]:
@@ -348,9 +315,12 @@ def _fit(
 ) -> Fitted:
     plain = IntervenedModel.plain(anatomy.model, tokenizer)
     judge = data.judge.with_model(plain)
+    generate = anatomy.generate if isinstance(anatomy, RunElsewhere) else rollouts
     extractions, found = {}, {}
     for trait in data.traits:
-        extractions[trait.name] = extract(spec, trait, plain, judge, seed=seed, do=_at_once)
+        extractions[trait.name] = extract(
+            spec, trait, plain, judge, seed=seed, do=_at_once, generate=generate
+        )
         found[trait.name] = vectors_of(spec, trait, extractions[trait.name], anatomy, tokenizer)
     tensors = {k: v for trait in data.traits for k, v in named_tensors(trait, found[trait.name]).items()}
     return Fitted(

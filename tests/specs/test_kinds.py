@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from checkout import EXAMPLES
 
 from subvene.specs import evaluations, recipes
 from subvene.specs._base import SpecModel
 from subvene.specs._flaws import literal_options
+from subvene.specs.interventions import REGISTRY
 from subvene.specs.kinds import STANDS_FOR
 
 TEXT = """\
@@ -62,3 +66,41 @@ def test_a_file_imports_the_kinds_that_it_has() -> None:
     }
     others |= {"recipes.iti", "recipes.persona", "recipes.localized_edit", "judges", "traits", "dumping"}
     assert not others & modules
+
+
+BUILT = """\
+import json, sys
+from subvene.specs import load_spec
+from subvene.specs._base import SpecModel
+
+def below(cls):
+    return {cls}.union(*map(below, cls.__subclasses__()))
+
+load_spec(sys.argv[1])
+built = [one.__name__ for one in below(SpecModel) if one.__pydantic_complete__]
+print(json.dumps([sorted(sys.modules), built]))
+"""
+MADE_OF_IT = {"iti": {"localized_edit"}, "causal_tracing": {"patching"}, "random_direction": {"budget"}}
+"""What takes classes of another kind, or adds an arm of it."""
+SPECS = sorted(path for path in EXAMPLES.rglob("*.yaml") if path.parent.name != "data")
+
+
+@pytest.mark.parametrize("example", SPECS, ids=lambda path: path.name)
+def test_an_example_imports_and_builds_what_it_names(example: Path) -> None:
+    """To build validators takes the most time of `validate`: none is built of what a file has not."""
+    done = subprocess.run(
+        [sys.executable, "-c", BUILT, str(example)], capture_output=True, text=True, check=True
+    )
+    modules, built = json.loads(done.stdout)
+    words = set(example.read_text().replace(":", " ").replace("{", " ").replace(",", " ").split())
+    for package in (evaluations, recipes):
+        for name, place in package._KINDS.items():
+            module, _, cls = place.partition(":")
+            assert name in words or cls not in built
+            named = {other for other, at in package._KINDS.items() if at.startswith(f"{module}:")}
+            if f"{package.__name__}.{module}" in modules:
+                assert (named | MADE_OF_IT.get(name, set())) & words
+    for name, cls in REGISTRY.items():
+        assert name in words or cls.__name__ not in built
+    # Those of fields and of lists are built within their owners' validators, and have none of their own.
+    assert len(built) <= 30

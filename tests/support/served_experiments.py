@@ -46,11 +46,14 @@ conditions:
 DEFAULTS = {"layer": 1, "more": "", "chosen": "", "positions": "response"}
 SCORES = """\
 - {kind: trait_scores, traits: [{name: early, file: early.json}], validation: 2,
-   sampling: {max_new_tokens: 6, temperature: 0}}
+   sampling: {max_new_tokens: 6, temperature: 0},
+   projection: {vector: {key: v, file: TENSORS}, layer: 1}}
 """
 CHOSEN = "- {name: chosen, sweep: {other.coefficient: [-4, 4]}, choose: {by: early_score}}\n"
 SCORED = """\
 - {kind: multiple_choice, limit: 3}
+- {kind: likelihood, traits: [{name: early, file: early.json}], max_new_tokens: 5}
+- {kind: refusals, limit: 2, max_new_tokens: 4}
 - kind: contrast
   pairs:
     texts:
@@ -61,6 +64,38 @@ ALL = f"""\
 {SCORES}\
 - {{kind: truthfulqa, data: {{file: questions.csv}}, preset: qa, primer: primer.txt, max_new_tokens: 5}}
 {SCORED}"""
+
+
+FITTED = """\
+subvene: 1
+model: {{name: {model}, dtype: float32}}
+{engine}
+fit:
+- recipe: mean_difference
+  key: glad
+  site: {site}
+  tokens: {tokens}
+  pairs:
+    texts:
+    - {{prompt: are you glad, positive: very happy, negative: very gloomy}}
+    - {{prompt: how is it, positive: good sun, negative: bad rain}}
+- {{recipe: persona, traits: [{{name: early, file: early.json}}],
+   sampling: {{max_new_tokens: 6, temperature: 0}},
+   keep: {{positive: 0, negative: 100, coherence: 0, warn_below: 1}}}}
+interventions:
+- {{kind: steering, name: glad, site: {site}, layer: 1, vector: {{key: glad}}, coefficient: 4}}
+- {{kind: steering, name: early, layer: 0, vector: {{key: early}}, coefficient: 2}}
+conditions:
+- {{name: baseline, interventions: []}}
+- {{name: glad, interventions: [glad]}}
+- {{name: early, interventions: [early], sweep: {{early.coefficient: [-2, 2]}}}}
+evaluate:
+- kind: trait_scores
+  traits: [{{name: early, file: early.json}}]
+  sampling: {{max_new_tokens: 6, temperature: 0}}
+  projection: {{vector: {{key: early}}, layer: 1}}
+"""
+"""An experiment that fits: vectors of given texts, and of what the model answers."""
 
 
 class Words(Counting):
@@ -104,7 +139,16 @@ def write(folder: Path, held: dict[str, Any], engine: str = "", **fields: Any) -
     (folder / "primer.txt").write_text(PRIMER)
     write_questions(folder / "questions.csv", QUESTIONS)
     path = folder / f"{'served' if engine else 'here'}.yaml"
-    path.write_text(EXPERIMENT.format(**{**held, **DEFAULTS, **fields}, engine=engine))
+    text = EXPERIMENT.format(**{**held, **DEFAULTS, **fields}, engine=engine)
+    path.write_text(text.replace("TENSORS", str(held["tensors"])))
+    return path
+
+
+def write_fitted(folder: Path, held: dict[str, Any], engine: str = "", **fields: str) -> Path:
+    """Write an experiment that fits."""
+    (folder / "early.json").write_text(json.dumps(TRAIT))
+    path = folder / f"{'served' if engine else 'here'}-fitted.yaml"
+    path.write_text(FITTED.format(model=held["model"], engine=engine, **fields))
     return path
 
 
@@ -129,7 +173,7 @@ def check(served: Results, here: Results) -> None:
 
 def same_receipts(measure: str, served: list[Any], here: list[Any]) -> None:
     """Alike but for calls, which are those of batches, and for rounding by their shapes."""
-    if measure in ("multiple_choice", "multiple_choice_accuracy", "contrast"):
+    if measure in ("multiple_choice", "multiple_choice_accuracy", "contrast", "refusals", "early_likelihood"):
         # Here what texts have in common is passed once and a batch has a receipt of its own.
         assert {one["name"] for one in served} == {one["name"] for one in here}, measure
         assert all(sum(one["edited"].values()) and one["rows_edited"] == one["rows"] for one in served), (

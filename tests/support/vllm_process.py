@@ -21,7 +21,8 @@ def ask(
         model: the model's folder.
         artifacts: name → folder.
         jobs: what is asked.
-        settings: `options` of `vllm.LLM`, and `environment`.
+        settings: `options` of `vllm.LLM`, and `environment`; `collect`: sites at which the texts of `read`,
+            (token ids, start, end) each, are read (see `collected`).
     """
     question, answer = folder / "question.json", folder / "answer.json"
     asked = [{"prompt": list(job.prompt), "asked": job.asked} for job in jobs]
@@ -29,6 +30,8 @@ def ask(
         "model": str(model),
         "artifacts": artifacts,
         "jobs": asked,
+        "collect": list(settings.get("collect", ())),
+        "read": [list(text) for text in settings.get("read", ())],
         "options": settings.get("options", {}),
     }
     question.write_text(json.dumps(said))
@@ -42,6 +45,12 @@ def ask(
     assert done.returncode == 0, "\n".join(reason(done.stdout + done.stderr))
     said = json.loads(answer.read_text())
     return [_output(one) for one in said["outputs"]], said["metrics"]
+
+
+def collected(folder: Path) -> list[dict[str, Any]]:
+    """What was read of each text of `read` in the process that `ask` has asked: by site, a record."""
+    found: list[dict[str, Any]] = json.loads((folder / "answer.json").read_text())["collected"]
+    return found
 
 
 def reason(log: str) -> list[str]:
@@ -70,7 +79,8 @@ def main(question: Path, answer: Path) -> None:
     options: dict[str, Any] = {"dtype": "float32", "max_model_len": 128, "max_num_seqs": 32, "seed": 0}
     options["disable_log_stats"] = False
     if asked["artifacts"] is not None:
-        options["additional_config"] = {"subvene": {"artifacts": asked["artifacts"]}}
+        held = {"artifacts": asked["artifacts"], "collect": asked["collect"]}
+        options["additional_config"] = {"subvene": held}
     llm = vllm.LLM(model=asked["model"], **options | {"enforce_eager": True} | asked["options"])
     if asked["options"].get("pipeline_parallel_size", 1) > 1:
         # vLLM 0.32 on the CPU makes a stage's input buffers in a dummy run only, which eager mode leaves out.
@@ -87,8 +97,10 @@ def main(question: Path, answer: Path) -> None:
     ]
     prompts = [{"prompt_token_ids": job["prompt"]} for job in asked["jobs"]]
     outputs = [_plain(one) for one in llm.generate(prompts, sampling, use_tqdm=False)]
+    collected = _collected(llm, asked["read"])
     metrics = {one.name: one.value for one in llm.get_metrics() if hasattr(one, "value")}
-    answer.write_text(json.dumps({"outputs": outputs, "metrics": metrics}))
+    said = {"outputs": outputs, "metrics": metrics, "collected": collected}
+    answer.write_text(json.dumps(said))
 
 
 def _plain(output: Any) -> dict[str, Any]:
@@ -100,6 +112,20 @@ def _plain(output: Any) -> dict[str, Any]:
         "log_probs": [at[token].logprob for token, at in pairs],
         "receipts": None if steering is None else steering.to_dict()["receipt"],
     }
+
+
+def _collected(llm: Any, texts: list[Any]) -> list[Any]:
+    import vllm
+
+    sites = llm.llm_engine.input_processor.subvene.collects if texts else ()
+    asks = [
+        {"artifacts": [], "collect": {"sites": list(sites), "start": start, "end": end}}
+        for _, start, end in texts
+    ]
+    sampling = [vllm.SamplingParams(max_tokens=1, extra_args={"subvene": ask}) for ask in asks]
+    prompts = [{"prompt_token_ids": ids} for ids, _, _ in texts]
+    outputs = llm.generate(prompts, sampling, use_tqdm=False) if texts else []
+    return [one.subvene.to_dict()["collected"] for one in outputs]
 
 
 def _dummy_run(worker: Any) -> None:

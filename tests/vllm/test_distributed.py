@@ -6,11 +6,39 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm_cases import Reference, check, few_jobs
-from vllm_process import ask
+import torch
+from vllm_cases import Reference, check, few_jobs, prompt
+from vllm_process import ask, collected
+
+from subvene.runner.data.span import Text
+from subvene.runner.engines.collecting import Collected
+from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.passes.activations import span_means
+from subvene.specs import CORE_SITES
 
 # The scheduler in the process that asks: one process less to import all of it.
 PROCESSES = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+
+# At sites that heads of ranks, all ranks, and the other stage of a pipeline have, edited ones among them.
+SITES = [f"{site}[{layer}]" for site in CORE_SITES for layer in (0, 2)]
+TEXTS = [Text(tuple(prompt(n, seed=n)), n // 3, n) for n in (9, 37, 60)]
+READ = {"collect": SITES, "read": [(text.ids, text.start, text.end) for text in TEXTS]}
+
+
+def check_read(reference: Reference, folder: Path) -> None:
+    """Hold what was collected against what transformers reads."""
+    found = collected(folder)
+    for site in CORE_SITES:
+        anatomy = Anatomy.of(reference.model)
+        means = span_means(anatomy, site, [0, 2], TEXTS, pad_id=0, batch_size=3)
+        for i, one in enumerate(found):
+            for layer in (0, 2):
+                record = Collected.from_json(one[f"{site}[{layer}]"])
+                mean = torch.from_numpy(record.mean.copy())
+                torch.testing.assert_close(mean, means.vectors[layer][i], rtol=1e-4, atol=1e-4)
+                assert record.norm == pytest.approx(float(means.norms[layer][i]), rel=1e-4)
+    assert len(found) == len(TEXTS)
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +68,10 @@ def test_tensor_parallel(divisible: Reference, tmp_path: Path, ranks: int, cores
         jobs,
         options=options,
         environment=PROCESSES | {"VLLM_CPU_OMP_THREADS_BIND": cores},
+        **READ,
     )
     check(divisible, jobs, outputs)
+    check_read(divisible, tmp_path)
 
 
 def test_pipeline_parallel(reference: Any, tmp_path: Path) -> None:
@@ -50,9 +80,10 @@ def test_pipeline_parallel(reference: Any, tmp_path: Path) -> None:
     environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     jobs = few_jobs()
     outputs, _ = ask(
-        tmp_path, reference.path, reference.artifacts, jobs, options=options, environment=environment
+        tmp_path, reference.path, reference.artifacts, jobs, options=options, environment=environment, **READ
     )
     check(reference, jobs, outputs)
+    check_read(reference, tmp_path)
 
 
 def test_rejected_drafts(reference: Any, tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 from counting_judge import install
-from served_experiments import ALL, CHOSEN, Words, check, hold, write
+from served_experiments import ALL, CHOSEN, Words, check, hold, write, write_fitted
 
 from subvene.runner import run_experiment
 from subvene.runner.edits.receipt import NotSteeredError
@@ -39,6 +41,30 @@ def test_every_measure_gives_what_this_process_gives(
     monkeypatch.setattr("subvene.runner.engines.vllm.local.VllmEngine", None)
     again = run_experiment(path, output=tmp_path / "served").results
     assert [cell.units for cell in again.conditions] == [cell.units for cell in served.conditions]
+
+
+@pytest.mark.parametrize(("site", "tokens"), [("block_output", "mean"), ("attention_heads", "last")])
+def test_what_is_fitted_by_vllm_is_what_is_fitted_here(
+    held: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: str, tokens: str
+) -> None:
+    """Vectors of given texts and of the model's own answers, then conditions with them, and projections."""
+    install(Words(), monkeypatch)
+    make = partial(write_fitted, tmp_path, held, site=site, tokens=tokens)
+    here = run_experiment(make(), output=tmp_path / "here").results
+    served = run_experiment(make(ENGINE), output=tmp_path / "served").results
+    check(served, here)
+    tensors = [
+        {
+            key: value
+            for file in sorted((tmp_path / where / "fits").glob("*/*.safetensors"))
+            for key, value in safetensors.torch.load_file(file).items()
+        }
+        for where in ("here", "served")
+    ]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert any(name.startswith("early.") for name in tensors[0])
+    for name, value in tensors[0].items():
+        torch.testing.assert_close(tensors[1][name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_what_vllm_cannot_do_is_refused_before_it_starts(

@@ -54,7 +54,10 @@ def test_what_is_held_is_a_part_of_the_compilation_caches_key(reference: Any) ->
     ("options", "words"),
     [
         ({"data_parallel_size": 2}, "data parallelism"),
-        ({"additional_config": {"subvene": {"artefacts": {}}}}, "expected artifacts, reserve, digest"),
+        (
+            {"additional_config": {"subvene": {"artefacts": {}}}},
+            "expected artifacts, reserve, collect, digest",
+        ),
         (
             {"additional_config": {"subvene": {"reserve": {"columns": -1}}}},
             "columns: expected a whole number",

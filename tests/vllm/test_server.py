@@ -16,16 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from counting_judge import install
 from serve_examples import check_examples
-from served_experiments import SCORED, check, write
+from served_experiments import SCORED, SCORES, Words, check, write
 from vllm_cases import TOKENS, Job, prompt
 
 from subvene.runner import run_experiment
+from subvene.runner.data.span import Text
+from subvene.runner.engines.collecting import Collected
 from subvene.runner.engines.errors import EngineError
+from subvene.runner.models.anatomy import Anatomy
+from subvene.runner.passes.activations import span_means
 
 KEY = "secret"
 IDS = prompt(11, seed=31)
 NAMES = ("steering", "heads", "many")
+COLLECTED = "block_output[1]"
 BASE: dict[str, Any] = {"prompt": IDS, "max_tokens": TOKENS, "temperature": 0}
 GREEDY: dict[str, Any] = BASE | {"extra_body": {"ignore_eos": True, "return_token_ids": True}}
 START = "import sys; from subvene.runner.cli.app import main; sys.argv[0] = 'subvene'; main()"
@@ -36,6 +43,7 @@ def url(engines: Any, reference: Any, tmp_path_factory: pytest.TempPathFactory) 
     engines.close()
     port, log = free_port(), tmp_path_factory.mktemp("server") / "log.txt"
     artifacts = [f"{name}={reference.artifacts[name]}" for name in NAMES]
+    artifacts += ["--collect", COLLECTED]
     options = ["--max-model-len", "128", "--max-num-seqs", "16", "--enforce-eager", "--dtype", "float32"]
     command = [sys.executable, "-c", START, "serve", *artifacts, "--port", str(port), *options]
     environment = os.environ | {
@@ -168,6 +176,28 @@ def test_what_is_not_steered_is_an_error_of_that_request(client: Any, reference:
         client.completions.create(model="nobody", **GREEDY)
 
 
+def test_activations_are_collected_beside_steered_requests(client: Any, reference: Any) -> None:
+    collect = {"sites": [COLLECTED], "start": 2, "end": len(IDS)}
+    asked = {"max_tokens": 1, "extra_body": {"subvene": {"artifacts": [], "collect": collect}}}
+    with ThreadPoolExecutor(8) as pool:
+        steered = [pool.submit(client.completions.create, model="steering", **GREEDY) for _ in range(4)]
+        read = [
+            pool.submit(client.completions.create, model=str(reference.path), prompt=IDS, **asked)
+            for _ in range(4)
+        ]
+    text = Text(tuple(IDS), 2, len(IDS))
+    anatomy = Anatomy.of(reference.model)
+    expected = span_means(anatomy, "block_output", [1], [text], pad_id=0, batch_size=1)
+    for one in read:
+        found = Collected.from_json(one.result().model_extra["subvene"]["collected"][COLLECTED])
+        mean = torch.from_numpy(found.mean.copy())
+        torch.testing.assert_close(mean, expected.vectors[1][0], rtol=1e-4, atol=1e-4)
+        assert found.norm == pytest.approx(float(expected.norms[1][0]), rel=1e-4)
+    assert all(
+        tokens(one.result()) == reference.answer(Job(tuple(IDS), "steering")).tokens for one in steered
+    )
+
+
 def test_other_paths_do_not_pass_over_artifacts(url: str) -> None:
     document = {"model": "steering", "input": "hello"}
     request = urllib.request.Request(
@@ -208,7 +238,8 @@ def test_an_experiment_by_this_server(
     monkeypatch.setenv("SUBVENE_API_KEY", KEY)
     (tensors,) = (reference.folder / "steering").glob("*.safetensors")
     held = {"model": reference.path, "tensors": tensors}
-    fields = {"more": SCORED, "positions": "all"}
+    install(Words(), monkeypatch)
+    fields = {"more": SCORES + SCORED, "positions": "all"}
     here = run_experiment(write(tmp_path, held, **fields), output=tmp_path / "here").results
     path = write(tmp_path, held, f"engine: {{url: '{url}/v1'}}", **fields)
     served = run_experiment(path, output=tmp_path / "served").results

@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from subvene.runner.data.span import Text
 from subvene.runner.edits.not_finite import NotFiniteError
 from subvene.runner.engines.catalogue import Reserve
+from subvene.runner.engines.collecting import Collected
 from subvene.runner.engines.errors import EngineError
 from subvene.runner.engines.in_process import Answers, Sampling
 from subvene.runner.engines.vllm import versions
@@ -41,6 +43,7 @@ class VllmEngine:
         model: as vLLM takes it: a folder, or a name on the Hub.
         artifacts: name → folder.
         reserve: room for artifacts that come later, and for requests that name several.
+        collect: `site[layer]`, where activations can be collected.
         options: any of `vllm.LLM`'s.
 
     Raises:
@@ -55,12 +58,14 @@ class VllmEngine:
         artifacts: Mapping[str, Path | str],
         *,
         reserve: Reserve | None = None,
+        collect: Sequence[str] = (),
         **options: Any,
     ) -> None:
         check_active()
         import vllm
 
-        held = Settings({name: str(folder) for name, folder in artifacts.items()}, reserve or Reserve())
+        folders = {name: str(folder) for name, folder in artifacts.items()}
+        held = Settings(folders, reserve or Reserve(), tuple(collect))
         config = {**options.pop("additional_config", {}), KEY: held.to_config()}
         self.llm = vllm.LLM(model=model, additional_config=config, **options)
         self.base = model
@@ -141,6 +146,32 @@ class VllmEngine:
         outputs = self._run(tokens, each)
         return [_scores(output, len(prompt)) for output, (prompt, _) in zip(outputs, pairs, strict=True)]
 
+    def activations(self, texts: Sequence[Text], sites: Sequence[str]) -> list[dict[str, Collected]]:
+        """What the untouched model has at some sites, over the span of each text.
+
+        Args:
+            texts: tokens, and the span, which holds one at least.
+            sites: `site[layer]`, of those that the engine was started to collect at.
+        """
+        import vllm
+
+        each = [
+            vllm.SamplingParams(
+                temperature=0,
+                max_tokens=1,
+                detokenize=False,
+                extra_args={
+                    "subvene": {
+                        "artifacts": [],
+                        "collect": {"sites": list(sites), "start": text.start, "end": text.end},
+                    }
+                },
+            )
+            for text in texts
+        ]
+        outputs = self._run([{"prompt_token_ids": list(text.ids)} for text in texts], each)
+        return [output.subvene.collected for output in outputs]
+
     def _run(self, tokens: Sequence[Any], params: Sequence[Any]) -> list[Any]:
         try:
             return list(self.llm.generate(tokens, params, use_tqdm=False))
@@ -189,6 +220,9 @@ def check_workers(llm: Any) -> None:
     sites = {site for rank in ranks for site in rank["sites"]}
     if missing := sorted(catalogue.rooms.keys() - sites):
         raise EngineError(f"no worker of vLLM edits {', '.join(missing)}")
+    read = {site for rank in ranks for site in rank["read"]}
+    if missing := sorted(set(_front(llm).collects) - read):
+        raise EngineError(f"no worker of vLLM reads {', '.join(missing)}")
 
 
 def add(llm: Any, name: str, folder: Path | str) -> None:

@@ -18,6 +18,8 @@ from subvene.runner.edits.not_finite import NotFiniteError
 from subvene.runner.edits.receipt import NotSteeredError
 from subvene.runner.engines.admission import Asked, admit, parse
 from subvene.runner.engines.catalogue import Catalogue
+from subvene.runner.engines.collecting import Collect, Collected, joined
+from subvene.runner.engines.collecting import told as as_told
 from subvene.runner.engines.errors import RequestError
 from subvene.runner.engines.fingerprints import Fingerprint, does
 from subvene.runner.engines.intervals import count, intervals, within
@@ -98,6 +100,8 @@ class Steering:
         cached: prompt tokens of each answer that came from the cache.
         receipts: what each intervention did; None before the end.
         error: why it was not steered as declared.
+        collect: what is read of it.
+        collected: what was read, by site.
     """
 
     key: str
@@ -108,13 +112,19 @@ class Steering:
     cached: dict[int, int] = field(default_factory=dict)
     receipts: tuple[EngineReceipt, ...] | None = None
     error: NotSteeredError | NotFiniteError | None = None
+    collect: Collect | None = None
+    collected: dict[str, Collected] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The receipts as JSON values."""
-        return {"receipt": [asdict(receipt) for receipt in self.receipts or ()]}
+        """The receipts as JSON values, and what was collected."""
+        receipts = {"receipt": [asdict(receipt) for receipt in self.receipts or ()]}
+        return receipts if self.collected is None else {**receipts, "collected": as_told(self.collected)}
 
     def conclude(self, told: Iterable[Told]) -> None:
         """Take what the ranks tell of the request, each of its own sites."""
+        told = list(told)
+        if self.collect is not None:
+            self.collected = joined(self.collect, [rank["sums"] for rank in told if "sums" in rank])
         sites: dict[str, list[float]] = {}
         problems = []
         for rank in told:
@@ -221,6 +231,7 @@ class EngineRecord(TypedDict):
     versions: dict[str, str]
     files: str
     dtype: str
+    collect: list[str]
 
 
 @dataclass(frozen=True)
@@ -246,19 +257,28 @@ class Front:
 
     def __init__(self, settings: Settings, config: Any) -> None:
         self.catalogue: Catalogue = settings.load(config)
-        self.config = config
+        self.config, self.collects = config, settings.collect
         self._does = {name: _does(folder) for name, folder in settings.artifacts.items()}
         # From admission to the moment at which vLLM makes the request's state.
         self.pending: OrderedDict[str, Steering] = OrderedDict()
         self.tagged: dict[str, list[Steering]] = {}
 
-    def admit(self, asked: object, prompt: int, *, scores: bool = False, tag: str | None = None) -> WirePlan:
+    def admit(
+        self,
+        asked: object,
+        prompt: int,
+        *,
+        scores: bool = False,
+        ends: bool = False,
+        tag: str | None = None,
+    ) -> WirePlan:
         """Check what a request asks for.
 
         Args:
             asked: as the request says it.
             prompt: tokens that it begins with.
             scores: whether nothing will be computed after them.
+            ends: likewise, of one answer; what a request that collects has to be.
             tag: for whom its receipts are, of those in `tagged`.
 
         Returns:
@@ -267,14 +287,24 @@ class Front:
         Raises:
             RequestError: with the reason.
         """
-        plan, wanted = admit(parse(asked), self.catalogue, prompt, scores=scores)
+        wishes = parse(asked)
+        plan, wanted = admit(wishes, self.catalogue, prompt, scores=scores)
+        if (collect := wishes.collect) is not None:
+            if wanted or not ends:
+                raise RequestError(
+                    "subvene.collect: of the untouched model (`artifacts: []`), `max_tokens` and `n` 1"
+                )
+            collect.check(prompt, self.collects)
         key = uuid.uuid4().hex
-        self.pending[key] = Steering(key, plan, wanted, prompt)
+        self.pending[key] = Steering(key, plan, wanted, prompt, collect=collect)
         if tag in self.tagged:
             self.tagged[tag].append(self.pending[key])
         while len(self.pending) > _MOST_PENDING:
             self.pending.popitem(last=False)
-        return {**plan.to_wire(), "key": key}
+        wire: WirePlan = {**plan.to_wire(), "key": key}
+        if collect is not None:
+            wire["collect"] = [list(collect.sites), collect.start, collect.end]
+        return wire
 
     def add(self, name: str, folder: str) -> None:
         """Hold another artifact.
@@ -297,6 +327,7 @@ class Front:
             "versions": {"vllm": str(versions.installed()), "subvene": version("subvene")},
             "files": files_sha256(source, self.config),
             "dtype": dtype.removeprefix("torch."),
+            "collect": list(self.collects),
         }
         return About(model, {name: self._does[name] for name in self.catalogue.held})
 

@@ -189,8 +189,8 @@ class Answer:
         return b"data: " + json.dumps(document).encode()
 
     def _receipts(self) -> dict[str, Any]:
-        said = [one.to_dict()["receipt"] for one in self._steerings]
-        return {"receipt": said[0]} if len(said) == 1 else {"receipts": said}
+        said = [one.to_dict() for one in self._steerings]
+        return said[0] if len(said) == 1 else {"receipts": [one["receipt"] for one in said]}
 
     def _error(self) -> ErrorRecord | None:
         for one in self._steerings:

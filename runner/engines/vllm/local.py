@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,18 @@ import torch
 from subvene.runner.artifacts import artifact
 from subvene.runner.data.limits import refuse_beyond_context
 from subvene.runner.data.reasoning import answer_of
+from subvene.runner.data.span import Text
+from subvene.runner.edits.compile import place
 from subvene.runner.edits.not_finite import check_finite
 from subvene.runner.edits.receipt import Receipt
+from subvene.runner.engines.collecting import check_places
 from subvene.runner.engines.errors import EngineError
 from subvene.runner.engines.fingerprints import does
 from subvene.runner.engines.in_process import Sampling
 from subvene.runner.engines.served import serve
 from subvene.runner.engines.vllm import versions
 from subvene.runner.engines.vllm.engine import VllmEngine, check_active
-from subvene.runner.engines.wording import Held, held_for, receipt_of, together, wishes
+from subvene.runner.engines.wording import Held, held_for, means_of, receipt_of, together, wishes
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.progress import status
 from subvene.runner.intervened.acting import acting
@@ -32,6 +35,7 @@ from subvene.runner.models.anatomy import sizes_from_config
 from subvene.runner.models.generation import answer_ends
 from subvene.runner.models.identity import EngineManifest
 from subvene.runner.models.loading import resolve
+from subvene.runner.passes.elsewhere import SpanMeans
 from subvene.specs import ModelSpec, VllmOptions
 
 
@@ -61,7 +65,8 @@ class Local:
         self._options = options.model_dump(exclude_none=True)
         self._spec, self._plain, self._folder, self._work = spec, plain, folder, work
         self._artifacts: dict[str, Held] = {}
-        self._is_running = False
+        self._reads: set[str] = set()
+        self._running: _Running | None = None
 
     @property
     def identity(self) -> dict[str, Json]:
@@ -84,8 +89,9 @@ class Local:
 
     def close(self) -> None:
         """End vLLM and its processes."""
-        if self._is_running:
-            self._vllm.close()
+        if self._running is not None:
+            self._running.engine.close()
+            self._running = None
 
     def rollouts(
         self, m: IntervenedModel, rows: Sequence[Row], *, batch_size: int = 64, description: str = "responses"
@@ -95,7 +101,7 @@ class Local:
             refuse_beyond_context(m.model, [len(row.prompt)], "a prompt, row", new=row.max_new_tokens)
         held, ends = self._held(m), tuple(sorted(answer_ends(m.model, m.tokenizer)))
         with _refused(), status(description):
-            answers = self._vllm.generate(
+            answers = self._vllm(held).generate(
                 [row.prompt for row in rows],
                 [wishes(m, held, row.strengths) for row in rows],
                 [_sampling(row, ends) for row in rows],
@@ -119,7 +125,7 @@ class Local:
         refuse_empty(pairs)
         held = self._held(m)
         with _refused(), status(description):
-            scores = self._vllm.score(pairs, [wishes(m, held)] * len(pairs))
+            scores = self._vllm(held).score(pairs, [wishes(m, held)] * len(pairs))
         totals = torch.tensor([sum(score.log_probs) for score in scores], dtype=torch.float64)
         check_finite(totals, "Σ log p", acting(m))
         return totals, _told(m, held, [score.receipt for score in scores])
@@ -127,18 +133,46 @@ class Local:
     def _held(self, m: IntervenedModel) -> Held | None:
         return None if m.is_disabled else held_for(m, self._artifacts, self._folder, "vllm")
 
-    @cached_property
-    def _vllm(self) -> VllmEngine:
+    def check_reads(self, sites: Sequence[str]) -> None:
+        """Keep in mind where activations are to be collected beside what is generated."""
+        check_places(sites, sizes_from_config(self._plain.model.config))
+        self._reads |= set(sites)
+
+    def activations(self, site: str, layers: Sequence[int], texts: Sequence[Text], /) -> SpanMeans:
+        """As `Engine.activations`, all texts at once."""
+        refuse_beyond_context(self._plain.model, [len(text.ids) for text in texts], "a text", new=1)
+        places = [place(site, layer) for layer in layers]
+        with _refused(), status("activations"):
+            found = self._vllm(None, places).activations(texts, places)
+        return means_of(found, layers, places)
+
+    def _vllm(self, held: Held | None, reads: Sequence[str] = ()) -> VllmEngine:
+        """VLLM with this artifact, reading at these sites; started again where it was started without."""
+        wanted = set() if held is None else {held.name}
+        if (now := self._running) is not None and wanted <= now.artifacts and set(reads) <= now.reads:
+            return now.engine
+        self.close()
         source = resolve(self._spec)
         options: dict[str, Any] = {"seed": 0, "disable_log_stats": True} | self._options
         if self._spec.revision is not None and source == self._spec.name and not Path(source).exists():
             options |= {"revision": self._spec.revision, "tokenizer_revision": self._spec.revision}
         dtype = str(self._plain.model.dtype).removeprefix("torch.")
-        folders = {held.name: self._work / held.name for held in self._artifacts.values()}
+        folders = {one.name: self._work / one.name for one in self._artifacts.values()}
+        # What a fit reads, often every layer, is read by an engine that ends with the fits.
+        sites = self._reads | set(reads)
         with status("vLLM starts"):
-            made = VllmEngine(source, folders, dtype=dtype, **options)
-        self._is_running = True
+            made = VllmEngine(source, folders, dtype=dtype, collect=sorted(sites), **options)
+        self._running = _Running(made, set(folders), sites)
         return made
+
+
+@dataclass(frozen=True)
+class _Running:
+    """An engine that runs, and what it was started with."""
+
+    engine: VllmEngine
+    artifacts: set[str]
+    reads: set[str]
 
 
 def vllm_manifest(options: Mapping[str, Any]) -> EngineManifest:

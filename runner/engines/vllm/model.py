@@ -35,6 +35,7 @@ def _install(model: nn.Module, name: str, vllm_config: Any) -> None:
         tensor_model_parallel_all_reduce,
     )
 
+    from subvene.runner.engines.vllm.readers import Readers
     from subvene.runner.engines.vllm.settings import Settings
     from subvene.runner.engines.vllm.sites import install, layout_of
     from subvene.runner.engines.vllm.worker import Worker
@@ -46,29 +47,21 @@ def _install(model: nn.Module, name: str, vllm_config: Any) -> None:
     config = vllm_config.model_config.hf_config
     catalogue = settings.load(config)
     device = vllm_config.device_config.device
-    worker = Worker(
-        catalogue,
-        _most_tokens(vllm_config),
-        vllm_config.scheduler_config.max_num_seqs,
-        device,
-        skips=vllm_config.model_config.enforce_eager,
-    )
+    most = (_most_tokens(vllm_config), vllm_config.scheduler_config.max_num_seqs, device)
+    skips = vllm_config.model_config.enforce_eager
+    readers = Readers(*most, skips=skips) if settings.collect else None
+    worker = Worker(catalogue, *most, skips=skips, readers=readers)
     split = (
         get_tensor_model_parallel_rank(),
         get_tensor_model_parallel_world_size(),
         tensor_model_parallel_all_reduce,
     )
     layout = layout_of(name, vllm_config.model_config.architectures)
+    sizes = sizes_from_config(config)
     with device:
-        sites = install(
-            model,
-            layout,
-            catalogue.rooms,
-            len(catalogue.groups),
-            sizes_from_config(config),
-            worker.step,
-            split,
-        )
+        if readers is not None:  # before the edits, whose hooks then come after theirs
+            readers.install(model, layout, settings.collect, sizes, split)
+        sites = install(model, layout, catalogue.rooms, len(catalogue.groups), sizes, worker.step, split)
     worker.hold(sites)
     # Not as a module's attribute: the worker is none, and holds modules that the model holds already.
     object.__setattr__(model, ATTRIBUTE, worker)

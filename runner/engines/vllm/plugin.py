@@ -10,6 +10,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from subvene.runner.engines.errors import EngineError, RequestError
@@ -127,7 +128,7 @@ def _configured(original: Callable[..., Any], self: Any, *args: Any, **kwargs: A
     if settings is not None:
         check_config(config)
         held = settings.load(config.model_config.hf_config)
-        named = Settings(settings.artifacts, settings.reserve, digest(held)).to_config()
+        named = replace(settings, digest=digest(held)).to_config()
         config.additional_config = {**config.additional_config, "subvene": named}
     return config
 
@@ -163,6 +164,7 @@ def _forward(
             lambda request: _extra(self.requests[request]),
             self.query_start_loc.np[: batch.num_reqs + 1],
             positions,
+            batch.num_computed_tokens_cpu[: batch.num_reqs],
         )
     return original(self, input_ids, positions, *args, **kwargs)
 
@@ -182,10 +184,11 @@ def _rpc(self: Any, what: str, *args: Any) -> Any:
 
     worker = _worker(self.model_runner)
     if worker is None:
-        return {"digest": None, "sites": []}
+        return {"digest": None, "sites": [], "read": []}
     match what:
         case "state":
-            return {"digest": digest(worker.catalogue), "sites": sorted(worker.sites)}
+            reads = [] if worker.readers is None else sorted(worker.readers.sites)
+            return {"digest": digest(worker.catalogue), "sites": sorted(worker.sites), "read": reads}
         case "drain":
             return worker.drain(*args)
         case "add":
@@ -260,8 +263,12 @@ def _plan(front: Front | None, made: Any, extra: Mapping[str, Any]) -> WirePlan:
         raise RequestError(f"only generation can be steered, and `{PLAN}` is not for requests to say")
     if made.prompt_token_ids is None or made.resumable:
         raise RequestError("prompts as embeddings, and prompts that arrive in pieces, are not steered")
+    ends = params.max_tokens == 1 and params.n == 1
     scores = params.prompt_logprobs is not None and params.max_tokens == 1
-    return front.admit(extra[ASKED], len(made.prompt_token_ids), scores=scores, tag=extra.get(TAG))
+    plan = front.admit(extra[ASKED], len(made.prompt_token_ids), scores=scores, ends=ends, tag=extra.get(TAG))
+    if "collect" in plan:  # of tokens from the cache there are no activations
+        params.skip_reading_prefix_cache = True
+    return plan
 
 
 _FRONTS: weakref.WeakSet[Front] = weakref.WeakSet()

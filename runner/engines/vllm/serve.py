@@ -33,6 +33,7 @@ def command(
     port: int = 8000,
     api_key: str | None = None,
     reserve: Reserve | None = None,
+    collect: Sequence[str] = (),
     options: Sequence[str] = (),
 ) -> list[str]:
     """The arguments of vLLM's server.
@@ -44,6 +45,7 @@ def command(
         port: likewise.
         api_key: what clients have to give.
         reserve: room for artifacts beside, and for requests that name several.
+        collect: `site[layer]`, where requests may have activations collected.
         options: any of vLLM's own.
 
     Raises:
@@ -56,7 +58,8 @@ def command(
         )
     if taken := sorted(given & set(_OURS)):
         raise EngineError(f"{', '.join(taken)}: subvene says this to vLLM itself")
-    held = Settings({name: str(folder) for name, folder in artifacts.items()}, reserve or Reserve())
+    folders = {name: str(folder) for name, folder in artifacts.items()}
+    held = Settings(folders, reserve or Reserve(), tuple(collect))
     arguments = ["--model", model, "--host", host, "--port", str(port), "--middleware", MIDDLEWARE]
     arguments += ["--additional-config", json.dumps({KEY: held.to_config()})]
     if api_key:

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from subvene.runner.artifacts import artifact, hub
 from subvene.runner.engines.catalogue import Catalogue, Reserve
+from subvene.runner.engines.collecting import check_places
 from subvene.runner.engines.errors import EngineError
 from subvene.runner.engines.served import ServedArtifact, serve
 from subvene.runner.models.anatomy import sizes_from_config
@@ -28,11 +29,13 @@ class Settings:
     Attributes:
         artifacts: name → folder.
         reserve: room for others.
+        collect: `site[layer]`, where activations can be collected.
         digest: of what was read from the folders; set when the engine's configuration is made.
     """
 
     artifacts: Mapping[str, str] = field(default_factory=dict)
     reserve: Reserve = field(default_factory=Reserve)
+    collect: tuple[str, ...] = ()
     digest: str | None = None
 
     @classmethod
@@ -52,13 +55,19 @@ class Settings:
         return cls(
             artifacts={str(name): str(folder) for name, folder in given.get("artifacts", {}).items()},
             reserve=Reserve.of(given.get("reserve", {})),
+            collect=tuple(given.get("collect", ())),
             digest=given.get("digest"),
         )
 
     def to_config(self) -> dict[str, Any]:
         """As JSON values."""
         reserve = asdict(self.reserve) | {"sites": list(self.reserve.sites)}
-        return {"artifacts": dict(self.artifacts), "reserve": reserve, "digest": self.digest}
+        return {
+            "artifacts": dict(self.artifacts),
+            "reserve": reserve,
+            "collect": list(self.collect),
+            "digest": self.digest,
+        }
 
     def load(self, config: Any) -> Catalogue:
         """Read every artifact for a model.
@@ -67,9 +76,11 @@ class Settings:
             config: the model's transformers config.
 
         Raises:
-            SubveneError: one cannot be read, is of another model, or cannot be run by an engine.
+            SubveneError: one cannot be read, is of another model, or cannot be run by an engine; or a site
+                to collect at is none.
             EngineError: what is read is not what was read when the engine was configured.
         """
+        check_places(self.collect, sizes_from_config(config))
         held = Catalogue(
             [read(name, folder, config) for name, folder in self.artifacts.items()], self.reserve
         )

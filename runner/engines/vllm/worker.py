@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +12,10 @@ import torch
 from subvene.runner.engines.admission import MOST_INTERVALS
 from subvene.runner.engines.catalogue import Catalogue, Held
 from subvene.runner.engines.dense import StrengthTables, cells
-from subvene.runner.engines.plan import PLAN, Plan, Told
+from subvene.runner.engines.plan import MOST_UNTOLD, PLAN, Extra, Plan, Told
 from subvene.runner.engines.served import ServedArtifact
+from subvene.runner.engines.vllm.readers import Readers
 from subvene.runner.engines.vllm.sites import MEASURES, SiteEdit, Step
-
-MOST_UNTOLD = 4096
-"""Receipts that are kept for a front end that never asks for them."""
-
-Extra = Mapping[str, Any] | None
-"""A request's extra arguments."""
 
 
 @dataclass
@@ -32,6 +26,7 @@ class Live:
         plan: what is done to it.
         key: under which the front end asks what came of it.
         sites: where.
+        stages: how many its edits take.
         slot: its place in the tables; None while it waits.
         seen: what was measured in slots that it had before, by site.
         problem: why it is not edited.
@@ -41,6 +36,7 @@ class Live:
     plan: Plan
     key: str
     sites: frozenset[str]
+    stages: int = 1
     slot: int | None = None
     seen: dict[str, torch.Tensor] = field(default_factory=dict)
     problem: str | None = None
@@ -56,12 +52,20 @@ class Worker:
         requests: the most requests of a step.
         device: the model's.
         skips: whether a site at which nothing of a step is edited may be left out.
+        readers: what reads activations; None: nothing does.
     """
 
     def __init__(
-        self, catalogue: Catalogue, tokens: int, requests: int, device: torch.device, *, skips: bool
+        self,
+        catalogue: Catalogue,
+        tokens: int,
+        requests: int,
+        device: torch.device,
+        *,
+        skips: bool,
+        readers: Readers | None = None,
     ) -> None:
-        self.catalogue = catalogue
+        self.catalogue, self.readers = catalogue, readers
         groups, depth = len(catalogue.groups), catalogue.depth
         self.tables = StrengthTables(requests, MOST_INTERVALS, groups, depth, device)
         nobody = self.tables.nobody
@@ -74,6 +78,7 @@ class Worker:
         )
         self.sites: dict[str, SiteEdit] = {}
         self._identity: dict[int, str] = {}
+        self._sites: dict[int, tuple[str, ...]] = {}
         self._live: dict[str, Live] = {}
         self._free = list(range(requests))[::-1]
         self._untold: OrderedDict[str, list[Live]] = OrderedDict()
@@ -94,6 +99,7 @@ class Worker:
         held = self.catalogue.remove(name)
         for group in held.groups:
             self._identity.pop(group)
+            self._sites.pop(group)
         for site, columns in held.columns.items():
             if site in self.sites:
                 self.sites[site].dense.clear(columns)
@@ -102,6 +108,7 @@ class Worker:
         places = {site: iter(columns) for site, columns in held.columns.items()}
         for index, (group, one) in enumerate(zip(held.groups, held.artifact.interventions, strict=True)):
             self._identity[group] = f"{held.artifact.digest}.{index}"
+            self._sites[group] = tuple(edit.site for edit in one.edits)
             for edit in one.edits:
                 at = [next(places[edit.site]) for _ in range(edit.width)]
                 if edit.site in self.sites:
@@ -113,6 +120,7 @@ class Worker:
         extra: Callable[[str], Extra],
         starts: np.ndarray,
         positions: torch.Tensor,
+        computed: Sequence[int] = (),
     ) -> None:
         """Fill the buffers of one step.
 
@@ -121,7 +129,10 @@ class Worker:
             extra: the extra arguments of a request.
             starts: [requests + 1], where the tokens of each begin.
             positions: [tokens], absolute, as the model gets them.
+            computed: of each request the tokens before those of this step; for `readers` alone.
         """
+        if self.readers is not None:
+            self.readers.before(requests, extra, starts, computed)
         batch = [self._known(request, extra) for request in requests]
         acting = [live for live in batch if live is not None]
         self._clear()
@@ -129,9 +140,8 @@ class Worker:
             return
         slots = self._slots(batch, acting)
         total = int(starts[-1])
-        owners = torch.from_numpy(np.repeat(slots, np.diff(starts)))
         slot = self.step.slot[:total]
-        slot.copy_(owners, non_blocking=True)
+        slot.copy_(torch.from_numpy(np.repeat(slots, np.diff(starts))), non_blocking=True)
         self.tables.scale(
             slot,
             positions[:total],
@@ -139,7 +149,9 @@ class Worker:
             out=self.step.scale[:total],
         )
         self._filled = total
-        self.step.active = frozenset().union(*(live.sites for live in acting))
+        # What a batch is edited at changes when a request comes or goes, not with every token.
+        self.step.active = frozenset().union(*{live.sites for live in acting})
+        self.step.stages = max(live.stages for live in acting)
 
     def _clear(self) -> None:
         """What the step before has filled; a padded token of this one may lie there."""
@@ -151,17 +163,11 @@ class Worker:
         if request in self._live:
             return self._live[request]
         wire = (extra(request) or {}).get(PLAN)
-        if wire is None:
+        if wire is None or not wire["edits"]:
             return None
         plan = Plan.from_wire(wire)
-        sites = {
-            edit.site
-            for held in self.catalogue.held.values()
-            for group, one in zip(held.groups, held.artifact.interventions, strict=True)
-            if group in {planned.group for planned in plan.edits}
-            for edit in one.edits
-        }
-        live = Live(plan, wire["key"], frozenset(sites))
+        sites = frozenset(site for edit in plan.edits for site in self._sites.get(edit.group, ()))
+        live = Live(plan, wire["key"], sites, 1 + max(edit.stage for edit in plan.edits))
         if any(self._identity.get(edit.group) != edit.identity for edit in plan.edits):
             live.problem = "an artifact that it asks for was removed before it ran"
         self._live[request] = live
@@ -205,6 +211,8 @@ class Worker:
 
     def finished(self, requests: Iterable[str]) -> None:
         """Let requests go; what they did is kept until it is asked for."""
+        if self.readers is not None:
+            self.readers.finished(requests)
         for request in requests:
             if (live := self._live.pop(request, None)) is None:
                 continue
@@ -223,7 +231,10 @@ class Worker:
             if live.key in found and not live.told:
                 live.told = True
                 found[live.key].append(live)
-        return {key: self._told(lives) for key, lives in found.items()}
+        told = {key: self._told(lives) for key, lives in found.items()}
+        for key, sums in (self.readers.drain(wanted) if self.readers is not None else {}).items():
+            told[key]["sums"] = sums
+        return told
 
     def _told(self, lives: Sequence[Live]) -> Told:
         sums: dict[str, torch.Tensor] = {}

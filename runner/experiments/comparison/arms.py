@@ -21,11 +21,14 @@ from subvene.interventions import TensorError
 from subvene.runner.artifacts.saes import Saes
 from subvene.runner.data.truthfulqa.questions import Question
 from subvene.runner.edits.compile import load_tensors
+from subvene.runner.engines.engine import Engine
 from subvene.runner.exchange.exports.checkpoint import save_baked
 from subvene.runner.files.json_value import Json, as_read
 from subvene.runner.files.ledger import Ledger, digest
 from subvene.runner.files.storage import atomic_folder
+from subvene.runner.intervened.elsewhere import RunElsewhere
 from subvene.runner.intervened.model import IntervenedModel
+from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.models.devices import placed_as
 from subvene.runner.models.identity import holds, model_sha256, reading_sha256, tensors_digest, versions
 from subvene.runner.models.pretrained import load_weights
@@ -127,6 +130,7 @@ class Arms:
 
     Attributes:
         work: where activations, probes and checkpoints are kept by content.
+        engine: runs the model for fits; None: this process does.
     """
 
     def __init__(
@@ -141,6 +145,7 @@ class Arms:
         self.model, self.tokenizer = model, tokenizer
         self._ledger, self._output, self._folder, self._saes = ledger, output, folder, saes
         self.work = output / "work"
+        self.engine: Engine | None = None
         self._read: dict[str, object] = {}
         reading = reading_sha256(model, tokenizer)
         self.base: dict[str, Json] = {
@@ -248,7 +253,16 @@ class Arms:
             identity = self.fit_identity(recipe, seed, data)
 
             def work(recipe: BaseRecipe = recipe, data: Any = data, identity: Any = identity) -> Stored:
-                fitted = fit_one(spec, recipe, data, self.model, self.tokenizer, seed=seed, work=self.work)
+                fitted = fit_one(
+                    spec,
+                    recipe,
+                    data,
+                    self.model,
+                    self.tokenizer,
+                    seed=seed,
+                    work=self.work,
+                    anatomy=self._elsewhere(),
+                )
                 return self._stored(identity, fitted.tensors, {"model": spec.model.name, **fitted.provenance})
 
             records.append(self._kept(identity, work))
@@ -264,6 +278,11 @@ class Arms:
 
     def _fitted(self, variant: ExperimentSpec, seed: int, tuning: Tuning) -> Fits | None:
         return self.fitted_for(variant, variant.fitted_keys, seed, tuning)
+
+    def _elsewhere(self) -> Anatomy | None:
+        if self.engine is None:
+            return None
+        return RunElsewhere.by(Anatomy.of(self.model), self.engine.activations, self.engine.rollouts)
 
     def _data(self, recipe: BaseRecipe, tuning: Tuning) -> Any:
         if recipe.learns_from is not None:
@@ -281,12 +300,16 @@ class Arms:
             seed: the experiment's.
             data: what the recipe reads, or the questions that it may see.
         """
-        return self.base | {
-            "unit": "fit",
-            "recipe": recipe.model_dump(mode="json", exclude=set(recipe.immaterial)),
-            "data": RECIPES[recipe.recipe].sha256(data),
-            "seed": seed,
-        }
+        return (
+            self.base
+            | ({} if self.engine is None else self.engine.identity)
+            | {
+                "unit": "fit",
+                "recipe": recipe.model_dump(mode="json", exclude=set(recipe.immaterial)),
+                "data": RECIPES[recipe.recipe].sha256(data),
+                "seed": seed,
+            }
+        )
 
     def is_fitted(self, identity: Mapping[str, Json]) -> bool:
         """Whether a fit is done, and its tensors are there and are those of the record."""

@@ -7,10 +7,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from subvene.runner.experiments.comparison.arms import Arms
+from subvene.runner.edits.compile import place
+from subvene.runner.experiments.comparison.arms import Arms, Tuning
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.identity import EngineManifest
-from subvene.specs import ConditionSpec, EngineSpec, ExperimentSpec, ModelSpec, points, variant
+from subvene.specs import EngineSpec, ExperimentSpec, ModelSpec
+from subvene.specs.kinds import TraitScoresSpec
 
 if TYPE_CHECKING:
     from subvene.runner.engines.engine import Engine
@@ -31,13 +33,17 @@ def engine_manifest(spec: EngineSpec) -> EngineManifest:
     return holdings(spec).manifest(spec.words)
 
 
+Declared = tuple[ExperimentSpec, int, Tuning]
+"""What a condition declares at one of its points, for a seed, and the questions that its fits may see."""
+
+
 @contextmanager
 def engine_of(
-    spec: ExperimentSpec, conditions: Iterable[ConditionSpec], arms: Arms, folder: Path
+    spec: ExperimentSpec, declared: Iterable[Declared], arms: Arms, folder: Path
 ) -> Iterator[Engine | None]:
     """The engine that `engine:` names, checked before anything is measured; None where it names none.
 
-    It is let go at the end of the block.
+    What is fitted is fitted by it, before it is asked for anything else; it is let go at the end.
 
     Raises:
         EngineError: it does not hold the model, or cannot do what a condition declares at one of its points.
@@ -45,13 +51,19 @@ def engine_of(
     if spec.engine is None:
         yield None
         return
-    engine = _made(spec.engine, spec.model, arms, folder)
-    for condition in conditions:
-        for point in points(condition):
-            # Strengths that are still to be chosen do not matter: requests say them.
-            if (declared := variant(spec, condition, point, {})) is not None:
-                engine.check(arms.compiled(declared, None))
-    with closing(engine):
+    with closing(_made(spec.engine, spec.model, arms, folder)) as engine:
+        arms.engine = engine
+        projections = [
+            one.projection
+            for one in spec.evaluate
+            if isinstance(one, TraitScoresSpec) and one.projection is not None
+        ]
+        engine.check_reads([place("block_output", one.layer) for one in projections])
+        for variant, seed, tuning in declared:
+            engine.check(arms.compiled(variant, arms.make(variant, seed, tuning, bake=False).fitted))
+            for one in projections:
+                if one.vector.file is None:
+                    arms.fitted_for(spec, [one.vector.key], seed, tuning)
         yield engine
 
 

@@ -25,7 +25,7 @@ from subvene.runner.experiments.comparison.choosing import Choosing
 from subvene.runner.experiments.comparison.composing import CompositionMeasure
 from subvene.runner.experiments.comparison.composition import SECTION
 from subvene.runner.experiments.comparison.default_arms import completed
-from subvene.runner.experiments.comparison.engine import engine_manifest, engine_of
+from subvene.runner.experiments.comparison.engine import Declared, engine_manifest, engine_of
 from subvene.runner.experiments.comparison.keep import keep
 from subvene.runner.experiments.comparison.measures import (
     MEASURES,
@@ -179,7 +179,7 @@ class Comparison:
     ) -> Results:
         """Do every unit that is not done, and put the results together."""
         arms = Arms(model, tokenizer, ledger, output, self.folder, self.saes)
-        with engine_of(self.spec, self.conditions, arms, self.folder) as engine:
+        with engine_of(self.spec, self._declared(), arms, self.folder) as engine:
             session = Session(
                 arms,
                 IntervenedModel.plain(arms.model, arms.tokenizer),
@@ -220,6 +220,18 @@ class Comparison:
             notes=self.notes,
             sections=sections,
         )
+
+    def _declared(self) -> Iterator[Declared]:
+        """What every condition declares at each of its points, for every seed and fold that fits."""
+        for condition in self.conditions:
+            for point in points(condition):
+                # Strengths that are still to be chosen do not matter: requests say them.
+                if (declared := variant(self.spec, condition, point, {})) is None:
+                    continue
+                for seed, fold in self.cells(condition):
+                    yield declared, seed, self.tuning(fold)
+                    if not declared.fits:
+                        break
 
     def _places(self) -> Iterator[tuple[ConditionSpec, int, int]]:
         """Every condition with its seeds and folds."""

@@ -37,15 +37,22 @@ COMMANDS = (
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["--version"], ["schema"], ["validate", "examples/quickstart.yaml"]]
+    ("args", "nor"),
+    [
+        (["--help"], ("pydantic", "yaml", "subvene.specs")),
+        (["--version"], ("pydantic", "yaml", "subvene.specs", "rich")),
+        (["schema"], ("rich",)),
+        (["validate", "examples/quickstart.yaml"], ("rich", "subvene.specs.schema")),
+    ],
 )
-def test_quick_commands_import_no_framework(args: list[str]) -> None:
+def test_quick_commands_import_no_framework(args: list[str], nor: tuple[str, ...]) -> None:
+    """Nor what they have no use for: what a command imports is most of the time that it takes."""
     code = (
         "import sys, subvene.runner.cli.app as cli\n"
         f"sys.argv = ['subvene', *{args!r}]\n"
         "try:\n    cli.main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
         "heavy = {'torch', 'transformers', 'pyvene', 'numpy', 'safetensors', 'huggingface_hub', 'plotext'}\n"
-        "print(*sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+        f"print(*sorted((heavy | set({nor!r})) & set(sys.modules)), file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout

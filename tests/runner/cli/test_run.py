@@ -125,6 +125,7 @@ def test_answers_stand_below_each_other_where_columns_would_be_too_narrow() -> N
     assert lines[:9] == ["› hello", "-2", "one", "0 (baseline)", "two", "+1", "three�[31m", "+2", "four"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_quickstart_steers_the_real_model(tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -140,6 +140,7 @@ def test_a_copy_of_an_attached_model_is_no_part_of_it(model: Any) -> None:
         assert not other(IDS).logits.any()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_the_default_compiler(model: Any) -> None:

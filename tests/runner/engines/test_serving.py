@@ -19,6 +19,7 @@ from tiny_model import HEADS, WIDTH, write_tiny_model
 
 from subvene.runner.data.text import prompt_ids
 from subvene.runner.engines.admission import Wishes, parse
+from subvene.runner.engines.collecting import Collected
 from subvene.runner.engines.errors import EngineError
 from subvene.runner.engines.fingerprints import does
 from subvene.runner.engines.http import server
@@ -57,7 +58,7 @@ def engine(cheerful: IntervenedModel) -> InProcess:
     heads = IntervenedModel.from_spec(
         spec, model=cheerful.model, tokenizer=cheerful.tokenizer, tensors=tensors
     )
-    return InProcess({"cheerful": cheerful, "heads": heads})
+    return InProcess({"cheerful": cheerful, "heads": heads}, ["block_output[1]", "attention_heads[0]"])
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,7 @@ def test_the_list_of_models_says_what_they_are(client: openai.OpenAI, cheerful: 
     assert base == {
         "engine": "transformers",
         "versions": versions(),
+        "collect": ["block_output[1]", "attention_heads[0]"],
         "model": model_sha256(cheerful.model),
         "text": reading_sha256(cheerful.model, cheerful.tokenizer),
     }
@@ -169,6 +171,56 @@ WISHES: tuple[Any, ...] = (
     "cheerful=0",
 )
 PROMPTS = ("how are you ?", "hello", "tell me about the rain and the sun", "hello")
+
+
+def test_activations_of_given_tokens_are_collected(client: openai.OpenAI, cheerful: IntervenedModel) -> None:
+    ids, m = prompt_ids(cheerful.tokenizer, "how are you ?"), cheerful
+    collect = {"sites": ["attention_heads[0]", "block_output[1]"], "start": 1, "end": len(ids)}
+    answer = client.completions.create(
+        model=m.spec.model.name,
+        prompt=ids,
+        max_tokens=1,
+        extra_body={"subvene": {"artifacts": [], "collect": collect}},
+    )
+    found = {
+        site: Collected.from_json(one) for site, one in answer.model_extra["subvene"]["collected"].items()
+    }
+    assert list(found) == ["attention_heads[0]", "block_output[1]"]
+    kept: list[torch.Tensor] = []
+    handle = m.model.model.layers[1].register_forward_hook(lambda _, __, output: kept.append(output[0, 1:]))
+    with torch.no_grad():
+        m.model(torch.tensor([ids]))
+    handle.remove()
+    mean = torch.from_numpy(found["block_output[1]"].mean.copy())
+    torch.testing.assert_close(mean, kept[0].mean(0))
+    assert found["block_output[1]"].norm == pytest.approx(float(kept[0].norm(dim=-1).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("collect", "more", "words"),
+    [
+        (
+            {"sites": ["block_output[0]"], "start": 0, "end": 1},
+            {},
+            r"not started to collect at block_output\[0\]",
+        ),
+        ({"sites": ["block_output[1]"], "start": 0, "end": 99}, {}, "expected a span within"),
+        ({"sites": ["block_output[1]"], "start": 0, "end": 1}, {"max_tokens": 2}, "`max_tokens`: 1"),
+        (
+            {"sites": ["block_output[1]"], "start": 0, "end": 1},
+            {"artifacts": ["cheerful"]},
+            "untouched model",
+        ),
+    ],
+)
+def test_what_cannot_be_collected_is_refused(
+    client: openai.OpenAI, cheerful: IntervenedModel, collect: Any, more: dict[str, Any], words: str
+) -> None:
+    collect = {"sites": ["block_output[1]"], "start": 0, "end": 1} | collect
+    asked = {"artifacts": more.pop("artifacts", []), "collect": collect}
+    settings = {"max_tokens": 1, "extra_body": {"subvene": asked}} | more
+    with pytest.raises(openai.BadRequestError, match=words):
+        client.completions.create(model=cheerful.spec.model.name, prompt="how are you", **settings)
 
 
 def test_requests_at_once_are_one_batch_and_each_is_what_it_is_alone(engine: InProcess) -> None:

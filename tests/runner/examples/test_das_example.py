@@ -80,6 +80,7 @@ def _check(said: list[str], cell: Cell) -> None:
     assert ("†" in das) == (_numbers(over_whole)[1] > 0)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_trained_cell_does_by_plain_hooks_what_its_row_says(
     run: dict[str, Any], cells: dict[tuple[str, int], Cell], smollm2: tuple[Any, Any]

@@ -15,6 +15,7 @@ from subvene.runner import IntervenedModel, export, fit
 from subvene.specs import ExperimentSpec, load_spec
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_from_preferences_to_an_adapter(smollm2: tuple[Any, Any], tmp_path: Path) -> None:
     spec = load_spec(EXAMPLES / "localized-edit.yaml")

@@ -12,6 +12,7 @@ from hub_server import environment, serve_hub
 from short_examples import short_examples
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_share(tmp_path: Path) -> None:
     script = short_examples(tmp_path / "examples", 6) / "share" / "share.py"

@@ -90,7 +90,7 @@ def tables(output: Path) -> dict[str, str]:
     return {path.name: path.read_text("utf-8") for path in (output / "tables").iterdir()}
 
 
-@pytest.mark.parametrize("kind", ["chosen", "persona"])
+@pytest.mark.parametrize("kind", ["chosen", pytest.param("persona", marks=pytest.mark.long)])
 def test_a_study_is_the_same_wherever_its_units_are_done(
     experiments: dict[str, Path], kind: str, tmp_path: Path
 ) -> None:

@@ -12,10 +12,11 @@ from oracle import batch, hooks
 
 from subvene.runner.edits.positions import PositionError
 from subvene.runner.edits.receipt import NotSteeredError
+from subvene.runner.intervened.drawing import draw
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.own_sampling import OwnSampling
 from subvene.runner.intervened.prefix import counting_tokens
-from subvene.runner.intervened.rollouts import Row, answer_of, draw, rollouts, row_seed
+from subvene.runner.intervened.rollouts import Row, answer_of, rollouts, row_seed
 from subvene.runner.models.loading import ModelError
 from subvene.specs import InterventionSpec
 

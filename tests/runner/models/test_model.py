@@ -341,6 +341,7 @@ def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the real one
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("on_cpu")
 def test_smollm2_is_converted_once_by_two_processes_and_is_the_same_model(

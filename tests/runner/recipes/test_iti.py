@@ -341,6 +341,7 @@ REAL = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_on_smollm2(smollm2: Any) -> None:
     """Directions, σ and accuracies of a few heads of the real model, against texts that are read alone."""

@@ -173,6 +173,11 @@ class Session:
     fits: Callable[[Sequence[str], int, int], Fits | None]
     engine: Engine | None = None
 
+    @property
+    def base(self) -> dict[str, Json]:
+        """What units of the untouched model depend on: the model, and the engine that runs it."""
+        return self.arms.base | ({} if self.engine is None else self.engine.identity)
+
 
 @dataclass(frozen=True)
 class Place:

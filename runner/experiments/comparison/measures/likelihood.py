@@ -23,6 +23,7 @@ from subvene.runner.experiments.comparison.measures.of_traits import Question, T
 from subvene.runner.experiments.results import Item, QuestionText, metric_of, metrics_of
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import digest
+from subvene.runner.intervened.generate import Score
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.scoring import log_probs
 from subvene.runner.measures.refusals import answers
@@ -90,7 +91,7 @@ class LikelihoodMeasure(TraitsMeasure):
         measured: Measured,
     ) -> _Own:
         systems = trait.system_prompts()[0]
-        identity: dict[str, Json] = session.arms.base | {
+        identity: dict[str, Json] = session.base | {
             "unit": "own_answers",
             "systems": list(systems),
             "questions": list(questions),
@@ -106,6 +107,7 @@ class LikelihoodMeasure(TraitsMeasure):
                     batch_size=self.spec.batch_size,
                     system=system,
                     description=f"{trait.name}: the model's own answers",
+                    generate=None if session.engine is None else session.engine.rollouts,
                 )[0]
                 for system in systems
             )
@@ -131,7 +133,8 @@ class LikelihoodMeasure(TraitsMeasure):
 
         def work() -> _Scores:
             with arm.open() as m:
-                return _scores(m, questions, own, arm.system, self.spec.batch_size)
+                score = log_probs if session.engine is None else session.engine.log_probs
+                return _scores(m, questions, own, arm.system, self.spec.batch_size, score)
 
         name = f"{trait.name}_likelihood"
         scores = done_of(arm, name, identity, work, session.ledger, progress, measured)
@@ -169,7 +172,12 @@ def _answered(trait: Trait, own: _Own) -> list[int]:
 
 
 def _scores(
-    m: IntervenedModel, questions: Sequence[str], own: _Own, system: str | None, batch_size: int
+    m: IntervenedModel,
+    questions: Sequence[str],
+    own: _Own,
+    system: str | None,
+    batch_size: int,
+    score: Score,
 ) -> _Scores:
     """Log-probability per token of both answers to each question.
 
@@ -180,7 +188,7 @@ def _scores(
     for side in (own["positive"], own["negative"]):
         for question, answer in zip(questions, side, strict=True):
             pairs.append(reply_ids(m.tokenizer, prompt_ids(m.tokenizer, question, system=system), answer))
-    totals, receipts = log_probs(m, pairs, batch_size=batch_size, description="likelihood")
+    totals, receipts = score(m, pairs, batch_size=batch_size, description="likelihood")
     means = [total / len(ids) for total, (_, ids) in zip(totals.tolist(), pairs, strict=True)]
     n = len(questions)
     return {"positive": means[:n], "negative": means[n:], "receipts": plain(receipts)}

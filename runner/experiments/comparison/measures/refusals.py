@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from subvene.runner.engines.engine import Engine
 from subvene.runner.experiments.comparison.measures.base import Measured, OneUnit, Place, WithReceipts, plain
 from subvene.runner.experiments.results import Item, QuestionText
 from subvene.runner.files.json_value import Json
 from subvene.runner.files.ledger import digest
+from subvene.runner.intervened.generate import Generate
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.measures.refusals import PHRASES, Request, answers, refuses, shipped_requests
 from subvene.specs import RefusalsSpec
@@ -38,6 +40,17 @@ class RefusalsMeasure(OneUnit[Request, _Answers]):
 
     def work(self, m: IntervenedModel, items: Sequence[Request], system: str | None) -> _Answers:
         """Let the model answer."""
+        return self._answers(m, items, system, None)
+
+    def work_by(
+        self, engine: Engine, m: IntervenedModel, items: Sequence[Request], system: str | None
+    ) -> _Answers:
+        """Have an engine answer."""
+        return self._answers(m, items, system, engine.rollouts)
+
+    def _answers(
+        self, m: IntervenedModel, items: Sequence[Request], system: str | None, generate: Generate | None
+    ) -> _Answers:
         written, receipts = answers(
             m,
             [one.text for one in items],
@@ -45,6 +58,7 @@ class RefusalsMeasure(OneUnit[Request, _Answers]):
             batch_size=self.spec.batch_size,
             system=system,
             description="refusals",
+            generate=generate,
         )
         return {"answers": written, "receipts": plain(receipts)}
 

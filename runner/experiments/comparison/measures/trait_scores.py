@@ -150,10 +150,17 @@ class TraitScoresMeasure(TraitsMeasure):
         def work() -> Projections:
             told = f"{trait.name}: projections"
             return {
-                "values": mean_projections(session.original, texts, vector, asked.layer, description=told)
+                "values": mean_projections(
+                    session.original,
+                    texts,
+                    vector,
+                    asked.layer,
+                    description=told,
+                    read=None if session.engine is None else session.engine.activations,
+                )
             }
 
-        whole = session.arms.base | unit
+        whole = session.base | unit
         was_done = session.ledger.has(whole)
         values = session.ledger.do(whole, work)["values"]
         progress(f"{trait.name}: projections", was_done=was_done)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from counting_judge import install
-from served_experiments import ALL, CHOSEN, SIZES, Words, check, hold, write
+from served_experiments import ALL, CHOSEN, SCORES, SIZES, Words, check, hold, write
 from small_experiments import Scripted
 from tiny_model import write_tiny_model
 from typer.testing import CliRunner
@@ -37,7 +37,9 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def url(held: dict[str, Any]) -> Iterator[str]:
-    with running(server(InProcess.load(held["artifacts"]), "127.0.0.1", 0, KEY)) as address:
+    with running(
+        server(InProcess.load(held["artifacts"], collect=["block_output[1]"]), "127.0.0.1", 0, KEY)
+    ) as address:
         yield f"{address}/v1"
 
 
@@ -103,6 +105,10 @@ def test_what_the_server_does_not_hold_is_refused(
         run_experiment(made(engine, layer=0), output=tmp_path / "layer")
     with pytest.raises(SpecError, match=r"interventions\[0\].during: expected none beside `engine`"):
         load_spec(made(engine, positions="response, during: {to: 2}"))
+    install(Words(), monkeypatch)
+    elsewhere = SCORES.replace("layer: 1", "layer: 0")
+    with pytest.raises(EngineError, match=r"does not collect .* start it with --collect 'block_output\[0\]'"):
+        run_experiment(made(engine, more=elsewhere), output=tmp_path / "projection")
     other = write_tiny_model(tmp_path / "other", **SIZES | {"intermediate_size": 24})
     with pytest.raises(SubveneError, match="does the units of work; run it without --executor"):
         run_experiment(made(engine), output=tmp_path / "ray", executor=RayExecutor(None, 1, 0))
@@ -123,8 +129,6 @@ def test_what_the_server_does_not_hold_is_refused(
     [
         ("- {kind: trait_scores, traits: [{name: a, file: a.json}], sampling: model}",
          "asks for no settings"),
-        ("- {kind: trait_scores, traits: [{name: a, file: a.json}], "
-         "projection: {vector: {key: v, file: t.safetensors}, layer: 1}}", "gives no activations"),
         ("- {kind: divergence, texts: {file: t.txt}}", "does nothing else"),
         ("fit: {recipe: mean_difference, key: w, pairs: {texts: [{prompt: a, positive: b, negative: c}]}}",
          "name the artifact's tensors"),
@@ -133,6 +137,19 @@ def test_what_the_server_does_not_hold_is_refused(
 def test_what_no_server_does_is_refused_when_the_file_is_read(made: Write, more: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         load_spec(made("engine: {url: 'http://127.0.0.1:1/v1'}", more=more))
+
+
+@pytest.mark.parametrize(
+    ("fit", "message"),
+    [
+        ("recipe: angular", r"fit.recipe: expected any of mean_difference, .*, which `engine` fits"),
+        ("recipe: mean_difference, site: mlp_neurons", r"fit.site: expected any of block_output"),
+    ],
+)
+def test_what_vllm_does_not_fit_is_refused_when_the_file_is_read(made: Write, fit: str, message: str) -> None:
+    pairs = "{texts: [{prompt: a, positive: b, negative: c}]}"
+    with pytest.raises(SpecError, match=message):
+        load_spec(made("engine: vllm", more=f"fit: {{{fit}, key: w, pairs: {pairs}}}"))
 
 
 def test_vllm_is_refused_before_a_model_is_loaded_where_it_is_not_installed(

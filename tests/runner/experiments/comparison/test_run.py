@@ -288,9 +288,8 @@ READINGS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("change", READINGS.values(), ids=READINGS)
 def test_a_run_that_reads_conversations_otherwise_is_done_again(
-    comparison: Path, tmp_path: Path, model_folder: Path, change: Callable[[Path, Path], None]
+    comparison: Path, tmp_path: Path, model_folder: Path
 ) -> None:
     """Every unit for which the model reads text; and none where nothing changed."""
     folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
@@ -308,11 +307,12 @@ def test_a_run_that_reads_conversations_otherwise_is_done_again(
     first = done_now()
     assert {"multiple_choice", "generation", "divergence", "judgement"} <= set(first)
     assert done_now() == []
-    change(comparison, folder)
-    again = done_now()
-    assert again == [unit for unit in first if unit in set(again)]
-    assert set(first) - set(again) <= {"judgement", "judgement of nulls"}
-    assert done_now() == []
+    for name, change in READINGS.items():
+        change(comparison, folder)
+        again = done_now()
+        assert again == [unit for unit in first if unit in set(again)], name
+        assert set(first) - set(again) <= {"judgement", "judgement of nulls"}, name
+        assert done_now() == [], name
 
 
 def test_without_folds_the_tables_say_that_the_fit_saw_the_questions(
@@ -349,7 +349,7 @@ def test_results_and_tensors_that_were_swapped_are_made_again(comparison: Path, 
     assert first.read_bytes() != second.read_bytes()
 
 
-@pytest.mark.parametrize("after", [2, 15])
+@pytest.mark.parametrize("after", [2, pytest.param(15, marks=pytest.mark.long)])
 def test_a_kill_at_any_moment_and_a_second_run_give_the_same_tables(
     whole: dict[str, Any], comparison: Path, tmp_path: Path, after: int
 ) -> None:

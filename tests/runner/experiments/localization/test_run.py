@@ -60,6 +60,7 @@ def named(results: Results) -> dict[str, Condition]:
     return {condition.name: condition for condition in results.conditions}
 
 
+@pytest.mark.long
 def test_end_to_end(localization: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[dict[str, Any]] = []
     results = run(localization, tmp_path / "run", steps)

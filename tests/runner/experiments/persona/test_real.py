@@ -22,7 +22,7 @@ from subvene.runner.monitor.projection import project
 from subvene.runner.recipes.persona import extract, named_tensors, vectors_of
 from subvene.specs import PersonaSpec, SteeringSpec, TrainedJudgeSpec
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 LAYER = 18
 QUESTIONS = 6

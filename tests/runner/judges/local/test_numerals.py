@@ -204,6 +204,7 @@ def test_what_check_finds(tmp_path: Path) -> None:
         judge_of(mute).check(scored([TRAIT]))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_smollm2_splits_digits(smollm2: tuple[Any, Any]) -> None:
     """The real model and its chat template: the digits of one prompt against full passes without a cache."""

@@ -264,6 +264,7 @@ def test_too_few_examples(loaded: tuple[Any, Any]) -> None:
         ModelCoherence(IntervenedModel.plain(*loaded), [Answer("how", "it is so")]).describe()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_smollm2_knows_text_from_loops_and_salad(smollm2: tuple[Any, Any]) -> None:
     m = IntervenedModel.plain(*smollm2)
