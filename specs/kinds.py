@@ -16,10 +16,12 @@ STANDS_FOR = {
     "DivergenceSpec": "subvene.specs.evaluations.divergence",
     "FactsFile": "subvene.specs.facts",
     "InterchangeSpec": "subvene.specs.evaluations.interchange",
+    "LmEvalSpec": "subvene.specs.evaluations.lm_eval",
     "LocalizationSpec": "subvene.specs.evaluations.localization",
     "MultipleChoiceSpec": "subvene.specs.evaluations.multiple_choice",
     "PairsFile": "subvene.specs.pairs",
     "PersonaSpec": "subvene.specs.recipes.persona",
+    "RandomDirectionSpec": "subvene.specs.recipes.random_direction",
     "ReferenceJudgeSpec": "subvene.specs.judges.reference",
     "TextsSpec": "subvene.specs.evaluations.divergence",
     "TrainedJudgeSpec": "subvene.specs.judges.trained",
@@ -27,6 +29,7 @@ STANDS_FOR = {
     "TraitEvaluation": "subvene.specs.evaluations.traits",
     "TraitScoresSpec": "subvene.specs.evaluations.trait_scores",
     "TraitSpec": "subvene.specs.traits",
+    "TransferSpec": "subvene.specs.recipes.transfer",
     "TriplesSpec": "subvene.specs.preferences",
     "TruthfulQASpec": "subvene.specs.evaluations.truthfulqa",
 }
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from subvene.specs.evaluations.divergence import DivergenceSpec as DivergenceSpec
     from subvene.specs.evaluations.divergence import TextsSpec as TextsSpec
     from subvene.specs.evaluations.interchange import InterchangeSpec as InterchangeSpec
+    from subvene.specs.evaluations.lm_eval import LmEvalSpec as LmEvalSpec
     from subvene.specs.evaluations.localization import LocalizationSpec as LocalizationSpec
     from subvene.specs.evaluations.multiple_choice import MultipleChoiceSpec as MultipleChoiceSpec
     from subvene.specs.evaluations.tracing import TracingEvaluation as TracingEvaluation
@@ -52,6 +56,8 @@ if TYPE_CHECKING:
     from subvene.specs.preferences import TriplesSpec as TriplesSpec
     from subvene.specs.recipes.das import DASSpec as DASSpec
     from subvene.specs.recipes.persona import PersonaSpec as PersonaSpec
+    from subvene.specs.recipes.random_direction import RandomDirectionSpec as RandomDirectionSpec
+    from subvene.specs.recipes.transfer import TransferSpec as TransferSpec
     from subvene.specs.traits import TraitSpec as TraitSpec
 else:
 

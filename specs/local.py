@@ -15,6 +15,7 @@ from subvene.specs._base import SpecModel
 from subvene.specs._flaws import Loc
 from subvene.specs.kinds import (
     CounterfactualsSpec,
+    LmEvalSpec,
     ReferenceJudgeSpec,
     TextsSpec,
     TrainedJudgeSpec,
@@ -44,6 +45,7 @@ NAMED: Mapping[tuple[type[SpecModel], str], Kind] = {
     (TruthfulQASpec, "instruction"): "file",
     (TrainedJudgeSpec, "folder"): "folder",
     (SaeFolder, "folder"): "folder",
+    (LmEvalSpec, "include"): "folder",
     (ReferenceJudgeSpec, "encoder"): "encoder",
 }
 """Fields that name something on this machine; a `home_file` may begin with `~`. Files of pairs and of

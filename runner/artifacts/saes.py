@@ -1,32 +1,27 @@
 """From an SAE that a spec names, on the Hub or in a folder, to the tensors that are used of it.
 
-It happens once, before a model is loaded: from then on the spec names tensors that it has, as an artifact's
-does, and what an artifact keeps needs neither the Hub nor the folder.
+It happens once, before a model is loaded, of all specs that an experiment stands for: from then on a spec
+names tensors that it has, as an artifact's does, and what an artifact keeps needs neither the Hub nor the
+folder. Of an SAE's weights nothing is kept but what is used.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import TypeVar
 
-import huggingface_hub
 import torch
-import yaml
 
-from subvene.runner.artifacts.hub_errors import explained, is_repo_id
-from subvene.runner.artifacts.saelens import CONFIG, WEIGHTS, SaeConfig, SaeError, SaeLensFolder
+from subvene.runner.artifacts.sae_releases import fetched_release
+from subvene.runner.artifacts.saelens import SaeConfig, SaeError, SaeLensFolder
 from subvene.runner.edits.compile import entry_name
-from subvene.runner.files.json_value import Json
 from subvene.runner.models.anatomy import Anatomy
 from subvene.specs import InterventionSpec, SaeFeatureSpec, Site, tensor_name
 from subvene.specs.gates import Gate, MeasuredGate, SaeFeatureGate
-from subvene.specs.regular_file import read_text
 from subvene.specs.saes import SaeFolder, SaeRelease, StoredSae
 
 _Declared = TypeVar("_Declared", SaeFeatureSpec, SaeFeatureGate)
@@ -47,6 +42,14 @@ class Resolved:
     spec: InterventionSpec
     tensors: Mapping[str, torch.Tensor]
     places: Sequence[tuple[str, Site, int]]
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """Of every SAE that was read, by the key of its tensors, what it was read as: commit and hash."""
+        if not self.tensors:
+            return {}
+        refs = [ref for _, ref in self.spec.tensor_refs() if isinstance(ref, StoredSae)]
+        return {ref.key: ref.origin for ref in refs if ref.origin is not None}
 
     def check(self, model: torch.nn.Module) -> None:
         """Refuse SAEs of what this model adds to the stream, where a norm stands between.
@@ -75,42 +78,111 @@ def with_saes(spec: InterventionSpec, folder: Path | None) -> Resolved:
         SaeError: an SAE is not what it should be, or reads another place than the spec says.
         HubError: the Hub does not give it.
     """
-    reader = _Reader(folder or Path())
-    interventions = []
-    for i, declared in enumerate(spec.interventions):
-        where, key = f"interventions[{i}]", f"sae.{entry_name(spec, i)}"
-        if isinstance(declared, SaeFeatureSpec):
-            declared = reader.kept(declared, f"{where}.sae", key)
-        if declared.when is not None:
-            when = reader.gate(declared.when, f"{where}.when", key)
-            declared = declared.model_copy(update={"when": when})
-        interventions.append(declared)
-    if not reader.tensors:
-        return Resolved(spec, {}, ())
-    return Resolved(
-        spec.model_copy(update={"interventions": tuple(interventions)}), reader.tensors, reader.places
-    )
+    return Saes.of([spec], folder or Path()).resolved(spec)
 
 
-def origins(spec: InterventionSpec, folder: Path) -> dict[str, str]:
-    """Of every SAE that a spec names on the Hub or in a folder, what it was read as: commit and hash.
+_Named = SaeFolder | SaeRelease
 
-    Raises:
-        SubveneError: as of `with_saes`.
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is kept of an SAE that was read: its config, and the tensors of the latents that are used.
+
+    Attributes:
+        sae: what was read, without its weights.
+        origin: where, as receipts and errors say it.
+        features: the latents, 0-based.
+        parts: their tensors, as `SaeLensFolder.tensors` gives them.
     """
-    resolved = with_saes(spec, folder)
-    if not resolved.tensors:
-        return {}
-    refs = [ref for _, ref in resolved.spec.tensor_refs() if isinstance(ref, StoredSae)]
-    return {ref.key: ref.origin for ref in refs if ref.origin is not None}
+
+    sae: SaeLensFolder
+    origin: str
+    features: tuple[int, ...]
+    parts: Mapping[str, torch.Tensor]
+
+    def tensors(self, features: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The tensors of some of these latents.
+
+        Raises:
+            SaeError: the SAE has no such latent.
+        """
+        if missing := set(features) - set(self.features):
+            latents = self.sae.config.latents
+            raise SaeError(f"{self.origin}: expected latents from 0 to {latents - 1}, found {max(missing)}")
+        rows = torch.tensor([self.features.index(feature) for feature in features])
+        whole = {"shift"} if self.sae.config.architecture != "topk" else self.parts.keys() - {"decoder"}
+        return {
+            part: tensor if part in whole else tensor[rows].contiguous()
+            for part, tensor in self.parts.items()
+        }
 
 
-class _Reader:
-    """Reads SAEs, each once, and keeps what is used of them."""
+@dataclass(frozen=True)
+class Saes:
+    """The SAEs that some specs name on the Hub or in folders, each read once.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.read: dict[SaeFolder | SaeRelease, tuple[SaeLensFolder, str]] = {}
+    Attributes:
+        kept: what is used of each.
+    """
+
+    kept: Mapping[_Named, _Kept]
+
+    @classmethod
+    def of(cls, specs: Iterable[InterventionSpec], folder: Path) -> Saes:
+        """Read every SAE that specs name.
+
+        Args:
+            specs: such as all variants of an experiment, which may name other latents of one SAE each.
+            folder: to which folders of SAEs are relative.
+
+        Raises:
+            SaeError: an SAE is not what it should be.
+            HubError: the Hub does not give it.
+        """
+        wanted: dict[_Named, set[int]] = {}
+        for spec in specs:
+            for declared in _named(spec):
+                if not isinstance(declared.sae, StoredSae):
+                    wanted.setdefault(declared.sae, set()).update(_features(declared))
+        kept = {}
+        for named, features in wanted.items():
+            sae, origin = _opened(named, folder)
+            # A point that is chosen later may pair an SAE with latents that a file names beside another one.
+            others = {one for of in wanted.values() for one in of if one < sae.config.latents}
+            chosen = tuple(sorted(features | others))
+            kept[named] = _Kept(replace(sae, weights={}), origin, chosen, sae.tensors(chosen))
+        return cls(kept)
+
+    def resolved(self, spec: InterventionSpec) -> Resolved:
+        """One of the specs, its SAEs as they were read.
+
+        Raises:
+            SaeError: an SAE reads another place than the spec says.
+        """
+        resolver = _Resolver(self.kept)
+        interventions = []
+        for i, declared in enumerate(spec.interventions):
+            where, key = f"interventions[{i}]", f"sae.{entry_name(spec, i)}"
+            if isinstance(declared, SaeFeatureSpec):
+                declared = resolver.stored(declared, f"{where}.sae", key)
+            if declared.when is not None:
+                when = resolver.gate(declared.when, f"{where}.when", key)
+                declared = declared.model_copy(update={"when": when})
+            interventions.append(declared)
+        if not resolver.tensors:
+            return Resolved(spec, {}, ())
+        return Resolved(
+            spec.model_copy(update={"interventions": tuple(interventions)}),
+            resolver.tensors,
+            resolver.places,
+        )
+
+
+class _Resolver:
+    """Puts tensors that were read where a spec names their SAEs."""
+
+    def __init__(self, kept: Mapping[_Named, _Kept]) -> None:
+        self.kept = kept
         self.tensors: dict[str, torch.Tensor] = {}
         self.places: list[tuple[str, Site, int]] = []
 
@@ -118,38 +190,45 @@ class _Reader:
         """A gate, the SAEs of its measurements as they were read."""
         number = itertools.count()
 
-        def kept(gate: MeasuredGate) -> MeasuredGate:
+        def stored(gate: MeasuredGate) -> MeasuredGate:
             of = f"{key}.gate{next(number)}"
-            return self.kept(gate, f"{where}.sae", of) if isinstance(gate, SaeFeatureGate) else gate
+            return self.stored(gate, f"{where}.sae", of) if isinstance(gate, SaeFeatureGate) else gate
 
-        return when.mapped(kept)
+        return when.mapped(stored)
 
-    def kept(self, declared: _Declared, where: str, key: str) -> _Declared:
+    def stored(self, declared: _Declared, where: str, key: str) -> _Declared:
         """The same, its SAE and its place as they were read; as it is, where its tensors are stored."""
         if isinstance(declared.sae, StoredSae):
             return declared
-        sae, origin = self._sae(declared.sae)
-        config = sae.config
-        _check_place(declared, config, f"{where} ({origin})")
-        features = declared.features if isinstance(declared, SaeFeatureSpec) else (declared.feature,)
-        for part, tensor in sae.tensors(features).items():
+        kept = self.kept[declared.sae]
+        config = kept.sae.config
+        _check_place(declared, config, f"{where} ({kept.origin})")
+        for part, tensor in kept.tensors(_features(declared)).items():
             self.tensors[tensor_name(key, config.site, config.layer, part)] = tensor
-        self.places.append((f"{where} ({origin})", config.site, config.layer))
-        update = {"sae": sae.stored(key, origin), "site": config.site, "layer": config.layer}
+        self.places.append((f"{where} ({kept.origin})", config.site, config.layer))
+        update = {"sae": kept.sae.stored(key, kept.origin), "site": config.site, "layer": config.layer}
         return declared.model_copy(update=update)
 
-    def _sae(self, named: SaeFolder | SaeRelease) -> tuple[SaeLensFolder, str]:
-        if named not in self.read:
-            self.read[named] = self._opened(named)
-        return self.read[named]
 
-    def _opened(self, named: SaeFolder | SaeRelease) -> tuple[SaeLensFolder, str]:
-        if isinstance(named, SaeFolder):
-            return SaeLensFolder.read(self.folder / Path(named.folder).expanduser()), named.folder
-        found = _located(named)
-        path, commit = fetched(found.repository, found.path, named.revision)
-        origin = f"{named.release}/{named.id} ({found.repository}@{commit})"
-        return SaeLensFolder.read(path, found.overrides), origin
+def _named(spec: InterventionSpec) -> Iterator[SaeFeatureSpec | SaeFeatureGate]:
+    """All of a spec that names an SAE."""
+    for declared in spec.interventions:
+        if isinstance(declared, SaeFeatureSpec):
+            yield declared
+        for _, gate in declared.when.measured() if declared.when is not None else ():
+            if isinstance(gate, SaeFeatureGate):
+                yield gate
+
+
+def _features(declared: SaeFeatureSpec | SaeFeatureGate) -> tuple[int, ...]:
+    return tuple(declared.features) if isinstance(declared, SaeFeatureSpec) else (declared.feature,)
+
+
+def _opened(named: _Named, folder: Path) -> tuple[SaeLensFolder, str]:
+    if isinstance(named, SaeFolder):
+        return SaeLensFolder.read(folder / Path(named.folder).expanduser()), named.folder
+    path, origin, overrides = fetched_release(named)
+    return SaeLensFolder.read(path, overrides), origin
 
 
 def _check_place(declared: SaeFeatureSpec | SaeFeatureGate, config: SaeConfig, where: str) -> None:
@@ -161,96 +240,3 @@ def _check_place(declared: SaeFeatureSpec | SaeFeatureGate, config: SaeConfig, w
             f"{where}: it was trained on {config.site}[{config.layer}], and the spec puts it at "
             f"{site}[{layer}]; leave site and layer out, or name these"
         )
-
-
-@dataclass(frozen=True)
-class _Located:
-    """Where on the Hub an SAE is, and what SAELens' directory says of its config beside."""
-
-    repository: str
-    path: str
-    overrides: Mapping[str, Json]
-
-
-def _located(named: SaeRelease) -> _Located:
-    """Where the SAE of a release is, as SAELens' `get_repo_id_and_folder_name` finds it.
-
-    Raises:
-        SaeError: the release is no repository, and SAELens' directory is not there or does not have it.
-    """
-    release = _directory().get(named.release)
-    if release is None:
-        if is_repo_id(named.release):
-            return _Located(named.release, named.id, {})
-        raise SaeError(
-            f"sae.release: {named.release!r} is no repository of the Hub, `user/name`, and "
-            + (
-                "SAELens' directory does not have it"
-                if _directory()
-                else "names of SAELens' directory are known where sae-lens is installed beside subvene "
-                "(pip install --no-deps sae-lens); or name the repository and its folder"
-            )
-        )
-    if release.get("conversion_func") is not None:
-        raise SaeError(
-            f"sae.release: {named.release!r} is not in SAELens' own format (SAELens converts it with "
-            f"{release['conversion_func']}); load it with SAELens, `save_model` it, and name that folder"
-        )
-    paths = {str(sae["id"]): str(sae["path"]) for sae in release["saes"]}
-    if named.id not in paths:
-        raise SaeError(
-            f"sae.id: expected one of {named.release}: {', '.join(list(paths)[:5])}, …; found {named.id!r}"
-        )
-    return _Located(str(release["repo_id"]), paths[named.id], dict(release.get("config_overrides") or {}))
-
-
-class _Sae(TypedDict):
-    """An SAE of a release."""
-
-    id: str | int
-    path: str | int
-
-
-class _Release(TypedDict, total=False):
-    """What SAELens' directory says of a release; it says more."""
-
-    repo_id: str
-    conversion_func: str | None
-    config_overrides: dict[str, Json] | None
-    saes: list[_Sae]
-
-
-def _directory() -> dict[str, _Release]:
-    """SAELens' list of releases, from an installed sae-lens, of which nothing is executed."""
-    try:
-        found = importlib.util.find_spec("sae_lens")
-    except ValueError:
-        found = None
-    places = [] if found is None else [Path(p) for p in found.submodule_search_locations or []]
-    path = next((p / "pretrained_saes.yaml" for p in places if (p / "pretrained_saes.yaml").is_file()), None)
-    if path is None:
-        return {}
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    directory: dict[str, _Release] = yaml.load(read_text(path), Loader=loader)
-    return directory
-
-
-def fetched(repository: str, path: str, revision: str | None) -> tuple[Path, str]:
-    """The folder of an SAE in the Hub's cache, downloaded where it is not there yet, and the commit.
-
-    Raises:
-        HubError: the Hub does not give it.
-        SaeError: the repository has no SAE there.
-    """
-    with explained(repository, "read", revision):
-        snapshot = huggingface_hub.snapshot_download(
-            repository,
-            revision=revision,
-            allow_patterns=[f"{path}/{CONFIG}", f"{path}/{WEIGHTS}"],
-            library_name="subvene",
-            library_version=version("subvene"),
-        )
-    folder = Path(snapshot) / path
-    if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
-        raise SaeError(f"{repository}: no {missing[0]} in {path}/: no SAE in SAELens' format is there")
-    return folder, Path(snapshot).name

@@ -72,6 +72,10 @@ class _Trait(TypedDict):
     pairs: int
 
 
+class _Source(TypedDict):
+    name: str
+
+
 class _Columns(TypedDict):
     read: dict[str, list[str]]
     said_again: list[str]
@@ -126,7 +130,13 @@ class Provenance(TypedDict, total=False):
     norm_by_layer: dict[str, float]
     form: str
     texts_cut: int
-    texts_held_out: list[int]
+    texts_held_out: list[int] | int
+    source: _Source
+    by: str
+    rows: int
+    texts: int
+    explained_by_layer: dict[str, float | None]
+    cosine_to_native_by_layer: dict[str, float]
     measure: str
     layer: int
     side: str
@@ -165,6 +175,8 @@ def print_fitted(console: Console, provenance: Provenance) -> None:
         sentence = _of_an_edit
     if provenance["recipe"] == "cast":
         sentence = _of_a_gate
+    if provenance["recipe"] == "transfer":
+        sentence = _of_a_transfer
     print_line(console, "fitted", f"{provenance['key']} from {sentence(provenance)}")
     if "columns" in provenance:
         from subvene.specs.columns import Used
@@ -217,8 +229,23 @@ def _of_layers(provenance: Provenance) -> str:
     )
 
 
+def _of_a_transfer(provenance: Provenance) -> str:
+    source, near = provenance["source"]["name"], provenance["cosine_to_native_by_layer"]
+    layers = f"{len(near)} layers of {source} at {provenance['site']}"
+    cosines = f"cosine to {provenance['like']} from {min(near.values()):.2f} to {max(near.values()):.2f}"
+    if provenance["by"] == "none":
+        return f"{layers}, as they are there; {cosines}"
+    shares = [share for share in provenance["explained_by_layer"].values() if share is not None]
+    explained = f"{min(shares):.2f} to {max(shares):.2f}" if shares else "nothing"
+    return (
+        f"{layers}: {provenance['rows']} rows of {provenance['texts']} texts; of the variance of "
+        f"{provenance['texts_held_out']} others {explained} is explained; {cosines}"
+    )
+
+
 def _of_a_gate(provenance: Provenance) -> str:
-    held = " and ".join(map(str, provenance["texts_held_out"]))
+    sides = cast("list[int]", provenance["texts_held_out"])
+    held = " and ".join(map(str, sides))
     return (
         f"{_of_layers(provenance)}; open where {provenance['measure']} at "
         f"{provenance['site']}[{provenance['layer']}] is {provenance['side']} {provenance['threshold']:.4g}: "

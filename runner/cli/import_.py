@@ -28,6 +28,7 @@ class Format(StrEnum):
     REFUSAL_DIRECTION = "refusal-direction"
     LAYER_VECTORS = "layer-vectors"
     PERSONA_VECTOR = "persona-vector"
+    SAE_DECODER = "sae-decoder"
 
 
 class RowsOf(StrEnum):
@@ -60,7 +61,8 @@ Source = Annotated[
         metavar="SOURCE",
         help="A persona vector, one vector or a dictionary of them by layer (.pt), a refusal direction's "
         "direction.pt or mean_diffs.pt, a GGUF control vector, a folder of pyvene's, ITI's heads and "
-        "directions in numpy files (a folder or .npz), or the folder of a peft LoRA adapter.",
+        "directions in numpy files (a folder or .npz), the folder of a peft LoRA adapter, or an SAE of "
+        "SAELens: its folder or its release/id.",
         show_default=False,
     ),
 ]
@@ -95,6 +97,11 @@ CollectedWhere = Annotated[
         help="Where ITI's directions were collected, which their shape does not tell.",
         show_default="before_o_proj, as the paper's",
     ),
+]
+
+Feature = Annotated[
+    int | None,
+    typer.Option("--feature", min=0, help="Which latent of an SAE, 0-based.", show_default=False),
 ]
 
 
@@ -132,6 +139,7 @@ def import_(
     rows: CountedRows = None,
     position: PromptPosition = None,
     collected: CollectedWhere = None,
+    feature: Feature = None,
     revision: Annotated[
         str | None, typer.Option(help="The model's branch, tag or commit.", show_default="main")
     ] = None,
@@ -164,6 +172,7 @@ def import_(
             rows=cast("Rows | None", rows and rows.value),
             position=position,
             collected=cast("Collected | None", collected and collected.value),
+            feature=feature,
         )
         m = import_foreign(source, model, format=format and format.value, options=options, **overrides)
         m.save_pretrained(output)

@@ -15,6 +15,7 @@ import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
+from subvene.runner.edits.receipt import Receipt
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.scoring import scores
 from subvene.specs import SubveneError
@@ -35,12 +36,15 @@ class HarnessModel(HFLM):
     """An artifact as a model of the harness.
 
     Args:
-        artifact: its folder, or its repository on the Hub.
+        artifact: its folder, or its repository on the Hub; or, in Python, a model with its edits.
         strength: one number in place of the declared strength; 0 is the untouched model.
         batch_size: texts at a time.
         device: as of a spec's `model:`; None: the best there is.
         dtype: as of a spec's `model:`; None: the declared one.
         **options: of the harness's own `hf` model, those about texts (`max_length`, `add_bos_token`, …).
+
+    Attributes:
+        receipts: what the edits did, a batch each.
 
     Raises:
         SubveneError: the artifact cannot be read or is of another model, or an option is none of these.
@@ -48,7 +52,7 @@ class HarnessModel(HFLM):
 
     def __init__(
         self,
-        artifact: str,
+        artifact: str | IntervenedModel,
         strength: float | None = None,
         batch_size: int | str = 1,
         device: str | None = None,
@@ -65,7 +69,11 @@ class HarnessModel(HFLM):
             )
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             device = None  # the harness's word for "none was named"; its `hf` takes the CPU then, too
-        self.m = IntervenedModel.from_pretrained(artifact, device=device, dtype=dtype)
+        if isinstance(artifact, IntervenedModel):
+            self.m, artifact = artifact, artifact.spec.model.name
+        else:
+            self.m = IntervenedModel.from_pretrained(artifact, device=device, dtype=dtype)
+        self.receipts: list[Receipt] = []
         self.strength = None if strength is None else float(strength)
         self._check_strength()
         super().__init__(
@@ -118,6 +126,7 @@ class HarnessModel(HFLM):
                 description="loglikelihood",
                 likeliest=True,
             )
+        self.receipts += found.receipts
         likeliest = [] if found.likeliest is None else found.likeliest.tolist()
         answers = list(zip(found.totals.tolist(), likeliest, strict=True))
         for (text, _, _), answer in zip(requests, answers, strict=True):
@@ -140,6 +149,8 @@ class HarnessModel(HFLM):
         """The harness's own generation, with the edits."""
         with self._acting(), self.m.attached(strengths=self.strength or None):
             generated: torch.Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
+        if self.strength != 0 and not self.m.is_disabled and self.m.receipt is not None:
+            self.receipts.append(self.m.receipt)
         return generated
 
     def _model_call(self, *args: Any, **kwargs: Any) -> torch.Tensor:

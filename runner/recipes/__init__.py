@@ -15,6 +15,7 @@ from subvene.runner.recipes.persona import PERSONA
 from subvene.runner.recipes.random_direction import RANDOM_DIRECTION
 from subvene.runner.recipes.reft import REFT
 from subvene.runner.recipes.refusal import REFUSAL
+from subvene.runner.recipes.transfer import TRANSFER
 
 RECIPES: dict[str, Recipe] = {
     "affine_map": AFFINE_MAP,
@@ -31,6 +32,7 @@ RECIPES: dict[str, Recipe] = {
     "random_direction": RANDOM_DIRECTION,
     "refusal": REFUSAL,
     "reft": REFT,
+    "transfer": TRANSFER,
 }
 
 __all__ = ["RECIPES", "Fitted", "Reach", "Recipe"]

@@ -113,6 +113,36 @@ class _Fit(Protocol):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """An earlier fit of the same file, which another one is made from.
+
+    Attributes:
+        recipe: its spec.
+        how: what fits it.
+        data: what it was fitted on.
+        tensors: what came of it, by full name.
+    """
+
+    recipe: Any
+    how: Recipe
+    data: Any
+    tensors: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a recipe is made from another fit.
+
+    Attributes:
+        data: (spec, what it reads itself, that fit) → what it is fitted on.
+        reach: (spec, what that fit reaches) → what this one does.
+    """
+
+    data: Callable[[Any, Any, Origin], Any]
+    reach: Callable[[Any, Reach], Reach] = lambda spec, reach: reach
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One way in which tensors come about.
 
@@ -124,6 +154,7 @@ class Recipe:
             what the model does not have.
         sha256: data → a hash of all that they say.
         fit: (spec, data, anatomy, tokenizer, seed, folder to keep intermediate results in) → tensors.
+        made: of a recipe that is made from another fit, how; None: it is fitted on data alone.
     """
 
     read: Callable[[Any, Path], Any]
@@ -132,3 +163,4 @@ class Recipe:
     reach: Callable[[Any, Sizes], Reach]
     sha256: Callable[[Any], str]
     fit: _Fit
+    made: Made | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from subvene.runner.models.anatomy import Anatomy, sizes_from_config
 from subvene.runner.models.chat_settings import refuse_overrides, with_chat
 from subvene.runner.models.loading import check_given, load_config, load_model, with_overrides
 from subvene.runner.recipes import RECIPES, Fitted, Reach
-from subvene.runner.recipes.base import FOR_GATES
+from subvene.runner.recipes.base import FOR_GATES, Origin
 from subvene.runner.recipes.by_name import asked, is_recipe, name_of
 from subvene.specs import ExperimentSpec, InterventionSpec, SubveneError, load_spec, parse_tensor_name
 from subvene.specs.gates import MeasuredGate, comes_before
@@ -133,7 +133,7 @@ def _fit_all(
     kept, project = None if work is None else Path(work), spec.fits[0].keys[0]
     with reporting(spec.trackers, project, Path(logging_dir or Path("runs", project, "tensorboard"))):
         for recipe in spec.fits:
-            on = read[recipe.keys[0]] if recipe.made_from is None else of_key(tensors, recipe.made_from)
+            on = fitted_on(spec, recipe, lambda one: read[one.keys[0]], tensors)
             fitted = fit_one(spec, recipe, on, model, tokenizer, seed=seed, work=kept)
             tensors |= fitted.tensors
             told.append(fitted.provenance)
@@ -156,7 +156,7 @@ def fit_one(
     Args:
         spec: whose interventions need what it gives.
         recipe: the recipe.
-        data: as it reads them; of one that is made from another fit, that fit's tensors.
+        data: what it is fitted on (`fitted_on`).
         model: the loaded model.
         tokenizer: the model's.
         seed: of what is drawn at random.
@@ -170,6 +170,28 @@ def fit_one(
     fitted = how.fit(recipe, data, anatomy or Anatomy.of(model), tokenizer, seed=seed, work=work)
     _refuse_left_out(spec, fitted.left_out)
     return fitted
+
+
+def fitted_on(
+    spec: ExperimentSpec,
+    recipe: BaseRecipe,
+    data: Callable[[BaseRecipe], Any],
+    tensors: Mapping[str, torch.Tensor],
+) -> Any:
+    """What a recipe is fitted on: its data, and what an earlier fit gave where it is made from one.
+
+    Args:
+        spec: with all its fits.
+        recipe: one of them.
+        data: recipe → what it reads.
+        tensors: what the earlier fits gave.
+    """
+    made, source = RECIPES[recipe.recipe].made, recipe.made_from
+    if made is None or source is None:
+        return data(recipe)
+    first = next(one for one in spec.fits if source in one.keys)
+    origin = Origin(first, RECIPES[first.recipe], data(first), of_key(tensors, source))
+    return made.data(recipe, data(recipe), origin)
 
 
 def of_key(tensors: Mapping[str, torch.Tensor], key: str) -> dict[str, torch.Tensor]:
@@ -236,8 +258,9 @@ def check_reach(spec: ExperimentSpec, sizes: Sizes) -> None:
     check_sizes(spec, sizes)
     reaches: dict[str, Reach] = {}
     for recipe in spec.fits:
-        source = recipe.made_from
-        reach = RECIPES[recipe.recipe].reach(recipe, sizes) if source is None else reaches[source]
+        how, source = RECIPES[recipe.recipe], recipe.made_from
+        made = None if source is None or how.made is None else how.made.reach(recipe, reaches[source])
+        reach = how.reach(recipe, sizes) if made is None else made
         reaches |= dict.fromkeys(recipe.keys, reach)
     for i, declared in enumerate(spec.interventions):
         fitted = [ref.key for _, ref in declared.tensor_refs() if ref.file is None]

@@ -19,7 +19,7 @@ import torch
 from subvene.interventions import Sizes
 from subvene.runner.models.anatomy import Anatomy
 from subvene.runner.models.identity import tensors_digest
-from subvene.runner.recipes.base import Fitted, Reach, Recipe
+from subvene.runner.recipes.base import Fitted, Made, Origin, Reach, Recipe
 from subvene.specs import RandomDirectionSpec, SubveneError, parse_tensor_name, tensor_name
 
 _NO_DIRECTIONS = frozenset({"a", "b", "weight", "bias"})
@@ -94,6 +94,10 @@ def _check(spec: RandomDirectionSpec, data: Any, seed: int) -> None:
     """There is nothing that could be wrong before the other fit is there."""
 
 
+def _made(spec: RandomDirectionSpec, data: Any, origin: Origin) -> Mapping[str, torch.Tensor]:
+    return origin.tensors
+
+
 def _reach(spec: RandomDirectionSpec, sizes: Sizes) -> Reach:
     raise NotImplementedError("it reaches what the fit that it is made from reaches")
 
@@ -110,4 +114,4 @@ def _fit(
     return draw(spec, tensors, seed=seed)
 
 
-RANDOM_DIRECTION = Recipe(_read, _given, _check, _reach, tensors_digest, _fit)
+RANDOM_DIRECTION = Recipe(_read, _given, _check, _reach, tensors_digest, _fit, Made(_made))

@@ -35,7 +35,15 @@ from subvene.runner.reports.markup import (
     table,
 )
 from subvene.runner.reports.page import count, page
-from subvene.runner.reports.receipts import RECEIPT_COLUMNS, beside, receipt_cells
+from subvene.runner.reports.receipts import (
+    GATE_COLUMNS,
+    GATES,
+    RECEIPT_COLUMNS,
+    Read,
+    beside,
+    gate_lines,
+    receipt_cells,
+)
 from subvene.runner.reports.sections import declared, provenance
 from subvene.runner.reports.tables import why_no_numbers
 
@@ -58,6 +66,9 @@ def look_files(results: Results) -> dict[str, str]:
         files["pairs.csv"] = csv_text(lines)
     if lines := [line for e in _of(results, "samples") for line in _sample_lines(results, e)]:
         files["samples.csv"] = csv_text(lines)
+    if openings := gate_lines(_read(results)):
+        heads = ("Evaluation", "Intervention", *GATE_COLUMNS)
+        files |= document_files("gates", [Table.of(heads, openings, GATES)], results.kind)
     return files
 
 
@@ -231,6 +242,15 @@ def _records(evaluation: Evaluation) -> tuple[ReceiptRecord, ...]:
     return cast("tuple[ReceiptRecord, ...]", evaluation.receipt)
 
 
+def _read(results: Results) -> list[Read]:
+    """Where interventions acted, with their receipts."""
+    return [
+        ((evaluation.name.replace("_", " "), str(part["name"])), [part])
+        for evaluation in look_of(results).evaluations
+        for part in _records(evaluation)
+    ]
+
+
 def receipts(results: Results) -> Html | None:
     """What the interventions did."""
     lines = [
@@ -253,12 +273,7 @@ def receipts(results: Results) -> Html | None:
     if lines:
         columns = ["Evaluation", *RECEIPT_COLUMNS]
         parts.append(table("What each intervention did", columns, lines, class_="numbers"))
-        read = [
-            ((evaluation.name.replace("_", " "), str(part["name"])), [part])
-            for evaluation in look_of(results).evaluations
-            for part in _records(evaluation)
-        ]
-        parts += beside(("Evaluation",), read)
+        parts += beside(("Evaluation",), _read(results))
     return join([*parts, *([items(*scored)] if scored else [])])
 
 

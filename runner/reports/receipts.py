@@ -29,6 +29,7 @@ SOURCE_COLUMNS = (
     "Mean ‖source − base‖/‖base‖",
     "Rows equal to the base",
 )
+GATES = "How often each gate opened"
 GATE_COLUMNS = ("Gate", "Rows in which it opened", "Tokens at which it was open")
 Read = tuple[tuple[str, ...], Sequence[ReceiptRecord]]
 """Where an intervention acted, its name the last, and its receipts there."""
@@ -113,6 +114,19 @@ def gates(columns: Sequence[str], parts: Sequence[Read]) -> Html | None:
     Returns:
         A table; None if there is no gate.
     """
+    lines = gate_lines(parts)
+    if not lines:
+        return None
+    about = (
+        "Gates: of the rows and tokens that an intervention's positions select, those at which its gate was "
+        "open, wholly or by degrees, and the same of every gate that it is made of."
+    )
+    heads = [*columns, "Intervention", *GATE_COLUMNS]
+    return join([element("p", about), table(GATES, heads, lines, class_="numbers")])
+
+
+def gate_lines(parts: Sequence[Read]) -> list[list[str]]:
+    """Of every gate, and every gate that it is made of: where it is, and how often it opened."""
     lines = []
     for where, receipts_of in parts:
         found = [part["gate"] for part in receipts_of if part.get("gate") is not None]
@@ -126,14 +140,7 @@ def gates(columns: Sequence[str], parts: Sequence[Read]) -> Html | None:
             nodes = [one["gates"][i] for one in found]
             of_part = [sum(node["rows"] for node in nodes), sum(node["tokens"] for node in nodes)]
             lines.append([*where, name, *_openings(of_part, asked)])
-    if not lines:
-        return None
-    about = (
-        "Gates: of the rows and tokens that an intervention's positions select, those at which its gate was "
-        "open, wholly or by degrees, and the same of every gate that it is made of."
-    )
-    heads = [*columns, "Intervention", *GATE_COLUMNS]
-    return join([element("p", about), table("How often each gate opened", heads, lines, class_="numbers")])
+    return lines
 
 
 def _openings(opened: Sequence[int], asked: Sequence[int]) -> list[str]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from subvene.specs.evaluations.divergence import DivergenceSpec, TextsSpec
     from subvene.specs.evaluations.interchange import InterchangeSpec
     from subvene.specs.evaluations.likelihood import LikelihoodSpec
+    from subvene.specs.evaluations.lm_eval import LmEvalSpec
     from subvene.specs.evaluations.localization import LocalizationSpec
     from subvene.specs.evaluations.multiple_choice import MultipleChoiceSpec
     from subvene.specs.evaluations.patching import PatchingSpec
@@ -38,6 +39,7 @@ _KINDS = {
     "multiple_choice": "multiple_choice:MultipleChoiceSpec",
     "likelihood": "likelihood:LikelihoodSpec",
     "refusals": "refusals:RefusalsSpec",
+    "lm_eval": "lm_eval:LmEvalSpec",
     "composition": "composition:CompositionSpec",
     "trait_sweep": "traits:TraitSweepSpec",
     "trait_conditions": "traits:TraitConditionsSpec",
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
         | MultipleChoiceSpec
         | LikelihoodSpec
         | RefusalsSpec
+        | LmEvalSpec
         | CompositionSpec
         | TraitSweepSpec
         | TraitConditionsSpec
@@ -82,6 +85,7 @@ __all__ = [
     "DivergenceSpec",
     "InterchangeSpec",
     "LikelihoodSpec",
+    "LmEvalSpec",
     "LocalizationSpec",
     "MultipleChoiceSpec",
     "PatchingSpec",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from subvene.specs.recipes.random_direction import RandomDirectionSpec
     from subvene.specs.recipes.reft import ReFTSpec
     from subvene.specs.recipes.refusal import RefusalSpec
+    from subvene.specs.recipes.transfer import TransferSpec
 
 _KINDS = {
     "mean_difference": "mean_difference:MeanDifferenceSpec",
@@ -38,6 +39,7 @@ _KINDS = {
     "angular": "angular:AngularSpec",
     "affine_map": "affine_map:AffineMapSpec",
     "reft": "reft:ReFTSpec",
+    "transfer": "transfer:TransferSpec",
 }
 REGISTRY = Kinds(__name__, _KINDS)
 """By `recipe`; each is imported when a file has one."""
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
         | AngularSpec
         | AffineMapSpec
         | ReFTSpec
+        | TransferSpec
     )
 else:
     AnyRecipe = Annotated[BaseRecipe, Registered("recipe", REGISTRY)]
@@ -80,6 +83,7 @@ __all__ = [
     "RandomDirectionSpec",
     "ReFTSpec",
     "RefusalSpec",
+    "TransferSpec",
 ]
 
 _LATER = {cls: module for module, _, cls in (place.partition(":") for place in _KINDS.values())}

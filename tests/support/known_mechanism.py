@@ -22,23 +22,23 @@ WORDS = ["<pad>", "<unk>", "he", "she", *HE, *SHE, *VERBS, "because"]
 DIRECTION, OUT = 0, 1
 
 
-def _basis() -> torch.Tensor:
+def _basis(width: int, seed: int) -> torch.Tensor:
     """Orthonormal rows: what is the direction, what is written, and what else there is."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator))[0].T.contiguous()
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(width, width, generator=generator))[0].T.contiguous()
 
 
-def direction() -> torch.Tensor:
+def direction(width: int = WIDTH, seed: int = 0) -> torch.Tensor:
     """The unit vector that decides, [width]."""
-    return _basis()[DIRECTION]
+    return _basis(width, seed)[DIRECTION]
 
 
 @torch.no_grad()
-def known_model() -> Any:
-    """The model, in float32."""
+def known_model(width: int = WIDTH, seed: int = 0) -> Any:
+    """The model, in float32; another width or seed is the same mechanism in other coordinates."""
     config = transformers.LlamaConfig(
         vocab_size=len(WORDS),
-        hidden_size=WIDTH,
+        hidden_size=width,
         intermediate_size=8,
         num_hidden_layers=LAYERS,
         num_attention_heads=2,
@@ -49,12 +49,12 @@ def known_model() -> Any:
         tie_word_embeddings=False,
     )
     model = transformers.LlamaForCausalLM(config).eval()
-    basis = _basis()
+    basis = _basis(width, seed)
     for name, parameter in model.named_parameters():
         parameter.fill_(1.0 if "norm" in name else 0.0)
     embeddings = model.model.embed_tokens.weight
     for i, word in enumerate(WORDS):
-        embeddings[i] = 2 * basis[2 + i % (WIDTH - 2)]
+        embeddings[i] = 2 * basis[2 + i % (width - 2)]
         if word in HE or word in SHE:
             embeddings[i] += basis[DIRECTION] * (1 if word in HE else -1)
     attention = model.model.layers[1].self_attn
@@ -73,9 +73,9 @@ def known_tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>")
 
 
-def write_known_model(folder: Path) -> Path:
+def write_known_model(folder: Path, width: int = WIDTH, seed: int = 0) -> Path:
     """The model and its tokenizer as a folder."""
-    known_model().save_pretrained(folder)
+    known_model(width, seed).save_pretrained(folder)
     known_tokenizer().save_pretrained(folder)
     return folder
 

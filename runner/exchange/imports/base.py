@@ -35,6 +35,7 @@ class Options:
         rows: what the layers of the file count; None: the format decides.
         position: which token position of a file that holds several, counted from the prompt's end: -1, -2, ….
         collected: where directions of heads were collected, which no shape tells; None: before o_proj.
+        feature: which latent of an SAE.
     """
 
     layers: tuple[int, ...] = ()
@@ -45,6 +46,7 @@ class Options:
     rows: Rows | None = None
     position: int | None = None
     collected: Collected | None = None
+    feature: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Importer(ABC):
             "rows": None if options.rows is None else "--rows",
             "position": None if options.position is None else "--position",
             "collected": None if options.collected is None else "--collected",
+            "feature": None if options.feature is None else "--feature",
         }
         if given := [option for name, option in unused.items() if option and name not in self.takes]:
             raise ImportRefusedError(f"{source.path}: {', '.join(given)} has no meaning for {self.says}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from subvene.runner.artifacts.sae_releases import fetched_release, release_of
 from subvene.runner.edits.compile import check_sizes
 from subvene.runner.exchange.imports.base import Importer, Options
 from subvene.runner.exchange.imports.control_vector import ControlVector
@@ -17,6 +19,7 @@ from subvene.runner.exchange.imports.opened import ImportRefusedError, Opened
 from subvene.runner.exchange.imports.persona_vector import PersonaVector
 from subvene.runner.exchange.imports.pyvene_folder import PyveneFolder
 from subvene.runner.exchange.imports.refusal_direction import RefusalDirection
+from subvene.runner.exchange.imports.sae_decoder import SaeDecoder
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.anatomy import Anatomy, sizes_from_config
 from subvene.runner.models.loading import load_config, load_model, with_overrides
@@ -32,6 +35,7 @@ FORMATS: dict[str, type[Importer]] = {
         RefusalDirection,
         LayerVectors,
         PersonaVector,
+        SaeDecoder,
     )
 }
 """By the name that `--from` takes, in the order in which a file is tried."""
@@ -67,7 +71,7 @@ def import_foreign(
     by itself, then against the model's config, and only then are weights loaded.
 
     Args:
-        source: the file or folder.
+        source: the file or folder; of an SAE also `release/id`, as SAELens names it.
         model: the model that it was made for.
         format: one of `FORMATS`; None: recognised from the content.
         options: what to choose from the file, and how strongly it acts.
@@ -81,7 +85,7 @@ def import_foreign(
         ImportRefusedError: the file is not what it should be, was made for another model, or has no exact
             counterpart.
     """
-    opened = Opened(source)
+    opened = _opened(source, format, options)
     if format is not None and format not in FORMATS:
         raise ImportRefusedError(f"format {format!r}: expected one of: {', '.join(FORMATS)}")
     importer = (FORMATS[format] if format else recognise(opened))(opened, options or Options())
@@ -98,7 +102,7 @@ def import_foreign(
     provenance = {
         "recipe": "import",
         "format": importer.name,
-        "source": opened.path.name,
+        "source": opened.origin,
         "model": reference.name,
         "conversion": list(imported.statements),
         "sha256_of_files": opened.sha256,
@@ -107,3 +111,12 @@ def import_foreign(
     return IntervenedModel.from_spec(
         spec, model=loaded[0], tokenizer=loaded[1], tensors=imported.tensors, provenance=provenance
     )
+
+
+def _opened(source: str | os.PathLike[str], format: str | None, options: Options | None) -> Opened:
+    """What is on this machine, or an SAE of the Hub."""
+    is_sae = format == SaeDecoder.name or (options is not None and options.feature is not None)
+    if not is_sae or Path(source).exists():
+        return Opened(source)
+    path, origin, overrides = fetched_release(release_of(os.fspath(source)))
+    return Opened(path, origin=origin, overrides=overrides)

@@ -9,7 +9,7 @@ import math
 import os
 import pickle
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pydantic import JsonValue
 
 from subvene.interventions.tensors import UNREADABLE, why_not_dense
 from subvene.runner.artifacts.hub import blobs
+from subvene.runner.files.json_value import Json
 from subvene.specs import SubveneError
 from subvene.specs.regular_file import open_regular
 
@@ -41,13 +42,22 @@ class Opened:
 
     Args:
         path: the file or folder.
+        origin: where it was fetched from; None: it was named itself.
+        overrides: what is said elsewhere of fields of its config.
 
     Raises:
         ImportRefusedError: there is no such thing.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        origin: str | None = None,
+        overrides: Mapping[str, Json] | None = None,
+    ) -> None:
         self.path = Path(path)
+        self.origin, self.overrides = origin or self.path.name, overrides or {}
         if not self.path.exists():
             raise ImportRefusedError(f"{self.path}: no such file or folder")
         self.is_folder = self.path.is_dir()

@@ -18,7 +18,7 @@ from pydantic import JsonValue
 from transformers import AutoModelForCausalLM
 
 from subvene.interventions import TensorError
-from subvene.runner.artifacts.saes import origins
+from subvene.runner.artifacts.saes import Saes
 from subvene.runner.data.truthfulqa.questions import Question
 from subvene.runner.edits.compile import load_tensors
 from subvene.runner.engines.engine import Engine
@@ -33,7 +33,7 @@ from subvene.runner.models.devices import placed_as
 from subvene.runner.models.identity import holds, model_sha256, reading_sha256, tensors_digest, versions
 from subvene.runner.models.pretrained import load_weights
 from subvene.runner.recipes import RECIPES, Fitted
-from subvene.runner.recipes.fitting import fit_one, of_key, provenance_of_all
+from subvene.runner.recipes.fitting import fit_one, fitted_on, provenance_of_all
 from subvene.specs import ExperimentSpec
 from subvene.specs.recipes import BaseRecipe
 from subvene.specs.regular_file import read_bytes
@@ -126,6 +126,7 @@ class Arms:
         ledger: where fits are recorded.
         output: the run's folder.
         folder: where relative files of the spec are looked for.
+        saes: those that its variants name.
 
     Attributes:
         work: where activations, probes and checkpoints are kept by content.
@@ -133,10 +134,16 @@ class Arms:
     """
 
     def __init__(
-        self, model: torch.nn.Module, tokenizer: Any, ledger: Ledger, output: Path, folder: Path
+        self,
+        model: torch.nn.Module,
+        tokenizer: Any,
+        ledger: Ledger,
+        output: Path,
+        folder: Path,
+        saes: Saes,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self._ledger, self._output, self._folder = ledger, output, folder
+        self._ledger, self._output, self._folder, self._saes = ledger, output, folder, saes
         self.work = output / "work"
         self.engine: Engine | None = None
         self._read: dict[str, object] = {}
@@ -205,8 +212,12 @@ class Arms:
         provenance: Mapping[str, Json] | None = None,
     ) -> IntervenedModel:
         """The variant's interventions with given tensors, on the shared model."""
+        resolved = self._saes.resolved(variant)
+        resolved.check(self.model)
+        if resolved.tensors:
+            tensors = {**(tensors or {}), **resolved.tensors}
         return IntervenedModel.from_spec(
-            variant,
+            resolved.spec,
             model=self.model,
             tokenizer=self.tokenizer,
             tensors=tensors,
@@ -238,8 +249,7 @@ class Arms:
         records: list[Stored] = []
         tensors: dict[str, torch.Tensor] = {}
         for recipe in spec.fits_for(keys):
-            source = recipe.made_from
-            data = self._data(recipe, tuning) if source is None else of_key(tensors, source)
+            data = fitted_on(spec, recipe, lambda one: self._data(one, tuning), tensors)
             identity = self.fit_identity(recipe, seed, data)
 
             def work(recipe: BaseRecipe = recipe, data: Any = data, identity: Any = identity) -> Stored:
@@ -348,7 +358,7 @@ class Arms:
 
     def _files(self, variant: ExperimentSpec) -> dict[str, str]:
         names = sorted({ref.file for _, ref in variant.tensor_refs() if ref.file is not None})
-        return {name: _sha256(self._folder / name) for name in names} | origins(variant, self._folder)
+        return {name: _sha256(self._folder / name) for name in names} | self._saes.resolved(variant).origins
 
 
 def _sha256(path: Path) -> str:

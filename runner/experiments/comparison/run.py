@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ import transformers
 from pydantic import JsonValue
 
 from subvene.interventions import Sizes
-from subvene.runner.data.traits import read_trait
+from subvene.runner.artifacts.saes import Saes
 from subvene.runner.data.truthfulqa.questions import Question, about_data, load_questions
 from subvene.runner.data.truthfulqa.splits import is_of_split
 from subvene.runner.exchange.exports.checkpoint import check_bakeable
@@ -24,6 +24,7 @@ from subvene.runner.experiments.comparison.cells import Cell, held_out, in_words
 from subvene.runner.experiments.comparison.choosing import Choosing
 from subvene.runner.experiments.comparison.composing import CompositionMeasure
 from subvene.runner.experiments.comparison.composition import SECTION
+from subvene.runner.experiments.comparison.default_arms import completed
 from subvene.runner.experiments.comparison.engine import Declared, engine_manifest, engine_of
 from subvene.runner.experiments.comparison.keep import keep
 from subvene.runner.experiments.comparison.measures import (
@@ -61,27 +62,11 @@ from subvene.specs import (
     system_prompt,
     variant,
 )
-from subvene.specs.default_arms import arms_are_added, lacks_prompt, with_default_arms
-from subvene.specs.kinds import TraitScoresSpec
+from subvene.specs.transfer_arms import declared_conditions
 from subvene.specs.variants import chain
-
-_DEFAULT_CONDITIONS = (
-    ConditionSpec(name="baseline", interventions=()),
-    ConditionSpec(name="intervened"),
-)
-
 
 _Tested = tuple[Cell, Arm | None, list[Measured]]
 """A cell, its arm, and what each measure gave; no arm where there is none that meets a budget."""
-
-
-def _asking(spec: ExperimentSpec, folder: Path) -> dict[str, str]:
-    """By trait that conditions are scored for, its first positive system prompt."""
-    entries = (one for one in spec.evaluate if isinstance(one, TraitScoresSpec))
-    if not (arms_are_added(spec) and lacks_prompt(spec)):
-        return {}
-    traits = (read_trait(trait, folder) for one in entries for trait in one.traits)
-    return {trait.name: trait.system_prompts()[0][0] for trait in traits}
 
 
 class Comparison:
@@ -91,11 +76,11 @@ class Comparison:
     here: ClassVar[str | None] = None
 
     def __init__(self, spec: ExperimentSpec, folder: Path, sizes: Sizes, step: Step) -> None:
-        spec = with_default_arms(spec, _asking(spec, folder))
+        spec, self.notes = completed(spec, folder, sizes)
         self.spec, self.folder, self.sizes, self.step = spec, folder, sizes, step
         self.composition = CompositionMeasure.of(spec)
-        composed = () if self.composition is None else self.composition.planned.conditions
-        self.conditions = spec.conditions or composed or _DEFAULT_CONDITIONS
+        composed = () if self.composition is None or spec.conditions else self.composition.planned.conditions
+        self.conditions = composed or declared_conditions(spec)
         self.n_folds = spec.folds or 1
         self.measures: list[tuple[ConditionEvaluation, ConditionMeasure[Any]]] = [
             (declared, MEASURES[declared.kind](declared, folder))
@@ -132,17 +117,26 @@ class Comparison:
         Raises:
             SubveneError: naming what the model does not have, or why there is nothing to fit on.
         """
+        for condition, declared in self._variants():
+            check_reach(declared, self.sizes)
+            self.saes.resolved(declared)
+            for seed, fold in self.cells(condition):
+                tuning = self.tuning(fold)
+                for recipe in declared.fits_for(declared.fitted_keys):
+                    if recipe.keys[0] in tuning:
+                        RECIPES[recipe.recipe].check(recipe, tuning[recipe.keys[0]], seed)
+
+    def _variants(self) -> Iterator[tuple[ConditionSpec, ExperimentSpec]]:
+        """Every point of every condition, without what others choose for it; not the untouched model."""
         for condition in self.conditions:
             for point in points(condition):
-                declared = variant(self.spec, condition, point)
-                if declared is None:
-                    continue
-                check_reach(declared, self.sizes)
-                for seed, fold in self.cells(condition):
-                    tuning = self.tuning(fold)
-                    for recipe in declared.fits_for(declared.fitted_keys):
-                        if recipe.keys[0] in tuning:
-                            RECIPES[recipe.recipe].check(recipe, tuning[recipe.keys[0]], seed)
+                if (declared := variant(self.spec, condition, point)) is not None:
+                    yield condition, declared
+
+    @cached_property
+    def saes(self) -> Saes:
+        """The SAEs that any condition names."""
+        return Saes.of((declared for _, declared in self._variants()), self.folder)
 
     def tuning(self, fold: int) -> dict[str, list[Question]]:
         """By the key of each fit that learns from questions, those that it may see in a fold."""
@@ -184,7 +178,7 @@ class Comparison:
         self, model: transformers.PreTrainedModel, tokenizer: Any, ledger: Ledger, output: Path
     ) -> Results:
         """Do every unit that is not done, and put the results together."""
-        arms = Arms(model, tokenizer, ledger, output, self.folder)
+        arms = Arms(model, tokenizer, ledger, output, self.folder, self.saes)
         with engine_of(self.spec, self._declared(), arms, self.folder) as engine:
             session = Session(
                 arms,
@@ -223,6 +217,7 @@ class Comparison:
             fits=tuple(fits),
             judges=tuple(judge for _, measure in self.measures for judge in measure.judged_by()),
             questions=asked,
+            notes=self.notes,
             sections=sections,
         )
 

@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from subvene.interventions import Sizes
 from subvene.interventions.pyvene_inner import make_inner
 from subvene.interventions.rotation import parametrized
+from subvene.runner.artifacts.saes import Saes
 from subvene.runner.data.counterfactuals import Counterfactual, CounterfactualError
 from subvene.runner.experiments.comparison.arms import Arms, Fits
 from subvene.runner.experiments.interchange.cells import cell_of, proportion
@@ -87,7 +88,8 @@ class Interchange:
         self, model: transformers.PreTrainedModel, tokenizer: Any, ledger: Ledger, output: Path
     ) -> Results:
         """Fit, measure every layer that is not measured, and save what is declared."""
-        arms = Arms(model, tokenizer, ledger, output, self.folder)
+        saes = Saes.of([self.spec], self.folder)
+        arms = Arms(model, tokenizer, ledger, output, self.folder, saes)
         grids: list[Grid] = []
         questions: dict[str, QuestionText] = {}
         with frozen(model):

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import transformers
 
 from subvene.interventions import Sizes
+from subvene.runner.artifacts.saes import Saes
 from subvene.runner.data.preferences import used
 from subvene.runner.data.truthfulqa.questions import Question, about_data
 from subvene.runner.data.truthfulqa.splits import held_out, limited
@@ -138,7 +139,8 @@ class Localization:
         Edits that are not there yet train together in one job, which keeps checkpoints; of draws that may
         stop early, as many as are made at a time.
         """
-        arms = Arms(model, tokenizer, ledger, output, self.folder)
+        saes = Saes.of([self.spec], self.folder)
+        arms = Arms(model, tokenizer, ledger, output, self.folder, saes)
         transformers.set_seed(self.spec.seed)
         making = Making(self.spec, arms, ledger, self.tuning, self._told)
         probed, unseen = making.probe(), making.probe_unseen(self.unseen)

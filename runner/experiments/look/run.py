@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
 
 from subvene.interventions import Sizes
-from subvene.runner.artifacts.saes import origins
+from subvene.runner.artifacts.saes import Saes
 from subvene.runner.data.truthfulqa.questions import load_questions
 from subvene.runner.edits.compile import load_tensors
 from subvene.runner.experiments.comparison.arms import Arm, Arms
@@ -65,6 +65,11 @@ class Look:
             for recipe in spec.fits
         }
 
+    @cached_property
+    def saes(self) -> Saes:
+        """The SAEs that the file names."""
+        return Saes.of([self.spec], self.folder)
+
     def manifest(self) -> Manifest:
         """What there is to know about where the numbers come from."""
         data = {
@@ -86,7 +91,7 @@ class Look:
             RECIPES[recipe.recipe].check(recipe, self.fit_data[recipe.keys[0]], self.spec.seed)
         for name in sorted({ref.file for _, ref in self.spec.tensor_refs() if ref.file is not None}):
             load_tensors(self.folder / name)
-        origins(self.spec, self.folder)
+        self.saes.resolved(self.spec)
 
     def units(self) -> int:
         """Evaluations to come, those of earlier runs among them."""
@@ -96,7 +101,7 @@ class Look:
         self, model: transformers.PreTrainedModel, tokenizer: Any, ledger: Ledger, output: Path
     ) -> Results:
         """Fit, evaluate, save, and reload what was saved."""
-        arms = Arms(model, tokenizer, ledger, output, self.folder)
+        arms = Arms(model, tokenizer, ledger, output, self.folder, self.saes)
         transformers.set_seed(self.spec.seed)
         arm = arms.make(self.spec, self.spec.seed, self.fit_data, bake=False)
         m = arms.compiled(self.spec, arm.fitted)

@@ -179,6 +179,7 @@ def test_every_recipe_says_what_it_takes(write: Callable[..., Path]) -> None:
         "persona",
         "random_direction",
         "reft",  # test_reft.py
+        "transfer",  # test_transfer.py
     }
     persona = "fit: {recipe: persona, traits: [formal]}\n" + STEER.replace("key: k", "key: formal")
     with pytest.raises(SubveneError, match=r"persona vectors are made of .* found list; declare traits"):

@@ -6,14 +6,15 @@ import contextlib
 import io
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from architectures import ARCHITECTURES, BY_NAME, HEADS, LAYERS, VOCAB, WIDTH, Architecture
+from every_kind import KINDS, LAYER, Kind
 from torch import nn
 
 from subvene.interventions import Sizes
@@ -21,9 +22,8 @@ from subvene.interventions._pyvene import pyvene
 from subvene.runner.edits.compile import CompileError
 from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.models.anatomy import Anatomy, AnatomyError, sizes_from_config
-from subvene.specs import CORE_SITES, InterventionSpec
+from subvene.specs import CORE_SITES
 
-LAYER = LAYERS - 1
 STOCK = [a for a in ARCHITECTURES if a.stock]
 
 # Two rows of 6 and 4 tokens; 0 is the padding.
@@ -34,127 +34,6 @@ LENGTHS = [6, 4]
 every_architecture = pytest.mark.parametrize("arch", ARCHITECTURES, ids=repr)
 
 
-@dataclass(frozen=True)
-class Kind:
-    """One intervention, as a spec declares it and as plain torch does it.
-
-    Attributes:
-        name: the test id.
-        site: where it acts.
-        fields: of its spec, without positions.
-        tensors: (name in the spec's table, shape in words) drawn at random.
-        by_hand: the edit of an activation, given the tensors of the layer.
-        layers: blocks that it acts on.
-    """
-
-    name: str
-    site: str
-    fields: dict[str, Any]
-    parts: tuple[str, ...]
-    by_hand: Callable[..., torch.Tensor]
-    layers: tuple[int, ...] = (LAYER,)
-
-    def tensors(self, arch: Architecture) -> dict[str, torch.Tensor]:
-        generator = torch.Generator().manual_seed(7)
-        width = arch.width(self.site)
-        shapes = {"": (width,), ".a": (1, width), ".b": (1, width)}
-        if self.name == "head_direction":
-            shapes = {"": (HEADS, arch.head_dim), ".sigma": (HEADS,)}
-        return {
-            f"k.{self.site}[{layer}]{part}": torch.randn(shapes[part], generator=generator)
-            for layer in self.layers
-            for part in self.parts
-        }
-
-    def spec(self, arch: Architecture, positions: Any = "all") -> InterventionSpec:
-        declared = {**self.fields, "positions": positions}
-        return InterventionSpec.model_validate(
-            {"subvene": 1, "model": {"name": f"tiny/{arch.name}"}, "interventions": [declared]}
-        )
-
-    def edit(self, arch: Architecture, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        tensors = self.tensors(arch)
-        return partial(self.by_hand, *(tensors[f"k.{self.site}[{layer}]{part}"] for part in self.parts))
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-def _along(v: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    unit = v / v.norm()
-    return unit, (h * unit).sum(-1, keepdim=True)
-
-
-def _capped(v: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-    unit, p = _along(v, h)
-    return h + (6.0 - p).clamp_min(0) * unit
-
-
-def _ablated(v: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-    unit, p = _along(v, h)
-    return h - p * unit
-
-
-def _pyvene(name: str, **fields: Any) -> dict[str, Any]:
-    return {"kind": "pyvene", "class": name, "layer": LAYER, **fields}
-
-
-KEY = {"key": "k"}
-KINDS = (
-    Kind(
-        "head_direction",
-        "attention_heads",
-        {"kind": "head_direction", "directions": KEY, "strength": 3.0},
-        ("", ".sigma"),
-        lambda d, sigma, h: h + 3.0 * (sigma[:, None] * d).flatten(),
-        layers=tuple(range(LAYERS)),
-    ),
-    *(
-        Kind(
-            f"steering_{site}",
-            site,
-            {"kind": "steering", "site": site, "layer": LAYER, "vector": KEY, "coefficient": 2.0},
-            ("",),
-            lambda v, h: h + 2.0 * v,
-        )
-        for site in CORE_SITES
-    ),
-    Kind(
-        "low_rank_edit",
-        "attention_heads",
-        {"kind": "low_rank_edit", "layer": LAYER, "write_heads": "all", "factors": KEY, "strength": 2.0},
-        (".a", ".b"),
-        lambda a, b, h: h + 2.0 * (h @ a.T) @ b,
-    ),
-    Kind(
-        "capping",
-        "block_output",
-        {"kind": "capping", "layer": LAYER, "direction": KEY, "min": 6.0},
-        ("",),
-        _capped,
-    ),
-    Kind(
-        "ablation",
-        "attention_output",
-        {"kind": "ablation", "site": "attention_output", "layer": LAYER, "direction": KEY},
-        ("",),
-        _ablated,
-    ),
-    Kind(
-        "pyvene_addition",
-        "mlp_output",
-        _pyvene("AdditionIntervention", site="mlp_output", source=KEY),
-        ("",),
-        lambda v, h: h + v,
-    ),
-    Kind(
-        "pyvene_zero",
-        "attention_heads",
-        _pyvene("ZeroIntervention", site="attention_heads"),
-        (),
-        torch.zeros_like,
-    ),
-)
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=repr)
 
 

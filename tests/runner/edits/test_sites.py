@@ -178,6 +178,33 @@ def test_scoring_is_generation_and_an_artifact_keeps_the_site(name: str, site: s
             sizes.site_width(site, 0)
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES, ids=repr)
+@torch.no_grad()
+def test_all_sites_of_a_block_together_are_scored_as_generated_and_reload(
+    arch: Architecture, tmp_path: Any
+) -> None:
+    sizes = PartSizes.of(Anatomy.of(arch.shared()))
+    generator = torch.Generator().manual_seed(5)
+    edits, tensors = [], {}
+    for site in sites_of(arch):
+        edit = {"kind": "steering", "name": site, "site": site, "layer": LAYER, "vector": {"key": "k"}}
+        edits.append(edit | {"coefficient": 0.5, "positions": "response"})
+        tensors[f"k.{site}[{LAYER}]"] = torch.randn(sizes.site_width(site, LAYER), generator=generator)
+    declared = {"subvene": 1, "model": {"name": "tiny/x"}, "interventions": edits}
+    m = IntervenedModel.from_spec(
+        InterventionSpec.model_validate(declared), model=arch.shared(), tensors=tensors
+    )
+    options = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "pad_token_id": 0}
+    written = m.generate_ids(IDS, MASK, return_dict_in_generate=True, **options)
+    mask = torch.cat([MASK, torch.ones(2, 3, dtype=torch.long)], 1)
+    scored = m(written.sequences, mask, prompt_lengths=MASK.sum(1).tolist()).logits
+    torch.testing.assert_close(scored[:, -4:-1], torch.stack(written.logits, 1), rtol=1e-4, atol=2e-5)
+    assert all(receipt.tokens for receipt in m.receipt)
+    m.save_pretrained(tmp_path / "a")
+    again = IntervenedModel.from_pretrained(tmp_path / "a", model=arch.shared())
+    torch.testing.assert_close(again(IDS, MASK, prompt_lengths=LENGTHS).logits, _logits(m), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "opt", "falcon_new"])
 @pytest.mark.parametrize("kind", ["steering", "ablation"])
 @torch.no_grad()

@@ -94,6 +94,28 @@ def test_tables_hold_the_numbers() -> None:
     assert "- 2 pairs, 64 tokens edited" in files["results.md"]
 
 
+def test_openings_of_gates_are_a_table_of_their_own() -> None:
+    gate = {
+        "rows_asked": 6,
+        "tokens_asked": 1440,
+        "rows_opened": 5,
+        "tokens_opened": 1200,
+        "gates": [
+            {"place": "when", "must_open": False, "rows": 5, "tokens": 1200},
+            {"place": "when.any[0]", "must_open": False, "rows": 2, "tokens": 480},
+        ],
+    }
+    results = look()
+    section = LookSection.model_validate(results.sections[SECTION])
+    samples = section.evaluations[0].model_copy(update={"receipt": (RECEIPT | {"gate": gate},)})
+    section = section.model_copy(update={"evaluations": (samples, *section.evaluations[1:])})
+    gated = results.model_copy(update={"sections": {SECTION: section.model_dump(mode="json")}})
+    table = look_files(gated)["gates.md"]
+    assert "| samples | glad | when | 5 of 6 | 1,200 of 1,440 |" in table
+    assert "| samples | glad | when.any[0] | 2 of 6 | 480 of 1,440 |" in table
+    assert "How often each gate opened" in str(render(gated))
+
+
 def test_the_page_shows_answers_beside_each_other_and_a_line() -> None:
     page = render(look())
     assert re.findall(r"<h2>(.*?)</h2>", page) == [

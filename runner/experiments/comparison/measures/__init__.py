@@ -21,6 +21,7 @@ from subvene.runner.experiments.comparison.measures.base import (
 from subvene.runner.experiments.comparison.measures.contrast import ContrastMeasure
 from subvene.runner.experiments.comparison.measures.divergence import DivergenceMeasure
 from subvene.runner.experiments.comparison.measures.likelihood import LikelihoodMeasure
+from subvene.runner.experiments.comparison.measures.lm_eval import LmEvalMeasure
 from subvene.runner.experiments.comparison.measures.multiple_choice import MultipleChoiceMeasure
 from subvene.runner.experiments.comparison.measures.refusals import RefusalsMeasure
 from subvene.runner.experiments.comparison.measures.samples import SamplesMeasure
@@ -36,6 +37,7 @@ MEASURES: dict[str, Callable[[Any, Path], ConditionMeasure[Any]]] = {
     "samples": SamplesMeasure,
     "likelihood": LikelihoodMeasure,
     "refusals": RefusalsMeasure,
+    "lm_eval": LmEvalMeasure,
 }
 """By kind of evaluation: made of its spec and the folder that its files are relative to."""
 

@@ -18,6 +18,7 @@ from subvene.runner.intervened.model import IntervenedModel
 from subvene.runner.intervened.scoring import log_probs
 from subvene.runner.measures.refusals import refuses, shipped_requests
 from subvene.runner.reports.tables import metric_column
+from subvene.specs import SubveneError
 
 EXPERIMENT = """\
 fit:
@@ -150,3 +151,15 @@ def test_results_tables_and_page_hold_the_effects(done: tuple[Results, Path]) ->
     assert "wrong way" in (folder / "tables" / "item_effects.md").read_text()
     assert (folder / "tables" / "item_effects.csv").is_file()
     assert "Item by item" in (folder / "report.html").read_text()
+
+
+def test_tasks_of_a_harness_that_is_not_installed_are_refused_with_what_to_install(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    whole = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lm_eval" else whole(name))
+    text = EXPERIMENT.partition("evaluate:")[0] + "evaluate:\n- {kind: lm_eval, tasks: [arc_easy]}\n"
+    with pytest.raises(SubveneError, match=r"needs lm-evaluation-harness: pip install 'subvene\[lm-eval\]'"):
+        run_experiment(write(text, "harness.yaml"), output=tmp_path / "run")
