@@ -8,7 +8,7 @@ from typing import Any
 
 from subvene.specs.columns import Meaning, Taken, Used, asked, messages_of, take, text_of
 from subvene.specs.pairs import ContrastTexts, PairColumns, TextPair
-from subvene.specs.rows import Fail, Row, RowsError, given_rows, short
+from subvene.specs.rows import Fail, Row, RowsError, given_rows, short, tuples_named
 
 _WANTED: frozenset[Meaning] = frozenset({"prompt", "input", "system", "chosen", "rejected"})
 _SIDES: dict[Meaning, str] = {"chosen": "positive", "rejected": "negative"}
@@ -80,12 +80,7 @@ def given_pairs(data: Any, fail: Fail = RowsError, *, columns: PairColumns | Non
     Raises:
         RowsError: or what `fail` makes: a row is none, or there are no rows.
     """
-    if isinstance(data, list | tuple) and data and all(isinstance(one, list | tuple) for one in data):
-        for i, one in enumerate(data):
-            if len(one) != len(_TUPLE):
-                raise fail(f"data: row {i}: expected (positive, negative), found {short(list(one))}")
-        data = [dict(zip(_TUPLE, one, strict=True)) for one in data]
-    return pairs_of(given_rows(data, fail), "data", fail, columns=columns)
+    return pairs_of(given_rows(tuples_named(data, _TUPLE, fail), fail), "data", fail, columns=columns)
 
 
 def _named(columns: PairColumns | None) -> dict[Meaning, str | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,20 @@ def given_rows(data: Any, fail: Fail = RowsError) -> list[Row]:
     if not rows:
         raise fail("data: holds no row")
     return rows
+
+
+def tuples_named(data: Any, names: Sequence[str], fail: Fail = RowsError) -> Any:
+    """A list of tuples as rows with these columns; anything else as it is.
+
+    Raises:
+        RowsError: or what `fail` makes: a tuple has more or fewer values than there are columns.
+    """
+    if not (isinstance(data, list | tuple) and data and all(isinstance(one, list | tuple) for one in data)):
+        return data
+    for i, one in enumerate(data):
+        if len(one) != len(names):
+            raise fail(f"data: row {i}: expected ({', '.join(names)}), found {short(list(one))}")
+    return [dict(zip(names, one, strict=True)) for one in data]
 
 
 def parsed(content: str, where: str, fail: Fail = RowsError) -> Any:

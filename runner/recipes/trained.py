@@ -18,7 +18,7 @@ from subvene.runner.training.experiments import Experiment, Trained
 from subvene.specs import SubveneError
 from subvene.specs.preferences import TruthfulPairsSpec
 from subvene.specs.recipes.trained import TrainedRecipe
-from subvene.specs.rows import given_rows
+from subvene.specs.rows import given_rows, tuples_named
 
 
 def held_out_keys(spec: TrainedRecipe, questions: Sequence[Question], seed: int) -> frozenset[str]:
@@ -38,12 +38,13 @@ def read_trained(spec: TrainedRecipe, folder: Path) -> Data:
 
 
 def given_trained(spec: TrainedRecipe, data: Any) -> Data:
-    """Data that were handed over."""
+    """Data that were handed over: rows in any form, or tuples (prompt, wanted answer, unwanted answer)."""
     if isinstance(spec.data, TruthfulPairsSpec):
         return given_questions(data)
     if isinstance(data, Sequence) and all(isinstance(one, Preference) for one in data):
         return data
-    rows = given_rows(data, PreferenceError)
+    names = (spec.data.prompt, spec.data.chosen, spec.data.rejected)
+    rows = given_rows(tuples_named(data, names, PreferenceError), PreferenceError)
     return preferences_of(rows, spec.data, "data", completions=spec.objective.kind == "sft")
 
 

@@ -140,6 +140,18 @@ def test_rows_give_what_their_file_gives(case: str, write: Callable[..., Path], 
             assert given.provenance.get(digest) == of_file.provenance.get(digest), form
 
 
+def test_preferences_may_be_tuples(write: Callable[..., Path], loaded: Any) -> None:
+    model, tokenizer = loaded
+    spec = write(CASES["localized_edit"][0])
+    rows = fit(spec, model=model, tokenizer=tokenizer, data=PREFERENCES)
+    tuples = [(row["prompt"], row["chosen"], row["rejected"]) for row in PREFERENCES]
+    given = fit(spec, model=model, tokenizer=tokenizer, data=tuples)
+    for key, tensor in rows.tensors.items():
+        assert torch.equal(given.tensors[key], tensor), key
+    with pytest.raises(SubveneError, match=r"row 1: expected \(prompt, chosen, rejected\), found \[\"a\""):
+        fit(spec, model=model, tokenizer=tokenizer, data=[tuples[0], ("a", "b")])
+
+
 def test_provenance_names_the_columns(write: Callable[..., Path], loaded: Any) -> None:
     m = fit(write(CASES["mean_difference"][0]), model=loaded[0], tokenizer=loaded[1], data=PAIRS)
     assert m.provenance["columns"] == {
