@@ -164,14 +164,20 @@ def take(
         fail: makes an error.
 
     Raises:
-        RowsError: or what `fail` makes: it is no row, a chosen column is missing, two columns of one meaning
-            differ, or a column has a meaning that its reader cannot use.
+        RowsError: or what `fail` makes: it is no row, a chosen column is missing or chosen twice, two columns
+            of one meaning differ, or a column has a meaning that its reader cannot use.
     """
     if not isinstance(row, Mapping):
         raise fail(f"{where}: expected a row with columns, found {short(row)}")
     how = _options if saying is None else saying.__getitem__
     named = {meaning: name for meaning, name in (chosen or {}).items() if name is not None}
+    by_name: dict[str, Meaning] = {}
     for meaning, name in named.items():
+        if (other := by_name.setdefault(name, meaning)) != meaning:
+            raise fail(
+                f"{where}: column {name!r} is said to be two things, with {how(other)} and {how(meaning)}; "
+                f"there is: {_listed(row)}"
+            )
         if name not in row:
             raise fail(
                 f"{where}: no column {name!r}; there is: {_listed(row)} (say which with {how(meaning)})"

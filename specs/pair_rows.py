@@ -126,7 +126,7 @@ def _pair(
 def _side(taken: Taken, meaning: Meaning, where: str, fail: Fail) -> tuple[list[dict[str, Any]], str]:
     """What stands before a text in its own column, and the text."""
     value, place = taken[meaning], f"{where}: {taken.columns[meaning]}"
-    if isinstance(value, str):
+    if not isinstance(value, list | dict):
         return [], text_of(value, place, fail)
     *before, last = messages_of([value] if isinstance(value, dict) else value, place, fail)
     if last["role"] != "assistant":

@@ -123,10 +123,9 @@ class SaeLensFolder:
             SaeError: the SAE has no such latent.
         """
         config, w = self.config, self.weights
-        if max(features) >= config.latents:
-            raise SaeError(
-                f"{self.path}: expected latents from 0 to {config.latents - 1}, found {max(features)}"
-            )
+        # A negative number would be counted from the end: another latent than the one that was named.
+        if beyond := [one for one in features if not 0 <= one < config.latents]:
+            raise SaeError(f"{self.path}: expected latents from 0 to {config.latents - 1}, found {beyond[0]}")
         index = torch.tensor(list(features))
         rows = torch.arange(config.latents) if config.architecture == "topk" else index
         # Of rescaled latents the activations are those times the norms of the decoder's rows.

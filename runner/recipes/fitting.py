@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -84,7 +85,7 @@ def fit(
     folder = Path() if folder is None else Path(folder)
     if isinstance(model, str | os.PathLike):
         own, overrides = None, overrides | {"name": os.fspath(model)}
-    seed = spec.seed if seed is None else seed
+    seed = spec.seed if seed is None else _seed(seed)
     read = _read(spec.fits, folder, data, seed)
     if own is None:
         spec = with_overrides(spec, overrides)
@@ -107,6 +108,14 @@ def fit(
         folder=folder,
         provenance={"model": spec.model.name, **provenance_of_all(told)},
     )
+
+
+def _seed(seed: object) -> int:
+    """A seed as a file may have it: what draws nothing at random would take anything."""
+    found = operator.index(seed) if hasattr(seed, "__index__") and not isinstance(seed, bool) else -1
+    if not 0 <= found < 2**63:
+        raise SubveneError(f"fit: seed: expected an integer >= 0 and < 2**63, found {seed!r}")
+    return found
 
 
 def _with_fits(spec: InterventionSpec | str | os.PathLike[str]) -> ExperimentSpec:

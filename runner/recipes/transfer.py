@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from subvene.interventions import Sizes
+from subvene.interventions import Sizes, TensorError
 from subvene.runner.data.texts import read_texts, texts_sha256
 from subvene.runner.edits.compile import CompileError, load_tensors
 from subvene.runner.files.json_value import Json
@@ -37,6 +37,9 @@ from subvene.specs.sites import Site
 
 _ONE_VECTOR = frozenset({"mean_difference", "pca", "logistic"})
 """Recipes of pairs that give a vector a layer."""
+_NOTHING = 1e-5
+"""A vector that is carried to less than this part of what its and the map's lengths allow is the float32
+rounding of the activations: a direction of chance, which no length makes one of the model."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def fit_transfer(spec: TransferSpec, data: Carried, anatomy: Anatomy, tokenizer:
     """Carry the source's vectors to the layers that have a native one.
 
     Raises:
-        SubveneError: the source has no vector for a layer, or its vectors cannot be taken as they are.
+        SubveneError: the source has no vector for a layer, a stored one is of another width, or its vectors
+            cannot be taken as they are.
     """
     site, native = _native(spec, data.native)
     layers = layers_between(spec, sorted(native), anatomy.sizes.n_layers, data.shared.sizes.n_layers)
@@ -79,6 +83,8 @@ def fit_transfer(spec: TransferSpec, data: Carried, anatomy: Anatomy, tokenizer:
         source = Reader(Anatomy.of(model), own, spec.source.name)
     if stored is None and source is not None:
         stored = _fitted(data.native, source, sorted(set(layers.values())), seed)
+    if source is not None:
+        _check_widths(spec, stored or {}, source.anatomy.sizes)
     vectors = _of_source(spec, stored or {}, site, layers)
     widths = {"source": len(next(iter(vectors.values()))), "target": len(next(iter(native.values())))}
     equally_wide = widths["source"] == widths["target"]
@@ -109,7 +115,8 @@ def fit_transfer(spec: TransferSpec, data: Carried, anatomy: Anatomy, tokenizer:
         layer: (maps[layer] @ vector.double() if maps else vector.double())
         for layer, vector in vectors.items()
     }
-    fitted = _as_long_as_native(spec, site, carried, native, told)
+    allowed = {layer: float(maps[layer].norm() * vectors[layer].norm()) if maps else 0.0 for layer in carried}
+    fitted = _as_long_as_native(spec, site, carried, native, allowed, told)
     # What strengths may be counted in belongs to this model and to no vector of it.
     norms = {
         tensor_name(spec.key, site, place.layer, place.part): tensor
@@ -183,7 +190,7 @@ def _maps(
     layers: Mapping[int, int],
 ) -> tuple[dict[int, torch.Tensor], dict[str, Json]]:
     """W by layer, and what is told of the fit."""
-    kept = len(texts) - max(1, round(spec.held_out * len(texts)))
+    kept = _fitted_on(spec, len(texts))
     sides: list[dict[int, Moments]] = [
         moments(
             part,
@@ -221,9 +228,13 @@ def _as_long_as_native(
     site: Site,
     carried: Mapping[int, torch.Tensor],
     native: Mapping[int, torch.Tensor],
+    allowed: Mapping[int, float],
     told: Mapping[str, Json],
 ) -> Fitted:
-    """The carried vectors at the native ones' length, with the angle between the two."""
+    """The carried vectors at the native ones' length, with the angle between the two.
+
+    `allowed` is the length that a vector could have had, ‖W‖·‖v‖; 0 where nothing is mapped.
+    """
     tensors: dict[str, torch.Tensor] = {}
     left_out: dict[tuple[str, str, int], str] = {}
     cosines, lengths = {}, {}
@@ -231,6 +242,11 @@ def _as_long_as_native(
         own, length = native[layer].double(), float(vector.norm())
         if not length or not bool(vector.isfinite().all()):
             left_out[spec.key, site, layer] = "what is carried there is zero or not finite"
+            continue
+        if length <= _NOTHING * allowed[layer]:
+            left_out[spec.key, site, layer] = (
+                "the map takes the source's vector to nothing but rounding: the texts do not differ along it"
+            )
             continue
         cosines[str(layer)] = round(float(vector @ own / (length * own.norm())), 4)
         lengths[str(layer)] = round(length / float(own.norm()), 4)
@@ -244,13 +260,29 @@ def _as_long_as_native(
 
 
 def _read(spec: TransferSpec, folder: Path) -> Shared:
-    """Texts, the source's sizes and digest, and its stored vectors; no weights are read."""
+    """Texts, the source's sizes and digest, and its stored vectors; no weights are read.
+
+    A text that comes again is left out: among those held out, the map would have been fitted on it.
+    """
     config = load_config(spec.source)
-    texts = tuple(read_texts(spec.texts, folder, spec.limit))
+    texts = tuple(dict.fromkeys(read_texts(spec.texts, folder, spec.limit)))
     if len(texts) < 2:
-        raise SubveneError(f"recipe {spec.recipe}: expected two texts or more, one of them to hold out")
+        raise SubveneError(
+            f"recipe {spec.recipe}: texts: expected two different texts or more, one of them to hold out, "
+            f"found {len(texts)}"
+        )
+    if not _fitted_on(spec, len(texts)):
+        raise SubveneError(
+            f"recipe {spec.recipe}: held_out: {spec.held_out:g} of {len(texts)} texts leaves none to fit on; "
+            "give more texts or a smaller share"
+        )
     stored = None if spec.vector is None else load_tensors(folder / str(spec.vector.file))
     return Shared(texts, sizes_from_config(config), files_sha256(resolve(spec.source), config), stored)
+
+
+def _fitted_on(spec: TransferSpec, n_texts: int) -> int:
+    """How many texts the map is fitted on, the first ones."""
+    return n_texts - max(1, round(spec.held_out * n_texts))
 
 
 def _given(spec: TransferSpec, data: Any) -> Any:
@@ -268,6 +300,28 @@ def _check(spec: TransferSpec, data: Shared, seed: int) -> None:
         raise CompileError(
             f"fit.layers: expected layers of {spec.source.name} from 0 to {n_layers - 1}, found {beyond[0]}"
         )
+    _check_widths(spec, data.vectors or {}, data.sizes)
+
+
+def _check_widths(spec: TransferSpec, stored: Mapping[str, torch.Tensor], sizes: Sizes) -> None:
+    """Refuse stored vectors that are no vectors of the source; of some sites only its weights tell the width.
+
+    Raises:
+        SubveneError: naming the file and the tensor.
+    """
+    for name, tensor in stored.items():
+        place = parse_tensor_name(name)
+        if spec.vector is None or place is None or place.key != spec.vector.key or place.part:
+            continue
+        try:
+            width = sizes.site_width(place.site, place.layer)
+        except TensorError:
+            continue
+        if tensor.shape != (width,):
+            raise SubveneError(
+                f"recipe {spec.recipe}: {spec.vector.file}: {name}: expected a vector of {width} columns, as "
+                f"{spec.source.name} has, found shape {list(tensor.shape)}; it is another model's"
+            )
 
 
 def _carried(spec: TransferSpec, shared: Shared, native: Origin) -> Carried:

@@ -110,7 +110,8 @@ class _Search:
             Whether it is beyond the target.
         """
         share = 0.5
-        if low.kl and high.kl is not None and not halve:
+        # Below zero a KL is rounding, and has no logarithm.
+        if low.kl is not None and low.kl > 0 and high.kl is not None and not halve:
             share = math.log(self.budget.kl / low.kl) / math.log(high.kl / low.kl)
         share = min(max(share, 0.02), 0.98)
         guess = low.multiple * (high.multiple / low.multiple) ** share

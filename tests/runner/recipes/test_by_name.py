@@ -140,6 +140,7 @@ def test_preferences_are_handed_over_as_rows(loaded: tuple[Any, Any]) -> None:
     assert [one.kind for one in edit.spec.interventions] == ["low_rank_edit"]
 
 
+FITTED: dict[str, Any] = {"pairs": PAIRS, "layer": 1, "coefficient": 1.0}
 REFUSED: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "recipe": (("mean_diference",), {"pairs": PAIRS}, "did you mean mean_difference"),
     "field": (("mean_difference",), {"pairs": PAIRS, "layr": 1}, "'layr'; did you mean layer"),
@@ -151,6 +152,18 @@ REFUSED: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
         {"pairs": PAIRS, "layer": 1, "columns": {"psitive": "good"}},
         "columns: expected a mapping from `positive`",
     ),
+    "one column twice": (
+        ("mean_difference",),
+        {"pairs": PAIRS, "layer": 1, "columns": {"positive": "positive", "negative": "positive"}},
+        r"row 0: column 'positive' is said to be two things, with `columns: \{positive: NAME\}` and",
+    ),
+    "a cell without text": (
+        ("mean_difference",),
+        {"pairs": [{"positive": "a", "negative": None}], "layer": 1},
+        "row 0: negative: expected text, found null",
+    ),
+    "seed": (("mean_difference",), FITTED | {"seed": "x"}, "seed: expected an integer >= 0 .*, found 'x'"),
+    "seed below 0": (("pca",), FITTED | {"seed": -1}, "seed: expected an integer >= 0 .*, found -1"),
     "no kind": (("das",), {"data": [{"base": "a"}]}, "pass interventions="),
     "late": (
         ("mean_difference",),

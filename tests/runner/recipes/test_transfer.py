@@ -260,15 +260,47 @@ WRONG = {
     "layer of the source": (", layers: {0: 9}", SubveneError, "layers of .* from 0 to 2, found 9"),
     "layer without a native vector": (", layers: {2: 2}", SubveneError, "'he' gives layers 0, 1, found 2"),
     "other widths": (", by: none", SubveneError, "40 columns and this model 32"),
-    "one text": (", limit: 1", SubveneError, "expected two texts or more"),
+    "one text": (", limit: 1", SubveneError, "texts: expected two different texts or more, .* found 1"),
+    "nothing to fit on": (", limit: 2, held_out: 0.9", SubveneError, "held_out: 0.9 of 2 texts leaves none"),
+    "a stored vector of this model's width": (
+        ", by: none, vector: {file: narrow.safetensors, key: v}",
+        SubveneError,
+        r"narrow.safetensors: v.block_output\[0\]: expected a vector of 40 columns, .* shape \[32\]",
+    ),
+    "a stored vector of no width": (
+        ", vector: {file: narrow.safetensors, key: v}",
+        SubveneError,
+        r"narrow.safetensors: v.block_output\[0\]: expected a vector of 40 columns, .* shape \[32\]",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_said(write: Callable[..., Path], case: str) -> None:
+def test_what_is_wrong_is_said(write: Callable[..., Path], tmp_path: Path, case: str) -> None:
     more, error, said = WRONG[case]
+    narrow = {f"v.block_output[{layer}]": torch.ones(32) for layer in (0, 1)}
+    safetensors.torch.save_file(narrow, tmp_path / "narrow.safetensors")
     with pytest.raises(error, match=said):
         fit(write(more=more))
+
+
+def test_what_the_map_takes_to_rounding_is_no_direction(write: Callable[..., Path], tmp_path: Path) -> None:
+    """No text has a name: brought to the native length, its rounding would steer somewhere by chance."""
+    path = write()
+    words = ["ran", "walked", "because"]
+    texts = [f"because {a} {b}" for a in words for b in words]
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    with pytest.raises(SubveneError, match=r"direction at block_output\[0\]: .*to nothing but rounding"):
+        fit(path)
+
+
+def test_a_text_that_comes_again_is_not_held_out(write: Callable[..., Path], tmp_path: Path) -> None:
+    once = fit(write()).provenance["fits"][1]
+    path = write()
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, NAMES + NAMES)))
+    twice = fit(path).provenance["fits"][1]
+    assert twice["explained_by_layer"] == once["explained_by_layer"]
+    assert twice["texts_held_out"] == once["texts_held_out"] == round(0.2 * len(set(NAMES)))
 
 
 def test_a_name_that_an_added_arm_has_is_refused(write: Callable[..., Path]) -> None:

@@ -82,6 +82,7 @@ def test_a_release_is_read_from_the_hub(llama: Callable[..., Any], tmp_path: Pat
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no feature": ({}, {}, "say which latent with --feature"),
     "no such latent": ({}, {"feature": 12}, "expected latents from 0 to 11, found 12"),
+    "latent below 0": ({}, {"feature": -1}, "expected latents from 0 to 11, found -1"),
     "layer": ({"hook": "blocks.7.hook_resid_post"}, {"feature": 1}, "expected layers from 0 to 2"),
     "width": ({"width": 20}, {"feature": 1}, "reads 20 columns, and the model has 24"),
     "config": ({"hook": "blocks.1.hook_q"}, {"feature": 1}, "hook_name: expected one of"),

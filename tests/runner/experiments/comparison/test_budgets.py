@@ -98,6 +98,14 @@ def test_what_stays_below_what_stays_above_and_a_jump_are_no_budget_met() -> Non
     assert len(jump.tried) <= 24
 
 
+def test_a_kl_that_rounding_puts_below_zero_is_searched_on_from() -> None:
+    found = found_for(lambda x: -1e-17 if x < 8 else 0.01 * x)
+    assert found.multiple is not None
+    assert 0.01 * found.multiple == pytest.approx(0.3, rel=0.05)
+    jump = found_for(lambda x: -1e-17 if x < 8 else 2.0)
+    assert "was not met within 5%" in jump.why
+
+
 def test_strengths_that_are_not_finite_are_beyond_the_budget() -> None:
     found = found_for(lambda x: None if x > 5 else 0.02 * x**2)
     assert 0.02 * found.multiple**2 == pytest.approx(0.3, rel=0.05)
