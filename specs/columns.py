@@ -234,7 +234,7 @@ def messages_of(value: Any, where: str, fail: Fail = RowsError) -> list[dict[str
     if isinstance(value, str):  # a field of a CSV file
         value = parsed(value, where, fail)
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise fail(f"{where}: expected a list of messages, not empty, found {short(value)}")
+        raise fail(f"{where}: expected text or a list of messages, not empty, found {short(value)}")
     return [_message(message, f"{where}[{i}]", fail) for i, message in enumerate(value)]
 
 

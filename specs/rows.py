@@ -84,11 +84,15 @@ def given_rows(data: Any, fail: Fail = RowsError) -> list[Row]:
 
 
 def tuples_named(data: Any, names: Sequence[str], fail: Fail = RowsError) -> Any:
-    """A list of tuples as rows with these columns; anything else as it is.
+    """A list, an iterator or an array of tuples as rows with these columns; anything else as it is.
 
     Raises:
         RowsError: or what `fail` makes: a tuple has more or fewer values than there are columns.
     """
+    if isinstance(data, Iterator):  # what `zip` and a generator give
+        data = list(data)
+    elif hasattr(data, "tolist") and not hasattr(data, "iloc"):  # an array, without importing numpy
+        data = data.tolist()
     if not (isinstance(data, list | tuple) and data and all(isinstance(one, list | tuple) for one in data)):
         return data
     for i, one in enumerate(data):
@@ -126,6 +130,8 @@ def short(value: Any) -> str:
 
 
 def _of_columns(data: Mapping[str, Any], fail: Fail) -> list[dict[str, Any]]:
+    if data and all(hasattr(one, "column_names") for one in data.values()):  # a DatasetDict
+        raise fail(f"data: holds several splits; hand over one of them: {', '.join(map(repr, data))}")
     columns = {name: values for name, values in data.items() if isinstance(values, list | tuple)}
     if len(columns) < len(data) or len({len(values) for values in columns.values()}) != 1:
         raise fail("data: expected columns of equal length, each a list; one row stands in a list: [row]")

@@ -6,6 +6,8 @@ tokens. Nothing is judged and nothing is kept here; a study with judges, seeds a
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -187,7 +189,10 @@ def sweep(
     batch_size: int = 32,
 ) -> LayerSweep[_Model]:
     """Answer prompts, and score contrasts, at every layer and coefficient; see `IntervenedModel.sweep`."""
-    steering, layers = steering_of(m), list(dict.fromkeys(layers))
+    steering = steering_of(m)
+    layers, coefficients = list(layers), list(coefficients)
+    _check_asked(prompts, layers, coefficients, contrasts)
+    layers = [int(layer) for layer in dict.fromkeys(layers)]
     _check_layers(m, steering, layers)
     coefficients = sorted({float(c) for c in coefficients})
     points = [(layer, c) if c else UNEDITED for layer in layers for c in coefficients]
@@ -206,6 +211,30 @@ def sweep(
             preference = None if why is not None else preferences.get(point)
             cells.append(SweptCell(layer, c, said, preference, why))
     return LayerSweep(m, tuple(prompts), tuple(cells))
+
+
+def _check_asked(
+    prompts: Sequence[str | Messages],
+    layers: Sequence[int],
+    coefficients: Sequence[float],
+    contrasts: Sequence[Contrast],
+) -> None:
+    """Refuse what would be swept as something else: a text by its letters, an answer as another's."""
+    if isinstance(prompts, str) or not (prompts or contrasts):
+        raise SubveneError(f"sweep: prompts: expected a non-empty list, or contrasts=, found {prompts!r}")
+    if not layers or not all(isinstance(layer, numbers.Integral) for layer in layers):
+        raise SubveneError(f"sweep: layers: expected a non-empty list of integers >= 0, found {layers!r}")
+    if not coefficients or not all(
+        isinstance(c, numbers.Real) and math.isfinite(float(c)) for c in coefficients
+    ):
+        raise SubveneError(
+            f"sweep: coefficients: expected a non-empty list of finite numbers, found {coefficients!r}"
+        )
+    for i, one in enumerate(contrasts):
+        if isinstance(one, str) or len(one) != 3 or not all(isinstance(side, str) for side in one[1:]):
+            raise SubveneError(
+                f"sweep: contrasts[{i}]: expected (prompt, positive answer, negative answer), found {one!r}"
+            )
 
 
 def _check_layers(m: LoadedModel, steering: SteeringSpec, layers: Sequence[int]) -> None:

@@ -72,3 +72,29 @@ def test_what_cannot_be_swept_is_refused_by_name(m: IntervenedModel, tmp_path: P
     other = IntervenedModel.from_spec(spec, model=m.model, tokenizer=m.tokenizer)
     with pytest.raises(SubveneError, match="kind steering, found scaling"):
         other.sweep(PROMPTS, layers=[1], coefficients=[1])
+
+
+ASKED: dict[str, tuple[dict[str, Any], str]] = {
+    "a text, which has letters": ({"prompts": "hello"}, r"prompts: expected a non-empty list, .* 'hello'"),
+    "nothing": ({"prompts": []}, "prompts: expected a non-empty list"),
+    "no layer": ({"layers": []}, r"layers: expected a non-empty list of integers >= 0, found \[\]"),
+    "a layer in words": ({"layers": ["1"]}, "layers: expected .*, found \\['1'\\]"),
+    "no coefficient": ({"coefficients": []}, "coefficients: expected a non-empty list of finite numbers"),
+    "nan": ({"coefficients": [float("nan")]}, "coefficients: expected a non-empty list of finite numbers"),
+    "two of a contrast": (
+        {"contrasts": [("hello", "good")] * 2},
+        r"contrasts\[0\]: expected \(pr",
+    ),
+    "four of a contrast": (
+        {"contrasts": [(*CONTRASTS[0], "x")]},
+        r"contrasts\[0\]: expected \(pr",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ASKED)
+def test_what_would_be_swept_as_something_else_is_refused(m: IntervenedModel, case: str) -> None:
+    fields, words = ASKED[case]
+    asked: dict[str, Any] = {"prompts": PROMPTS, "layers": [1], "coefficients": COEFFICIENTS} | fields
+    with pytest.raises(SubveneError, match=words):
+        m.sweep(**asked)

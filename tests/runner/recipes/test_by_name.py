@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy
 import pandas
 import pytest
 import torch
@@ -48,7 +49,9 @@ def test_keywords_say_what_a_file_says(loaded: tuple[Any, Any], write: Callable[
     )
 
 
-@pytest.mark.parametrize("form", ["rows", "frame", "dataset", "columns", "jsonl", "csv", "data"])
+@pytest.mark.parametrize(
+    "form", ["rows", "frame", "dataset", "columns", "jsonl", "csv", "data", "zip", "array"]
+)
 def test_pairs_in_every_form_are_the_same_pairs(form: str, loaded: tuple[Any, Any], tmp_path: Path) -> None:
     frame = pandas.DataFrame(ROWS)
     frame.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
@@ -60,6 +63,8 @@ def test_pairs_in_every_form_are_the_same_pairs(form: str, loaded: tuple[Any, An
         "columns": frame.to_dict("list"),
         "jsonl": tmp_path / "rows.jsonl",
         "csv": str(tmp_path / "rows.csv"),
+        "zip": zip(*zip(*PAIRS, strict=True), strict=True),
+        "array": numpy.array(PAIRS),
     }
     given = {"data": PAIRS} if form == "data" else {"pairs": forms[form]}
     assert same(steer(loaded, **given), steer(loaded, pairs=PAIRS))
@@ -161,6 +166,11 @@ REFUSED: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
         ("mean_difference",),
         {"pairs": [{"positive": "a", "negative": None}], "layer": 1},
         "row 0: negative: expected text, found null",
+    ),
+    "splits": (
+        ("mean_difference",),
+        FITTED | {"pairs": datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS))},
+        "data: holds several splits; hand over one of them: 'train'",
     ),
     "seed": (("mean_difference",), FITTED | {"seed": "x"}, "seed: expected an integer >= 0 .*, found 'x'"),
     "seed below 0": (("pca",), FITTED | {"seed": -1}, "seed: expected an integer >= 0 .*, found -1"),
