@@ -49,7 +49,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def led(found: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join("docs", folder, found[2]))
         path = ROOT / target
-        if target.startswith("docs/") and not path.is_dir():
+        is_left_out = target.endswith(".schema.json")  # of the site, by `exclude_docs`
+        if target.startswith("docs/") and not path.is_dir() and not is_left_out:
             return found[0]
         if not path.exists():
             raise FileNotFoundError(f"{page.file.src_uri}: links to {found[2]}, which is not in the checkout")

@@ -7,6 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from checkout import ROOT
@@ -36,10 +37,20 @@ def test_every_raw_results_have_a_report_that_its_page_and_the_index_link() -> N
     for path, report in made.items():
         assert report.count("<section") > 2
         assert len(report) < 2_000_000
+        assert 'href="tables/' not in report  # nothing lies beside it in the site
         page = Path(path).parent.name
         link = f"]({page}/{Path(path).name})"
         assert link in index
         assert link in gallery.with_reports(f"results/{page}.md", (PAGES / f"{page}.md").read_text("utf-8"))
+
+
+def test_a_link_to_what_the_site_leaves_out_leads_into_the_repository() -> None:
+    config: Any = SimpleNamespace(repo_url="https://example.org/x")
+    page: Any = SimpleNamespace(file=SimpleNamespace(src_uri="results-format.md"))
+    markdown = (ROOT / "docs" / "results-format.md").read_text("utf-8")
+    hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"), run_name="hooks")
+    shown = hooks["on_page_markdown"](markdown, page, config, None)
+    assert "(https://example.org/x/blob/main/docs/results.schema.json)" in shown
 
 
 def test_a_page_without_raw_results_says_what_keeps_it_from_a_report() -> None:

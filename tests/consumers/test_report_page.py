@@ -24,6 +24,10 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     with loopback.serve(Scripted) as url, pytest.MonkeyPatch.context() as patch:
         patch.setenv("SUBVENE_CACHE", str(folder / "cache"))
         path = write_experiments(folder, url, [request.param])[request.param]
+        # A word that is wider than any screen.
+        path.write_text(
+            path.read_text().replace("prompts: [hello world]", f"prompts: [hello world, {'a' * 999}]")
+        )
         return run_experiment(path, output=folder / "run").output
 
 
