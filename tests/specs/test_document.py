@@ -381,4 +381,4 @@ def test_there_is_one_reader_of_yaml() -> None:
         if calls.search(path.read_text())
     ]
     # SAELens' own directory of releases, a large file that nobody writes by hand.
-    assert found == ["specs/_yaml_scanner.py", "runner/artifacts/saes.py"]
+    assert found == ["specs/_yaml_scanner.py", "runner/artifacts/sae_releases.py"]
