@@ -67,8 +67,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -c 'from subvene.runner.models.loading import load_config; load_config("$(EMBEDDED)")'
 	@touch $@
 
-demo: env ## steer a real model from examples/quickstart.yaml
+demo: env ## steer a real model from examples/quickstart.yaml, and serve it
 	$(BIN)/subvene run examples/quickstart.yaml
+	@$(BIN)/python examples/serve/demo.py cheerful=runs/quickstart/artifact
 
 test: env ## run the tests, but for the long ones
 	$(BIN)/python -m pytest $(TEST_ARGS) -m 'not long'

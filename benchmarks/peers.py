@@ -50,9 +50,11 @@ def results_of(script: str, options: list[str]) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a check that it runs, not a measurement")
+    parser.add_argument("--rounds", type=int, help="timed rounds of each; left out: as many as each has")
     parser.add_argument("--keep", type=Path, help="write what was found here")
     options = parser.parse_args()
-    ratios = {script: results_of(script, ["--quick"] * options.quick) for script in RIVALS}
+    passed = ["--quick"] * options.quick + (["--rounds", str(options.rounds)] if options.rounds else [])
+    ratios = {script: results_of(script, passed) for script in RIVALS}
     table = Table(title="their time / subvene's")
     for column in ("work", "beside", "ratio"):
         table.add_column(column, justify="right" if column == "ratio" else "left")

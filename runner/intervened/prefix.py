@@ -41,6 +41,9 @@ _LARGEST_BYTES = 256 * 2**20
 # them. Measured on x86-64 cores (SmolLM2-135M: 2.3 ms a block for 8 tokens, 3.4 for 32, 5.8 for 64); an
 # accelerator's is larger.
 _PASS = 32
+# The share of a prompt that is no padding, at least: the end of the prefix is passed again in its place, and
+# what is edited there counts in the receipt again.
+FULL = 0.8
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,7 @@ def continuation_log_probs(
     prefix = SharedPrefix(m, shared, min(map(len, prompts)), versions[0] if versions else strengths)
     receipts = [] if prefix.receipt is None else [prefix.receipt]
     passed = [len(prompt) - len(shared) for prompt in prompts]
-    for chosen in track(alike(passed, batch_size), description):
+    for chosen in track(alike(passed, batch_size, full=FULL), description):
         own = None if versions is None else (versions[0], [versions[1][i] for i in chosen])
         scorer = _Batch(m, prefix, [prompts[i] for i in chosen], strengths, own)
         asked = [
@@ -231,11 +234,16 @@ def by_row(versions: Versions, rows: Iterable[int]) -> dict[str, list[float]]:
     return {name: [versions[version][name] for version in which] for name in versions[0]}
 
 
-def alike(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+def alike(lengths: Sequence[int], batch_size: int, *, full: float = 0.0) -> list[list[int]]:
     """Indices in batches of like length, the longest first, so that the passes over them cost least.
 
     A pass costs every row's longest length, and what `_PASS` says once. Texts of no token cost nothing and
     stand in batches of their own.
+
+    Args:
+        lengths: of the texts, in tokens.
+        batch_size: most texts of a batch.
+        full: the share of a row that is no padding, at least.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     # Of the first so many: what they cost at least, and where their last batch begins.
@@ -244,6 +252,7 @@ def alike(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
         costs = [
             (least[begin] + _cost(end - begin, lengths[order[begin]]), begin)
             for begin in range(max(0, end - batch_size), end)
+            if lengths[order[end - 1]] >= full * lengths[order[begin]]
         ]
         cost, begin = min(costs)
         least.append(cost)

@@ -54,7 +54,9 @@ class Column:
     @property
     def titled(self) -> str:
         """The head for a page: with a capital, and where it is better."""
-        head = self.head if len(self.head) == 1 else f"{self.head[:1].upper()}{self.head[1:]}"
+        # A letter is a symbol, as p, also before what stands behind it: P (Holm) would be another one.
+        symbol = len(self.head.split(" ", 1)[0]) == 1
+        head = self.head if symbol else f"{self.head[:1].upper()}{self.head[1:]}"
         return f"{head} {self.better}".rstrip()
 
     def parts(self, cell: Cell) -> Over:

@@ -34,6 +34,18 @@ def check_examples(url: str, key: str, artifact: str) -> None:
     assert [line.endswith("0.000") for line in receipts] == [False, True, False]
 
 
+def check_demo(artifact: str) -> None:
+    """`demo.py` serves an artifact, `NAME=FOLDER`, asks it, and ends the server; a broken one is told."""
+    demo = [sys.executable, str(FOLDER / "demo.py")]
+    lines = _printed([*demo, artifact], dict(os.environ)).splitlines()
+    assert lines[0] == f"› subvene serve {artifact} --port 0"
+    assert len([line for line in lines if line.startswith("    edited {'prompt'")]) == 3
+    broken = subprocess.run([*demo, f"{artifact}-gone"], capture_output=True, text=True, timeout=120)
+    assert broken.returncode != 0
+    assert "the server ended with 1: " in broken.stderr
+    assert "no such file or folder" in broken.stderr
+
+
 def _printed(command: Sequence[str], environment: dict[str, str]) -> str:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

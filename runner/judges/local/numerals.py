@@ -16,7 +16,7 @@ import torch
 from subvene.runner.data.text import pad, pad_id_of
 from subvene.runner.files.progress import track
 from subvene.runner.intervened.model import IntervenedModel
-from subvene.runner.intervened.prefix import SharedPrefix, alike, why_not_shared
+from subvene.runner.intervened.prefix import FULL, SharedPrefix, alike, why_not_shared
 from subvene.runner.intervened.scoring import log_normalizer
 from subvene.runner.judges.base import JudgeError
 from subvene.runner.judges.scales.numbers import Distribution, Top, begins_refusal, digit_by_digit, number
@@ -90,7 +90,7 @@ def follow_digits(
         )
     prefix = SharedPrefix(m, shared, min(map(len, rows)))
     found: dict[int, Distribution] = {}
-    batches = alike([len(ids) - len(shared) for ids in rows], batch_size)
+    batches = alike([len(ids) - len(shared) for ids in rows], batch_size, full=FULL)
     for chosen in track(batches, description):
         batch = _Batch(m, prefix, [rows[i] for i in chosen], numerals)
         for i, one in zip(

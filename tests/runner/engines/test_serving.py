@@ -8,13 +8,14 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 import torch
 from glad_artifact import write_glad_artifact
-from serve_examples import check_examples
+from serve_examples import check_demo, check_examples
 from tiny_model import HEADS, WIDTH, write_tiny_model
 
 from subvene.runner.data.text import prompt_ids
@@ -98,6 +99,11 @@ def test_artifacts_are_models(client: openai.OpenAI, cheerful: IntervenedModel) 
 
 def test_the_examples_run(url: str) -> None:
     check_examples(url, KEY, "cheerful")
+
+
+def test_the_demo_serves_and_ends(cheerful: IntervenedModel, tmp_path: Path) -> None:
+    cheerful.save_pretrained(tmp_path / "cheerful")
+    check_demo(f"cheerful={tmp_path / 'cheerful'}")
 
 
 def test_token_ids_go_in_and_out(client: openai.OpenAI, cheerful: IntervenedModel) -> None:

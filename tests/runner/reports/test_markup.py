@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from subvene.runner.reports.blocks import Column
 from subvene.runner.reports.markup import IN_PAGE, Html, data_block, downloads, element, facts, join, table
 
 HOSTILE = "\"'</script><b x=1>&amp;<!--\u2028"
@@ -70,3 +71,17 @@ def test_small_tables_are_in_the_page_and_large_ones_beside_it() -> None:
     assert links[0] == {"href": "tables/large.csv"}
     assert (links[1]["download"], links[1]["href"][:14]) == ("small.csv", "data:text/csv;")
     assert "(0.2 MB, not in this page: in the folder tables/ beside it)" in "".join(read.text)
+
+
+@pytest.mark.parametrize(
+    ("head", "titled"),
+    [
+        ("condition", "Condition"),
+        ("p", "p"),
+        ("p (Holm)", "p (Holm)"),
+        ("MC1", "MC1"),
+        ("interval of Δ", "Interval of Δ"),
+    ],
+)
+def test_heads_have_a_capital_but_symbols(head: str, titled: str) -> None:
+    assert Column(head).titled == titled
