@@ -1,7 +1,7 @@
 """Beside the field's own tools: every benchmark that has a rival, one after another, and one table of them.
 
-`make bench-peers` makes the rivals' environments and runs it. `--keep FILE` writes what was found as JSON and
-exits with an error where a benchmark did not run. Ratio: their time / subvene's, the median of the rounds.
+`make bench-peers` makes the rivals' environments and runs it; it ends with an error where a benchmark did not
+run. Ratio: their time / subvene's, the median of the rounds.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from edit_training import machine
@@ -51,10 +52,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a check that it runs, not a measurement")
     parser.add_argument("--rounds", type=int, help="timed rounds of each; left out: as many as each has")
-    parser.add_argument("--keep", type=Path, help="write what was found here")
+    parser.add_argument("--keep", type=Path, help="write what was found into this JSON, script by script")
+    parser.add_argument("--only", nargs="+", choices=list(RIVALS), help="these scripts")
     options = parser.parse_args()
     passed = ["--quick"] * options.quick + (["--rounds", str(options.rounds)] if options.rounds else [])
-    ratios = {script: results_of(script, passed) for script in RIVALS}
+    ratios = {}
+    for script in options.only or RIVALS:
+        ratios[script] = results_of(script, passed)
+        if options.keep:
+            kept = json.loads(options.keep.read_text()) if options.keep.is_file() else {}
+            options.keep.write_text(
+                json.dumps(kept | {script: about() | {"ratios": ratios[script]}}, indent=1)
+            )
     table = Table(title="their time / subvene's")
     for column in ("work", "beside", "ratio"):
         table.add_column(column, justify="right" if column == "ratio" else "left")
@@ -64,16 +73,18 @@ def main() -> None:
                 table.add_row(RIVALS[script], f"{benchmark}: {arm}", f"{ratio:.2f}")
     console = Console(width=110)
     console.print(table)
+    console.print(*about().values())
+
+
+def about() -> dict[str, Any]:
+    """Where and with what this runs."""
     packages = {name: version(name) for name in ("torch", "transformers", "pyvene")}
-    console.print(f"{machine()}; {torch.get_num_threads()} threads; {packages}")
-    if options.keep:
-        about = {
-            "machine": machine(),
-            "threads": torch.get_num_threads(),
-            "date": str(date.today()),
-            "packages": packages,
-        }
-        options.keep.write_text(json.dumps({"about": about, "ratios": ratios}, indent=1) + "\n")
+    return {
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "date": str(date.today()),
+        "packages": packages,
+    }
 
 
 if __name__ == "__main__":
