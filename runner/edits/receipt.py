@@ -164,6 +164,9 @@ class Receipt:
 
         return pandas.DataFrame([_line(one) for one in self.interventions])
 
+    def __str__(self) -> str:
+        return str(self.to_pandas().to_string(index=False))
+
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         return str(self.to_pandas().to_html(index=False))

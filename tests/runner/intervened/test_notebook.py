@@ -41,6 +41,9 @@ def test_a_receipt_is_a_table(steered: IntervenedModel) -> None:
     assert [row[f"{role} tokens"] for role in ("prompt", "cursor", "response")] == list(
         receipt.edited.values()
     )
+    head, line = str(steered.receipt).splitlines()
+    assert head.split()[:2] == ["intervention", "kind"]
+    assert line.split()[:3] == [receipt.name, receipt.kind, "block_output[1]"]
 
 
 def test_names_in_html_are_text(loaded: tuple[Any, Any]) -> None:
