@@ -8,6 +8,7 @@ from typing import Any
 
 import loopback
 import pytest
+from quiet_page import quiet_page
 from small_experiments import KINDS, Scripted, write_experiments
 
 from subvene import run_experiment
@@ -36,40 +37,28 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 def test_every_figure_is_drawn_and_the_page_fits_the_screen(
     chromium: Any, run: Path, width: int, scheme: str
 ) -> None:
-    context = chromium.new_context(
-        viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True
-    )
-    page = context.new_page()
-    page.set_default_timeout(LONG)
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
-    page.on(
-        "request",
-        lambda asked: None if asked.url.startswith(("file:", "data:", "blob:")) else wrong.append(asked.url),
-    )
-    page.goto((run / PAGE).as_uri())
-    figures = len(list((run / FIGURES).glob("*.svg")))
-    assert page.locator("figure > .plot").count() == figures
-    # What is chosen by a list is drawn when it is seen.
-    for i in range(page.locator("select[data-panels]").count()):
-        chooser = page.locator("select[data-panels]").nth(i)
-        for value in chooser.locator("option").evaluate_all("all => all.map((one) => one.value)"):
-            chooser.select_option(value)
-    page.wait_for_function(
-        "n => document.querySelectorAll('figure > .plot .main-svg .bglayer').length >= n", arg=figures
-    )
-    if folder := os.environ.get("SUBVENE_SCREENSHOTS"):
-        page.screenshot(path=Path(folder) / f"{run.parent.name}-{width}-{scheme}.png", full_page=True)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    # A table that scrolls says so at its side, and its caption is read without scrolling.
-    for caption in page.locator(".scroll caption span:visible").all():
-        assert caption.evaluate("one => one.getBoundingClientRect().right") <= width
-    # Every trace that has points left a mark: a bundle without its kind would draw scatters or nothing.
-    drawn = page.evaluate(
-        """[...document.querySelectorAll('figure > .plot')].flatMap((box) =>
-          box.data.map((trace, i) => [trace.type || 'scatter', box._fullData[i].type]))"""
-    )
-    assert all(asked == given for asked, given in drawn)
-    context.close()
-    assert wrong == []
+    look = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme, "offline": True}
+    with quiet_page(chromium, "file:", timeout=LONG, **look) as page:
+        page.goto((run / PAGE).as_uri())
+        figures = len(list((run / FIGURES).glob("*.svg")))
+        assert page.locator("figure > .plot").count() == figures
+        # What is chosen by a list is drawn when it is seen.
+        for i in range(page.locator("select[data-panels]").count()):
+            chooser = page.locator("select[data-panels]").nth(i)
+            for value in chooser.locator("option").evaluate_all("all => all.map((one) => one.value)"):
+                chooser.select_option(value)
+        page.wait_for_function(
+            "n => document.querySelectorAll('figure > .plot .main-svg .bglayer').length >= n", arg=figures
+        )
+        if folder := os.environ.get("SUBVENE_SCREENSHOTS"):
+            page.screenshot(path=Path(folder) / f"{run.parent.name}-{width}-{scheme}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        # A table that scrolls says so at its side, and its caption is read without scrolling.
+        for caption in page.locator(".scroll caption span:visible").all():
+            assert caption.evaluate("one => one.getBoundingClientRect().right") <= width
+        # Every trace that has points left a mark: a bundle without its kind would draw scatters or nothing.
+        drawn = page.evaluate(
+            """[...document.querySelectorAll('figure > .plot')].flatMap((box) =>
+              box.data.map((trace, i) => [trace.type || 'scatter', box._fullData[i].type]))"""
+        )
+        assert all(asked == given for asked, given in drawn)

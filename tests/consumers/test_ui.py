@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from glad_artifact import write_glad_artifact
+from quiet_page import quiet_page
 from tiny_model import write_tiny_model
 
 from subvene.runner.engines.in_process import InProcess
@@ -71,22 +72,11 @@ def page(chromium: Any, url: str) -> Iterator[Any]:
 
 def opened(chromium: Any, url: str, **look: Any) -> Iterator[Any]:
     """A page that complains of nothing, asks nobody else, and is owned by nobody."""
-    context = chromium.new_context(**look)
-    page = context.new_page()
-    page.set_default_timeout(LONG)
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
-    page.on(
-        "request",
-        lambda asked: None if asked.url.startswith((url, "data:", "blob:")) else wrong.append(asked.url),
-    )
-    page.goto(url)
-    page.locator("#main").wait_for()
-    yield page
-    assert page.title() == "subvene playground"
-    context.close()
-    assert wrong == []
+    with quiet_page(chromium, url, timeout=LONG, **look) as page:
+        page.goto(url)
+        page.locator("#main").wait_for()
+        yield page
+        assert page.title() == "subvene playground"
 
 
 def answered(page: Any) -> dict[str, str]:
