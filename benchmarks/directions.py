@@ -18,8 +18,7 @@ from worker import worker
 
 from subvene.runner import fit, load_model
 
-ROOT = Path(__file__).parent.parent
-PEERS = ROOT / ".venv-peers/bin/python"
+PEERS = Path(__file__).parent.parent / ".venv-peers/bin/python"
 # Of the largest number of a direction.
 SAME = 1e-3
 
@@ -37,8 +36,6 @@ def texts(count: int) -> list[tuple[str, str]]:
 
 def main() -> None:
     options = arguments(__doc__)
-    if not PEERS.is_file():
-        raise SystemExit(f"no {PEERS.relative_to(ROOT)}: make bench-peers makes it")
     pairs = texts(40 if options.quick else 500)
     model, tokenizer = load_model(EMBEDDED, dtype="float32")
     # Behind the last block repeng reads after the final norm, which is no block's output.

@@ -20,7 +20,7 @@ from worker import worker
 from subvene.runner import load_model
 from subvene.runner.measures.truthfulqa_scores import ChoiceScores, score_choices
 
-ROOT = Path(__file__).parent.parent
+LM_EVAL = Path(__file__).parent.parent / ".venv-lm-eval/bin/python"
 BATCH = 32
 # Relative, of sums of float32 logarithms that the two compute in other batches.
 SAME = 1e-4
@@ -28,9 +28,6 @@ SAME = 1e-4
 
 def main() -> None:
     options = arguments(__doc__)
-    (python,) = sorted(ROOT.glob(".venv-lm-eval/bin/python")) or [None]
-    if python is None:
-        raise SystemExit("no .venv-lm-eval: make bench-peers makes it")
     questions, prompts = questions_and_prompts(3 if options.quick else 24)
     model, tokenizer = load_model(EMBEDDED, dtype="float32")
     m = steered(model, tokenizer)
@@ -44,7 +41,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     kept: dict[str, ChoiceScores] = {}
     # The harness knows no edits: both score the model as it is.
-    with m.disabled(), worker(python, "choices_worker.py", job) as theirs:
+    with m.disabled(), worker(LM_EVAL, "choices_worker.py", job) as theirs:
         arms = {
             "lm-eval": lambda: found.update(theirs()),
             "subvene": lambda: kept.update(own=score_choices(m, prompts, questions)),

@@ -23,7 +23,12 @@ def worker(python: Path, script: str, job: dict[str, Any]) -> Iterator[Callable[
         python: that environment's interpreter.
         script: beside this file.
         job: JSON values.
+
+    Raises:
+        SystemExit: that environment is not there, or its process ended.
     """
+    if not python.is_file():
+        raise SystemExit(f"no {python}: make bench-peers makes it")
     command = [str(python), str(Path(__file__).parent / script), "--serve"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
